@@ -1,0 +1,262 @@
+"""The one attention function: it puts prefixes in front of ragged sequences, in every layer of a stock model.
+
+`register` makes it known to Transformers as ``foreword``; a `LanguageModel` loads its model with that name and hands
+every forward a `Pass`, which reaches each layer as an extra keyword argument. Training, evaluation and the embedded
+engine differ only in the function that the pass carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from foreword.core import Batch, KVPrefix
+from foreword.errors import TrainingError, UnsupportedModel
+
+NAME = "foreword"
+
+# Keywords that change the result of attention in a way that this function does not compute. A model that passes one
+# of them (Gemma 2's soft cap, GPT-OSS's sinks, T5's position bias) is refused rather than served wrongly.
+UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+class Attend(Protocol):
+    """How queries of one layer meet their keys and values; all tensors without a batch dimension."""
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, causal: bool
+    ) -> Tensor:
+        """``query [heads, N, key_dim]``, ``key [kv_heads, N, key_dim]``, ``value [kv_heads, N, value_dim]`` of the
+        new tokens -> ``[heads, N, value_dim]``. ``window``: a query sees keys less than so many positions back."""
+        ...
+
+
+@dataclass
+class Pass:
+    """One forward of the model: which layer is which, and how to attend.
+
+    Attributes:
+        attend: see `Attend`.
+        layers: number of every self-attention module; filled in order of use when ``numbering`` is set.
+        numbering: this is the first forward of a freshly loaded model.
+        asked: the layers that attended, in order, for the support probe.
+        windows: sliding window of each asked layer.
+    """
+
+    attend: Attend
+    layers: dict[nn.Module, int]
+    numbering: bool = False
+    asked: list[int] = field(default_factory=list)
+    windows: list[int | None] = field(default_factory=list)
+    grad: bool = field(default_factory=torch.is_grad_enabled)
+
+    def layer(self, module: nn.Module) -> int:
+        if self.numbering and module not in self.layers:
+            self.layers[module] = len(self.layers)
+        if module not in self.layers:
+            raise UnsupportedModel(
+                f"{type(module).__name__} is not one of the self-attention layers seen when the model was loaded; "
+                "models that change their layers between forwards cannot carry a prefix."
+            )
+        return self.layers[module]
+
+
+def prefixed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    foreword: Pass | None = None,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface: ``query [1, heads, N, key_dim]`` -> ``[1, N, heads, value_dim]``.
+
+    Raises:
+        UnsupportedModel: the layer lost the `Pass`, or asks for a form of attention that is not computed here.
+        TrainingError: gradients would be lost to reentrant checkpointing.
+    """
+    name = type(module).__name__
+    if foreword is None:
+        raise UnsupportedModel(
+            f"{name} does not hand extra keyword arguments on to its attention, so it would never see a prefix; "
+            "use a model that `foreword doctor --model` accepts."
+        )
+    asked = [option for option in UNSUPPORTED if extra.get(option) is not None]
+    if asked:
+        raise UnsupportedModel(f"{name} uses attention with {asked[0]}, which Foreword does not compute yet.")
+    if dropout:
+        raise TrainingError(f"{name} asks for attention dropout {dropout}; a frozen model runs in eval mode.")
+    if foreword.grad and not torch.is_grad_enabled():
+        raise TrainingError(
+            "reentrant gradient checkpointing would lose the gradients of the prefix; enable checkpointing with "
+            "use_reentrant=False."
+        )
+    layer = foreword.layer(module)
+    foreword.asked.append(layer)
+    foreword.windows.append(sliding_window)
+    causal = bool(getattr(module, "is_causal", True))
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    out = foreword.attend(layer, query[0], key[0], value[0], scale, sliding_window, causal)
+    return out.transpose(0, 1)[None].contiguous(), None
+
+
+def register() -> None:
+    """Make ``attn_implementation="foreword"`` known to Transformers, with a mask function that builds nothing."""
+    AttentionInterface.register(NAME, prefixed_attention)
+    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+
+def attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Grouped-query attention without repeating keys: query heads that share a key head become rows of one product.
+
+    Args:
+        query: ``[R, heads, T, key_dim]``.
+        key, value: ``[R, kv_heads, C, dim]``.
+        mask: ``[R or 1, 1, T, C]``, True where a query may look.
+
+    Returns:
+        ``[R, heads, T, value_dim]``.
+    """
+    rows, heads, length, _ = query.shape
+    kv_heads = key.shape[1]
+    group = heads // kv_heads
+    if group > 1:
+        query = query.reshape(rows, kv_heads, group * length, -1)
+        mask = mask if mask is None else mask.repeat(1, 1, group, 1)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return out.reshape(rows, heads, length, -1)
+
+
+@dataclass
+class _Group:
+    """Sequences of a batch that stand behind the same context, padded to their longest inside attention only.
+
+    Attributes:
+        prefix: stored prefix at the front of the context.
+        spans: ``(start, end)`` of every ancestor among the batch's tokens, eldest first.
+        tokens: ``[R, T]`` places of the sequences' tokens; short rows repeat their last token.
+        lengths: ``[R]`` tokens of every sequence.
+        valid: ``[R, T]`` True where `tokens` is not padding.
+    """
+
+    prefix: KVPrefix | None
+    spans: tuple[tuple[int, int], ...]
+    tokens: Tensor
+    lengths: Tensor
+    valid: Tensor
+
+    def mask(self, window: int | None, causal: bool) -> Tensor | None:
+        """``[R, 1, T, A + T]`` over ``A`` context tokens and the row's own; None if everything is visible."""
+        rows, length = self.tokens.shape
+        stored = self.prefix.length if self.prefix is not None else 0
+        context = stored + sum(end - start for start, end in self.spans)
+        own = torch.arange(length, device=self.tokens.device)
+        # A padded query repeats the row's last token, so it may look where that one may: no row is all masked.
+        at = context + torch.minimum(own[None, :], self.lengths[:, None] - 1)
+        sees = torch.arange(context + length, device=self.tokens.device)
+        if causal:
+            visible = sees[None, None, :] <= at[:, :, None]
+        else:
+            visible = (sees[None, None, :] < context + self.lengths[:, None, None]).expand(rows, length, -1)
+        if window is not None:
+            visible = visible & (sees[None, None, :] > at[:, :, None] - window)
+            if not causal:
+                visible = visible & (sees[None, None, :] < at[:, :, None] + window)
+        return None if bool(visible.all()) else visible[:, None]
+
+
+class RaggedAttention:
+    """Attention over a `Batch`, differentiable in the prefixes and in everything else.
+
+    Sequences behind the same context are one padded product (the padding is never run through the rest of the
+    model); the context's keys are expanded, not copied into the batch, and their gradients sum over the rows.
+
+    Args:
+        batch: the layout; its prefixes may carry gradients.
+        on_keys: called with ``(layer, key [kv_heads, N, key_dim], value [kv_heads, N, value_dim])`` of the batch's own
+            tokens before they are used. Keys and values are collected here and never from a cache object, since
+            Transformers builds none under checkpointing.
+    """
+
+    def __init__(self, batch: Batch, on_keys: Callable[[int, Tensor, Tensor], None] | None = None) -> None:
+        self._batch = batch
+        self._on_keys = on_keys
+        self._groups = [_group(batch, members) for members in _families(batch)]
+        places = torch.cat([group.tokens[group.valid] for group in self._groups])
+        self._order = torch.argsort(places)
+        self._masks: dict[tuple[int | None, bool], list[Tensor | None]] = {}
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, causal: bool
+    ) -> Tensor:
+        if self._on_keys is not None:
+            self._on_keys(layer, key, value)
+        if (window, causal) not in self._masks:
+            self._masks[window, causal] = [group.mask(window, causal) for group in self._groups]
+        outs = []
+        for group, mask in zip(self._groups, self._masks[window, causal], strict=True):
+            keys = _context(group, key, layer, lambda prefix: prefix.keys)
+            values = _context(group, value, layer, lambda prefix: prefix.values)
+            out = attend_grouped(query[:, group.tokens].transpose(0, 1), keys, values, mask, scale)
+            outs.append(out.transpose(1, 2)[group.valid])
+        return torch.cat(outs)[self._order].transpose(0, 1)
+
+
+def _context(group: _Group, own: Tensor, layer: int, stored: Callable[[KVPrefix], tuple[Tensor, ...]]) -> Tensor:
+    """``[R, kv_heads, A + T, dim]``: the shared context, expanded to all rows, then every row's own tokens."""
+    parts = [own[:, start:end] for start, end in group.spans]
+    if group.prefix is not None:
+        parts.insert(0, stored(group.prefix)[layer].to(own.dtype))
+    rows = own[:, group.tokens].transpose(0, 1)
+    shared = [part[None].expand(rows.shape[0], -1, -1, -1) for part in parts]
+    return torch.cat([*shared, rows], dim=2) if shared else rows
+
+
+def _families(batch: Batch) -> list[list[int]]:
+    """Sequences with the same context and similar lengths: one family is one padded product."""
+    siblings: dict[tuple[int | None, int], list[int]] = {}
+    for index, (parent, prefix) in enumerate(zip(batch.parents, batch.prefixes, strict=True)):
+        siblings.setdefault((parent, id(prefix)), []).append(index)
+    families: list[list[int]] = []
+    for members in siblings.values():
+        members.sort(key=lambda index: batch.lengths[index])
+        family = [members[0]]
+        for index in members[1:]:
+            # Padding costs at most as much again as the shortest row; longer rows start a product of their own.
+            if batch.lengths[index] > 2 * batch.lengths[family[0]]:
+                families.append(family)
+                family = []
+            family.append(index)
+        families.append(family)
+    return families
+
+
+def _group(batch: Batch, members: list[int]) -> _Group:
+    device = batch.token_ids.device
+    spans: list[tuple[int, int]] = []
+    eldest = members[0]
+    while (parent := batch.parents[eldest]) is not None:
+        spans.insert(0, (batch.starts[parent], batch.starts[parent + 1]))
+        eldest = parent
+    lengths = torch.tensor([batch.lengths[index] for index in members], device=device)
+    starts = torch.tensor([batch.starts[index] for index in members], device=device)
+    steps = torch.arange(int(lengths.max()), device=device)
+    tokens = starts[:, None] + torch.minimum(steps[None, :], lengths[:, None] - 1)
+    prefix = batch.prefixes[eldest]
+    return _Group(
+        prefix=prefix if prefix is not None and prefix.length else None,
+        spans=tuple(spans),
+        tokens=tokens,
+        lengths=lengths,
+        valid=steps[None, :] < lengths[:, None],
+    )

@@ -1,0 +1,108 @@
+"""Every error that Foreword raises on purpose, as one tree.
+
+An error is one sentence that says where, what was expected, what was found, and the mend. The command line prints
+it and exits with ``exit_status``; the server answers with ``http_status`` and ``code`` in OpenAI's error shape.
+
+    ForewordError
+    ├── UsageError            what the user typed cannot be done
+    │   ├── DataError         a file of examples: names the file and the line
+    │   ├── TemplateError     a template, or a field that it needs
+    │   ├── VerbalizerError   a verbalizer, or a label outside it
+    │   └── RequestError      one request to an engine
+    │       ├── PromptTooLong
+    │       └── UnsupportedOption
+    ├── ModelError
+    │   ├── UnknownModel      no such Hub id, folder or built-in name
+    │   ├── UnsupportedModel  the model cannot carry a prefix, and why
+    │   └── ModelMismatch     a prefix that was made for another model
+    ├── BankError
+    │   ├── UnknownTask       no such task or version
+    │   ├── CorruptFile       truncated, altered or not ours
+    │   └── PublishConflict   the name is taken or reserved, or another writer won
+    ├── TrainingError         a run that cannot start, go on or be resumed
+    └── EngineError           the engine is overloaded, stopped or broken
+"""
+
+
+class ForewordError(Exception):
+    """Root of the tree. ``str(error)`` is one sentence fit for a terminal or an HTTP body."""
+
+    exit_status = 1
+    http_status = 500
+    code = "internal_error"
+
+
+class UsageError(ForewordError):
+    exit_status = 2
+    http_status = 400
+    code = "invalid_value"
+
+
+class DataError(UsageError):
+    code = "invalid_data"
+
+
+class TemplateError(UsageError):
+    code = "invalid_template"
+
+
+class VerbalizerError(UsageError):
+    code = "invalid_verbalizer"
+
+
+class RequestError(UsageError):
+    code = "invalid_request"
+
+
+class PromptTooLong(RequestError):
+    code = "context_length_exceeded"
+
+
+class UnsupportedOption(RequestError):
+    code = "unsupported_parameter"
+
+
+class ModelError(ForewordError):
+    http_status = 400
+    code = "invalid_model"
+
+
+class UnknownModel(ModelError):
+    http_status = 404
+    code = "model_not_found"
+
+
+class UnsupportedModel(ModelError):
+    code = "unsupported_model"
+
+
+class ModelMismatch(ModelError):
+    http_status = 409
+    code = "model_mismatch"
+
+
+class BankError(ForewordError):
+    code = "bank_error"
+
+
+class UnknownTask(BankError):
+    http_status = 404
+    code = "model_not_found"
+
+
+class CorruptFile(BankError):
+    code = "corrupt_file"
+
+
+class PublishConflict(BankError):
+    http_status = 409
+    code = "conflict"
+
+
+class TrainingError(ForewordError):
+    code = "training_error"
+
+
+class EngineError(ForewordError):
+    http_status = 503
+    code = "engine_unavailable"

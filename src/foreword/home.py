@@ -1,0 +1,22 @@
+"""Where Foreword keeps converted models and, unless told otherwise, the bank."""
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """``$FOREWORD_HOME``, else ``foreword`` in the user's XDG cache folder."""
+    if configured := os.environ.get("FOREWORD_HOME"):
+        return Path(configured).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "foreword"
+
+
+def default_bank() -> str:
+    """``$FOREWORD_BANK`` (a path or an fsspec URL), else ``bank`` in `home`."""
+    return os.environ.get("FOREWORD_BANK") or str(home() / "bank")
+
+
+def default_model() -> str:
+    """``$FOREWORD_MODEL``, else the built-in model."""
+    return os.environ.get("FOREWORD_MODEL") or "smollm2-135m"

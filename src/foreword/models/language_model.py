@@ -1,0 +1,99 @@
+"""`LanguageModel`: a frozen Transformers model, its tokenizer and its identity, run on ragged batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foreword.attention import Attend, Pass, RaggedAttention
+from foreword.core import Batch, ModelIdentity
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A base model that has been proved to carry prefixes; made by `foreword.load_model`.
+
+    Attributes:
+        name: what the user called it; it is served under this name.
+        model: the Transformers model, in eval mode, no parameter requiring gradients.
+        tokenizer: its tokenizer.
+        identity: what a prefix must agree with.
+        layers: number of every self-attention module.
+        causal: False for encoders.
+        context: positions that the model can take, prefix included; ``None`` without a limit.
+        first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    identity: ModelIdentity
+    layers: dict[nn.Module, int]
+    causal: bool
+    context: int | None
+    first_position: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Token ids that end a text, from the generation config and the tokenizer."""
+        ids = {self.tokenizer.eos_token_id}
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids.update(configured if isinstance(configured, list) else [configured])
+        return frozenset(id for id in ids if id is not None)
+
+    def logits(
+        self,
+        batch: Batch,
+        rows: Tensor,
+        *,
+        attend: Attend | None = None,
+        on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Logits after chosen tokens of a ragged batch.
+
+        Args:
+            batch: the layout and the tokens.
+            rows: ``[K]`` places in ``0..N-1``; only these reach the output matrix.
+            attend: another way to attend than `RaggedAttention` (the engine's).
+            on_keys: see `RaggedAttention`.
+
+        Returns:
+            ``[K, vocab]`` in the model's dtype.
+        """
+        attend = attend if attend is not None else RaggedAttention(batch, on_keys)
+        return forward(self.model, batch, rows, Pass(attend, self.layers), self.first_position)
+
+
+def forward(model: Any, batch: Batch, rows: Tensor, run: Pass, first_position: int) -> Tensor:
+    """One forward of a Transformers model over ``[1, N]`` tokens; see `LanguageModel.logits`."""
+    positions = [torch.arange(o, o + n) for o, n in zip(batch.offsets, batch.lengths, strict=True)]
+    position_ids = torch.cat(positions).to(batch.token_ids.device)[None] + first_position
+    output = model(
+        **_inputs(model, batch),
+        position_ids=position_ids,
+        use_cache=False,
+        logits_to_keep=rows,
+        foreword=run,
+    )
+    return output.logits[0]
+
+
+def _inputs(model: Any, batch: Batch) -> dict[str, Tensor]:
+    if batch.embeds is None or batch.embed_rows is None:
+        return {"input_ids": batch.token_ids[None]}
+    table = model.get_input_embeddings()
+    # Index with a copy, not in place: the looked-up embeddings may be a view that autograd still needs.
+    embedded = table(batch.token_ids).index_copy(0, batch.embed_rows, batch.embeds.to(table.weight.dtype))
+    return {"inputs_embeds": embedded[None]}

@@ -1,0 +1,170 @@
+"""The support probe: a model carries prefixes if it does so here, whatever its name.
+
+Run once at load. It also numbers the layers, learns their shapes, and is what `foreword doctor --model` prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from foreword.attention import NAME, Pass, RaggedAttention
+from foreword.core import Batch, KVPrefix, LayerShape, ModelIdentity
+from foreword.errors import UnsupportedModel
+from foreword.models.language_model import forward
+
+PREFIX_TOKENS = 11
+REQUEST_TOKENS = 7
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the probe found.
+
+    Attributes:
+        layers: number of every self-attention module, in order of use.
+        shapes: what each layer keeps for a position.
+        causal: False for encoders.
+        difference: largest logit difference between the prefix and the reference.
+        effect: largest logit difference that the prefix makes at all.
+    """
+
+    layers: dict[nn.Module, int]
+    shapes: tuple[LayerShape, ...]
+    causal: bool
+    difference: float
+    effect: float
+
+
+@torch.no_grad()
+def prove(model: Any, first_position: int) -> Proof:
+    """Show that every self-attention layer of ``model`` uses a prefix exactly once and rightly.
+
+    Raises:
+        UnsupportedModel: naming the model and what it does not do.
+    """
+    name = type(model).__name__
+    _check_kind(model.config, name)
+    ids = _probe_ids(model)
+    layers: dict[nn.Module, int] = {}
+    keys: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
+
+    def collect(layer: int, key: Tensor, value: Tensor) -> None:
+        keys[layer], values[layer] = key, value
+
+    try:
+        first = Pass(RaggedAttention(_alone(ids[:PREFIX_TOKENS]), collect), layers, numbering=True)
+        forward(model, _alone(ids[:PREFIX_TOKENS]), _all(PREFIX_TOKENS, ids), first, first_position)
+        _check_layers(model.config, name, first)
+        prefix = _as_prefix(keys, values)
+        request = _alone(ids[PREFIX_TOKENS:], prefix)
+        second = Pass(RaggedAttention(request), layers)
+        with_prefix = forward(model, request, _all(REQUEST_TOKENS, ids), second, first_position)
+        bare = Batch((REQUEST_TOKENS,), (None,), (_without(prefix),), ids[PREFIX_TOKENS:])
+        without = forward(model, bare, _all(REQUEST_TOKENS, ids), Pass(RaggedAttention(bare), layers), first_position)
+    except (TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise UnsupportedModel(f"{name} cannot carry a prefix: its forward failed with {error!r}.") from error
+    if second.asked != first.asked:
+        raise UnsupportedModel(f"{name} asked for prefixes of layers {second.asked}, expected {first.asked}.")
+    causal = all(bool(getattr(module, "is_causal", True)) for module in layers)
+    reference = _reference(model, ids, causal)
+    difference = float((with_prefix.float() - reference.float()).abs().max())
+    effect = float((without.float() - reference.float()).abs().max())
+    if not difference <= max(0.1 * effect, 32 * torch.finfo(reference.dtype).eps * float(reference.abs().max())):
+        raise UnsupportedModel(
+            f"{name} does not give the same logits with text as a prefix as with the joined text: they differ by "
+            f"{difference:.3g}, where leaving the prefix out changes them by {effect:.3g}."
+        )
+    return Proof(layers, prefix.model.layers, causal, difference, effect)
+
+
+def _check_kind(config: Any, name: str) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModel(
+            f"{name} is an encoder-decoder: its cross-attention must not receive a prefix; use a causal model or "
+            "an encoder."
+        )
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if unknown := sorted(kinds - {"full_attention", "sliding_attention"}):
+        raise UnsupportedModel(f"{name} has {unknown[0]} layers, whose state no key/value prefix can carry.")
+
+
+def _check_layers(config: Any, name: str, run: Pass) -> None:
+    count = config.num_hidden_layers
+    if run.asked != list(range(count)):
+        raise UnsupportedModel(
+            f"{name} has {count} layers, of which {len(set(run.asked))} asked for a prefix "
+            f"({len(run.asked)} times); every self-attention layer must ask exactly once."
+        )
+    expected = _windows(config, count)
+    if run.windows != expected:
+        raise UnsupportedModel(f"{name} asks for attention windows {run.windows}, its config says {expected}.")
+
+
+def _windows(config: Any, count: int) -> list[int | None]:
+    """Sliding window of every layer, as Transformers' own masks would have it."""
+    window = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True):
+        window = None
+    kinds = getattr(config, "layer_types", None) or [None] * count
+    return [None if kind == "full_attention" else window for kind in kinds]
+
+
+def _probe_ids(model: Any) -> Tensor:
+    """Ordinary-looking ids, spread over the vocabulary; the lowest are often special tokens."""
+    embeddings = model.get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
+    steps = torch.arange(PREFIX_TOKENS + REQUEST_TOKENS, device=embeddings.weight.device)
+    return (vocabulary // 4 + steps * 7919) % (vocabulary - 5) + 5
+
+
+def _alone(ids: Tensor, prefix: KVPrefix | None = None) -> Batch:
+    return Batch((len(ids),), (None,), (prefix,), ids)
+
+
+def _all(count: int, ids: Tensor) -> Tensor:
+    return torch.arange(count, device=ids.device)
+
+
+def _as_prefix(keys: dict[int, Tensor], values: dict[int, Tensor]) -> KVPrefix:
+    shapes = tuple(
+        LayerShape(keys[layer].shape[0], keys[layer].shape[-1], values[layer].shape[-1]) for layer in sorted(keys)
+    )
+    identity = ModelIdentity("probe", 0, 0, shapes, "null", "", "")
+    ordered = sorted(keys)
+    return KVPrefix(
+        identity, tuple(keys[i] for i in ordered), tuple(values[i] for i in ordered), offset=PREFIX_TOKENS
+    )
+
+
+def _without(prefix: KVPrefix) -> KVPrefix:
+    """No positions, but the request still starts where it would: what a model that loses its prefix computes."""
+    keys = tuple(key[:, :0] for key in prefix.keys)
+    values = tuple(value[:, :0] for value in prefix.values)
+    return KVPrefix(prefix.model, keys, values, prefix.offset)
+
+
+def _reference(model: Any, ids: Tensor, causal: bool) -> Tensor:
+    """Logits of the request's tokens by Transformers alone: the joined text, or for encoders ``past_key_values``."""
+    model.set_attn_implementation("eager")
+    try:
+        if causal:
+            return model(input_ids=ids[None], use_cache=False).logits[0, PREFIX_TOKENS:]
+        keys: dict[int, tuple[Tensor, Tensor]] = {}
+        cache = DynamicCache()
+        model.set_attn_implementation(NAME)
+        layers: dict[nn.Module, int] = {}
+        attend = RaggedAttention(_alone(ids[:PREFIX_TOKENS]), lambda i, k, v: keys.__setitem__(i, (k, v)))
+        run = Pass(attend, layers, numbering=True)
+        model(input_ids=ids[None, :PREFIX_TOKENS], use_cache=False, foreword=run)
+        for layer, (key, value) in keys.items():
+            cache.update(key[None], value[None], layer)
+        model.set_attn_implementation("eager")
+        return model(input_ids=ids[None, PREFIX_TOKENS:], past_key_values=cache).logits[0]
+    finally:
+        model.set_attn_implementation(NAME)

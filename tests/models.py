@@ -1,0 +1,82 @@
+"""Tiny random models of every family, in float32, proved and wrapped as `load_model` would."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    RobertaConfig,
+)
+
+from foreword import attention
+from foreword.models import LanguageModel
+from foreword.models.load import wrap
+
+VOCABULARY = 300
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**GROUPED),
+    "mistral": lambda: MistralConfig(**GROUPED, sliding_window=6),
+    "qwen3": lambda: Qwen3Config(**GROUPED),
+    "gemma3": lambda: Gemma3TextConfig(
+        **GROUPED,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        query_pre_attn_scalar=16,
+    ),
+    "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=48, n_layer=3, n_head=4, n_positions=256),
+    "gpt_neox": lambda: GPTNeoXConfig(**SIZES),
+    "bert": lambda: BertConfig(**SIZES),
+    "roberta": lambda: RobertaConfig(**SIZES, pad_token_id=1),
+}
+CAUSAL = ("llama", "mistral", "qwen3", "gemma3", "gpt2", "gpt_neox")
+ENCODERS = ("bert", "roberta")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: every byte is a token; 256.. are special."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
+
+
+def tiny_config(family: str):
+    return CONFIGS[family]()
+
+
+@cache
+def tiny_model(family: str) -> LanguageModel:
+    """The same random weights at every call; spread wide enough that a lost prefix shows."""
+    attention.register()
+    torch.manual_seed(sum(map(ord, family)))
+    auto = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
+    model = auto.from_config(tiny_config(family), attn_implementation=attention.NAME)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.12)
+    model.eval().requires_grad_(False)
+    return wrap(model, byte_tokenizer(), name=f"tiny-{family}")
