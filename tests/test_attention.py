@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import CAUSAL, ENCODERS, VOCABULARY, tiny_model
 from transformers import DynamicCache
 
 from foreword.attention import NAME
 from foreword.core import Batch, KVPrefix
 from foreword.errors import TrainingError
+from models import CAUSAL, ENCODERS, VOCABULARY, tiny_model
 
 TOLERANCE = 1e-5
 
@@ -55,9 +55,7 @@ def lowered(lm, token_ids) -> KVPrefix:
 
     lm.logits(Batch((len(token_ids),), (None,), (None,), token_ids), torch.tensor([0]), on_keys=collect)
     layers = sorted(keys)
-    return KVPrefix(
-        lm.identity, tuple(keys[i] for i in layers), tuple(values[i] for i in layers), len(token_ids)
-    )
+    return KVPrefix(lm.identity, tuple(keys[i] for i in layers), tuple(values[i] for i in layers), len(token_ids))
 
 
 @pytest.mark.parametrize("family", CAUSAL + ENCODERS)
@@ -107,7 +105,12 @@ def test_soft_tokens_equal_inputs_embeds(family):
     soft = torch.randn(5, lm.identity.hidden_size, generator=torch.Generator().manual_seed(3))
     (text,) = ids(8)
     batch = Batch(
-        (5, 8), (None, 0), (None, None), torch.cat([torch.zeros(5, dtype=torch.long), text]), soft, torch.arange(5)
+        (5, 8),
+        (None, 0),
+        (None, None),
+        torch.cat([torch.zeros(5, dtype=torch.long), text]),
+        soft,
+        torch.arange(5),
     )
     found = lm.logits(batch, torch.arange(5, 13))
     lm.model.set_attn_implementation("eager")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from foreword.core import Batch, KVPrefix
-from foreword.errors import TrainingError, UnsupportedModel
+from foreword.errors import TrainingError, UnsupportedModel, UsageError
 
 NAME = "foreword"
 
@@ -30,7 +30,14 @@ class Attend(Protocol):
     """How queries of one layer meet their keys and values; all tensors without a batch dimension."""
 
     def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, causal: bool
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        causal: bool,
     ) -> Tensor:
         """``query [heads, N, key_dim]``, ``key [kv_heads, N, key_dim]``, ``value [kv_heads, N, value_dim]`` of the
         new tokens -> ``[heads, N, value_dim]``. ``window``: a query sees keys less than so many positions back."""
@@ -89,7 +96,7 @@ def prefixed_attention(
     if foreword is None:
         raise UnsupportedModel(
             f"{name} does not hand extra keyword arguments on to its attention, so it would never see a prefix; "
-            "use a model that `foreword doctor --model` accepts."
+            "choose a model that `foreword doctor --model` accepts."
         )
     asked = [option for option in UNSUPPORTED if extra.get(option) is not None]
     if asked:
@@ -135,6 +142,75 @@ def attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
         mask = mask if mask is None else mask.repeat(1, 1, group, 1)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return out.reshape(rows, heads, length, -1)
+
+
+def attend_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Like `attend_grouped`, with the log-sum-exp of the scores, for `merge`. For inference only.
+
+    PyTorch's CPU flash kernel gives the log-sum-exp no gradient: the output would be right and the gradients
+    silently wrong, so this refuses to run where gradients are recorded.
+
+    Args:
+        query: ``[R, heads, T, key_dim]``.
+        key, value: ``[R, kv_heads, C, dim]``.
+        mask: ``[R or 1, 1, T, C]``, True where a query may look. A query that may look nowhere gets a log-sum-exp
+            of minus infinity and weighs nothing in `merge`.
+
+    Returns:
+        ``[R, heads, T, value_dim]`` and float32 ``[R, heads, T]``.
+    """
+    if torch.is_grad_enabled() and query.requires_grad:
+        raise TrainingError("attention merged by log-sum-exp has wrong gradients; it is for inference only.")
+    rows, heads, length, _ = query.shape
+    kv_heads = key.shape[1]
+    group = heads // kv_heads
+    query = query.reshape(rows, kv_heads, group * length, -1)
+    bias = None
+    if mask is not None:
+        bias = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+        bias = bias.repeat(1, 1, group, 1)
+    kernel = _flash_with_lse if _has_flash(query, value) else _plain_with_lse
+    out, lse = kernel(query, key, value, bias, scale)
+    if mask is not None and not bool((seen := mask.any(-1)).all()):
+        seen = seen.repeat(1, 1, group)
+        out = out.masked_fill(~seen[..., None], 0.0)
+        lse = lse.masked_fill(~seen, float("-inf"))
+    return out.reshape(rows, heads, length, -1), lse.reshape(rows, heads, length)
+
+
+def _has_flash(query: Tensor, value: Tensor) -> bool:
+    return query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
+
+
+def _flash_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, False, attn_mask=bias, scale=scale
+    )
+    return out, lse
+
+
+def _plain_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    scores = (query @ key.transpose(-1, -2)).float() * scale
+    if bias is not None:
+        scores = scores + bias
+    lse = scores.logsumexp(-1)
+    weights = torch.exp(scores - lse[..., None].clamp_min(torch.finfo(torch.float32).min))
+    return weights.to(value.dtype) @ value, lse
+
+
+def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
+    """Attention over two sets of keys from attention over each: ``[..., T, dim]`` and ``[..., T]``.
+
+    ``lse`` must be finite (a request always sees its own token); ``other_lse`` may be minus infinity.
+    """
+    weight = torch.sigmoid(lse - other_lse)[..., None]
+    return (weight * out + (1 - weight) * other).to(out.dtype)
 
 
 @dataclass
@@ -189,7 +265,8 @@ class RaggedAttention:
     """
 
     def __init__(self, batch: Batch, on_keys: Callable[[int, Tensor, Tensor], None] | None = None) -> None:
-        self._batch = batch
+        if batch.computed is not None:
+            raise UsageError("a batch with computed tokens needs the attention of the engine that holds them.")
         self._on_keys = on_keys
         self._groups = [_group(batch, members) for members in _families(batch)]
         places = torch.cat([group.tokens[group.valid] for group in self._groups])
@@ -197,7 +274,14 @@ class RaggedAttention:
         self._masks: dict[tuple[int | None, bool], list[Tensor | None]] = {}
 
     def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, causal: bool
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        causal: bool,
     ) -> Tensor:
         if self._on_keys is not None:
             self._on_keys(layer, key, value)

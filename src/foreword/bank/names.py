@@ -1,0 +1,62 @@
+"""How tasks and versions are called, and what to say when nobody is called so."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from foreword.errors import UsageError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_VERSION = re.compile(r"([0-9]{4,})-[0-9a-f]{12}")
+_LISTED = 8
+
+
+def is_name(text: object) -> bool:
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
+def is_version(text: object) -> bool:
+    return isinstance(text, str) and _VERSION.fullmatch(text) is not None
+
+
+def check_name(name: str) -> None:
+    """Raise `UsageError` unless ``name`` may be published. Every path in a bank is made of checked names."""
+    if not is_name(name):
+        raise UsageError(
+            f"a task name is 1 to 64 of a-z, 0-9, '.', '_' and '-', and starts with a letter or digit, found "
+            f"{name!r}; choose another name."
+        )
+
+
+def number_of(version: str) -> int:
+    """``12`` of ``0012-0123456789ab``."""
+    return int(version.partition("-")[0])
+
+
+def name_version(number: int, digest: str) -> str:
+    """``0012-0123456789ab``: the number counts up, the digest tells the content."""
+    return f"{number:04d}-{digest[:12]}"
+
+
+def split_ref(ref: str) -> tuple[str, str | None]:
+    """``name`` or ``name@version`` as its two parts."""
+    name, at, version = ref.partition("@")
+    return name, version if at else None
+
+
+def matching(wanted: str, versions: Sequence[str]) -> list[str]:
+    """Versions meant by ``wanted``: the full version, or its number with or without leading zeros."""
+    if wanted.isascii() and wanted.isdigit():
+        return [v for v in versions if v.partition("-")[0].lstrip("0") == wanted.lstrip("0")]
+    return [v for v in versions if v == wanted]
+
+
+def hint(wanted: str, known: Sequence[str], command: str) -> str:
+    """What to do about a name that is not among ``known``: near names, the list when short, or a command."""
+    if near := difflib.get_close_matches(wanted, known, n=3):
+        return f"did you mean {' or '.join(near)}?"
+    if known and len(known) <= _LISTED:
+        return f"there are {', '.join(known)}." if len(known) > 1 else f"there is only {known[0]}."
+    return f"`{command}` lists what is there." if known else "nothing is there yet: publish a task first."

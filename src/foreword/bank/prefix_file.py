@@ -1,0 +1,214 @@
+"""``prefix.safetensors``: one `KVPrefix` in one file that knows its model. Byte by byte in ``SPEC.md``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
+
+from foreword.bank.container import Container, Tensor, read_container
+from foreword.bank.document import (
+    FORMAT,
+    MEND,
+    Rule,
+    dump,
+    is_count,
+    is_digest,
+    is_identity,
+    parse_fields,
+)
+from foreword.bank.durable import write_file
+from foreword.core import Bos, KVPrefix, ModelIdentity
+from foreword.errors import BankError, CorruptFile, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+_METADATA_KEY = "foreword"
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+
+
+def _is_token_ids(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(map(is_count, value)))
+
+
+_RULES: dict[str, Rule] = {
+    "format": ("the format version", is_count),
+    "model": ("a model identity with at least one layer", is_identity),
+    "offset": ("a position, 0 or more", is_count),
+    "token_ids": ("a list of token ids, or null", _is_token_ids),
+    "bos": (f"one of {', '.join(get_args(Bos))}", lambda v: v in get_args(Bos)),
+    "method": ("a text", lambda v: isinstance(v, str)),
+    "dtype": (f"one of {', '.join(_DTYPES.values())}", lambda v: v in list(_DTYPES.values())),
+    "digest": ("a SHA-256", is_digest),
+    "provenance": ("an object", lambda v: isinstance(v, dict)),
+}
+
+
+def write_prefix(path: str | os.PathLike[str], prefix: KVPrefix, *, method: str, provenance: Mapping[str, Any]) -> None:
+    """Write one prefix, fsynced, whole or not at all.
+
+    Args:
+        path: the file; what is there is replaced.
+        prefix: all keys and values in one floating dtype, on any device.
+        method: how it came to be, such as ``p-tuning-v2``.
+        provenance: JSON values only.
+
+    Raises:
+        UsageError: mixed or integer dtypes, or provenance that JSON cannot hold.
+        OSError: the disk is full or not writable.
+    """
+    from safetensors.torch import save
+
+    header = {
+        "format": FORMAT,
+        "model": prefix.model.to_json(),
+        "offset": prefix.offset,
+        "token_ids": None if prefix.token_ids is None else list(prefix.token_ids),
+        "bos": prefix.bos,
+        "method": method,
+        "dtype": _dtype_of(prefix),
+        "digest": prefix.digest,
+        "provenance": dict(provenance),
+    }
+    metadata = {_METADATA_KEY: dump(header, "the header of a prefix")}
+    write_file(Path(path), save(_named_tensors(prefix), metadata))
+
+
+def read_prefix(path: str | os.PathLike[str]) -> KVPrefix:
+    """Read and check one prefix; its tensors are on the CPU in the stored dtype.
+
+    Raises `CorruptFile` for whatever is wrong with the file, `BankError` if it cannot be opened.
+    """
+    where = str(path)
+    with _open(path) as stream:
+        header = _checked_header(read_container(stream, where), where)
+        stream.seek(0)
+        tensors = _load(stream.read(), where)
+    prefix = _build(header, tensors, where)
+    if prefix.digest != header["digest"]:
+        raise CorruptFile(
+            f"{where} was altered: expected prefix digest {header['digest'][:12]}, found {prefix.digest[:12]}; {MEND}."
+        )
+    return prefix
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The checked header of a prefix file, without loading tensors. Raises as `read_prefix` does."""
+    with _open(path) as stream:
+        return _checked_header(read_container(stream, str(path)), str(path))
+
+
+def _dtype_of(prefix: KVPrefix) -> str:
+    found = sorted({str(t.dtype).removeprefix("torch.") for t in (*prefix.keys, *prefix.values)})
+    if len(found) > 1 or found[0] not in _DTYPES.values():
+        raise UsageError(
+            f"a prefix file holds one floating dtype, found {', '.join(found)}; convert with "
+            "prefix.to(dtype=torch.float32) first."
+        )
+    return found[0]
+
+
+def _named_tensors(prefix: KVPrefix) -> dict[str, torch.Tensor]:
+    # safetensors refuses tensors that share storage, as layers cut from one block do: hence the copies.
+    named = {}
+    for index, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        named[f"layers.{index}.key"] = key.detach().cpu().contiguous().clone()
+        named[f"layers.{index}.value"] = value.detach().cpu().contiguous().clone()
+    return named
+
+
+def _open(path: str | os.PathLike[str]) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise BankError(
+            f"{path}: expected a prefix file, found none that can be read ({error.strerror}); check the path."
+        ) from error
+
+
+def _checked_header(container: Container, where: str) -> dict[str, Any]:
+    """Foreword's header, held against the names, dtypes and shapes of the tensors behind it."""
+    text = container.metadata.get(_METADATA_KEY)
+    if not isinstance(text, str):
+        raise CorruptFile(
+            f"{where}: expected a Foreword header in the safetensors metadata, found none; give a file "
+            f"written by Foreword, or {MEND}."
+        )
+    # A lone surrogate can be escaped in JSON but not encoded; the strict parser then refuses its bytes.
+    header = parse_fields(text.encode(errors="surrogatepass"), _RULES, f"{where}, header")
+    expected = _expected_shapes(header, container.tensors)
+    _check_names(expected.keys() - container.tensors.keys(), container.tensors.keys() - expected.keys(), where)
+    for name, tensor in container.tensors.items():
+        _check_tensor(name, tensor, expected[name], header["dtype"], where)
+    _check_length(header["token_ids"], expected["layers.0.key"][1], where)
+    return header
+
+
+def _expected_shapes(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int, int]]:
+    """``[kv_heads, P, dim]`` of every tensor, with the ``P`` of the first key (0 if missing or flat)."""
+    first = tensors.get("layers.0.key")
+    length = first.shape[1] if first and len(first.shape) == 3 else 0
+    shapes = {}
+    for index, layer in enumerate(ModelIdentity.from_json(header["model"]).layers):
+        shapes[f"layers.{index}.key"] = (layer.kv_heads, length, layer.key_dim)
+        shapes[f"layers.{index}.value"] = (layer.kv_heads, length, layer.value_dim)
+    return shapes
+
+
+def _check_names(missing: set[str], extra: set[str], where: str) -> None:
+    if missing:
+        raise CorruptFile(f"{where}: expected the tensor {min(missing)}, found none; {MEND}.")
+    if extra:
+        raise CorruptFile(f"{where}: expected keys and values of its layers only, found {min(extra)}; {MEND}.")
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: str, where: str) -> None:
+    if tensor.shape != shape:
+        raise CorruptFile(f"{where}: {name} must be {list(shape)} for its model, found {list(tensor.shape)}; {MEND}.")
+    if tensor.dtype not in _DTYPES:
+        raise CorruptFile(f"{where}: {name} must be floating point, found {tensor.dtype}; {MEND}.")
+    if _DTYPES[tensor.dtype] != dtype:
+        raise CorruptFile(f"{where}: {name} must be {dtype} as its header says, found {tensor.dtype}; {MEND}.")
+
+
+def _check_length(token_ids: list[int] | None, length: int, where: str) -> None:
+    if token_ids is not None and len(token_ids) != length:
+        raise CorruptFile(
+            f"{where}: a static prefix of {length} positions needs as many token_ids, found {len(token_ids)}; {MEND}."
+        )
+
+
+def _load(data: bytes, where: str) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise CorruptFile(f"{where}: expected valid safetensors, found a fault ({error}); {MEND}.") from error
+
+
+def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor], where: str) -> KVPrefix:
+    model = ModelIdentity.from_json(header["model"])
+    layers = range(len(model.layers))
+    token_ids = header["token_ids"]
+    try:
+        return KVPrefix(
+            model=model,
+            keys=tuple(tensors[f"layers.{i}.key"] for i in layers),
+            values=tuple(tensors[f"layers.{i}.value"] for i in layers),
+            offset=header["offset"],
+            token_ids=None if token_ids is None else tuple(token_ids),
+            bos=header["bos"],
+        )
+    except (KeyError, UsageError) as error:
+        raise CorruptFile(f"{where}: the tensors do not make a prefix ({error}); {MEND}.") from error

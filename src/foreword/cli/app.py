@@ -1,0 +1,67 @@
+"""``foreword``: the commands, and how every error reaches the user as one sentence with the right exit status."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from foreword.cli import (
+    bank,
+    cache,
+    classify,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    models,
+    publish,
+    serve,
+    train,
+)
+from foreword.errors import ForewordError
+from foreword.version import __version__
+
+app = typer.Typer(
+    help="Learn, compress and serve what comes before every request.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.add_typer(models.app, name="models")
+app.command("doctor")(doctor.doctor)
+app.command("train")(train.train)
+app.command("publish")(publish.publish)
+app.command("cache")(cache.cache)
+app.command("eval")(evaluate.evaluate)
+app.command("classify")(classify.classify)
+app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
+app.add_typer(bank.app, name="bank")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"foreword {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Entry point of the ``foreword`` command. Typer ends the process; only our own errors come back."""
+    try:
+        app()
+    except ForewordError as error:
+        print(f"foreword: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)

@@ -1,0 +1,109 @@
+"""``foreword bank``."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from typing import Annotated
+
+import typer
+
+from foreword.cli import options
+from foreword.errors import CorruptFile, UsageError
+
+app = typer.Typer(help="Tasks and their versions.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Name of the task.")]
+
+
+@app.command("list")
+def list_tasks(bank: options.BankRoot = None, json: options.Json = False) -> None:
+    """All tasks with their served version."""
+    store = options.open_bank(bank)
+    rows = [store.describe(name) for name in store.names()]
+    lines = [f"{row['name']:24}{row['version']:20}{row['kind']:9}{row['method']}" for row in rows]
+    data = [{key: row[key] for key in ("name", "version", "kind", "method")} for row in rows]
+    options.emit({"tasks": data}, "\n".join(lines) or "the bank is empty", json)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="Task, or task@version.")], bank: options.BankRoot = None) -> None:
+    """Everything recorded about a version, as JSON, and the versions there are."""
+    store = options.open_bank(bank)
+    record = store.describe(name)
+    versions = store.versions(record["name"])
+    print(jsonlib.dumps({**record, "versions": versions}, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(help="One task only.")] = None,
+    bank: options.BankRoot = None,
+    json: options.Json = False,
+) -> None:
+    """Check sizes and digests of every file."""
+    problems = options.open_bank(bank).verify(name)
+    if json or not problems:
+        options.emit({"problems": problems}, "everything checks", json)
+    if problems:
+        raise CorruptFile("; ".join(problems))
+
+
+@app.command()
+def rollback(
+    name: Name,
+    version: Annotated[str | None, typer.Option(help="Version to serve.", show_default="the one before")] = None,
+    bank: options.BankRoot = None,
+    json: options.Json = False,
+) -> None:
+    """Serve an earlier version."""
+    served = options.open_bank(bank).rollback(name, version)
+    options.emit({"task": f"{name}@{served}"}, f"{name} is served as {served}", json)
+
+
+@app.command()
+def remove(
+    name: Name,
+    version: Annotated[str | None, typer.Option(help="One version only.", show_default="the whole task")] = None,
+    bank: options.BankRoot = None,
+    json: options.Json = False,
+) -> None:
+    """Remove a task, or one version that is not served."""
+    options.open_bank(bank).remove(name, version)
+    removed = name if version is None else f"{name}@{version}"
+    options.emit({"removed": removed}, f"removed {removed}", json)
+
+
+@app.command()
+def compose(
+    name: Annotated[str, typer.Argument(help="Name of the new task.")],
+    first: Annotated[str, typer.Argument(help="Task whose prefix stands first.")],
+    then: Annotated[str, typer.Argument(help="Static task whose text is lowered behind it.")],
+    replace: options.Replace = False,
+    model: options.ModelName = None,
+    bank: options.BankRoot = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Stack two tasks: a prefix, and a static prompt computed behind it.
+
+    Example: foreword bank compose polite-support polite support
+    """
+    store = options.open_bank(bank)
+    front, behind = store.load(first), store.load(then)
+    if behind.prefix.token_ids is None:
+        raise UsageError(f"task '{then}' is learned and cannot be computed again behind another; name a static task.")
+    lm = options.open_model(model, dtype, device)
+    for ref, task in ((first, front), (then, behind)):
+        task.prefix.model.check(lm.identity, f"task '{ref}'")
+    from foreword.core import Task
+    from foreword.prompts.lower import lower_tokens
+
+    prefix = lower_tokens(lm, behind.prefix.token_ids, behind=front.prefix.to(dtype=lm.dtype, device=lm.device))
+    parents = {"parents": [front.ref, behind.ref]}
+    task = store.publish(
+        Task(name, "composed", prefix, generation=front.generation, provenance=parents),
+        replace=replace,
+        reserved=[lm.name],
+    )
+    options.emit({"task": task.ref, "length": prefix.length}, f"published {task.ref} ({prefix.length} positions)", json)

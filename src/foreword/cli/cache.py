@@ -1,0 +1,41 @@
+"""``foreword cache``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from foreword.cli import options
+
+
+def cache(
+    file: Annotated[str, typer.Argument(help="JSON rows {task_id, prompt} or {task_id, system}.")],
+    replace: options.Replace = False,
+    model: options.ModelName = None,
+    bank: options.BankRoot = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    json: options.Json = False,
+) -> None:
+    """Publish many static prompts at once, each under its task_id (rtp-llm's MULTI_TASK_PROMPT file).
+
+    Example: foreword cache multi_task_prompt.json
+    """
+    from foreword.text.prompt_rows import read_prompts
+
+    prompts = read_prompts(file)
+    store = options.open_bank(bank)
+    lm = options.open_model(model, dtype, device, trust_remote_code)
+    from foreword.prompts.static import static_task
+
+    published = []
+    for prompt in prompts:
+        task = store.publish(
+            static_task(lm, prompt.name, prompt.kind, prompt.text), replace=replace, reserved=[lm.name]
+        )
+        options.say(f"published {task.ref} ({task.prefix.length} positions)")
+        published.append({"task": task.ref, "length": task.prefix.length, "prefix_bytes": task.prefix.nbytes})
+    total = sum(row["prefix_bytes"] for row in published)
+    options.emit({"tasks": published}, f"published {len(published)} tasks ({total:,} bytes)", json)

@@ -1,0 +1,31 @@
+"""``foreword doctor``."""
+
+from __future__ import annotations
+
+from foreword.cli import options
+
+
+def doctor(
+    model: options.ModelName = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    json: options.Json = False,
+) -> None:
+    """Load a model, prove that it can carry prefixes, and print what was found.
+
+    Example: foreword doctor --model ./my-model
+    """
+    lm = options.open_model(model, dtype, device, trust_remote_code)
+    found = {
+        "model": lm.name,
+        "architecture": lm.identity.architecture,
+        "kind": "causal" if lm.causal else "encoder",
+        "layers": len(lm.identity.layers),
+        "context": lm.context,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "weights": lm.identity.weights,
+        "difference": lm.difference,
+    }
+    lines = [f"{key:14}{value}" for key, value in found.items()]
+    options.emit(found, "\n".join([*lines, "carries prefixes: yes"]), json)

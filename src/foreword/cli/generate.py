@@ -1,0 +1,113 @@
+"""``foreword generate``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foreword.cli import options
+from foreword.errors import UsageError
+
+if TYPE_CHECKING:
+    from foreword.core import Task
+    from foreword.models import LanguageModel
+    from foreword.text.request import Prompt
+
+
+def generate(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[NAME] TEXT|-", help="Task, and the text.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="The task, instead of NAME.")] = None,
+    field: Annotated[list[str] | None, typer.Option("--field", help="k=v for the task's template.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens at most.", show_default="the task's, else 128")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default="the task's, else 0")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Probability mass to sample from.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Most probable tokens to sample from.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer.")] = None,
+    model: options.ModelName = None,
+    bank: options.BankRoot = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    allow_other_weights: options.OtherWeights = False,
+    json: options.Json = False,
+) -> None:
+    """Continue a text behind a task's prefix, verbatim: no template, no chat template.
+
+    Examples: foreword generate "Once upon a time"; foreword generate support "Can I return it?";
+    foreword generate reviews --field text="a masterpiece"
+    """
+    name, text = _named(words or [], task, bool(field))
+    fields = _fields(field or [])
+    lm = options.open_model(model, dtype, device, trust_remote_code)
+    found = options.find_task(name, bank, lm, allow_other_weights=allow_other_weights)
+    from foreword.engine.protocol import Request
+    from foreword.evaluation.evaluate import generation_params
+
+    params = generation_params(
+        found,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=tuple(stop) if stop else None,
+    )
+    prompt = _prompt(lm, found, text, fields)
+    request = Request.of(prompt, params)
+    pieces: list[str] = []
+    token_ids: list[int] = []
+    reason = None
+    with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
+        stream = engine.submit(request)
+        for chunk in stream:
+            pieces.append(chunk.text)
+            token_ids += chunk.token_ids
+            reason = chunk.finish_reason
+            if chunk.error is not None:
+                raise UsageError(chunk.error)
+            if not json:
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
+    usage = {
+        "prompt_tokens": request.prompt_tokens,
+        "completion_tokens": len(token_ids),
+        "cached_tokens": request.prefix_length,
+    }
+    data = {"text": "".join(pieces), "token_ids": token_ids, "finish_reason": reason, "usage": usage}
+    options.emit(data, "", json)
+
+
+def _named(words: list[str], task: str | None, has_fields: bool) -> tuple[str | None, str | None]:
+    """Which of the words is the task and which the text."""
+    if len(words) + (task is not None) > 2:
+        raise UsageError("give a task and one text; put the text in quotes.")
+    if task is not None:
+        name, text = task, words[0] if words else None
+    elif len(words) == 2:
+        name, text = words[0], words[1]
+    elif words and has_fields:
+        name, text = words[0], None
+    else:
+        name, text = None, words[0] if words else None
+    if text is None and not has_fields:
+        raise UsageError("there is no text to continue; give one, - for standard input, or --field k=v.")
+    if text is not None and has_fields:
+        raise UsageError("give either a text or --field k=v, not both.")
+    return name, options.read_text("-") if text == "-" else text
+
+
+def _fields(pairs: list[str]) -> dict[str, str]:
+    if bad := next((pair for pair in pairs if "=" not in pair), None):
+        raise UsageError(f"--field {bad!r} is not k=v; write it as --field text='some text'.")
+    return {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs}
+
+
+def _prompt(lm: LanguageModel, task: Task | None, text: str | None, fields: dict[str, str]) -> Prompt:
+    from foreword.text import request
+
+    if text is None:
+        return request.from_fields(lm.tokenizer, task, fields)
+    return request.from_text(lm.tokenizer, task, text)

@@ -1,0 +1,28 @@
+"""``foreword models``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from foreword.cli import options
+
+app = typer.Typer(help="Base models.", no_args_is_help=True)
+
+
+@app.callback()
+def _models() -> None:
+    """A group, although it has one command so far."""
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="smollm2-135m, a .gguf file, a folder or a Hub id.")] = "smollm2-135m",
+    json: options.Json = False,
+) -> None:
+    """Fetch or convert a model once and print its folder."""
+    from foreword.models.load import pull as pull_model
+
+    folder = str(pull_model(name, options.say))
+    options.emit({"model": name, "folder": folder}, folder, json)

@@ -1,0 +1,107 @@
+"""Options that mean the same in every command, and the objects that they stand for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foreword.errors import UsageError
+from foreword.home import default_bank, default_model
+
+if TYPE_CHECKING:
+    from foreword.bank.bank import Bank
+    from foreword.core import Task
+    from foreword.engine.engine import Engine
+    from foreword.models import LanguageModel
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Hub id, folder, .gguf file or smollm2-135m.",
+        envvar="FOREWORD_MODEL",
+        show_default="smollm2-135m",
+    ),
+]
+BankRoot = Annotated[
+    str | None,
+    typer.Option(
+        "--bank", help="Folder or fsspec URL of the bank.", envvar="FOREWORD_BANK", show_default="$FOREWORD_HOME/bank"
+    ),
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+OtherWeights = Annotated[
+    bool, typer.Option("--allow-other-weights", help="Serve prefixes of other weights of the same shape.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Publish over a task that belongs to another model.")]
+
+
+def say(line: str) -> None:
+    """A line of progress; stdout belongs to results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def emit(data: Mapping[str, Any], text: str, as_json: bool) -> None:
+    """The result: one JSON object, or text for people."""
+    print(json.dumps(data, ensure_ascii=False) if as_json else text, flush=True)
+
+
+def open_bank(root: str | None) -> Bank:
+    from foreword.bank.bank import Bank
+
+    return Bank(root or default_bank())
+
+
+def open_model(name: str | None, dtype: str, device: str, trust_remote_code: bool = False) -> LanguageModel:
+    """Load the model, without the chatter of the libraries underneath."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as chatter
+
+    chatter.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from foreword.models import load_model
+
+    return load_model(
+        name or default_model(), dtype=dtype, device=device, trust_remote_code=trust_remote_code, progress=say
+    )
+
+
+def open_engine(lm: LanguageModel, *, allow_other_weights: bool = False, max_model_len: int | None = None) -> Engine:
+    from foreword.engine.engine import Engine
+
+    return Engine(lm, allow_other_weights=allow_other_weights, max_model_len=max_model_len)
+
+
+def find_task(
+    name: str | None, bank: str | None, lm: LanguageModel, *, allow_other_weights: bool = False
+) -> Task | None:
+    """The task called ``name`` or ``name@version``, checked against the model; ``None`` for the base model."""
+    if name is None or name == lm.name:
+        return None
+    task = open_bank(bank).load(name)
+    task.prefix.model.check(lm.identity, f"task '{name}'", allow_other_weights=allow_other_weights)
+    return task
+
+
+def read_text(source: str) -> str:
+    """The text of a file, or of standard input for ``-``."""
+    try:
+        if source == "-":
+            return sys.stdin.read()
+        with open(source, encoding="utf-8") as handle:
+            return handle.read()
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {error.strerror}; check the path.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error

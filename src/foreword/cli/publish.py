@@ -1,0 +1,85 @@
+"""``foreword publish``."""
+
+from __future__ import annotations
+
+from dataclasses import replace as with_fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foreword.cli import options
+from foreword.errors import UsageError
+
+if TYPE_CHECKING:
+    from foreword.core import Task
+
+
+def publish(
+    name: Annotated[str, typer.Argument(help="Name of the task.")],
+    system: Annotated[str | None, typer.Option(help="File with a system prompt, or -.")] = None,
+    text: Annotated[str | None, typer.Option(help="File with text that stands in front, or -.")] = None,
+    run: Annotated[str | None, typer.Option(help="Folder of a training run.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="A prefix.safetensors file.")] = None,
+    template: Annotated[str | None, typer.Option(help="Template for --prefix.")] = None,
+    verbalizer: Annotated[str | None, typer.Option(help="Verbalizer for --prefix.")] = None,
+    replace: options.Replace = False,
+    model: options.ModelName = None,
+    bank: options.BankRoot = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    json: options.Json = False,
+) -> None:
+    """Publish a prompt, a training run or a prefix file as a task.
+
+    Example: foreword publish support --system policy.txt
+    """
+    sources = {"--system": system, "--text": text, "--run": run, "--prefix": prefix}
+    given = [flag for flag, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise UsageError(f"give exactly one of {', '.join(sources)}; got {', '.join(given) or 'none'}.")
+    if prefix is None and (template is not None or verbalizer is not None):
+        raise UsageError("--template and --verbalizer go with --prefix; a run brings its own.")
+    store = options.open_bank(bank)
+    from foreword.bank.names import check_name
+
+    check_name(name)
+    reserved = [model or options.default_model()]
+    if run is not None:
+        task = _of_run(name, Path(run))
+    elif prefix is not None:
+        task = _of_file(name, Path(prefix), template, verbalizer)
+    else:
+        from foreword.prompts.static import static_task
+
+        source = options.read_text(system or text or "")
+        lm = options.open_model(model, dtype, device, trust_remote_code)
+        task = static_task(lm, name, "system" if system is not None else "prompt", source)
+    task = store.publish(task, replace=replace, reserved=reserved)
+    data = {"task": task.ref, "length": task.prefix.length, "prefix_bytes": task.prefix.nbytes}
+    options.emit(data, f"published {task.ref} ({task.prefix.length} positions, {task.prefix.nbytes:,} bytes)", json)
+
+
+def _of_run(name: str, run: Path) -> Task:
+    from foreword.bank.format import read_version
+    from foreword.cli.train import RUN_TASK
+
+    folder = run / "task"
+    if not folder.is_dir():
+        raise UsageError(f"{run} holds no finished run; give the folder that foreword train --out wrote.")
+    return with_fields(read_version(folder, RUN_TASK), name=name)
+
+
+def _of_file(name: str, file: Path, template: str | None, verbalizer: str | None) -> Task:
+    from foreword.bank.format import read_header, read_prefix
+    from foreword.core import Task
+    from foreword.text.template import Template, decode_escapes
+    from foreword.text.verbalizer import Verbalizer
+
+    if not file.is_file():
+        raise UsageError(f"{file} is not a file; give a prefix.safetensors file.")
+    found, header = read_prefix(file), read_header(file)
+    source = Template.parse(decode_escapes(template)).source if template is not None else None
+    words = dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
+    return Task(name, header["method"], found, template=source, verbalizer=words, provenance=header["provenance"])

@@ -1,0 +1,149 @@
+"""``foreword train``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foreword.cli import options
+from foreword.errors import UsageError
+
+
+def train(
+    context: typer.Context,
+    recipe: Annotated[str | None, typer.Argument(help="A YAML recipe: flags as keys; flags given here win.")] = None,
+    method: Annotated[str, typer.Option(help="manual, prompt-tuning or p-tuning-v2.")] = "p-tuning-v2",
+    data: Annotated[str | None, typer.Option(help="Training examples, JSONL or CSV.")] = None,
+    eval: Annotated[  # noqa: A002 - the flag is called --eval
+        str | None, typer.Option("--eval", help="Evaluation examples.", show_default="a tenth of --data")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="How an example becomes text.", show_default="{the text field}\\nLabel:{mask}")
+    ] = None,
+    verbalizer: Annotated[
+        str | None, typer.Option(help="Words of every label: JSON or a file.", show_default="the labels' names")
+    ] = None,
+    label_field: Annotated[str, typer.Option(help="Field that holds the label.")] = "label",
+    target_field: Annotated[str | None, typer.Option(help="Field that holds the text to generate.")] = None,
+    length: Annotated[int | None, typer.Option(help="Virtual tokens.", show_default="32")] = None,
+    init: Annotated[str, typer.Option(help="auto, random, vocab, text, labels or task:NAME.")] = "auto",
+    init_text: Annotated[str | None, typer.Option(help="Text to start from.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="the method's")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="60 to 320, by size")] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the order of examples and of random values.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    report_to: Annotated[str, typer.Option(help="Tracker of the Transformers Trainer.")] = "none",
+    out: Annotated[str | None, typer.Option(help="Run folder.", show_default="runs/NAME-TIME")] = None,
+    publish: Annotated[str | None, typer.Option(help="Publish the task under this name.")] = None,
+    replace_other: options.Replace = False,
+    model: options.ModelName = None,
+    bank: options.BankRoot = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    json: options.Json = False,
+) -> None:
+    """Learn a prompt for a frozen model, and publish it.
+
+    Example: foreword train --data reviews.jsonl --template 'Review: {text}\\nSentiment:{mask}' --publish reviews
+    """
+    given = _given(context, recipe)
+    run = _recipe({key: value for key, value in given.items() if key not in _ELSEWHERE})
+    name, place = given.get("publish"), given.get("bank")
+    store = options.open_bank(place)
+    if name is not None:
+        from foreword.bank.names import check_name
+
+        check_name(name)
+    out_folder = run.out or _default_out(name or run.method)
+    lm = options.open_model(given.get("model"), given["dtype"], given["device"], given.get("trust_remote_code", False))
+    from foreword.bank.format import write_version
+    from foreword.training.train import train as run_train
+
+    parent = run.init.removeprefix("task:") if run.init.startswith("task:") else None
+    transfer = options.find_task(parent, place, lm) if parent is not None else None
+    outcome = run_train(
+        lm,
+        replace(run, out=out_folder),
+        name=name or "run",
+        transfer=transfer.prefix if transfer is not None else None,
+        say=options.say,
+    )
+    task = outcome.task
+    write_version(_fresh(Path(out_folder) / "task"), replace(task, name=RUN_TASK))
+    if name is not None:
+        task = store.publish(task, replace=given.get("replace_other", False), reserved=[lm.name])
+    options.emit(
+        {
+            "n": outcome.n,
+            "metrics": outcome.metrics,
+            "task": task.ref if name is not None else None,
+            "metrics_before": outcome.before,
+            "trained_parameters": outcome.trained_parameters,
+            "prefix_bytes": task.prefix.nbytes,
+            "run": str(outcome.folder),
+        },
+        _summary(task.ref if name is not None else None, str(outcome.folder), outcome.metrics),
+        json,
+    )
+
+
+# The name that a task has in its run folder, until it is published under one of its own.
+RUN_TASK = "run"
+
+# Keys of a recipe that are not hyper-parameters of the run.
+_ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code", "replace_other", "json", "recipe")
+
+
+def _given(context: typer.Context, recipe: str | None) -> dict[str, Any]:
+    """Flags over the recipe's keys over defaults."""
+    from click.core import ParameterSource
+
+    from foreword.training.recipe import read_recipe
+
+    keys = read_recipe(recipe) if recipe is not None else {}
+    if unknown := sorted(set(keys) - (set(context.params) - {"recipe", "json"})):
+        raise UsageError(f"recipe {recipe} has an unknown key {unknown[0]!r}; use the names of the flags.")
+    typed = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    return {**context.params, **keys, **typed}
+
+
+def _recipe(values: dict[str, Any]):
+    from foreword.text.template import decode_escapes
+    from foreword.training.recipe import Recipe
+
+    if values.get("data") is None:
+        raise UsageError("there is nothing to learn from; pass --data FILE, or a recipe that names it.")
+    if values.get("template") is not None:
+        values = {**values, "template": decode_escapes(values["template"])}
+    return Recipe(**values)
+
+
+def _default_out(name: str) -> str:
+    import time
+
+    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _fresh(folder: Path) -> Path:
+    """An empty folder; a resumed run writes its task anew."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _summary(ref: str | None, run: str, metrics: dict[str, float]) -> str:
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    published = f"published {ref}" if ref is not None else f"not published; foreword publish NAME --run {run}"
+    return f"{shown}\n{published}"

@@ -1,0 +1,209 @@
+"""`foreword demo`: learn a customer-service task, publish it, serve it and ask, on the built-in model."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from foreword.bank.bank import Bank
+from foreword.core import SamplingParams, Task
+from foreword.demo import corpus
+from foreword.engine.engine import Engine
+from foreword.engine.protocol import Request
+from foreword.home import home
+from foreword.models import LanguageModel
+from foreword.prompts.static import static_task
+from foreword.server.app import create_app
+from foreword.server.background import serve_in_background
+from foreword.text import request
+from foreword.training.recipe import Recipe
+from foreword.training.train import Outcome, train
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+TASK, POLICY = "customer-care", "shop-policy"
+QUESTION = "The courier promised my headphones for Friday and nothing has come. Where are they?"
+POLICY_QUESTION = "How long do I have to send something back?"
+TRAIN_ROWS, HELD_OUT_ROWS, STEPS, LENGTH, BATCH, SEED = 320, 80, 120, 24, 8, 11
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the demo measured.
+
+    Attributes:
+        accuracy_before: exact match of the category on held-out rows, by the base model with a written prompt of rules
+            and five worked examples.
+        accuracy_after: the same rows, by the task with its learned prefix and no instruction.
+        trained_parameters: numbers that were learned.
+        prefix_bytes: what the task costs in the bank.
+        ttft_cached_s, ttft_uncached_s: seconds to the first token behind the policy prompt, as a task and sent along.
+        answer_base, answer_task: to the same question.
+    """
+
+    accuracy_before: float
+    accuracy_after: float
+    trained_parameters: int
+    prefix_bytes: int
+    ttft_cached_s: float
+    ttft_uncached_s: float
+    answer_base: str
+    answer_task: str
+
+
+def run_demo(lm: LanguageModel, console: Console) -> Findings:
+    """Run the whole way once; the bank stays in `demo_folder`.
+
+    Args:
+        lm: the base model.
+        console: where a person watches (stderr under ``--json``).
+    """
+    folder = demo_folder()
+    bank = Bank(folder / "bank")
+    train_rows, held_out = corpus.split(TRAIN_ROWS, HELD_OUT_ROWS, SEED)
+    console.rule("1. learn")
+    console.print(f"{len(train_rows)} generated customer messages, English and Chinese; the model stays frozen.")
+    outcome = _learn(lm, folder, train_rows, held_out, console)
+    console.rule("2. publish")
+    task = bank.publish(outcome.task, replace=True, reserved=[lm.name])
+    policy = bank.publish(static_task(lm, POLICY, "system", _policy()), replace=True, reserved=[lm.name])
+    for made in (task, policy):
+        console.print(f"{made.ref}: {made.prefix.length} positions, {made.prefix.nbytes:,} bytes")
+    console.rule("3. serve and ask")
+    with Engine(lm) as engine, _client(engine, bank) as client:
+        answers = [_ask(client, model, QUESTION) for model in (lm.name, TASK)]
+        cached, uncached = _first_token_times(client, lm.name)
+        before = _accuracy(engine, _written_prompt(lm), held_out)
+        after = _accuracy(engine, task, held_out)
+    return Findings(
+        before, after, outcome.trained_parameters, task.prefix.nbytes, cached, uncached, answers[0], answers[1]
+    )
+
+
+def show(findings: Findings, console: Console) -> None:
+    """The figures side by side, and what to type next."""
+    answers = (("base model", findings.answer_base), (f"task {TASK}", findings.answer_task))
+    console.print(f"\n[bold]{QUESTION}[/bold]")
+    console.print(Columns([Panel(text.strip(), title=title, width=54) for title, text in answers]))
+    table = Table("", "base model", f"task {TASK}", title=f"{HELD_OUT_ROWS} held-out messages")
+    table.add_row("category right", f"{findings.accuracy_before:.0%}", f"{findings.accuracy_after:.0%}")
+    table.add_row("instruction", "rules and 5 examples", "none")
+    table.add_row("trained parameters", "", f"{findings.trained_parameters:,}")
+    table.add_row("bytes in the bank", "", f"{findings.prefix_bytes:,}")
+    console.print(table)
+    ratio = findings.ttft_uncached_s / findings.ttft_cached_s
+    console.print(
+        f"policy prompt, time to first token: {findings.ttft_uncached_s:.3f} s sent along, "
+        f"{findings.ttft_cached_s:.3f} s as a task ({ratio:.0f} times sooner)"
+    )
+    bank = demo_folder() / "bank"
+    console.print("\nNext:")
+    for command in (
+        f"foreword bank list --bank {bank}",
+        f'foreword generate {TASK} --field message="{QUESTION}" --bank {bank}',
+        f"foreword serve --bank {bank}",
+    ):
+        console.print(f"  {command}", soft_wrap=True, highlight=False)
+
+
+def demo_folder() -> Path:
+    """Where the demo leaves its run and its bank."""
+    return home() / "demo"
+
+
+def as_json(findings: Findings) -> dict[str, float | int | str]:
+    return asdict(findings)
+
+
+def _policy() -> str:
+    return files("foreword.demo").joinpath("policy.txt").read_text(encoding="utf-8")
+
+
+def _learn(
+    lm: LanguageModel, folder: Path, rows: list[corpus.Row], held_out: list[corpus.Row], console: Console
+) -> Outcome:
+    run = folder / "runs" / time.strftime("%Y%m%d-%H%M%S")
+    run.mkdir(parents=True)
+    # A part of the training rows chooses the checkpoint, so that the held-out rows are seen once, at the end.
+    data = {"train": rows[: -HELD_OUT_ROWS // 2], "dev": rows[-HELD_OUT_ROWS // 2 :], "test": held_out}
+    for name, part in data.items():
+        lines = [json.dumps(corpus.as_json(row), ensure_ascii=False) for row in part]
+        (run / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    recipe = Recipe(
+        data=str(run / "train.jsonl"),
+        eval=str(run / "dev.jsonl"),
+        template=corpus.TEMPLATE,
+        length=LENGTH,
+        max_steps=STEPS,
+        batch_size=BATCH,
+        seed=SEED,
+        out=str(run),
+    )
+    return train(lm, recipe, name=TASK, say=lambda line: console.print(line, highlight=False))
+
+
+def _written_prompt(lm: LanguageModel) -> Task:
+    """The base model behind the best instruction that we could write for it, as a static prompt."""
+    before, _, after = corpus.base_prompt("{message}").partition("{message}")
+    task = static_task(lm, "written-prompt", "prompt", before)
+    return Task(task.name, task.method, task.prefix, task.kind, task.text, template="{message}" + after)
+
+
+def _accuracy(engine: Engine, task: Task, rows: list[corpus.Row]) -> float:
+    """Exact match of the category, the first line of a greedy answer."""
+    params = SamplingParams(max_tokens=8, stop=("\n",))
+    prompts = [request.from_fields(engine.tokenizer, task, {"message": row.message}) for row in rows]
+    answers = engine.generate(Request.of(prompt, params) for prompt in prompts)
+    texts = ["".join(chunk.text for chunk in answer) for answer in answers]
+    return sum(corpus.category_of(text) == row.category for text, row in zip(texts, rows, strict=True)) / len(rows)
+
+
+@contextmanager
+def _client(engine: Engine, bank: Bank) -> Iterator[OpenAI]:
+    """The real client, against a real server on a free port."""
+    from openai import OpenAI
+
+    with serve_in_background(create_app(engine, bank)) as url:
+        yield OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def _ask(client: OpenAI, model: str, question: str) -> str:
+    answer = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": question}], max_tokens=60, temperature=0
+    )
+    return answer.choices[0].message.content or ""
+
+
+def _first_token_times(client: OpenAI, base: str) -> tuple[float, float]:
+    """Median seconds to the first token, as a task and with the policy sent along, taking turns."""
+    cached, uncached = [], []
+    for turn in range(4):
+        question = {"role": "user", "content": f"{POLICY_QUESTION} ({turn})"}
+        cached.append(_first_token(client, POLICY, [question]))
+        uncached.append(_first_token(client, base, [{"role": "system", "content": _policy()}, question]))
+    # The first turn loads the prefix and warms caches up.
+    return statistics.median(cached[1:]), statistics.median(uncached[1:])
+
+
+def _first_token(client: OpenAI, model: str, messages: list) -> float:
+    start = time.perf_counter()
+    stream = client.chat.completions.create(model=model, messages=messages, max_tokens=2, temperature=0, stream=True)
+    for chunk in stream:
+        if chunk.choices and chunk.choices[0].delta.content:
+            break
+    seconds = time.perf_counter() - start
+    stream.close()
+    return seconds

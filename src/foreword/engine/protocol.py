@@ -1,0 +1,97 @@
+"""What server, evaluation and benchmarks know of any engine: submit, stream, cancel, score, statistics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from foreword.core import KVPrefix, ModelIdentity, SamplingParams
+
+if TYPE_CHECKING:
+    import torch
+
+    from foreword.text.request import Prompt
+    from foreword.text.verbalizer import WordTrie
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One answer to generate.
+
+    Attributes:
+        token_ids: the tokens that are run; at least one.
+        prefix: what stands in front, or ``None``.
+        prefix_length: how many of its positions are used (fewer than all only for a static prefix).
+        sampling: how to choose tokens and when to stop.
+    """
+
+    token_ids: tuple[int, ...]
+    prefix: KVPrefix | None = None
+    prefix_length: int = 0
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+    @classmethod
+    def of(cls, prompt: Prompt, sampling: SamplingParams) -> Request:
+        return cls(prompt.token_ids, prompt.prefix, prompt.prefix_length, sampling)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """All positions in front of the answer, the prefix included."""
+        return self.prefix_length + len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer.
+
+    Attributes:
+        text: new text; may be empty while a character or a stop text is incomplete.
+        token_ids: new tokens.
+        finish_reason: set on the last chunk.
+        error: one sentence if the engine failed this request.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+class Stream(Protocol):
+    """An answer on its way; iterate in a thread or in an event loop, not both."""
+
+    request: Request
+
+    def __iter__(self) -> Iterator[Chunk]: ...
+
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+
+    def cancel(self) -> None:
+        """Stop it; everything it holds is free at the next step."""
+        ...
+
+
+class EngineProtocol(Protocol):
+    """An engine serves one model; `tokenizer`, `identity` and `context` describe it."""
+
+    name: str
+    tokenizer: Any
+    identity: ModelIdentity
+    context: int | None
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request. Raises RequestError, PromptTooLong or ModelMismatch for one that can never run."""
+        ...
+
+    def score(self, prompts: Sequence[Prompt], trie: WordTrie) -> torch.Tensor:
+        """Log-probability ``[prompts, labels]`` float32 of every label behind every prompt."""
+        ...
+
+    def statistics(self) -> dict[str, float]:
+        """Counters and gauges: queue, batch, tokens, cache."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Prompt encoders, their initial values, and lowering: everything that makes a `KVPrefix`."""

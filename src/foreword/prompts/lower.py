@@ -1,0 +1,87 @@
+"""Lowering: soft tokens, an encoder or plain text become a `KVPrefix` by running the frozen model once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from foreword.core import Batch, Front, KVPrefix
+from foreword.errors import PromptTooLong, UsageError
+from foreword.models import LanguageModel
+
+if TYPE_CHECKING:
+    from foreword.prompts.base import PromptEncoder
+
+
+def lower(lm: LanguageModel, source: PromptEncoder | Front) -> KVPrefix:
+    """The prefix that a trained encoder stands for, in the model's dtype, without gradients.
+
+    A learned prefix has no token ids; the beginning-of-text token stays with the request.
+    """
+    front = source if isinstance(source, Front) else source.front()
+    if front.soft is None:
+        return _detached(lm, front.prefix) if front.prefix is not None else empty(lm)
+    batch = Batch.behind(Front(front.prefix, front.soft.detach()), [], device=lm.device)
+    return _stack(lm, front.prefix, *_collect(lm, batch))
+
+
+def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix | None = None) -> KVPrefix:
+    """A static prefix from token ids, exact to slice; behind another prefix it becomes a learned one.
+
+    Raises:
+        PromptTooLong: the tokens leave no room for a request.
+        UsageError: there are no tokens, or the model is an encoder, whose text sees the request too.
+    """
+    if not token_ids:
+        raise UsageError("the text has no tokens; a static prefix needs at least one.")
+    if not lm.causal:
+        raise UsageError(
+            f"{lm.identity.architecture} reads in both directions, so text in front changes with every request; "
+            "learn a prefix instead."
+        )
+    used = len(token_ids) + (behind.length if behind is not None else 0)
+    if lm.context is not None and used >= lm.context:
+        raise PromptTooLong(
+            f"the text has {used} tokens, the context of {lm.name} is {lm.context}; shorten it so that a request fits."
+        )
+    batch = Batch.behind(Front(behind), [tuple(token_ids)], device=lm.device)
+    prefix = _stack(lm, behind, *_collect(lm, batch))
+    # The ids hold the beginning-of-text token, if there is one; a request behind them must not bring another.
+    known = None if behind is not None and behind.length else tuple(token_ids)
+    return KVPrefix(lm.identity, prefix.keys, prefix.values, prefix.offset, known, bos="prefix")
+
+
+def empty(lm: LanguageModel) -> KVPrefix:
+    """A prefix of no positions: what a manual template is served with."""
+    keys = tuple(torch.zeros(s.kv_heads, 0, s.key_dim, dtype=lm.dtype) for s in lm.identity.layers)
+    values = tuple(torch.zeros(s.kv_heads, 0, s.value_dim, dtype=lm.dtype) for s in lm.identity.layers)
+    return KVPrefix(lm.identity, keys, values, offset=0)
+
+
+@torch.no_grad()
+def _collect(lm: LanguageModel, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values ``[kv_heads, N, dim]`` of the batch's tokens, a layer each."""
+    count = len(lm.identity.layers)
+    keys, values = [None] * count, [None] * count
+
+    def collect(layer: int, key: Tensor, value: Tensor) -> None:
+        keys[layer], values[layer] = key.contiguous(), value.contiguous()  # type: ignore[call-overload]
+
+    lm.logits(batch, torch.zeros(1, dtype=torch.long, device=lm.device), on_keys=collect)
+    return cast(list[Tensor], keys), cast(list[Tensor], values)
+
+
+def _stack(lm: LanguageModel, first: KVPrefix | None, keys: list[Tensor], values: list[Tensor]) -> KVPrefix:
+    if first is not None and first.length:
+        keys = [torch.cat([a.to(b), b], dim=1) for a, b in zip(first.keys, keys, strict=True)]
+        values = [torch.cat([a.to(b), b], dim=1) for a, b in zip(first.values, values, strict=True)]
+    return KVPrefix(lm.identity, tuple(keys), tuple(values), offset=keys[0].shape[1])
+
+
+def _detached(lm: LanguageModel, prefix: KVPrefix) -> KVPrefix:
+    keys = tuple(key.detach().to(lm.dtype) for key in prefix.keys)
+    values = tuple(value.detach().to(lm.dtype) for value in prefix.values)
+    return KVPrefix(prefix.model, keys, values, prefix.offset, prefix.token_ids, prefix.bos)

@@ -1,0 +1,32 @@
+"""No learning: a template and its words as they are, the baseline of every other method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foreword.core import Front
+from foreword.models import LanguageModel
+from foreword.prompts.base import PromptEncoder
+from foreword.prompts.init import Start
+
+
+class Nothing(PromptEncoder):
+    """Nothing stands in front."""
+
+    def front(self) -> Front:
+        return Front()
+
+
+@dataclass(frozen=True)
+class Manual:
+    """Publish the template without a prefix."""
+
+    name: ClassVar[str] = "manual"
+    lr: ClassVar[float] = 0.0
+    length: ClassVar[int] = 0
+    init: ClassVar[str] = "random"
+
+    def encoder(self, lm: LanguageModel, start: Start) -> Nothing:
+        del lm, start
+        return Nothing()

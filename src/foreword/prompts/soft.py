@@ -1,0 +1,50 @@
+"""Prompt tuning: learned input embeddings in front of the request (Lester et al. 2021, arXiv:2104.08691)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from foreword.core import Front
+from foreword.errors import UsageError
+from foreword.models import LanguageModel
+from foreword.prompts.base import PromptEncoder
+from foreword.prompts.init import Start
+
+
+class SoftPrompt(PromptEncoder):
+    """Soft tokens ``[P, hidden]``; they run once a pass and every row sees their keys and values."""
+
+    def __init__(self, values: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.values = nn.Parameter(values.float())
+        self._dtype = dtype
+
+    def front(self) -> Front:
+        return Front(soft=self.values.to(self._dtype))
+
+
+@dataclass(frozen=True)
+class PromptTuning:
+    """Learn ``length`` input embeddings. Random values are drawn with the spread of the model's own embeddings."""
+
+    name: ClassVar[str] = "prompt-tuning"
+    lr: ClassVar[float] = 0.02
+    length: ClassVar[int] = 32
+    init: ClassVar[str] = "auto"
+
+    def encoder(self, lm: LanguageModel, start: Start) -> SoftPrompt:
+        if start.prefix is not None:
+            raise UsageError("prompt-tuning cannot start from another task's keys and values; use --init text.")
+        table = lm.model.get_input_embeddings()
+        if start.token_ids is None:
+            spread = float(table.weight.float().std())
+            noise = torch.randn(start.length, table.weight.shape[1], generator=start.generator)
+            return SoftPrompt((spread * noise).to(lm.device), lm.dtype)
+        # Through the module, not its weight: some models scale embeddings on the way out.
+        ids = torch.tensor(start.token_ids, device=lm.device)
+        with torch.no_grad():
+            return SoftPrompt(table(ids).clone(), lm.dtype)

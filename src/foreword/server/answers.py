@@ -1,0 +1,105 @@
+"""Answers on their way from the engine to one client: submitted, gathered or merged, and freed in any case."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.types import Receive
+
+from foreword.engine.protocol import Chunk, EngineProtocol, FinishReason, Request, Stream
+from foreword.server.failures import unfinished
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A complete answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+def submit_all(engine: EngineProtocol, requests: Sequence[Request]) -> list[Stream]:
+    """Submit all requests, or none: if one is refused, those before it are cancelled."""
+    streams: list[Stream] = []
+    try:
+        for request in requests:
+            streams.append(engine.submit(request))
+    except Exception:
+        _cancel(streams)
+        raise
+    return streams
+
+
+async def gather(streams: Sequence[Stream]) -> list[Answer]:
+    """All answers, complete, in the order of their streams. Raises EngineError for one that ended early."""
+    return list(await asyncio.gather(*map(_complete, streams)))
+
+
+async def merge(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Chunk]]:
+    """Chunks of all streams as they come, each with the index of its stream.
+
+    Raises EngineError for an answer that ended early.
+    """
+    queue: asyncio.Queue[tuple[int, Chunk | Exception]] = asyncio.Queue()
+    pumps = [asyncio.create_task(_pump(index, stream, queue)) for index, stream in enumerate(streams)]
+    left = len(streams)
+    try:
+        while left:
+            index, chunk = await queue.get()
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield index, chunk
+            left -= chunk.finish_reason is not None
+    finally:
+        for pump in pumps:
+            pump.cancel()
+
+
+@asynccontextmanager
+async def held(receive: Receive, streams: Sequence[Stream]) -> AsyncIterator[None]:
+    """Cancel the streams when the client goes away, and whatever is left of them at the end."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        _cancel(streams)
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        _cancel(streams)
+
+
+def _cancel(streams: Sequence[Stream]) -> None:
+    for stream in streams:
+        stream.cancel()
+
+
+async def _checked(stream: Stream) -> AsyncIterator[Chunk]:
+    async for chunk in stream:
+        if chunk.finish_reason in ("cancelled", "error"):
+            raise unfinished(chunk.error)
+        yield chunk
+
+
+async def _complete(stream: Stream) -> Answer:
+    chunks = [chunk async for chunk in _checked(stream)]
+    reason = chunks[-1].finish_reason if chunks else None
+    if reason is None:
+        raise unfinished(None)
+    ids = tuple(token for chunk in chunks for token in chunk.token_ids)
+    return Answer("".join(chunk.text for chunk in chunks), ids, reason)
+
+
+async def _pump(index: int, stream: Stream, queue: asyncio.Queue[tuple[int, Chunk | Exception]]) -> None:
+    try:
+        async for chunk in _checked(stream):
+            queue.put_nowait((index, chunk))
+    except Exception as error:  # handed over: the reader of the queue raises it
+        queue.put_nowait((index, error))

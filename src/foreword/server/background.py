@@ -1,0 +1,39 @@
+"""A server in a thread of this process, for the demo and for tests."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from foreword.errors import EngineError
+
+
+@contextmanager
+def serve_in_background(app: Any, host: str = "127.0.0.1") -> Iterator[str]:
+    """Serve an ASGI app on a free port and yield its URL; the server is gone when the block ends."""
+    door = socket.socket()
+    door.bind((host, 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
+    thread.start()
+    try:
+        _wait(server, thread)
+        yield f"http://{host}:{door.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        door.close()
+
+
+def _wait(server: uvicorn.Server, thread: threading.Thread, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise EngineError("the server did not start; look at its log above.")
+        time.sleep(0.01)

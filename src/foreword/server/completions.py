@@ -1,0 +1,124 @@
+"""``POST /v1/chat/completions`` and ``POST /v1/completions``, complete or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+from starlette.responses import JSONResponse
+
+from foreword.core import SamplingParams, Task
+from foreword.engine.protocol import EngineProtocol, Request, Stream
+from foreword.evaluation.evaluate import generation_params
+from foreword.server.answers import gather, held, submit_all
+from foreword.server.events import EventStream, events
+from foreword.server.schema import ChatRequest, CompletionRequest, Generation
+from foreword.server.tasks import TaskTable
+from foreword.server.wire import Chat, Dialect, Envelope, Text, prompt_token_ids, usage
+from foreword.text import request
+from foreword.text.request import Prompt
+
+
+def completions_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+    completions = Completions(engine, tasks)
+
+    @router.post("/chat/completions", response_model=None)
+    async def chat(body: ChatRequest, http: HttpRequest) -> Response:
+        """Answer a conversation."""
+        return await completions.chat(body, http)
+
+    @router.post("/completions", response_model=None)
+    async def complete(body: CompletionRequest, http: HttpRequest) -> Response:
+        """Continue texts or token ids, or fill the task's template and answer."""
+        return await completions.complete(body, http)
+
+    return router
+
+
+@dataclass(frozen=True, eq=False)
+class Completions:
+    """Both endpoints: they differ in how a request becomes prompts and in the dialect of the answer."""
+
+    engine: EngineProtocol
+    tasks: TaskTable
+
+    async def chat(self, body: ChatRequest, http: HttpRequest) -> Response:
+        task = await self.tasks.resolve(body.model, body.task_id)
+        prompt = request.from_messages(self.engine.tokenizer, task, body.messages)
+        return await self._answer(body, http, Chat(), task, [prompt])
+
+    async def complete(self, body: CompletionRequest, http: HttpRequest) -> Response:
+        task = await self.tasks.resolve(body.model, body.task_id)
+        return await self._answer(body, http, Text(), task, self._prompts(body, task))
+
+    def _prompts(self, body: CompletionRequest, task: Task | None) -> list[Prompt]:
+        tokenizer = self.engine.tokenizer
+        if body.inputs is not None:
+            return [request.from_fields(tokenizer, task, body.inputs)]
+        return [
+            request.from_text(tokenizer, task, each) if isinstance(each, str) else request.from_ids(task, each)
+            for each in body.prompts
+        ]
+
+    async def _answer(
+        self,
+        body: Generation,
+        http: HttpRequest,
+        dialect: Dialect,
+        task: Task | None,
+        prompts: Sequence[Prompt],
+    ) -> Response:
+        requests = [Request.of(each, sampling(body, task, self._room(each))) for each in prompts]
+        ref = task.ref if task is not None else self.engine.name
+        envelope = Envelope(dialect, body.model or ref, ref)
+        streams = submit_all(self.engine, requests)
+        if body.stream:
+            return EventStream(events(envelope, streams, body), streams)
+        async with held(http.receive, streams):
+            return await _whole(envelope, streams, body)
+
+    def _room(self, prompt: Prompt) -> int | None:
+        """Tokens that an answer may have behind a prompt; at least one, so that the engine says what is wrong."""
+        if self.engine.context is None:
+            return None
+        return max(1, self.engine.context - prompt.prefix_length - len(prompt.token_ids))
+
+
+def sampling(body: Generation, task: Task | None, room: int | None) -> SamplingParams:
+    """What the request asks for, else the task's defaults, else the endpoint's.
+
+    Args:
+        room: tokens that fit behind the prompt. It bounds a default; what a client asks for is never cut.
+    """
+    defaults = task.generation if task is not None else {}
+    learned = task is not None and task.kind == "learned"
+    usual = int(defaults.get("max_tokens", body.usual_tokens))
+    temperature = body.temperature
+    if temperature is None:
+        temperature = defaults.get("temperature", 0.0 if learned else 1.0)
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop
+    return generation_params(
+        task,
+        max_tokens=body.answer_tokens or min(usual, room or usual),
+        temperature=temperature,
+        top_p=body.top_p,
+        top_k=max(body.top_k, 0) if body.top_k is not None else None,
+        seed=body.seed,
+        stop=tuple(stop) if stop is not None else None,
+        stop_token_ids=tuple(body.stop_token_ids) if body.stop_token_ids is not None else None,
+        ignore_eos=body.ignore_eos,
+    )
+
+
+async def _whole(envelope: Envelope, streams: Sequence[Stream], body: Generation) -> Response:
+    answers = await gather(streams)
+    choices = [envelope.dialect.choice(index, answer) for index, answer in enumerate(answers)]
+    if body.return_token_ids:
+        for choice, answer, stream in zip(choices, answers, streams, strict=True):
+            choice["token_ids"] = list(answer.token_ids)
+            choice["prompt_token_ids"] = prompt_token_ids(stream.request)
+    used = usage((stream.request for stream in streams), sum(len(answer.token_ids) for answer in answers))
+    return JSONResponse(envelope.whole(choices, used))

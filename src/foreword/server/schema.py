@@ -1,0 +1,231 @@
+"""What a request body may hold. A field is used, or it changes nothing, or it is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+
+def only(*neutral: object) -> AfterValidator:
+    """Accept an option that is not supported, if it is absent or has a value that changes nothing."""
+
+    def check(value: object) -> object:
+        # Compared with their types, because 0 == False in Python and not in JSON.
+        if value is None or any(type(value) is type(each) and value == each for each in neutral):
+            return value
+        raise PydanticCustomError("unsupported_parameter", "is not supported; leave it out")
+
+    return AfterValidator(check)
+
+
+def shaped(expected: str, fits: Callable[[object], bool]) -> BeforeValidator:
+    """Say what is expected in one sentence, where pydantic would list every branch of a union."""
+
+    def check(value: object) -> object:
+        if value is None or fits(value):
+            return value
+        raise PydanticCustomError("invalid_value", "must be {expected}", {"expected": expected})
+
+    return BeforeValidator(check)
+
+
+def is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_list_of(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    """A test for a list, not empty, of values that pass a test."""
+    return lambda value: isinstance(value, list) and bool(value) and all(map(fits, value))
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) or is_int(value)
+
+
+def _is_stop(value: object) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, list) and len(texts) <= 16 and all(isinstance(t, str) and t for t in texts)
+
+
+def _is_prompt(value: object) -> bool:
+    ids = is_list_of(is_int)
+    return isinstance(value, str) or any(is_list_of(fits)(value) for fits in (is_text, is_int, ids))
+
+
+class Body(BaseModel):
+    """What all bodies share: which task is asked, and that nothing unknown is let through."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str | None = Field(None, description="The base model, a task, or task@version.")
+    task_id: Annotated[int | str | None, shaped("a task's name or number", _is_name)] = Field(
+        None, description="Names the task as `model` does; the two must not contradict each other."
+    )
+    user: Any = None
+    metadata: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool | None = None
+    include_obfuscation: Any = None
+
+
+class Generation(Body):
+    """Options of both completions endpoints.
+
+    ``usual_tokens`` is the bound of an answer when neither the request nor the task gives one.
+    """
+
+    usual_tokens: ClassVar[int]
+
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="When absent: the task's own default; without one, 0 (greedy) for a learned task, and 1 as "
+        "at OpenAI for the base model and for static prompts.",
+    )
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, description="0 and -1 keep all tokens.")
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: Annotated[str | list[str] | None, shaped("a text or a list of up to 16 texts, none empty", _is_stop)] = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = Field(
+        None,
+        description="Adds `token_ids` and `prompt_token_ids` to every choice; learned positions have no ids.",
+    )
+
+    n: Annotated[Any, only(1)] = None
+    presence_penalty: Annotated[Any, only(0, 0.0)] = None
+    frequency_penalty: Annotated[Any, only(0, 0.0)] = None
+    logit_bias: Annotated[Any, only({})] = None
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError(
+                "invalid_value", "is wrong: stream_options is only for stream: true; leave it out"
+            )
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """The bound of the answer that the request asks for, if any."""
+        return self.max_tokens
+
+
+class ChatRequest(Generation):
+    """``POST /v1/chat/completions``."""
+
+    usual_tokens = 1024
+
+    messages: Annotated[
+        list[dict[str, Any]],
+        shaped("a list, not empty, of messages", is_list_of(lambda v: isinstance(v, dict))),
+    ]
+    max_completion_tokens: int | None = Field(None, ge=1)
+    store: Any = None
+    prompt_cache_retention: Any = None
+    parallel_tool_calls: Any = None
+
+    logprobs: Annotated[Any, only(False)] = None
+    top_logprobs: Annotated[Any, only(0)] = None
+    response_format: Annotated[Any, only({"type": "text"})] = None
+    tools: Annotated[Any, only([])] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    functions: Annotated[Any, only([])] = None
+    function_call: Annotated[Any, only("none", "auto")] = None
+    modalities: Annotated[Any, only(["text"])] = None
+    audio: Annotated[Any, only()] = None
+    prediction: Annotated[Any, only()] = None
+    reasoning_effort: Annotated[Any, only()] = None
+    verbosity: Annotated[Any, only()] = None
+    web_search_options: Annotated[Any, only()] = None
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        both = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(both) > 1:
+            raise PydanticCustomError(
+                "invalid_value", "is wrong: max_tokens and max_completion_tokens differ; send one of them"
+            )
+        return self
+
+    @property
+    def answer_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(Generation):
+    """``POST /v1/completions``: one of ``prompt`` and ``inputs``."""
+
+    usual_tokens = 16
+
+    prompt: Annotated[
+        str | list[str] | list[int] | list[list[int]] | None,
+        shaped("a text, a list of texts, a list of token ids, or a list of such lists", _is_prompt),
+    ] = Field(None, description="Stands behind the task's prefix verbatim, without template.")
+    inputs: dict[str, Any] | None = Field(None, description="Values for the fields of the task's template.")
+
+    logprobs: Annotated[Any, only()] = None
+    echo: Annotated[Any, only(False)] = None
+    best_of: Annotated[Any, only(1)] = None
+    suffix: Annotated[Any, only()] = None
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        if (self.prompt is None) == (self.inputs is None):
+            raise PydanticCustomError(
+                "invalid_value",
+                "must hold either prompt (text or token ids) or inputs (values for the task's template)",
+            )
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Texts and lists of token ids, one an answer."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        texts = [each for each in self.prompt or [] if not isinstance(each, int)]
+        ids = [each for each in self.prompt or [] if isinstance(each, int)]
+        return [ids] if ids else list(texts)
+
+
+def _is_input(value: object) -> bool:
+    return isinstance(value, str | dict)
+
+
+class ClassifyRequest(Body):
+    """``POST /v1/classify``."""
+
+    input: Annotated[
+        str | dict[str, Any] | list[str | dict[str, Any]],
+        shaped(
+            "a text, an object of field values, or a list of these, not empty",
+            lambda value: _is_input(value) or is_list_of(_is_input)(value),
+        ),
+    ] = Field(description="A text fills the template's only field; an object names the fields.")
+
+    @property
+    def inputs(self) -> list[str | dict[str, Any]]:
+        return self.input if isinstance(self.input, list) else [self.input]

@@ -1,0 +1,130 @@
+"""The JSON of answers: what OpenAI's two completions endpoints have in common, and the two dialects."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from foreword.engine.protocol import Chunk, Request
+from foreword.server.answers import Answer
+
+
+class Dialect(Protocol):
+    """How one endpoint writes a choice, complete or in pieces."""
+
+    id_prefix: str
+    whole: str
+    piece: str
+
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        """A complete choice."""
+        ...
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """What a stream begins with, if anything."""
+        ...
+
+    def pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        """A chunk of the engine; the last one tells why the answer ended."""
+        ...
+
+
+class Chat:
+    """``/v1/chat/completions``."""
+
+    id_prefix = "chatcmpl-"
+    whole = "chat.completion"
+    piece = "chat.completion.chunk"
+
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        return self._piece(index, {"role": "assistant", "content": ""})
+
+    def pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        text = self._piece(index, {"content": chunk.text})
+        if chunk.finish_reason is None:
+            return [text]
+        end = self._piece(index, {}, chunk.finish_reason)
+        return [text, end] if chunk.text else [end]
+
+    def _piece(self, index: int, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+
+class Text:
+    """``/v1/completions``."""
+
+    id_prefix = "cmpl-"
+    whole = "text_completion"
+    piece = "text_completion"
+
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        return self._choice(index, answer.text, answer.finish_reason)
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        return None
+
+    def pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        return [self._choice(index, chunk.text, chunk.finish_reason)]
+
+    def _choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What all bodies of one response share.
+
+    Attributes:
+        dialect: of the endpoint.
+        model: as the request named it.
+        fingerprint: ``task@version`` that answers, or the base model's name.
+    """
+
+    dialect: Dialect
+    model: str
+    fingerprint: str
+    key: str = field(default_factory=lambda: secrets.token_hex(16))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
+        """The body of a complete response."""
+        return self._body(self.dialect.whole, choices) | {"usage": usage}
+
+    def piece(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The body of one event of a stream."""
+        return self._body(self.dialect.piece, choices)
+
+    def _body(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.dialect.id_prefix + self.key,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": list(choices),
+        }
+
+
+def usage(requests: Iterable[Request], completion_tokens: int) -> dict[str, Any]:
+    """Tokens of all prompts and answers; the prefix counts, and ``cached_tokens`` says what was not computed."""
+    requests = list(requests)
+    prompt_tokens = sum(request.prompt_tokens for request in requests)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(request.prefix_length for request in requests)},
+    }
+
+
+def prompt_token_ids(request: Request) -> list[int]:
+    """The ids in front of the answer; those of a static prefix are known, a learned one has none."""
+    known = request.prefix.token_ids if request.prefix is not None else None
+    return [*(known or ())[: request.prefix_length], *request.token_ids]

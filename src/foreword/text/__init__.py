@@ -1,0 +1,1 @@
+"""Example -> tokens, logits -> labels. There is no model in this room, only its tokenizer."""

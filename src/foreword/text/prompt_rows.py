@@ -1,0 +1,62 @@
+"""Files of static prompts: JSON rows ``{task_id, prompt}`` or ``{task_id, system}``, as rtp-llm writes them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from foreword.errors import DataError
+
+
+@dataclass(frozen=True)
+class StaticPrompt:
+    """One row: a task's name and the text that stands in front of its requests."""
+
+    name: str
+    kind: Literal["system", "prompt"]
+    text: str
+
+
+def read_prompts(path: str | Path) -> list[StaticPrompt]:
+    """Rows of a JSON array, or of JSON lines. Raises DataError that names the row."""
+    rows = _rows(Path(path))
+    if not rows:
+        raise DataError(f"{path} has no prompts; give at least one row.")
+    prompts = [_prompt(row, f"{path} row {number}") for number, row in enumerate(rows, 1)]
+    names = [prompt.name for prompt in prompts]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{path} has task_id {twice!r} twice; give every prompt its own.")
+    return prompts
+
+
+def _rows(file: Path) -> list[Any]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}; check the path.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    try:
+        if text.lstrip().startswith("["):
+            return json.loads(text)
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{file} is not JSON ({error.msg}, line {error.lineno} column {error.colno}); write an array of "
+            'rows such as {"task_id": 1, "prompt": "..."}.'
+        ) from error
+
+
+def _prompt(row: Any, where: str) -> StaticPrompt:
+    mend = 'write it as {"task_id": 1, "prompt": "..."}, or with "system" for a system turn'
+    if not isinstance(row, dict) or not {"task_id"} < set(row) <= {"task_id", "prompt", "system"} or len(row) != 2:
+        raise DataError(f"{where} needs task_id and either prompt or system, and nothing else; {mend}.")
+    task_id = row["task_id"]
+    if isinstance(task_id, bool) or not isinstance(task_id, int | str):
+        raise DataError(f"{where} has task_id {task_id!r}, expected an integer or a string; {mend}.")
+    kind: Literal["system", "prompt"] = "system" if "system" in row else "prompt"
+    if not isinstance(row[kind], str) or not row[kind]:
+        raise DataError(f"{where} has no text for its {kind}; {mend}.")
+    return StaticPrompt(str(task_id), kind, row[kind])

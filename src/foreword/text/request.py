@@ -1,0 +1,152 @@
+"""How a request meets a task: which positions of the prefix it uses, and which token ids remain to be run.
+
+Server, evaluation and command line all come through here, so a task means the same thing whichever way it is
+asked. ``task=None`` is the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from foreword.core import Kind, KVPrefix, Task
+from foreword.errors import RequestError, TemplateError, UsageError
+from foreword.text import chat, seam
+from foreword.text.template import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What an engine is given.
+
+    Attributes:
+        token_ids: to be run, never empty.
+        prefix: stands in front of them; ``None`` if no position of it is used.
+        prefix_length: how many of its positions are used: all of a learned prefix, a slice of a static one.
+    """
+
+    token_ids: tuple[int, ...]
+    prefix: KVPrefix | None
+    prefix_length: int
+
+
+def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) -> Prompt:
+    """The prefix, then the text verbatim. Raises RequestError if there is nothing to run."""
+    if task is None or not _is_static(task):
+        return _verbatim(task, seam.encode(tokenizer, text, bos=_request_has_bos(task)))
+    if task.kind == "system":
+        return _joined(task, chat.encode(tokenizer, chat.system_text(tokenizer, _text(task)) + text))
+    return _joined(task, seam.encode(tokenizer, _text(task) + text, bos=task.prefix.bos != "none"))
+
+
+def from_fields(tokenizer: PreTrainedTokenizerBase, task: Task | None, inputs: Mapping[str, object]) -> Prompt:
+    """The task's template filled with named values, up to the answer.
+
+    Raises TemplateError if the task has no template or a field is missing.
+    """
+    if task is None or task.template is None:
+        name = "the base model" if task is None else f"task '{task.name}'"
+        raise TemplateError(f"{name} has no template for fields; send the text itself, or ask a task with a template.")
+    filled = Template.parse(task.template).fill(inputs, "inputs", answer=False)
+    return from_text(tokenizer, task, filled.text)
+
+
+def from_messages(
+    tokenizer: PreTrainedTokenizerBase, task: Task | None, messages: Sequence[Mapping[str, object]]
+) -> Prompt:
+    """A conversation, through the task's template if that has exactly one field, else the chat template.
+
+    Raises RequestError for messages that do not fit, TemplateError if the tokenizer has no chat template.
+    """
+    field = _only_field(task)
+    if task is not None and field is not None:
+        return from_fields(tokenizer, task, {field: _single_user_text(task, messages)})
+    if task is not None and _is_static(task):
+        return _joined(task, _static_chat_ids(tokenizer, task, messages))
+    rendered = chat.render(tokenizer, messages)
+    if _request_has_bos(task):
+        return _verbatim(task, chat.encode(tokenizer, rendered))
+    return _verbatim(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
+
+
+def from_ids(task: Task | None, token_ids: Sequence[int]) -> Prompt:
+    """Ready-made token ids behind the whole prefix. Raises RequestError if there is nothing to run."""
+    if task is None or task.prefix.token_ids is None:
+        return _verbatim(task, token_ids)
+    return _joined(task, [*task.prefix.token_ids, *token_ids])
+
+
+def static_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) -> tuple[int, ...]:
+    """The token ids that the prefix of a static task is computed from when it is published.
+
+    Raises UsageError for an empty text or a learned task, TemplateError if a system turn cannot be rendered.
+    """
+    if kind == "learned":
+        raise UsageError("a learned task has no text to compute its prefix from; use kind 'system' or 'prompt'.")
+    if not text:
+        raise UsageError("the text of a static task is empty; give it at least one character.")
+    if kind == "system":
+        return tuple(chat.encode(tokenizer, chat.system_text(tokenizer, text)))
+    return tuple(seam.encode(tokenizer, text, bos=True))
+
+
+def _is_static(task: Task) -> bool:
+    return task.prefix.token_ids is not None
+
+
+def _request_has_bos(task: Task | None) -> bool:
+    if task is None:
+        return True
+    # An empty prefix cannot hold the beginning-of-text token, so there it is always the request's.
+    return task.prefix.bos == "request" or (task.prefix.length == 0 and task.prefix.bos == "prefix")
+
+
+def _verbatim(task: Task | None, token_ids: Sequence[int]) -> Prompt:
+    if not token_ids:
+        raise RequestError("the request is empty, so there is nothing to continue; send at least one token.")
+    if task is None or task.prefix.length == 0:
+        return Prompt(tuple(token_ids), None, 0)
+    return Prompt(tuple(token_ids), task.prefix, task.prefix.length)
+
+
+def _joined(task: Task, joined_ids: Sequence[int]) -> Prompt:
+    usable, rest = seam.split_static(task.prefix.token_ids or (), joined_ids)
+    return Prompt(tuple(rest), task.prefix if usable else None, usable)
+
+
+def _text(task: Task) -> str:
+    if task.text is None:
+        raise RequestError(
+            f"task '{task.name}' has a static prefix without its text, so no text can be joined to it; send "
+            "token ids, or publish it again with --text or --system."
+        )
+    return task.text
+
+
+def _static_chat_ids(
+    tokenizer: PreTrainedTokenizerBase, task: Task, messages: Sequence[Mapping[str, object]]
+) -> list[int]:
+    if task.kind == "system":
+        return chat.encode(tokenizer, chat.render(tokenizer, messages, system=_text(task)))
+    rendered = chat.without_bos(tokenizer, chat.render(tokenizer, messages))
+    return seam.encode(tokenizer, _text(task) + rendered, bos=task.prefix.bos != "none")
+
+
+def _only_field(task: Task | None) -> str | None:
+    fields = Template.parse(task.template).fields if task is not None and task.template is not None else ()
+    return fields[0] if len(fields) == 1 else None
+
+
+def _single_user_text(task: Task, messages: Sequence[Mapping[str, object]]) -> str:
+    turns = chat.checked(messages)
+    if len(turns) != 1 or turns[0]["role"] != "user":
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise RequestError(
+            f"task '{task.name}' answers one user message through its template, got {len(turns)} ({roles}); "
+            "send only the message to answer."
+        )
+    return turns[0]["content"]

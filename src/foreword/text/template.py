@@ -1,0 +1,288 @@
+"""The template language: how the fields of an example become one text with a place for the answer.
+
+    {field}         the value of an input field
+    {mask}          where the label word goes
+    {target:field}  where generated text goes; its value in training comes from that field
+    {soft:N}        N learned soft tokens
+    {{  }}          a literal brace
+
+A template is data, never code: it is cut by one regular expression, and values are put in as they stand, so
+braces inside a value mean nothing. Training, evaluation, server and command line fill templates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from foreword.errors import TemplateError
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class Field:
+    name: str
+
+
+@dataclass(frozen=True)
+class Mask:
+    pass
+
+
+@dataclass(frozen=True)
+class Target:
+    field: str
+
+
+@dataclass(frozen=True)
+class Soft:
+    length: int
+
+
+Part = Text | Field | Mask | Target | Soft
+
+_RESERVED = ("mask", "soft", "target")
+_PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
+_LENGTH = re.compile(r"[1-9][0-9]{0,5}")
+_ESCAPE = re.compile(r"\\([nt\\])")
+_ESCAPED = {"n": "\n", "t": "\t", "\\": "\\"}
+
+
+@dataclass(frozen=True)
+class Filled:
+    """One example as text.
+
+    Attributes:
+        prompt: everything before the answer; no two neighbours are both text.
+        target: the text to be generated, if the template has one and it was asked for.
+        after: the text behind the answer, empty if there is none.
+    """
+
+    prompt: tuple[str | Soft, ...]
+    target: str | None
+    after: str
+
+    @property
+    def text(self) -> str:
+        """The prompt as one string. Raises TemplateError if there are soft tokens in it."""
+        for piece in self.prompt:
+            if isinstance(piece, Soft):
+                raise TemplateError(
+                    f"the template has soft tokens ({{soft:{piece.length}}}), which plain text cannot "
+                    "carry; take {soft:N} out of the template, or learn a prefix instead."
+                )
+        return _joined(self.prompt)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed template; ``parts`` never hold two neighbouring texts."""
+
+    source: str
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def parse(cls, source: str) -> Template:
+        """Cut a source into parts. Raises TemplateError that names the column and the mend."""
+        if not source:
+            raise TemplateError("the template is empty; write one such as '{text}\\nLabel:{mask}'.")
+        placed = [(piece.start(), _part(source, piece)) for piece in _PIECE.finditer(source)]
+        _check_answer(source, placed)
+        return cls(source, _merged(part for _, part in placed))
+
+    @classmethod
+    def default(cls, field: str) -> Template:
+        """The template for a data set with a single text field."""
+        return cls.parse(f"{{{field}}}\nLabel:{{mask}}")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Input fields in the order of their first use; the target is not one of them."""
+        return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, Field)))
+
+    @property
+    def target(self) -> str | None:
+        """The field that holds the text to be generated, or None."""
+        return next((part.field for part in self.parts if isinstance(part, Target)), None)
+
+    @property
+    def has_mask(self) -> bool:
+        return any(isinstance(part, Mask) for part in self.parts)
+
+    @property
+    def soft_tokens(self) -> int:
+        """Soft tokens of all ``{soft:N}`` together."""
+        return sum(part.length for part in self.parts if isinstance(part, Soft))
+
+    @property
+    def before_answer(self) -> str:
+        """The literal text directly before the answer; empty if something else stands there, or no answer."""
+        for before, part in zip((None, *self.parts), self.parts, strict=False):
+            if isinstance(part, Mask | Target):
+                return before.text if isinstance(before, Text) else ""
+        return ""
+
+    def require_answer(self) -> None:
+        """Raise TemplateError unless the template says where the answer goes."""
+        if not self.has_mask and self.target is None:
+            raise TemplateError(
+                f"the template {_shown(self.source)} has no place for the answer; add {{mask}} where the "
+                "label goes, or {target:field} where the text of a field is to be generated."
+            )
+
+    def fill(self, row: Mapping[str, object], where: str = "", *, answer: bool = True) -> Filled:
+        """Put the values of a row in.
+
+        Args:
+            row: str, int, float and bool values become text; others are refused.
+            where: how errors name the row, such as ``train.jsonl line 3``.
+            answer: False if only the inputs are known, as in serving; the target field may then be absent.
+
+        Raises TemplateError for a field that is missing or is not text.
+        """
+        prompt: list[str | Soft] = []
+        after: list[str | Soft] = []
+        target: str | None = None
+        pieces = prompt
+        for part in self.parts:
+            if isinstance(part, Target) and answer:
+                target = _value(row, part.field, where)
+            if isinstance(part, Mask | Target):
+                pieces = after
+            else:
+                pieces.append(_piece(part, row, where))
+        return Filled(_compact(prompt), target, _joined(after))
+
+
+def decode_escapes(text: str) -> str:
+    r"""Turn ``\n``, ``\t`` and ``\\``, as typed on a command line, into newline, tab and backslash.
+
+    Every other backslash stays as it is: Windows paths and LaTeX appear in prompts too.
+    """
+    return _ESCAPE.sub(lambda match: _ESCAPED[match[1]], text)
+
+
+def _part(source: str, piece: re.Match[str]) -> Part:
+    token, start = piece.group(), piece.start()
+    if token in ("{{", "}}"):
+        return Text(token[0])
+    if token == "{":
+        raise _wrong(source, start, "'{' is never closed; close it with '}', or write '{{' for a literal brace")
+    if token == "}":
+        raise _wrong(source, start, "'}' closes nothing; open it with '{', or write '}}' for a literal brace")
+    return _slot(source, start, token[1:-1]) if token[0] == "{" else Text(token)
+
+
+def _slot(source: str, start: int, body: str) -> Part:
+    name, colon, argument = body.partition(":")
+    if body == "mask":
+        return Mask()
+    if colon and name == "soft" and _LENGTH.fullmatch(argument):
+        return Soft(int(argument))
+    # Behind the colon nothing is reserved: data sets with a column called "target" are common.
+    if colon and name == "target" and argument.isidentifier():
+        return Target(argument)
+    if not colon and name.isidentifier() and name not in _RESERVED:
+        return Field(name)
+    raise _wrong(source, start, _slot_problem(body))
+
+
+def _slot_problem(body: str) -> str:
+    slot = _shown(f"{{{body}}}")
+    name, _, _ = body.partition(":")
+    if not body:
+        return "'{}' names no field; write '{field}', or '{{}}' for literal braces"
+    if name == "soft":
+        return f"{slot} needs a number of soft tokens from 1 to 999999; write one such as '{{soft:4}}'"
+    if name == "target":
+        return f"{slot} needs the name of the field to generate; write it as '{{target:field}}'"
+    return (
+        f"{slot} is not a slot; write '{{field}}' with a field name of letters, digits and '_', '{{mask}}', "
+        "'{target:field}' or '{soft:N}', and '{{' and '}}' for literal braces"
+    )
+
+
+def _check_answer(source: str, placed: list[tuple[int, Part]]) -> None:
+    answer: Part | None = None
+    for start, part in placed:
+        if isinstance(part, Mask | Target):
+            if answer is not None:
+                raise _wrong(source, start, _second_answer(answer, part))
+            answer = part
+        elif isinstance(part, Soft) and answer is not None:
+            raise _wrong(source, start, "soft tokens cannot stand behind the answer; move them in front of it")
+
+
+def _second_answer(first: Part, second: Part) -> str:
+    if isinstance(first, Mask) and isinstance(second, Mask):
+        return "a second '{mask}'; keep one, since an example has one label"
+    if isinstance(first, Target) and isinstance(second, Target):
+        return "a second '{target:...}'; keep one, since an example has one answer"
+    return "both '{mask}' and '{target:...}'; keep '{mask}' to classify, or '{target:field}' to generate"
+
+
+def _wrong(source: str, start: int, problem: str) -> TemplateError:
+    lines = source[:start].split("\n")
+    line = f"line {len(lines)} " if "\n" in source else ""
+    return TemplateError(f"template {_shown(source)}, {line}column {len(lines[-1]) + 1}: {problem}.")
+
+
+def _shown(source: str) -> str:
+    return repr(source if len(source) <= 60 else source[:57] + "...")
+
+
+def _merged(parts: Iterable[Part]) -> tuple[Part, ...]:
+    merged: list[Part] = []
+    for part in parts:
+        last = merged[-1] if merged else None
+        if isinstance(part, Text) and isinstance(last, Text):
+            merged[-1] = Text(last.text + part.text)
+        else:
+            merged.append(part)
+    return tuple(merged)
+
+
+def _piece(part: Text | Field | Soft, row: Mapping[str, object], where: str) -> str | Soft:
+    if isinstance(part, Text):
+        return part.text
+    return _value(row, part.name, where) if isinstance(part, Field) else part
+
+
+def _value(row: Mapping[str, object], name: str, where: str) -> str:
+    at = f"{where}: " if where else ""
+    if name not in row:
+        has = ", ".join(sorted(map(str, row))) or "no fields at all"
+        raise TemplateError(
+            f"{at}the row has no field '{name}' (it has: {has}); add it to the row, or name another field "
+            "in the template."
+        )
+    value = row[name]
+    if not isinstance(value, str | int | float):
+        raise TemplateError(f"{at}field '{name}' is {_kind(value)}, not text; give it a string, a number or a boolean.")
+    return str(value)
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    return {list: "a list", dict: "an object"}.get(type(value), f"of type {type(value).__name__}")
+
+
+def _compact(pieces: list[str | Soft]) -> tuple[str | Soft, ...]:
+    compact: list[str | Soft] = []
+    for piece in pieces:
+        last = compact[-1] if compact else None
+        if isinstance(piece, str) and isinstance(last, str):
+            compact[-1] = last + piece
+        elif piece != "":
+            compact.append(piece)
+    return tuple(compact)
+
+
+def _joined(pieces: Iterable[str | Soft]) -> str:
+    return "".join(piece for piece in pieces if isinstance(piece, str))

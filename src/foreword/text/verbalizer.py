@@ -1,0 +1,224 @@
+"""Which words stand for which label, and how their log-probabilities become a score a label.
+
+All words hang as a token trie behind one shared prompt, so a label may have several words of several tokens
+and the prompt is still run once. Training takes the cross-entropy of the same scores that serving ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foreword.errors import VerbalizerError
+from foreword.text import seam
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_EXAMPLE = '{"positive": " great", "negative": [" bad", " awful"]}'
+
+
+@dataclass(frozen=True)
+class Verbalizer:
+    """Words of every label, in the order of the labels; words are taken verbatim, spaces included."""
+
+    words: Mapping[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        if len(self.words) < 2:
+            raise VerbalizerError(f"a verbalizer needs at least 2 labels, got {len(self.words)}; add the others.")
+        owners: dict[str, str] = {}
+        for label, words in self.words.items():
+            _check_words(label, words)
+            for word in words:
+                if owners.setdefault(word, label) != label:
+                    raise VerbalizerError(
+                        f"word {word!r} stands for both '{owners[word]}' and '{label}'; give it to one label only."
+                    )
+
+    @classmethod
+    def parse(cls, source: str | Mapping[str, object]) -> Verbalizer:
+        """Read a verbalizer from a mapping, from JSON text, or from the JSON file at a path.
+
+        Raises VerbalizerError for anything but an object of labels, each with a word or a list of words.
+        """
+        data = _read(source) if isinstance(source, str) else source
+        if not isinstance(data, Mapping):
+            raise VerbalizerError(f"a verbalizer is an object of labels and words; write it as {_EXAMPLE}.")
+        return cls({str(label): _as_words(str(label), words) for label, words in data.items()})
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[str]) -> Verbalizer:
+        """Every label's name as its word, with the space that parts it from the text before it."""
+        twice = next((label for label in labels if list(labels).count(label) > 1), None)
+        if twice is not None:
+            raise VerbalizerError(f"label '{twice}' is given twice; name every label once.")
+        return cls({label: (f" {label}",) for label in labels})
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.words)
+
+    def index(self, label: str, where: str = "") -> int:
+        """Place of a label. Raises VerbalizerError that begins with ``where`` if there is no such label."""
+        if label in self.words:
+            return self.labels.index(label)
+        near = get_close_matches(label, self.labels, n=1)
+        mend = f"did you mean '{near[0]}'?" if near else "add it to the verbalizer, or correct the row."
+        shown = ", ".join(self.labels[:12]) + (", ..." if len(self.labels) > 12 else "")
+        at = f"{where}: " if where else ""
+        raise VerbalizerError(f"{at}label '{label}' is not in the verbalizer (labels: {shown}); {mend}")
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, after: str) -> WordTrie:
+        """The words as tokens that continue ``after``, the literal text before ``{mask}``.
+
+        Raises VerbalizerError if two labels share a token sequence, TemplateError if a word merges with
+        ``after``.
+        """
+        owners: dict[tuple[int, ...], int] = {}
+        for index, (label, words) in enumerate(self.words.items()):
+            for word in words:
+                tokens = tuple(seam.continuation(tokenizer, word, after))
+                if not tokens:
+                    raise VerbalizerError(f"word {word!r} of label '{label}' has no tokens; choose another word.")
+                # Two spellings of one token sequence under one label are one word, not twice its probability.
+                if owners.setdefault(tokens, index) != index:
+                    raise VerbalizerError(
+                        f"word {word!r} of label '{label}' has the same tokens as a word of "
+                        f"'{self.labels[owners[tokens]]}', so the model cannot tell them apart; choose "
+                        "another word."
+                    )
+        return WordTrie.build([(label, tokens) for tokens, label in owners.items()], len(self.words))
+
+
+@dataclass(frozen=True)
+class WordTrie:
+    """Token trie of all words behind one prompt. A node may both end a word and go on to a longer one.
+
+    Attributes:
+        tokens: token id of every node.
+        parents: the node that it continues, always an earlier one; ``None`` continues the prompt itself.
+        words: label index and path of nodes, root to leaf, of every word.
+        inner: nodes with children: exactly these are run through the model to score the nodes below, each as
+            a one-token row that continues its parent's row.
+        labels: how many labels there are.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int | None, ...]
+    words: tuple[tuple[int, tuple[int, ...]], ...]
+    inner: tuple[int, ...]
+    labels: int
+
+    @classmethod
+    def build(cls, words: Sequence[tuple[int, Sequence[int]]], labels: int) -> WordTrie:
+        """Hang words, as label index and token ids, into one trie."""
+        nodes: dict[tuple[int | None, int], int] = {}
+        paths: list[tuple[int, tuple[int, ...]]] = []
+        for label, tokens in words:
+            path: list[int] = []
+            for token in tokens:
+                parent = path[-1] if path else None
+                path.append(nodes.setdefault((parent, token), len(nodes)))
+            paths.append((label, tuple(path)))
+        parents = tuple(parent for parent, _ in nodes)
+        inner = tuple(sorted({parent for parent in parents if parent is not None}))
+        return cls(tuple(token for _, token in nodes), parents, tuple(paths), inner, labels)
+
+    def label_scores(self, node_logprobs: torch.Tensor) -> torch.Tensor:
+        """A score a label: the sum of log-probabilities along a word, ``logsumexp`` over the label's words.
+
+        Args:
+            node_logprobs: ``[..., nodes]``, log-probability of every node's token given its parent.
+
+        Returns:
+            ``[..., labels]``, in the same dtype.
+        """
+        import torch
+
+        # Padding points one place past the end: at a zero for sums, at minus infinity for logsumexp. A
+        # product with a 0/1 matrix would be shorter, but one log-probability of minus infinity makes it NaN.
+        paths = torch.tensor(self._paths, device=node_logprobs.device)
+        groups = torch.tensor(self._groups, device=node_logprobs.device)
+        one = node_logprobs.new_zeros(*node_logprobs.shape[:-1], 1)
+        words = torch.cat((node_logprobs, one), dim=-1)[..., paths].sum(dim=-1)
+        return torch.cat((words, one - torch.inf), dim=-1)[..., groups].logsumexp(dim=-1)
+
+    @cached_property
+    def _paths(self) -> list[list[int]]:
+        """``[words, longest word]`` nodes, padded with the number of nodes."""
+        return _padded([path for _, path in self.words], len(self.tokens))
+
+    @cached_property
+    def _groups(self) -> list[list[int]]:
+        """``[labels, most words]`` places in ``words``, padded with the number of words."""
+        groups: list[list[int]] = [[] for _ in range(self.labels)]
+        for place, (label, _) in enumerate(self.words):
+            groups[label].append(place)
+        return _padded(groups, len(self.words))
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> list[list[int]]:
+    width = max(map(len, rows))
+    return [[*row, *[fill] * (width - len(row))] for row in rows]
+
+
+def _check_words(label: str, words: tuple[str, ...]) -> None:
+    if not words:
+        raise VerbalizerError(f"label '{label}' has no words; give it at least one, as in {_EXAMPLE}.")
+    for word in words:
+        if not isinstance(word, str):
+            raise VerbalizerError(f"label '{label}' has {word!r} for a word; words are strings, so put it in quotes.")
+        if not word:
+            raise VerbalizerError(f"label '{label}' has an empty word; give it at least one character.")
+
+
+def _as_words(label: str, words: object) -> tuple[str, ...]:
+    if isinstance(words, str):
+        return (words,)
+    if isinstance(words, list | tuple):
+        return tuple(words)
+    raise VerbalizerError(f"label '{label}' has {words!r} for words; write a string or a list of strings.")
+
+
+def _read(source: str) -> object:
+    if source.lstrip()[:1] in ("{", "["):
+        return _loads(source, "the verbalizer")
+    try:
+        text = Path(source).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise VerbalizerError(
+            f"the verbalizer {source[:60]!r} is neither JSON text nor a readable file ({_reason(error)}); "
+            f"write it as {_EXAMPLE}, or name a JSON file."
+        ) from None
+    return _loads(text, f"verbalizer {source}")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _loads(text: str, what: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise VerbalizerError(
+            f"{what} is not valid JSON at line {error.lineno} column {error.colno} ({error.msg}); write it "
+            f"as {_EXAMPLE}."
+        ) from None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # JSON readers keep the last of two equal keys, which would lose words without a sound.
+    result: dict[str, object] = {}
+    for label, words in pairs:
+        if label in result:
+            raise VerbalizerError(f"label '{label}' is given twice; put all its words into one list.")
+        result[label] = words
+    return result

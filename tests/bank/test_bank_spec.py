@@ -1,0 +1,37 @@
+"""The worked example of ``SPEC.md`` is real: its bytes are read by the code."""
+
+import json
+import re
+from pathlib import Path
+
+import foreword.bank
+from foreword.bank.digests import check_bytes
+from foreword.bank.prefix_file import read_prefix
+from foreword.bank.record import parse_record, write_record
+
+SPEC = (Path(foreword.bank.__path__[0]) / "SPEC.md").read_text(encoding="utf-8")
+
+
+def block(kind: str, index: int = 0) -> str:
+    return re.findall(rf"```{kind}\n(.*?)\n```", SPEC, re.DOTALL)[index]
+
+
+def example_prefix() -> bytes:
+    length = bytes.fromhex(block("hex"))
+    header = block("header").encode().ljust(int.from_bytes(length, "little"))
+    return length + header + bytes.fromhex(block("hex", 1).replace("\n", " "))
+
+
+def test_the_example_prefix_is_read(tmp_path: Path) -> None:
+    (tmp_path / "prefix.safetensors").write_bytes(example_prefix())
+    prefix = read_prefix(tmp_path / "prefix.safetensors")
+    assert (prefix.keys[0].tolist(), prefix.values[0].tolist()) == ([[[1.0, -2.0]]], [[[0.5, 0.0]]])
+
+
+def test_the_example_task_is_read() -> None:
+    text = block("task") + "\n"
+    version = re.findall(r"`mood/versions/([^`]+)`", SPEC)[0]
+    record = parse_record(text.encode(), "SPEC.md", "mood", version)
+    assert write_record(record) == text.encode()
+    check_bytes(example_prefix(), **record["files"]["prefix.safetensors"], where="SPEC.md")
+    assert list(json.loads(text)["verbalizer"]) == ["好", "差"]

@@ -1,0 +1,263 @@
+"""What is refused, and how: always OpenAI's error shape, one sentence, and the field by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from foreword.core import SamplingParams
+from foreword.engine.protocol import Chunk, Request
+from foreword.server.app import create_app
+from server.running import House, serve
+
+HELLO: Any = [{"role": "user", "content": "Hello"}]
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+
+
+def post(house: House, path: str, **body: Any) -> httpx.Response:
+    given = {"messages": HELLO} if path == CHAT else {"prompt": "Hi"}
+    return httpx.post(house.url + path, json={"model": "tiny-llama", "max_tokens": 2, **given, **body})
+
+
+def check(answer: httpx.Response, status: int, code: str, param: str | None) -> str:
+    """The message of an error in OpenAI's shape."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param)
+    assert error["message"].endswith((".", "?"))
+    assert "\n" not in error["message"]
+    return error["message"]
+
+
+UNSUPPORTED = [
+    (CHAT, "logprobs", True),
+    (CHAT, "top_logprobs", 2),
+    (CHAT, "tools", [{"type": "function"}]),
+    (CHAT, "tool_choice", "required"),
+    (CHAT, "response_format", {"type": "json_object"}),
+    (CHAT, "reasoning_effort", "low"),
+    (CHAT, "n", 2),
+    (CHAT, "presence_penalty", 0.5),
+    (TEXT, "frequency_penalty", 1),
+    (TEXT, "logit_bias", {"5": 1}),
+    (TEXT, "logprobs", 0),
+    (TEXT, "echo", True),
+    (TEXT, "best_of", 2),
+    (TEXT, "suffix", "end"),
+    (TEXT, "min_p", 0.1),
+    (TEXT, "messages", []),
+]
+
+
+@pytest.mark.parametrize(("path", "option", "value"), UNSUPPORTED)
+def test_unsupported_options_are_refused_by_name(house: House, path: str, option: str, value: object) -> None:
+    message = check(post(house, path, **{option: value}), 400, "unsupported_parameter", option)
+    assert message.startswith(f"{option} is not supported")
+
+
+def test_openai_names_the_option(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="poet", messages=HELLO, presence_penalty=1)
+    assert (caught.value.param, caught.value.code) == ("presence_penalty", "unsupported_parameter")
+
+
+def test_options_that_change_nothing_are_accepted(house: House) -> None:
+    shared: dict[str, Any] = {
+        "n": 1,
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "logit_bias": {},
+        "user": "me",
+        "metadata": {"a": "b"},
+        "service_tier": "auto",
+        "safety_identifier": "x",
+        "prompt_cache_key": "y",
+        "stop": None,
+        "top_k": -1,
+        "stream": False,
+    }
+    chat = {
+        "logprobs": False,
+        "tools": [],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "response_format": {"type": "text"},
+        "store": True,
+    }
+    text = {"logprobs": None, "echo": False, "best_of": 1, "suffix": None}
+    assert post(house, CHAT, **shared, **chat).status_code == 200
+    assert post(house, TEXT, **shared, **text).status_code == 200
+
+
+WRONG = [
+    (CHAT, "temperature", -1),
+    (CHAT, "temperature", "hot"),
+    (CHAT, "max_tokens", 0),
+    (CHAT, "top_p", 0),
+    (CHAT, "messages", []),
+    (CHAT, "messages", "Hello"),
+    (CHAT, "seed", 2**70),
+    (TEXT, "seed", 1.5),
+    (TEXT, "top_k", -2),
+    (TEXT, "stop", [""]),
+    (TEXT, "stop", ["x"] * 17),
+    (TEXT, "stop", 5),
+    (TEXT, "prompt", []),
+    (TEXT, "prompt", ["a", 5]),
+    (TEXT, "prompt", 5),
+    (TEXT, "ignore_eos", "yes"),
+    (TEXT, "stop_token_ids", ["x"]),
+]
+
+
+@pytest.mark.parametrize(("path", "option", "value"), WRONG)
+def test_wrong_values_are_named(house: House, path: str, option: str, value: object) -> None:
+    answer = post(house, path, **{option: value})
+    param = answer.json()["error"]["param"]
+    assert param.split("[")[0] == option
+    message = check(answer, 400, "invalid_value", param)
+    assert message.startswith(param)
+
+
+def test_contradictions_are_refused(house: House) -> None:
+    assert "differ" in check(post(house, CHAT, max_completion_tokens=5), 400, "invalid_value", None)
+    assert "inputs" in check(post(house, TEXT, inputs={"a": "b"}), 400, "invalid_value", None)
+    assert "inputs" in check(post(house, TEXT, prompt=None), 400, "invalid_value", None)
+    options = {"include_usage": True}
+    assert "stream" in check(post(house, TEXT, stream_options=options), 400, "invalid_value", None)
+
+
+def test_bodies_that_are_no_objects(house: House) -> None:
+    url = house.url + TEXT
+    json_header = {"content-type": "application/json"}
+    check(httpx.post(url, content="{", headers=json_header), 400, "invalid_json", None)
+    check(httpx.post(url, content="{}", headers={"content-type": "text/plain"}), 400, "invalid_value", None)
+    check(httpx.post(url), 400, "invalid_value", None)
+    check(httpx.post(url, json=[1]), 400, "invalid_value", None)
+    deep = "[" * 100_000 + "]" * 100_000
+    assert httpx.post(url, content=deep, headers=json_header).status_code == 400
+    check(httpx.post(url, json={"model": "x"}), 400, "invalid_value", None)
+    check(httpx.post(house.url + CHAT, json={"model": "x"}), 400, "invalid_value", "messages")
+    nan = '{"model": "tiny-llama", "prompt": "x", "temperature": NaN}'
+    check(httpx.post(url, content=nan, headers=json_header), 400, "invalid_value", "temperature")
+
+
+def test_prompts_that_are_too_long(client: openai.OpenAI) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model="poet", prompt="x" * 300, stream=stream)
+        assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="ask for at most"):
+        client.completions.create(model="poet", prompt="x" * 200, max_tokens=100)
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model="poet", prompt=["fine", "x" * 300])
+
+
+def test_prompts_that_cannot_run(house: House) -> None:
+    for prompt in ("", [[5000]], [-1]):
+        check(post(house, TEXT, prompt=prompt), 400, "invalid_request", None)
+    image = [{"role": "user", "content": [{"type": "image_url"}]}]
+    check(post(house, CHAT, messages=image), 400, "unsupported_parameter", None)
+
+
+def test_half_a_surrogate_pair(house: House) -> None:
+    def ask(model: str, prompt: str) -> httpx.Response:
+        body = f'{{"model": "{model}", "prompt": "{prompt}"}}'
+        return httpx.post(house.url + TEXT, content=body, headers={"content-type": "application/json"})
+
+    check(ask("tiny-llama", r"\ud800"), 400, "invalid_request", None)
+    check(ask(r"\ud800", "Hi"), 404, "model_not_found", "model")
+
+
+def test_routes_that_are_not(house: House) -> None:
+    check(httpx.get(f"{house.url}/v2/models"), 404, "not_found", None)
+    check(httpx.get(f"{house.url}/v1"), 404, "not_found", None)
+    check(httpx.get(f"{house.url}/v1/models/"), 404, "model_not_found", "model")
+    wrong = httpx.get(house.url + TEXT)
+    check(wrong, 405, "method_not_allowed", None)
+    assert wrong.headers["allow"] == "POST"
+
+
+def test_probes(house: House) -> None:
+    assert httpx.get(f"{house.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{house.url}/ready").json() == {"status": "ready", "model": "tiny-llama"}
+    schema = httpx.get(f"{house.url}/openapi.json").json()["components"]["schemas"]
+    assert "greedy" in schema["ChatRequest"]["properties"]["temperature"]["description"]
+
+
+class BrokenStream:
+    """Gives some text, and then what it was told to give."""
+
+    def __init__(self, request: Request, ending: Sequence[Chunk | Exception]) -> None:
+        self.request = request
+        self._ending = ending
+
+    def cancel(self) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Chunk]:
+        raise NotImplementedError
+
+    async def __aiter__(self):
+        yield Chunk("some text", (1,))
+        for chunk in self._ending:
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+
+
+class BrokenEngine:
+    """The house's engine, whose answers break in the middle."""
+
+    def __init__(self, house: House, *ending: Chunk | Exception) -> None:
+        engine = house.engine
+        self.name, self.tokenizer = engine.name, engine.tokenizer
+        self.identity, self.context = engine.identity, engine.context
+        self.score, self.statistics, self.close = engine.score, engine.statistics, engine.close
+        self._ending = ending
+
+    def submit(self, request: Request) -> BrokenStream:
+        assert request.sampling != SamplingParams()
+        return BrokenStream(request, self._ending)
+
+
+BREAKS = [
+    (Chunk("", (), "error", "the engine failed."), 503, "the engine failed."),
+    (Chunk("", (), "cancelled"), 503, "stopped before"),
+    (RuntimeError("secret /path"), 500, "unexpected error"),
+]
+
+
+@pytest.mark.parametrize(("ending", "status", "sentence"), BREAKS)
+def test_engines_that_break(
+    house: House, ending: Chunk | Exception, status: int, sentence: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(create_app(BrokenEngine(house, ending), house.bank)) as url:
+        body = {"model": "poet", "messages": HELLO}
+        whole = httpx.post(url + CHAT, json=body)
+        assert whole.status_code == status
+        assert sentence in whole.json()["error"]["message"]
+        assert "secret" not in whole.text
+        streamed = httpx.post(url + CHAT, json=body | {"stream": True})
+        assert streamed.status_code == 200
+        last = streamed.text.strip().split("\n\n")[-1]
+        assert last.startswith('event: error\ndata: {"error": {"message": ')
+        assert sentence in last
+        assert "secret" not in streamed.text
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            stream = client.chat.completions.create(model="poet", messages=HELLO, stream=True)
+            with pytest.raises(openai.APIError, match=sentence):
+                list(stream)
+
+
+def test_the_application_needs_no_torch() -> None:
+    code = "import sys, foreword.server.app; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

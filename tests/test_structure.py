@@ -1,0 +1,113 @@
+"""The arrows between rooms, the public names, and what the quick commands may import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import foreword
+
+SOURCE = Path(foreword.__file__).parent
+EVERYWHERE = {"core", "errors", "home", "version"}
+# "is used by", read the other way: what each room may import, beside the nouns that all may.
+USES = {
+    "core": set(),
+    "errors": set(),
+    "home": set(),
+    "version": set(),
+    "attention": set(),
+    "models": {"attention"},
+    "text": set(),
+    "bank": set(),
+    "prompts": {"models", "attention", "text"},
+    "engine": {"models", "attention", "text"},
+    "evaluation": {"engine", "text"},
+    "training": {"models", "attention", "text", "prompts", "engine", "evaluation"},
+    "server": {"text", "bank", "evaluation", "engine"},
+    "demo": None,
+    "cli": None,
+    "__main__": {"cli"},
+}
+
+
+def files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def room(file: Path) -> str:
+    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names below ``foreword`` that a file imports; ``""`` for the package root itself."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+            if node.module == "foreword":
+                names = [f"foreword.{alias.name}" for alias in node.names]
+        else:
+            assert not isinstance(node, ast.ImportFrom), f"{file} has a relative import"
+            continue
+        found |= {name.removeprefix("foreword").lstrip(".") for name in names if name.split(".")[0] == "foreword"}
+    return found
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(SOURCE)))
+def test_rooms_use_only_what_the_design_draws(file):
+    if file == SOURCE / "__init__.py":
+        return
+    here = room(file)
+    for name in imports(file):
+        assert name, f"{file} imports the package root"
+        target = name.split(".")[0]
+        allowed = USES[here]
+        assert target in EVERYWHERE | {here} or allowed is None or target in allowed, f"{here} may not use {name}"
+
+
+def test_the_server_knows_only_the_engine_protocol():
+    for file in (SOURCE / "server").glob("*.py"):
+        used = {name for name in imports(file) if name.startswith("engine")}
+        assert used <= {"engine.protocol"}, f"{file} uses {used}"
+
+
+def test_every_room_is_drawn():
+    assert {room(file) for file in files()} - {"__init__"} == set(USES)
+
+
+def test_public_names():
+    assert sorted(foreword.__all__) == sorted(
+        [
+            "Bank",
+            "Engine",
+            "KVPrefix",
+            "Manual",
+            "PTuningV2",
+            "PromptTuning",
+            "Recipe",
+            "SamplingParams",
+            "Task",
+            "Template",
+            "Verbalizer",
+            "__version__",
+            "evaluate",
+            "load_model",
+            "lower",
+            "train",
+        ]
+    )
+    assert all(getattr(foreword, name) is not None for name in foreword.__all__)
+
+
+@pytest.mark.parametrize(
+    "code", ["import foreword", "import foreword.cli; foreword.cli.app.app(['--help'], standalone_mode=False)"]
+)
+def test_quick_commands_import_neither_torch_nor_transformers(code):
+    check = f"{code}\nimport sys\nassert not {{'torch', 'transformers', 'numpy'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, timeout=60)

@@ -1,0 +1,109 @@
+"""Messages as text, and the leading text of a system prompt."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from foreword.errors import RequestError, TemplateError, UnsupportedOption
+from foreword.text import chat, seam
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def test_render_adds_the_generation_prompt(byte_level):
+    text = chat.render(byte_level, HELLO)
+    assert text.startswith("<|im_start|>system\nBe kind.")
+    assert text.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_system_turn_suppresses_the_default(byte_level):
+    text = chat.render(byte_level, HELLO, system="Be brief.")
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    assert "Be kind." not in text
+
+
+def test_parts_are_joined_and_developer_is_system(byte_level):
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    text = chat.render(byte_level, [{"role": "developer", "content": parts}, *HELLO])
+    assert text.startswith("<|im_start|>system\none two<|im_end|>")
+
+
+@pytest.mark.parametrize("user", ["Hello", "你好", "", " <", "😀", "Be brief."])
+def test_system_text_leads_whatever_the_user_says(byte_level, metaspace, user: str):
+    for tokenizer in (byte_level, metaspace):
+        leading = chat.system_text(tokenizer, "Be brief.")
+        rendered = chat.render(tokenizer, [{"role": "user", "content": user}], system="Be brief.")
+        assert rendered.startswith(leading)
+        assert "Be brief." in leading
+
+
+def test_a_dropped_system_turn_is_refused(byte_level):
+    template = byte_level.chat_template
+    byte_level.chat_template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
+    try:
+        with pytest.raises(TemplateError, match=r"leaves the system turn out.*--text instead of --system"):
+            chat.system_text(byte_level, "Be brief.")
+    finally:
+        byte_level.chat_template = template
+
+
+def test_encode_puts_the_leading_specials_in_once(metaspace, byte_level, wordpiece):
+    ids = chat.encode(metaspace, chat.render(metaspace, HELLO))
+    assert ids.count(metaspace.bos_token_id) == 1
+    assert ids[0] == metaspace.bos_token_id
+    assert chat.encode(metaspace, "no mark") == seam.encode(metaspace, "no mark", bos=True)
+    assert chat.encode(byte_level, "x") == seam.encode(byte_level, "x", bos=False)
+    assert chat.encode(wordpiece, "great") == seam.encode(wordpiece, "great", bos=True)
+
+
+def test_without_bos(metaspace, byte_level):
+    assert chat.without_bos(metaspace, "<s>[user]x") == "[user]x"
+    assert chat.without_bos(metaspace, "[user]<s>") == "[user]<s>"
+    turn = "<|im_start|>user\nx<|im_end|>"
+    assert chat.without_bos(byte_level, turn) == turn
+
+
+def test_no_chat_template(wordpiece):
+    with pytest.raises(TemplateError, match=r"no chat template.*/v1/completions, or use `foreword generate`"):
+        chat.render(wordpiece, HELLO)
+
+
+def test_a_template_that_refuses(metaspace):
+    messages = [*HELLO, {"role": "system", "content": "late"}]
+    with pytest.raises(RequestError, match=re.escape("(Only one system turn); change their roles")):
+        chat.render(metaspace, messages)
+
+
+@pytest.mark.parametrize("messages", [[], "hello", None, {"role": "user"}])
+def test_no_messages(byte_level, messages: object):
+    with pytest.raises(RequestError, match="non-empty list; send at least one with role 'user'"):
+        chat.render(byte_level, messages)
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "problem"),
+    [
+        ({"role": "bot", "content": "x"}, RequestError, "messages[0]: role is 'bot'; use one of system"),
+        ({"content": "x"}, RequestError, "messages[0]: role is None; use one of system"),
+        ("hello", RequestError, "messages[0]: role is None"),
+        ({"role": "user"}, RequestError, "content must be a string or a non-empty list of text parts; send"),
+        ({"role": "user", "content": []}, RequestError, "content must be a string or a non-empty list"),
+        ({"role": "user", "content": ["x"]}, RequestError, "messages[0].content[0] must be an object; write"),
+        ({"role": "user", "content": [{"type": "text"}]}, RequestError, "text must be a string; write"),
+        (
+            {"role": "user", "content": [{"type": "image_url"}]},
+            UnsupportedOption,
+            "parts of type 'image_url' are not supported; send only text",
+        ),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [{}]},
+            UnsupportedOption,
+            "tool_calls is not supported; send the call as text in content",
+        ),
+    ],
+)
+def test_messages_that_are_not_messages(byte_level, message: dict, error: type[Exception], problem: str):
+    with pytest.raises(error, match=re.escape(problem)):
+        chat.render(byte_level, [message])
