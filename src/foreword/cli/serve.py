@@ -22,7 +22,7 @@ def serve(
     multi_task_prompt: Annotated[
         str | None, typer.Option(help="JSON rows {task_id, prompt | system}, served beside the bank.")
     ] = None,
-    prefix_bytes: Annotated[int | None, typer.Option(help="Bound of the loaded prefixes, in bytes.")] = None,
+    prefix_bytes: Annotated[int, typer.Option(help="Bound of the loaded prefixes, in bytes.")] = 1 << 30,
     max_model_len: Annotated[int | None, typer.Option(help="Positions a request may take.")] = None,
     model: options.ModelName = None,
     bank: options.BankRoot = None,
@@ -47,7 +47,13 @@ def serve(
 
     store = options.open_bank(bank)
     with options.open_engine(lm, allow_other_weights=allow_other_weights, max_model_len=max_model_len) as running:
-        app = create_app(running, store, prefix_bytes=prefix_bytes, extra_tasks=extra)
+        app = create_app(
+            running,
+            store,
+            prefix_bytes=prefix_bytes,
+            extra_tasks=extra,
+            allow_other_weights=allow_other_weights,
+        )
         names = [*extra, *store.names()]
         options.say(f"serving {lm.name} and {len(names)} tasks at http://{host}:{door.getsockname()[1]}")
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[door])

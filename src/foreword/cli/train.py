@@ -101,9 +101,7 @@ _ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code"
 
 
 def _given(context: typer.Context, recipe: str | None) -> dict[str, Any]:
-    """Flags over the recipe's keys over defaults."""
-    from click.core import ParameterSource
-
+    """Flags over the recipe's keys over environment and defaults."""
     from foreword.training.recipe import read_recipe
 
     keys = read_recipe(recipe) if recipe is not None else {}
@@ -112,7 +110,7 @@ def _given(context: typer.Context, recipe: str | None) -> dict[str, Any]:
     typed = {
         name: value
         for name, value in context.params.items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
     return {**context.params, **keys, **typed}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 TASK, POLICY = "customer-care", "shop-policy"
 QUESTION = "The courier promised my headphones for Friday and nothing has come. Where are they?"
 POLICY_QUESTION = "How long do I have to send something back?"
-TRAIN_ROWS, HELD_OUT_ROWS, STEPS, LENGTH, BATCH, SEED = 320, 80, 120, 24, 8, 11
+TRAIN_ROWS, HELD_OUT_ROWS, STEPS, LENGTH, BATCH, LR, SEED = 320, 80, 160, 24, 8, 1e-2, 11
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def run_demo(lm: LanguageModel, console: Console) -> Findings:
     outcome = _learn(lm, folder, train_rows, held_out, console)
     console.rule("2. publish")
     task = bank.publish(outcome.task, replace=True, reserved=[lm.name])
-    policy = bank.publish(static_task(lm, POLICY, "system", _policy()), replace=True, reserved=[lm.name])
-    for made in (task, policy):
+    cached_policy = bank.publish(static_task(lm, POLICY, "system", policy()), replace=True, reserved=[lm.name])
+    for made in (task, cached_policy):
         console.print(f"{made.ref}: {made.prefix.length} positions, {made.prefix.nbytes:,} bytes")
     console.rule("3. serve and ask")
     with Engine(lm) as engine, _client(engine, bank) as client:
@@ -112,11 +114,11 @@ def show(findings: Findings, console: Console) -> None:
     bank = demo_folder() / "bank"
     console.print("\nNext:")
     for command in (
-        f"foreword bank list --bank {bank}",
-        f'foreword generate {TASK} --field message="{QUESTION}" --bank {bank}',
-        f"foreword serve --bank {bank}",
+        f"bank list --bank {bank}",
+        f'generate {TASK} --field message="{QUESTION}" --bank {bank}',
+        f"serve --bank {bank}",
     ):
-        console.print(f"  {command}", soft_wrap=True, highlight=False)
+        console.print(f"  {_executable()} {command}", soft_wrap=True, highlight=False)
 
 
 def demo_folder() -> Path:
@@ -124,11 +126,21 @@ def demo_folder() -> Path:
     return home() / "demo"
 
 
+def _executable() -> str:
+    """How this very installation is called from here: the plain name only if the shell would find it."""
+    beside = Path(sys.executable).with_name("foreword")
+    found = shutil.which("foreword")
+    if found is not None and Path(found).resolve() == beside.resolve():
+        return "foreword"
+    return str(beside) if beside.is_file() else f"{sys.executable} -m foreword"
+
+
 def as_json(findings: Findings) -> dict[str, float | int | str]:
     return asdict(findings)
 
 
-def _policy() -> str:
+def policy() -> str:
+    """A support policy of about 1,100 tokens."""
     return files("foreword.demo").joinpath("policy.txt").read_text(encoding="utf-8")
 
 
@@ -148,6 +160,7 @@ def _learn(
         template=corpus.TEMPLATE,
         length=LENGTH,
         max_steps=STEPS,
+        lr=LR,
         batch_size=BATCH,
         seed=SEED,
         out=str(run),
@@ -193,7 +206,7 @@ def _first_token_times(client: OpenAI, base: str) -> tuple[float, float]:
     for turn in range(4):
         question = {"role": "user", "content": f"{POLICY_QUESTION} ({turn})"}
         cached.append(_first_token(client, POLICY, [question]))
-        uncached.append(_first_token(client, base, [{"role": "system", "content": _policy()}, question]))
+        uncached.append(_first_token(client, base, [{"role": "system", "content": policy()}, question]))
     # The first turn loads the prefix and warms caches up.
     return statistics.median(cached[1:]), statistics.median(uncached[1:])
 

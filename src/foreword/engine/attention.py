@@ -13,6 +13,9 @@ from foreword.core import Batch, KVPrefix
 from foreword.engine.cache import PagedCache
 from foreword.engine.scheduler import Work
 
+SHORT = 64
+"""Own tokens up to which a context is not worth a product of its own."""
+
 
 @dataclass
 class _Shared:
@@ -21,19 +24,19 @@ class _Shared:
     Attributes:
         prefix: its tensors are used where they lie.
         tokens: ``[n]`` places of the tokens in the step.
-        positions: ``[n]`` their positions.
+        at: ``[n]`` how many keys are in front of each, the prefix included.
     """
 
     prefix: KVPrefix
     tokens: Tensor
-    positions: Tensor
+    at: Tensor
 
     def mask(self, window: int | None) -> Tensor | None:
         """``[1, 1, n, P]``; None if every token sees the whole prefix."""
-        if window is None or int(self.positions.max()) < window:
+        if window is None or int(self.at.max()) < window:
             return None
-        at = torch.arange(self.prefix.length, device=self.tokens.device)
-        return (at[None, :] > self.positions[:, None] - window)[None, None]
+        keys = torch.arange(self.prefix.length, device=self.tokens.device)
+        return (keys[None, :] > self.at[:, None] - window)[None, None]
 
 
 @dataclass
@@ -42,17 +45,17 @@ class _Own:
 
     Attributes:
         tokens: ``[R, T]`` places of their tokens in the step.
-        pages: ``[R, C]`` places of their keys in the cache; short rows repeat their last.
+        table: ``[R, C]`` places of their keys in the cache; short rows repeat their last.
         ends: ``[R, T]`` how many own keys each token sees.
     """
 
     tokens: Tensor
-    pages: Tensor
+    table: Tensor
     ends: Tensor
 
     def mask(self, window: int | None) -> Tensor | None:
         """``[R, 1, T, C]``; None if everything is visible."""
-        at = torch.arange(self.pages.shape[1], device=self.pages.device)
+        at = torch.arange(self.table.shape[1], device=self.table.device)
         visible = at[None, None, :] < self.ends[:, :, None]
         if window is not None:
             visible = visible & (at[None, None, :] >= self.ends[:, :, None] - window)
@@ -68,7 +71,7 @@ class CachedAttention:
         rows = [row for work in plan for row in cache.rows(work.sequence, work.start, work.end)]
         self._rows = torch.tensor(rows, device=device)
         self._shared = _shared(plan, batch, device)
-        self._own = _own(cache, plan, batch, device)
+        self._own = [_own(cache, plan, members, batch, device) for members in _alike(plan)]
         self._masks: dict[int | None, tuple[list[Tensor | None], list[Tensor | None]]] = {}
 
     def __call__(
@@ -91,9 +94,8 @@ class CachedAttention:
         out = torch.empty(*query.shape[:2], value.shape[-1], dtype=query.dtype, device=query.device)
         lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
         for own, mask in zip(self._own, own_masks, strict=True):
-            keys = self._cache.keys[layer][own.pages].transpose(1, 2)
-            values = self._cache.values[layer][own.pages].transpose(1, 2)
-            found, found_lse = attend_with_lse(query[:, own.tokens].transpose(0, 1), keys, values, mask, scale)
+            rows = query[:, own.tokens].transpose(0, 1)
+            found, found_lse = attend_with_lse(rows, *self._cache.read(layer, own.table), mask, scale)
             out[:, own.tokens] = found.transpose(0, 1)
             lse[:, own.tokens] = found_lse.transpose(0, 1)
         for shared, mask in zip(self._shared, shared_masks, strict=True):
@@ -111,33 +113,30 @@ def _shared(plan: Items[Work], batch: Batch, device: torch.device) -> list[_Shar
             members.setdefault(work.sequence.prefix, []).append(index)
     found = []
     for prefix, indices in members.items():
-        tokens = [torch.arange(batch.starts[i], batch.starts[i + 1], device=device) for i in indices]
-        positions = [
-            torch.arange(batch.offsets[i], batch.offsets[i] + batch.lengths[i], device=device) for i in indices
-        ]
-        found.append(_Shared(prefix, torch.cat(tokens), torch.cat(positions)))
+        tokens = [place for i in indices for place in range(batch.starts[i], batch.starts[i + 1])]
+        at = [prefix.length + own for i in indices for own in range(plan[i].start, plan[i].end)]
+        found.append(_Shared(prefix, torch.tensor(tokens, device=device), torch.tensor(at, device=device)))
     return found
 
 
-def _own(cache: PagedCache, plan: Items[Work], batch: Batch, device: torch.device) -> list[_Own]:
-    by_length: dict[int, list[int]] = {}
-    for index, length in enumerate(batch.lengths):
-        # Prompt chunks go alone: their contexts differ too much to be padded to one another.
-        by_length.setdefault(length if length == 1 else -index, []).append(index)
-    groups = []
-    for members in by_length.values():
-        longest = max(plan[i].end for i in members)
-        pages = []
-        for i in members:
-            rows = cache.rows(plan[i].sequence, 0, plan[i].end)
-            pages.append(rows + rows[-1:] * (longest - len(rows)))
-        tokens = [list(range(batch.starts[i], batch.starts[i + 1])) for i in members]
-        ends = [list(range(plan[i].start + 1, plan[i].end + 1)) for i in members]
-        groups.append(
-            _Own(
-                torch.tensor(tokens, device=device),
-                torch.tensor(pages, device=device),
-                torch.tensor(ends, device=device),
-            )
-        )
+def _alike(plan: Items[Work]) -> list[list[int]]:
+    """Prompt chunks alone; single tokens together with others that have similarly many keys."""
+    groups = [[index] for index, work in enumerate(plan) if work.end - work.start > 1]
+    group: list[int] = []
+    singles = (index for index, work in enumerate(plan) if work.end - work.start == 1)
+    for index in sorted(singles, key=lambda index: plan[index].end):
+        # Padding costs at most as much again as the shortest; longer ones start a product of their own.
+        if not group or plan[index].end > max(SHORT, 2 * plan[group[0]].end):
+            group = []
+            groups.append(group)
+        group.append(index)
     return groups
+
+
+def _own(cache: PagedCache, plan: Items[Work], members: list[int], batch: Batch, device: torch.device) -> _Own:
+    works = [plan[index] for index in members]
+    return _Own(
+        tokens=torch.tensor([range(batch.starts[i], batch.starts[i + 1]) for i in members], device=device),
+        table=cache.table([work.sequence for work in works], [work.end for work in works], device),
+        ends=torch.tensor([range(work.start + 1, work.end + 1) for work in works], device=device),
+    )

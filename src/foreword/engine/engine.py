@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
-from weakref import WeakKeyDictionary
+from concurrent.futures import CancelledError
+from typing import TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor
 
-from foreword.core import KVPrefix
-from foreword.engine import sampler
-from foreword.engine.cache import PagedCache
-from foreword.engine.loop import AnswerStream, Loop
+from foreword.engine import sampler, scorer
+from foreword.engine.admission import Admission
+from foreword.engine.cache import PAGE, PagedCache
+from foreword.engine.loop import Loop
+from foreword.engine.prefixes import ResidentPrefixes
 from foreword.engine.protocol import Chunk, FinishReason, Request
 from foreword.engine.runner import Runner
 from foreword.engine.scheduler import Scheduler, Work
-from foreword.engine.scorer import score
 from foreword.engine.sequence import Sequence
-from foreword.errors import EngineError, PromptTooLong, RequestError, UnsupportedModel
+from foreword.engine.stream import AnswerStream
+from foreword.errors import EngineError, UnsupportedModel
 from foreword.models import LanguageModel
 from foreword.text.detokenize import Detokenizer
 from foreword.text.request import Prompt
 from foreword.text.verbalizer import WordTrie
 
+T = TypeVar("T")
+
+COUNTERS = ("requests", "steps", "tokens_run", "tokens_generated", "cancelled", "failed", "scored")
+NOT_FINITE = "the model gave no finite logits for this request; its prefix may be broken."
+
 
 class Engine:
     """Generates and scores with prefixes; ``step()`` is schedule, run, postprocess.
+
+    Any thread may submit, score, cancel and ask for statistics; whatever they bring waits in queues for the one
+    thread that steps, which alone touches the model, the cache and the sequences. Close the engine, or use it as a
+    context manager: its thread holds the model.
 
     Args:
         lm: a causal model.
@@ -38,6 +49,7 @@ class Engine:
         step_tokens: tokens a step at most.
         max_model_len: positions a request may take, prefix and answer included; the model's context by default.
         allow_other_weights: serve prefixes made for other weights of the same architecture.
+        start: step in a thread of its own; without it, somebody has to call `step`.
     """
 
     def __init__(
@@ -49,6 +61,7 @@ class Engine:
         step_tokens: int = 512,
         max_model_len: int | None = None,
         allow_other_weights: bool = False,
+        start: bool = True,
     ) -> None:
         if not lm.causal:
             raise UnsupportedModel(
@@ -56,38 +69,35 @@ class Engine:
             )
         self.name, self.tokenizer, self.identity = lm.name, lm.tokenizer, lm.identity
         self.context = min((n for n in (lm.context, max_model_len) if n is not None), default=None)
-        self._lm = lm
-        self._allow_other_weights = allow_other_weights
-        page_bytes = PagedCache.bytes_per_page(lm.identity.layers, lm.dtype)
-        self.cache = PagedCache(lm.identity.layers, max(1, cache_bytes // page_bytes), lm.dtype, lm.device)
+        self._lm, self._end_ids = lm, lm.end_ids
+        self._step_tokens = step_tokens
+        pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
+        self.cache = PagedCache(lm.identity.layers, pages, lm.dtype, lm.device)
         self.scheduler = Scheduler(self.cache, step_tokens, max_batch)
         self._runner = Runner(lm, self.cache)
-        self._step_tokens = step_tokens
-        self._ids = itertools.count()
-        self._streams: dict[AnswerStream, Sequence] = {}
-        self._outlets: dict[Sequence, tuple[AnswerStream, Detokenizer]] = {}
-        self._prefixes: WeakKeyDictionary[KVPrefix, dict[int, KVPrefix]] = WeakKeyDictionary()
-        self._counters: Counter[str] = Counter()
-        # Guards queues and streams; held only for moments. The model is guarded apart, for a whole forward.
-        self._lock = threading.Lock()
-        self._model_lock = threading.Lock()
+        self._prefixes = ResidentPrefixes(lm.dtype, lm.device)
+        self._admission = Admission(self.identity, self.context, pages * PAGE, allow_other_weights)
+        self._arrivals: deque[Sequence] = deque()
+        self._pieces: deque[scorer.Piece] = deque()
+        self._counters = Counter(dict.fromkeys(COUNTERS, 0))
+        self._lock = threading.Lock()  # nothing arrives once the engine is closed
         self._closed = False
-        self._loop = Loop(self.step)
+        self._loop = Loop(self.step, self._crash)
+        if start:
+            self._loop.start()
 
     def submit(self, request: Request) -> AnswerStream:
         """Queue a request and return its stream; see `EngineProtocol.submit`."""
         self.check(request)
-        prefix = self._prefix(request.prefix, request.prefix_length)
-        sequence = Sequence(next(self._ids), request, prefix, sampler.generator(request.sampling))
-        stream = AnswerStream(request, self._cancel)
-        with self._lock:
-            if self._closed:
-                raise EngineError("the engine is closed; start it again.")
-            self._streams[stream] = sequence
-            self._outlets[sequence] = (stream, Detokenizer(self.tokenizer, request.sampling.stop))
-            self.scheduler.add(sequence)
-            self._counters["requests"] += 1
-        self._loop.wake()
+        stream = AnswerStream(request, self._loop.wake)
+        sequence = Sequence(
+            request,
+            self._prefixes.get(request.prefix, request.prefix_length),
+            sampler.generator(request.sampling),
+            Detokenizer(self.tokenizer, request.sampling.stop),
+            ref(stream),
+        )
+        self._hand_over(self._arrivals, [sequence])
         return stream
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Chunk]]:
@@ -96,78 +106,56 @@ class Engine:
         for stream in streams:
             yield list(stream)
 
-    @torch.inference_mode()
     def score(self, prompts: Items[Prompt], trie: WordTrie) -> Tensor:
-        """See `EngineProtocol.score`. Runs between the steps of generation, in pieces of a few steps' size."""
+        """See `EngineProtocol.score`. Runs between the steps of generation, in pieces of a step's size."""
+        longest = max(len(path) for _, path in trie.words)
         for prompt in prompts:
-            self._check_length(prompt.prefix_length + len(prompt.token_ids) + 1)
-            if prompt.prefix is not None:
-                self._check_model(prompt.prefix)
-        pieces = []
-        for piece in score(self._lm, prompts, trie, self._prefix, 4 * self._step_tokens):
-            with self._model_lock:
-                pieces.append(piece())
+            self._admission.check_prompt(prompt, longest)
+        pieces = scorer.pieces(self._lm, prompts, trie, self._prefixes.get, self._step_tokens)
+        self._hand_over(self._pieces, pieces)
         scores = torch.empty(len(prompts), trie.labels)
-        for places, found in pieces:
-            scores[places] = found.cpu()
-        self._counters["scored"] += len(prompts)
-        return scores
-
-    def step(self) -> bool:
-        """Schedule, run, postprocess. Returns whether there was work."""
-        with self._lock:
-            self._drop_cancelled()
-            plan = self.scheduler.schedule()
-        if not plan:
-            return False
         try:
-            with self._model_lock:
-                chosen = self._run(plan)
-        except Exception as error:  # one bad step fails its requests, not the engine
-            self._fail(plan, error)
-            return True
-        with self._lock:
-            self._postprocess(plan, chosen)
-        return True
+            for piece in pieces:
+                scores[piece.places] = piece.scores.result()
+        except CancelledError:
+            raise EngineError("the engine was closed while it scored; start it again.") from None
+        except Exception as error:
+            raise EngineError(f"the engine could not score: {type(error).__name__}: {error}") from error
+        finally:
+            for piece in pieces:
+                piece.scores.cancel()
+        return scores
 
     def check(self, request: Request) -> None:
         """Raise for a request that can never run."""
-        if not request.token_ids:
-            raise RequestError("the request is empty behind its prefix; send at least one token.")
-        if not all(0 <= id < self.identity.vocab_size for id in request.token_ids):
-            raise RequestError(f"a token id is outside 0..{self.identity.vocab_size - 1}.")
-        self._check_length(request.prompt_tokens + 1)
-        wanted = request.prompt_tokens + request.sampling.max_tokens
-        if self.context is not None and wanted > self.context:
-            raise PromptTooLong(
-                f"the prompt has {request.prompt_tokens} tokens and max_tokens is {request.sampling.max_tokens}, "
-                f"together more than the context of {self.context}; ask for at most "
-                f"{self.context - request.prompt_tokens} tokens."
-            )
-        own = len(request.token_ids) + request.sampling.max_tokens - 1
-        if PagedCache.pages_for(own) > self.cache.pages:
-            raise PromptTooLong(f"the request needs {own} positions, the cache holds fewer; shorten it.")
-        if request.prefix is not None:
-            self._check_model(request.prefix)
+        self._admission.check(request)
 
     def statistics(self) -> dict[str, float]:
-        """``waiting``, ``running``, ``free_pages``, and counters since the start."""
-        with self._lock:
-            return {
-                **self._counters,
-                "waiting": len(self.scheduler.waiting),
-                "running": len(self.scheduler.running),
-                "pages": self.cache.pages,
-                "free_pages": self.cache.free,
-            }
+        """``waiting``, ``running``, ``pages``, ``free_pages``, and counters since the start."""
+        return {
+            **self._counters,
+            "waiting": len(self._arrivals) + len(self.scheduler.waiting),
+            "running": len(self.scheduler.running),
+            "pages": self.cache.pages,
+            "free_pages": self.cache.free,
+        }
+
+    def step(self) -> bool:
+        """Schedule, run, postprocess. Returns whether there was work."""
+        scored = self._score_piece()
+        self._receive()
+        plan = self.scheduler.schedule()
+        try:
+            if plan:
+                self._postprocess(plan, self._run(plan))
+        except Exception as error:  # one bad step fails its requests, not the engine
+            self._fail(plan, error)
+        return scored or bool(plan)
 
     def close(self) -> None:
         """Stop stepping; unfinished requests end as cancelled."""
         self._loop.stop()
-        with self._lock:
-            self._closed = True
-            for sequence in list(self._outlets):
-                self._end(sequence, "cancelled")
+        self._end_all("cancelled")
 
     def __enter__(self) -> Engine:
         return self
@@ -175,37 +163,60 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, plan: list[Work]) -> list[int]:
+    def _hand_over(self, queue: deque[T], items: Items[T]) -> None:
+        with self._lock:
+            if self._closed:
+                raise EngineError("the engine is closed; start it again.")
+            queue.extend(items)
+        self._loop.wake()
+
+    def _score_piece(self) -> bool:
+        if not self._pieces:
+            return False
+        piece = self._pieces.popleft()
+        piece.run()
+        self._counters["scored"] += len(piece.places)
+        return True
+
+    def _receive(self) -> None:
+        """Take in what has arrived, and let go of what nobody waits for."""
+        while self._arrivals:
+            self.scheduler.add(self._arrivals.popleft())
+            self._counters["requests"] += 1
+        for sequence in self.scheduler.sequences:
+            if sequence.abandoned:
+                self._end(sequence, "cancelled")
+
+    def _run(self, plan: list[Work]) -> list[int | None]:
         sampling = [work.sequence for work in plan if work.samples]
         return sampler.sample(self._runner.run(plan), sampling)
 
-    def _postprocess(self, plan: list[Work], chosen: list[int]) -> None:
+    def _postprocess(self, plan: list[Work], chosen: list[int | None]) -> None:
         tokens = iter(chosen)
         self._counters["steps"] += 1
         self._counters["tokens_run"] += sum(work.end - work.start for work in plan)
-        self._counters["tokens_generated"] += len(chosen)
         for work in plan:
-            token = next(tokens) if work.samples else None
             work.sequence.computed = work.end
-            if token is not None and not work.sequence.cancelled:
-                self._accept(work.sequence, token)
+            if work.samples:
+                self._accept(work.sequence, next(tokens))
 
-    def _accept(self, sequence: Sequence, token: int) -> None:
+    def _accept(self, sequence: Sequence, token: int | None) -> None:
+        if token is None:
+            return self._end(sequence, "error", error=NOT_FINITE)
+        self._counters["tokens_generated"] += 1
         sequence.generated.append(token)
-        stream, detokenizer = self._outlets[sequence]
-        text = detokenizer.push(token)
-        reason = self._reason(sequence, token, detokenizer.stopped)
-        if reason is None:
-            stream.put(Chunk(text, (token,)))
+        ends = self._ends(sequence, token)
+        text = "" if ends else sequence.detokenizer.push(token)  # a token that ends is not part of the text
+        if ends or sequence.detokenizer.stopped:
+            self._end(sequence, "stop", text + sequence.detokenizer.finish(), (token,))
+        elif len(sequence.generated) == sequence.request.sampling.max_tokens:
+            self._end(sequence, "length", text + sequence.detokenizer.finish(), (token,))
         else:
-            self._end(sequence, reason, text + detokenizer.finish(), (token,))
+            _put(sequence, Chunk(text, (token,)))
 
-    def _reason(self, sequence: Sequence, token: int, stopped: bool) -> FinishReason | None:
+    def _ends(self, sequence: Sequence, token: int) -> bool:
         params = sequence.request.sampling
-        ended = token in self._lm.end_ids and not params.ignore_eos
-        if stopped or ended or token in params.stop_token_ids:
-            return "stop"
-        return "length" if len(sequence.generated) >= params.max_tokens else None
+        return token in params.stop_token_ids or (token in self._end_ids and not params.ignore_eos)
 
     def _end(
         self,
@@ -215,47 +226,32 @@ class Engine:
         token_ids: tuple[int, ...] = (),
         error: str | None = None,
     ) -> None:
-        stream, _ = self._outlets.pop(sequence)
-        del self._streams[stream]
         self.scheduler.remove(sequence)
-        stream.put(Chunk(text, token_ids, reason, error))
-
-    def _cancel(self, stream: AnswerStream) -> None:
-        with self._lock:
-            if stream in self._streams:
-                self._streams[stream].cancelled = True
-        self._loop.wake()
-
-    def _drop_cancelled(self) -> None:
-        for sequence in [sequence for sequence in self._outlets if sequence.cancelled]:
-            self._counters["cancelled"] += 1
-            self._end(sequence, "cancelled")
+        self._counters["cancelled"] += reason == "cancelled"
+        self._counters["failed"] += reason == "error"
+        _put(sequence, Chunk(text, token_ids, reason, error))
 
     def _fail(self, plan: list[Work], error: Exception) -> None:
         sentence = f"the engine could not run this request: {type(error).__name__}: {error}"
-        with self._lock:
-            self._counters["failed"] += len(plan)
-            for work in plan:
+        alive = set(self.scheduler.running)
+        for work in plan:
+            if work.sequence in alive:
                 self._end(work.sequence, "error", error=sentence)
 
-    def _prefix(self, prefix: KVPrefix | None, length: int) -> KVPrefix | None:
-        """The used part in the model's dtype and on its device: one copy for all requests."""
-        if prefix is None or length == 0:
-            return None
+    def _crash(self, error: Exception) -> None:
+        self._end_all("error", f"the engine broke down: {type(error).__name__}: {error}")
+
+    def _end_all(self, reason: FinishReason, error: str | None = None) -> None:
         with self._lock:
-            heads = self._prefixes.setdefault(prefix, {})
-            if length not in heads:
-                heads[length] = prefix.head(length).to(dtype=self._lm.dtype, device=self._lm.device)
-            return heads[length]
+            self._closed = True
+        self._receive()
+        for sequence in self.scheduler.sequences:
+            self._end(sequence, reason, error=error)
+        while self._pieces:
+            self._pieces.popleft().scores.cancel()
 
-    def _check_model(self, prefix: KVPrefix) -> None:
-        if prefix not in self._prefixes:
-            prefix.model.check(
-                self.identity, "the prefix of this request", allow_other_weights=self._allow_other_weights
-            )
 
-    def _check_length(self, tokens: int) -> None:
-        if self.context is not None and tokens > self.context:
-            raise PromptTooLong(
-                f"the prompt has {tokens - 1} tokens with its prefix, the context is {self.context}; shorten it."
-            )
+def _put(sequence: Sequence, chunk: Chunk) -> None:
+    stream = sequence.stream()
+    if stream is not None:
+        stream.put(chunk)

@@ -1,77 +1,31 @@
-"""The thread that steps an engine while there is work, and the streams through which answers leave it."""
+"""`Loop`: the thread that steps an engine while there is work."""
 
 from __future__ import annotations
 
-import asyncio
+import atexit
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-
-from foreword.engine.protocol import Chunk, Request
-
-
-class AnswerStream:
-    """Chunks of one answer, handed from the engine's thread to a reader in a thread or in an event loop."""
-
-    def __init__(self, request: Request, on_cancel: Callable[[AnswerStream], None]) -> None:
-        self.request = request
-        self._on_cancel = on_cancel
-        self._chunks: deque[Chunk] = deque()
-        self._ready = threading.Condition()
-        self._wake: Callable[[], object] | None = None
-
-    def put(self, chunk: Chunk) -> None:
-        """Called by the engine's thread."""
-        with self._ready:
-            self._chunks.append(chunk)
-            self._ready.notify()
-            if self._wake is not None:
-                self._wake()
-
-    def cancel(self) -> None:
-        self._on_cancel(self)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        while True:
-            with self._ready:
-                while not self._chunks:
-                    self._ready.wait()
-                chunk = self._chunks.popleft()
-            yield chunk
-            if chunk.finish_reason is not None:
-                return
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        with self._ready:
-            self._wake = lambda: loop.call_soon_threadsafe(ready.set)
-        try:
-            while True:
-                ready.clear()
-                while self._chunks:
-                    chunk = self._chunks.popleft()
-                    yield chunk
-                    if chunk.finish_reason is not None:
-                        return
-                await ready.wait()
-        finally:
-            with self._ready:
-                self._wake = None
+from collections.abc import Callable
 
 
 class Loop:
     """Runs ``step`` in one thread until it returns False, and again whenever it is woken.
 
     Args:
-        step: does one step of work and says whether there is more.
+        step: does one step of work and says whether there may be more.
+        on_crash: called if ``step`` raises, which ends the thread.
     """
 
-    def __init__(self, step: Callable[[], bool]) -> None:
+    def __init__(self, step: Callable[[], bool], on_crash: Callable[[Exception], None]) -> None:
         self._step = step
+        self._on_crash = on_crash
         self._work = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="foreword-engine", daemon=True)
+
+    def start(self) -> None:
         self._thread.start()
+        # A daemon thread that is still inside torch when the interpreter goes down would abort the process.
+        atexit.register(self.stop)
 
     def wake(self) -> None:
         self._work.set()
@@ -80,11 +34,17 @@ class Loop:
         """Let the step in progress end, and the thread with it."""
         self._stopping = True
         self._work.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
+        atexit.unregister(self.stop)
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._work.wait()
-            self._work.clear()
-            while not self._stopping and self._step():
-                pass
+        try:
+            while not self._stopping:
+                self._work.wait()
+                self._work.clear()
+                while not self._stopping and self._step():
+                    pass
+        except Exception as error:  # whoever waits for an answer must hear of it
+            self._on_crash(error)
+            raise

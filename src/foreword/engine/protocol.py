@@ -42,6 +42,11 @@ class Request:
         """All positions in front of the answer, the prefix included."""
         return self.prefix_length + len(self.token_ids)
 
+    @property
+    def own_limit(self) -> int:
+        """Positions behind the prefix that it can ever run; the last token of an answer never is."""
+        return len(self.token_ids) + self.sampling.max_tokens - 1
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -61,7 +66,10 @@ class Chunk:
 
 
 class Stream(Protocol):
-    """An answer on its way; iterate in a thread or in an event loop, not both."""
+    """An answer on its way; iterate in a thread or in an event loop, not both.
+
+    Hold on to it: an answer whose stream nobody holds any more is cancelled.
+    """
 
     request: Request
 

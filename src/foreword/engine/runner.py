@@ -24,12 +24,12 @@ class Runner:
     @torch.inference_mode()
     def run(self, plan: Items[Work]) -> Tensor:
         """Logits ``[K, vocab]`` float32 after the last token of every work that samples, in their order."""
-        ids = [id for work in plan for id in work.sequence.tokens(work.start, work.end)]
+        tokens = [token for work in plan for token in work.sequence.tokens(work.start, work.end)]
         batch = Batch(
             lengths=tuple(work.end - work.start for work in plan),
             parents=(None,) * len(plan),
             prefixes=tuple(work.sequence.prefix for work in plan),
-            token_ids=torch.tensor(ids, device=self._lm.device),
+            token_ids=torch.tensor(tokens, device=self._lm.device),
             computed=tuple(work.start for work in plan),
         )
         last = [batch.starts[i + 1] - 1 for i, work in enumerate(plan) if work.samples]

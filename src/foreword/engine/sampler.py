@@ -10,14 +10,22 @@ from torch import Tensor
 from foreword.core import SamplingParams
 from foreword.engine.sequence import Sequence
 
+COLDEST = 1e-5
+"""Temperatures below it would overflow; the answer is that of the most probable token anyway."""
 
-def sample(logits: Tensor, sequences: Items[Sequence]) -> list[int]:
-    """One token id a row of ``logits [K, vocab]`` float32; what else is in the batch does not matter."""
-    greedy = logits.argmax(-1).tolist()
-    return [
-        token if sequence.generator is None else _draw(row, sequence.request.sampling, sequence.generator)
-        for token, row, sequence in zip(greedy, logits, sequences, strict=True)
-    ]
+
+def sample(logits: Tensor, sequences: Items[Sequence]) -> list[int | None]:
+    """One token id a row of ``logits [K, vocab]`` float32; what else is in the batch does not matter.
+
+    ``None`` stands for a row that is not finite: one broken prefix must not end the other requests of its step.
+    """
+    best, greedy = logits.max(-1)
+    finite = best.isfinite().tolist()  # the maximum of a row with a NaN is NaN
+    chosen: list[int | None] = [token if good else None for token, good in zip(greedy.tolist(), finite, strict=True)]
+    for place, sequence in enumerate(sequences):
+        if sequence.generator is not None and finite[place]:
+            chosen[place] = _draw(logits[place], sequence.request.sampling, sequence.generator)
+    return chosen
 
 
 def generator(params: SamplingParams) -> torch.Generator | None:
@@ -28,24 +36,32 @@ def generator(params: SamplingParams) -> torch.Generator | None:
     if params.seed is None:
         source.seed()
     else:
-        source.manual_seed(params.seed)
+        source.manual_seed(params.seed % 2**64)
     return source
 
 
 def _draw(row: Tensor, params: SamplingParams, source: torch.Generator) -> int:
-    probabilities = allowed(row / params.temperature, params).cpu()
-    return int(torch.multinomial(probabilities, 1, generator=source))
+    # One uniform number against the running sum; `torch.multinomial` would draw one for every token of the vocabulary.
+    sums = allowed(row, params).cpu().double().cumsum(-1)
+    uniform = torch.rand(1, generator=source, dtype=torch.float64)
+    return min(int(torch.searchsorted(sums, uniform * sums[-1], right=True)), len(sums) - 1)
 
 
 def allowed(row: Tensor, params: SamplingParams) -> Tensor:
-    """Probabilities ``[vocab]`` after top-k and then top-p, as in Transformers' and vLLM's order."""
+    """Probabilities ``[vocab]`` after temperature, top-k and then top-p, in Transformers' and vLLM's order."""
+    row = (row - row.max()) / max(params.temperature, COLDEST)
     if 0 < params.top_k < row.shape[-1]:
         row = row.masked_fill(row < row.topk(params.top_k).values[-1], float("-inf"))
     probabilities = row.softmax(-1)
-    if params.top_p < 1.0:
-        ordered, order = probabilities.sort(descending=True)
-        # The token that crosses the mass is kept, so at least one always is.
-        dropped = order[ordered.cumsum(-1) - ordered >= params.top_p]
-        probabilities[dropped] = 0.0
-        probabilities /= probabilities.sum()
-    return probabilities
+    return probabilities if params.top_p >= 1.0 else _nucleus(probabilities, params.top_p)
+
+
+def _nucleus(probabilities: Tensor, mass: float) -> Tensor:
+    # The largest few nearly always hold the mass; sorting a whole vocabulary takes thirty times as long.
+    largest, places = probabilities.topk(min(1024, probabilities.shape[-1]))
+    if float(largest.sum()) < mass:
+        largest, places = probabilities.sort(descending=True)
+    # The token that crosses the mass is kept, so at least one always is.
+    kept = places[largest.cumsum(-1) - largest < mass]
+    nucleus = torch.zeros_like(probabilities).index_copy(0, kept, probabilities[kept])
+    return nucleus / nucleus.sum()

@@ -11,20 +11,23 @@ from foreword.engine.sequence import Sequence
 
 @dataclass(frozen=True)
 class Work:
-    """Own tokens ``start..end`` of a sequence, to be run in one step."""
+    """Own tokens ``start..end`` of a sequence, to be run in one step.
+
+    Attributes:
+        samples: they end with the sequence's newest token, so the next one can be chosen.
+    """
 
     sequence: Sequence
     start: int
     end: int
-
-    @property
-    def samples(self) -> bool:
-        """The step ends with this sequence's newest token, so the next one can be chosen."""
-        return self.end == self.sequence.length
+    samples: bool
 
 
 class Scheduler:
     """Queues of waiting and running sequences; requests join and leave between steps.
+
+    Nobody is overtaken for good: who waits longest is admitted first, however much room it needs, and every
+    running sequence has its pages until it ends.
 
     Args:
         cache: its pages bound how many sequences run.
@@ -37,7 +40,12 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._cache = cache
         self._budget = budget
-        self._batch = batch
+        # With more sequences than tokens, those at the end would never have a turn.
+        self._batch = min(batch, budget)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [*self.running, *self.waiting]
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -62,6 +70,6 @@ class Scheduler:
         for sequence in sorted(self.running, key=lambda s: s.length - s.computed > 1):
             end = min(sequence.length, sequence.computed + budget)
             if end > sequence.computed:
-                plan.append(Work(sequence, sequence.computed, end))
+                plan.append(Work(sequence, sequence.computed, end, samples=end == sequence.length))
                 budget -= end - sequence.computed
         return plan

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,39 +17,65 @@ from foreword.text.scoring import label_scores, lay_out
 from foreword.text.verbalizer import WordTrie
 
 
-def score(
+@dataclass(eq=False)
+class Piece:
+    """Prompts that are scored in one forward, by the engine's thread between two steps of generation.
+
+    Attributes:
+        places: which of the caller's prompts they are.
+        forward: scores ``[len(places), labels]``.
+        scores: what the caller waits for.
+    """
+
+    places: list[int]
+    forward: Callable[[], Tensor]
+    scores: Future[Tensor] = field(default_factory=Future)
+
+    def run(self) -> None:
+        """Keep the scores, or the error; nothing if the caller has gone."""
+        if not self.scores.set_running_or_notify_cancel():
+            return
+        try:
+            self.scores.set_result(self.forward())
+        except Exception as error:  # it belongs to the caller, not to the engine
+            self.scores.set_exception(error)
+
+
+def pieces(
     lm: LanguageModel,
     prompts: Sequence[Prompt],
     trie: WordTrie,
     resident: Callable[[KVPrefix | None, int], KVPrefix | None],
     budget: int,
-) -> Iterator[Callable[[], tuple[list[int], Tensor]]]:
-    """Pieces of work, each ``() -> (places in prompts, scores [len(places), labels])``.
+) -> list[Piece]:
+    """Divide the work.
 
     Args:
         resident: the used part of a prefix as the engine holds it.
         budget: tokens a piece at most (a longer prompt is a piece of its own).
     """
-    for places in _pieces(prompts, budget):
+    found = []
+    for places in _divide(prompts, len(trie.inner), budget):
         first = prompts[places[0]]
         front = Front(resident(first.prefix, first.prefix_length))
         ids = [prompts[place].token_ids for place in places]
-
-        def piece(front: Front = front, ids: list[tuple[int, ...]] = ids, places: list[int] = places):
-            batch, rows = lay_out(front, ids, trie, lm.device)
-            with torch.inference_mode():
-                return places, label_scores(lm.logits(batch, rows), trie)
-
-        yield piece
+        found.append(Piece(places, partial(_forward, lm, front, ids, trie)))
+    return found
 
 
-def _pieces(prompts: Sequence[Prompt], budget: int) -> Iterator[list[int]]:
-    """Prompts behind the same prefix, of similar lengths, within the budget."""
+@torch.inference_mode()
+def _forward(lm: LanguageModel, front: Front, ids: list[tuple[int, ...]], trie: WordTrie) -> Tensor:
+    batch, rows = lay_out(front, ids, trie, lm.device)
+    return label_scores(lm.logits(batch, rows), trie).cpu()
+
+
+def _divide(prompts: Sequence[Prompt], inner: int, budget: int) -> Iterator[list[int]]:
+    """Prompts behind the same prefix, of similar lengths, with their ``inner`` rows within the budget."""
     order = sorted(range(len(prompts)), key=lambda i: (*_front(prompts[i]), len(prompts[i].token_ids)))
     piece: list[int] = []
     tokens = 0
     for place in order:
-        size = len(prompts[place].token_ids)
+        size = len(prompts[place].token_ids) + inner
         if piece and (_front(prompts[place]) != _front(prompts[piece[0]]) or tokens + size > budget):
             yield piece
             piece, tokens = [], 0

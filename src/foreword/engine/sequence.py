@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from weakref import ref
 
 import torch
 
 from foreword.core import KVPrefix
 from foreword.engine.protocol import Request
+from foreword.engine.stream import AnswerStream
+from foreword.text.detokenize import Detokenizer
 
 
 @dataclass(eq=False)
 class Sequence:
-    """State of one request; its scheduler owns it, the runner only reads.
+    """State of one request, touched only by the thread that steps the engine.
 
     Attributes:
-        id: unique within the engine.
         request: what was asked.
         prefix: the used part of the request's prefix, in the model's dtype and on its device; shared, never copied.
         generator: source of random numbers, ``None`` if greedy.
-        computed: how many of ``tokens`` have keys and values in the cache.
+        detokenizer: turns its tokens into text.
+        stream: where the answer goes; weak, so that an answer which nobody holds any more ends by itself.
+        computed: how many of its tokens have keys and values in the cache.
         pages: pages that hold them, in order.
         generated: tokens chosen so far.
     """
 
-    id: int
     request: Request
     prefix: KVPrefix | None
     generator: torch.Generator | None
+    detokenizer: Detokenizer
+    stream: ref[AnswerStream]
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     generated: list[int] = field(default_factory=list)
-    cancelled: bool = False
+
+    @property
+    def abandoned(self) -> bool:
+        """Nobody waits for the answer."""
+        stream = self.stream()
+        return stream is None or stream.cancelled
 
     @property
     def length(self) -> int:
@@ -41,7 +51,7 @@ class Sequence:
     @property
     def limit(self) -> int:
         """Own tokens it may ever need room for; the last one chosen is never run."""
-        return len(self.request.token_ids) + self.request.sampling.max_tokens - 1
+        return self.request.own_limit
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Own tokens ``start..end``."""

@@ -32,10 +32,24 @@ def _samples(tensor: Tensor) -> list[float]:
 
 def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a model folder as they are stored, whatever the shards and the dtype they are loaded in."""
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
+        if file.suffix == ".bin":
+            yield from torch.load(file, map_location="cpu", weights_only=True).items()
+            continue
         with safe_open(file, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - safe_open is not a dict
                 yield name, shard.get_tensor(name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that Transformers loads, in its order of preference; copies in other layouts may lie beside them."""
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{single}.index.json"
+        if (folder / single).is_file():
+            return [folder / single]
+        if index.is_file():
+            return sorted({folder / shard for shard in json.loads(index.read_text())["weight_map"].values()})
+    return []
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

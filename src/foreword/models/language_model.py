@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class LanguageModel:
         layers: number of every self-attention module.
         causal: False for encoders.
         context: positions that the model can take, prefix included; ``None`` without a limit.
-        difference: largest logit difference that the support probe found to Transformers alone.
+        difference: root mean square of the logit differences that the support probe found to Transformers alone.
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
     """
 
@@ -82,14 +83,16 @@ def forward(model: Any, batch: Batch, rows: Tensor, run: Pass, first_position: i
     """One forward of a Transformers model over ``[1, N]`` tokens; see `LanguageModel.logits`."""
     positions = [torch.arange(o, o + n) for o, n in zip(batch.offsets, batch.lengths, strict=True)]
     position_ids = torch.cat(positions).to(batch.token_ids.device)[None] + first_position
+    # A model that does not know `logits_to_keep` would swallow it and return the logits of every token.
+    keeps = "logits_to_keep" in signature(model.forward).parameters
     output = model(
         **_inputs(model, batch),
         position_ids=position_ids,
         use_cache=False,
-        logits_to_keep=rows,
+        **({"logits_to_keep": rows} if keeps else {}),
         foreword=run,
     )
-    return output.logits[0]
+    return output.logits[0] if keeps else output.logits[0, rows]
 
 
 def _inputs(model: Any, batch: Batch) -> dict[str, Tensor]:

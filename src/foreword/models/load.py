@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from foreword import attention
@@ -19,6 +21,7 @@ from foreword.models.fingerprint import (
     rope_parameters,
     stored_tensors,
     tokenizer_fingerprint,
+    weight_files,
     weights_fingerprint,
 )
 from foreword.models.language_model import LanguageModel
@@ -51,10 +54,10 @@ def load_model(
         UnsupportedModel: the model cannot carry a prefix; the sentence says why.
     """
     name = name or default_model()
-    source = _source(name, progress)
     target = _device(device)
     if dtype not in ("auto", *DTYPES):
         raise UsageError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}.")
+    source = _source(name, progress)
     attention.register()
     model, tokenizer = _load(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
     model.to(target).eval().requires_grad_(False)
@@ -78,31 +81,45 @@ def pull(name: str, progress: Callable[[str], None]) -> Path:
 def wrap(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -> LanguageModel:
     """Prove and fingerprint a Transformers model that was loaded with ``attn_implementation="foreword"``."""
     start = _first_position(model)
+    config = model.config.get_text_config()
     proof = prove(model, start)
-    stored = stored_tensors(folder) if folder is not None and any(folder.glob("*.safetensors")) else None
+    stored = stored_tensors(folder) if folder is not None and weight_files(folder) else model.state_dict().items()
     embeddings = model.get_input_embeddings().weight
     identity = ModelIdentity(
         architecture=type(model).__name__,
         hidden_size=embeddings.shape[1],
         vocab_size=embeddings.shape[0],
         layers=proof.shapes,
-        rope=rope_parameters(model.config),
+        rope=rope_parameters(config),
         tokenizer=tokenizer_fingerprint(tokenizer),
-        weights=weights_fingerprint(stored if stored is not None else model.state_dict().items()),
+        weights=weights_fingerprint(stored),
         lineage=gguf.lineage(folder) if folder is not None else (),
     )
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = _positions(config)
     context = limit - start if limit else None
     return LanguageModel(name, model, tokenizer, identity, proof.layers, proof.causal, context, proof.difference, start)
+
+
+def _positions(config: Any) -> int | None:
+    """Positions for which a token's rotation does not depend on what else is in the batch.
+
+    LongRoPE changes the frequencies of all tokens as soon as one stands beyond the original length: a long request
+    would change the others' answers, and the keys of a stored prefix would no longer fit.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = rope.values() if all(isinstance(kind, dict) for kind in rope.values()) else [rope]
+    limits = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    limits.append(getattr(config, "max_position_embeddings", None))
+    return min((limit for limit in limits if limit), default=None)
 
 
 def _source(name: str, progress: Callable[[str], None]) -> str:
     if name == gguf.BUILTIN:
         return str(gguf.builtin_folder(progress))
     if name.endswith(".gguf"):
-        return str(gguf.gguf_folder(Path(name), progress))
-    if Path(name).is_dir():
-        return name
+        return str(gguf.gguf_folder(Path(name).expanduser(), progress))
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UnknownModel(f"there is no model folder {name}; {_NAMES}.")
     return name
@@ -114,35 +131,57 @@ def _first_line(error: Exception) -> str:
 
 def _device(device: str) -> str:
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device not in available:
         raise UsageError(f"unknown device {device!r}; choose auto, cpu, cuda or mps.")
     if not available[device]:
         raise UsageError(f"this machine has no {device} device; use --device cpu.")
-    return device
+    # Under torchrun or accelerate launch every process has a GPU of its own.
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
 def _load(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAMES}.") from error
+    config, tokenizer = _described(source, name, trust_remote_code)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModel(
             f"{name} is an encoder-decoder ({type(config).__name__}): its cross-attention must not receive a prefix; "
             "use a causal model or an encoder."
         )
-    auto = _auto_class(config)
     try:
-        return auto.from_pretrained(
-            source, dtype=dtype, attn_implementation=attention.NAME, trust_remote_code=trust_remote_code
-        ), tokenizer
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        model, found = _auto_class(config).from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except KeyError as error:
         raise UnsupportedModel(
-            f"{name} ({type(config).__name__}) cannot carry a prefix: {_first_line(error)}"
+            f"{name} ({type(config).__name__}) chooses its attention from a fixed list, so it would never see a prefix."
         ) from error
+    except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UnsupportedModel(f"{name} ({type(config).__name__}) cannot be used: {_first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise UnsupportedModel(
+            f"{name} has no weights for {missing[0]} of {type(model).__name__}, which would be random; give a "
+            "checkpoint with its language model head."
+        )
+    return model, tokenizer
+
+
+def _described(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Configuration and tokenizer."""
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return config, AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModel(
+                f"{name} comes with its own code, which is not run unless asked; pass --trust-remote-code if you "
+                "trust it."
+            ) from error
+        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAMES}.") from error
 
 
 def _auto_class(config: Any) -> Any:
@@ -165,7 +204,7 @@ def _folder(source: str, model: Any) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, local_files_only=True, allow_patterns=["*.safetensors", "*.json"]))
+        return Path(snapshot_download(source, local_files_only=True, allow_patterns=["*.safetensors", "*.json", "*.bin"]))
     except (OSError, ValueError) as error:
         raise ModelError(f"the cached files of {source} could not be found to fingerprint them: {error}") from error
 

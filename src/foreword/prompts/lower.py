@@ -82,6 +82,7 @@ def _stack(lm: LanguageModel, first: KVPrefix | None, keys: list[Tensor], values
 
 
 def _detached(lm: LanguageModel, prefix: KVPrefix) -> KVPrefix:
-    keys = tuple(key.detach().to(lm.dtype) for key in prefix.keys)
-    values = tuple(value.detach().to(lm.dtype) for value in prefix.values)
+    # Copies: the encoder may go on learning, and a prefix never changes.
+    keys = tuple(key.detach().to(lm.dtype, copy=True) for key in prefix.keys)
+    values = tuple(value.detach().to(lm.dtype, copy=True) for value in prefix.values)
     return KVPrefix(prefix.model, keys, values, prefix.offset, prefix.token_ids, prefix.bos)

@@ -16,12 +16,13 @@ from foreword.prompts.lower import lower_tokens
 
 
 class PrefixValues(PromptEncoder):
-    """Float32 ``[kv_heads, P, dim]`` keys and values a layer, cast to the model's dtype when used."""
+    """Keys and values ``[kv_heads, P, dim]`` a layer in float32 or wider, cast to the model's dtype when used."""
 
     def __init__(self, prefix: KVPrefix, dtype: torch.dtype) -> None:
         super().__init__()
-        self.keys = nn.ParameterList(key.detach().float().clone() for key in prefix.keys)
-        self.values = nn.ParameterList(value.detach().float().clone() for value in prefix.values)
+        wide = torch.promote_types(dtype, torch.float32)
+        self.keys = nn.ParameterList(key.detach().to(wide, copy=True) for key in prefix.keys)
+        self.values = nn.ParameterList(value.detach().to(wide, copy=True) for value in prefix.values)
         self._model, self._offset, self._dtype = prefix.model, prefix.offset, dtype
 
     def front(self) -> Front:

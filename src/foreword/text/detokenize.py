@@ -19,32 +19,32 @@ class Detokenizer:
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._ids: list[int] = []
-        self._start = 0  # tokens before it are decoded for good
+        self._window: list[int] = []  # the last tokens that were released, and those that were not
+        self._released = 0  # tokens of the window
         self._given = 0  # characters of the window that were released
         self._held = ""  # released only once it cannot be the beginning of a stop text
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """Text that has become certain with this token; sets `stopped` when a stop text is complete."""
-        self._ids.append(token_id)
-        window = self._decode(self._ids[self._start :])
-        if window.endswith(UNFINISHED):
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        if len(text) <= self._given or text.endswith(UNFINISHED):
             return ""
-        fresh = window[self._given :]
-        self._given = len(window)
-        # Keep a few tokens of context: decoders join spaces and bytes across tokens.
-        if len(self._ids) - self._start > 16:
-            self._start = len(self._ids) - 8
-            self._given = len(self._decode(self._ids[self._start :]))
+        fresh = text[self._given :]
+        # Decoders join spaces and bytes across tokens, so one released piece stays for context; the window must
+        # begin where a character does, or a decoder of single bytes would make no sense of what follows.
+        del self._window[: self._released]
+        self._released = len(self._window)
+        self._given = len(self._decode(self._window))
         return self._release(fresh)
 
     def finish(self) -> str:
         """What was held back, once the answer has ended for another reason than a stop text."""
         if self.stopped:
             return ""
-        rest = self._decode(self._ids[self._start :])[self._given :]
-        return self._release(rest) + self._drain()
+        rest = self._release(self._decode(self._window)[self._given :])
+        return rest if self.stopped else rest + self._drain()
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

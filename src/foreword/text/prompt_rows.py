@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from foreword.errors import DataError
+from foreword.text.rows import read_utf8
 
 
 @dataclass(frozen=True)
@@ -25,26 +27,27 @@ def read_prompts(path: str | Path) -> list[StaticPrompt]:
     if not rows:
         raise DataError(f"{path} has no prompts; give at least one row.")
     prompts = [_prompt(row, f"{path} row {number}") for number, row in enumerate(rows, 1)]
-    names = [prompt.name for prompt in prompts]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    names = Counter(prompt.name for prompt in prompts)
+    if twice := next((name for name, count in names.items() if count > 1), None):
         raise DataError(f"{path} has task_id {twice!r} twice; give every prompt its own.")
     return prompts
 
 
 def _rows(file: Path) -> list[Any]:
+    text = read_utf8(file)
+    if text.lstrip().startswith("["):
+        return _loads(text, file, 1)
+    # Not splitlines(): U+2028 and U+0085 end no line in JSON, and may stand inside a string.
+    lines = enumerate(text.split("\n"), 1)
+    return [_loads(line, file, number) for number, line in lines if line.strip()]
+
+
+def _loads(text: str, file: Path, line: int) -> Any:
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}; check the path.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    try:
-        if text.lstrip().startswith("["):
-            return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{file} is not JSON ({error.msg}, line {error.lineno} column {error.colno}); write an array of "
+            f"{file} is not JSON ({error.msg}, line {line + error.lineno - 1} column {error.colno}); write an array of "
             'rows such as {"task_id": 1, "prompt": "..."}.'
         ) from error
 

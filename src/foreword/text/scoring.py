@@ -55,7 +55,9 @@ def label_scores(logits: torch.Tensor, trie: WordTrie) -> torch.Tensor:
     import torch
 
     slots: dict[int | None, int] = {None: 0} | {node: 1 + index for index, node in enumerate(trie.inner)}
-    logprobs = logits.float().log_softmax(-1).unflatten(0, (-1, len(slots)))
+    rows = logits.unflatten(0, (-1, len(slots)))
     above = torch.tensor([slots[parent] for parent in trie.parents], device=logits.device)
     tokens = torch.tensor(trie.tokens, device=logits.device)
-    return trie.label_scores(logprobs[:, above, tokens])
+    # Only the nodes' own logits are normalized: a log-softmax would be one more copy of the whole vocabulary.
+    norms = rows.float().logsumexp(-1)
+    return trie.label_scores(rows[:, above, tokens].float() - norms[:, above])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from foreword.core import Bos
 from foreword.errors import DataError, TemplateError
-from foreword.evaluation.evaluate import label_of
 from foreword.models import LanguageModel
 from foreword.text import seam
 from foreword.text.rows import Row
-from foreword.text.template import Template
-from foreword.text.verbalizer import Verbalizer
+from foreword.text.verbalizer import WordTrie
+from foreword.training.material import Material
+
+# Batches that are sorted by length together.
+POOL = 16
 
 
 @dataclass(frozen=True)
@@ -35,70 +38,96 @@ class Example:
         return len(self.prompt) + len(self.target)
 
 
-def examples(
-    lm: LanguageModel,
-    template: Template,
-    verbalizer: Verbalizer | None,
-    rows: Sequence[Row],
-    *,
-    label_field: str,
-    virtual_tokens: int,
-    bos: Bos = "request",
-) -> list[Example]:
-    """Tokenize rows in serving geometry.
+@dataclass(frozen=True)
+class Reader:
+    """Turns rows into examples, in serving geometry.
 
-    Raises:
-        DataError, TemplateError, VerbalizerError: naming the row, for example one that does not fit the context.
+    Attributes:
+        lm: its tokenizer and its context count.
+        material: template and verbalizer.
+        length: virtual tokens in front of every example.
+        bos: whether the request brings the beginning-of-text token.
     """
-    if template.soft_tokens:
-        raise TemplateError(
-            "the template has {soft:N} slots, which this method does not learn; take them out of the template."
-        )
-    made = [_example(lm, template, verbalizer, row, label_field, bos) for row in rows]
-    for row, example in zip(rows, made, strict=True):
-        total = virtual_tokens + example.size
-        if lm.context is not None and total > lm.context:
-            raise DataError(
-                f"{row.where}: the example has {total} tokens with its {virtual_tokens} virtual tokens, the context of "
-                f"{lm.name} is {lm.context}; shorten the row."
+
+    lm: LanguageModel
+    material: Material
+    length: int = 0
+    bos: Bos = "request"
+
+    @cached_property
+    def trie(self) -> WordTrie | None:
+        """The words of the labels behind a prompt; ``None`` for a template that generates."""
+        template, verbalizer = self.material.template, self.material.verbalizer
+        return verbalizer.encode(self.lm.tokenizer, template.before_answer) if verbalizer is not None else None
+
+    def read(self, rows: Sequence[Row]) -> list[Example]:
+        """Raises DataError, TemplateError or VerbalizerError that names the row."""
+        template = self.material.template
+        if template.soft_tokens:
+            raise TemplateError(
+                "the template has {soft:N} slots, which this method does not learn; take them out of the template."
             )
-    return made
+        examples = []
+        for row in rows:
+            with row.named():
+                examples.append(self._example(row))
+                self._check_fits(examples[-1])
+        return examples
 
+    def _example(self, row: Row) -> Example:
+        template = self.material.template
+        filled = template.fill(row.values, row.where)
+        if filled.after and self.lm.causal:
+            raise TemplateError(
+                f"the text {filled.after[:20]!r} behind the answer is never seen by a causal model; end the template "
+                "with {mask} or {target:...}."
+            )
+        prompt = tuple(seam.encode(self.lm.tokenizer, filled.text, bos=self.bos == "request"))
+        if not prompt:
+            raise DataError("the prompt is empty; put text in front of the answer.")
+        if filled.target is None:
+            return Example(prompt, label=self.material.label(row))
+        target = seam.continuation(self.lm.tokenizer, filled.target, template.before_answer)
+        return Example(prompt, target=(*target, *self._end))
 
-def _example(
-    lm: LanguageModel, template: Template, verbalizer: Verbalizer | None, row: Row, label_field: str, bos: Bos
-) -> Example:
-    filled = template.fill(row.values, row.where)
-    if filled.after and lm.causal:
-        raise TemplateError(
-            f"the text {filled.after[:20]!r} behind the answer is never seen by a causal model; end the template "
-            "with {mask} or {target:...}."
-        )
-    prompt = tuple(seam.encode(lm.tokenizer, filled.text, bos=bos == "request"))
-    if not prompt:
-        raise DataError(f"{row.where}: the prompt is empty; put text in front of the answer.")
-    if verbalizer is not None:
-        return Example(prompt, label=verbalizer.index(label_of(row, label_field), row.where))
-    target = seam.continuation(lm.tokenizer, filled.target or "", template.before_answer)
-    return Example(prompt, target=(*target, lm.tokenizer.eos_token_id))
+    @cached_property
+    def _end(self) -> tuple[int, ...]:
+        """The token that ends an answer, if the model has one."""
+        end = self.lm.tokenizer.eos_token_id
+        return (end,) if end is not None else tuple(sorted(self.lm.end_ids))[:1]
+
+    @cached_property
+    def _longest_word(self) -> int:
+        return max(len(path) for _, path in self.trie.words) if self.trie is not None else 0
+
+    def _check_fits(self, example: Example) -> None:
+        total = self.length + example.size + self._longest_word
+        if self.lm.context is not None and total > self.lm.context:
+            raise DataError(
+                f"the example has {total} tokens with its answer and {self.length} virtual tokens, the context of "
+                f"{self.lm.name} is {self.lm.context}; shorten the row."
+            )
 
 
 def schedule(sizes: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[int]]:
-    """Batches of places in ``sizes``, one a step: shuffled, then sorted by length within pools of 16 batches.
+    """Batches of places in ``sizes``, one a step: shuffled, then sorted by length within pools of batches.
 
     The whole run is one list, so that a resumed run goes on exactly where it stopped, and every example is seen
-    equally often to within one.
+    equally often to within one. A pool never holds an example twice where one pass over the data can fill it, or
+    sorting would put copies of one example next to each other.
     """
     source = random.Random(seed)
     stream = _shuffled_forever(len(sizes), source)
+    most = max(1, min(POOL, len(sizes) // batch_size))
     batches: list[list[int]] = []
     while len(batches) < steps:
-        pool = [next(stream) for _ in range(16 * batch_size)]
+        count = min(most, steps - len(batches))
+        pool = [next(stream) for _ in range(count * batch_size)]
         pool.sort(key=sizes.__getitem__)
         cut = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
         source.shuffle(cut)
         batches += cut
-    return batches[:steps]
+    return batches
 
 
 def _shuffled_forever(count: int, source: random.Random) -> Iterator[int]:

@@ -1,0 +1,72 @@
+"""`AnswerStream`: the way of an answer from the engine's thread to a reader in a thread or in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from foreword.engine.protocol import Chunk, Request
+
+
+class AnswerStream:
+    """Chunks of one answer. A stream that is cancelled, or that nobody holds any more, ends at the next step.
+
+    Args:
+        request: what is answered.
+        on_cancel: called after `cancelled` was set.
+    """
+
+    def __init__(self, request: Request, on_cancel: Callable[[], None]) -> None:
+        self.request = request
+        self.cancelled = False
+        self._on_cancel = on_cancel
+        self._chunks: deque[Chunk] = deque()
+        self._ready = threading.Condition()
+        self._wake: Callable[[], object] | None = None
+        self._ended = False
+
+    def put(self, chunk: Chunk) -> None:
+        """Called by the engine's thread."""
+        with self._ready:
+            self._chunks.append(chunk)
+            self._ready.notify()
+            if self._wake is None:
+                return
+            try:
+                self._wake()
+            except RuntimeError:  # the reader's event loop was closed under it, so nobody will read on
+                self._wake = None
+                self.cancelled = True
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self._on_cancel()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        while not self._ended:
+            with self._ready:
+                while not self._chunks:
+                    self._ready.wait()
+            yield self._take()
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        with self._ready:
+            self._wake = lambda: loop.call_soon_threadsafe(ready.set)
+        try:
+            while not self._ended:
+                ready.clear()
+                while self._chunks:
+                    yield self._take()
+                if not self._ended:
+                    await ready.wait()
+        finally:
+            with self._ready:
+                self._wake = None
+
+    def _take(self) -> Chunk:
+        chunk = self._chunks.popleft()
+        self._ended = chunk.finish_reason is not None
+        return chunk

@@ -1,0 +1,78 @@
+"""The command line in this process, on a tiny model folder, with a home of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foreword.cli import main
+from models import byte_tokenizer, tiny_model
+from server.running import CHATML
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ordinary model folder: a tiny random Llama with a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    tiny_model("llama").model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs ``foreword ARGS...`` in ``tmp_path`` and gives its exit status and output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOREWORD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FOREWORD_MODEL", str(folder))
+    monkeypatch.delenv("FOREWORD_BANK", raising=False)
+
+    def run(*args: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["foreword", *map(str, args)])
+        capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as exit_:
+            status = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
+        captured = capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """Rows with a text and a label."""
+    rows = [
+        {"text": f"{word} {i}", "label": label}
+        for i in range(12)
+        for word, label in (("fine", "positive"), ("poor", "negative"))
+    ]
+    file = tmp_path / "reviews.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file

@@ -1,0 +1,310 @@
+"""Commands as a user types them: what they print, what they leave, and what they say when it cannot be done."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from foreword.bank.bank import Bank
+from foreword.models import load_model
+
+TEMPLATE = r"Review: {text}\nSentiment:{mask}"
+VERBALIZER = '{"positive": " great", "negative": " bad"}'
+
+
+def train(run, data, *more):
+    args = ("--template", TEMPLATE, "--verbalizer", VERBALIZER, "--length", 4, "--max-steps", 4, "--batch-size", 4)
+    return run("train", "--data", data, *args, "--json", *more)
+
+
+def test_learn_publish_evaluate_classify_generate(run, reviews, tmp_path):
+    learned = train(run, reviews, "--publish", "reviews", "--out", tmp_path / "run")
+    assert learned.status == 0, learned.err
+    assert learned.json["task"].startswith("reviews@0001-")
+    assert learned.json["n"] == 2
+    assert set(learned.json["metrics"]) == {"accuracy", "macro_f1"}
+    assert learned.json["trained_parameters"] == 3 * 2 * 2 * 4 * 16
+    scored = run("eval", "reviews", "--data", reviews, "--json").json
+    assert (scored["n"], scored["task"]) == (24, learned.json["task"])
+    labelled = run("classify", "reviews", "fine 1", "poor 2", "--json").json["data"]
+    assert [row["index"] for row in labelled] == [0, 1]
+    assert all(abs(sum(row["probs"].values()) - 1) < 1e-5 for row in labelled)
+    answer = run("generate", "reviews", "--field", "text=fine", "--max-tokens", 5, "--json").json
+    assert answer["usage"] == {
+        "prompt_tokens": 4 + 23,
+        "completion_tokens": len(answer["token_ids"]),
+        "cached_tokens": 4,
+    }
+    again = run("publish", "copy", "--run", tmp_path / "run", "--json").json
+    assert again["length"] == 4
+    same = run("generate", "copy", "--field", "text=fine", "--max-tokens", 5, "--json").json
+    assert same == answer
+
+
+def test_compare_prints_both(run, reviews):
+    train(run, reviews, "--publish", "one", "--out", "one")
+    train(run, reviews, "--publish", "two", "--method", "manual", "--length", 1, "--out", "two")
+    both = run("eval", "one", "--data", reviews, "--compare", "two", "--json").json
+    assert both["task"].startswith("one@")
+    assert both["compare"]["task"].startswith("two@")
+
+
+def test_recipe_with_flags_on_top(run, reviews, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"data: {reviews}\ntemplate: 'Review: {{text}}\\nSentiment:{{mask}}'\nverbalizer:\n  positive: ' great'\n"
+        "  negative: [' bad', ' poor']\nlength: 4\nmax-steps: 2\nbatch_size: 2\npublish: from-recipe\n"
+    )
+    made = run("train", recipe, "--publish", "from-flag", "--json")
+    assert made.status == 0, made.err
+    assert made.json["task"].startswith("from-flag@")
+    recipe.write_text("data: x\nlenght: 3\n")
+    wrong = run("train", recipe)
+    assert wrong.status == 2
+    assert "lenght" in wrong.err
+
+
+def test_defaults_make_a_short_command_work(run, reviews):
+    made = run("train", "--data", reviews, "--max-steps", 1, "--json")
+    assert made.status == 0, made.err
+    assert Path(made.json["run"]).parts[0] == "runs"
+    assert made.json["task"] is None
+
+
+def test_static_prompts_and_the_bank(run, tmp_path):
+    (tmp_path / "policy.txt").write_text("Refunds within 30 days. 退款三十天内有效。")
+    (tmp_path / "prompts.json").write_text(
+        '[{"task_id": 1, "prompt": "你好 "}, {"task_id": "two", "system": "Be kind."}]'
+    )
+    first = run("publish", "support", "--system", "policy.txt", "--json").json
+    (tmp_path / "policy.txt").write_text("Refunds within 60 days.")
+    second = run("publish", "support", "--text", "policy.txt", "--json").json
+    assert first["task"].startswith("support@0001-")
+    assert second["task"].startswith("support@0002-")
+    assert len(run("cache", "prompts.json", "--json").json["tasks"]) == 2
+    listed = run("bank", "list", "--json").json["tasks"]
+    assert [row["name"] for row in listed] == ["1", "support", "two"]
+    assert json.loads(run("bank", "show", "support").out)["version"] == second["task"].split("@")[1]
+    assert run("bank", "rollback", "support", "--json").json["task"] == first["task"]
+    assert run("bank", "verify").out.strip() == "everything checks"
+    assert run("bank", "remove", "two").status == 0
+    missing = run("generate", "two", "hello")
+    assert missing.status == 1
+    assert "two" in missing.err
+
+
+def test_compose_is_one_forward_over_both(run, reviews, tmp_path, folder):
+    """A learned prefix and a static prompt behind it: the logits of a plain forward over both."""
+    train(run, reviews, "--publish", "soft", "--out", "run")
+    (tmp_path / "text.txt").write_text("Once upon a time")
+    run("publish", "story", "--text", "text.txt")
+    made = run("bank", "compose", "stack", "soft", "story", "--json")
+    assert made.status == 0, made.err
+    assert made.json["length"] == 4 + 16
+    stacked = run("generate", "stack", " there", "--max-tokens", 8, "--json").json["token_ids"]
+    plain = run("generate", "soft", "Once upon a time there", "--max-tokens", 8, "--json").json["token_ids"]
+    assert stacked == plain
+
+
+def test_published_prefix_file(run, reviews, tmp_path):
+    train(run, reviews, "--publish", "a", "--out", "run")
+    file = next((tmp_path / "home" / "bank" / "a" / "versions").glob("*/prefix.safetensors"))
+    args = ("--prefix", file, "--template", TEMPLATE, "--verbalizer", VERBALIZER)
+    assert run("publish", "b", *args, "--json").json["length"] == 4
+    both = run("eval", "a", "--data", reviews, "--compare", "b", "--json").json
+    assert both["metrics"] == both["compare"]["metrics"]
+
+
+def test_resume_finishes_the_same_run(run, reviews, tmp_path):
+    whole = train(run, reviews, "--out", "whole").json
+    train(run, reviews, "--out", "cut")
+    for checkpoint in (tmp_path / "cut" / "checkpoints").glob("checkpoint-4"):
+        for file in checkpoint.iterdir():
+            file.unlink()
+    resumed = train(run, reviews, "--out", "cut", "--resume").json
+    assert resumed["metrics"] == whole["metrics"]
+    ours, theirs = (load_file(tmp_path / name / "task" / "prefix.safetensors") for name in ("cut", "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def bad_rows(tmp_path: Path, *rows: dict | str) -> Path:
+    file = tmp_path / "bad.jsonl"
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return file
+
+
+GOOD = {"text": "fine", "label": "positive"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "said"),
+    [
+        ([GOOD, {"label": "positive"}], (), "bad.jsonl line 2"),
+        ([GOOD, {"text": "x"}], (), "--label-field"),
+        ([GOOD, {"text": "x", "label": "odd"}], (), "'odd' is not in the verbalizer"),
+        ([GOOD, "{"], (), "bad.jsonl line 2 is not JSON"),
+        ([], (), "no examples"),
+        ([GOOD, GOOD], ("--template", "{text}"), "{mask}"),
+        ([GOOD, GOOD], ("--template", "{text}{mask"), "never closed"),
+        ([GOOD, GOOD], ("--verbalizer", "{"), "not valid JSON"),
+        ([GOOD, GOOD], ("--method", "magic"), "p-tuning-v2"),
+        ([GOOD, GOOD], ("--length", 0), "--length must be above 0"),
+        ([GOOD, {"text": "x" * 300, "label": "positive"}], (), "the context of"),
+        ([GOOD, GOOD], ("--publish", "Bad Name"), "a task name is"),
+        ([GOOD, GOOD], ("--init", "task:nothing"), "nothing"),
+        ([GOOD, GOOD], ("--resume",), "--out"),
+        ([GOOD, GOOD], ("--dtype", "int3"), "bfloat16"),
+        ([GOOD, GOOD], ("--device", "tpu"), "cpu"),
+        ([GOOD, GOOD], ("--model", "./nowhere"), "no model folder"),
+    ],
+)
+def test_bad_training_input_is_one_sentence(run, tmp_path, rows, more, said):
+    result = train(run, bad_rows(tmp_path, *rows), *more)
+    assert result.status != 0
+    assert said in result.err
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert Bank(tmp_path / "home" / "bank").names() == []
+
+
+def test_a_run_folder_is_not_mixed(run, reviews):
+    assert train(run, reviews, "--out", "run").status == 0
+    again = train(run, reviews, "--out", "run")
+    assert again.status == 1
+    assert "--resume" in again.err
+    other = train(run, reviews, "--out", "run", "--resume", "--lr", 0.5)
+    assert other.status == 1
+    assert "another lr" in other.err
+
+
+def test_prefix_of_another_model_is_refused(run, reviews, folder, tmp_path):
+    train(run, reviews, "--publish", "mine", "--out", "run")
+    other = tmp_path / "other"
+    lm = load_model(str(folder), progress=lambda line: None)
+    with torch.no_grad():
+        lm.model.model.layers[0].mlp.up_proj.weight += 0.5
+    lm.model.save_pretrained(other)
+    lm.tokenizer.save_pretrained(other)
+    refused = run("generate", "mine", "hello", "--model", other)
+    assert refused.status == 1
+    assert "other weights" in refused.err
+    forced = run("generate", "mine", "hello", "--model", other, "--allow-other-weights", "--max-tokens", 2)
+    assert forced.status == 0, forced.err
+    (tmp_path / "text.txt").write_text("Hello")
+    taken = run("publish", "mine", "--text", "text.txt", "--model", other)
+    assert taken.status == 1
+    assert "--replace" in taken.err
+    assert run("publish", "mine", "--text", "text.txt", "--model", other, "--replace").status == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_damaged_prefix_file_is_refused(run, reviews, tmp_path, damage):
+    train(run, reviews, "--publish", "mine", "--out", "run")
+    file = next((tmp_path / "home" / "bank" / "mine" / "versions").glob("*/prefix.safetensors"))
+    data = bytearray(file.read_bytes())
+    data = data[:-10] if damage == "cut" else data[:-3] + bytes([data[-3] ^ 255]) + data[-2:]
+    file.chmod(0o644)
+    file.write_bytes(data)
+    refused = run("generate", "mine", "hello")
+    assert refused.status == 1
+    assert "Traceback" not in refused.err
+    assert run("bank", "verify").status == 1
+
+
+def test_reserved_name_and_too_long_a_prompt(run, folder, tmp_path):
+    (tmp_path / "long.txt").write_text("x" * 400)
+    refused = run("publish", "long", "--text", "long.txt")
+    assert refused.status == 2
+    assert "context" in refused.err
+    too_long = run("generate", "y" * 400)
+    assert too_long.status == 2
+    assert "context" in too_long.err
+
+
+def test_unsupported_model_is_refused_by_name(run, tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=300, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    from models import byte_tokenizer
+
+    byte_tokenizer().save_pretrained(tmp_path / "t5")
+    refused = run("doctor", "--model", tmp_path / "t5")
+    assert refused.status == 1
+    assert "encoder-decoder" in refused.err
+
+
+def test_doctor_and_pull(run, folder):
+    found = run("doctor", "--json").json
+    assert found["architecture"] == "LlamaForCausalLM"
+    assert found["difference"] < 1e-4
+    assert run("models", "pull", folder).out.strip() == str(folder)
+
+
+def test_port_in_use(run):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused = run("serve", "--port", taken.getsockname()[1])
+    assert refused.status == 2
+    assert "choose another --port" in refused.err
+
+
+def test_serve_in_a_process_of_its_own(folder, tmp_path, run):
+    """A real process on a real port: static task, unknown name, publishing while it runs, a clean end."""
+    (tmp_path / "policy.txt").write_text("Be kind.")
+    run("publish", "kind", "--system", "policy.txt")
+    command = [sys.executable, "-m", "foreword", "serve", "--port", "0"]
+    environment = {**os.environ, "FOREWORD_MODEL": str(folder), "FOREWORD_HOME": str(tmp_path / "home")}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
+    try:
+        assert server.stderr is not None
+        line = next(line for line in server.stderr if "serving" in line)
+        url = line.split(" at ")[1].strip()
+        wait_for(f"{url}/ready")
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        names = [model.id for model in client.models.list()]
+        assert names[1:] == ["kind"]
+        message = [{"role": "user", "content": "hello"}]
+        system = [{"role": "system", "content": "Be kind."}, *message]
+        task = client.chat.completions.create(model="kind", messages=message, max_tokens=6, temperature=0)
+        base = client.chat.completions.create(model=names[0], messages=system, max_tokens=6, temperature=0)
+        assert task.choices[0].message.content == base.choices[0].message.content
+        assert task.usage.prompt_tokens == base.usage.prompt_tokens
+        with pytest.raises(openai.NotFoundError, match="kind"):
+            client.chat.completions.create(model="kin", messages=message)
+        run("publish", "later", "--text", "policy.txt")
+        assert client.completions.create(model="later", prompt="x", max_tokens=2).choices
+    finally:
+        server.terminate()
+        assert server.wait(timeout=30) in (0, -15)
+
+
+def wait_for(url: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"{url} did not answer")
+
+
+def test_every_command_has_help(run):
+    for command in ("demo", "train", "publish", "cache", "eval", "classify", "generate", "serve", "doctor"):
+        shown = run(command, "--help")
+        assert shown.status == 0
+        assert "Usage: foreword" in shown.out

@@ -1,0 +1,225 @@
+"""Greedy answers of any mix of requests equal each request alone through plain Transformers, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import CAUSAL, tiny_model
+
+from engine.reference import ask, assert_greedy, greedy, learned, random_ids, static, tokens_of
+from foreword.core import SamplingParams
+from foreword.engine.cache import PAGE, PagedCache
+from foreword.engine.engine import Engine
+from foreword.engine.protocol import Request
+
+# The windows of the tiny Mistral (6) and Gemma 3 (8) are shorter than the longer prefixes and longer than the others.
+SHORT, LONG = 3, 21
+
+
+def stepped(family: str, pages: int = 64, **limits) -> Engine:
+    """An engine that runs only when it is told to."""
+    lm = tiny_model(family)
+    cache_bytes = pages * PagedCache.bytes_per_page(lm.identity.layers, lm.dtype)
+    return Engine(lm, cache_bytes=cache_bytes, start=False, **limits)
+
+
+def run(engine: Engine) -> None:
+    while engine.step():
+        engine.cache.check()
+
+
+def fronts(family: str):
+    """Prefixes with how much of them is used."""
+    whole = [learned(family, SHORT), learned(family, LONG, 1), static(family, LONG), static(family, SHORT, 1)]
+    return [(None, 0), *((prefix, prefix.length) for prefix in whole), (static(family, LONG), 2)]
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_a_mix_of_requests_gives_what_a_plain_loop_gives(family):
+    engine = stepped(family)
+    requests = [
+        Request(random_ids(length, length), prefix, used, SamplingParams(max_tokens=12, ignore_eos=True))
+        for prefix, used in fronts(family)
+        for length in (1, 19)
+    ]
+    streams = [engine.submit(request) for request in requests]
+    run(engine)
+    answers = [tokens_of(stream) for stream in streams]
+    for request, answer in zip(requests, answers, strict=True):
+        whole = request.prefix is None or request.prefix_length == request.prefix.length
+        if whole:
+            assert answer == greedy(family, request)
+        assert_greedy(family, request, answer)
+    assert len({tuple(answer) for answer in answers[::2]}) == len(fronts(family)), "a prefix made no difference"
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A request of a mix: when it comes, what it asks, and when it is cancelled."""
+
+    arrives: int
+    length: int
+    front: int
+    max_tokens: int
+    leaves: int | None
+
+
+visits = st.builds(
+    Visit,
+    arrives=st.integers(0, 10),
+    length=st.integers(1, 40),
+    front=st.integers(0, 5),
+    max_tokens=st.integers(1, 14),
+    leaves=st.none() | st.integers(0, 14),
+)
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    mix=st.lists(visits, min_size=1, max_size=7),
+    pages=st.integers(4, 12),
+    step_tokens=st.integers(1, 40),
+    max_batch=st.integers(1, 6),
+)
+def test_any_mix_with_any_limits(family, mix, pages, step_tokens, max_batch):
+    engine = stepped(family, pages, step_tokens=step_tokens, max_batch=max_batch)
+    known = fronts(family)
+    requests = [
+        Request(random_ids(v.length, seed), *known[v.front], SamplingParams(max_tokens=v.max_tokens))
+        for seed, v in enumerate(mix)
+    ]
+    streams = {}
+    now, busy = 0, True
+    while busy or now <= 14:
+        for index, visit in enumerate(mix):
+            if visit.arrives == now:
+                streams[index] = engine.submit(requests[index])
+            if visit.leaves == now and index in streams:
+                streams[index].cancel()
+        busy = engine.step()
+        engine.cache.check()
+        assert now < 2000, "the engine does not come to an end"
+        now += 1
+    for index, stream in streams.items():
+        check_answer(family, requests[index], list(stream), cancelled=stream.cancelled)
+    assert engine.cache.free == engine.cache.pages == pages
+    assert not engine.scheduler.sequences
+
+
+def check_answer(family, request, chunks, cancelled):
+    tokens, reason = tokens_of(chunks), chunks[-1].finish_reason
+    assert_greedy(family, request, tokens)
+    ended = [token in tiny_model(family).end_ids for token in tokens]
+    if reason == "stop":
+        assert ended.index(True) == len(tokens) - 1
+    elif reason == "length":
+        assert len(tokens) == request.sampling.max_tokens
+        assert not any(ended)
+    else:
+        assert reason == "cancelled"
+        assert cancelled
+    assert all(chunk.finish_reason is None for chunk in chunks[:-1])
+
+
+def test_a_long_prompt_in_chunks_does_not_stall_running_answers():
+    engine = stepped("llama", step_tokens=8)
+    answering = engine.submit(ask(2, max_tokens=20))
+    engine.step()
+    long = engine.submit(ask(60, 1, learned("llama", LONG), max_tokens=2))
+    for _ in range(5):
+        before = engine.statistics()["tokens_generated"]
+        engine.step()
+        assert engine.statistics()["tokens_generated"] == before + 1
+    run(engine)
+    for stream in (answering, long):
+        assert_greedy("llama", stream.request, tokens_of(stream))
+
+
+def test_cancelling_frees_everything_at_the_next_step():
+    engine = stepped("llama", pages=4, max_batch=1)
+    running, waiting = engine.submit(ask(30, max_tokens=20)), engine.submit(ask(30, 1, max_tokens=20))
+    engine.step()
+    assert engine.cache.free == 0
+    running.cancel()
+    waiting.cancel()
+    assert not engine.step()
+    assert engine.cache.free == 4
+    assert [list(stream)[-1].finish_reason for stream in (running, waiting)] == ["cancelled"] * 2
+    assert engine.statistics()["cancelled"] == 2
+
+
+def test_an_answer_cancelled_while_it_runs_takes_no_further_token():
+    engine = stepped("llama")
+    stream = engine.submit(ask(5, max_tokens=3))
+    engine.step()
+    stream.cancel()
+    run(engine)
+    assert len(tokens_of(stream)) == 1
+
+
+def test_an_answer_that_nobody_holds_ends():
+    engine = stepped("llama")
+    engine.submit(ask(5, max_tokens=100))
+    kept = engine.submit(ask(5, 1, max_tokens=4))
+    run(engine)
+    assert engine.statistics()["cancelled"] == 1
+    assert_greedy("llama", kept.request, tokens_of(kept))
+    assert engine.cache.free == engine.cache.pages
+
+
+def test_recycled_pages_leak_nothing():
+    """Pages full of NaN, as a broken request may leave them, do not reach the next request."""
+    engine = stepped("mistral", pages=2)
+    for tensor in (*engine.cache.keys, *engine.cache.values):
+        tensor.fill_(torch.nan)
+    streams = [engine.submit(ask(length, length, learned("mistral", LONG), max_tokens=6)) for length in (3, 9)]
+    run(engine)
+    for stream in streams:
+        assert_greedy("mistral", stream.request, tokens_of(stream))
+
+
+def test_requests_behind_different_prefixes_see_only_their_own():
+    """The same request behind every prefix at once, and again when the neighbours have changed."""
+    engine = stepped("llama")
+    prefixes = [None, *(learned("llama", length, seed) for seed, length in enumerate((2, 9, 9, 30)))]
+    alone = [greedy("llama", ask(6, 0, prefix)) for prefix in prefixes]
+    assert len({tuple(answer) for answer in alone}) == len(prefixes)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 2, 0], [3, 1]):
+        streams = [engine.submit(ask(6, 0, prefixes[index])) for index in order]
+        run(engine)
+        assert [tokens_of(stream) for stream in streams] == [alone[index] for index in order]
+
+
+def test_a_prefix_is_freed_with_its_last_holder():
+    import gc
+    import weakref
+
+    engine = stepped("llama")
+    prefix = learned.__wrapped__("llama", 5, 9)
+    seen = weakref.ref(prefix)
+    stream = engine.submit(ask(4, 0, prefix))
+    run(engine)
+    assert tokens_of(stream)
+    del prefix, stream
+    gc.collect()
+    assert seen() is None
+
+
+def test_statistics_count_what_happened():
+    engine = stepped("llama", step_tokens=4)
+    streams = [engine.submit(ask(6, seed, max_tokens=3)) for seed in range(2)]
+    assert engine.statistics()["waiting"] == 2
+    engine.step()
+    found = engine.statistics()
+    assert (found["waiting"], found["running"], found["tokens_run"]) == (0, 2, 4)
+    assert found["pages"] - found["free_pages"] == 2 * -(-8 // PAGE)
+    run(engine)
+    found = engine.statistics()
+    assert (found["requests"], found["tokens_generated"], found["running"]) == (2, 6, 0)
+    assert found["tokens_run"] == 2 * (6 + 3 - 1)
+    assert all(list(stream)[-1].finish_reason == "length" for stream in streams)
