@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -80,3 +81,11 @@ def tiny_model(family: str) -> LanguageModel:
                 parameter.normal_(0, 0.12)
     model.eval().requires_grad_(False)
     return wrap(model, byte_tokenizer(), name=f"tiny-{family}")
+
+
+def save_tiny(family: str, folder: Path, **options) -> Path:
+    """An ordinary model folder; ``options`` go to ``save_pretrained``."""
+    lm = tiny_model(family)
+    lm.model.save_pretrained(folder, **options)
+    lm.tokenizer.save_pretrained(folder)
+    return folder

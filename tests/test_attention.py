@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.models.llama.modeling_llama import LlamaAttention
 
+from foreword import attention
 from foreword.attention import NAME
 from foreword.core import Batch, KVPrefix
 from foreword.errors import TrainingError
-from models import CAUSAL, ENCODERS, VOCABULARY, tiny_model
+from foreword.models.load import wrap
+from models import CAUSAL, ENCODERS, VOCABULARY, byte_tokenizer, tiny_config, tiny_model
 
 TOLERANCE = 1e-5
 
@@ -176,3 +179,20 @@ def test_gradients_equal_finite_differences_of_stock_transformers(family):
     theirs = torch.autograd.grad(stock(lm, text, prefix).square().sum(), [*prefix.keys, *prefix.values])
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_layers_of_different_shapes():
+    """A model whose second layer keeps four key heads where the others keep two."""
+    attention.register()
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(tiny_config("llama"), attn_implementation=NAME)
+    wide = tiny_config("llama")
+    wide.num_key_value_heads = 4
+    model.model.layers[1].self_attn = LlamaAttention(wide, layer_idx=1)
+    model.model.layers[1].self_attn.config = model.config  # one switch between our attention and the stock one
+    lm = wrap(model.eval().requires_grad_(False), byte_tokenizer(), name="mixed")
+    assert [shape.kv_heads for shape in lm.identity.layers] == [2, 4, 2]
+    prefix = random_prefix(lm, 4)
+    (text,) = ids(9)
+    found = lm.logits(Batch((9,), (None,), (prefix,), text), torch.arange(9))
+    torch.testing.assert_close(found, stock(lm, text, prefix), atol=TOLERANCE, rtol=0)

@@ -54,7 +54,7 @@ def test_learn_publish_evaluate_classify_generate(run, reviews, tmp_path):
 
 def test_compare_prints_both(run, reviews):
     train(run, reviews, "--publish", "one", "--out", "one")
-    train(run, reviews, "--publish", "two", "--method", "manual", "--length", 1, "--out", "two")
+    run("train", "--data", reviews, "--template", TEMPLATE, "--method", "manual", "--publish", "two", "--out", "two")
     both = run("eval", "one", "--data", reviews, "--compare", "two", "--json").json
     assert both["task"].startswith("one@")
     assert both["compare"]["task"].startswith("two@")

@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from models import VOCABULARY, tiny_config, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from foreword.core import Batch, KVPrefix, SamplingParams
 from foreword.engine.protocol import Chunk, Request
+from models import VOCABULARY, tiny_config, tiny_model
 
 TOLERANCE = 2e-5
 
@@ -85,8 +85,7 @@ def greedy(family: str, request: Request) -> list[int]:
 
 def assert_greedy(family: str, request: Request, tokens: Sequence[int]) -> None:
     """Every token is the most probable one behind those before it, as a plain forward over the whole answer says."""
-    if not tokens:
-        return
+    assert tokens
     found = logits(family, request, tokens[:-1])[-len(tokens) :]
     chosen = found.gather(1, torch.tensor(tokens)[:, None])[:, 0]
     assert float((found.max(-1).values - chosen).max()) <= TOLERANCE, (tokens, found.argmax(-1).tolist())
@@ -100,10 +99,10 @@ def text_of(chunks: Iterable[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
-def ask(length: int, seed: int = 0, prefix: KVPrefix | None = None, **sampling) -> Request:
-    """A request with random tokens behind a whole prefix; goes on past the end-of-text token unless told not to."""
+def ask(length: int, text: int = 0, prefix: KVPrefix | None = None, **sampling) -> Request:
+    """The random tokens number ``text`` behind a whole prefix; the answer goes on past end-of-text tokens."""
     params = replace(SamplingParams(max_tokens=8, ignore_eos=True), **sampling)
-    return Request(random_ids(length, seed), prefix, prefix.length if prefix else 0, params)
+    return Request(random_ids(length, text), prefix, prefix.length if prefix else 0, params)
 
 
 def _past(family: str, prefix: KVPrefix | None) -> DynamicCache | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import CAUSAL
 
 from engine.reference import TOLERANCE, logits, tokens_of
 from engine.test_engine import fronts, random_ids, run, stepped
 from foreword.core import SamplingParams
 from foreword.engine.protocol import Request
+from models import CAUSAL
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -45,9 +45,7 @@ def test_contexts_of_very_different_lengths_run_in_groups():
     """Short answers are not padded to a long one, and still get their own tokens."""
     engine = stepped("gpt_neox", step_tokens=200)
     params = SamplingParams(max_tokens=6, ignore_eos=True)
-    streams = [
-        engine.submit(Request(random_ids(length, length), None, 0, params)) for length in (1, 3, 70, 150, 180)
-    ]
+    streams = [engine.submit(Request(random_ids(length, length), None, 0, params)) for length in (1, 3, 70, 150, 180)]
     run(engine)
     for stream in streams:
         answer = tokens_of(stream)

@@ -8,7 +8,6 @@ import threading
 import time
 
 import pytest
-from models import tiny_model
 
 from engine.reference import ask, assert_greedy, greedy, learned, text_of, tokens_of
 from engine.test_engine import run, stepped
@@ -17,6 +16,7 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Chunk, Request
 from foreword.engine.stream import AnswerStream
 from foreword.errors import EngineError
+from models import tiny_model
 
 
 @pytest.fixture
@@ -166,6 +166,7 @@ def test_a_task_that_is_cancelled_frees_its_pages(engine):
     asyncio.run(main())
     gc.collect()
     eventually(lambda: idle(engine))
+    assert engine.statistics()["cancelled"] == 1
 
 
 def test_cancelling_from_another_thread(engine):
@@ -197,9 +198,9 @@ def test_thirty_two_threads_at_once(engine):
         thread.join(60)
     assert len(answers) == 32
     for index, answer in answers.items():
-        if index % 8 != 7:
-            assert len(answer) == 8
-        assert_greedy("llama", requests[index], answer)
+        assert len(answer) == 8 or index % 8 == 7
+        if answer:
+            assert_greedy("llama", requests[index], answer)
     eventually(lambda: idle(engine))
 
 

@@ -26,12 +26,16 @@ def list_tasks(bank: options.BankRoot = None, json: options.Json = False) -> Non
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Task, or task@version.")], bank: options.BankRoot = None) -> None:
-    """Everything recorded about a version, as JSON, and the versions there are."""
+def show(
+    name: Annotated[str, typer.Argument(help="Task, or task@version.")],
+    bank: options.BankRoot = None,
+    json: options.Json = False,
+) -> None:
+    """Everything recorded about a version, and the versions there are."""
     store = options.open_bank(bank)
     record = store.describe(name)
-    versions = store.versions(record["name"])
-    print(jsonlib.dumps({**record, "versions": versions}, indent=2, ensure_ascii=False))
+    found = {**record, "versions": store.versions(record["name"])}
+    options.emit(found, jsonlib.dumps(found, indent=2, ensure_ascii=False), json)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from foreword.text import request
 from foreword.text.request import Prompt
 from foreword.text.rows import Row
 from foreword.text.template import Template
-from foreword.text.verbalizer import Verbalizer, WordTrie
+from foreword.text.verbalizer import Verbalizer
 
 
 @dataclass(frozen=True)

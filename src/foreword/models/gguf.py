@@ -150,7 +150,8 @@ def _precision(gguf: Path) -> str:
     from gguf import GGUFReader
 
     stored = {tensor.tensor_type.name for tensor in GGUFReader(gguf).tensors if len(tensor.shape) > 1}
-    return {("F32",): "float32", ("F16",): "float16"}.get(tuple(stored), "bfloat16")
+    alone = stored.pop() if len(stored) == 1 else "mixed"
+    return {"F32": "float32", "F16": "float16"}.get(alone, "bfloat16")
 
 
 def _sha256(file: Path) -> str:

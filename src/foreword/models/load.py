@@ -188,8 +188,9 @@ def _auto_class(config: Any) -> Any:
     names = getattr(config, "architectures", None) or []
     if any(name.endswith("ForMaskedLM") for name in names):
         return AutoModelForMaskedLM
-    known = AutoModelForCausalLM._model_mapping
-    decoder = type(config) in known and not _is_encoder(config)
+    own_code = getattr(config, "auto_map", None) or {}
+    known = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in own_code
+    decoder = known and not _is_encoder(config)
     return AutoModelForCausalLM if decoder else AutoModelForMaskedLM
 
 
@@ -204,7 +205,9 @@ def _folder(source: str, model: Any) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, local_files_only=True, allow_patterns=["*.safetensors", "*.json", "*.bin"]))
+        return Path(
+            snapshot_download(source, local_files_only=True, allow_patterns=["*.safetensors", "*.json", "*.bin"])
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"the cached files of {source} could not be found to fingerprint them: {error}") from error
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from foreword.core import Front, KVPrefix
+from foreword.core import Bos, Front, KVPrefix
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import Start
@@ -16,7 +16,12 @@ from foreword.prompts.lower import lower_tokens
 
 
 class PrefixValues(PromptEncoder):
-    """Keys and values ``[kv_heads, P, dim]`` a layer in float32 or wider, cast to the model's dtype when used."""
+    """Keys and values ``[kv_heads, P, dim]`` a layer in float32 or wider, cast to the model's dtype when used.
+
+    Args:
+        prefix: initial values; offset and beginning-of-text rule stay as they are there.
+        dtype: of the model.
+    """
 
     def __init__(self, prefix: KVPrefix, dtype: torch.dtype) -> None:
         super().__init__()
@@ -24,11 +29,12 @@ class PrefixValues(PromptEncoder):
         self.keys = nn.ParameterList(key.detach().to(wide, copy=True) for key in prefix.keys)
         self.values = nn.ParameterList(value.detach().to(wide, copy=True) for value in prefix.values)
         self._model, self._offset, self._dtype = prefix.model, prefix.offset, dtype
+        self._bos: Bos = prefix.bos
 
     def front(self) -> Front:
         keys = tuple(key.to(self._dtype) for key in self.keys)
         values = tuple(value.to(self._dtype) for value in self.values)
-        return Front(prefix=KVPrefix(self._model, keys, values, self._offset))
+        return Front(prefix=KVPrefix(self._model, keys, values, self._offset, bos=self._bos))
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class PTuningV2:
         if start.prefix is not None:
             return PrefixValues(start.prefix.to(device=lm.device), lm.dtype)
         if start.token_ids is not None:
-            return PrefixValues(lower_tokens(lm, start.token_ids), lm.dtype)
+            # The text begins like any other here; the beginning-of-text token stays with the request.
+            return PrefixValues(replace(lower_tokens(lm, start.token_ids), bos="request"), lm.dtype)
         return PrefixValues(_random(lm, start), lm.dtype)
 
 

@@ -52,7 +52,7 @@ class PromptTuning:
 
 
 @torch.no_grad()
-def _spread(table: nn.Module) -> float:
+def _spread(table: nn.Embedding) -> float:
     """Standard deviation of the embeddings that reach the first layer, over at most 4,096 tokens."""
     count = int(table.weight.shape[0])
     ids = torch.linspace(0, count - 1, min(count, 4096), device=table.weight.device).long()

@@ -88,6 +88,8 @@ class Reader:
         if filled.target is None:
             return Example(prompt, label=self.material.label(row))
         target = seam.continuation(self.lm.tokenizer, filled.target, template.before_answer)
+        if not target and not self._end:
+            raise DataError("the answer is empty, and the model has no end-of-text token to learn instead.")
         return Example(prompt, target=(*target, *self._end))
 
     @cached_property
@@ -113,8 +115,8 @@ def schedule(sizes: Sequence[int], batch_size: int, steps: int, seed: int) -> li
     """Batches of places in ``sizes``, one a step: shuffled, then sorted by length within pools of batches.
 
     The whole run is one list, so that a resumed run goes on exactly where it stopped, and every example is seen
-    equally often to within one. A pool never holds an example twice where one pass over the data can fill it, or
-    sorting would put copies of one example next to each other.
+    equally often to within one. A pool is at most one pass over the data: a larger one would sort the copies of an
+    example next to each other.
     """
     source = random.Random(seed)
     stream = _shuffled_forever(len(sizes), source)

@@ -38,5 +38,6 @@ def answer_loss(lm: LanguageModel, front: Front, examples: Sequence[Example]) ->
         for place in range(start + len(example.prompt) - 1, start + len(row))
     ]
     targets = [token for example in examples for token in example.target]
-    logits = lm.logits(batch, torch.tensor(places, device=lm.device)).float()
-    return F.cross_entropy(logits, torch.tensor(targets, device=lm.device))
+    logits = lm.logits(batch, torch.tensor(places, device=lm.device))
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide, torch.tensor(targets, device=lm.device))

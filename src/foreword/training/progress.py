@@ -18,6 +18,12 @@ class ProgressLines(TrainerCallback):
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("learning")
 
+    def __enter__(self) -> ProgressLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()  # also when a run is interrupted, which the Trainer does not tell
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
         self._bar.start()
@@ -30,6 +36,3 @@ class ProgressLines(TrainerCallback):
         parts = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if name in shown - {"eval_score"}]
         if parts:
             self._console.print(f"step {state.global_step}/{state.max_steps}  " + "  ".join(parts), highlight=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._bar.stop()

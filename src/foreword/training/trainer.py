@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,59 +12,59 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from foreword.errors import UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
-from foreword.training.data import Example, schedule
+from foreword.training.data import Example
+from foreword.training.folder import RunFolder
 from foreword.training.losses import Loss
-from foreword.training.recipe import Recipe
+from foreword.training.run import Run
+from foreword.training.score import Scorer
 
 SCORE = "eval_score"
+# Evaluations, and checkpoints with them, on the way.
+EVALUATIONS = 5
 
 
 class Learner(nn.Module):
-    """The trainable encoder and its loss. The frozen model is held outside the module tree, so that optimizer,
-    checkpoints and distributed wrappers see only what is learned."""
+    """The trainable encoder and its loss. The frozen model is no module of it, so that optimizer, checkpoints and
+    distributed wrappers see only what is learned."""
 
     def __init__(self, lm: LanguageModel, encoder: PromptEncoder, loss: Loss) -> None:
         super().__init__()
         self.encoder = encoder
-        self._run = lambda examples: loss(lm, encoder.front(), examples)
+        self._lm, self._loss = lm, loss
 
     def forward(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        return {"loss": self._run(examples)}
+        return {"loss": self._loss(self._lm, self.encoder.front(), examples)}
 
 
 class PrefixTrainer(Trainer):
     """Trainer over a fixed schedule of batches; one epoch of it is the whole run.
 
     Args:
-        learner: what is trained.
-        examples: training data in tokens.
-        batches: places in ``examples``, a batch a step.
-        held: evaluation data; the Trainer wants to see it, ``score`` uses it.
-        score: metrics of the encoder as it stands; ``score`` among them chooses the best checkpoint.
+        run: model, data and settings.
+        scorer: metrics of the encoder as it stands, and the encoder itself.
+        folder: gets the checkpoints.
+        progress: what a person sees.
     """
 
-    def __init__(
-        self,
-        learner: Learner,
-        args: TrainingArguments,
-        examples: Sequence[Example],
-        batches: list[list[int]],
-        held: Sequence[Any],
-        score: Callable[[], dict[str, float]],
-        callbacks: list[TrainerCallback],
-    ) -> None:
-        data: Any = {"train_dataset": list(examples), "eval_dataset": list(held)}
-        super().__init__(model=learner, args=args, callbacks=callbacks, **data)
-        self._batches = batches
-        self._score = score
+    def __init__(self, run: Run, scorer: Scorer, folder: RunFolder, progress: TrainerCallback) -> None:
+        # The Trainer wants to see evaluation data, though the scorer brings its own.
+        data: Any = {"train_dataset": run.examples, "eval_dataset": run.held}
+        learner = Learner(run.lm, scorer.encoder, run.loss)
+        try:
+            super().__init__(learner, _arguments(run, folder), callbacks=[progress, _Moved()], **data)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UsageError(f"--report-to {run.recipe.report_to} cannot be used: {error}") from error
+        self._batches = run.batches
+        self._score: Callable[[], dict[str, float]] = scorer
         self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to --json
 
     def get_train_dataloader(self) -> DataLoader:
         loader = DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=_Schedule(self._batches),  # type: ignore[arg-type]
+            self.train_dataset,  # type: ignore[arg-type] - a list is a dataset
+            batch_sampler=_Schedule(self._batches),
             collate_fn=lambda examples: {"examples": examples},
         )
         return self.accelerator.prepare(loader)
@@ -79,7 +79,19 @@ class PrefixTrainer(Trainer):
         return metrics
 
 
-class _Schedule:
+class _Moved(TrainerCallback):
+    """Finds the best checkpoint of a resumed run whose folder goes by another path than when it was started.
+
+    The Trainer would otherwise forget it, and end with the last values in place of the best.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step is not None and best.is_dir():
+            state.best_model_checkpoint = str(best)
+
+
+class _Schedule(torch.utils.data.Sampler[list[int]]):
     """A batch sampler that yields a list of batches as it stands."""
 
     def __init__(self, batches: list[list[int]]) -> None:
@@ -87,23 +99,23 @@ class _Schedule:
         self.batch_size = len(batches[0])
         self.drop_last = False
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         return iter(self._batches)
 
     def __len__(self) -> int:
         return len(self._batches)
 
 
-def arguments(recipe: Recipe, steps: int, lr: float, out: Path, device: torch.device) -> TrainingArguments:
-    """One cycle: a tenth of the steps up, then down along a cosine; five evaluations on the way."""
-    every = max(1, -(-steps // 5))
-    return TrainingArguments(
-        output_dir=str(out / "checkpoints"),
-        max_steps=steps,
-        per_device_train_batch_size=recipe.batch_size,
-        learning_rate=lr,
+def _arguments(run: Run, folder: RunFolder) -> TrainingArguments:
+    """One cycle: a tenth of the steps up, then down along a cosine."""
+    every = -(-run.steps // EVALUATIONS)
+    arguments = TrainingArguments(
+        output_dir=str(folder.checkpoints),
+        max_steps=run.steps,
+        per_device_train_batch_size=run.batch_size,
+        learning_rate=run.lr,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 10),
+        warmup_steps=run.steps // 10,
         weight_decay=0.0,
         max_grad_norm=1.0,
         eval_strategy="steps",
@@ -114,15 +126,13 @@ def arguments(recipe: Recipe, steps: int, lr: float, out: Path, device: torch.de
         load_best_model_at_end=True,
         metric_for_best_model=SCORE,
         greater_is_better=True,
-        logging_steps=max(1, steps // 20),
-        seed=recipe.seed,
-        report_to=recipe.report_to,
+        logging_steps=max(1, run.steps // 20),
+        seed=run.recipe.seed,
+        report_to=run.recipe.report_to,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
-        use_cpu=device.type == "cpu",
+        use_cpu=run.lm.device.type == "cpu",
     )
-
-
-def batches(examples: Sequence[Example], recipe: Recipe, steps: int) -> list[list[int]]:
-    return schedule([example.size for example in examples], recipe.batch_size, steps, recipe.seed)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel cannot split a ragged batch; torchrun can share it out
+    return arguments

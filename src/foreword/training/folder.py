@@ -1,0 +1,91 @@
+"""`RunFolder`: where a run keeps its recipe, its checkpoints and its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foreword.errors import TrainingError
+from foreword.training.run import Run
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An open run folder; make one with `open`."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, run: Run) -> RunFolder:
+        """Make or reopen the folder of a run. Raises TrainingError rather than mixing two runs."""
+        recipe = run.recipe
+        folder = cls(Path(recipe.out or f"runs/{run.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        if int(os.environ.get("RANK", "0")):
+            return folder  # the first process of a distributed run looks after it
+        if folder._recipe.is_file():
+            if not recipe.resume:
+                raise TrainingError(
+                    f"{folder.path} holds a run already; pass --resume to go on with it, or another --out."
+                )
+            folder._check_same(run.settings())
+        elif recipe.resume:
+            raise TrainingError(f"{folder.path} holds no run to resume; leave out --resume.")
+        else:
+            folder._write("recipe.json", run.settings())
+        return folder
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; ``None`` if the run was stopped before its first."""
+        complete = filter(_is_complete, self.checkpoints.glob("checkpoint-*"))
+        return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        self._write("summary.json", summary)
+
+    @property
+    def _recipe(self) -> Path:
+        return self.path / "recipe.json"
+
+    def _check_same(self, settings: Mapping[str, Any]) -> None:
+        found = _read_json(self._recipe)
+        if not isinstance(found, dict):
+            raise TrainingError(f"{self._recipe} is damaged, so the run cannot be resumed; use another --out.")
+        changed = [key for key in settings if found.get(key) != settings[key]]
+        if changed:
+            raise TrainingError(
+                f"{self.path} was started with another {changed[0]} ({found.get(changed[0])!r}, now "
+                f"{settings[changed[0]]!r}); resume with the same settings, or use another --out."
+            )
+
+    def _write(self, name: str, data: Mapping[str, Any]) -> None:
+        """Whole or not at all, even if the process is killed meanwhile."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            partial = self.path / f".{name}"
+            partial.write_text(json.dumps(data, indent=2, ensure_ascii=False), encoding="utf-8")
+            partial.replace(self.path / name)
+        except OSError as error:
+            raise TrainingError(
+                f"the run folder {self.path} cannot be written: {error.strerror}; use another --out."
+            ) from error
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """The Trainer writes its state last; a process killed meanwhile leaves none, or half of it."""
+    return isinstance(_read_json(checkpoint / "trainer_state.json"), dict)
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,63 @@
+"""Prefixes are converted once, shared while in use, and freed with the original."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import torch
+
+from engine.reference import learned, static
+from foreword.core import KVPrefix
+from foreword.engine.prefixes import ResidentPrefixes
+
+CPU = torch.device("cpu")
+
+
+def fresh() -> KVPrefix:
+    known = static("llama", 8)
+    return KVPrefix(known.model, known.keys, known.values, known.offset, known.token_ids)
+
+
+def test_the_same_prefix_gives_the_same_object():
+    residents = ResidentPrefixes(torch.bfloat16, CPU)
+    prefix = fresh()
+    whole = residents.get(prefix, 8)
+    assert whole is not None
+    assert whole.keys[0].dtype == torch.bfloat16
+    assert residents.get(prefix, 8) is whole
+    assert residents.get(fresh(), 8) is not whole
+    head = residents.get(prefix, 3)
+    assert head is not None
+    assert head is residents.get(prefix, 3)
+    assert head.keys[0].data_ptr() == whole.keys[0].data_ptr()
+    assert (head.length, head.offset) == (3, 3)
+
+
+def test_nothing_is_used_of_no_prefix():
+    residents = ResidentPrefixes(torch.float32, CPU)
+    assert residents.get(None, 0) is None
+    assert residents.get(fresh(), 0) is None
+
+
+def test_a_prefix_that_fits_is_not_copied():
+    prefix = learned("llama", 3)
+    assert ResidentPrefixes(torch.float32, CPU).get(prefix, 3) is prefix
+
+
+def test_prefixes_are_freed_with_the_original():
+    for dtype in (torch.float32, torch.bfloat16):
+        residents = ResidentPrefixes(dtype, CPU)
+        prefix = fresh()
+        seen = [weakref.ref(prefix), weakref.ref(residents.get(prefix, 8)), weakref.ref(residents.get(prefix, 2))]
+        del prefix
+        gc.collect()
+        assert [found() for found in seen] == [None] * 3
+
+
+def test_a_trainable_prefix_is_served_without_its_graph():
+    known = fresh()
+    keys = tuple(key.clone().requires_grad_() for key in known.keys)
+    found = ResidentPrefixes(torch.bfloat16, CPU).get(KVPrefix(known.model, keys, known.values, 8), 8)
+    assert found is not None
+    assert not found.keys[0].requires_grad

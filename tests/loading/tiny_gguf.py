@@ -1,0 +1,79 @@
+"""A tiny Llama as a GGUF file, written with llama.cpp's own writer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf import GGUFWriter, TokenType
+from torch import Tensor
+
+from foreword.models import LanguageModel
+
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+OUTER = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
+
+
+def write_gguf(lm: LanguageModel, file: Path) -> Path:
+    """``lm`` must be a Llama with the byte tokenizer."""
+    writer = GGUFWriter(file, "llama")
+    _describe(writer, lm)
+    _tokens(writer, lm)
+    for name, tensor in lm.model.state_dict().items():
+        _tensor(writer, lm.model.config, name.removeprefix("model.").removesuffix(".weight"), tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def _describe(writer: GGUFWriter, lm: LanguageModel) -> None:
+    config = lm.model.config
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add(config.head_dim)
+
+
+def _tokens(writer: GGUFWriter, lm: LanguageModel) -> None:
+    words = sorted(lm.tokenizer.get_vocab(), key=lm.tokenizer.get_vocab().__getitem__)
+    count = lm.model.config.vocab_size
+    # Without any merges the reader takes the file for another kind; two spaces occur in no test.
+    words += ["ĠĠ", *(f"<unused{i}>" for i in range(count - len(words) - 1))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(words)
+    writer.add_token_types([TokenType.CONTROL if len(word) > 4 else TokenType.NORMAL for word in words])
+    writer.add_token_merges(["Ġ Ġ"])
+    writer.add_eos_token_id(lm.tokenizer.eos_token_id)
+
+
+def _tensor(writer: GGUFWriter, config, name: str, tensor: Tensor) -> None:
+    if not name.startswith("layers."):
+        writer.add_tensor(f"{OUTER[name]}.weight", tensor.numpy())
+        return
+    _, layer, part = name.split(".", 2)
+    if part.endswith(("q_proj", "k_proj")):
+        tensor = _interleaved(tensor, config.num_attention_heads if "q_" in part else config.num_key_value_heads)
+    writer.add_tensor(f"blk.{layer}.{NAMES[part]}.weight", tensor.contiguous().numpy())
+
+
+def _interleaved(tensor: Tensor, heads: int) -> Tensor:
+    """llama.cpp rotates neighbouring numbers, Transformers the two halves of a head."""
+    return tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)

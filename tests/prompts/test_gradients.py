@@ -1,0 +1,169 @@
+"""Gradients of the encoders: against finite differences in float64, plain Transformers, and PEFT."""
+
+from __future__ import annotations
+
+import copy
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from foreword import attention
+from foreword.core import Front
+from foreword.models import LanguageModel
+from foreword.models.load import wrap
+from foreword.prompts.base import PromptEncoder
+from foreword.prompts.init import random_values, text
+from foreword.prompts.registry import method
+from foreword.training.data import Example
+from foreword.training.losses import answer_loss
+from models import CAUSAL, SIZES, byte_tokenizer, tiny_model
+
+EXAMPLES = [
+    Example(tuple(range(60, 69)), target=(70, 71, 72)),
+    Example(tuple(range(90, 93)), target=(94,)),
+    Example((100, 101, 102, 103), target=(104, 105, 106, 107, 108, 109)),
+]
+
+
+def double(family: str) -> LanguageModel:
+    """A copy in float64 throughout; Llama's own norm goes through float32, PyTorch's does not."""
+    model = copy.deepcopy(tiny_model(family).model).double()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "LlamaRMSNorm":
+                norm = nn.RMSNorm(child.weight.shape[0], child.variance_epsilon, dtype=torch.float64)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return wrap(model, byte_tokenizer(), name=f"double-{family}")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning-v2"])
+def test_gradients_equal_finite_differences_in_float64(family, name):
+    lm = double(family)
+    encoder = method(name).encoder(lm, text(lm, "ab")(1, torch.Generator()))
+    parameters = list(encoder.parameters())
+    assert {parameter.dtype for parameter in parameters} == {torch.float64}
+    # gradcheck moves the parameters themselves, so the encoder sees every step.
+    assert torch.autograd.gradcheck(
+        lambda *_: answer_loss(lm, encoder.front(), EXAMPLES[1:2]), parameters, atol=1e-7, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_prompt_tuning_has_the_gradients_of_plain_inputs_embeds(family):
+    lm = tiny_model(family)
+    encoder = method("prompt-tuning").encoder(lm, random_values(5, torch.Generator().manual_seed(2)))
+    loss = answer_loss(lm, encoder.front(), EXAMPLES)
+    (found,) = torch.autograd.grad(loss, list(encoder.parameters()))
+    expected = plain(lm, encoder)
+    (gradient,) = torch.autograd.grad(expected, list(encoder.parameters()))
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
+
+
+def plain(lm: LanguageModel, encoder: PromptEncoder) -> torch.Tensor:
+    """The same loss one example at a time, by Transformers alone: the mean over all answers' tokens."""
+    table = lm.model.get_input_embeddings()
+    lm.model.set_attn_implementation("eager")
+    try:
+        total = torch.zeros(())
+        for example in EXAMPLES:
+            ids = torch.tensor(example.prompt + example.target[:-1])
+            embeds = torch.cat([encoder.front().soft, table(ids)])[None]
+            logits = lm.model(inputs_embeds=embeds, use_cache=False).logits[0, -len(example.target) :]
+            total = total + F.cross_entropy(logits, torch.tensor(example.target), reduction="sum")
+        return total / sum(len(example.target) for example in EXAMPLES)
+    finally:
+        lm.model.set_attn_implementation(attention.NAME)
+
+
+# PEFT's prefix tuning takes the head's width from the hidden size, so this Llama has no `head_dim` of its own.
+PEFT_CONFIG = LlamaConfig(**SIZES, num_key_value_heads=2)
+
+
+def twins() -> tuple[LanguageModel, nn.Module]:
+    """One random Llama as ours, and as plain Transformers for PEFT."""
+    attention.register()
+    torch.manual_seed(4)
+    ours = AutoModelForCausalLM.from_config(copy.deepcopy(PEFT_CONFIG), attn_implementation=attention.NAME)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.12)
+    theirs = AutoModelForCausalLM.from_config(copy.deepcopy(PEFT_CONFIG), attn_implementation="eager")
+    theirs.load_state_dict(ours.state_dict())
+    return wrap(ours.eval().requires_grad_(False), byte_tokenizer(), name="twin"), theirs.eval()
+
+
+def padded() -> dict[str, torch.Tensor]:
+    """`EXAMPLES` as PEFT's users write them: padded, with labels on the answers only."""
+    rows = [torch.tensor(example.prompt + example.target) for example in EXAMPLES]
+    labels = [torch.tensor((-100,) * len(example.prompt) + example.target) for example in EXAMPLES]
+    pad = nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad(rows, batch_first=True),
+        "attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
+        "labels": pad(labels, batch_first=True, padding_value=-100),
+    }
+
+
+def test_prompt_tuning_equals_peft():
+    lm, model = twins()
+    encoder = method("prompt-tuning").encoder(lm, random_values(6, torch.Generator().manual_seed(5)))
+    tuned = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6))
+    weight = tuned.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        weight.copy_(encoder.values)
+    theirs = tuned(**padded()).loss
+    ours = answer_loss(lm, encoder.front(), EXAMPLES)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    (expected,) = torch.autograd.grad(theirs, [weight])
+    (found,) = torch.autograd.grad(ours, list(encoder.parameters()))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def flattened(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Keys and values in PEFT's layout ``[P, layers * 2 * kv_heads * head_dim]``; ours come keys first."""
+    keys, values = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+    parts = [part for pair in zip(keys, values, strict=True) for part in pair]
+    return torch.cat([part.transpose(0, 1).flatten(1) for part in parts], dim=1)
+
+
+def test_p_tuning_v2_equals_pefts_prefix_tuning():
+    lm, model = twins()
+    encoder = method("p-tuning-v2").encoder(lm, random_values(6, torch.Generator().manual_seed(5)))
+    tuned = peft.get_peft_model(model, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6))
+    weight = tuned.prompt_encoder["default"].embedding.weight
+    parameters = [*encoder.keys, *encoder.values]
+    with torch.no_grad():
+        weight.copy_(flattened(parameters))
+    theirs = tuned(**padded()).loss
+    ours = answer_loss(lm, encoder.front(), EXAMPLES)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    (expected,) = torch.autograd.grad(theirs, [weight])
+    found = flattened(list(torch.autograd.grad(ours, parameters)))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_one_pass_over_the_soft_tokens_serves_all_rows():
+    """The soft tokens are one sequence of the batch however many rows there are."""
+    lm = tiny_model("llama")
+    encoder = method("prompt-tuning").encoder(lm, random_values(5, torch.Generator()))
+    seen = []
+    original = lm.logits
+
+    def counted(batch, *args, **options):
+        seen.append(sum(batch.lengths))
+        return original(batch, *args, **options)
+
+    lm.logits = counted
+    try:
+        answer_loss(lm, Front(soft=encoder.front().soft), EXAMPLES)
+    finally:
+        del lm.logits
+    assert seen == [5 + sum(example.size - 1 for example in EXAMPLES)]

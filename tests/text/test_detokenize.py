@@ -1,0 +1,109 @@
+"""Text of a growing answer: pieces add up to the whole, no character is split, no stop text gets out."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from foreword.text.detokenize import UNFINISHED, Detokenizer
+from models import byte_tokenizer
+from text.small_tokenizers import TOKENIZERS
+
+
+def fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """As Llama 2's: letters, and bytes for all else. A run of bytes is text only if the whole run is."""
+    symbols = [*(f"<0x{value:02X}>" for value in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz", "▁a", "gr"]
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("▁", "a"), ("g", "r")], byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+BYTES = byte_tokenizer()
+SPLITTING = {"bytes": BYTES, "fallback": fallback_tokenizer(), "byte_level": TOKENIZERS["byte_level"]}
+LONG = "你好,世界!退款需要几天?🎉👍🏽🇨🇳 a great film — naïve café " * 4
+
+
+def pieces(tokenizer, ids, stop=()) -> list[str]:
+    detokenizer = Detokenizer(tokenizer, stop)
+    found = [detokenizer.push(token) for token in ids]
+    return [*found, detokenizer.finish()]
+
+
+def whole(tokenizer, ids) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("name", SPLITTING)
+@pytest.mark.parametrize("text", ["great films", LONG, "退款" * 40, "🎉" * 40, " ", "\n\n a  b"])
+def test_pieces_add_up_and_no_character_is_split(name, text):
+    tokenizer = SPLITTING[name]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    found = pieces(tokenizer, ids)
+    assert "".join(found) == whole(tokenizer, ids) == text
+    assert not any(UNFINISHED in piece for piece in found)
+
+
+@pytest.mark.parametrize("name", SPLITTING)
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(text=st.text(max_size=60))
+def test_any_text(name, text):
+    tokenizer = SPLITTING[name]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    found = "".join(pieces(tokenizer, ids))
+    assert found == whole(tokenizer, ids)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(ids=st.lists(st.integers(0, 257), max_size=60))
+def test_any_bytes(ids):
+    """What a model says need not be UTF-8."""
+    assert "".join(pieces(BYTES, ids)) == whole(BYTES, ids)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    text=st.text("ab你\n", max_size=30),
+    stop=st.lists(st.text("ab你\n", min_size=1, max_size=4), max_size=3),
+)
+def test_a_stop_text_cuts_the_answer_where_it_first_stands(text, stop):
+    detokenizer, found = Detokenizer(BYTES, stop), ""
+    for token in BYTES.encode(text):
+        found += detokenizer.push(token)
+        assert not any(end in found for end in stop)
+        if detokenizer.stopped:
+            break
+    found += detokenizer.finish()
+    ends = [end for end in stop if end in text]
+    assert detokenizer.stopped == bool(ends)
+    # The text that was complete first ends the answer; of two that end together, the one that began first.
+    if ends:
+        done = min(text.index(end) + len(end) for end in ends)
+        starts = [text.index(end) for end in ends if text.index(end) + len(end) == done]
+        assert found == text[: min(starts)]
+    else:
+        assert found == text
+
+
+def test_text_is_given_as_soon_as_it_is_certain():
+    found = pieces(BYTES, BYTES.encode("ab好\nLx\nLabel"), stop=("\nLabel",))
+    assert found == ["a", "b", "", "", "好", "", "", "\nLx", "", "", "", "", "", "", ""]
+
+
+def test_special_tokens_are_left_out():
+    end = BYTES.eos_token_id
+    first, second = BYTES.encode("a")[0], BYTES.encode("b")[0]
+    assert pieces(BYTES, [first, end, end, second]) == ["a", "", "", "b", ""]
+
+
+def test_a_special_token_between_words_keeps_their_space():
+    tokenizer = TOKENIZERS["metaspace"]
+    great, film = tokenizer.encode("great film", add_special_tokens=False)[:2]
+    ids = [great, tokenizer.eos_token_id, film]
+    assert "".join(pieces(tokenizer, ids)) == whole(tokenizer, ids)
