@@ -9,7 +9,7 @@ from pathlib import Path
 
 from foreword.training.recipe import Recipe
 
-ANSWERS = {"a": "pro", "b": "con"}
+ANSWERS = {"a": "y", "b": "n"}
 
 
 def examples(count: int, seed: int, answers: dict[str, str] = ANSWERS) -> list[dict[str, str]]:
@@ -41,5 +41,5 @@ def recipe(folder: Path, **changes) -> Recipe:
         "data": write_jsonl(folder / "train.jsonl", examples(48, 1)),
         "eval": write_jsonl(folder / "eval.jsonl", examples(24, 2)),
     }
-    settings = {"template": "{text}:{mask}", "length": 6, "max_steps": 40, "lr": 0.1, "batch_size": 16}
+    settings = {"template": "{text}{mask}", "init": "random", "length": 16, "max_steps": 40, "lr": 0.1}
     return Recipe(**{**files, **settings, "out": str(folder / "run"), **changes})

@@ -41,31 +41,35 @@ def same(a: KVPrefix, b: KVPrefix) -> bool:
     return all(torch.equal(x, y) for x, y in zip((*a.keys, *a.values), (*b.keys, *b.values), strict=True))
 
 
-@pytest.mark.parametrize("method", LEARNED)
-def test_learns_labels_and_serves_what_it_learned(method, tmp_path):
-    lm = tiny_model("llama")
-    settings = recipe(tmp_path, method=method)
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"method": "prompt-tuning", "init": "auto", "length": 6, "verbalizer": {"y": " pro", "n": " con"}}),
+        ("qwen3", {"method": "prompt-tuning"}),
+        ("gemma3", {}),
+    ],
+    ids=["p-tuning-v2-llama", "prompt-tuning-llama", "prompt-tuning-qwen3", "p-tuning-v2-gemma3"],
+)
+def test_learns_labels_and_serves_what_it_learned(family, changes, tmp_path):
+    lm = tiny_model(family)
+    settings = recipe(tmp_path, **changes)
     outcome = train(lm, settings, name="rule")
     assert outcome.before["accuracy"] < 0.8
-    assert outcome.metrics["accuracy"] == 1.0
+    assert outcome.metrics["accuracy"] > 0.95
     assert outcome.n == 24
     with Engine(lm) as engine:
         served = evaluate(engine, outcome.task, read_rows(settings.eval))
     assert served.metrics == outcome.metrics
-    assert outcome.task.prefix.length == 6
+    assert outcome.task.prefix.length == settings.length
     provenance = outcome.task.provenance
     assert provenance["metrics"] == outcome.metrics
     assert provenance["data_sha256"] == data_digest(settings.data)
     assert json.loads(json.dumps(provenance)) == provenance
     summary = json.loads((outcome.folder / "summary.json").read_text())
-    shapes = [s.kv_heads * (s.key_dim + s.value_dim) for s in lm.identity.layers]
-    assert summary["trained_parameters"] == 6 * (sum(shapes) if method == "p-tuning-v2" else lm.identity.hidden_size)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
-def test_learns_on_other_families(family, tmp_path):
-    outcome = train(tiny_model(family), recipe(tmp_path))
-    assert outcome.metrics["accuracy"] > max(0.9, outcome.before["accuracy"])
+    layers = sum(shape.kv_heads * (shape.key_dim + shape.value_dim) for shape in lm.identity.layers)
+    each = layers if settings.method == "p-tuning-v2" else lm.identity.hidden_size
+    assert summary["trained_parameters"] == settings.length * each
 
 
 def test_words_that_share_their_first_tokens(tmp_path):
@@ -75,23 +79,28 @@ def test_words_that_share_their_first_tokens(tmp_path):
         "data": write_jsonl(tmp_path / "shared.jsonl", examples(48, 1, answers)),
         "eval": write_jsonl(tmp_path / "held.jsonl", examples(24, 2, answers)),
     }
-    assert train(tiny_model("llama"), recipe(tmp_path, **changes)).metrics["accuracy"] == 1.0
+    assert train(tiny_model("llama"), recipe(tmp_path, **changes)).metrics["accuracy"] > 0.95
 
 
 def test_several_words_a_label(tmp_path):
-    words = {"pro": [" yes", " fine"], "con": [" no"]}
+    words = {"y": [" yes", " fine"], "n": [" no"]}
     outcome = train(tiny_model("llama"), recipe(tmp_path, verbalizer=words))
-    assert outcome.metrics["accuracy"] == 1.0
-    assert outcome.task.verbalizer == {"pro": (" yes", " fine"), "con": (" no",)}
+    assert outcome.metrics["accuracy"] > 0.9
+    assert outcome.task.verbalizer == {"y": (" yes", " fine"), "n": (" no",)}
 
 
 @pytest.mark.parametrize("method", LEARNED)
 def test_learns_to_write_answers(method, tmp_path):
-    changes = {
-        "data": write_jsonl(tmp_path / "letters.jsonl", examples(48, 1, {"a": "y", "b": "n"})),
-        "eval": write_jsonl(tmp_path / "held.jsonl", examples(24, 2, {"a": "y", "b": "n"})),
-    }
-    settings = recipe(tmp_path, method=method, template="{text}={target:label}", max_steps=80, **changes)
+    answers = {"a": "yes", "b": "no"}
+    settings = recipe(
+        tmp_path,
+        method=method,
+        template="{text}{target:label}",
+        data=write_jsonl(tmp_path / "words.jsonl", examples(48, 1, answers)),
+        eval=write_jsonl(tmp_path / "held.jsonl", examples(24, 2, answers)),
+        lr=0.3,
+        max_steps=100,
+    )
     outcome = train(tiny_model("llama"), settings)
     assert outcome.before["exact_match"] == 0.0
     assert outcome.metrics["exact_match"] > 0.8
@@ -109,7 +118,7 @@ def test_target_field_completes_the_template(tmp_path):
 
 
 def test_manual_learns_nothing_and_is_still_measured(tmp_path):
-    settings = replace(recipe(tmp_path, method="manual"), length=None, lr=None, max_steps=None)
+    settings = replace(recipe(tmp_path, method="manual", init="auto"), length=None, lr=None, max_steps=None)
     outcome = train(tiny_model("llama"), settings)
     assert outcome.metrics == outcome.before
     assert (outcome.trained_parameters, outcome.task.prefix.length) == (0, 0)
@@ -130,7 +139,7 @@ def test_jsonl_and_csv_learn_the_same(tmp_path):
 @pytest.mark.parametrize("method", LEARNED)
 def test_a_seed_repeats_bit_for_bit_and_another_does_not(method, tmp_path):
     def learned(seed: int, out: str) -> KVPrefix:
-        settings = recipe(tmp_path, method=method, seed=seed, init="random", max_steps=4, out=str(tmp_path / out))
+        settings = recipe(tmp_path, method=method, seed=seed, max_steps=4, out=str(tmp_path / out))
         return train(tiny_model("llama"), settings).task.prefix
 
     assert same(learned(7, "a"), learned(7, "b"))
@@ -144,7 +153,7 @@ def test_everything_a_person_reads_goes_to_stderr(tmp_path, capfd):
     assert "without a prefix: accuracy" in said.err
     assert "step 5/5  loss" in said.err
     assert "eval_accuracy" in said.err
-    assert "with 6 virtual tokens (p-tuning-v2): accuracy" in said.err
+    assert "with 16 virtual tokens (p-tuning-v2): accuracy" in said.err
 
 
 class Snapshots(TrainerCallback):
@@ -185,14 +194,14 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path):
     lm = tiny_model("llama")
     wrong = {"a": ANSWERS["b"], "b": ANSWERS["a"]}
     held = write_jsonl(tmp_path / "wrong.jsonl", examples(24, 2, wrong))
-    settings = recipe(tmp_path, eval=held, max_steps=15)
+    settings = recipe(tmp_path, eval=held)
     outcome = train(lm, settings)
     checkpoints = outcome.folder / "checkpoints"
-    state = json.loads((checkpoints / "checkpoint-15" / "trainer_state.json").read_text())
+    state = json.loads((checkpoints / "checkpoint-40" / "trainer_state.json").read_text())
     scores = {entry["step"]: entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry}
-    assert state["best_global_step"] < 15
-    assert sorted(scores) == [3, 6, 9, 12, 15]
-    assert outcome.metrics["accuracy"] == max(scores.values()) > scores[15]
+    assert state["best_global_step"] < 40
+    assert sorted(scores) == [8, 16, 24, 32, 40]
+    assert outcome.metrics["accuracy"] == max(scores.values()) > scores[40]
     best = load_file(checkpoints / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
     encoder = Run.of(lm, settings).encoder()
     encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in best.items()})
@@ -204,10 +213,10 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path):
 def test_a_moved_run_still_ends_with_its_best_values(tmp_path):
     lm = tiny_model("llama")
     wrong = {"a": ANSWERS["b"], "b": ANSWERS["a"]}
-    settings = recipe(tmp_path, eval=write_jsonl(tmp_path / "wrong.jsonl", examples(24, 2, wrong)), max_steps=15)
+    settings = recipe(tmp_path, eval=write_jsonl(tmp_path / "wrong.jsonl", examples(24, 2, wrong)))
     whole = lower(lm, whole_run(lm, settings, tmp_path / "kept"))
     shutil.rmtree(settings.out)
-    resumed = train(lm, replace(settings, out=str(tmp_path / "kept" / "9"), resume=True))
+    resumed = train(lm, replace(settings, out=str(tmp_path / "kept" / "32"), resume=True))
     assert same(resumed.task.prefix, whole)
 
 
@@ -248,13 +257,13 @@ def test_a_run_folder_is_not_used_twice_by_mistake(tmp_path):
     train(lm, settings)
     with pytest.raises(TrainingError, match="holds a run already; pass --resume to go on with it, or another --out"):
         train(lm, settings)
-    with pytest.raises(TrainingError, match=r"was started with another lr \(0.05, now 0.01\)"):
+    with pytest.raises(TrainingError, match=r"was started with another lr \(0.1, now 0.01\)"):
         train(lm, replace(settings, lr=0.01, resume=True))
     with pytest.raises(TrainingError, match="was started with another model"):
         train(tiny_model("gpt2"), replace(settings, resume=True))
-    Path(settings.data).write_text(json.dumps({"text": "a", "label": "pro"}) + "\n")
+    Path(settings.data).write_text(json.dumps({"text": "a", "label": "y"}) + "\n")
     with pytest.raises(TrainingError, match="was started with another data"):
-        train(lm, replace(settings, resume=True, verbalizer={"con": " con", "pro": " pro"}))
+        train(lm, replace(settings, resume=True, verbalizer={"n": " n", "y": " y"}))
     with pytest.raises(TrainingError, match="holds no run to resume; leave out --resume"):
         train(lm, replace(settings, out=str(tmp_path / "new"), resume=True))
 
@@ -269,7 +278,7 @@ def test_data_may_move_before_a_run_is_resumed(tmp_path):
 
 def test_transfer_starts_from_the_other_task(tmp_path):
     lm = tiny_model("llama")
-    source = lower_tokens(lm, lm.tokenizer("aproxbcon").input_ids)
+    source = lower_tokens(lm, lm.tokenizer("a ybb n").input_ids)
     settings = replace(recipe(tmp_path, init="task:other", max_steps=1, lr=1e-12), length=None)
     outcome = train(lm, settings, transfer=source)
     for found, expected in zip(outcome.task.prefix.keys, source.keys, strict=True):

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -130,6 +131,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        _name_special_tokens(tokenizer, gguf)
         dtype = getattr(torch, _precision(gguf))
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
     except Exception as error:  # the GGUF readers raise whatever the damage makes them raise
@@ -143,6 +145,18 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / MARK).write_text(json.dumps({"parents": [_sha256(gguf)]}))
+
+
+def _name_special_tokens(tokenizer: Any, gguf: Path) -> None:
+    """Take them from the file: what Transformers makes of them differs between its releases."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(gguf).fields
+    named = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    for theirs, ours in named.items():
+        field = fields.get(f"tokenizer.ggml.{theirs}_token_id")
+        if field is not None:
+            setattr(tokenizer, ours, tokenizer.convert_ids_to_tokens(int(field.contents())))
 
 
 def _precision(gguf: Path) -> str:

@@ -1,0 +1,162 @@
+"""Evaluation through the engine: the figures of direct scoring, and errors that name the row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from foreword.core import Batch, Task
+from foreword.engine.engine import Engine
+from foreword.errors import (
+    DataError,
+    ModelMismatch,
+    PromptTooLong,
+    RequestError,
+    TemplateError,
+    UsageError,
+    VerbalizerError,
+)
+from foreword.evaluation.evaluate import classify, evaluate, generation_params, label_of
+from foreword.prompts.init import random_values
+from foreword.prompts.lower import empty, lower
+from foreword.prompts.registry import method
+from foreword.prompts.static import static_task
+from foreword.text.rows import Row
+from models import tiny_model
+
+WORDS = {"good": (" great", " fine"), "bad": (" grim",)}
+TEXTS = ["a film", "x", "something rather longer than that", "y z"]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with Engine(tiny_model("llama"), cache_bytes=4 << 20) as made:
+        yield made
+
+
+def labelled(length: int = 5, **changes) -> Task:
+    lm = tiny_model("llama")
+    encoder = method("p-tuning-v2").encoder(lm, random_values(length, torch.Generator().manual_seed(1)))
+    prefix = lower(lm, encoder) if length else empty(lm)
+    return replace(Task("t", "p-tuning-v2", prefix, template="{text}:{mask}", verbalizer=WORDS), **changes)
+
+
+def rows(labels: list, **values) -> list[Row]:
+    return [
+        Row({"text": text, "label": label, **values}, f"test.csv line {number}")
+        for number, (text, label) in enumerate(zip(TEXTS, labels, strict=True), 2)
+    ]
+
+
+def score(task: Task, text: str, word: str) -> torch.Tensor:
+    """Log-probability of a word by running the whole text with it."""
+    lm = tiny_model("llama")
+    prompt, answer = lm.tokenizer(f"{text}:").input_ids, lm.tokenizer(word).input_ids
+    ids = torch.tensor(prompt + answer)
+    prefix = task.prefix if task.prefix.length else None
+    logits = lm.logits(Batch((len(ids),), (None,), (prefix,), ids), torch.arange(len(prompt) - 1, len(ids) - 1))
+    return logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum()
+
+
+@pytest.mark.parametrize("length", [5, 0])
+def test_classify_is_direct_scoring(engine, length):
+    task = labelled(length)
+    for text, found in zip(TEXTS, classify(engine, task, [{"text": text} for text in TEXTS]), strict=True):
+        labels = [torch.stack([score(task, text, word) for word in words]).logsumexp(0) for words in WORDS.values()]
+        expected = torch.stack(labels).softmax(0)
+        assert list(found) == ["good", "bad"]
+        torch.testing.assert_close(torch.tensor(list(found.values())), expected, atol=1e-5, rtol=0)
+
+
+def test_evaluate_counts_what_classify_says(engine):
+    task = labelled()
+    probs = classify(engine, task, [{"text": text} for text in TEXTS])
+    predicted = [max(found, key=found.__getitem__) for found in probs]
+    labels = [predicted[0], *("bad" if label == "good" else "good" for label in predicted[1:])]
+    report = evaluate(engine, task, rows(labels))
+    assert (report.n, report.metrics["accuracy"]) == (4, 0.25)
+    assert [found.predicted for found in report.predictions] == predicted
+    assert [found.expected for found in report.predictions] == labels
+    assert report.predictions[2].probs == pytest.approx(probs[2], abs=1e-5)
+
+
+def test_generated_answers_are_compared_as_text(engine):
+    task = labelled(template="{text}={target:label}", verbalizer=None, generation={"max_tokens": 3})
+    first = evaluate(engine, task, rows(["?"] * 4))
+    assert first.metrics == {"exact_match": 0.0}
+    said = [found.predicted for found in first.predictions]
+    again = evaluate(engine, task, rows([f" {text}\n" for text in said]))
+    assert again.metrics == {"exact_match": 1.0}
+
+
+def test_long_prompts_still_get_the_room_that_is_left(engine):
+    """The task's default of tokens would go beyond the context; the answer ends there instead."""
+    task = labelled(template="{text}={target:label}", verbalizer=None, generation={"max_tokens": 100})
+    row = Row({"text": "x" * 245, "label": "y"}, "test.csv line 2")
+    assert evaluate(engine, task, [row]).n == 1
+
+
+def test_a_static_task_with_a_template_can_be_scored(engine):
+    task = static_task(tiny_model("llama"), "s", "prompt", "Good or bad?\n")
+    with_template = replace(task, template="{text}:{mask}", verbalizer=WORDS)
+    joined = labelled(0, template="Good or bad?\n{text}:{mask}")
+    for a, b in zip(
+        evaluate(engine, with_template, rows(["good"] * 4)).predictions,
+        evaluate(engine, joined, rows(["good"] * 4)).predictions,
+        strict=True,
+    ):
+        assert a.probs == pytest.approx(b.probs, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [("y", "y"), (1, "1"), (1.0, "1.0"), (True, "true"), (False, "false"), ("True", "True")]
+)
+def test_labels_are_text_as_json_spells_them(value, label):
+    assert label_of(Row({"label": value}, "x"), "label") == label
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "message"),
+    [
+        ({"text": "x"}, DataError, r"^test.csv line 9: the row has no field 'label' \(it has: text\); pass --label-"),
+        ({"text": "x", "label": None}, DataError, "^test.csv line 9: label None is not text; write it as a string"),
+        ({"text": "x", "label": "goood"}, VerbalizerError, "^test.csv line 9: label 'goood' is not in .* 'good'?"),
+        ({"label": "good"}, TemplateError, "^test.csv line 9: the row has no field 'text'"),
+        ({"text": ["x"], "label": "good"}, TemplateError, "^test.csv line 9: field 'text' is a list, not text"),
+        ({"text": "x" * 300, "label": "good"}, PromptTooLong, "^test.csv line 9: the example has 306 tokens with its"),
+        ({"text": "x" * 245, "label": "good"}, PromptTooLong, "^test.csv line 9: the example has 251 tokens with its"),
+        ({"text": "\ud800", "label": "good"}, RequestError, "^test.csv line 9: the text has half of a surrogate"),
+    ],
+    ids=["label", "null", "other", "field", "list", "long", "words", "unicode"],
+)
+def test_errors_name_the_row(engine, bad, kind, message):
+    with pytest.raises(kind, match=message):
+        evaluate(engine, labelled(), [*rows(["good"] * 4), Row(bad, "test.csv line 9")])
+
+
+def test_what_cannot_be_evaluated(engine):
+    with pytest.raises(DataError, match="there are no rows to evaluate"):
+        evaluate(engine, labelled(), [])
+    with pytest.raises(TemplateError, match="task 't' has no template"):
+        evaluate(engine, labelled(template=None), rows(["good"] * 4))
+    with pytest.raises(TemplateError, match="without {mask} or {target:...}"):
+        evaluate(engine, labelled(template="{text}"), rows(["good"] * 4))
+    with pytest.raises(UsageError, match="task 't' has no verbalizer"):
+        classify(engine, labelled(verbalizer=None), [{"text": "x"}])
+
+
+def test_a_task_of_another_model(engine):
+    lm = tiny_model("gpt2")
+    other = method("p-tuning-v2").encoder(lm, random_values(5, torch.Generator()))
+    with pytest.raises(ModelMismatch, match="architecture is GPT2LMHeadModel"):
+        evaluate(engine, labelled(prefix=lower(lm, other)), rows(["good"] * 4))
+
+
+def test_generation_defaults_give_way_to_the_request():
+    task = labelled(generation={"max_tokens": 7, "stop": ["\n"], "unknown": 1})
+    assert generation_params(task).max_tokens == 7
+    assert generation_params(task).stop == ("\n",)
+    assert generation_params(task, max_tokens=9, stop=None).max_tokens == 9
+    assert generation_params(None).max_tokens == 128
