@@ -110,12 +110,7 @@ def test_far_apart_scores_neither_overflow_nor_vanish():
         torch.testing.assert_close(merged.double(), expected, atol=1e-4, rtol=1e-4)
 
 
-QUERY_ONLY = pytest.mark.xfail(strict=True, reason="attend_with_lse looks at the query's gradient only")
-
-
-@pytest.mark.parametrize(
-    "place", ["query", pytest.param("key", marks=QUERY_ONLY), pytest.param("value", marks=QUERY_ONLY)]
-)
+@pytest.mark.parametrize("place", ["query", "key", "value"])
 def test_it_refuses_to_run_with_gradients(place):
     parts = dict(zip(("query", "key", "value"), tensors(1, 2, 1, 2, 5, 16, 16, torch.float32, 2), strict=True))
     parts[place].requires_grad_()

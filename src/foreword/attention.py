@@ -161,7 +161,7 @@ def attend_with_lse(
     Returns:
         ``[R, heads, T, value_dim]`` and float32 ``[R, heads, T]``.
     """
-    if torch.is_grad_enabled() and query.requires_grad:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
         raise TrainingError("attention merged by log-sum-exp has wrong gradients; it is for inference only.")
     rows, heads, length, _ = query.shape
     kv_heads = key.shape[1]

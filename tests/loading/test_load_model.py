@@ -219,8 +219,11 @@ def test_without_the_probe_wrong_answers_would_get_through(tmp_path, monkeypatch
     """The comparison with Transformers stops what no list of names would, and what it stops is wrong."""
     folder = state_model(tmp_path)
     monkeypatch.setattr(probe, "_check_kind", lambda *_: None)
-    with pytest.raises(UnsupportedModel, match="does not give the same logits"):
+    with pytest.raises(UnsupportedModel) as refused:
         load_model(folder)
+    if "does not hand extra keyword arguments" in str(refused.value):
+        pytest.skip("in this release of Transformers another guard stops Falcon-H1 first")
+    assert "does not give the same logits" in str(refused.value)
     monkeypatch.setattr(probe, "TOLERATED", float("inf"))
     assert error_of_a_prefix(load_model(folder)) > 0.1
     assert error_of_a_prefix(tiny_model("llama")) < 1e-5

@@ -54,14 +54,15 @@ def _describe(writer: GGUFWriter, lm: LanguageModel) -> None:
 def _tokens(writer: GGUFWriter, lm: LanguageModel) -> None:
     words = sorted(lm.tokenizer.get_vocab(), key=lm.tokenizer.get_vocab().__getitem__)
     count = lm.model.config.vocab_size
-    # Without any merges the reader takes the file for another kind; two spaces occur in no test.
-    words += ["ĠĠ", *(f"<unused{i}>" for i in range(count - len(words) - 1))]
+    # With fewer than two merges the readers take the file for another kind; two spaces occur in no test.
+    words += ["ĠĠ", "ĠĠĠ", *(f"<unused{i}>" for i in range(count - len(words) - 2))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(words)
     writer.add_token_types([TokenType.CONTROL if len(word) > 4 else TokenType.NORMAL for word in words])
-    writer.add_token_merges(["Ġ Ġ"])
+    writer.add_token_merges(["Ġ Ġ", "ĠĠ Ġ"])
     writer.add_eos_token_id(lm.tokenizer.eos_token_id)
+    writer.add_bos_token_id(lm.tokenizer.eos_token_id)  # Transformers 5.16 reads no tokenizer without one
 
 
 def _tensor(writer: GGUFWriter, config, name: str, tensor: Tensor) -> None:

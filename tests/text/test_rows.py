@@ -100,9 +100,9 @@ def test_missing_files_and_folders(tmp_path):
 
 def test_errors_inside_a_row_begin_with_its_place():
     row = Row({}, "d.csv line 7")
-    with pytest.raises(TemplateError, match="^d.csv line 7: no$"), row.named():
+    with pytest.raises(TemplateError, match=r"^d.csv line 7: no$"), row.named():
         raise TemplateError("no")
-    with pytest.raises(UsageError, match="^d.csv line 7: no$"), row.named():
+    with pytest.raises(UsageError, match=r"^d.csv line 7: no$"), row.named():
         raise UsageError("d.csv line 7: no")
 
 

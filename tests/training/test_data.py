@@ -138,5 +138,5 @@ def test_what_a_template_cannot_ask_for():
         reader("{soft:3}{text}{mask}").read(ROWS)
     with pytest.raises(TemplateError, match=r"data.jsonl line 1: the text ' yes\?' behind the answer is never seen"):
         reader("{text}{mask} yes?").read(ROWS)
-    with pytest.raises(DataError, match="data.jsonl line 1: the prompt is empty; put text in front of the answer"):
+    with pytest.raises(DataError, match=r"data.jsonl line 1: the prompt is empty; put text in front of the answer"):
         reader("{text}{mask}").read([Row({"text": "", "label": "y"}, "data.jsonl line 1")])

@@ -61,7 +61,7 @@ def _options(
 def main() -> None:
     """Entry point of the ``foreword`` command. Typer ends the process; only our own errors come back."""
     try:
-        app()
+        app(prog_name="foreword")
     except ForewordError as error:
         print(f"foreword: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

@@ -46,16 +46,17 @@ def generate(
     from foreword.engine.protocol import Request
     from foreword.evaluation.evaluate import generation_params
 
+    prompt = _prompt(lm, found, text, fields)
+    usual = generation_params(found).max_tokens
     params = generation_params(
         found,
-        max_tokens=max_tokens,
+        max_tokens=max_tokens or _fitting(usual, prompt, lm.context),
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
         seed=seed,
         stop=tuple(stop) if stop else None,
     )
-    prompt = _prompt(lm, found, text, fields)
     request = Request.of(prompt, params)
     pieces: list[str] = []
     token_ids: list[int] = []
@@ -78,6 +79,13 @@ def generate(
     }
     data = {"text": "".join(pieces), "token_ids": token_ids, "finish_reason": reason, "usage": usage}
     options.emit(data, "", json)
+
+
+def _fitting(usual: int, prompt: Prompt, context: int | None) -> int:
+    """A default is cut to the room behind the prompt; what the user asks for is not."""
+    if context is None:
+        return usual
+    return max(1, min(usual, context - prompt.prefix_length - len(prompt.token_ids)))
 
 
 def _named(words: list[str], task: str | None, has_fields: bool) -> tuple[str | None, str | None]:

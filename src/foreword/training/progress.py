@@ -34,5 +34,5 @@ class ProgressLines(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         shown = {"loss", "learning_rate"} | {name for name in logs or {} if name.startswith("eval_")}
         parts = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if name in shown - {"eval_score"}]
-        if parts:
+        if parts and state.is_world_process_zero:
             self._console.print(f"step {state.global_step}/{state.max_steps}  " + "  ".join(parts), highlight=False)

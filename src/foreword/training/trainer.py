@@ -54,7 +54,7 @@ class PrefixTrainer(Trainer):
         data: Any = {"train_dataset": run.examples, "eval_dataset": run.held}
         learner = Learner(run.lm, scorer.encoder, run.loss)
         try:
-            super().__init__(learner, _arguments(run, folder), callbacks=[progress, _Moved()], **data)
+            super().__init__(learner, arguments(run, folder), callbacks=[progress, _Moved()], **data)
         except (ValueError, RuntimeError, ImportError) as error:
             raise UsageError(f"--report-to {run.recipe.report_to} cannot be used: {error}") from error
         self._batches = run.batches
@@ -106,10 +106,10 @@ class _Schedule(torch.utils.data.Sampler[list[int]]):
         return len(self._batches)
 
 
-def _arguments(run: Run, folder: RunFolder) -> TrainingArguments:
+def arguments(run: Run, folder: RunFolder) -> TrainingArguments:
     """One cycle: a tenth of the steps up, then down along a cosine."""
     every = -(-run.steps // EVALUATIONS)
-    arguments = TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(folder.checkpoints),
         max_steps=run.steps,
         per_device_train_batch_size=run.batch_size,
@@ -134,5 +134,5 @@ def _arguments(run: Run, folder: RunFolder) -> TrainingArguments:
         disable_tqdm=True,
         use_cpu=run.lm.device.type == "cpu",
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel cannot split a ragged batch; torchrun can share it out
-    return arguments
+    made._n_gpu = min(made.n_gpu, 1)  # DataParallel cannot split a ragged batch; torchrun can share it out
+    return made
