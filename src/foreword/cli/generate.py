@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foreword.cli import options
-from foreword.errors import UsageError
+from foreword.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from foreword.core import Task
+    from foreword.engine.protocol import Stream
     from foreword.models import LanguageModel
     from foreword.text.request import Prompt
 
@@ -50,7 +51,7 @@ def generate(
     usual = generation_params(found).max_tokens
     params = generation_params(
         found,
-        max_tokens=max_tokens or _fitting(usual, prompt, lm.context),
+        max_tokens=_fitting(usual, prompt, lm.context) if max_tokens is None else max_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -58,27 +59,34 @@ def generate(
         stop=tuple(stop) if stop else None,
     )
     request = Request.of(prompt, params)
-    pieces: list[str] = []
-    token_ids: list[int] = []
-    reason = None
     with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
-        stream = engine.submit(request)
-        for chunk in stream:
-            pieces.append(chunk.text)
-            token_ids += chunk.token_ids
-            reason = chunk.finish_reason
-            if chunk.error is not None:
-                raise UsageError(chunk.error)
-            if not json:
-                sys.stdout.write(chunk.text)
-                sys.stdout.flush()
+        answer = _answer(engine.submit(request), aloud=not json)
     usage = {
         "prompt_tokens": request.prompt_tokens,
-        "completion_tokens": len(token_ids),
+        "completion_tokens": len(answer.token_ids),
         "cached_tokens": request.prefix_length,
     }
-    data = {"text": "".join(pieces), "token_ids": token_ids, "finish_reason": reason, "usage": usage}
-    options.emit(data, "", json)
+    options.emit({**asdict(answer), "usage": usage}, "", json)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+
+
+def _answer(stream: Stream, *, aloud: bool) -> _Answer:
+    """Collect an answer, printing it as it comes if ``aloud``."""
+    chunks = []
+    for chunk in stream:
+        chunks.append(chunk)
+        if chunk.error is not None:
+            raise EngineError(chunk.error)
+        if aloud:
+            print(chunk.text, end="", flush=True)
+    text = "".join(chunk.text for chunk in chunks)
+    return _Answer(text, [token for chunk in chunks for token in chunk.token_ids], chunks[-1].finish_reason)
 
 
 def _fitting(usual: int, prompt: Prompt, context: int | None) -> int:
