@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from foreword.bank import prefix_file
 from foreword.bank.format import read_header, read_prefix, write_prefix
 from foreword.core import KVPrefix
 from foreword.errors import BankError, CorruptFile, UsageError
@@ -122,6 +123,19 @@ def test_writing_refuses_what_it_could_not_read(tmp_path: Path, make_prefix: Mak
         with pytest.raises(UsageError, match="JSON values"):
             write_prefix(tmp_path / "p", make_prefix(), method="x", provenance=bad)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path, make_prefix: Make, monkeypatch, bad: float) -> None:
+    prefix = make_prefix()
+    prefix.values[1][0, 0, 0] = bad
+    with pytest.raises(UsageError, match="layer 1 of the prefix holds NaN or infinity"):
+        write_prefix(tmp_path / "p", prefix, method="x", provenance={})
+    monkeypatch.setattr(prefix_file, "_not_finite", lambda prefix: None)
+    write_prefix(tmp_path / "p", prefix, method="x", provenance={})
+    monkeypatch.undo()
+    with pytest.raises(CorruptFile, match="layer 1 must hold finite numbers"):
+        read_prefix(tmp_path / "p")
 
 
 def test_missing_file(tmp_path: Path) -> None:

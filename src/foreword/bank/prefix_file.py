@@ -63,11 +63,13 @@ def write_prefix(path: str | os.PathLike[str], prefix: KVPrefix, *, method: str,
         provenance: JSON values only.
 
     Raises:
-        UsageError: mixed or integer dtypes, or provenance that JSON cannot hold.
+        UsageError: mixed or integer dtypes, values that are not finite, or provenance that JSON cannot hold.
         OSError: the disk is full or not writable.
     """
     from safetensors.torch import save
 
+    if (broken := _not_finite(prefix)) is not None:
+        raise UsageError(f"layer {broken} of the prefix holds NaN or infinity; train it again with a smaller --lr.")
     header = {
         "format": FORMAT,
         "model": prefix.model.to_json(),
@@ -98,6 +100,8 @@ def read_prefix(path: str | os.PathLike[str]) -> KVPrefix:
         raise CorruptFile(
             f"{where} was altered: expected prefix digest {header['digest'][:12]}, found {prefix.digest[:12]}; {MEND}."
         )
+    if (broken := _not_finite(prefix)) is not None:
+        raise CorruptFile(f"{where}: layer {broken} must hold finite numbers, found NaN or infinity; {MEND}.")
     return prefix
 
 
@@ -115,6 +119,14 @@ def _dtype_of(prefix: KVPrefix) -> str:
             "prefix.to(dtype=torch.float32) first."
         )
     return found[0]
+
+
+def _not_finite(prefix: KVPrefix) -> int | None:
+    """The first layer with NaN or infinity. Attention kernels may take such keys for masked ones, so that the task
+    would answer almost like the base model."""
+    layers = zip(prefix.keys, prefix.values, strict=True)
+    bad = (i for i, layer in enumerate(layers) if not all(bool(tensor.isfinite().all()) for tensor in layer))
+    return next(bad, None)
 
 
 def _named_tensors(prefix: KVPrefix) -> dict[str, torch.Tensor]:

@@ -66,6 +66,8 @@ def open_model(name: str | None, dtype: str, device: str, trust_remote_code: boo
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that spin while they wait slow a step many times over where other work shares the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from transformers.utils import logging as chatter
 
     chatter.disable_progress_bar()
