@@ -64,7 +64,7 @@ def test_recipe_with_flags_on_top(run, reviews, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"data: {reviews}\ntemplate: 'Review: {{text}}\\nSentiment:{{mask}}'\nverbalizer:\n  positive: ' great'\n"
-        "  negative: [' bad', ' poor']\nlength: 4\nmax-steps: 2\nbatch_size: 2\npublish: from-recipe\n"
+        "  negative: [' bad', ' poor']\nlength: 4\nmax-steps: 2\nbatch_size: 2\npublish: from-recipe\nreplace: true\n"
     )
     made = run("train", recipe, "--publish", "from-flag", "--json")
     assert made.status == 0, made.err

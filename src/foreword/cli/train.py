@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,7 @@ def train(
     report_to: Annotated[str, typer.Option(help="Tracker of the Transformers Trainer.")] = "none",
     out: Annotated[str | None, typer.Option(help="Run folder.", show_default="runs/NAME-TIME")] = None,
     publish: Annotated[str | None, typer.Option(help="Publish the task under this name.")] = None,
-    replace_other: options.Replace = False,
+    replace: options.Replace = False,
     model: options.ModelName = None,
     bank: options.BankRoot = None,
     dtype: options.Dtype = "auto",
@@ -69,15 +70,17 @@ def train(
     transfer = options.find_task(parent, place, lm) if parent is not None else None
     outcome = run_train(
         lm,
-        replace(run, out=out_folder),
+        with_fields(run, out=out_folder),
         name=name or "run",
         transfer=transfer.prefix if transfer is not None else None,
         say=options.say,
     )
     task = outcome.task
-    write_version(_fresh(Path(out_folder) / "task"), replace(task, name=RUN_TASK))
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process of a distributed run writes and publishes
+    write_version(_fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
     if name is not None:
-        task = store.publish(task, replace=given.get("replace_other", False), reserved=[lm.name])
+        task = store.publish(task, replace=given["replace"], reserved=[lm.name])
     options.emit(
         {
             "n": outcome.n,
@@ -97,7 +100,7 @@ def train(
 RUN_TASK = "run"
 
 # Keys of a recipe that are not hyper-parameters of the run.
-_ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code", "replace_other", "json", "recipe")
+_ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code", "replace", "json", "recipe")
 
 
 def _given(context: typer.Context, recipe: str | None) -> dict[str, Any]:
