@@ -155,7 +155,7 @@ def test_current_cannot_lead_elsewhere(bank: Bank, make_task: MakeTask, tmp_path
     task = bank.publish(make_task())
     (tmp_path / "bank/sst2/current").write_text(text, encoding="latin-1")
     for ask in (bank.load, bank.describe, bank.current):
-        with pytest.raises(CorruptFile, match=r"rollback sst2 VERSION"):
+        with pytest.raises(CorruptFile, match=r"rollback sst2 --version VERSION"):
             ask("sst2")
     assert "current" in bank.verify("sst2")[0]
     assert bank.rollback("sst2", "1") == task.version

@@ -181,7 +181,7 @@ def test_current_cannot_lead_elsewhere(bank: Bank, make_task: MakeTask, url: str
     version = bank.publish(make_task()).version
     fs, root = fsspec.url_to_fs(url)
     fs.pipe_file(f"{root}/sst2/current", b"../../../../etc/passwd")
-    with pytest.raises(CorruptFile, match="rollback sst2 VERSION"):
+    with pytest.raises(CorruptFile, match="rollback sst2 --version VERSION"):
         bank.load("sst2")
     assert bank.rollback("sst2", "1") == version
 

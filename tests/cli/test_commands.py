@@ -222,7 +222,109 @@ def test_damaged_prefix_file_is_refused(run, reviews, tmp_path, damage):
     assert run("bank", "verify").status == 1
 
 
-def test_reserved_name_and_too_long_a_prompt(run, folder, tmp_path):
+def test_reserved_names_are_refused_before_any_work(run, reviews, tmp_path):
+    base = ("--model", "smollm2-135m")
+    (tmp_path / "text.txt").write_text("Hello")
+    (tmp_path / "prompts.json").write_text(
+        '[{"task_id": "ok", "prompt": "a"}, {"task_id": "smollm2-135m", "prompt": "b"}]'
+    )
+    for refused in (
+        run("publish", "smollm2-135m", "--text", "text.txt", *base),
+        run("cache", "prompts.json", *base),
+        train(run, reviews, "--publish", "smollm2-135m", *base),
+        run("serve", "--port", 0, "--multi-task-prompt", "prompts.json", "--model", "smollm2-135m"),
+    ):
+        assert refused.status == 1
+        assert "belongs to the base model" in refused.err
+    assert Bank(tmp_path / "home" / "bank").names() == []
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("generate", "kind"), "there is no text for it"),
+        (("generate", "hello", "--seed", 3), "add --temperature"),
+        (("generate", "kind", "hello", "--field", "a=b"), "not both"),
+        (("generate", "kind", "--field", "a=b", "--field", "a=c"), "given twice"),
+        (("generate", "kind", "--field", "ab"), "not k=v"),
+        (("classify", "kind", "hello"), "no verbalizer"),
+        (("bank", "compose", "x", "kind", "story"), "system turn"),
+        (("bank", "compose", "x", "story", "soft"), "is learned"),
+        (("bank", "remove", "story", "--version", "0001"), "is being served"),
+        (("publish", "x", "--run", "run", "--dtype", "float32"), "needs no model"),
+        (("publish", "x", "--prefix", "static"), "publish the text itself"),
+        (("publish", "x", "--prefix", "learned", "--template", "{a}{mask}"), "go together"),
+        (("publish", "x", "--prefix", "learned", "--template", "{a}"), "no place for the answer"),
+        (("publish", "x", "--prefix", "learned", "--template", "{soft:2}{target:b}"), "{soft:N}"),
+        (("publish", "x"), "exactly one of"),
+        (("serve", "--max-model-len", 0), "--max-model-len"),
+        (("serve", "--prefix-bytes", -1), "--prefix-bytes"),
+        (("serve", "--engine", "warp"), "embedded"),
+        (("train", "recipe.yaml"), "--trust-remote-code must be"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(run, reviews, tmp_path, command, said):
+    (tmp_path / "text.txt").write_text("Be kind.")
+    (tmp_path / "recipe.yaml").write_text(f'data: {reviews}\ntrust_remote_code: "no"\n')
+    run("publish", "kind", "--system", "text.txt")
+    run("publish", "story", "--text", "text.txt")
+    train(run, reviews, "--publish", "soft", "--out", "run")
+    bank = tmp_path / "home" / "bank"
+    files = {
+        name: next((bank / task / "versions").glob("*/*.safetensors"))
+        for name, task in (("static", "story"), ("learned", "soft"))
+    }
+    refused = run(*(files.get(word, word) if command[0] == "publish" else word for word in command))
+    assert refused.status != 0
+    assert said in refused.err
+    assert refused.out == ""
+    assert Bank(bank).names() == ["kind", "soft", "story"]
+
+
+def test_a_task_without_a_prefix_is_not_served_by_another_model(run, reviews, tmp_path, folder):
+    run("train", "--data", reviews, "--method", "manual", "--publish", "bare", "--out", "bare")
+    other = tmp_path / "other"
+    lm = load_model(str(folder), progress=lambda line: None)
+    with torch.no_grad():
+        lm.model.model.layers[0].mlp.up_proj.weight += 0.5
+    lm.model.save_pretrained(other)
+    lm.tokenizer.save_pretrained(other)
+    for command in (("classify", "bare", "x"), ("eval", "bare", "--data", reviews), ("generate", "bare", "x")):
+        refused = run(*command, "--model", other)
+        assert refused.status == 1
+        assert "task 'bare' was made for other weights" in refused.err
+
+
+def test_sampling_flags_reach_the_engine(run):
+    ask = ("generate", "Once", "--max-tokens", 24, "--json")
+    greedy = run(*ask).json["token_ids"]
+    warm = [run(*ask, "--temperature", 5, "--seed", seed).json["token_ids"] for seed in (1, 1, 2)]
+    assert warm[0] == warm[1] != warm[2]
+    assert warm[0] != greedy
+    assert run(*ask, "--temperature", 5, "--top-k", 1).json["token_ids"] == greedy
+    assert run(*ask, "--temperature", 5, "--top-p", 1e-6).json["token_ids"] == greedy
+    text = run(*ask).json["text"]
+    cut = run(*ask, "--stop", text[2:4]).json
+    assert cut["finish_reason"] == "stop"
+    assert cut["text"] == text[: text.index(text[2:4])]
+
+
+def test_one_damaged_task_does_not_hide_the_others(run, tmp_path):
+    (tmp_path / "text.txt").write_text("Hello")
+    for name in ("a-task-with-quite-a-long-name", "other"):
+        run("publish", name, "--text", "text.txt")
+    record = next((tmp_path / "home" / "bank" / "other" / "versions").glob("*/task.json"))
+    record.chmod(0o644)
+    record.write_text("")
+    listed = run("bank", "list")
+    assert listed.status == 0
+    assert "a-task-with-quite-a-long-name  0001-" in listed.out
+    assert "damaged" in listed.out
+    assert "task.json" in listed.err
+
+
+def test_too_long_a_prompt(run, tmp_path):
     (tmp_path / "long.txt").write_text("x" * 400)
     refused = run("publish", "long", "--text", "long.txt")
     assert refused.status == 2

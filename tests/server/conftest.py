@@ -10,14 +10,15 @@ import pytest
 from foreword.bank.bank import Bank
 from foreword.engine.engine import Engine
 from foreword.server.app import create_app
-from server.running import House, chat_model, publish_all, serve
+from foreword.server.background import serve_in_background
+from server.running import House, chat_model, publish_all
 
 
 @pytest.fixture(scope="package")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     lm, bank = chat_model(), Bank(tmp_path_factory.mktemp("bank"))
     publish_all(bank, lm)
-    with Engine(lm, cache_bytes=1 << 24) as engine, serve(create_app(engine, bank)) as url:
+    with Engine(lm, cache_bytes=1 << 24) as engine, serve_in_background(create_app(engine, bank)) as url:
         yield House(url, lm, engine, bank)
 
 

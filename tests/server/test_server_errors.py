@@ -14,7 +14,8 @@ import pytest
 from foreword.core import SamplingParams
 from foreword.engine.protocol import Chunk, Request
 from foreword.server.app import create_app
-from server.running import House, serve
+from foreword.server.background import serve_in_background
+from server.running import House
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 CHAT = "/v1/chat/completions"
@@ -223,6 +224,7 @@ class BrokenEngine:
         self.identity, self.context = engine.identity, engine.context
         self.score, self.statistics, self.close = engine.score, engine.statistics, engine.close
         self._ending = ending
+        self.alive = True
 
     def submit(self, request: Request) -> BrokenStream:
         assert request.sampling != SamplingParams()
@@ -240,7 +242,7 @@ BREAKS = [
 def test_engines_that_break(
     house: House, ending: Chunk | Exception, status: int, sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with serve(create_app(BrokenEngine(house, ending), house.bank)) as url:
+    with serve_in_background(create_app(BrokenEngine(house, ending), house.bank)) as url:
         body = {"model": "poet", "messages": HELLO}
         whole = httpx.post(url + CHAT, json=body)
         assert whole.status_code == status

@@ -16,9 +16,10 @@ from foreword.core import Task
 from foreword.engine.engine import Engine
 from foreword.errors import ModelMismatch, RequestError, UnknownTask
 from foreword.server.app import create_app
+from foreword.server.background import serve_in_background
 from foreword.server.resident import ResidentTasks
 from foreword.server.tasks import TaskTable
-from server.running import House, foreign_task, learned_task, serve, static_task
+from server.running import House, foreign_task, learned_task, static_task
 
 
 def ask(client: openai.OpenAI, model: str, **extra: Any) -> openai.types.Completion:
@@ -50,7 +51,7 @@ def test_a_damaged_task_hides_no_other(house: House, tmp_path: Path) -> None:
     bank.publish(learned_task(house.lm, "whole"))
     broken = bank.publish(learned_task(house.lm, "broken"))
     (tmp_path / "broken" / "versions" / broken.version / "task.json").write_text("{")
-    with serve(create_app(house.engine, bank)) as url:
+    with serve_in_background(create_app(house.engine, bank)) as url:
         listed = httpx.get(f"{url}/v1/models").json()["data"]
         assert [model["id"] for model in listed] == [house.engine.name, "whole"]
         asked = httpx.post(f"{url}/v1/completions", json={"model": "broken", "prompt": "Hi"})
@@ -110,7 +111,7 @@ def test_task_id(client: openai.OpenAI, house: House) -> None:
 
 def test_tasks_of_the_process_alone(house: House) -> None:
     extra = {"0": static_task(house.lm, "0", "prompt", "Zero: "), "1": learned_task(house.lm, "1", seed=4)}
-    with serve(create_app(house.engine, None, extra_tasks=extra)) as url:
+    with serve_in_background(create_app(house.engine, None, extra_tasks=extra)) as url:
         listed = httpx.get(f"{url}/v1/models").json()["data"]
         assert [model["id"] for model in listed] == [house.engine.name, "0", "1"]
         body = {"prompt": "Hi", "temperature": 0, "max_tokens": 8, "task_id": 0}
@@ -208,14 +209,14 @@ def test_answers_are_right_when_tasks_are_evicted(house: House) -> None:
             ]
             return [answer.choices[0].text for answer in await asyncio.gather(*made)]
 
-    with serve(create_app(house.engine, house.bank, prefix_bytes=size)) as url:
+    with serve_in_background(create_app(house.engine, house.bank, prefix_bytes=size)) as url:
         assert asyncio.run(ask_all(url)) == expected * 4
 
 
 def test_a_closed_engine_is_unavailable(house: House) -> None:
     with Engine(house.lm, cache_bytes=1 << 22) as engine:
         app = create_app(engine, house.bank)
-    with serve(app) as url:
+    with serve_in_background(app) as url:
         asked = httpx.post(f"{url}/v1/completions", json={"model": "poet", "prompt": "Hi"})
         assert asked.status_code == 503
         assert asked.json()["error"]["type"] == "server_error"

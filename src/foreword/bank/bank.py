@@ -52,9 +52,7 @@ class Bank:
             UsageError: a bad name, or content that cannot be stored.
             PublishConflict: the name is reserved or belongs to another model, or another writer won.
         """
-        check_name(task.name)
-        if task.name in {name.lower() for name in reserved}:
-            raise PublishConflict(f"the name {task.name!r} belongs to the base model; choose another name.")
+        check_free(task.name, reserved)
         store = self._store
         with self._door(_NOTHING_PUBLISHED), store.lock(task.name), store.workspace(task.name) as folder:
             if not replace:
@@ -162,7 +160,7 @@ class Bank:
     def _bad_current(self, name: str, found: str) -> str:
         return (
             f"{self._store.place}/{name}/current: expected the name of a stored version, found "
-            f"{found[:40]!r}; choose one with `foreword bank rollback {name} VERSION`."
+            f"{found[:40]!r}; choose one with `foreword bank rollback {name} --version VERSION`."
         )
 
     def _resolve(self, ref: str) -> tuple[str, str]:
@@ -227,7 +225,7 @@ class Bank:
         if is_version(served) and number_of(served) > number_of(version):
             raise PublishConflict(
                 f"{name}@{version} was stored but is not served: another writer published {served} "
-                f"meanwhile; `foreword bank rollback {name} {version}` serves it."
+                f"meanwhile; `foreword bank rollback {name} --version {version}` serves it."
             )
 
     def _problems(self, name: str) -> list[str]:
@@ -244,6 +242,13 @@ class Bank:
             except CorruptFile as error:
                 problems.append(str(error))
         return problems
+
+
+def check_free(name: str, reserved: Collection[str]) -> None:
+    """Raise UsageError for a bad name, PublishConflict for one that requests use for something else."""
+    check_name(name)
+    if name in {other.lower() for other in reserved}:
+        raise PublishConflict(f"the name {name!r} belongs to the base model; choose another name.")
 
 
 def _open_store(root: str, cache: Path) -> Store:

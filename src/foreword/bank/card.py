@@ -54,4 +54,8 @@ def _metrics(metrics: Any) -> list[str]:
 def _commands(task: Task) -> list[str]:
     if task.verbalizer:
         return [f'foreword classify {task.name} "your text"']
-    return [f'foreword generate {task.name} "your text"', f"foreword chat {task.name}"]
+    if task.kind == "system":
+        return ["foreword serve", f'# then ask it over chat, as model "{task.name}"']
+    if task.template:
+        return [f"foreword generate {task.name} --field NAME='its text'"]
+    return [f'foreword generate {task.name} "your text"']

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json as jsonlib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foreword.cli import options
 from foreword.errors import CorruptFile, UsageError
+
+if TYPE_CHECKING:
+    from foreword.bank.bank import Bank
 
 app = typer.Typer(help="Tasks and their versions.", no_args_is_help=True)
 
@@ -19,10 +22,23 @@ Name = Annotated[str, typer.Argument(help="Name of the task.")]
 def list_tasks(bank: options.BankRoot = None, json: options.Json = False) -> None:
     """All tasks with their served version."""
     store = options.open_bank(bank)
-    rows = [store.describe(name) for name in store.names()]
-    lines = [f"{row['name']:24}{row['version']:20}{row['kind']:9}{row['method']}" for row in rows]
-    data = [{key: row[key] for key in ("name", "version", "kind", "method")} for row in rows]
-    options.emit({"tasks": data}, "\n".join(lines) or "the bank is empty", json)
+    rows = [_row(store, name) for name in store.names()]
+    widths = [max((len(row[key]) for row in rows), default=0) for key in _COLUMNS]
+    lines = ["  ".join(row[key].ljust(width) for key, width in zip(_COLUMNS, widths, strict=True)) for row in rows]
+    options.emit({"tasks": rows}, "\n".join(map(str.rstrip, lines)) or "the bank is empty", json)
+
+
+_COLUMNS = ("name", "version", "kind", "method")
+
+
+def _row(store: Bank, name: str) -> dict[str, str]:
+    """One damaged task must not hide the others."""
+    try:
+        record = store.describe(name)
+    except CorruptFile as error:
+        options.say(f"foreword: {error}")
+        return {"name": name, "version": "damaged", "kind": "", "method": ""}
+    return {key: record[key] for key in _COLUMNS}
 
 
 @app.command()
@@ -49,7 +65,7 @@ def verify(
     if json or not problems:
         options.emit({"problems": problems}, "everything checks", json)
     if problems:
-        raise CorruptFile("; ".join(problems))
+        raise CorruptFile(" ".join(problems))
 
 
 @app.command()
@@ -89,7 +105,7 @@ def compose(
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Stack two tasks: a prefix, and a static prompt computed behind it.
+    """Stack two tasks: a prefix, and a static prompt computed behind it; the first one's template is kept.
 
     Example: foreword bank compose polite-support polite support
     """
@@ -97,6 +113,8 @@ def compose(
     front, behind = store.load(first), store.load(then)
     if behind.prefix.token_ids is None:
         raise UsageError(f"task '{then}' is learned and cannot be computed again behind another; name a static task.")
+    if turn := next((ref for ref, task in ((first, front), (then, behind)) if task.kind == "system"), None):
+        raise UsageError(f"task '{turn}' is a system turn, which cannot be stacked; publish its text with --text.")
     lm = options.open_model(model, dtype, device)
     for ref, task in ((first, front), (then, behind)):
         task.prefix.model.check(lm.identity, f"task '{ref}'")
@@ -106,7 +124,15 @@ def compose(
     prefix = lower_tokens(lm, behind.prefix.token_ids, behind=front.prefix.to(dtype=lm.dtype, device=lm.device))
     parents = {"parents": [front.ref, behind.ref]}
     task = store.publish(
-        Task(name, "composed", prefix, generation=front.generation, provenance=parents),
+        Task(
+            name,
+            "composed",
+            prefix,
+            template=front.template,
+            verbalizer=front.verbalizer,
+            generation=front.generation,
+            provenance=parents,
+        ),
         replace=replace,
         reserved=[lm.name],
     )

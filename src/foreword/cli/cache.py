@@ -26,6 +26,11 @@ def cache(
     from foreword.text.prompt_rows import read_prompts
 
     prompts = read_prompts(file)
+    from foreword.bank.bank import check_free
+
+    # All names before any work: half a file published would be worse than none.
+    for prompt in prompts:
+        check_free(prompt.name, [model or options.default_model()])
     store = options.open_bank(bank)
     lm = options.open_model(model, dtype, device, trust_remote_code)
     from foreword.prompts.static import static_task

@@ -28,12 +28,15 @@ def classify(
     from foreword.text.template import Template
 
     task = options.open_bank(bank).load(name)
-    fields = Template.parse(task.template).fields if task.template is not None else ()
+    if task.template is None or task.verbalizer is None:
+        raise UsageError(f"task '{name}' has no verbalizer to choose from; train one with {{mask}}, or use generate.")
+    fields = Template.parse(task.template).fields
     if len(fields) != 1:
-        raise UsageError(f"task '{name}' has {len(fields)} input fields, classify needs one; ask /v1/classify.")
+        raise UsageError(f"task '{name}' has {len(fields)} input fields, classify takes one; ask /v1/classify.")
     if texts == ["-"]:
         texts = [line for line in options.read_text("-").splitlines() if line.strip()]
     lm = options.open_model(model, dtype, device, trust_remote_code)
+    options.check_model(task, lm, allow_other_weights=allow_other_weights)
     from foreword.evaluation.evaluate import classify as run_classify
 
     with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:

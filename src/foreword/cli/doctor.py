@@ -27,5 +27,6 @@ def doctor(
         "weights": lm.identity.weights,
         "difference": lm.difference,
     }
-    lines = [f"{key:14}{value}" for key, value in found.items()]
-    options.emit(found, "\n".join([*lines, "carries prefixes: yes"]), json)
+    lines = [f"{key:14}{value}" for key, value in found.items() if key != "difference"]
+    proof = f"text as a prefix gives the logits of the joined text, {lm.difference:.2g} apart (root mean square)"
+    options.emit(found, "\n".join([*lines, f"carries prefixes: yes; {proof}"]), json)

@@ -36,6 +36,8 @@ def evaluate(
     store = options.open_bank(bank)
     tasks = [store.load(name)] + ([store.load(compare)] if compare is not None else [])
     lm = options.open_model(model, dtype, device, trust_remote_code)
+    for task in tasks:
+        options.check_model(task, lm, allow_other_weights=allow_other_weights)
     from foreword.evaluation.evaluate import evaluate as run_evaluate
 
     with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:

@@ -37,10 +37,12 @@ def generate(
 ) -> None:
     """Continue a text behind a task's prefix, verbatim: no template, no chat template.
 
-    Examples: foreword generate "Once upon a time"; foreword generate support "Can I return it?";
+    Examples: foreword generate "Once upon a time"; foreword generate story "There was";
     foreword generate reviews --field text="a masterpiece"
     """
     name, text = _named(words or [], task, bool(field))
+    if name is None and text in options.open_bank(bank).names():
+        raise UsageError(f"'{text}' is a task, and there is no text for it; add one, or --field k=v.")
     fields = _fields(field or [])
     lm = options.open_model(model, dtype, device, trust_remote_code)
     found = options.find_task(name, bank, lm, allow_other_weights=allow_other_weights)
@@ -58,9 +60,13 @@ def generate(
         seed=seed,
         stop=tuple(stop) if stop else None,
     )
+    if params.temperature == 0 and not (top_p is top_k is seed is None):
+        raise UsageError("--top-p, --top-k and --seed choose among samples, and greedy takes none; add --temperature.")
     request = Request.of(prompt, params)
     with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
         answer = _answer(engine.submit(request), aloud=not json)
+    if not answer.text and answer.finish_reason == "stop":
+        options.say("the model ended its answer at once; a system task is meant to be asked over chat (serve).")
     usage = {
         "prompt_tokens": request.prompt_tokens,
         "completion_tokens": len(answer.token_ids),
@@ -118,7 +124,10 @@ def _named(words: list[str], task: str | None, has_fields: bool) -> tuple[str | 
 def _fields(pairs: list[str]) -> dict[str, str]:
     if bad := next((pair for pair in pairs if "=" not in pair), None):
         raise UsageError(f"--field {bad!r} is not k=v; write it as --field text='some text'.")
-    return {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs}
+    fields = {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs}
+    if len(fields) < len(pairs):
+        raise UsageError("a --field is given twice; give each field once.")
+    return fields
 
 
 def _prompt(lm: LanguageModel, task: Task | None, text: str | None, fields: dict[str, str]) -> Prompt:

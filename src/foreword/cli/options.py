@@ -92,8 +92,13 @@ def find_task(
     if name is None or name == lm.name:
         return None
     task = open_bank(bank).load(name)
-    task.prefix.model.check(lm.identity, f"task '{name}'", allow_other_weights=allow_other_weights)
+    check_model(task, lm, allow_other_weights=allow_other_weights)
     return task
+
+
+def check_model(task: Task, lm: LanguageModel, *, allow_other_weights: bool = False) -> None:
+    """Raise ModelMismatch for a task of another model, whether or not it has a prefix that would show it."""
+    task.prefix.model.check(lm.identity, f"task '{task.name}'", allow_other_weights=allow_other_weights)
 
 
 def read_text(source: str) -> str:
@@ -101,7 +106,7 @@ def read_text(source: str) -> str:
     try:
         if source == "-":
             return sys.stdin.read()
-        with open(source, encoding="utf-8") as handle:
+        with open(source, encoding="utf-8-sig") as handle:
             return handle.read()
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {error.strerror}; check the path.") from error

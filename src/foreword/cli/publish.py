@@ -41,11 +41,14 @@ def publish(
         raise UsageError(f"give exactly one of {', '.join(sources)}; got {', '.join(given) or 'none'}.")
     if prefix is None and (template is not None or verbalizer is not None):
         raise UsageError("--template and --verbalizer go with --prefix; a run brings its own.")
+    loads = system is not None or text is not None
+    if not loads and (dtype != "auto" or device != "auto" or trust_remote_code):
+        raise UsageError(f"{given[0]} needs no model; leave out --dtype, --device and --trust-remote-code.")
     store = options.open_bank(bank)
-    from foreword.bank.names import check_name
+    from foreword.bank.bank import check_free
 
-    check_name(name)
     reserved = [model or options.default_model()]
+    check_free(name, reserved)
     if run is not None:
         task = _of_run(name, Path(run))
     elif prefix is not None:
@@ -80,6 +83,15 @@ def _of_file(name: str, file: Path, template: str | None, verbalizer: str | None
     if not file.is_file():
         raise UsageError(f"{file} is not a file; give a prefix.safetensors file.")
     found, header = read_prefix(file), read_header(file)
-    source = Template.parse(decode_escapes(template)).source if template is not None else None
+    if found.token_ids is not None:
+        raise UsageError(f"{file} is a static prefix without its text; publish the text itself with --text.")
+    parsed = Template.parse(decode_escapes(template)) if template is not None else None
+    if parsed is not None:
+        parsed.require_answer()
+    if (parsed is not None and parsed.has_mask) != (verbalizer is not None):
+        raise UsageError("a --template with {mask} and a --verbalizer go together; give both, or neither.")
+    if parsed is not None and parsed.soft_tokens:
+        raise UsageError("a prefix file has no values for {soft:N}; take it out of --template.")
+    source = parsed.source if parsed is not None else None
     words = dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
     return Task(name, header["method"], found, template=source, verbalizer=words, provenance=header["provenance"])

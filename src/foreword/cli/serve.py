@@ -37,9 +37,12 @@ def serve(
     """
     if engine != "embedded":
         raise UsageError(f"engine {engine!r} is not in this version; use --engine embedded.")
-    # Bound before the model loads, so that a port in use is said at once; it answers only once it listens.
-    door = _bind(host, port)
+    if prefix_bytes < 0:
+        raise UsageError(f"--prefix-bytes must be 0 or more, got {prefix_bytes}.")
+    # Said at once if the port is taken; it opens only when the engine can answer.
+    _bind(host, port).close()
     lm = options.open_model(model, dtype, device, trust_remote_code)
+    _check_length(max_model_len, lm.context)
     extra = _extra_tasks(lm, multi_task_prompt)
     import uvicorn
 
@@ -54,20 +57,35 @@ def serve(
             extra_tasks=extra,
             allow_other_weights=allow_other_weights,
         )
-        names = [*extra, *store.names()]
-        options.say(f"serving {lm.name} and {len(names)} tasks at http://{host}:{door.getsockname()[1]}")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[door])
+        names = {*extra, *store.names()}
+        with _bind(host, port) as door:
+            options.say(f"serving {lm.name} and {len(names)} tasks at http://{host}:{door.getsockname()[1]}")
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
+            uvicorn.Server(config).run(sockets=[door])
+
+
+# Seconds that answers on their way have to finish once the server is told to stop.
+GRACE = 10
+
+
+def _check_length(asked: int | None, context: int | None) -> None:
+    if asked is not None and not 2 <= asked <= (context or asked):
+        raise UsageError(f"--max-model-len must be from 2 to the model's context of {context}, got {asked}.")
 
 
 def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises UsageError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     door = socket.socket(family, socket.SOCK_STREAM)
     door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         door.bind((host, port))
+        door.listen()
     except (OSError, OverflowError) as error:
+        door.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot listen on {host}:{port} ({reason}); choose another --port, or 0.") from error
+        mend = "choose another --host" if isinstance(error, socket.gaierror) else "choose another --port, or 0"
+        raise UsageError(f"cannot listen on {host}:{port} ({reason}); {mend}.") from error
     return door
 
 

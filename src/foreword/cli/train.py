@@ -58,16 +58,15 @@ def train(
     name, place = given.get("publish"), given.get("bank")
     store = options.open_bank(place)
     if name is not None:
-        from foreword.bank.names import check_name
+        from foreword.bank.bank import check_free
 
-        check_name(name)
+        check_free(name, [given.get("model") or options.default_model()])
     out_folder = run.out or _default_out(name or run.method)
     lm = options.open_model(given.get("model"), given["dtype"], given["device"], given.get("trust_remote_code", False))
     from foreword.bank.format import write_version
     from foreword.training.train import train as run_train
 
-    parent = run.init.removeprefix("task:") if run.init.startswith("task:") else None
-    transfer = options.find_task(parent, place, lm) if parent is not None else None
+    transfer = options.find_task(run.parent, place, lm) if run.parent is not None else None
     outcome = run_train(
         lm,
         with_fields(run, out=out_folder),
@@ -105,11 +104,13 @@ _ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code"
 
 def _given(context: typer.Context, recipe: str | None) -> dict[str, Any]:
     """Flags over the recipe's keys over environment and defaults."""
-    from foreword.training.recipe import read_recipe
+    from foreword.training.recipe import check_type, read_recipe
 
     keys = read_recipe(recipe) if recipe is not None else {}
     if unknown := sorted(set(keys) - (set(context.params) - {"recipe", "json"})):
         raise UsageError(f"recipe {recipe} has an unknown key {unknown[0]!r}; use the names of the flags.")
+    for name in sorted(set(keys) & set(_ELSEWHERE)):
+        check_type(name, keys[name], optional=True)
     typed = {
         name: value
         for name, value in context.params.items()

@@ -126,6 +126,11 @@ class Engine:
                 piece.scores.cancel()
         return scores
 
+    @property
+    def alive(self) -> bool:
+        """False once it is closed or broken."""
+        return not self._closed
+
     def check(self, request: Request) -> None:
         """Raise for a request that can never run."""
         self._admission.check(request)

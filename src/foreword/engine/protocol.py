@@ -90,6 +90,11 @@ class EngineProtocol(Protocol):
     identity: ModelIdentity
     context: int | None
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can still answer."""
+        ...
+
     def submit(self, request: Request) -> Stream:
         """Queue a request. Raises RequestError, PromptTooLong or ModelMismatch for one that can never run."""
         ...

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
+from foreword.errors import EngineError
 from foreword.server import failures
 from foreword.server.catalogue import Catalogue
 from foreword.server.classify import classify_router
@@ -63,5 +64,7 @@ def _add_probes(app: FastAPI, engine: EngineProtocol) -> None:
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
-        """The engine can answer: the port opens only then."""
+        """The engine can answer: the port opens only then, and this fails when it no longer can."""
+        if not engine.alive:
+            raise EngineError("the engine has stopped; start the server again.")
         return {"status": "ready", "model": engine.name}

@@ -19,7 +19,7 @@ def serve_in_background(app: Any, host: str = "127.0.0.1") -> Iterator[str]:
     """Serve an ASGI app on a free port and yield its URL; the server is gone when the block ends."""
     door = socket.socket()
     door.bind((host, 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
     thread.start()
     try:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 
-from foreword.bank.names import hint, is_name, split_ref
+from foreword.bank.names import check_name, hint, is_name, split_ref
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
-from foreword.errors import RequestError, UnknownTask
+from foreword.errors import PublishConflict, RequestError, UnknownTask
 from foreword.server.resident import ResidentTasks
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class TaskTable:
         self._resident = ResidentTasks(prefix_bytes)
         self._loading: dict[str, asyncio.Task[Task]] = {}
         for name, task in extra.items():
+            check_name(name)
+            if name == self._base:
+                raise PublishConflict(f"the name {name!r} belongs to the base model; choose another name.")
             self._check_model(name, task)
 
     async def resolve(self, model: str | None, task_id: int | str | None) -> Task | None:

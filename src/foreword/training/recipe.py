@@ -23,6 +23,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "lr": (float, int),
     "epochs": (float, int),
     "resume": (bool,),
+    "replace": (bool,),
+    "trust_remote_code": (bool,),
 }
 
 
@@ -71,7 +73,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), optional=field.default is None)
+            check_type(field.name, getattr(self, field.name), optional=field.default is None)
         for name in ("length", "lr", "epochs", "batch_size", "max_steps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -120,7 +122,8 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _check_type(name: str, value: object, *, optional: bool) -> None:
+def check_type(name: str, value: object, *, optional: bool) -> None:
+    """Raise UsageError unless the value of a recipe's key is what its flag takes."""
     expected = _TYPES.get(name, (str,))
     if value is None and optional:
         return

@@ -78,6 +78,8 @@ def train(
             task = replace(task, prefix=lower(lm, encoder))
             after = _report(run, engine, task)
             say(f"with {task.prefix.length} virtual tokens ({run.method.name}): {_shown(after)} on {after.n} rows")
+            if next(iter(after.metrics.values())) < next(iter(before.metrics.values())):
+                say("the prefix is worse than none; try more rows, more --max-steps or a smaller --lr.")
     return _outcome(task, before, after, encoder, folder)
 
 
