@@ -22,6 +22,7 @@ def pull(
     json: options.Json = False,
 ) -> None:
     """Fetch or convert a model once and print its folder."""
+    options.quiet_libraries()
     from foreword.models.load import pull as pull_model
 
     folder = str(pull_model(name, options.say))

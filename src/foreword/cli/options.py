@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -61,8 +60,8 @@ def open_bank(root: str | None) -> Bank:
     return Bank(root or default_bank())
 
 
-def open_model(name: str | None, dtype: str, device: str, trust_remote_code: bool = False) -> LanguageModel:
-    """Load the model, without the chatter of the libraries underneath."""
+def quiet_libraries() -> None:
+    """Settings of the libraries underneath that must stand before they load: no chatter, no spinning."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -71,7 +70,12 @@ def open_model(name: str | None, dtype: str, device: str, trust_remote_code: boo
     from transformers.utils import logging as chatter
 
     chatter.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    chatter.set_verbosity_error()
+
+
+def open_model(name: str | None, dtype: str, device: str, trust_remote_code: bool = False) -> LanguageModel:
+    """Load the model named on the command line."""
+    quiet_libraries()
     from foreword.models import load_model
 
     return load_model(
