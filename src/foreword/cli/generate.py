@@ -53,7 +53,7 @@ def generate(
     usual = generation_params(found).max_tokens
     params = generation_params(
         found,
-        max_tokens=_fitting(usual, prompt, lm.context) if max_tokens is None else max_tokens,
+        max_tokens=prompt.fitting(usual, lm.context) if max_tokens is None else max_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -93,13 +93,6 @@ def _answer(stream: Stream, *, aloud: bool) -> _Answer:
             print(chunk.text, end="", flush=True)
     text = "".join(chunk.text for chunk in chunks)
     return _Answer(text, [token for chunk in chunks for token in chunk.token_ids], chunks[-1].finish_reason)
-
-
-def _fitting(usual: int, prompt: Prompt, context: int | None) -> int:
-    """A default is cut to the room behind the prompt; what the user asks for is not."""
-    if context is None:
-        return usual
-    return max(1, min(usual, context - prompt.prefix_length - len(prompt.token_ids)))
 
 
 def _named(words: list[str], task: str | None, has_fields: bool) -> tuple[str | None, str | None]:

@@ -141,10 +141,7 @@ def _prompts(engine: EngineProtocol, task: Task, rows: Sequence[Row], answer_tok
 
 def _within(engine: EngineProtocol, prompt: Prompt, params: SamplingParams) -> SamplingParams:
     """The task's defaults, cut to the room that a long prompt leaves."""
-    if engine.context is None:
-        return params
-    room = engine.context - prompt.prefix_length - len(prompt.token_ids)
-    return replace(params, max_tokens=min(params.max_tokens, room))
+    return replace(params, max_tokens=prompt.fitting(params.max_tokens, engine.context))
 
 
 def _answer(stream: Stream, row: Row) -> str:

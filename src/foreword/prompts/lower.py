@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -64,14 +64,15 @@ def empty(lm: LanguageModel) -> KVPrefix:
 @torch.no_grad()
 def _collect(lm: LanguageModel, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
     """Keys and values ``[kv_heads, N, dim]`` of the batch's tokens, a layer each."""
-    count = len(lm.identity.layers)
-    keys, values = [None] * count, [None] * count
+    keys: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
 
     def collect(layer: int, key: Tensor, value: Tensor) -> None:
-        keys[layer], values[layer] = key.contiguous(), value.contiguous()  # type: ignore[call-overload]
+        keys[layer], values[layer] = key.contiguous(), value.contiguous()
 
     lm.logits(batch, torch.zeros(1, dtype=torch.long, device=lm.device), on_keys=collect)
-    return cast(list[Tensor], keys), cast(list[Tensor], values)
+    layers = range(len(lm.identity.layers))
+    return [keys[layer] for layer in layers], [values[layer] for layer in layers]
 
 
 def _stack(lm: LanguageModel, first: KVPrefix | None, keys: list[Tensor], values: list[Tensor]) -> KVPrefix:

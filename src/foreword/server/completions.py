@@ -71,7 +71,7 @@ class Completions:
         task: Task | None,
         prompts: Sequence[Prompt],
     ) -> Response:
-        requests = [Request.of(each, sampling(body, task, self._room(each))) for each in prompts]
+        requests = [Request.of(each, sampling(body, task, each, self.engine.context)) for each in prompts]
         ref = task.ref if task is not None else self.engine.name
         envelope = Envelope(dialect, body.model or ref, ref)
         streams = submit_all(self.engine, requests)
@@ -80,18 +80,12 @@ class Completions:
         async with held(http.receive, streams):
             return await _whole(envelope, streams, body)
 
-    def _room(self, prompt: Prompt) -> int | None:
-        """Tokens that an answer may have behind a prompt; at least one, so that the engine says what is wrong."""
-        if self.engine.context is None:
-            return None
-        return max(1, self.engine.context - prompt.prefix_length - len(prompt.token_ids))
 
-
-def sampling(body: Generation, task: Task | None, room: int | None) -> SamplingParams:
+def sampling(body: Generation, task: Task | None, prompt: Prompt, context: int | None) -> SamplingParams:
     """What the request asks for, else the task's defaults, else the endpoint's.
 
     Args:
-        room: tokens that fit behind the prompt. It bounds a default; what a client asks for is never cut.
+        prompt: bounds a default by the room that it leaves in ``context``; what a client asks for is never cut.
     """
     defaults = task.generation if task is not None else {}
     learned = task is not None and task.kind == "learned"
@@ -102,7 +96,7 @@ def sampling(body: Generation, task: Task | None, room: int | None) -> SamplingP
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
     return generation_params(
         task,
-        max_tokens=body.answer_tokens or min(usual, room or usual),
+        max_tokens=body.answer_tokens or prompt.fitting(usual, context),
         temperature=temperature,
         top_p=body.top_p,
         top_k=max(body.top_k, 0) if body.top_k is not None else None,

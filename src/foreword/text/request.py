@@ -33,6 +33,16 @@ class Prompt:
     prefix: KVPrefix | None
     prefix_length: int
 
+    def fitting(self, usual: int, context: int | None) -> int:
+        """A default number of answer tokens, cut to the room behind this prompt.
+
+        At least 1, so that the engine says what is wrong with a prompt that leaves none. What a user asks for is
+        not cut but refused there.
+        """
+        if context is None:
+            return usual
+        return max(1, min(usual, context - self.prefix_length - len(self.token_ids)))
+
 
 def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) -> Prompt:
     """The prefix, then the text verbatim. Raises RequestError if there is nothing to run."""
