@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Bos = Literal["prefix", "request", "none"]
 Kind = Literal["learned", "system", "prompt"]
+Combine = Literal["mean", "vote"]
 
 
 @dataclass(frozen=True)
@@ -204,17 +205,96 @@ class KVPrefix:
 
 
 @dataclass(frozen=True, eq=False)
-class Front:
-    """What stands in front of every row of a batch.
+class LowRank:
+    """A change of one linear layer: ``x W^T`` becomes ``x W^T + scale * x down^T up^T``.
 
     Attributes:
-        prefix: keys and values, or ``None``.
+        down: ``[rank, in]``.
+        up: ``[out, rank]``.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """Low-rank changes of a frozen model's linear layers (LoRA, Hu et al. 2021, arXiv:2106.09685).
+
+    Attributes:
+        layers: one change for every changed module, by its name in the Transformers model, such as
+            ``model.layers.0.self_attn.q_proj``.
+        scale: multiplies every change (``alpha / rank``).
+    """
+
+    layers: Mapping[str, LowRank]
+    scale: float = 1.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all factors."""
+        return sum(t.numel() * t.element_size() for pair in self.layers.values() for t in (pair.down, pair.up))
+
+    @property
+    def rank(self) -> int:
+        """The largest rank among its layers."""
+        return max((int(pair.down.shape[0]) for pair in self.layers.values()), default=0)
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Adapter:
+        """The same adapter with its factors in another dtype or on another device; itself if nothing changes."""
+        moved = {
+            name: LowRank(pair.down.to(dtype=dtype, device=device), pair.up.to(dtype=dtype, device=device))
+            for name, pair in self.layers.items()
+        }
+        if all(moved[name].down is pair.down and moved[name].up is pair.up for name, pair in self.layers.items()):
+            return self
+        return Adapter(moved, self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A linear layer over final hidden states, in place of a verbalizer.
+
+    Attributes:
+        labels: in the order of the rows of ``weight``.
+        weight: ``[labels, hidden]``.
+        bias: ``[labels]``.
+        per_token: a label for every word (token classification), not one for the whole text.
+    """
+
+    labels: tuple[str, ...]
+    weight: torch.Tensor
+    bias: torch.Tensor
+    per_token: bool = False
+
+
+def soft_id(index: int) -> int:
+    """The token id that stands for soft token ``index``: ids below 0 name rows of `Front.inner`, -1 the first.
+
+    A row of tokens with soft tokens inside is thereby still one list of numbers, which can be cut, compared and
+    cached like any other; `Batch` turns them into embeddings.
+    """
+    return -1 - index
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """What is learned, as one forward sees it: all that stands in front of the rows or goes with them.
+
+    Attributes:
+        prefix: keys and values in front of every row, or ``None``.
         soft: soft tokens ``[P, hidden]`` that run once as a row of the batch's own pass, or ``None``; they stand
-            behind the prefix.
+            behind the prefix and in front of every row.
+        inner: soft tokens ``[S, hidden]`` that stand inside rows, where their `soft_id` says; or ``None``.
+        adapter: changes of the model's layers, for every row and for the soft tokens; or ``None``.
+        bos: whether the request behind ``soft`` still brings the beginning-of-text token.
     """
 
     prefix: KVPrefix | None = None
     soft: torch.Tensor | None = None
+    inner: torch.Tensor | None = None
+    adapter: Adapter | None = None
+    bos: Bos = "request"
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +313,7 @@ class Batch:
         embeds: soft tokens as ``[K, hidden]``, or ``None``.
         embed_rows: ``[K]`` places in ``0..N-1`` where ``embeds`` replace the embedding of the token id.
         computed: how many tokens of every sequence an engine's cache holds already; they come before the ones here.
+        adapters: changes of the model's layers for the tokens of every sequence; ``None`` if there are none at all.
     """
 
     lengths: tuple[int, ...]
@@ -242,6 +323,7 @@ class Batch:
     embeds: torch.Tensor | None = None
     embed_rows: torch.Tensor | None = None
     computed: tuple[int, ...] | None = None
+    adapters: tuple[Adapter | None, ...] | None = None
 
     @classmethod
     def behind(
@@ -255,7 +337,7 @@ class Batch:
 
         Args:
             front: shared by all rows; its soft tokens become a first sequence of their own.
-            rows: token ids, none empty.
+            rows: token ids, none empty; ids below 0 name the front's inner soft tokens (`soft_id`).
             parents: index into ``rows`` that a row continues, or ``None`` for those right behind the front.
             device: where the tokens go.
         """
@@ -263,20 +345,24 @@ class Batch:
 
         parents = parents if parents is not None else [None] * len(rows)
         prefix = front.prefix if front.prefix is not None and front.prefix.length else None
+        lengths = tuple(len(row) for row in rows)
         ids = [token for row in rows for token in row]
         if front.soft is None:
-            lengths = tuple(len(row) for row in rows)
             prefixes = tuple(prefix if parent is None else None for parent in parents)
-            return cls(lengths, tuple(parents), prefixes, torch.tensor(ids, device=device))
-        count = front.soft.shape[0]
-        shifted = tuple(0 if parent is None else parent + 1 for parent in parents)
+            count = 0
+        else:
+            count = front.soft.shape[0]
+            parents = (None, *(0 if parent is None else parent + 1 for parent in parents))
+            lengths, prefixes = (count, *lengths), (prefix, *(None for _ in rows))
+        embeds, embed_rows = embedded(front.soft, front.inner, ids)
         return cls(
-            lengths=(count, *(len(row) for row in rows)),
-            parents=(None, *shifted),
-            prefixes=(prefix, *(None for _ in rows)),
-            token_ids=torch.tensor([0] * count + ids, device=device),
-            embeds=front.soft,
-            embed_rows=torch.arange(count, device=device),
+            lengths=lengths,
+            parents=tuple(parents),
+            prefixes=prefixes,
+            token_ids=torch.tensor([0] * count + [max(token, 0) for token in ids], device=device),
+            embeds=embeds,
+            embed_rows=torch.tensor(embed_rows, device=device) if embeds is not None else None,
+            adapters=(front.adapter,) * len(lengths) if front.adapter is not None else None,
         )
 
     @cached_property
@@ -298,6 +384,34 @@ class Batch:
             else:
                 offsets.append((prefix.offset if prefix is not None else 0) + behind)
         return tuple(offsets)
+
+
+def embedded(
+    soft: torch.Tensor | None, inner: torch.Tensor | None, ids: Sequence[int]
+) -> tuple[torch.Tensor | None, list[int]]:
+    """Soft tokens of a batch and the places that they take: first those that lead it, then those inside its rows.
+
+    Args:
+        soft: ``[P, hidden]`` at places ``0..P-1``, or ``None``.
+        inner: ``[S, hidden]``, named by ids below 0.
+        ids: token ids of the rows, behind ``soft``.
+
+    Raises:
+        UsageError: an id names a soft token that there is not.
+    """
+    import torch
+
+    first = soft.shape[0] if soft is not None else 0
+    places = [first + place for place, token in enumerate(ids) if token < 0]
+    named = [-1 - token for token in ids if token < 0]
+    have = inner.shape[0] if inner is not None else 0
+    if named and max(named) >= have:
+        raise UsageError(f"the tokens name soft token {max(named)}, but there are {have}.")
+    if inner is None or not named:
+        return soft, list(range(first))
+    chosen = inner.index_select(0, torch.tensor(named, device=inner.device))
+    embeds = torch.cat([soft.to(chosen.dtype), chosen]) if soft is not None else chosen
+    return embeds, [*range(first), *places]
 
 
 @dataclass(frozen=True)
@@ -344,13 +458,20 @@ class Task:
     Attributes:
         name: ``[a-z0-9][a-z0-9._-]{0,63}``.
         method: how the prefix came to be, such as ``p-tuning-v2`` or ``static``.
-        prefix: may have length 0 (a manual template).
+        prefix: may have length 0 (a manual template, LoRA alone).
         kind: ``learned``, or for a static prefix ``system`` (a system turn) or ``prompt`` (raw text in front).
         text: the text of a static task.
         template: source of the template, if examples have fields.
         verbalizer: words of every label, in the order of the labels.
         generation: defaults for requests, named as in `SamplingParams`.
         provenance: where it came from: data digest, recipe, metrics, parents; JSON values only.
+        soft: ``[S, hidden]`` soft tokens that stay inside the template: the last ``S`` of its ``{soft:N}``, in order.
+            Those in front of them are part of the prefix.
+        adapter: low-rank changes of the model for this task's requests.
+        head: labels a text or its words from hidden states, in place of a verbalizer.
+        bias: log-probability of every label without any input, which scores are calibrated by.
+        members: further prefixes with the same template; their answers are combined with the first one's.
+        combine: how: mean probability, or a vote of the members.
         version: ``NNNN-digest12``, set by the bank.
     """
 
@@ -363,9 +484,28 @@ class Task:
     verbalizer: Mapping[str, tuple[str, ...]] | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    soft: torch.Tensor | None = None
+    adapter: Adapter | None = None
+    head: Head | None = None
+    bias: Mapping[str, float] | None = None
+    members: tuple[KVPrefix, ...] = ()
+    combine: Combine = "mean"
     version: str = ""
 
     @property
     def ref(self) -> str:
         """``name@version``, or the name alone before it is published."""
         return f"{self.name}@{self.version}" if self.version else self.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it chooses from, in the order of its scores; empty for a task that generates."""
+        return self.head.labels if self.head is not None else tuple(self.verbalizer or ())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        tensors = [t for t in (self.soft, *((self.head.weight, self.head.bias) if self.head else ())) if t is not None]
+        own = sum(t.numel() * t.element_size() for t in tensors)
+        adapter = self.adapter.nbytes if self.adapter is not None else 0
+        return own + adapter + sum(prefix.nbytes for prefix in (self.prefix, *self.members))

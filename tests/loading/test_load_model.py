@@ -160,12 +160,26 @@ def test_an_encoder_decoder_is_refused_by_name(tmp_path):
         load_model(str(tmp_path))
 
 
-@pytest.mark.parametrize(("family", "headless"), [("llama", LlamaModel), ("bert", BertModel)])
-def test_a_checkpoint_without_its_head_is_refused(family, headless, tmp_path):
-    headless(tiny_config(family)).save_pretrained(tmp_path)
+def test_a_checkpoint_without_its_head_is_refused(tmp_path):
+    LlamaModel(tiny_config("llama")).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="which would be random"):
         load_model(str(tmp_path))
+
+
+def test_a_sentence_encoder_has_hidden_states_and_no_words(tmp_path):
+    model = BertModel(tiny_config("bert")).eval()
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    lm = load_model(str(tmp_path))
+    ids = torch.tensor([7, 8, 9, 10])
+    batch = Batch((4,), (None,), (None,), ids)
+    with torch.no_grad():
+        found = lm.hidden(batch, torch.tensor([0, 3]))
+        expected = model(input_ids=ids[None]).last_hidden_state[0, [0, 3]]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    with pytest.raises(UnsupportedModel, match="has no output matrix, so it cannot score words; learn with a head"):
+        lm.logits(batch, torch.tensor([3]))
 
 
 def test_foreign_code_is_not_run_unless_asked(tmp_path):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from foreword.adapters import AdapterLayers
 from foreword.attention import Attend, Pass, RaggedAttention
 from foreword.core import Batch, ModelIdentity
+from foreword.errors import UnsupportedModel
 
 
 @dataclass(eq=False)
@@ -28,6 +31,7 @@ class LanguageModel:
         context: positions that the model can take, prefix included; ``None`` without a limit.
         difference: root mean square of the logit differences that the support probe found to Transformers alone.
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
+        vocabulary: whether it has an output matrix; without one (a sentence encoder) only heads can label its states.
     """
 
     name: str
@@ -39,6 +43,11 @@ class LanguageModel:
     context: int | None
     difference: float
     first_position: int = 0
+    vocabulary: bool = True
+    _adapters: AdapterLayers = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._adapters = AdapterLayers(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -75,19 +84,38 @@ class LanguageModel:
         Returns:
             ``[K, vocab]`` in the model's dtype.
         """
-        attend = attend if attend is not None else RaggedAttention(batch, on_keys)
-        return forward(self.model, batch, rows, Pass(attend, self.layers), self.first_position)
+        if not self.vocabulary:
+            raise UnsupportedModel(f"{self.name} has no output matrix, so it cannot score words; learn with a head.")
+        run = Pass(attend if attend is not None else RaggedAttention(batch, on_keys), self.layers)
+        with self._adapted(batch):
+            return forward(self.model, batch, rows, run, self.first_position)
+
+    def hidden(
+        self,
+        batch: Batch,
+        rows: Tensor,
+        *,
+        attend: Attend | None = None,
+        on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Final hidden states ``[K, hidden]`` of chosen tokens; the arguments are those of `logits`."""
+        run = Pass(attend if attend is not None else RaggedAttention(batch, on_keys), self.layers)
+        with self._adapted(batch):
+            return hidden_states(self.model, batch, run, self.first_position)[rows]
+
+    @contextmanager
+    def _adapted(self, batch: Batch) -> Iterator[None]:
+        self._adapters.use(batch)
+        yield
+        self._adapters.check_met(self.name)
 
 
 def forward(model: Any, batch: Batch, rows: Tensor, run: Pass, first_position: int) -> Tensor:
     """One forward of a Transformers model over ``[1, N]`` tokens; see `LanguageModel.logits`."""
-    positions = [torch.arange(o, o + n) for o, n in zip(batch.offsets, batch.lengths, strict=True)]
-    position_ids = torch.cat(positions).to(batch.token_ids.device)[None] + first_position
     # A model that does not know `logits_to_keep` would swallow it and return the logits of every token.
     keeps = "logits_to_keep" in signature(model.forward).parameters
     output = model(
-        **_inputs(model, batch),
-        position_ids=position_ids,
+        **_inputs(model, batch, first_position),
         use_cache=False,
         **({"logits_to_keep": rows} if keeps else {}),
         foreword=run,
@@ -95,10 +123,20 @@ def forward(model: Any, batch: Batch, rows: Tensor, run: Pass, first_position: i
     return output.logits[0] if keeps else output.logits[0, rows]
 
 
-def _inputs(model: Any, batch: Batch) -> dict[str, Tensor]:
+def hidden_states(model: Any, batch: Batch, run: Pass, first_position: int) -> Tensor:
+    """Final hidden states ``[N, hidden]`` of all tokens, from the model without its output matrix."""
+    body = model.base_model
+    known = signature(body.forward).parameters
+    cache = {"use_cache": False} if "use_cache" in known else {}
+    return body(**_inputs(model, batch, first_position), **cache, foreword=run).last_hidden_state[0]
+
+
+def _inputs(model: Any, batch: Batch, first_position: int) -> dict[str, Tensor]:
+    positions = [torch.arange(o, o + n) for o, n in zip(batch.offsets, batch.lengths, strict=True)]
+    position_ids = torch.cat(positions).to(batch.token_ids.device)[None] + first_position
     if batch.embeds is None or batch.embed_rows is None:
-        return {"input_ids": batch.token_ids[None]}
+        return {"input_ids": batch.token_ids[None], "position_ids": position_ids}
     table = model.get_input_embeddings()
     # Index with a copy, not in place: the looked-up embeddings may be a view that autograd still needs.
     embedded = table(batch.token_ids).index_copy(0, batch.embed_rows, batch.embeds.to(table.weight.dtype))
-    return {"inputs_embeds": embedded[None]}
+    return {"inputs_embeds": embedded[None], "position_ids": position_ids}

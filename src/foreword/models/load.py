@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from foreword import attention
 from foreword.core import ModelIdentity
@@ -25,7 +25,7 @@ from foreword.models.fingerprint import (
     weights_fingerprint,
 )
 from foreword.models.language_model import LanguageModel
-from foreword.models.probe import prove
+from foreword.models.probe import has_vocabulary, prove
 
 _NAMES = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -97,7 +97,18 @@ def wrap(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -
     )
     limit = _positions(config)
     context = limit - start if limit else None
-    return LanguageModel(name, model, tokenizer, identity, proof.layers, proof.causal, context, proof.difference, start)
+    return LanguageModel(
+        name,
+        model,
+        tokenizer,
+        identity,
+        proof.layers,
+        proof.causal,
+        context,
+        proof.difference,
+        start,
+        has_vocabulary(model),
+    )
 
 
 def _positions(config: Any) -> int | None:
@@ -148,8 +159,26 @@ def _load(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[
             f"{name} is an encoder-decoder ({type(config).__name__}): its cross-attention must not receive a prefix; "
             "use a causal model or an encoder."
         )
+    auto = _auto_class(config)
+    model, missing = _weights(auto, config, source, name, dtype, trust_remote_code)
+    if missing and auto is AutoModelForMaskedLM:
+        # A sentence encoder or a classifier: its hidden states are whole, only the words' matrix was never there.
+        model, missing = _weights(AutoModel, config, source, name, dtype, trust_remote_code)
+        missing = [key for key in missing if not key.startswith("pooler.")]
+    if missing:
+        raise UnsupportedModel(
+            f"{name} has no weights for {missing[0]} of {type(model).__name__}, which would be random; give a "
+            "checkpoint with its language model head."
+        )
+    return model, tokenizer
+
+
+def _weights(
+    auto: Any, config: Any, source: str, name: str, dtype: Any, trust_remote_code: bool
+) -> tuple[Any, list[str]]:
+    """The model, and which of its tensors the checkpoint has not."""
     try:
-        model, found = _auto_class(config).from_pretrained(
+        model, found = auto.from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=attention.NAME,
@@ -162,12 +191,7 @@ def _load(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[
         ) from error
     except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
         raise UnsupportedModel(f"{name} ({type(config).__name__}) cannot be used: {_first_line(error)}") from error
-    if missing := sorted(found["missing_keys"]):
-        raise UnsupportedModel(
-            f"{name} has no weights for {missing[0]} of {type(model).__name__}, which would be random; give a "
-            "checkpoint with its language model head."
-        )
-    return model, tokenizer
+    return model, sorted(found["missing_keys"])
 
 
 def _described(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:

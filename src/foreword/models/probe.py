@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from foreword.attention import NAME, Pass, RaggedAttention
 from foreword.core import Batch, KVPrefix, LayerShape, ModelIdentity
 from foreword.errors import UnsupportedModel
-from foreword.models.language_model import forward
+from foreword.models.language_model import forward, hidden_states
 
 PREFIX_TOKENS = 11
 REQUEST_TOKENS = 7
@@ -66,14 +66,14 @@ def prove(model: Any, first_position: int) -> Proof:
 
     try:
         first = Pass(RaggedAttention(_alone(ids[:PREFIX_TOKENS]), collect), layers, numbering=True)
-        forward(model, _alone(ids[:PREFIX_TOKENS]), _all(PREFIX_TOKENS, ids), first, first_position)
+        _run(model, _alone(ids[:PREFIX_TOKENS]), _all(PREFIX_TOKENS, ids), first, first_position)
         _check_layers(config, name, first)
         prefix = _as_prefix(keys, values)
         request = _alone(ids[PREFIX_TOKENS:], prefix)
         second = Pass(RaggedAttention(request), layers)
-        with_prefix = forward(model, request, rows, second, first_position)
+        with_prefix = _run(model, request, rows, second, first_position)
         bare = Batch((REQUEST_TOKENS,), (None,), (_without(prefix),), ids[PREFIX_TOKENS:])
-        without = forward(model, bare, rows, Pass(RaggedAttention(bare), layers), first_position)
+        without = _run(model, bare, rows, Pass(RaggedAttention(bare), layers), first_position)
         causal = all(bool(getattr(module, "is_causal", True)) for module in layers)
         reference = _reference(model, ids, causal)[rows]
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -91,8 +91,20 @@ def prove(model: Any, first_position: int) -> Proof:
     return Proof(layers, prefix.model.layers, causal, difference, effect)
 
 
+def has_vocabulary(model: Any) -> bool:
+    """Whether the model turns hidden states into logits; a sentence encoder does not."""
+    return model.get_output_embeddings() is not None
+
+
+def _run(model: Any, batch: Batch, rows: Tensor, run: Pass, first_position: int) -> Tensor:
+    """Logits, or hidden states of a model without an output matrix."""
+    if has_vocabulary(model):
+        return forward(model, batch, rows, run, first_position)
+    return hidden_states(model, batch, run, first_position)[rows]
+
+
 def _distance(found: Tensor, reference: Tensor) -> float:
-    """Root mean square over all logits: the largest difference alone would be one of rounding in bfloat16."""
+    """Root mean square over all numbers: the largest difference alone would be one of rounding in bfloat16."""
     return float((found.float() - reference.float()).square().mean().sqrt())
 
 
@@ -161,11 +173,13 @@ def _without(prefix: KVPrefix) -> KVPrefix:
 
 
 def _reference(model: Any, ids: Tensor, causal: bool) -> Tensor:
-    """Logits of the request's tokens by Transformers alone: the joined text, or for encoders ``past_key_values``."""
+    """What `_run` should give for the request's tokens, by Transformers alone: the joined text, or for encoders
+    ``past_key_values``."""
+    out = (lambda output: output.logits[0]) if has_vocabulary(model) else (lambda output: output.last_hidden_state[0])
     model.set_attn_implementation("eager")
     try:
         if causal:
-            return model(input_ids=ids[None], use_cache=False).logits[0, PREFIX_TOKENS:]
+            return out(model(input_ids=ids[None], use_cache=False))[PREFIX_TOKENS:]
         keys: dict[int, tuple[Tensor, Tensor]] = {}
         cache = DynamicCache()
         model.set_attn_implementation(NAME)
@@ -176,6 +190,6 @@ def _reference(model: Any, ids: Tensor, causal: bool) -> Tensor:
         for layer, (key, value) in keys.items():
             cache.update(key[None], value[None], layer)
         model.set_attn_implementation("eager")
-        return model(input_ids=ids[None, PREFIX_TOKENS:], past_key_values=cache).logits[0]
+        return out(model(input_ids=ids[None, PREFIX_TOKENS:], past_key_values=cache))
     finally:
         model.set_attn_implementation(NAME)
