@@ -1,10 +1,19 @@
-"""Metrics against values worked out by hand."""
+"""Figures of labels, against values worked out by hand and properties that hold for all."""
 
 from __future__ import annotations
 
-import pytest
+import math
 
-from foreword.evaluation.metrics import accuracy, macro_f1
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foreword.evaluation.calibration import calibration_error
+from foreword.evaluation.confusion import Confusion
+from foreword.evaluation.likelihood import perplexity
+from foreword.evaluation.metrics import accuracy, label_metrics, macro_f1, tag_metrics, text_metrics
+
+PAIRS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), min_size=1, max_size=12)
 
 
 def test_accuracy():
@@ -23,3 +32,82 @@ def test_macro_f1():
 def test_unequal_lengths_are_a_mistake():
     with pytest.raises(ValueError, match="zip"):
         accuracy(["a"], ["a", "b"])
+
+
+def test_confusion_and_the_table_of_classes():
+    found = Confusion.of(list("aabbb"), list("abbbc"), labels=("c", "a"))
+    assert found.labels == ("c", "a", "b")
+    assert found.counts == ((0, 0, 1), (0, 1, 0), (0, 1, 2))
+    scores = found.per_class()["b"]
+    assert (scores.precision, scores.recall, scores.support) == (pytest.approx(2 / 3), pytest.approx(2 / 3), 3)
+    assert found.per_class()["c"] == found.per_class()["c"].of(0, 0, 1)
+    assert found.mistakes() == [("c", "b", 1), ("b", "a", 1)]
+
+
+def test_a_label_that_nobody_used_is_shown_but_not_averaged():
+    found = Confusion.of(list("ab"), list("ab"), labels=("a", "b", "unused"))
+    assert found.macro_f1() == 1.0
+    assert found.per_class()["unused"].f1 == 0.0
+
+
+def test_matthews_of_two_labels_is_the_formula_of_1975():
+    # 5 true positives, 2 false positives, 1 false negative, 4 true negatives.
+    predicted, expected = list("1" * 7 + "0" * 5), list("1" * 5 + "00" + "1" + "0" * 4)
+    assert Confusion.of(predicted, expected).matthews() == pytest.approx((5 * 4 - 2 * 1) / math.sqrt(7 * 6 * 6 * 5))
+    assert Confusion.of(list("aaaa"), list("aabb")).matthews() == 0.0
+
+
+def test_matthews_of_three_labels():
+    # scikit-learn 1.9: matthews_corrcoef(list("abcacb"), list("abcabc"))
+    assert Confusion.of(list("abcacb"), list("abcabc")).matthews() == pytest.approx(0.5)
+
+
+@given(PAIRS)
+def test_figures_stay_in_their_range_and_perfect_is_one(pairs):
+    expected, predicted = zip(*pairs, strict=True)
+    found = Confusion.of(predicted, expected)
+    assert 0 <= found.accuracy() <= 1
+    assert 0 <= found.macro_f1() <= 1
+    assert -1 - 1e-12 <= found.matthews() <= 1 + 1e-12
+    assert Confusion.of(expected, predicted).matthews() == pytest.approx(found.matthews())
+    right = Confusion.of(expected, expected)
+    assert right.accuracy() == right.macro_f1() == 1
+    assert right.matthews() == pytest.approx(float(len(set(expected)) > 1))
+    assert sum(map(sum, found.counts)) == len(pairs)
+
+
+def test_calibration_error():
+    # Bins (0.8, 0.867] and (0.933, 1]: |0.84 - 1/2| for two of four, |0.95 - 1| for the others.
+    assert calibration_error([0.85, 0.83, 0.95, 0.95], [True, False, True, True]) == pytest.approx(0.195)
+    assert calibration_error([1.0, 1.0], [True, True]) == 0.0
+    assert calibration_error([1.0, 0.0], [False, True]) == 1.0
+    # A bin is closed above: 0.2 is in (0.133, 0.2] with 0.14, and one is right where 0.17 are expected to be.
+    assert calibration_error([0.2, 0.14], [True, False]) == pytest.approx(0.33)
+    assert calibration_error([0.5, 0.5], [True, False], bins=1) == 0.0
+
+
+def test_a_probability_that_is_no_number_shows():
+    assert math.isnan(calibration_error([0.5, math.nan], [True, False]))
+    assert math.isnan(label_metrics(["a"], ["a"], [math.nan])["calibration_error"])
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=30), st.integers(1, 20))
+def test_calibration_error_is_at_least_the_gap_of_the_means(pairs, bins):
+    confidences, right = zip(*pairs, strict=True)
+    gap = abs(sum(confidences) - sum(right)) / len(pairs)
+    assert gap - 1e-9 <= calibration_error(confidences, right, bins) <= 1 + 1e-9
+
+
+def test_perplexity_is_a_mean_over_tokens_not_over_rows():
+    assert perplexity([math.log(1 / 8), math.log(1 / 2)], [3, 1]) == pytest.approx(2.0)
+    assert perplexity([math.log(1 / 16), 0.0], [1, 3]) == pytest.approx(2.0)
+    assert perplexity([-1e6], [1]) == math.inf
+    assert perplexity([-math.inf], [1]) == math.inf
+
+
+def test_what_a_task_is_measured_by():
+    assert list(label_metrics(["a"], ["b"], [0.5])) == ["accuracy", "macro_f1", "matthews", "calibration_error"]
+    names = ["exact_match", "token_f1", "bleu", "rouge_l", "chrf"]
+    assert list(text_metrics(["a"], [["b"]])) == names
+    assert next(iter(tag_metrics([["O"]], [["B-a"]]))) == "span_f1"
+    assert list(tag_metrics([["NOUN"]], [["VERB"]])) == ["accuracy", "macro_f1"]
