@@ -71,9 +71,12 @@ def test_a_shorter_context_can_be_asked_for():
     assert stepped("llama", max_model_len=10_000).context == 256
 
 
-def test_encoders_are_refused():
-    with pytest.raises(UnsupportedModel, match="encoder"):
-        Engine(tiny_model("bert"))
+def test_an_encoder_writes_no_text():
+    with (
+        Engine(tiny_model("bert"), cache_bytes=1 << 20) as engine,
+        pytest.raises(UnsupportedModel, match="is an encoder, which writes no text; classify or tag with it"),
+    ):
+        engine.submit(Request((5, 6)))
 
 
 def test_a_copy_with_other_weights_needs_permission():

@@ -44,7 +44,7 @@ class Admission:
             )
 
     def check_prompt(self, prompt: Prompt, longest_word: int) -> None:
-        """The same for a prompt behind which words of up to ``longest_word`` tokens are scored."""
+        """The same for a prompt that words of up to ``longest_word`` tokens are scored behind."""
         self._check_tokens(prompt)
         self._check_prefix(prompt)
         self._check_room(prompt.prefix_length + len(prompt.token_ids), longest_word)
@@ -53,8 +53,14 @@ class Admission:
         if not asked.token_ids:
             raise RequestError("the request is empty behind its prefix; send at least one token.")
         low, high = min(asked.token_ids), max(asked.token_ids)
-        if low < 0 or high >= self.identity.vocab_size:
-            wrong = low if low < 0 else high
+        soft = asked.soft.shape[0] if asked.soft is not None else 0
+        if asked.soft is not None and asked.soft.shape[1:] != (self.identity.hidden_size,):
+            raise RequestError(
+                f"the request has soft tokens of width {asked.soft.shape[-1]}, the model takes "
+                f"{self.identity.hidden_size}."
+            )
+        if low < -soft or high >= self.identity.vocab_size:
+            wrong = low if low < -soft else high
             raise RequestError(f"token id {wrong} is outside 0..{self.identity.vocab_size - 1}.")
 
     def _check_prefix(self, asked: Request | Prompt) -> None:

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import CancelledError
+from itertools import accumulate
 from typing import TypeVar
 from weakref import ref
 
@@ -17,7 +18,7 @@ from foreword.engine import sampler, scorer
 from foreword.engine.admission import Admission
 from foreword.engine.cache import PAGE, PagedCache
 from foreword.engine.loop import Loop
-from foreword.engine.prefixes import ResidentPrefixes
+from foreword.engine.residents import Residents
 from foreword.engine.protocol import Chunk, FinishReason, Request
 from foreword.engine.runner import Runner
 from foreword.engine.scheduler import Scheduler, Work
@@ -27,7 +28,7 @@ from foreword.errors import EngineError, UnsupportedModel
 from foreword.models import LanguageModel
 from foreword.text.detokenize import Detokenizer
 from foreword.text.request import Prompt
-from foreword.text.verbalizer import WordTrie
+from foreword.text.scoring import Choice
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class Engine:
     context manager: its thread holds the model.
 
     Args:
-        lm: a causal model.
+        lm: a causal model, or an encoder, which scores and does not generate.
         cache_bytes: bound of the requests' own keys and values, in bytes; memory is touched as it is used.
         max_batch: sequences a step at most.
         step_tokens: tokens a step at most.
@@ -63,11 +64,7 @@ class Engine:
         allow_other_weights: bool = False,
         start: bool = True,
     ) -> None:
-        if not lm.causal:
-            raise UnsupportedModel(
-                f"{lm.identity.architecture} is an encoder; this engine generates with causal models."
-            )
-        self.name, self.tokenizer, self.identity = lm.name, lm.tokenizer, lm.identity
+        self.name, self.tokenizer, self.identity, self.causal = lm.name, lm.tokenizer, lm.identity, lm.causal
         self.context = min((n for n in (lm.context, max_model_len) if n is not None), default=None)
         self._lm, self._end_ids = lm, lm.end_ids
         self._step_tokens = step_tokens
@@ -75,7 +72,7 @@ class Engine:
         self.cache = PagedCache(lm.identity.layers, pages, lm.dtype, lm.device)
         self.scheduler = Scheduler(self.cache, step_tokens, max_batch)
         self._runner = Runner(lm, self.cache)
-        self._prefixes = ResidentPrefixes(lm.dtype, lm.device)
+        self._residents = Residents(lm.model, lm.dtype, lm.device)
         self._admission = Admission(self.identity, self.context, pages * PAGE, allow_other_weights)
         self._arrivals: deque[Sequence] = deque()
         self._pieces: deque[scorer.Piece] = deque()
@@ -92,10 +89,12 @@ class Engine:
         stream = AnswerStream(request, self._loop.wake)
         sequence = Sequence(
             request,
-            self._prefixes.get(request.prefix, request.prefix_length),
+            self._residents.prefix(request.prefix, request.prefix_length),
             sampler.generator(request.sampling),
             Detokenizer(self.tokenizer, request.sampling.stop),
             ref(stream),
+            self._residents.soft(request.soft),
+            self._residents.adapter(request.adapter),
         )
         self._hand_over(self._arrivals, [sequence])
         return stream
@@ -106,17 +105,18 @@ class Engine:
         for stream in streams:
             yield list(stream)
 
-    def score(self, prompts: Items[Prompt], trie: WordTrie) -> Tensor:
+    def score(self, prompts: Items[Prompt], choice: Choice) -> Tensor:
         """See `EngineProtocol.score`. Runs between the steps of generation, in pieces of a step's size."""
-        longest = max(len(path) for _, path in trie.words)
         for prompt in prompts:
-            self._admission.check_prompt(prompt, longest)
-        pieces = scorer.pieces(self._lm, prompts, trie, self._prefixes.get, self._step_tokens)
+            self._admission.check_prompt(prompt, choice.longest)
+        pieces = scorer.pieces(self._lm, prompts, choice, self._residents, self._step_tokens)
         self._hand_over(self._pieces, pieces)
-        scores = torch.empty(len(prompts), trie.labels)
+        starts = [0, *accumulate(len(prompt.question.places) for prompt in prompts)]
+        scores = torch.empty(starts[-1], choice.labels)
         try:
             for piece in pieces:
-                scores[piece.places] = piece.scores.result()
+                rows = [row for place in piece.places for row in range(starts[place], starts[place + 1])]
+                scores[rows] = piece.scores.result()
         except CancelledError:
             raise EngineError("the engine was closed while it scored; start it again.") from None
         except Exception as error:
@@ -133,6 +133,8 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise for a request that can never run."""
+        if not self.causal:
+            raise UnsupportedModel(f"{self.name} is an encoder, which writes no text; classify or tag with it.")
         self._admission.check(request)
 
     def statistics(self) -> dict[str, float]:

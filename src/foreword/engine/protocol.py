@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from foreword.core import KVPrefix, ModelIdentity, SamplingParams
+from foreword.core import Adapter, KVPrefix, ModelIdentity, SamplingParams
 
 if TYPE_CHECKING:
     import torch
 
     from foreword.text.request import Prompt
-    from foreword.text.verbalizer import WordTrie
+    from foreword.text.scoring import Choice
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -22,20 +22,24 @@ class Request:
     """One answer to generate.
 
     Attributes:
-        token_ids: the tokens that are run; at least one.
+        token_ids: the tokens that are run; at least one. Ids below 0 name rows of ``soft``.
         prefix: what stands in front, or ``None``.
         prefix_length: how many of its positions are used (fewer than all only for a static prefix).
         sampling: how to choose tokens and when to stop.
+        soft: ``[S, hidden]`` soft tokens inside ``token_ids``, or ``None``.
+        adapter: changes of the model's layers for this request alone, or ``None``.
     """
 
     token_ids: tuple[int, ...]
     prefix: KVPrefix | None = None
     prefix_length: int = 0
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    soft: torch.Tensor | None = None
+    adapter: Adapter | None = None
 
     @classmethod
     def of(cls, prompt: Prompt, sampling: SamplingParams) -> Request:
-        return cls(prompt.token_ids, prompt.prefix, prompt.prefix_length, sampling)
+        return cls(prompt.token_ids, prompt.prefix, prompt.prefix_length, sampling, prompt.soft, prompt.adapter)
 
     @property
     def prompt_tokens(self) -> int:
@@ -83,12 +87,13 @@ class Stream(Protocol):
 
 
 class EngineProtocol(Protocol):
-    """An engine serves one model; `tokenizer`, `identity` and `context` describe it."""
+    """An engine serves one model; `tokenizer`, `identity`, `context` and `causal` describe it."""
 
     name: str
     tokenizer: Any
     identity: ModelIdentity
     context: int | None
+    causal: bool
 
     @property
     def alive(self) -> bool:
@@ -99,8 +104,8 @@ class EngineProtocol(Protocol):
         """Queue a request. Raises RequestError, PromptTooLong or ModelMismatch for one that can never run."""
         ...
 
-    def score(self, prompts: Sequence[Prompt], trie: WordTrie) -> torch.Tensor:
-        """Log-probability ``[prompts, labels]`` float32 of every label behind every prompt."""
+    def score(self, prompts: Sequence[Prompt], choice: Choice) -> torch.Tensor:
+        """Scores ``[answers, labels]`` float32: a prompt has an answer for each of its places, mostly one."""
         ...
 
     def statistics(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 import torch
 from torch import Tensor
 
-from foreword.core import Batch
+from foreword.core import Batch, embedded
 from foreword.engine.attention import CachedAttention
 from foreword.engine.cache import PagedCache
 from foreword.engine.scheduler import Work
@@ -24,16 +24,33 @@ class Runner:
     @torch.inference_mode()
     def run(self, plan: Items[Work]) -> Tensor:
         """Logits ``[K, vocab]`` float32 after the last token of every work that samples, in their order."""
-        tokens = [token for work in plan for token in work.sequence.tokens(work.start, work.end)]
-        batch = Batch(
-            lengths=tuple(work.end - work.start for work in plan),
-            parents=(None,) * len(plan),
-            prefixes=tuple(work.sequence.prefix for work in plan),
-            token_ids=torch.tensor(tokens, device=self._lm.device),
-            computed=tuple(work.start for work in plan),
-        )
+        batch = self._batch(plan)
         last = [batch.starts[i + 1] - 1 for i, work in enumerate(plan) if work.samples]
         attend = CachedAttention(self._cache, plan, batch)
         # Without a sampling row the output matrix still gets one, which is cheaper than a special case.
         rows = torch.tensor(last or [0], device=self._lm.device)
         return self._lm.logits(batch, rows, attend=attend)[: len(last)].float()
+
+    def _batch(self, plan: Items[Work]) -> Batch:
+        tokens: list[int] = []
+        softs: list[Tensor] = []
+        count = 0  # soft tokens of the sequences before this one
+        for work in plan:
+            ids = work.sequence.tokens(work.start, work.end)
+            tokens += [token if token >= 0 else token - count for token in ids]
+            if work.sequence.soft is not None:
+                softs.append(work.sequence.soft)
+                count += len(work.sequence.soft)
+        embeds, places = embedded(None, torch.cat(softs) if softs else None, tokens)
+        adapters = tuple(work.sequence.adapter for work in plan)
+        device = self._lm.device
+        return Batch(
+            lengths=tuple(work.end - work.start for work in plan),
+            parents=(None,) * len(plan),
+            prefixes=tuple(work.sequence.prefix for work in plan),
+            token_ids=torch.tensor([max(token, 0) for token in tokens], device=device),
+            embeds=embeds,
+            embed_rows=torch.tensor(places, device=device) if embeds is not None else None,
+            computed=tuple(work.start for work in plan),
+            adapters=adapters if any(adapter is not None for adapter in adapters) else None,
+        )

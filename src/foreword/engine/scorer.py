@@ -1,4 +1,4 @@
-"""Verbalizer scores for many prompts, in ragged batches of a bounded size."""
+"""Scores of labels behind many prompts, in ragged batches of a bounded size."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from foreword.core import Front, KVPrefix
+from foreword.core import Front
+from foreword.engine.residents import Residents
 from foreword.models import LanguageModel
+from foreword.text.question import Question
 from foreword.text.request import Prompt
-from foreword.text.scoring import label_scores, lay_out
-from foreword.text.verbalizer import WordTrie
+from foreword.text.scoring import Choice
 
 
 @dataclass(eq=False)
@@ -23,7 +24,7 @@ class Piece:
 
     Attributes:
         places: which of the caller's prompts they are.
-        forward: scores ``[len(places), labels]``.
+        forward: scores ``[answers, labels]`` of those prompts, in their order.
         scores: what the caller waits for.
     """
 
@@ -44,38 +45,42 @@ class Piece:
 def pieces(
     lm: LanguageModel,
     prompts: Sequence[Prompt],
-    trie: WordTrie,
-    resident: Callable[[KVPrefix | None, int], KVPrefix | None],
+    choice: Choice,
+    residents: Residents,
     budget: int,
 ) -> list[Piece]:
     """Divide the work.
 
     Args:
-        resident: the used part of a prefix as the engine holds it.
+        residents: prefixes and adapters as the engine holds them.
         budget: tokens a piece at most (a longer prompt is a piece of its own).
     """
     found = []
-    for places in _divide(prompts, len(trie.inner), budget):
+    for places in _divide(prompts, choice, budget):
         first = prompts[places[0]]
-        front = Front(resident(first.prefix, first.prefix_length))
-        ids = [prompts[place].token_ids for place in places]
-        found.append(Piece(places, partial(_forward, lm, front, ids, trie)))
+        front = Front(
+            prefix=residents.prefix(first.prefix, first.prefix_length),
+            inner=residents.soft(first.soft),
+            adapter=residents.adapter(first.adapter),
+        )
+        questions = [prompts[place].question for place in places]
+        found.append(Piece(places, partial(_forward, lm, front, questions, choice)))
     return found
 
 
 @torch.inference_mode()
-def _forward(lm: LanguageModel, front: Front, ids: list[tuple[int, ...]], trie: WordTrie) -> Tensor:
-    batch, rows = lay_out(front, ids, trie, lm.device)
-    return label_scores(lm.logits(batch, rows), trie).cpu()
+def _forward(lm: LanguageModel, front: Front, questions: list[Question], choice: Choice) -> Tensor:
+    batch, rows = choice.lay_out(front, questions, lm.device)
+    return choice.scores(lm.hidden(batch, rows) if choice.hidden else lm.logits(batch, rows)).float().cpu()
 
 
-def _divide(prompts: Sequence[Prompt], inner: int, budget: int) -> Iterator[list[int]]:
-    """Prompts behind the same prefix, of similar lengths, with their ``inner`` rows within the budget."""
+def _divide(prompts: Sequence[Prompt], choice: Choice, budget: int) -> Iterator[list[int]]:
+    """Prompts behind the same front, of similar lengths, with what their choice adds within the budget."""
     order = sorted(range(len(prompts)), key=lambda i: (*_front(prompts[i]), len(prompts[i].token_ids)))
     piece: list[int] = []
     tokens = 0
     for place in order:
-        size = len(prompts[place].token_ids) + inner
+        size = choice.size(prompts[place].question)
         if piece and (_front(prompts[place]) != _front(prompts[piece[0]]) or tokens + size > budget):
             yield piece
             piece, tokens = [], 0
@@ -85,5 +90,6 @@ def _divide(prompts: Sequence[Prompt], inner: int, budget: int) -> Iterator[list
         yield piece
 
 
-def _front(prompt: Prompt) -> tuple[int, int]:
-    return id(prompt.prefix), prompt.prefix_length
+def _front(prompt: Prompt) -> tuple[int, int, int, int]:
+    soft = prompt.soft.data_ptr() if prompt.soft is not None else 0  # slices of one task's soft tokens are one
+    return id(prompt.prefix), prompt.prefix_length, soft, id(prompt.adapter)

@@ -7,7 +7,7 @@ from weakref import ref
 
 import torch
 
-from foreword.core import KVPrefix
+from foreword.core import Adapter, KVPrefix
 from foreword.engine.protocol import Request
 from foreword.engine.stream import AnswerStream
 from foreword.text.detokenize import Detokenizer
@@ -23,6 +23,8 @@ class Sequence:
         generator: source of random numbers, ``None`` if greedy.
         detokenizer: turns its tokens into text.
         stream: where the answer goes; weak, so that an answer which nobody holds any more ends by itself.
+        soft: the request's soft tokens in the model's dtype, or ``None``.
+        adapter: the request's adapter in the model's dtype, shared with its equals; or ``None``.
         computed: how many of its tokens have keys and values in the cache.
         pages: pages that hold them, in order.
         generated: tokens chosen so far.
@@ -33,6 +35,8 @@ class Sequence:
     generator: torch.Generator | None
     detokenizer: Detokenizer
     stream: ref[AnswerStream]
+    soft: torch.Tensor | None = None
+    adapter: Adapter | None = None
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     generated: list[int] = field(default_factory=list)

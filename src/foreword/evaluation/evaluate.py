@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any
 
-from foreword.core import SamplingParams, Task
+import torch
+import torch.nn.functional as F
+
+from foreword.core import KVPrefix, SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
-from foreword.errors import DataError, EngineError, PromptTooLong, TemplateError, UsageError
-from foreword.evaluation.metrics import accuracy, macro_f1
+from foreword.errors import DataError, EngineError, PromptTooLong, TemplateError, UsageError, VerbalizerError
+from foreword.evaluation.metrics import label_metrics, tag_metrics
 from foreword.text import request
 from foreword.text.request import Prompt
 from foreword.text.rows import Row
+from foreword.text.scoring import Choice, head_choice, word_choice
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
 
@@ -23,13 +28,18 @@ class Prediction:
     """One row's answer.
 
     Attributes:
-        expected, predicted: labels, or texts without surrounding white space.
-        probs: probability of every label; None for generated text.
+        expected: a label, the tags of its words, or the text wanted (the first one if there are several).
+        predicted: likewise; texts are without surrounding white space.
+        probs: probability of every label; None for tags and generated text.
+        references: all texts wanted; one or more for generated text, none otherwise.
+        surprise: minus the log-probability of what was expected, the mean over a row's words; None for generated text.
     """
 
-    expected: str
-    predicted: str
+    expected: str | tuple[str, ...]
+    predicted: str | tuple[str, ...]
     probs: dict[str, float] | None = None
+    references: tuple[str, ...] = ()
+    surprise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,12 +52,12 @@ class Report:
 
 
 def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_field: str = "label") -> Report:
-    """Score the verbalizer of a task with ``{mask}``, or generate for a task with ``{target:...}``.
+    """Score the labels of a task with ``{mask}`` or a head, or generate for a task with ``{target:...}``.
 
     Args:
         engine: serves the model that the task was made for.
-        rows: examples with the template's fields and the label or target.
-        label_field: the field that holds the label.
+        rows: examples with the template's fields and the label, the tags or the target.
+        label_field: the field that holds the label or the tags.
 
     Raises:
         DataError, TemplateError, VerbalizerError: naming the row that is wrong.
@@ -55,7 +65,9 @@ def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_f
     if not rows:
         raise DataError("there are no rows to evaluate; give at least one.")
     template = _template(task)
-    if template.has_mask:
+    if task.head is not None and task.head.per_token:
+        return _tagged(engine, task, rows, label_field)
+    if template.has_mask or task.head is not None:
         return _classified(engine, task, rows, label_field)
     if template.target is not None:
         return _generated(engine, task, rows)
@@ -63,15 +75,31 @@ def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_f
 
 
 def classify(engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Probability of every label for every input, in the order of the verbalizer.
+    """Probability of every label for every input, in the order of the labels.
 
     Raises:
-        UsageError: the task has no template with ``{mask}`` or no verbalizer.
+        UsageError: the task has no labels to choose from, or labels words.
     """
     template = _template(task)
-    if task.verbalizer is None or not template.has_mask:
+    if task.head is not None and task.head.per_token:
+        raise UsageError(f"task '{task.name}' labels every word; tag with it.")
+    if task.head is None and (task.verbalizer is None or not template.has_mask):
         raise UsageError(f"task '{task.name}' has no verbalizer; ask it with generate, or train one with {{mask}}.")
-    return _probs(engine, task, [request.from_fields(engine.tokenizer, task, values) for values in inputs])
+    prompts = [request.from_fields(engine.tokenizer, task, values, causal=engine.causal) for values in inputs]
+    return [_by_label(task, row) for row in _probs(engine, task, prompts).tolist()]
+
+
+def tag(engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]]) -> list[list[dict[str, float]]]:
+    """Probability of every tag for every word of every input.
+
+    Raises:
+        UsageError: the task labels whole texts.
+    """
+    if task.head is None or not task.head.per_token:
+        raise UsageError(f"task '{task.name}' labels whole texts, not their words; classify with it.")
+    prompts = [request.from_fields(engine.tokenizer, task, values, causal=engine.causal) for values in inputs]
+    probs = _probs(engine, task, prompts).split([len(prompt.places) for prompt in prompts])
+    return [[_by_label(task, word) for word in words.tolist()] for words in probs]
 
 
 def generation_params(task: Task | None, **overrides: Any) -> SamplingParams:
@@ -90,45 +118,99 @@ def _template(task: Task) -> Template:
     return Template.parse(task.template)
 
 
-def _probs(engine: EngineProtocol, task: Task, prompts: Sequence[Prompt]) -> list[dict[str, float]]:
+def choice_of(engine: EngineProtocol, task: Task) -> Choice:
+    """How the labels of a task are scored on an engine's model."""
+    if task.head is not None:
+        return head_choice(task.head)
     verbalizer = Verbalizer(task.verbalizer or {})
-    trie = verbalizer.encode(engine.tokenizer, _template(task).before_answer)
-    probs = engine.score(prompts, trie).softmax(-1).tolist()
-    return [dict(zip(verbalizer.labels, row, strict=True)) for row in probs]
+    return word_choice(engine.tokenizer, verbalizer, _template(task).before_answer, causal=engine.causal)
+
+
+def _probs(engine: EngineProtocol, task: Task, prompts: Sequence[Prompt]) -> torch.Tensor:
+    """``[answers, labels]``: the members of an ensemble answer in one batch, calibrated by what they say to nothing."""
+    prefixes = (task.prefix, *task.members)
+    asked = [_behind(prompt, prefix) if task.members else prompt for prefix in prefixes for prompt in prompts]
+    scores = engine.score(asked, choice_of(engine, task)).unflatten(0, (len(prefixes), -1))
+    if task.bias is not None:
+        scores = scores - scores.new_tensor([task.bias[label] for label in task.labels])
+    probs = scores.softmax(-1)
+    return _voted(probs) if task.combine == "vote" and task.members else probs.mean(0)
+
+
+def _behind(prompt: Prompt, prefix: KVPrefix) -> Prompt:
+    return replace(prompt, prefix=prefix if prefix.length else None, prefix_length=prefix.length)
+
+
+def _voted(probs: torch.Tensor) -> torch.Tensor:
+    """``[members, answers, labels]`` -> share of the members' votes; their mean probability breaks ties."""
+    votes = F.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs.dtype)
+    return (votes + 1e-6 * probs).mean(0) / (1 + 1e-6)
+
+
+def _by_label(task: Task, probs: Sequence[float]) -> dict[str, float]:
+    return dict(zip(task.labels, probs, strict=True))
 
 
 def _classified(engine: EngineProtocol, task: Task, rows: Sequence[Row], label_field: str) -> Report:
-    verbalizer = Verbalizer(task.verbalizer or {})
     expected = [label_of(row, label_field) for row in rows]
-    for label, row in zip(expected, rows, strict=True):
-        verbalizer.index(label, row.where)
-    trie = verbalizer.encode(engine.tokenizer, _template(task).before_answer)
-    prompts = _prompts(engine, task, rows, answer_tokens=max(len(path) for _, path in trie.words))
+    places = [label_index(task.labels, label, row) for label, row in zip(expected, rows, strict=True)]
+    prompts = _prompts(engine, task, rows, answer_tokens=choice_of(engine, task).longest)
     probs = _probs(engine, task, prompts)
-    predicted = [max(row, key=row.__getitem__) for row in probs]
-    metrics = {"accuracy": accuracy(predicted, expected), "macro_f1": macro_f1(predicted, expected)}
-    predictions = [Prediction(*found) for found in zip(expected, predicted, probs, strict=True)]
+    surprises = _surprises(probs, places)
+    predicted = [task.labels[place] for place in probs.argmax(-1).tolist()]
+    metrics = label_metrics(predicted, expected, probs.max(-1).values.tolist())
+    predictions = [
+        Prediction(e, p, _by_label(task, row), surprise=s)
+        for e, p, row, s in zip(expected, predicted, probs.tolist(), surprises.tolist(), strict=True)
+    ]
     return Report(len(rows), metrics, predictions)
+
+
+def _tagged(engine: EngineProtocol, task: Task, rows: Sequence[Row], label_field: str) -> Report:
+    expected = [tags_of(row, label_field) for row in rows]
+    places = [[label_index(task.labels, tag, row) for tag in tags] for tags, row in zip(expected, rows, strict=True)]
+    prompts = _prompts(engine, task, rows, answer_tokens=0)
+    for tags, prompt, row in zip(expected, prompts, rows, strict=True):
+        if len(tags) != len(prompt.places):
+            raise DataError(f"{row.where}: there are {len(tags)} tags for {len(prompt.places)} words; give one a word.")
+    probs = _probs(engine, task, prompts)
+    counts = [len(tags) for tags in expected]
+    surprises = _surprises(probs, [place for row in places for place in row]).split(counts)
+    found = [tuple(task.labels[place] for place in row.tolist()) for row in probs.argmax(-1).split(counts)]
+    predictions = [
+        Prediction(e, p, surprise=float(s.mean())) for e, p, s in zip(expected, found, surprises, strict=True)
+    ]
+    return Report(len(rows), tag_metrics(found, expected), predictions)
+
+
+def _surprises(probs: torch.Tensor, expected: Sequence[int]) -> torch.Tensor:
+    """``[answers]``: minus the log-probability of the expected label; what is no number stays none."""
+    chances = probs.gather(1, torch.tensor(expected)[:, None])[:, 0]
+    return -torch.where(chances < 1e-12, 1e-12, chances).log()
 
 
 def _generated(engine: EngineProtocol, task: Task, rows: Sequence[Row]) -> Report:
     template = _template(task)
-    expected = [(template.fill(row.values, row.where).target or "").strip() for row in rows]
+    request.require_generation(task)
+    wanted = [tuple(text.strip() for text in template.references(row.values, row.where)) for row in rows]
     prompts = _prompts(engine, task, rows, answer_tokens=1)
     params = generation_params(task)
     streams = [engine.submit(Request.of(prompt, _within(engine, prompt, params))) for prompt in prompts]
     predicted = [_answer(stream, row).strip() for stream, row in zip(streams, rows, strict=True)]
-    metrics = {"exact_match": accuracy(predicted, expected)}
-    return Report(len(rows), metrics, [Prediction(*pair) for pair in zip(expected, predicted, strict=True)])
+    hits = [float(text in texts) for text, texts in zip(predicted, wanted, strict=True)]
+    predictions = [Prediction(w[0], p, references=w) for w, p in zip(wanted, predicted, strict=True)]
+    return Report(len(rows), {"exact_match": sum(hits) / len(hits)}, predictions)
 
 
 def _prompts(engine: EngineProtocol, task: Task, rows: Sequence[Row], answer_tokens: int) -> list[Prompt]:
     """What the engine is given for every row, with room for an answer; errors name the row."""
     template, prompts = _template(task), []
+    tags = task.head is not None and task.head.per_token
     for row in rows:
-        template.fill(row.values, row.where, answer=False)
+        if not tags:
+            template.fill(row.values, row.where, answer=False)
         with row.named():
-            prompt = request.from_fields(engine.tokenizer, task, row.values)
+            prompt = request.from_fields(engine.tokenizer, task, row.values, causal=engine.causal)
             used = prompt.prefix_length + len(prompt.token_ids)
             if engine.context is not None and used + answer_tokens > engine.context:
                 raise PromptTooLong(
@@ -161,3 +243,21 @@ def label_of(row: Row, label_field: str) -> str:
     if not isinstance(value, str | int | float | bool):
         raise DataError(f"{row.where}: label {value!r} is not text; write it as a string.")
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def tags_of(row: Row, label_field: str) -> tuple[str, ...]:
+    """The tags of a row's words. Raises DataError that names the row."""
+    value = row.values.get(label_field)
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise DataError(f"{row.where}: field '{label_field}' must be a list of tags, found {str(value)[:40]!r}.")
+    return tuple(value)
+
+
+def label_index(labels: Sequence[str], label: str, row: Row) -> int:
+    """Place of a label. Raises VerbalizerError that names the row if there is no such label."""
+    if label in labels:
+        return labels.index(label)
+    near = get_close_matches(label, labels, n=1)
+    mend = f"did you mean '{near[0]}'?" if near else "correct the row, or train with this label."
+    shown = ", ".join(labels[:12]) + (", ..." if len(labels) > 12 else "")
+    raise VerbalizerError(f"{row.where}: label '{label}' is not one of the task's (labels: {shown}); {mend}")

@@ -61,7 +61,7 @@ class LanguageModel:
     def end_ids(self) -> frozenset[int]:
         """Token ids that end a text, from the generation config and the tokenizer."""
         ends = {self.tokenizer.eos_token_id}
-        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         ends.update(configured if isinstance(configured, list) else [configured])
         return frozenset(end for end in ends if end is not None)
 

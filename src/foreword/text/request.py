@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foreword.core import Kind, KVPrefix, Task
+from foreword.core import Adapter, Kind, KVPrefix, Task
 from foreword.errors import RequestError, TemplateError, UsageError
 from foreword.text import chat, seam
+from foreword.text.question import Layout, Question
 from foreword.text.template import Template
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 
@@ -24,14 +26,24 @@ class Prompt:
     """What an engine is given.
 
     Attributes:
-        token_ids: to be run, never empty.
+        token_ids: to be run, never empty; ids below 0 name rows of ``soft``.
         prefix: stands in front of them; ``None`` if no position of it is used.
         prefix_length: how many of its positions are used: all of a learned prefix, a slice of a static one.
+        places: where in ``token_ids`` answers are read; the last token if empty.
+        soft: ``[S, hidden]`` soft tokens inside ``token_ids``, or ``None``.
+        adapter: changes of the model's layers for this request, or ``None``.
     """
 
     token_ids: tuple[int, ...]
     prefix: KVPrefix | None
     prefix_length: int
+    places: tuple[int, ...] = ()
+    soft: torch.Tensor | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def question(self) -> Question:
+        return Question(self.token_ids, self.places or (len(self.token_ids) - 1,))
 
     def fitting(self, usual: int, context: int | None) -> int:
         """A default number of answer tokens, cut to the room behind this prompt.
@@ -53,16 +65,45 @@ def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) 
     return _joined(task, seam.encode(tokenizer, _text(task) + text, bos=task.prefix.bos != "none"))
 
 
-def from_fields(tokenizer: PreTrainedTokenizerBase, task: Task | None, inputs: Mapping[str, object]) -> Prompt:
+def from_fields(
+    tokenizer: PreTrainedTokenizerBase, task: Task | None, inputs: Mapping[str, object], *, causal: bool = True
+) -> Prompt:
     """The task's template filled with named values, up to the answer.
+
+    Args:
+        causal: False for a task of an encoder.
 
     Raises TemplateError if the task has no template or a field is missing.
     """
     if task is None or task.template is None:
         name = "the base model" if task is None else f"task '{task.name}'"
         raise TemplateError(f"{name} has no template for fields; send the text itself, or ask a task with a template.")
-    filled = Template.parse(task.template).fill(inputs, "inputs", answer=False)
-    return from_text(tokenizer, task, filled.text)
+    template = Template.parse(task.template)
+    if task.head is not None and task.head.per_token:
+        words = layout(tokenizer, task, template, causal).words(words_of(template, inputs), template.inner_soft(causal))
+        return _asked(task, words, template.inner_soft(causal))
+    filled = template.fill(inputs, "inputs", answer=False)
+    if _is_static(task):
+        return from_text(tokenizer, task, filled.text)
+    laid = layout(tokenizer, task, template, causal)
+    question = laid.state(filled) if task.head is not None else laid.answer(filled)
+    return _asked(task, question, template.inner_soft(causal))
+
+
+def layout(tokenizer: PreTrainedTokenizerBase, task: Task, template: Template, causal: bool) -> Layout:
+    """How rows of a task become tokens: which of its template's soft tokens are in the prefix already."""
+    return Layout(tokenizer, causal, _request_has_bos(task), template.soft_tokens - template.inner_soft(causal))
+
+
+def words_of(template: Template, values: Mapping[str, object], where: str = "inputs") -> list[str]:
+    """The words of the one field of a tagging template: a list of texts, or a text that is cut at white space."""
+    field = template.only_field()
+    value = values.get(field)
+    if isinstance(value, str):
+        value = value.split()
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(word, str) for word in value):
+        raise TemplateError(f"{where}: field '{field}' must be a list of words, found {str(value)[:40]!r}.")
+    return list(value)
 
 
 def from_messages(
@@ -85,9 +126,19 @@ def from_messages(
 
 def from_ids(task: Task | None, token_ids: Sequence[int]) -> Prompt:
     """Ready-made token ids behind the whole prefix. Raises RequestError if there is nothing to run."""
+    if token_ids and min(token_ids) < 0:
+        raise RequestError(f"token id {min(token_ids)} is below 0; send ids of the tokenizer.")
     if task is None or task.prefix.token_ids is None:
         return _verbatim(task, token_ids)
     return _joined(task, [*task.prefix.token_ids, *token_ids])
+
+
+def require_generation(task: Task | None) -> None:
+    """Raise RequestError for a task that labels and cannot write: one with a head, or an ensemble."""
+    if task is not None and task.head is not None:
+        raise RequestError(f"task '{task.name}' labels texts with a head and writes nothing; classify or tag with it.")
+    if task is not None and task.members:
+        raise RequestError(f"task '{task.name}' is an ensemble of prefixes, which only labels texts; classify with it.")
 
 
 def static_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) -> tuple[int, ...]:
@@ -104,6 +155,18 @@ def static_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) -> tup
     return tuple(seam.encode(tokenizer, text, bos=True))
 
 
+def _asked(task: Task, question: Question, inner: int = 0) -> Prompt:
+    """A question behind the whole prefix of a task, with its last ``inner`` soft tokens inside."""
+    soft = None
+    if inner:
+        have = len(task.soft) if task.soft is not None else 0
+        if task.soft is None or have < inner:
+            raise TemplateError(f"the template of task '{task.name}' has {inner} soft tokens in it, the task {have}.")
+        soft = task.soft[have - inner :]
+    prefix = task.prefix if task.prefix.length else None
+    return Prompt(question.token_ids, prefix, task.prefix.length, question.places, soft, task.adapter)
+
+
 def _is_static(task: Task) -> bool:
     return task.prefix.token_ids is not None
 
@@ -118,14 +181,19 @@ def _request_has_bos(task: Task | None) -> bool:
 def _verbatim(task: Task | None, token_ids: Sequence[int]) -> Prompt:
     if not token_ids:
         raise RequestError("the request is empty, so there is nothing to continue; send at least one token.")
-    if task is None or task.prefix.length == 0:
+    if task is None:
         return Prompt(tuple(token_ids), None, 0)
-    return Prompt(tuple(token_ids), task.prefix, task.prefix.length)
+    if task.template is not None and Template.parse(task.template).inner_soft(causal=True):
+        raise RequestError(
+            f"task '{task.name}' has soft tokens inside its template, so it takes fields and no bare text; send "
+            "inputs for its fields."
+        )
+    return _asked(task, Question(tuple(token_ids), (len(token_ids) - 1,)))
 
 
 def _joined(task: Task, joined_ids: Sequence[int]) -> Prompt:
     usable, rest = seam.split_static(task.prefix.token_ids or (), joined_ids)
-    return Prompt(tuple(rest), task.prefix if usable else None, usable)
+    return Prompt(tuple(rest), task.prefix if usable else None, usable, adapter=task.adapter)
 
 
 def _text(task: Task) -> str:

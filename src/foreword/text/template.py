@@ -119,6 +119,32 @@ class Template:
         """Soft tokens of all ``{soft:N}`` together."""
         return sum(part.length for part in self.parts if isinstance(part, Soft))
 
+    def only_field(self) -> str:
+        """The one field of a template that tags words. Raises TemplateError if there is more in it than soft tokens."""
+        rest = [part for part in self.parts if not isinstance(part, Soft)]
+        if len(rest) != 1 or not isinstance(rest[0], Field):
+            raise TemplateError(
+                f"the template {_shown(self.source)} must be one field to tag its words; write it as '{{tokens}}'."
+            )
+        return rest[0].name
+
+    @property
+    def beginning(self) -> tuple[str | Soft, ...]:
+        """Text and soft tokens up to the last ``{soft:N}`` before the first field or answer; empty without one."""
+        pieces: list[str | Soft] = []
+        end = 0
+        for part in self.parts:
+            if not isinstance(part, Text | Soft):
+                break
+            pieces.append(part.text if isinstance(part, Text) else part)
+            end = len(pieces) if isinstance(part, Soft) else end
+        return tuple(pieces[:end])
+
+    def inner_soft(self, causal: bool) -> int:
+        """Soft tokens that stay inside a row: all of an encoder's, those behind `beginning` of a causal model's."""
+        ahead = sum(piece.length for piece in self.beginning if isinstance(piece, Soft)) if causal else 0
+        return self.soft_tokens - ahead
+
     @property
     def before_answer(self) -> str:
         """The literal text directly before the answer; empty if something else stands there, or no answer."""
@@ -135,13 +161,21 @@ class Template:
                 "label goes, or {target:field} where the text of a field is to be generated."
             )
 
+    def references(self, row: Mapping[str, object], where: str = "") -> tuple[str, ...]:
+        """Every text that the answer may be: one, or several where the target field holds a list.
+
+        Raises TemplateError for a field that is missing or holds something else.
+        """
+        return _texts(row, self.target, where) if self.target is not None else ()
+
     def fill(self, row: Mapping[str, object], where: str = "", *, answer: bool = True) -> Filled:
         """Put the values of a row in.
 
         Args:
             row: str, int, float and bool values become text; others are refused.
             where: how errors name the row, such as ``train.jsonl line 3``.
-            answer: False if only the inputs are known, as in serving; the target field may then be absent.
+            answer: False if only the inputs are known, as in serving; the target field may then be absent. Of a list of
+                references the first is the target; see `references`.
 
         Raises TemplateError for a field that is missing or is not text.
         """
@@ -151,12 +185,23 @@ class Template:
         pieces = prompt
         for part in self.parts:
             if isinstance(part, Target) and answer:
-                target = _value(row, part.field, where)
+                target = _texts(row, part.field, where)[0]
             if isinstance(part, Mask | Target):
                 pieces = after
             else:
                 pieces.append(_piece(part, row, where))
         return Filled(_compact(prompt), target, _joined(after))
+
+
+def _texts(row: Mapping[str, object], name: str, where: str) -> tuple[str, ...]:
+    """The texts of a target field: one, or a list of references."""
+    value = row.get(name)
+    if isinstance(value, list | tuple):
+        if not value or not all(isinstance(text, str) for text in value):
+            at = f"{where}: " if where else ""
+            raise TemplateError(f"{at}field '{name}' must be a text or a list of texts, found {str(value)[:40]!r}.")
+        return tuple(value)
+    return (_value(row, name, where),)
 
 
 def decode_escapes(text: str) -> str:

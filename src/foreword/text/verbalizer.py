@@ -76,7 +76,12 @@ class Verbalizer:
         raise VerbalizerError(f"{at}label '{label}' is not in the verbalizer (labels: {shown}); {mend}")
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, after: str) -> WordTrie:
-        """The words as tokens that continue ``after``, the literal text before ``{mask}``.
+        """The words as a token trie behind ``after``, the literal text before ``{mask}``; raises as `tokens` does."""
+        words = [(label, tokens) for tokens, label in self.tokens(tokenizer, after).items()]
+        return WordTrie.build(words, len(self.words))
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, after: str) -> dict[tuple[int, ...], int]:
+        """Label index of every token sequence that is a word where it continues ``after``.
 
         Raises VerbalizerError if two labels share a token sequence, TemplateError if a word merges with
         ``after``.
@@ -94,7 +99,7 @@ class Verbalizer:
                         f"'{self.labels[owners[tokens]]}', so the model cannot tell them apart; choose "
                         "another word."
                     )
-        return WordTrie.build([(label, tokens) for tokens, label in owners.items()], len(self.words))
+        return owners
 
 
 @dataclass(frozen=True)
