@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -323,12 +324,19 @@ def test_malformed_task_json(
             ask("sst2")
 
 
-@pytest.mark.parametrize("file", ["soft.safetensors", "adapter/x", "../../../../etc/passwd", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("idea.safetensors", "../../../../etc/passwd", "/etc/passwd", "../x", "adapter/../x", "adapter\\x", "adapter"),
+        *("adapter/x", "adapter/adapter_model.bin", "soft.safetensors/x", "./soft.safetensors", "adapter//x"),
+        *("member-1.safetensors", "member-02.safetensors", "member-.safetensors", "member-20000.safetensors"),
+    ],
+)
 def test_files_that_are_not_known_are_refused_by_name(tmp_path: Path, make_task: MakeTask, file: str) -> None:
     write_version(tmp_path, make_task())
     record = json.loads((tmp_path / "task.json").read_text())
     rewrite(tmp_path, files=record["files"] | {file: {"size": 1, "sha256": "0" * 64}})
-    with pytest.raises(CorruptFile, match=f'found "{file}"; it was made by a newer Foreword'):
+    with pytest.raises(CorruptFile, match=re.escape(f"found {json.dumps(file)}; it was made by a newer Foreword")):
         read_version(tmp_path, "sst2")
 
 

@@ -5,6 +5,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,27 @@ def test_a_first_publish_killed_is_not_seen(tmp_path: Path, make_task: MakeTask)
         bank.publish(make_task(seed=1))
         assert bank.load("sst2").prefix.digest == make_task(seed=1).prefix.digest
         if status == 0:
+            return
+    pytest.fail("publishing never ended")
+
+
+def test_a_killed_publish_of_many_files_shows_all_or_nothing(tmp_path: Path, make_full_task: MakeTask) -> None:
+    for step in range(1, 200):
+        bank = Bank(tmp_path / str(step))
+
+        def work(step: int = step, bank: Bank = bank) -> None:
+            die_at(step, after=False)
+            bank.publish(make_full_task())
+
+        status = wait(in_child(work))
+        assert bank.verify() == []
+        if bank.names():
+            adapter = bank.load("full").adapter
+            assert adapter is not None
+            assert adapter.nbytes == make_full_task().nbytes - replace(make_full_task(), adapter=None).nbytes
+        if status == 0:
+            assert step > 40
+            assert bank.names() == ["full"]
             return
     pytest.fail("publishing never ended")
 

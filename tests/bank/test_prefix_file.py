@@ -20,6 +20,7 @@ from foreword.core import KVPrefix
 from foreword.errors import BankError, CorruptFile, UsageError
 
 Make = Callable[..., KVPrefix]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
 
 
 def split(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -75,7 +76,7 @@ def refused(path: Path) -> Callable[[bytes], str]:
     return attempt
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_round_trip_keeps_every_bit(tmp_path: Path, make_prefix: Make, dtype: torch.dtype) -> None:
     prefix = make_prefix(dtype=dtype)
     write_prefix(tmp_path / "p", prefix, method="p-tuning-v2", provenance={})

@@ -24,6 +24,7 @@ def write_card(task: Task) -> str:
         f"- method: {task.method}",
         f"- base model: {_model(task.prefix)}",
         f"- prefix: length {task.prefix.length}, {task.prefix.nbytes} bytes",
+        *_parts(task),
         *_labels(task),
         *_metrics(task.provenance.get("metrics")),
         "",
@@ -41,8 +42,23 @@ def _model(prefix: KVPrefix) -> str:
     return f"{model.architecture}, weights {model.weights[:12]}"
 
 
+def _parts(task: Task) -> list[str]:
+    """What it has besides its prefix, and the bytes of all; nothing for a prefix alone."""
+    lines = []
+    if task.members:
+        lines.append(f"- ensemble: {len(task.members) + 1} prefixes, answers combined by {task.combine}")
+    if task.soft is not None:
+        lines.append(f"- soft tokens: {task.soft.shape[0]} inside the template")
+    if task.adapter is not None:
+        lines.append(f"- adapter: LoRA of rank {task.adapter.rank}, {task.adapter.nbytes} bytes")
+    if task.head is not None:
+        lines.append(f"- head: a label for {'every word' if task.head.per_token else 'the whole text'}")
+    return [*lines, f"- all tensors: {task.nbytes} bytes"] if lines else []
+
+
 def _labels(task: Task) -> list[str]:
-    return [f"- labels: {', '.join(task.verbalizer)}"] if task.verbalizer else []
+    calibrated = ["- scores: calibrated by those without any input"] if task.bias is not None else []
+    return [f"- labels: {', '.join(task.labels)}", *calibrated] if task.labels else []
 
 
 def _metrics(metrics: Any) -> list[str]:
@@ -52,7 +68,7 @@ def _metrics(metrics: Any) -> list[str]:
 
 
 def _commands(task: Task) -> list[str]:
-    if task.verbalizer:
+    if task.labels:
         return [f'foreword classify {task.name} "your text"']
     if task.kind == "system":
         return ["foreword serve", f'# then ask it over chat, as model "{task.name}"']

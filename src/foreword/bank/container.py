@@ -53,10 +53,7 @@ def _header(stream: BinaryIO, size: int, where: str) -> bytes:
         _truncated(8, size, where)
     length = int.from_bytes(stream.read(8), "little")
     if length > _HEADER_LIMIT or stream.read(1) not in (b"{", b""):
-        raise CorruptFile(
-            f"{where}: expected a safetensors file, found another format; give a prefix.safetensors written "
-            f"by Foreword, or {MEND}."
-        )
+        raise CorruptFile(f"{where}: expected a safetensors file, found another format; give one, or {MEND}.")
     if size < 8 + length:
         _truncated(8 + length, size, where)
     stream.seek(8)

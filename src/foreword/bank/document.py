@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -41,19 +42,25 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
     return found
 
 
-def parse_fields(data: bytes, rules: Mapping[str, Rule], where: str) -> dict[str, Any]:
-    """A JSON object with exactly the fields of ``rules``, each as its rule says. Raises `CorruptFile`."""
+def parse_fields(
+    data: bytes, rules: Mapping[str, Rule], where: str, optional: Mapping[str, Rule] | None = None
+) -> dict[str, Any]:
+    """A JSON object with exactly the fields of ``rules``, and perhaps of ``optional``, each as its rule says.
+
+    Raises `CorruptFile`.
+    """
     found = parse(data, where)
+    known = {**rules, **(optional or {})}
     _check_format(found.get("format"), where)
     if missing := sorted(rules.keys() - found.keys()):
         raise CorruptFile(f"{where}: expected the fields {', '.join(missing)}, found none; {MEND}.")
-    if unknown := sorted(found.keys() - rules.keys()):
+    if unknown := sorted(found.keys() - known.keys()):
         raise CorruptFile(
             f"{where}: expected only fields that this Foreword knows, found "
             f"{describe(', '.join(unknown))}; it was made by a newer Foreword, so upgrade foreword."
         )
-    for name, (expected, check) in rules.items():
-        if not check(found[name]):
+    for name, (expected, check) in known.items():
+        if name in found and not check(found[name]):
             raise CorruptFile(f"{where}: {name} must be {expected}, found {describe(found[name])}; {MEND}.")
     return found
 
@@ -66,6 +73,11 @@ def describe(value: object) -> str:
 
 def is_count(value: object) -> bool:
     return type(value) is int and value >= 0
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a JSON number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_identity(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""One version of a task as one folder: ``task.json``, ``README.md`` and ``prefix.safetensors``."""
+"""One version of a task as one folder: ``task.json``, ``README.md``, ``prefix.safetensors`` and what else it has."""
 
 from __future__ import annotations
 
@@ -6,14 +6,28 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from foreword.bank.adapter_file import read_adapter, write_adapter
 from foreword.bank.card import write_card
 from foreword.bank.digests import check_file, file_sha256
 from foreword.bank.document import MEND
 from foreword.bank.durable import sync_folder, write_file
+from foreword.bank.head_file import read_head, write_head
 from foreword.bank.prefix_file import read_header, read_prefix, write_prefix
-from foreword.bank.record import CARD, PREFIX, RECORD, make_record, parse_record, write_record
-from foreword.core import ModelIdentity, Task
-from foreword.errors import BankError, CorruptFile
+from foreword.bank.record import make_record, parse_record, write_record
+from foreword.bank.soft_file import read_soft, write_soft
+from foreword.bank.version_files import (
+    ADAPTER,
+    ADAPTER_FILES,
+    CARD,
+    HEAD,
+    PREFIX,
+    RECORD,
+    SOFT,
+    member_file,
+    member_files,
+)
+from foreword.core import KVPrefix, ModelIdentity, Task
+from foreword.errors import BankError, CorruptFile, UsageError
 
 __all__ = [
     "check_version",
@@ -24,6 +38,10 @@ __all__ = [
     "write_prefix",
     "write_version",
 ]
+
+
+_CONV1D = ("GPT2", "OpenAIGPT", "ImageGPT", "DecisionTransformer")
+"""Families of Transformers whose linear layers are ``Conv1D``; it only spares PEFT a warning."""
 
 
 def write_version(folder: Path, task: Task, *, number: int = 1) -> Task:
@@ -38,12 +56,12 @@ def write_version(folder: Path, task: Task, *, number: int = 1) -> Task:
         the task with the ``version`` that names this content.
 
     Raises:
-        UsageError: something that JSON or the format cannot hold.
+        UsageError: something that JSON or the format cannot hold, or parts that do not fit each other.
         OSError: the disk is full or not writable.
     """
-    write_prefix(folder / PREFIX, task.prefix, method=task.method, provenance=task.provenance)
+    names = [*_write_prefixes(folder, task), *_write_parts(folder, task)]
     write_file(folder / CARD, write_card(task).encode())
-    record = make_record(task, number, {name: _entry(folder / name) for name in (CARD, PREFIX)})
+    record = make_record(task, number, {name: _entry(folder / name) for name in (CARD, *names)})
     write_file(folder / RECORD, write_record(record))
     sync_folder(folder)
     return dataclasses.replace(task, version=record["version"])
@@ -69,11 +87,12 @@ def read_version(folder: Path, name: str, version: str | None = None) -> Task:
         CorruptFile: anything missing, altered, malformed or from a newer Foreword.
     """
     record = read_record(folder, name, version)
-    check_file(folder / PREFIX, **record["files"][PREFIX])
-    prefix = read_prefix(folder / PREFIX)
-    if prefix.model != ModelIdentity.from_json(record["model"]):
-        raise CorruptFile(f"{folder}: task.json and the prefix name different models; {MEND}.")
-    words = record["verbalizer"]
+    for file, entry in record["files"].items():
+        if file != CARD:
+            check_file(folder / file, **entry)
+    model = ModelIdentity.from_json(record["model"])
+    prefix = _read_member(folder / PREFIX, model)
+    words, bias = record["verbalizer"], record.get("bias")
     return Task(
         name=name,
         method=record["method"],
@@ -84,7 +103,11 @@ def read_version(folder: Path, name: str, version: str | None = None) -> Task:
         verbalizer=None if words is None else {label: tuple(group) for label, group in words.items()},
         generation=record["generation"],
         provenance=record["provenance"],
+        bias=None if bias is None else {label: float(value) for label, value in bias.items()},
+        members=tuple(_read_member(folder / file, model) for file in member_files(record["files"])),
+        combine=record.get("combine", "mean"),
         version=record["version"],
+        **_read_parts(folder, record, model.hidden_size),
     )
 
 
@@ -107,9 +130,66 @@ def check_version(folder: Path, name: str, version: str | None = None) -> list[s
     return list(dict.fromkeys(problems))
 
 
+def _write_prefixes(folder: Path, task: Task) -> list[str]:
+    """Write the prefix and the further members, and name their files."""
+    names = [PREFIX, *(member_file(number) for number in range(2, len(task.members) + 2))]
+    for name, prefix in zip(names, (task.prefix, *task.members), strict=True):
+        if prefix.model != task.prefix.model:
+            raise UsageError(
+                f"task {task.name!r} cannot be stored: {name} would hold a prefix of another model; combine prefixes "
+                "of one model."
+            )
+        write_prefix(folder / name, prefix, method=task.method, provenance=task.provenance)
+    return names
+
+
+def _write_parts(folder: Path, task: Task) -> list[str]:
+    """Write what a task has besides prefixes, and name the files."""
+    model, names = task.prefix.model, []
+    if task.soft is not None:
+        write_soft(folder / SOFT, task.soft, model.hidden_size, task.template)
+        names.append(SOFT)
+    if task.head is not None:
+        write_head(folder / HEAD, task.head, model.hidden_size)
+        names.append(HEAD)
+    if task.adapter is not None:
+        causal = model.architecture.endswith(("ForCausalLM", "LMHeadModel"))
+        write_adapter(
+            folder / ADAPTER,
+            task.adapter,
+            task_type="CAUSAL_LM" if causal else None,
+            fan_in_fan_out=model.architecture.startswith(_CONV1D),
+        )
+        names.extend(ADAPTER_FILES)
+    return names
+
+
+def _read_parts(folder: Path, record: dict[str, Any], hidden: int) -> dict[str, Any]:
+    """Fields of the task that have files of their own besides prefixes."""
+    files, parts = record["files"], {}
+    if SOFT in files:
+        parts["soft"] = read_soft(folder / SOFT, hidden, record["template"])
+    if HEAD in files:
+        head = record["head"]
+        parts["head"] = read_head(folder / HEAD, head["labels"], hidden, per_token=head["per_token"])
+    if ADAPTER_FILES[0] in files:
+        parts["adapter"] = read_adapter(folder / ADAPTER)
+    return parts
+
+
+def _read_member(path: Path, model: ModelIdentity) -> KVPrefix:
+    prefix = read_prefix(path)
+    if prefix.model != model:
+        raise CorruptFile(f"{path}: task.json and the prefix name different models; {MEND}.")
+    return prefix
+
+
 def _entry(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": file_sha256(path, fresh=True)}
 
 
 def _unlisted(folder: Path, files: dict[str, Any]) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name not in files and path.name != RECORD)
+    """Files and folders that do not belong to the version; of a strange folder only itself."""
+    listed = {folder / name for name in (RECORD, *files)}
+    above = {parent for path in listed for parent in path.parents}
+    return sorted(path for path in folder.rglob("*") if path.parent in above and path not in listed | above)

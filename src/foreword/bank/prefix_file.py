@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from foreword.bank.container import Container, Tensor, read_container
 from foreword.bank.document import (
@@ -19,21 +19,14 @@ from foreword.bank.document import (
     parse_fields,
 )
 from foreword.bank.durable import write_file
+from foreword.bank.tensor_file import DTYPES, detached, is_finite, load_tensors, open_file
 from foreword.core import Bos, KVPrefix, ModelIdentity
-from foreword.errors import BankError, CorruptFile, UsageError
+from foreword.errors import CorruptFile, UsageError
 
 if TYPE_CHECKING:
     import torch
 
 _METADATA_KEY = "foreword"
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
 
 
 def _is_token_ids(value: object) -> bool:
@@ -47,7 +40,7 @@ _RULES: dict[str, Rule] = {
     "token_ids": ("a list of token ids, or null", _is_token_ids),
     "bos": (f"one of {', '.join(get_args(Bos))}", lambda v: v in get_args(Bos)),
     "method": ("a text", lambda v: isinstance(v, str)),
-    "dtype": (f"one of {', '.join(_DTYPES.values())}", lambda v: v in list(_DTYPES.values())),
+    "dtype": (f"one of {', '.join(DTYPES.values())}", lambda v: v in list(DTYPES.values())),
     "digest": ("a SHA-256", is_digest),
     "provenance": ("an object", lambda v: isinstance(v, dict)),
 }
@@ -91,10 +84,10 @@ def read_prefix(path: str | os.PathLike[str]) -> KVPrefix:
     Raises `CorruptFile` for whatever is wrong with the file, `BankError` if it cannot be opened.
     """
     where = str(path)
-    with _open(path) as stream:
+    with open_file(path) as stream:
         header = _checked_header(read_container(stream, where), where)
         stream.seek(0)
-        tensors = _load(stream.read(), where)
+        tensors = load_tensors(stream.read(), where)
     prefix = _build(header, tensors, where)
     if prefix.digest != header["digest"]:
         raise CorruptFile(
@@ -107,13 +100,13 @@ def read_prefix(path: str | os.PathLike[str]) -> KVPrefix:
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked header of a prefix file, without loading tensors. Raises as `read_prefix` does."""
-    with _open(path) as stream:
+    with open_file(path) as stream:
         return _checked_header(read_container(stream, str(path)), str(path))
 
 
 def _dtype_of(prefix: KVPrefix) -> str:
     found = sorted({str(t.dtype).removeprefix("torch.") for t in (*prefix.keys, *prefix.values)})
-    if len(found) > 1 or found[0] not in _DTYPES.values():
+    if len(found) > 1 or found[0] not in DTYPES.values():
         raise UsageError(
             f"a prefix file holds one floating dtype, found {', '.join(found)}; convert with "
             "prefix.to(dtype=torch.float32) first."
@@ -125,26 +118,16 @@ def _not_finite(prefix: KVPrefix) -> int | None:
     """The first layer with NaN or infinity. Attention kernels may take such keys for masked ones, so that the task
     would answer almost like the base model."""
     layers = zip(prefix.keys, prefix.values, strict=True)
-    bad = (i for i, layer in enumerate(layers) if not all(bool(tensor.isfinite().all()) for tensor in layer))
+    bad = (i for i, layer in enumerate(layers) if not all(map(is_finite, layer)))
     return next(bad, None)
 
 
 def _named_tensors(prefix: KVPrefix) -> dict[str, torch.Tensor]:
-    # safetensors refuses tensors that share storage, as layers cut from one block do: hence the copies.
     named = {}
     for index, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-        named[f"layers.{index}.key"] = key.detach().cpu().contiguous().clone()
-        named[f"layers.{index}.value"] = value.detach().cpu().contiguous().clone()
+        named[f"layers.{index}.key"] = detached(key)
+        named[f"layers.{index}.value"] = detached(value)
     return named
-
-
-def _open(path: str | os.PathLike[str]) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise BankError(
-            f"{path}: expected a prefix file, found none that can be read ({error.strerror}); check the path."
-        ) from error
 
 
 def _checked_header(container: Container, where: str) -> dict[str, Any]:
@@ -186,9 +169,9 @@ def _check_names(missing: set[str], extra: set[str], where: str) -> None:
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: str, where: str) -> None:
     if tensor.shape != shape:
         raise CorruptFile(f"{where}: {name} must be {list(shape)} for its model, found {list(tensor.shape)}; {MEND}.")
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in DTYPES:
         raise CorruptFile(f"{where}: {name} must be floating point, found {tensor.dtype}; {MEND}.")
-    if _DTYPES[tensor.dtype] != dtype:
+    if DTYPES[tensor.dtype] != dtype:
         raise CorruptFile(f"{where}: {name} must be {dtype} as its header says, found {tensor.dtype}; {MEND}.")
 
 
@@ -197,16 +180,6 @@ def _check_length(token_ids: list[int] | None, length: int, where: str) -> None:
         raise CorruptFile(
             f"{where}: a static prefix of {length} positions needs as many token_ids, found {len(token_ids)}; {MEND}."
         )
-
-
-def _load(data: bytes, where: str) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return load(data)
-    except (SafetensorError, ValueError, RuntimeError) as error:
-        raise CorruptFile(f"{where}: expected valid safetensors, found a fault ({error}); {MEND}.") from error
 
 
 def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor], where: str) -> KVPrefix:

@@ -17,17 +17,13 @@ from foreword.bank.document import (
     is_count,
     is_digest,
     is_identity,
+    is_number,
     parse_fields,
 )
 from foreword.bank.names import is_name, is_version, name_version
-from foreword.core import Kind, SamplingParams, Task
+from foreword.bank.version_files import HEAD, known_files, member_files, missing_files, unknown_files
+from foreword.core import Combine, Kind, SamplingParams, Task
 from foreword.errors import CorruptFile, UsageError
-
-RECORD = "task.json"
-CARD = "README.md"
-PREFIX = "prefix.safetensors"
-_FILES = (CARD, PREFIX)
-"""Files that this Foreword can read; a version that lists another would be served wrongly: it is refused."""
 
 _GENERATION = frozenset(field.name for field in dataclasses.fields(SamplingParams))
 
@@ -45,6 +41,18 @@ def _is_verbalizer(value: object) -> bool:
         return True
     words = value.values() if isinstance(value, dict) else [None]
     return all(isinstance(group, list) and all(map(_is_text, group)) for group in words)
+
+
+def _is_head(value: object) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"labels", "per_token"}:
+        return False
+    labels = value["labels"]
+    texts = isinstance(labels, list) and bool(labels) and all(map(_is_text, labels))
+    return texts and len(set(labels)) == len(labels) and isinstance(value["per_token"], bool)
+
+
+def _is_bias(value: object) -> bool:
+    return isinstance(value, dict) and all(map(is_number, value.values()))
 
 
 def _is_generation(value: object) -> bool:
@@ -85,8 +93,23 @@ _RULES: dict[str, Rule] = {
 }
 
 
+_OPTIONAL: dict[str, Rule] = {
+    "head": ("an object of labels (different texts) and per_token (true or false)", _is_head),
+    "bias": ("an object of label to finite number", _is_bias),
+    "combine": (f"one of {', '.join(get_args(Combine))}", lambda v: v in get_args(Combine)),
+}
+"""Only in versions that need them, so that all others stay as they were."""
+
+
 def make_record(task: Task, number: int, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The content of ``task.json`` for a task that becomes version ``number``. Raises `UsageError`."""
+    """The content of ``task.json`` for a task that becomes version ``number``.
+
+    Args:
+        files: size and sha256 of every file of the version.
+
+    Raises:
+        UsageError: something in the task contradicts the rest of it, or is no JSON.
+    """
     _check_generation(task)
     words = task.verbalizer
     record = {
@@ -98,12 +121,15 @@ def make_record(task: Task, number: int, files: Mapping[str, Mapping[str, Any]])
         "text": task.text,
         "template": task.template,
         "verbalizer": None if words is None else {label: list(group) for label, group in words.items()},
+        **_optional(task),
         "generation": dict(task.generation),
         "provenance": dict(task.provenance),
         "model": task.prefix.model.to_json(),
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "files": {name: dict(entry) for name, entry in files.items()},
     }
+    if fault := _fault(record):
+        raise UsageError(f"task {task.name!r} cannot be stored: {fault}; mend the task and publish it again.")
     return {**record, "version": name_version(number, content_digest(record))}
 
 
@@ -121,7 +147,7 @@ def content_digest(record: Mapping[str, Any]) -> str:
 
 def parse_record(data: bytes, where: str, name: str, version: str | None = None) -> dict[str, Any]:
     """Check the bytes of a ``task.json`` for task ``name``. Raises `CorruptFile`."""
-    record = parse_fields(data, _RULES, where)
+    record = parse_fields(data, _RULES, where, _OPTIONAL)
     _check_files(record["files"], where)
     expected = name_version(int(record["version"].partition("-")[0]), content_digest(record))
     if record["version"] != expected:
@@ -131,17 +157,49 @@ def parse_record(data: bytes, where: str, name: str, version: str | None = None)
             raise CorruptFile(
                 f"{where} is in the wrong place: expected {field} {wanted}, found {record[field]}; {MEND}."
             )
+    if fault := _fault(record):
+        raise CorruptFile(f"{where}: {fault}; {MEND}.")
     return record
 
 
 def _check_files(files: Mapping[str, Any], where: str) -> None:
-    if PREFIX not in files:
-        raise CorruptFile(f"{where}: expected {PREFIX} among its files, found none; {MEND}.")
-    if unknown := sorted(files.keys() - set(_FILES)):
+    if unknown := unknown_files(files):
         raise CorruptFile(
-            f"{where}: expected only the files {', '.join(_FILES)}, found "
+            f"{where}: expected only the files {known_files()}, found "
             f"{describe(', '.join(unknown))}; it was made by a newer Foreword, so upgrade foreword."
         )
+    if missing := missing_files(files):
+        raise CorruptFile(f"{where}: expected {missing[0]} among its files, found none; {MEND}.")
+
+
+def _optional(task: Task) -> dict[str, Any]:
+    """The optional fields that a task needs."""
+    fields: dict[str, Any] = {}
+    if task.head is not None:
+        fields["head"] = {"labels": list(task.head.labels), "per_token": task.head.per_token}
+    if task.bias is not None:
+        fields["bias"] = dict(task.bias)
+    if task.members or task.combine != "mean":
+        fields["combine"] = task.combine
+    return fields
+
+
+def _fault(record: Mapping[str, Any]) -> str | None:
+    """What in a record contradicts the rest of it, as a clause for an error; ``None`` if nothing does."""
+    for name, (expected, check) in _OPTIONAL.items():
+        if name in record and not check(record[name]):
+            return f"{name} must be {expected}, found {describe(record[name])}"
+    head, words, files = record.get("head"), record["verbalizer"], record["files"]
+    if ("head" in record) != (HEAD in files):
+        return f"a head needs both its labels and {HEAD}, found one of them"
+    if head is not None and words is not None:
+        return "labels come from a head or from a verbalizer, found both"
+    if ("combine" in record) != bool(member_files(files)):
+        return "combine goes with further prefixes, found one without the other"
+    labels = head["labels"] if head is not None else list(words or ())
+    if "bias" in record and (not labels or set(record["bias"]) != set(labels)):
+        return f"bias must have the labels {describe(labels)}, found {describe(list(record['bias']))}"
+    return None
 
 
 def _check_generation(task: Task) -> None:

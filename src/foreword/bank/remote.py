@@ -24,7 +24,8 @@ from foreword.bank.document import MEND
 from foreword.bank.durable import make_folder, write_file
 from foreword.bank.format import read_record
 from foreword.bank.names import is_name, is_version, number_of
-from foreword.bank.record import RECORD, parse_record
+from foreword.bank.record import parse_record
+from foreword.bank.version_files import RECORD
 from foreword.errors import CorruptFile, PublishConflict, UsageError
 
 
@@ -126,8 +127,8 @@ class RemoteStore:
     def _fetch(self, task: str, version: str, folder: Path) -> None:
         """Fill the cache; what does not match its digest never gets there. ``task.json`` comes last."""
         data, record = self._fetch_record(task, version)
-        make_folder(folder)
         for name, entry in record["files"].items():
+            make_folder((folder / name).parent)
             write_file(folder / name, self._fetch_file(task, version, name, entry))
         write_file(folder / RECORD, data)
 

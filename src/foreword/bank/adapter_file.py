@@ -1,0 +1,144 @@
+"""A folder in PEFT's own LoRA format <-> an `Adapter`. The bank keeps adapters so, and others' are read with it.
+
+``PeftModel.from_pretrained(model, folder)`` of what `write_adapter` wrote computes what Foreword computes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foreword.bank.adapter_config import ADAPTER_MEND, LARGEST, check_plain, layer_scale, make_config
+from foreword.bank.document import parse
+from foreword.bank.durable import make_folder, write_file
+from foreword.bank.tensor_file import open_file, read_tensors, write_tensors
+from foreword.core import Adapter, LowRank
+from foreword.errors import CorruptFile, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_PICKLE = "adapter_model.bin"
+_ROOT = "base_model.model."
+_NAME = r"[\w-]+(?:\.[\w-]+)*"
+_MODULE = re.compile(_NAME, re.ASCII)
+_LONGEST = 300
+_FACTOR = re.compile(rf"{re.escape(_ROOT)}({_NAME})\.lora_([AB])\.weight", re.ASCII)
+
+
+def write_adapter(
+    folder: Path,
+    adapter: Adapter,
+    *,
+    base_model: str | None = None,
+    task_type: str | None = None,
+    fan_in_fan_out: bool = False,
+) -> None:
+    """Write an adapter as PEFT's ``save_pretrained`` would, fsynced; the folder is made.
+
+    Args:
+        base_model: Hub id of the model that it belongs to; ``None`` leaves it to whoever loads it.
+        task_type: PEFT's word for what the model does, such as ``CAUSAL_LM``; ``None`` for a plain ``PeftModel``.
+        fan_in_fan_out: the layers are Transformers' ``Conv1D``, as in GPT-2; PEFT corrects a wrong one with a warning.
+
+    Raises:
+        UsageError: no layers, names that are no modules, or factors that do not fit or are not finite.
+        OSError: the disk is full or not writable.
+    """
+    if fault := _fault(adapter.layers, adapter.scale):
+        raise UsageError(f"the adapter cannot be stored: {fault}; give the factors of one LoRA.")
+    make_folder(folder)
+    ranks = {name: int(pair.down.shape[0]) for name, pair in adapter.layers.items()}
+    config = make_config(
+        ranks, adapter.scale, base_model=base_model, task_type=task_type, fan_in_fan_out=fan_in_fan_out
+    )
+    tensors = {
+        f"{_ROOT}{name}.lora_{side}.weight": factor
+        for name, pair in adapter.layers.items()
+        for side, factor in (("A", pair.down), ("B", pair.up))
+    }
+    # Other loaders of Transformers' files ask for this entry.
+    write_tensors(folder / WEIGHTS, tensors, "the adapter", {"format": "pt"})
+    write_file(folder / CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read a LoRA folder, factors on the CPU in the stored dtype.
+
+    Whether the named layers are in a model, whoever loads the model checks.
+
+    Raises:
+        CorruptFile: malformed, or something that an `Adapter` cannot say exactly: DoRA, biases, whole layers,
+            embeddings, another method of PEFT.
+        BankError: a file is missing or cannot be opened.
+    """
+    with open_file(folder / CONFIG, "PEFT's configuration of an adapter") as stream:
+        config = parse(stream.read(), str(folder / CONFIG))
+    check_plain(config, str(folder / CONFIG))
+    if (folder / _PICKLE).is_file() and not (folder / WEIGHTS).is_file():
+        raise CorruptFile(
+            f"{folder / _PICKLE}: expected {WEIGHTS}, found a pickle, which is never loaded here; save the adapter "
+            "again with a current PEFT."
+        )
+    return make_adapter(config, read_tensors(folder / WEIGHTS), str(folder))
+
+
+def make_adapter(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], where: str) -> Adapter:
+    """The adapter that PEFT would make of a configuration and its tensors. Raises `CorruptFile` as `read_adapter`.
+
+    Where layers differ in scale, the difference goes into their ``up`` factors, in float32 at least.
+    """
+    check_plain(config, where)
+    layers = _paired(tensors, where)
+    scales = {name: layer_scale(config, name, int(pair.down.shape[0]), where) for name, pair in layers.items()}
+    scale = max(scales.values(), key=abs)
+    if any(own != scale for own in scales.values()):
+        layers = {name: _scaled(pair, scales[name] / scale) for name, pair in layers.items()}
+    return Adapter(layers, scale)
+
+
+def _paired(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, LowRank]:
+    sides: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        factor = _FACTOR.fullmatch(name)
+        if factor is None:
+            raise CorruptFile(
+                f"{where}: expected plain LoRA, {_ROOT}MODULE.lora_A.weight and .lora_B.weight, found {name}, which "
+                "cannot be served exactly; merge the adapter into the model with PEFT, or train it again without."
+            )
+        sides.setdefault(factor[1], {})[factor[2]] = tensor
+    if halves := [name for name, pair in sides.items() if len(pair) < 2]:
+        raise CorruptFile(f"{where}: {halves[0]} needs lora_A and lora_B, found one; {ADAPTER_MEND}.")
+    layers = {name: LowRank(pair["A"], pair["B"]) for name, pair in sides.items()}
+    if fault := _fault(layers, 0.0):
+        raise CorruptFile(f"{where}: {fault}; {ADAPTER_MEND}.")
+    return layers
+
+
+def _fault(layers: Mapping[str, LowRank], scale: float) -> str | None:
+    """What keeps factors from being an adapter, as a clause for an error."""
+    if not layers:
+        return "it changes no layer"
+    if not abs(scale) <= LARGEST:
+        return f"its scale must be a finite number, found {scale}"
+    for name, pair in layers.items():
+        if not _MODULE.fullmatch(name) or len(name) > _LONGEST:
+            return f"{name!r} is not the name of a module"
+        down, up = list(pair.down.shape), list(pair.up.shape)
+        if len(down) != 2 or len(up) != 2 or down[0] != up[1] or 0 in (*down, *up):
+            return f"{name} must have factors [rank, in] and [out, rank], found {down} and {up}"
+    return None
+
+
+def _scaled(pair: LowRank, ratio: float) -> LowRank:
+    import torch
+
+    # PEFT, too, runs half-precision factors in float32; folded in half precision they would be rounded once more.
+    wide = torch.float64 if pair.up.dtype == torch.float64 else torch.float32
+    return LowRank(pair.down.to(wide), pair.up.to(wide) * ratio)

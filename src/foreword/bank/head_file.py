@@ -1,0 +1,40 @@
+"""``head.safetensors``: the linear layer that labels hidden states. Its labels stand in ``task.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foreword.bank.document import MEND
+from foreword.bank.tensor_file import Shape, fault_of_shapes, read_tensors, write_tensors
+from foreword.core import Head
+from foreword.errors import CorruptFile, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write_head(path: Path, head: Head, hidden: int) -> None:
+    """Write ``weight [labels, hidden]`` and ``bias [labels]``, fsynced.
+
+    Raises:
+        UsageError: other shapes, or values that are not finite floating point.
+        OSError: the disk is full or not writable.
+    """
+    tensors = {"weight": head.weight, "bias": head.bias}
+    if fault := fault_of_shapes(tensors, _shapes(head.labels, hidden)):
+        raise UsageError(f"the head does not fit its task: {fault}; give one of this model and these labels.")
+    write_tensors(path, tensors, "the head")
+
+
+def read_head(path: Path, labels: Sequence[str], hidden: int, *, per_token: bool) -> Head:
+    """Read the head for ``labels``. Raises `CorruptFile` for whatever is wrong with it."""
+    tensors: dict[str, torch.Tensor] = read_tensors(path)
+    if fault := fault_of_shapes(tensors, _shapes(labels, hidden)):
+        raise CorruptFile(f"{path}: {fault}; {MEND}.")
+    return Head(tuple(labels), tensors["weight"], tensors["bias"], per_token)
+
+
+def _shapes(labels: Sequence[str], hidden: int) -> dict[str, Shape]:
+    return {"weight": (len(labels), hidden), "bias": (len(labels),)}

@@ -1,0 +1,121 @@
+"""A safetensors file of named tensors: all that soft tokens, heads and adapters are; a prefix has a header besides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from foreword.bank.container import read_container
+from foreword.bank.document import MEND
+from foreword.bank.durable import write_file
+from foreword.errors import BankError, CorruptFile, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+"""What may be stored, as safetensors and as torch call it."""
+
+Shape = tuple[int | str, ...]
+"""Sizes that are known, and letters for those that may be any number from 1, such as ``("S", 576)``."""
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], what: str, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors from any device, fsynced, whole or not at all.
+
+    Args:
+        what: how errors name them, such as ``the soft tokens``.
+        metadata: goes into the file's ``__metadata__``.
+
+    Raises:
+        UsageError: a dtype that is not floating point, or values that are not finite.
+        OSError: the disk is full or not writable.
+    """
+    from safetensors.torch import save
+
+    for name, tensor in tensors.items():
+        if str(tensor.dtype).removeprefix("torch.") not in DTYPES.values():
+            raise UsageError(f"{what} must be floating point, {name} is {tensor.dtype}; convert it first.")
+        if not is_finite(tensor):
+            raise UsageError(f"{name} of {what} holds NaN or infinity; train it again with a smaller --lr.")
+    stored = {name: detached(tensor) for name, tensor in tensors.items()}
+    write_file(path, save(stored, dict(metadata) if metadata else None))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read named tensors to the CPU in their stored dtype.
+
+    Raises `CorruptFile` for whatever is wrong with the file, `BankError` if it cannot be opened.
+    """
+    where = str(path)
+    with open_file(path) as stream:
+        for name, entry in read_container(stream, where).tensors.items():
+            if entry.dtype not in DTYPES:
+                raise CorruptFile(f"{where}: {name} must be floating point, found {entry.dtype}; {MEND}.")
+        stream.seek(0)
+        tensors = load_tensors(stream.read(), where)
+    if broken := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
+        raise CorruptFile(f"{where}: {broken[0]} must hold finite numbers, found NaN or infinity; {MEND}.")
+    return tensors
+
+
+def open_file(path: str | os.PathLike[str], what: str = "a safetensors file") -> BinaryIO:
+    """Raises `BankError` when there is no file that can be read, where ``what`` was expected."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise BankError(
+            f"{path}: expected {what}, found none that can be read ({error.strerror}); check the path."
+        ) from error
+
+
+def load_tensors(data: bytes, where: str) -> dict[str, torch.Tensor]:
+    """The tensors of a whole file. Raises `CorruptFile`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise CorruptFile(f"{where}: expected valid safetensors, found a fault ({error}); {MEND}.") from error
+
+
+def detached(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy to store: safetensors refuses tensors that share storage, as layers cut from one block do."""
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are numbers; torch cannot tell for float8 itself."""
+    return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
+
+
+def fault_of_shapes(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, Shape]) -> str | None:
+    """What is wrong with the names or shapes of tensors, as a clause for an error; ``None`` if nothing is."""
+    if missing := expected.keys() - tensors.keys():
+        return f"expected the tensor {min(missing)}, found none"
+    if extra := tensors.keys() - expected.keys():
+        return f"expected {' and '.join(expected)} only, found {min(extra)}"
+    for name, shape in expected.items():
+        found = list(tensors[name].shape)
+        if not _fits(found, shape):
+            return f"{name} must be [{', '.join(map(str, shape))}], found {found}"
+    return None
+
+
+def _fits(found: list[int], shape: Shape) -> bool:
+    if len(found) != len(shape):
+        return False
+    pairs = zip(found, shape, strict=True)
+    return all(size >= 1 if isinstance(wanted, str) else size == wanted for size, wanted in pairs)
