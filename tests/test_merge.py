@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreword.attention import attend_grouped, attend_with_lse, merge
+from foreword.dense_attention import SHORT, attend_grouped, attend_with_lse, merge
 from foreword.errors import TrainingError
 
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
@@ -118,3 +118,26 @@ def test_it_refuses_to_run_with_gradients(place):
         attend_with_lse(*parts.values(), None, 0.25)
     with torch.no_grad():
         attend_with_lse(*parts.values(), None, 0.25)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("learned", ["query", "key", "value", "all"])
+def test_short_rows_have_the_gradients_of_finite_differences(masked, learned):
+    parts = [part.double() for part in tensors(2, 4, 2, 3, 5, 4, 6, torch.float32, 3)]
+    mask = torch.ones(3, 5, dtype=torch.bool).tril(2)[None, None] if masked else None
+    for name, part in zip(("query", "key", "value"), parts, strict=True):
+        part.requires_grad_(learned in (name, "all"))
+    assert torch.autograd.gradcheck(lambda *given: attend_grouped(*given, mask, 0.5), parts)
+
+
+@pytest.mark.parametrize("length", [SHORT, SHORT + 1])
+@pytest.mark.parametrize("dtype", sorted(LIMITS, key=str))
+def test_short_and_long_rows_have_the_gradients_of_one_softmax(length, dtype):
+    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+    parts = [part.requires_grad_() for part in tensors(1, 4, 2, length, length, 16, 16, dtype, 4)]
+    wide = [part.detach().double().requires_grad_() for part in parts]
+    found = torch.autograd.grad(attend_grouped(*parts, mask, 0.25).float().square().sum(), parts)
+    expected = torch.autograd.grad(plain(*wide, mask, 0.25)[0].square().sum(), wide)
+    for one, other in zip(found, expected, strict=True):
+        limit = LIMITS[dtype] * float(other.abs().max())
+        torch.testing.assert_close(one.double(), other, atol=limit, rtol=LIMITS[dtype])

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from foreword.core import Batch, KVPrefix
+from foreword.dense_attention import attend_grouped
 from foreword.errors import TrainingError, UnsupportedModel, UsageError
 
 NAME = "foreword"
@@ -121,96 +121,6 @@ def register() -> None:
     """Make ``attn_implementation="foreword"`` known to Transformers, with a mask function that builds nothing."""
     AttentionInterface.register(NAME, prefixed_attention)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-
-
-def attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Grouped-query attention without repeating keys: query heads that share a key head become rows of one product.
-
-    Args:
-        query: ``[R, heads, T, key_dim]``.
-        key, value: ``[R, kv_heads, C, dim]``.
-        mask: ``[R or 1, 1, T, C]``, True where a query may look.
-
-    Returns:
-        ``[R, heads, T, value_dim]``.
-    """
-    rows, heads, length, _ = query.shape
-    kv_heads = key.shape[1]
-    group = heads // kv_heads
-    if group > 1:
-        query = query.reshape(rows, kv_heads, group * length, -1)
-        mask = mask if mask is None else mask.repeat(1, 1, group, 1)
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    return out.reshape(rows, heads, length, -1)
-
-
-def attend_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Like `attend_grouped`, with the log-sum-exp of the scores, for `merge`. For inference only.
-
-    PyTorch's CPU flash kernel gives the log-sum-exp no gradient: the output would be right and the gradients
-    silently wrong, so this refuses to run where gradients are recorded.
-
-    Args:
-        query: ``[R, heads, T, key_dim]``.
-        key, value: ``[R, kv_heads, C, dim]``.
-        mask: ``[R or 1, 1, T, C]``, True where a query may look. A query that may look nowhere gets a log-sum-exp
-            of minus infinity and weighs nothing in `merge`.
-
-    Returns:
-        ``[R, heads, T, value_dim]`` and float32 ``[R, heads, T]``.
-    """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
-        raise TrainingError("attention merged by log-sum-exp has wrong gradients; it is for inference only.")
-    rows, heads, length, _ = query.shape
-    kv_heads = key.shape[1]
-    group = heads // kv_heads
-    query = query.reshape(rows, kv_heads, group * length, -1)
-    bias = None
-    if mask is not None:
-        bias = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
-        bias = bias.repeat(1, 1, group, 1)
-    kernel = _flash_with_lse if _has_flash(query, value) else _plain_with_lse
-    out, lse = kernel(query, key, value, bias, scale)
-    if mask is not None and not bool((seen := mask.any(-1)).all()):
-        seen = seen.repeat(1, 1, group)
-        out = out.masked_fill(~seen[..., None], 0.0)
-        lse = lse.masked_fill(~seen, float("-inf"))
-    return out.reshape(rows, heads, length, -1), lse.reshape(rows, heads, length)
-
-
-def _has_flash(query: Tensor, value: Tensor) -> bool:
-    return query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
-
-
-def _flash_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, False, attn_mask=bias, scale=scale
-    )
-    return out, lse
-
-
-def _plain_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    scores = (query @ key.transpose(-1, -2)).float() * scale
-    if bias is not None:
-        scores = scores + bias
-    lse = scores.logsumexp(-1)
-    weights = torch.exp(scores - lse[..., None].clamp_min(torch.finfo(torch.float32).min))
-    return weights.to(value.dtype) @ value, lse
-
-
-def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
-    """Attention over two sets of keys from attention over each: ``[..., T, dim]`` and ``[..., T]``.
-
-    ``lse`` must be finite (a request always sees its own token); ``other_lse`` may be minus infinity.
-    """
-    weight = torch.sigmoid(lse - other_lse)[..., None]
-    return (weight * out + (1 - weight) * other).to(out.dtype)
 
 
 @dataclass

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foreword.attention import attend_with_lse, merge
 from foreword.core import Batch, KVPrefix
+from foreword.dense_attention import attend_with_lse, merge
 from foreword.engine.cache import PagedCache
 from foreword.engine.scheduler import Work
 
