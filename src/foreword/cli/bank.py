@@ -109,8 +109,12 @@ def compose(
 
     Example: foreword bank compose polite-support polite support
     """
+    from foreword.bank.ensemble import check_prefix_alone
+
     store = options.open_bank(bank)
     front, behind = store.load(first), store.load(then)
+    for part in (front, behind):
+        check_prefix_alone(part, "stacked")
     if behind.prefix.token_ids is None:
         raise UsageError(f"task '{then}' is learned and cannot be computed again behind another; name a static task.")
     if turn := next((ref for ref, task in ((first, front), (then, behind)) if task.kind == "system"), None):
@@ -137,3 +141,29 @@ def compose(
         reserved=[lm.name],
     )
     options.emit({"task": task.ref, "length": prefix.length}, f"published {task.ref} ({prefix.length} positions)", json)
+
+
+@app.command()
+def ensemble(
+    name: Annotated[str, typer.Argument(help="Name of the new task.")],
+    tasks: Annotated[list[str], typer.Argument(help="Learned tasks or task@version, two or more.", metavar="TASK")],
+    vote: Annotated[
+        bool, typer.Option("--vote", help="Answer by a vote of the members.", show_default="mean probability")
+    ] = False,
+    replace: options.Replace = False,
+    bank: options.BankRoot = None,
+    json: options.Json = False,
+) -> None:
+    """Combine learned tasks with the same template and labels: all answer, the mean or a vote decides.
+
+    Example: foreword bank ensemble reviews-3 reviews@1 reviews@2 reviews@3 --vote
+    """
+    from foreword.bank.bank import check_free
+    from foreword.bank.ensemble import ensemble as combined
+
+    store, reserved = options.open_bank(bank), [options.default_model()]
+    check_free(name, reserved)
+    made = combined(name, [store.load(ref) for ref in tasks], "vote" if vote else "mean")
+    task = store.publish(made, replace=replace, reserved=reserved)
+    data = {"task": task.ref, "members": len(tasks), "combine": task.combine, "bytes": task.nbytes}
+    options.emit(data, f"published {task.ref} ({len(tasks)} members, {task.combine}, {task.nbytes:,} bytes)", json)
