@@ -33,7 +33,7 @@ def test_learn_publish_evaluate_classify_generate(run, reviews, tmp_path):
     assert learned.status == 0, learned.err
     assert learned.json["task"].startswith("reviews@0001-")
     assert learned.json["n"] == 2
-    assert set(learned.json["metrics"]) == {"accuracy", "macro_f1"}
+    assert set(learned.json["metrics"]) == {"accuracy", "macro_f1", "matthews", "calibration_error"}
     assert learned.json["trained_parameters"] == 3 * 2 * 2 * 4 * 16
     scored = run("eval", "reviews", "--data", reviews, "--json").json
     assert (scored["n"], scored["task"]) == (24, learned.json["task"])
@@ -50,14 +50,6 @@ def test_learn_publish_evaluate_classify_generate(run, reviews, tmp_path):
     assert again["length"] == 4
     same = run("generate", "copy", "--field", "text=fine", "--max-tokens", 5, "--json").json
     assert same == answer
-
-
-def test_compare_prints_both(run, reviews):
-    train(run, reviews, "--publish", "one", "--out", "one")
-    run("train", "--data", reviews, "--template", TEMPLATE, "--method", "manual", "--publish", "two", "--out", "two")
-    both = run("eval", "one", "--data", reviews, "--compare", "two", "--json").json
-    assert both["task"].startswith("one@")
-    assert both["compare"]["task"].startswith("two@")
 
 
 def test_recipe_with_flags_on_top(run, reviews, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from foreword.core import Batch, Task
+from foreword.core import Batch, KVPrefix, Task
 from foreword.engine.engine import Engine
 from foreword.errors import (
     DataError,
@@ -19,9 +21,6 @@ from foreword.errors import (
     VerbalizerError,
 )
 from foreword.evaluation.evaluate import classify, evaluate, generation_params, label_of
-from foreword.prompts.init import random_values
-from foreword.prompts.lower import empty, lower
-from foreword.prompts.registry import method
 from foreword.prompts.static import static_task
 from foreword.text.rows import Row
 from models import tiny_model
@@ -37,10 +36,15 @@ def engine():
 
 
 def labelled(length: int = 5, **changes) -> Task:
-    lm = tiny_model("llama")
-    encoder = method("p-tuning-v2").encoder(lm, random_values(length, torch.Generator().manual_seed(1)))
-    prefix = lower(lm, encoder) if length else empty(lm)
+    prefix = random_prefix("llama", length)
     return replace(Task("t", "p-tuning-v2", prefix, template="{text}:{mask}", verbalizer=WORDS), **changes)
+
+
+def random_prefix(family: str, length: int) -> KVPrefix:
+    identity, draw = tiny_model(family).identity, torch.Generator().manual_seed(1)
+    keys = tuple(torch.randn(s.kv_heads, length, s.key_dim, generator=draw) for s in identity.layers)
+    values = tuple(torch.randn(s.kv_heads, length, s.value_dim, generator=draw) for s in identity.layers)
+    return KVPrefix(identity, keys, values, offset=length)
 
 
 def rows(labels: list, **values) -> list[Row]:
@@ -85,10 +89,58 @@ def test_evaluate_counts_what_classify_says(engine):
 def test_generated_answers_are_compared_as_text(engine):
     task = labelled(template="{text}={target:label}", verbalizer=None, generation={"max_tokens": 3})
     first = evaluate(engine, task, rows(["?"] * 4))
-    assert first.metrics == {"exact_match": 0.0}
+    assert list(first.metrics) == ["exact_match", "token_f1", "bleu", "rouge_l", "chrf", "perplexity"]
+    assert (first.metrics["exact_match"], first.metrics["chrf"], first.unmeasured) == (0.0, 0.0, ())
     said = [found.predicted for found in first.predictions]
     again = evaluate(engine, task, rows([f" {text}\n" for text in said]))
-    assert again.metrics == {"exact_match": 1.0}
+    assert (again.metrics["exact_match"], again.metrics["token_f1"]) == (1.0, 1.0)
+
+
+def test_any_reference_will_do(engine):
+    task = labelled(template="{text}={target:label}", verbalizer=None, generation={"max_tokens": 3})
+    said = [found.predicted for found in evaluate(engine, task, rows(["?"] * 4)).predictions]
+    report = evaluate(engine, task, rows([["?", text] for text in said]))
+    assert report.metrics["exact_match"] == 1.0
+    assert [found.references for found in report.predictions] == [("?", text) for text in said]
+    assert [found.expected for found in report.predictions] == ["?"] * 4
+
+
+def test_without_the_extra_the_report_says_what_is_left_out(engine, monkeypatch):
+    for module in ("sacrebleu", "rouge_score"):
+        monkeypatch.setitem(sys.modules, module, None)
+    task = labelled(template="{text}={target:label}", verbalizer=None, generation={"max_tokens": 1})
+    report = evaluate(engine, task, rows(["?"] * 4))
+    assert list(report.metrics) == ["exact_match", "token_f1", "perplexity"]
+    assert report.unmeasured == ("bleu", "chrf", "rouge_l")
+
+
+def test_perplexity_is_that_of_the_whole_text(engine):
+    """Of every token of every reference, each a row of its own; words beyond one call's number of rows too."""
+    task = labelled(template="{text}:{target:label}", verbalizer=None, generation={"max_tokens": 1})
+    wanted = [[" great", "x"], [""], " a much longer answer", [" grim"] * 70]
+    report = evaluate(engine, task, rows(wanted))
+    sums, tokens = 0.0, 0
+    for text, words in zip(TEXTS, wanted, strict=True):
+        for word in filter(None, [words] if isinstance(words, str) else words):
+            sums += float(score(task, text, word))
+            tokens += len(tiny_model("llama").tokenizer(word).input_ids)
+    assert report.metrics["perplexity"] == pytest.approx(math.exp(-sums / tokens), rel=1e-4)
+
+
+def test_a_reference_is_cut_to_the_context(engine):
+    task = labelled(template="{text}:{target:label}", verbalizer=None, generation={"max_tokens": 1})
+    text = "x" * 240
+    room = 256 - 5 - 241
+    long, fitting = (
+        evaluate(engine, task, [Row({"text": text, "label": "y" * count}, "test.csv line 2")]).metrics["perplexity"]
+        for count in (room + 30, room)
+    )
+    assert long == pytest.approx(fitting)
+
+
+def test_no_reference_has_a_token(engine):
+    task = labelled(template="{text}={target:label}", verbalizer=None, generation={"max_tokens": 1})
+    assert "perplexity" not in evaluate(engine, task, rows([""] * 4)).metrics
 
 
 def test_long_prompts_still_get_the_room_that_is_left(engine):
@@ -148,10 +200,8 @@ def test_what_cannot_be_evaluated(engine):
 
 
 def test_a_task_of_another_model(engine):
-    lm = tiny_model("gpt2")
-    other = method("p-tuning-v2").encoder(lm, random_values(5, torch.Generator()))
     with pytest.raises(ModelMismatch, match="architecture is GPT2LMHeadModel"):
-        evaluate(engine, labelled(prefix=lower(lm, other)), rows(["good"] * 4))
+        evaluate(engine, labelled(prefix=random_prefix("gpt2", 5)), rows(["good"] * 4))
 
 
 def test_generation_defaults_give_way_to_the_request():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,10 +100,11 @@ def test_calibration_error_is_at_least_the_gap_of_the_means(pairs, bins):
 
 
 def test_perplexity_is_a_mean_over_tokens_not_over_rows():
-    assert perplexity([math.log(1 / 8), math.log(1 / 2)], [3, 1]) == pytest.approx(2.0)
-    assert perplexity([math.log(1 / 16), 0.0], [1, 3]) == pytest.approx(2.0)
-    assert perplexity([-1e6], [1]) == math.inf
-    assert perplexity([-math.inf], [1]) == math.inf
+    eighth, half = torch.tensor([0.5, 0.5, 0.5]).log(), torch.tensor([0.5]).log()
+    assert perplexity([eighth, half]) == pytest.approx(2.0)
+    assert perplexity([torch.tensor([1 / 16]).log(), torch.zeros(3)]) == pytest.approx(2.0)
+    assert perplexity([torch.tensor([-1e6])]) == math.inf
+    assert perplexity([torch.tensor([-math.inf])]) == math.inf
 
 
 def test_what_a_task_is_measured_by():

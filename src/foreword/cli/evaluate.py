@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foreword.cli import options
+from foreword.errors import UnknownTask, UsageError
+from foreword.home import default_model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from foreword.bank.bank import Bank
     from foreword.core import Task
-    from foreword.evaluation.evaluate import Report
+    from foreword.evaluation.report import Report
+    from foreword.models import LanguageModel
+    from foreword.text.rows import Row
+
+# What may stand beside --ratings.
+_WITH_RATINGS = ("ratings", "json")
 
 
 def evaluate(
-    name: Annotated[str, typer.Argument(help="Task, or task@version.")],
-    data: Annotated[str, typer.Option(help="Examples, JSONL or CSV.")],
-    compare: Annotated[str | None, typer.Option(help="Another task to run on the same examples.")] = None,
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Task, or task@version.")] = None,
+    data: Annotated[str | None, typer.Option(help="Examples, JSONL or CSV.")] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="Another task to run on the same examples, or base for the base model; may be repeated."),
+    ] = None,
     label_field: Annotated[str, typer.Option(help="Field that holds the label.")] = "label",
+    limit: Annotated[int | None, typer.Option(help="Use the first N examples.", min=1)] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write every prediction to this file, as JSONL.")] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Show every class, and the confusion matrix.")] = False,
+    blind: Annotated[
+        Path | None, typer.Option(help="Write a rating sheet for people, CSV, that hides which of two tasks is which.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws the order of the answers in --blind.", show_default="0")
+    ] = None,
+    ratings: Annotated[Path | None, typer.Option(help="Read a filled rating sheet, and nothing else.")] = None,
     model: options.ModelName = None,
     bank: options.BankRoot = None,
     dtype: options.Dtype = "auto",
@@ -28,31 +53,142 @@ def evaluate(
 ) -> None:
     """Measure a task on examples, exactly as it is served.
 
-    Example: foreword eval reviews --data test.jsonl
+    Example: foreword eval reviews --data test.jsonl --compare base
     """
+    if ratings is not None:
+        _check_alone(context)
+        return _rated(ratings, json)
+    if name is None or data is None:
+        raise UsageError("name a task and its examples: foreword eval NAME --data FILE.")
+    names = [name, *(compare or [])]
+    _check_files(names, blind, seed, predictions)
+    rows = _rows(data, limit)
+    tasks = _found(options.open_bank(bank), names, model or default_model())
+    _check_tasks(tasks, per_class)
+    lm = options.open_model(model, dtype, device, trust_remote_code)
+    asked = _asked(tasks, lm, allow_other_weights)
+    reports = _reports(lm, asked, rows, label_field, allow_other_weights)
+    if predictions is not None:
+        from foreword.evaluation.report import write_predictions
+
+        write_predictions(predictions, reports)
+    if blind is not None:
+        _write_sheet(blind, asked, rows, reports, seed or 0)
+    found = [_as_json(ref, report, per_class) for ref, report in reports.items()]
+    first: dict[str, Any] = {**found[0], "compare": found[1:]} if len(names) > 1 else found[0]
+    options.emit(first, _text(reports, per_class), json)
+
+
+def _check_alone(context: typer.Context) -> None:
+    """Raise UsageError for anything on the command line that reading ratings would not look at."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE" and parameter.name not in _WITH_RATINGS:
+            shown = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.opts[0].upper()
+            raise UsageError(f"--ratings reads a filled sheet and its key, nothing else; leave out {shown}.")
+
+
+def _rated(sheet: Path, json: bool) -> None:
+    from foreword.evaluation.ratings import Ratings
+
+    found = Ratings.read(sheet)
+    options.emit(found.to_json(), str(found), json)
+
+
+def _check_files(names: Sequence[str], blind: Path | None, seed: int | None, predictions: Path | None) -> None:
+    """Raise UsageError now for what would otherwise be found out after all the work."""
+    if seed is not None and blind is None:
+        raise UsageError("--seed draws the order of answers in a rating sheet; leave it out without --blind.")
+    if blind is not None:
+        from foreword.evaluation.sheet import check_free
+
+        if len(names) != 2:
+            raise UsageError(f"--blind is for two tasks, got {len(names)}; name one with --compare.")
+        check_free(blind)
+    for file in (blind, predictions):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UsageError(f"there is no folder {file.absolute().parent} for {file.name}; make it first.")
+
+
+def _rows(data: str, limit: int | None) -> list[Row]:
     from foreword.text.rows import read_rows
 
-    rows = read_rows(data)
-    store = options.open_bank(bank)
-    tasks = [store.load(name)] + ([store.load(compare)] if compare is not None else [])
-    lm = options.open_model(model, dtype, device, trust_remote_code)
+    return read_rows(data)[:limit]
+
+
+def _found(bank: Bank, names: Sequence[str], base: str) -> list[Task | None]:
+    """Tasks by name; ``None`` for the base model, which ``base`` means unless a task is called so."""
+    tasks: list[Task | None] = []
+    for name in names:
+        try:
+            tasks.append(None if name == base else bank.load(name))
+        except UnknownTask:
+            if name != "base":
+                raise
+            tasks.append(None)
+    return tasks
+
+
+def _check_tasks(tasks: Sequence[Task | None], per_class: bool) -> None:
+    from foreword.text.template import Template
+
+    refs = [task.ref for task in tasks if task is not None]
+    if not refs:
+        raise UsageError("the base model alone has no template to be measured with; name a task beside it.")
+    if len(set(refs)) < len(refs) or tasks.count(None) > 1:
+        raise UsageError("a task is named twice; name every task once.")
     for task in tasks:
-        options.check_model(task, lm, allow_other_weights=allow_other_weights)
+        if per_class and task is not None and task.template and Template.parse(task.template).target is not None:
+            raise UsageError(f"task '{task.name}' generates text, which has no classes; leave out --per-class.")
+
+
+def _asked(tasks: Sequence[Task | None], lm: LanguageModel, allow_other_weights: bool) -> list[Task]:
+    """What is asked, the base model as the first task is; every task checked against the model."""
+    from foreword.evaluation.baseline import baseline
+    from foreword.prompts.lower import empty
+
+    first = next(task for task in tasks if task is not None)
+    for task in tasks:
+        if task is not None:
+            options.check_model(task, lm, allow_other_weights=allow_other_weights)
+    return [baseline(first, lm.name, empty(lm)) if task is None else task for task in tasks]
+
+
+def _reports(
+    lm: LanguageModel, tasks: Sequence[Task], rows: Sequence[Row], label_field: str, allow_other_weights: bool
+) -> dict[str, Report]:
+    """By name and version."""
     from foreword.evaluation.evaluate import evaluate as run_evaluate
 
     with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
-        reports = [run_evaluate(engine, task, rows, label_field=label_field) for task in tasks]
-    data_out = _as_json(tasks[0], reports[0])
-    if compare is not None:
-        data_out["compare"] = _as_json(tasks[1], reports[1])
-    lines = [_line(task, report) for task, report in zip(tasks, reports, strict=True)]
-    options.emit(data_out, "\n".join(lines), json)
+        reports = {task.ref: run_evaluate(engine, task, rows, label_field=label_field) for task in tasks}
+    if missing := sorted({name for report in reports.values() for name in report.unmeasured}):
+        options.say(f"not measured: {', '.join(missing)}; they need: pip install 'foreword[eval]'")
+    return reports
 
 
-def _as_json(task: Task, report: Report) -> dict[str, Any]:
-    return {"n": report.n, "metrics": report.metrics, "task": task.ref}
+def _write_sheet(
+    sheet: Path, tasks: Sequence[Task], rows: Sequence[Row], reports: Mapping[str, Report], seed: int
+) -> None:
+    from foreword.evaluation.sheet import key_file, write_sheet
+    from foreword.text.template import Template
+
+    fields = dict.fromkeys(field for task in tasks for field in Template.parse(task.template or "").fields)
+    same = write_sheet(sheet, list(fields), rows, reports, seed)
+    options.say(f"wrote {sheet} for people to fill, and {key_file(sheet)}, which says whose answers they are")
+    if same:
+        options.say(f"{same} of {len(rows)} rows have the same answer twice; left empty, they count as ties")
 
 
-def _line(task: Task, report: Report) -> str:
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in report.metrics.items())
-    return f"{task.ref}  n {report.n}  {metrics}"
+def _as_json(ref: str, report: Report, per_class: bool) -> dict[str, Any]:
+    classes = report.classes_to_json() if per_class else {}
+    return {"n": report.n, "metrics": report.metrics, "task": ref, **classes}
+
+
+def _text(reports: Mapping[str, Report], per_class: bool) -> str:
+    from foreword.evaluation.report import classes_text, side_by_side
+
+    parts = [side_by_side(reports)]
+    if per_class:
+        parts += [f"{ref}\n\n{classes_text(report)}" for ref, report in reports.items()]
+    return "\n\n".join(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,41 +14,16 @@ import torch.nn.functional as F
 from foreword.core import KVPrefix, SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
 from foreword.errors import DataError, EngineError, PromptTooLong, TemplateError, UsageError, VerbalizerError
-from foreword.evaluation.metrics import label_metrics, tag_metrics
-from foreword.text import request
+from foreword.evaluation.likelihood import log_likelihoods, perplexity
+from foreword.evaluation.metrics import label_metrics, tag_metrics, text_metrics
+from foreword.evaluation.report import Prediction, Report
+from foreword.evaluation.texts import unmeasured
+from foreword.text import request, seam
 from foreword.text.request import Prompt
 from foreword.text.rows import Row
 from foreword.text.scoring import Choice, head_choice, word_choice
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One row's answer.
-
-    Attributes:
-        expected: a label, the tags of its words, or the text wanted (the first one if there are several).
-        predicted: likewise; texts are without surrounding white space.
-        probs: probability of every label; None for tags and generated text.
-        references: all texts wanted; one or more for generated text, none otherwise.
-        surprise: minus the log-probability of what was expected, the mean over a row's words; None for generated text.
-    """
-
-    expected: str | tuple[str, ...]
-    predicted: str | tuple[str, ...]
-    probs: dict[str, float] | None = None
-    references: tuple[str, ...] = ()
-    surprise: float | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """Metrics over ``n`` rows, and every prediction in the order of the rows."""
-
-    n: int
-    metrics: dict[str, float]
-    predictions: list[Prediction]
 
 
 def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_field: str = "label") -> Report:
@@ -190,16 +165,32 @@ def _surprises(probs: torch.Tensor, expected: Sequence[int]) -> torch.Tensor:
 
 
 def _generated(engine: EngineProtocol, task: Task, rows: Sequence[Row]) -> Report:
-    template = _template(task)
     request.require_generation(task)
-    wanted = [tuple(text.strip() for text in template.references(row.values, row.where)) for row in rows]
+    template = _template(task)
+    wanted = [template.references(row.values, row.where) for row in rows]
     prompts = _prompts(engine, task, rows, answer_tokens=1)
     params = generation_params(task)
     streams = [engine.submit(Request.of(prompt, _within(engine, prompt, params))) for prompt in prompts]
     predicted = [_answer(stream, row).strip() for stream, row in zip(streams, rows, strict=True)]
-    hits = [float(text in texts) for text, texts in zip(predicted, wanted, strict=True)]
-    predictions = [Prediction(w[0], p, references=w) for w, p in zip(wanted, predicted, strict=True)]
-    return Report(len(rows), {"exact_match": sum(hits) / len(hits)}, predictions)
+    references = [tuple(text.strip() for text in texts) for texts in wanted]
+    metrics = {**text_metrics(predicted, references), **_perplexity(engine, prompts, rows, wanted)}
+    predictions = [Prediction(r[0], p, references=r) for r, p in zip(references, predicted, strict=True)]
+    return Report(len(rows), metrics, predictions, unmeasured())
+
+
+def _perplexity(
+    engine: EngineProtocol, prompts: Sequence[Prompt], rows: Sequence[Row], wanted: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Of all references as they stand, cut to the context; nothing if none has a token."""
+    pairs: list[tuple[Prompt, list[int]]] = []
+    for prompt, row, texts in zip(prompts, rows, wanted, strict=True):
+        room = engine.context and engine.context - prompt.prefix_length - len(prompt.token_ids)
+        with row.named():
+            targets = [seam.continuation(engine.tokenizer, text, "")[:room] for text in texts]
+        pairs += [(prompt, target) for target in targets if target]
+    if not pairs:
+        return {}
+    return {"perplexity": perplexity(log_likelihoods(engine, *zip(*pairs, strict=True)))}
 
 
 def _prompts(engine: EngineProtocol, task: Task, rows: Sequence[Row], answer_tokens: int) -> list[Prompt]:

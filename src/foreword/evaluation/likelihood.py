@@ -1,22 +1,98 @@
-"""How surprising the references are to a task."""
+"""How surprising the references are to a task that generates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from foreword.core import Batch, Front
+from foreword.engine.protocol import EngineProtocol
+from foreword.text.question import Question
+from foreword.text.request import Prompt
+
+# References scored in one call: each brings a row of figures for every token, as wide as all tokens that occur in it.
+_AT_ONCE = 64
 
 
-def perplexity(logprobs: Sequence[float], tokens: Sequence[int]) -> float:
-    """``exp`` of the mean negative log-likelihood of a reference token.
+@dataclass(frozen=True)
+class TokenChoice:
+    """The log-probability of some tokens at every place of a question: a `Choice` whose labels are these tokens.
+
+    Attributes:
+        tokens: token ids, each once.
+    """
+
+    hidden: ClassVar[bool] = False
+    tokens: tuple[int, ...]
+
+    @property
+    def labels(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def longest(self) -> int:
+        return 0
+
+    def size(self, question: Question) -> int:
+        return len(question.token_ids)
+
+    def lay_out(
+        self, front: Front, questions: Sequence[Question], device: torch.device | str | None = None
+    ) -> tuple[Batch, torch.Tensor]:
+        """Each question once; all its places."""
+        batch = Batch.behind(front, [question.token_ids for question in questions], device=device)
+        starts = batch.starts[len(batch.lengths) - len(questions) :]
+        places = [start + at for start, q in zip(starts, questions, strict=False) for at in q.places]
+        return batch, torch.tensor(places, device=device)
+
+    def scores(self, outputs: torch.Tensor) -> torch.Tensor:
+        """``[answers, tokens]`` float32 from logits ``[answers, vocab]``."""
+        wide = torch.promote_types(outputs.dtype, torch.float32)
+        wanted = outputs[:, torch.tensor(self.tokens, device=outputs.device)].to(wide)
+        return wanted - outputs.to(wide).logsumexp(-1, keepdim=True)
+
+
+def log_likelihoods(
+    engine: EngineProtocol, prompts: Sequence[Prompt], targets: Sequence[Sequence[int]]
+) -> list[torch.Tensor]:
+    """Log-probability of every token of a target behind its prompt, ``[tokens]`` for each of them.
 
     Args:
-        logprobs: of every reference as a whole, the sum over its tokens; natural logarithms.
-        tokens: how many tokens each has.
+        prompts: what stands in front.
+        targets: token ids, none empty, that fit into the context behind their prompts.
+    """
+    found: list[torch.Tensor] = []
+    for start in range(0, len(prompts), _AT_ONCE):
+        piece = list(zip(prompts, targets, strict=True))[start : start + _AT_ONCE]
+        tokens = tuple(sorted({token for _, target in piece for token in target}))
+        column = {token: place for place, token in enumerate(tokens)}
+        scores = engine.score([_continued(prompt, target) for prompt, target in piece], TokenChoice(tokens))
+        chosen = torch.tensor([column[token] for _, target in piece for token in target])
+        found += scores.gather(1, chosen[:, None])[:, 0].split([len(target) for _, target in piece])
+    return found
+
+
+def perplexity(log_likelihoods: Sequence[torch.Tensor]) -> float:
+    """``exp`` of the mean negative log-likelihood of a token, over all tokens of all references.
+
+    Args:
+        log_likelihoods: of the tokens of every reference, natural logarithms.
 
     Returns:
         At least 1; infinity if it is too large for a float.
     """
+    every = torch.cat(list(log_likelihoods)).double()
     try:
-        return math.exp(-math.fsum(logprobs) / sum(tokens))
+        return math.exp(-float(every.mean()))
     except OverflowError:
         return math.inf
+
+
+def _continued(prompt: Prompt, target: Sequence[int]) -> Prompt:
+    """The prompt with a target behind it, read where each of its tokens is predicted; the last is never run."""
+    last = len(prompt.token_ids) - 1
+    return replace(prompt, token_ids=(*prompt.token_ids, *target[:-1]), places=tuple(range(last, last + len(target))))

@@ -1,0 +1,26 @@
+"""The base model in a task's place: the same template and words, and nothing that was learned."""
+
+from __future__ import annotations
+
+from foreword.core import KVPrefix, Task
+from foreword.errors import UsageError
+from foreword.text.template import Template
+
+
+def baseline(task: Task, name: str, nothing: KVPrefix) -> Task:
+    """What the base model is asked to be compared with a task.
+
+    Args:
+        task: gives template, verbalizer and generation defaults.
+        name: of the base model.
+        nothing: a prefix without positions.
+
+    Raises:
+        UsageError: the task has a head, which the base model lacks, or no template.
+    """
+    if task.template is None:
+        raise UsageError(f"task '{task.name}' has no template, which the base model would be asked with.")
+    if task.head is not None:
+        raise UsageError(f"task '{task.name}' labels with a head that was learned; the base model has none to compare.")
+    plain = Template.parse(task.template).plain().source
+    return Task(name, "manual", nothing, template=plain, verbalizer=task.verbalizer, generation=task.generation)

@@ -1,0 +1,116 @@
+"""`Ratings`: a filled rating sheet read back, and what it says about the two tasks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from foreword.errors import DataError
+from foreword.evaluation.sheet import ROW, A, B, key_file
+from foreword.text.rows import read_utf8
+
+_VERDICTS = ("a", "b", "tie")
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """How people judged two tasks.
+
+    Attributes:
+        task, against: their names.
+        wins: rows where ``task`` was the better one.
+        losses: rows where ``against`` was.
+        ties: rows where neither was, those included that have the same answer twice and were left empty.
+        unrated: other rows that were left empty.
+    """
+
+    task: str
+    against: str
+    wins: int
+    losses: int
+    ties: int
+    unrated: int
+
+    @classmethod
+    def read(cls, sheet: Path) -> Ratings:
+        """Read a sheet and its key. Raises DataError that says which row is wrong and how."""
+        key = _key(key_file(sheet))
+        verdicts = Counter[str]()
+        seen: set[str] = set()
+        for cells in _cells(sheet):
+            row = cells[ROW].strip()
+            if row not in key["rows"] or row in seen:
+                problem = "is there twice" if row in seen else "is not in the key"
+                raise DataError(f"{sheet} row {row!r} {problem}; keep the column '{ROW}' as it was.")
+            seen.add(row)
+            verdicts[_winner(cells, key["rows"][row], f"{sheet} row {row}")] += 1
+        task, against = key["tasks"]
+        unrated = verdicts[""] + len(key["rows"]) - len(seen)
+        return cls(task, against, verdicts[task], verdicts[against], verdicts["tie"], unrated)
+
+    @property
+    def p_value(self) -> float:
+        """How likely a difference this large is if the two are equally good: the two-sided sign test."""
+        return sign_test(self.wins, self.losses)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"n": self.wins + self.losses + self.ties, **asdict(self), "p_value": self.p_value}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task} against {self.against}: {self.wins} wins, {self.losses} losses, {self.ties} ties, "
+            f"{self.unrated} not rated; two-sided sign test p = {self.p_value:.4f}"
+        )
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided exact sign test: the chance of a split at least as uneven among fair coins; ties do not count."""
+    tosses = wins + losses
+    tail = sum(math.comb(tosses, heads) for heads in range(min(wins, losses) + 1))
+    return min(1.0, 2 * tail / 2**tosses)
+
+
+def _winner(cells: Mapping[str, str], order: list[str], where: str) -> str:
+    """Name of the better task, ``tie``, or nothing for a row that is not rated."""
+    (verdict,) = (value for name, value in cells.items() if name.startswith("better"))
+    verdict = verdict.strip().lower()
+    if not verdict:
+        return "tie" if cells[A] == cells[B] else ""
+    if verdict not in _VERDICTS:
+        raise DataError(f"{where}: the rating is {verdict!r}, expected A, B or tie; write one of them.")
+    return "tie" if verdict == "tie" else order[_VERDICTS.index(verdict)]
+
+
+def _key(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise DataError(f"the key {file} is missing; put it beside the sheet, and give the sheet its first name again.")
+    try:
+        key = json.loads(read_utf8(file))
+        _, _ = key["tasks"]
+        rows = key["rows"].values()
+        if not all(sorted(order) == sorted(key["tasks"]) for order in rows):
+            raise ValueError("its rows are not of its tasks")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"the key {file} is damaged ({error}); write the sheet again.") from error
+    return key
+
+
+def _cells(sheet: Path) -> list[dict[str, str]]:
+    """Rows of a sheet, whichever separator the spreadsheet wrote."""
+    text = read_utf8(sheet)
+    header = text.split("\n", 1)[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    names = next(reader, [])
+    if not {ROW, A, B} <= set(names) or sum(name.startswith("better") for name in names) != 1:
+        raise DataError(f"{sheet} is not a rating sheet: its first line must have {ROW}, {A}, {B} and better.")
+    lines = [(reader.line_num, cells) for cells in reader if any(cells)]
+    if wrong := next((number for number, cells in lines if len(cells) != len(names)), None):
+        raise DataError(f"{sheet} line {wrong} has not the {len(names)} columns of the first line; mend it.")
+    return [dict(zip(names, cells, strict=True)) for _, cells in lines]
