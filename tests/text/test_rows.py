@@ -52,6 +52,14 @@ def test_csv_records_over_several_lines_are_named_by_their_first(tmp_path):
     ]
 
 
+def test_tsv_is_csv_with_tabs(tmp_path):
+    data = 'text\tlabel\na, 5" b\t007\n"two\nlines\t"\ty\n'
+    assert read(tmp_path, "d.tsv", data) == [
+        ({"text": 'a, 5" b', "label": "007"}, "d.tsv line 2"),
+        ({"text": "two\nlines\t", "label": "y"}, "d.tsv line 3"),
+    ]
+
+
 @given(cells=st.lists(st.tuples(st.text(), st.text(min_size=1)), min_size=1, max_size=5))
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_csv_writes_is_read_back(cells, tmp_path):
@@ -80,7 +88,9 @@ def test_whatever_csv_writes_is_read_back(cells, tmp_path):
         ("d.csv", "a,b\nx,y,z\n", "d.csv line 2 has 3 columns, the header 2"),
         ("d.csv", 'a,b\nx,"y\n', "d.csv line 2 is not CSV: "),
         ("d.csv", "a,b,a\nx,y,z\n", "d.csv has the column 'a' twice; give every column its own name."),
-        ("d.txt", "x", "d.txt has to end in .jsonl or .csv; convert it to one of them."),
+        ("d.tsv", "a\tb\nx\ty\tz\n", "d.tsv line 2 has 3 columns, the header 2; quote fields with tabs."),
+        ("d.tsv", 'a\tb\nx\t"y" z\n', "d.tsv line 2 is not TSV: "),
+        ("d.txt", "x", "d.txt has to end in .jsonl, .csv, .tsv or .parquet; convert it to one of them."),
         ("d.jsonl", b'{"a": "x"}\n{"a": "\xe9"}\n', "d.jsonl line 2 is not UTF-8 text (byte 18); save it as UTF-8."),
     ],
 )

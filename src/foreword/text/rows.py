@@ -1,4 +1,4 @@
-"""Files of examples: JSONL and CSV become rows that know where they stand, for errors that say so."""
+"""Examples as rows that know where they stand, for errors that say so: from files of several kinds, or the Hub."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import DataError, UsageError
+from foreword.text.hub import SCHEME, HubData
+from foreword.text.table import parquet_rows
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Row:
     """One example.
 
     Attributes:
-        values: its fields.
-        where: file and line, such as ``train.jsonl line 3``.
+        values: its fields, as JSON has them: text, numbers, booleans, null, lists and objects.
+        where: file and line, such as ``train.jsonl line 3``, or ``train.parquet row 3``.
     """
 
     values: dict[str, Any]
@@ -39,18 +41,19 @@ class Row:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Rows of a ``.jsonl`` (one object a line) or ``.csv`` (header first) file, in UTF-8.
+    """Rows of a file or of a Hub data set.
+
+    Args:
+        path: a ``.jsonl`` (one object a line), ``.csv`` or ``.tsv`` (header first; every cell is text) file in UTF-8,
+            a ``.parquet`` file, or ``hub:OWNER/NAME[/CONFIG][@REVISION]:SPLIT`` (``hub:./FOLDER:SPLIT`` for a folder
+            that `datasets.load_dataset` can read). The last two need the `[data]` extra.
 
     Raises:
-        DataError: the file is missing, empty, or a line is not what it should be.
+        DataError: it is missing, empty, or a line is not what it should be.
     """
-    file = Path(path)
-    readers = {".jsonl": _jsonl, ".json": _jsonl, ".ndjson": _jsonl, ".csv": _csv}
-    if file.suffix.lower() not in readers:
-        raise DataError(f"{file} has to end in .jsonl or .csv; convert it to one of them.")
-    rows = list(readers[file.suffix.lower()](file, io.StringIO(read_utf8(file), newline="")))
+    rows = list(_hub(str(path)) if _is_hub(path) else _file(Path(path)))
     if not rows:
-        raise DataError(f"{file} has no examples; give at least one line of data.")
+        raise DataError(f"{path} has no examples; give at least one line of data.")
     return rows
 
 
@@ -67,9 +70,29 @@ def read_utf8(file: Path) -> str:
 
 
 def data_digest(path: str | Path) -> str:
-    """SHA-256 of a data file, for provenance."""
+    """SHA-256 of a data file, or of the rows of a Hub data set, for provenance."""
+    if _is_hub(path):
+        return HubData.parse(str(path)).digest()
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _is_hub(path: str | Path) -> bool:
+    return isinstance(path, str) and path.startswith(SCHEME)
+
+
+def _hub(name: str) -> Iterator[Row]:
+    return (Row(values, where) for values, where in HubData.parse(name).rows())
+
+
+def _file(file: Path) -> Iterator[Row]:
+    kind = file.suffix.lower()
+    if kind == ".parquet":
+        return (Row(values, where) for values, where in parquet_rows(file))
+    readers = {".jsonl": _jsonl, ".json": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _tsv}
+    if kind not in readers:
+        raise DataError(f"{file} has to end in .jsonl, .csv, .tsv or .parquet; convert it to one of them.")
+    return readers[kind](file, io.StringIO(read_utf8(file), newline=""))
 
 
 def _jsonl(file: Path, lines: io.StringIO) -> Iterator[Row]:
@@ -88,22 +111,28 @@ def _jsonl(file: Path, lines: io.StringIO) -> Iterator[Row]:
         yield Row(values, where)
 
 
-def _csv(file: Path, lines: io.StringIO) -> Iterator[Row]:
-    records = _records(file, lines)
+def _tsv(file: Path, lines: io.StringIO) -> Iterator[Row]:
+    return _csv(file, lines, "\t")
+
+
+def _csv(file: Path, lines: io.StringIO, between: str = ",") -> Iterator[Row]:
+    """Cells stay text, whatever they look like: a label ``007`` is not a number."""
+    records = _records(file, lines, between)
     _, header = next(records, (1, []))
     if twice := next((name for name in header if header.count(name) > 1), None):
         raise DataError(f"{file} has the column {twice!r} twice; give every column its own name.")
     for number, cells in records:
         if len(cells) != len(header):
             raise DataError(
-                f"{file} line {number} has {len(cells)} columns, the header {len(header)}; quote fields with commas."
+                f"{file} line {number} has {len(cells)} columns, the header {len(header)}; quote fields with "
+                f"{'commas' if between == ',' else 'tabs'}."
             )
         yield Row(dict(zip(header, cells, strict=True)), f"{file} line {number}")
 
 
-def _records(file: Path, lines: io.StringIO) -> Iterator[tuple[int, list[str]]]:
+def _records(file: Path, lines: io.StringIO, between: str) -> Iterator[tuple[int, list[str]]]:
     """Records with the line on which they begin: a quoted field may go over several."""
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, delimiter=between, strict=True)
     begins = 1
     try:
         for cells in reader:
@@ -111,4 +140,5 @@ def _records(file: Path, lines: io.StringIO) -> Iterator[tuple[int, list[str]]]:
                 yield begins, cells
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{file} line {begins} is not CSV: {error}; check its quotes.") from error
+        kind = "CSV" if between == "," else "TSV"
+        raise DataError(f"{file} line {begins} is not {kind}: {error}; check its quotes.") from error
