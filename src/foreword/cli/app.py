@@ -14,7 +14,9 @@ from foreword.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     generate,
+    import_,
     models,
     publish,
     serve,
@@ -41,6 +43,8 @@ app.command("classify")(classify.classify)
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.add_typer(bank.app, name="bank")
+app.add_typer(import_.app, name="import")
+app.add_typer(export.app, name="export")
 
 
 def _version(value: bool) -> None:

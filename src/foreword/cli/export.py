@@ -1,0 +1,39 @@
+"""``foreword export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foreword.cli import options
+
+app = typer.Typer(help="Tasks for other programs.", no_args_is_help=True)
+
+
+@app.callback()
+def _export() -> None:
+    """A group, although it has one command so far."""
+
+
+@app.command()
+def peft(
+    name: Annotated[str, typer.Argument(help="Task, or task@version.")],
+    path: Annotated[Path, typer.Argument(help="Folder to write; it must not exist, or be empty.")],
+    model: options.ModelName = None,
+    bank: options.BankRoot = None,
+    trust_remote_code: options.RemoteCode = False,
+    json: options.Json = False,
+) -> None:
+    """A folder for PeftModel.from_pretrained: PREFIX_TUNING, or LORA.
+
+    Example: foreword export peft sentiment runs/adapter
+    """
+    task = options.open_bank(bank).load(name)
+    lm = options.open_model(model, "auto", "auto", trust_remote_code)
+    from foreword.interop.export import export_peft
+
+    kind = export_peft(lm, task, path)
+    data = {"task": task.ref, "peft_type": kind, "path": str(path)}
+    options.emit(data, f"wrote {task.ref} to {path} ({kind})", json)

@@ -1,0 +1,154 @@
+"""`Checkpoint`: a folder that another program wrote, read without running anything that is in it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from foreword.bank.digests import file_sha256
+from foreword.errors import CorruptFile, UsageError
+from foreword.version import __version__
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Somebody else's learned weights.
+
+    Attributes:
+        name: of the folder or the repository, without the path to it.
+        folder: where its files are.
+        config: content of its JSON configuration; empty if it may do without.
+        tensors: all its tensors by name, on the CPU in the stored dtype.
+        sha256: of the file that holds them.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"the checkpoint {self.name}"
+
+    def tensor(self, name: str, *shape: int | None) -> Tensor:
+        """The floating-point tensor ``name``; ``None`` in ``shape`` is any size. Raises CorruptFile without one."""
+        expected = " x ".join("any" if size is None else str(size) for size in shape)
+        if (found := self.tensors.get(name)) is None:
+            raise CorruptFile(f"{self} must hold the tensor {name} ({expected}), found none; download it again.")
+        if not found.is_floating_point() or not _fits(tuple(found.shape), shape):
+            raise CorruptFile(
+                f"{name} of {self} must be floating-point numbers {expected}, found {list(found.shape)} of "
+                f"{str(found.dtype).removeprefix('torch.')}; import it for the model that it was made for."
+            )
+        return found
+
+    def require_only(self, *names: str) -> None:
+        """Raise UsageError if it holds tensors besides these: they would be lost, and the answers be others."""
+        if extra := sorted(self.tensors.keys() - set(names)):
+            raise UsageError(
+                f"{self} holds {extra[0]} besides its prompt, which a task has no place for; learn it again without."
+            )
+
+    def provenance(self, kind: str) -> dict[str, Any]:
+        """Where an imported task came from; no path of this machine is in it."""
+        return {
+            "foreword": __version__,
+            "source": self.name,
+            "format": kind,
+            "weights_sha256": self.sha256,
+            "parents": [],
+        }
+
+
+def read_checkpoint(source: str, config: str, weights: Sequence[str], *, needs_config: bool = True) -> Checkpoint:
+    """Read a folder, one weights file in a folder, or a Hub repository.
+
+    Args:
+        source: its path, or its Hub id.
+        config: name of its JSON configuration.
+        weights: names that its weights file may have; the first that is there is read.
+        needs_config: refuse a folder without configuration.
+
+    Raises:
+        UsageError: there is no such folder, repository or file.
+        CorruptFile: a file is damaged, or is a pickle with more in it than tensors.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        folder, name = _fetched(source, [config, *weights]), source.split("/")[-1]
+    else:
+        folder = path if path.is_dir() else path.parent
+        name = folder.resolve().name
+    files = [path] if path.is_file() else [folder / weight for weight in weights]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise UsageError(f"{source} has no file {' or '.join(weights)}; give the folder that holds the checkpoint.")
+    settings = _read_config(folder / config, needs_config)
+    return Checkpoint(name, folder, settings, _read_weights(file), file_sha256(file))
+
+
+def _fits(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
+    return len(found) == len(shape) and all(b is None or a == b for a, b in zip(found, shape, strict=True))
+
+
+def _fetched(source: str, files: Sequence[str]) -> Path:
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UsageError(f"there is no folder or file {source}; give one, or a Hub id such as owner/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(files)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), repr(error))
+        raise UsageError(f"{source} could not be fetched ({reason}); give a folder or a Hub id.") from error
+
+
+def _read_config(file: Path, needed: bool) -> dict[str, Any]:
+    if not file.is_file():
+        if needed:
+            raise UsageError(f"{file.parent} has no {file.name}; give the folder that holds the checkpoint.")
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CorruptFile(f"{file} is not JSON ({error}); download it again.") from error
+    if not isinstance(config, dict):
+        raise CorruptFile(f"{file} must be a JSON object, found {type(config).__name__}; download it again.")
+    return config
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    if file.suffix != ".safetensors":
+        return _read_pickle(file)
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(f"{file.name} is damaged ({type(error).__name__}); download it again.") from error
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    """Tensors of a legacy file. What else a pickle names would be run by an ordinary load; ``weights_only`` runs
+    nothing."""
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CorruptFile(
+            f"{file.name} is not a pickle of tensors alone, so nothing of it was loaded; ask its author for a "
+            ".safetensors file."
+        ) from error
+    except Exception as error:  # a damaged pickle fails in any way at all
+        raise CorruptFile(f"{file.name} is damaged ({type(error).__name__}); download it again.") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CorruptFile(f"{file.name} must hold tensors by name and nothing else; ask its author for those.")
+    return {str(name): tensor for name, tensor in tensors.items()}

@@ -1,0 +1,132 @@
+"""Tasks become PEFT folders: `PeftModel.from_pretrained(model, folder)` gives the logits of the task.
+
+PEFT is not needed to write one. A prefix becomes PREFIX_TUNING however it was learned, since lowered soft tokens are
+keys and values like any others; low-rank changes become LORA. What neither can say is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
+
+from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
+from foreword.core import KVPrefix, Task
+from foreword.errors import UsageError
+from foreword.interop.flat import flatten, only_shape
+from foreword.models import LanguageModel
+
+_PEFT = "PEFT's prefix tuning"
+
+
+def export_peft(lm: LanguageModel, task: Task, folder: Path) -> str:
+    """Write a task as a PEFT folder and return its PEFT type.
+
+    Args:
+        lm: the task's own model; the folder names it as its base model.
+        task: checked against ``lm``.
+        folder: must not exist, or be empty.
+
+    Raises:
+        ModelMismatch: ``lm`` is another model.
+        UsageError: the task has something that PEFT cannot hold, or the folder is not empty.
+        OSError: the disk is full or not writable.
+    """
+    task.prefix.model.check(lm.identity, f"task '{task.name}'")
+    _check(task)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not an empty folder; give another path, or clear it first.")
+    kind = _write_prefix(lm, task.prefix, folder) if task.adapter is None else _write_lora(lm, task, folder)
+    (folder / "README.md").write_text(_card(task, _base_model(lm)), encoding="utf-8")
+    return kind
+
+
+def _check(task: Task) -> None:
+    """Raise UsageError for what a PEFT folder has no place for, by name."""
+    lost = {
+        "soft tokens inside its template": task.soft is not None,
+        "a head over hidden states": task.head is not None,
+        "several prefixes whose answers are combined": bool(task.members),
+        "a prefix and low-rank changes at once": task.adapter is not None and task.prefix.length > 0,
+    }
+    if missing := next((what for what, there in lost.items() if there), None):
+        raise UsageError(f"task '{task.name}' has {missing}, which a PEFT folder cannot hold.")
+    if task.adapter is None and not task.prefix.length:
+        raise UsageError(f"task '{task.name}' has nothing learned in it, only a template; there is nothing to export.")
+    if task.prefix.length and task.prefix.offset != task.prefix.length:
+        raise UsageError(
+            f"task '{task.name}' starts its requests at position {task.prefix.offset} behind {task.prefix.length} "
+            "positions; PEFT starts them right behind."
+        )
+
+
+def _write_prefix(lm: LanguageModel, prefix: KVPrefix, folder: Path) -> str:
+    shape = only_shape(prefix.model, _PEFT)
+    width = shape.kv_heads * shape.key_dim
+    config: dict[str, Any] = {
+        "base_model_name_or_path": _base_model(lm),
+        "encoder_hidden_size": width,
+        "inference_mode": True,
+        "num_attention_heads": shape.kv_heads,
+        "num_layers": len(prefix.model.layers),
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": prefix.length,
+        "peft_type": "PREFIX_TUNING",
+        "prefix_projection": False,
+        "task_type": _task_type(lm),
+        "token_dim": width,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"prompt_embeddings": flatten(prefix, _PEFT)}, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return "PREFIX_TUNING"
+
+
+def _write_lora(lm: LanguageModel, task: Task, folder: Path) -> str:
+    assert task.adapter is not None
+    modules = dict(lm.model.named_modules())
+    transposed = {isinstance(modules[name], Conv1D) for name in task.adapter.layers}
+    if len(transposed) > 1:
+        raise UsageError(f"task '{task.name}' changes layers of two kinds, which one PEFT folder cannot hold.")
+    write_adapter(
+        folder,
+        task.adapter,
+        base_model=_base_model(lm),
+        task_type=_task_type(lm),
+        fan_in_fan_out=transposed == {True},
+    )
+    return "LORA"
+
+
+def _base_model(lm: LanguageModel) -> str:
+    """Where Transformers found the model: its folder, or its Hub id."""
+    return lm.model.config.name_or_path or lm.name
+
+
+def _task_type(lm: LanguageModel) -> str:
+    return "CAUSAL_LM" if lm.causal else "FEATURE_EXTRACTION"
+
+
+def _card(task: Task, base: str) -> str:
+    """What the folder itself does not say: how requests are worded, and whether they bring a first token."""
+    lines = [
+        "---",
+        "library_name: peft",
+        f"base_model: {json.dumps(base, ensure_ascii=False)}",
+        "---",
+        f"# {task.name}",
+        "",
+        f"Exported by Foreword (method {task.method}).",
+    ]
+    if task.prefix.length and task.prefix.bos == "prefix":
+        lines.append("\nThe beginning-of-text token is inside: tokenize requests with `add_special_tokens=False`.")
+    if task.template is not None:
+        lines.append("\nRequests are worded by this template:\n\n" + indent(task.template, "    "))
+    if task.verbalizer is not None:
+        words = json.dumps({label: list(group) for label, group in task.verbalizer.items()}, ensure_ascii=False)
+        lines.append(f"\nLabels and their words:\n\n    {words}")
+    return "\n".join(lines) + "\n"

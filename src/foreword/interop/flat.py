@@ -1,0 +1,64 @@
+"""The flat prefix: keys and values of all layers as one row a position, as PEFT and THUDM's P-tuning v2 keep them.
+
+``[P, layers * 2 * kv_heads * dim]``, where a row reads ``[layers, key then value, kv_heads, dim]``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foreword.core import KVPrefix, LayerShape, ModelIdentity
+from foreword.errors import ModelMismatch, UsageError
+from foreword.models import LanguageModel
+
+
+def only_shape(model: ModelIdentity, what: str) -> LayerShape:
+    """The shape that all layers share. Raises UsageError if they differ: one row of numbers cannot tell them apart."""
+    shapes = set(model.layers)
+    shape = model.layers[0]
+    if len(shapes) > 1 or shape.key_dim != shape.value_dim:
+        raise UsageError(
+            f"{what} has one shape for keys and values of all layers, those of {model.architecture} differ; use a "
+            "model with equal layers."
+        )
+    return shape
+
+
+def width(model: ModelIdentity, what: str) -> int:
+    """Numbers in a row. Raises as `only_shape` does."""
+    shape = only_shape(model, what)
+    return len(model.layers) * 2 * shape.kv_heads * shape.key_dim
+
+
+def unflatten(lm: LanguageModel, flat: Tensor, what: str) -> KVPrefix:
+    """The prefix of a flat one, in the model's dtype; its request starts at ``P``.
+
+    Args:
+        lm: the model that it was made for.
+        flat: ``[P, layers * 2 * kv_heads * dim]``.
+        what: how to name it in errors.
+
+    Raises:
+        ModelMismatch: it is of another width.
+    """
+    shape, expected = only_shape(lm.identity, what), width(lm.identity, what)
+    if flat.dim() != 2 or flat.shape[1] != expected:
+        raise ModelMismatch(
+            f"{what} must have {expected} numbers a position for {lm.name} ({len(lm.identity.layers)} layers of 2 x "
+            f"{shape.kv_heads} x {shape.key_dim}), found {list(flat.shape)}; give the model it was made for with "
+            "--model."
+        )
+    rows = flat.to(device=lm.device, dtype=lm.dtype)
+    # [P, layers, 2, kv_heads, dim] -> [layers, 2, kv_heads, P, dim]
+    layers = rows.reshape(rows.shape[0], -1, 2, shape.kv_heads, shape.key_dim).permute(1, 2, 3, 0, 4)
+    keys, values = (tuple(layer[which].contiguous() for layer in layers) for which in (0, 1))
+    return KVPrefix(lm.identity, keys, values, offset=rows.shape[0])
+
+
+def flatten(prefix: KVPrefix, what: str) -> Tensor:
+    """Inverse of `unflatten`, in the prefix's dtype on the CPU. Raises UsageError for layers of different shapes."""
+    only_shape(prefix.model, what)
+    layers = [torch.stack(pair) for pair in zip(prefix.keys, prefix.values, strict=True)]
+    rows = torch.stack(layers).permute(3, 0, 1, 2, 4).reshape(prefix.length, -1)
+    return rows.detach().cpu().contiguous()

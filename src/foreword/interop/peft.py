@@ -1,0 +1,172 @@
+"""PEFT folders become tasks: what `PeftModel.from_pretrained` would answer, the task answers.
+
+PEFT saves every prompt as the final numbers: projections and prompt encoders have run already. So one tensor decides,
+and it is read for what it is; whatever else a folder asks for is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from foreword.adapters import check_adapter
+from foreword.bank.adapter_file import make_adapter
+from foreword.core import Front, Task
+from foreword.errors import ModelMismatch, UsageError
+from foreword.interop.checkpoint import Checkpoint, read_checkpoint
+from foreword.interop.flat import unflatten
+from foreword.interop.wording import Wording
+from foreword.models import LanguageModel
+from foreword.prompts.lower import lower
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+_PROMPT = "prompt_embeddings"
+# Others end in a head of their own, or have a second stack of layers.
+_TASK_TYPES = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
+
+Read = Callable[[LanguageModel, Checkpoint, int | None], Front]
+
+
+def read_peft(source: str) -> Checkpoint:
+    """Read a folder or a Hub repository that PEFT saved, and refuse what no task can hold.
+
+    Raises:
+        UsageError: there is none, or it is of a kind that would answer otherwise here.
+        CorruptFile: a file is damaged, or is a pickle with more in it than tensors.
+    """
+    checkpoint = read_checkpoint(source, CONFIG, WEIGHTS)
+    config = checkpoint.config
+    if (kind := str(config.get("peft_type"))) not in _KINDS:
+        raise UsageError(f"{checkpoint} is of PEFT's type {kind}; what can be imported is {', '.join(_KINDS)}.")
+    if config.get("modules_to_save"):
+        raise UsageError(
+            f"{checkpoint} replaces whole modules ({', '.join(map(str, config['modules_to_save']))}), which a task has "
+            "no place for; learn it again without modules_to_save."
+        )
+    if config.get("task_type") not in _TASK_TYPES or config.get("num_transformer_submodules") not in (None, 1):
+        raise UsageError(
+            f"{checkpoint} is for {config.get('task_type')}, whose answers do not come from the language model alone; "
+            f"what can be imported is {' or '.join(filter(None, _TASK_TYPES))}."
+        )
+    return checkpoint
+
+
+def base_model(checkpoint: Checkpoint) -> str | None:
+    """The model that a checkpoint says it belongs to. Raises UsageError if it names one revision of it."""
+    revision = checkpoint.config.get("revision")
+    if revision not in (None, "main"):
+        raise UsageError(
+            f"{checkpoint} was learned on revision {revision} of its base model; fetch that one and give its folder "
+            "with --model."
+        )
+    return checkpoint.config.get("base_model_name_or_path")
+
+
+def import_peft(
+    lm: LanguageModel, checkpoint: Checkpoint, name: str, *, task_id: int | None = None, wording: Wording | None = None
+) -> Task:
+    """A task that answers as the checkpoint does.
+
+    Args:
+        lm: the model that it was made for.
+        checkpoint: from `read_peft`.
+        name: of the task.
+        task_id: which task of MULTITASK_PROMPT_TUNING; not needed if there is one.
+        wording: template and verbalizer, which PEFT does not save.
+
+    Raises:
+        ModelMismatch: made for another model.
+        UsageError: a task id that is missing, unknown or meaningless.
+        CorruptFile: tensors that are not what the configuration says.
+    """
+    kind = str(checkpoint.config["peft_type"])
+    method, read = _KINDS[kind]
+    if task_id is not None and read is not _multitask:
+        raise UsageError(f"{checkpoint} is {kind}, which has no task ids; leave --task-id out.")
+    front = read(lm, checkpoint, task_id)
+    wording = wording or Wording()
+    provenance = {**checkpoint.provenance("peft"), "peft_type": kind}
+    if task_id is not None:
+        provenance["task_id"] = task_id
+    if front.soft is not None and not lm.causal:
+        # An encoder's soft tokens see the request, so nothing of them can be computed ahead.
+        wording = wording.behind_soft(front.soft.shape[0])
+        soft, front = front.soft, Front()
+    else:
+        soft = None
+    return Task(
+        name,
+        method,
+        lower(lm, front),
+        template=wording.template,
+        verbalizer=wording.verbalizer,
+        provenance=provenance,
+        soft=soft,
+        adapter=front.adapter,
+    )
+
+
+def _soft_prompt(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -> Front:
+    """PROMPT_TUNING and P_TUNING: soft tokens in front of the beginning-of-text token."""
+    del task_id
+    checkpoint.require_only(_PROMPT)
+    return _soft(lm, checkpoint, checkpoint.tensor(_PROMPT, _length(checkpoint), None))
+
+
+def _multitask(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -> Front:
+    """MULTITASK_PROMPT_TUNING (Wang et al. 2023, arXiv:2303.02861): a shared prompt times the task's low-rank one."""
+    cols, rows = "prefix_task_cols", "prefix_task_rows"
+    checkpoint.require_only(_PROMPT, cols, rows)
+    shared = checkpoint.tensor(_PROMPT, _length(checkpoint), None)
+    left = checkpoint.tensor(cols, None, shared.shape[0], None)
+    right = checkpoint.tensor(rows, left.shape[0], left.shape[2], shared.shape[1])
+    if task_id is None and left.shape[0] > 1:
+        raise UsageError(f"{checkpoint} holds {left.shape[0]} tasks; say which with --task-id, from 0.")
+    if not 0 <= (chosen := task_id or 0) < left.shape[0]:
+        raise UsageError(f"{checkpoint} has no task {chosen}; --task-id goes from 0 to {left.shape[0] - 1}.")
+    return _soft(lm, checkpoint, shared * (left[chosen] @ right[chosen]))
+
+
+def _prefix(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -> Front:
+    """PREFIX_TUNING and CARTRIDGE: keys and values, positions ``0..P-1``."""
+    del task_id
+    checkpoint.require_only(_PROMPT)
+    return Front(unflatten(lm, checkpoint.tensor(_PROMPT, _length(checkpoint), None), str(checkpoint)))
+
+
+def _lora(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -> Front:
+    del task_id
+    adapter = make_adapter(checkpoint.config, checkpoint.tensors, str(checkpoint))
+    check_adapter(adapter, lm.model, str(checkpoint))
+    return Front(adapter=adapter)
+
+
+def _soft(lm: LanguageModel, checkpoint: Checkpoint, values: Tensor) -> Front:
+    hidden = lm.identity.hidden_size
+    if values.shape[1] != hidden:
+        raise ModelMismatch(
+            f"{checkpoint} has soft tokens of {values.shape[1]} numbers, {lm.name} has embeddings of {hidden}; give "
+            "the model it was made for with --model."
+        )
+    return Front(soft=values.to(device=lm.device, dtype=lm.dtype))
+
+
+def _length(checkpoint: Checkpoint) -> int:
+    length = checkpoint.config.get("num_virtual_tokens")
+    if not isinstance(length, int) or length < 1:
+        raise UsageError(f"{CONFIG} of {checkpoint} must say num_virtual_tokens, 1 or more; found {length!r}.")
+    return length
+
+
+_KINDS: Mapping[str, tuple[str, Read]] = {
+    "PROMPT_TUNING": ("prompt-tuning", _soft_prompt),
+    "P_TUNING": ("p-tuning", _soft_prompt),
+    "MULTITASK_PROMPT_TUNING": ("multitask-prompt-tuning", _multitask),
+    "PREFIX_TUNING": ("prefix-tuning", _prefix),
+    "CARTRIDGE": ("cartridge", _prefix),
+    "LORA": ("lora", _lora),
+}
+"""PEFT's types, with the name of the method and how to read it."""

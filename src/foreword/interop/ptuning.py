@@ -1,0 +1,200 @@
+"""Checkpoints of THUDM's P-tuning v2 repository and of ChatGLM2/3's ``ptuning`` become tasks.
+
+Both keep a ``prefix_encoder``: a flat prefix, or one behind a small network that is run here once. They differ in
+where requests stand. BERT and RoBERTa count past keys, so a request starts at ``P`` as everywhere here. ChatGLM starts
+it at 0 and uses the keys as they are, turned by nothing: seen from there, each key stands at position 0. Rotary
+positions are relative, so keys and request move by ``P`` together.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foreword.core import Head, KVPrefix, Task
+from foreword.errors import ModelMismatch, UnsupportedModel, UsageError
+from foreword.interop.checkpoint import Checkpoint, read_checkpoint
+from foreword.interop.flat import only_shape, unflatten
+from foreword.interop.wording import Wording
+from foreword.models import LanguageModel
+from foreword.prompts.rotate import rotate
+from foreword.text.template import Template
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+_CHATGLM = "transformer.prefix_encoder."
+_THUDM = "prefix_encoder."
+_CLASSIFIER = {"classifier.weight", "classifier.bias"}
+
+
+def read_ptuning(source: str) -> Checkpoint:
+    """Read a folder, a weights file beside its ``config.json``, or a Hub repository.
+
+    Raises:
+        UsageError: there is none, or it is of a kind that would answer otherwise here.
+        CorruptFile: a file is damaged, or is a pickle with more in it than tensors.
+    """
+    checkpoint = read_checkpoint(source, CONFIG, WEIGHTS)
+    if f"{_stem(checkpoint)}embedding.weight" not in checkpoint.tensors:
+        raise UsageError(
+            f"{checkpoint} has no {_THUDM}embedding.weight, so it is not of P-tuning v2; prompts that were added to "
+            "the embeddings alone cannot be imported."
+        )
+    if bits := checkpoint.config.get("quantization_bit"):
+        raise UsageError(
+            f"{checkpoint} was learned on a model quantized to {bits} bits (quantization_bit), which would answer "
+            "otherwise than the model here; learn it on the model in full."
+        )
+    if _is_chatglm(checkpoint) and (checkpoint.config.get("position_encoding_2d") or not _chatglm_shape(checkpoint)):
+        raise UsageError(
+            f"{checkpoint} is of the first ChatGLM, which reads requests in both directions at positions of two "
+            "dimensions; what can be imported is ChatGLM2 and later, with kv_channels in config.json."
+        )
+    return checkpoint
+
+
+def base_model(checkpoint: Checkpoint) -> str | None:
+    """The model that a checkpoint says it belongs to."""
+    return checkpoint.config.get("_name_or_path") or None
+
+
+def import_ptuning(
+    lm: LanguageModel, checkpoint: Checkpoint, name: str, *, prefix_only: bool = False, wording: Wording | None = None
+) -> Task:
+    """A task that answers as the checkpoint does.
+
+    Args:
+        lm: the model that it was made for.
+        checkpoint: from `read_ptuning`.
+        name: of the task.
+        prefix_only: leave the checkpoint's own head out.
+        wording: template and verbalizer, in place of a head.
+
+    Raises:
+        ModelMismatch: made for another model.
+        UnsupportedModel: keys of ChatGLM for a model whose keys cannot move.
+        UsageError: a head that a task cannot hold.
+        CorruptFile: tensors of shapes that do not fit together.
+    """
+    _check_body(lm, checkpoint)
+    head = _head(lm, checkpoint, prefix_only)
+    wording = wording or Wording()
+    if head is not None:
+        if wording.verbalizer is not None:
+            raise UsageError(f"{checkpoint} has a head of its own; leave --verbalizer out, or add --prefix-only.")
+        wording = Wording(wording.template or "{tokens}")
+        Template.parse(str(wording.template)).only_field()
+    return Task(
+        name,
+        "p-tuning-v2",
+        _prefix(lm, checkpoint),
+        template=wording.template,
+        verbalizer=wording.verbalizer,
+        provenance=checkpoint.provenance("ptuning-v2"),
+        head=head,
+    )
+
+
+def _stem(checkpoint: Checkpoint) -> str:
+    return _CHATGLM if _is_chatglm(checkpoint) else _THUDM
+
+
+def _is_chatglm(checkpoint: Checkpoint) -> bool:
+    return any(name.startswith(_CHATGLM) for name in checkpoint.tensors)
+
+
+def _chatglm_shape(checkpoint: Checkpoint) -> tuple[object, ...] | None:
+    """Layers, key heads and numbers of a key."""
+    names = ("num_layers", "multi_query_group_num", "kv_channels")
+    return tuple(checkpoint.config[name] for name in names) if checkpoint.config.keys() >= set(names) else None
+
+
+def _thudm_shape(checkpoint: Checkpoint) -> tuple[object, ...] | None:
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    if not all(isinstance(checkpoint.config.get(name), int) for name in names):
+        return None
+    layers, heads, hidden = (checkpoint.config[name] for name in names)
+    return layers, heads, hidden // max(1, heads)
+
+
+def _prefix(lm: LanguageModel, checkpoint: Checkpoint) -> KVPrefix:
+    shape = only_shape(lm.identity, str(checkpoint))
+    found = (len(lm.identity.layers), shape.kv_heads, shape.key_dim)
+    chatglm = _is_chatglm(checkpoint)
+    said = _chatglm_shape(checkpoint) if chatglm else _thudm_shape(checkpoint)
+    if said is not None and said != found:
+        raise ModelMismatch(
+            f"{checkpoint} is for {said[0]} layers of {said[1]} x {said[2]} keys, {lm.name} has {found[0]} of "
+            f"{found[1]} x {found[2]}; give the model it was made for with --model."
+        )
+    prefix = unflatten(lm, _flat(checkpoint), str(checkpoint))
+    if not chatglm:
+        return prefix
+    if not lm.causal:
+        raise UnsupportedModel(f"{checkpoint} is of ChatGLM, {lm.name} is an encoder; give the model it was made for.")
+    return rotate(lm, prefix, prefix.length)
+
+
+def _flat(checkpoint: Checkpoint) -> Tensor:
+    """``[P, layers * 2 * kv_heads * dim]``: the table, or what the network behind it makes of it."""
+    stem = _stem(checkpoint)
+    table = checkpoint.tensor(f"{stem}embedding.weight", checkpoint.config.get("pre_seq_len"), None)
+    if f"{stem}trans.0.weight" not in checkpoint.tensors:
+        return table
+    first = checkpoint.tensor(f"{stem}trans.0.weight", None, table.shape[1])
+    second = checkpoint.tensor(f"{stem}trans.2.weight", None, first.shape[0])
+    biases = [
+        checkpoint.tensor(f"{stem}trans.{index}.bias", weight.shape[0]).float()
+        for index, weight in ((0, first), (2, second))
+    ]
+    hidden = torch.tanh(F.linear(table.float(), first.float(), biases[0]))
+    return F.linear(hidden, second.float(), biases[1])
+
+
+def _head(lm: LanguageModel, checkpoint: Checkpoint, left_out: bool) -> Head | None:
+    """The checkpoint's classifier over words. Raises UsageError for any other head that is not left out."""
+    rest = {name for name in checkpoint.tensors if not name.startswith((_stem(checkpoint), _body_stem(lm)))}
+    if left_out and not rest:
+        raise UsageError(f"{checkpoint} has no head of its own; leave --prefix-only out.")
+    if left_out or not rest:
+        return None
+    architecture = next(iter(checkpoint.config.get("architectures") or ()), "unknown")
+    if rest != _CLASSIFIER or not str(architecture).endswith("ForTokenClassification"):
+        # THUDM's classifiers of whole texts stand behind BERT's pooler: no linear head over hidden states.
+        raise UsageError(
+            f"{checkpoint} ({architecture}) answers with {min(rest)}, a head that a task cannot hold: only one that "
+            "labels words lies directly over the hidden states; import its keys alone with --prefix-only."
+        )
+    weight = checkpoint.tensor("classifier.weight", None, lm.identity.hidden_size)
+    bias = checkpoint.tensor("classifier.bias", weight.shape[0])
+    names = checkpoint.config.get("id2label")
+    names = names if isinstance(names, dict) else {}
+    labels = tuple(str(names.get(str(index), f"LABEL_{index}")) for index in range(weight.shape[0]))
+    return Head(labels, weight.to(lm.dtype), bias.to(lm.dtype), per_token=True)
+
+
+def _body_stem(lm: LanguageModel) -> str:
+    """How names of the model's own layers begin in a checkpoint with a head, such as ``bert.``."""
+    return f"{lm.model.base_model_prefix}."
+
+
+def _check_body(lm: LanguageModel, checkpoint: Checkpoint) -> None:
+    """THUDM saves the frozen model too: raise ModelMismatch unless it is the loaded one."""
+    body, stem = lm.model.base_model.state_dict(), _body_stem(lm)
+    for name, tensor in checkpoint.tensors.items():
+        own = body.get(name.removeprefix(stem)) if name.startswith(stem) else None
+        if own is not None and not _same(tensor, own.cpu()):
+            raise ModelMismatch(
+                f"{checkpoint} was learned in front of other weights than those of {lm.name}: {name} differs; give the "
+                "model it was made for with --model."
+            )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal up to the precision of the coarser one."""
+    if a.shape != b.shape or not (a.is_floating_point() and b.is_floating_point()):
+        return a.shape == b.shape and bool((a == b).all())
+    coarse = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
+    return torch.allclose(a.float(), b.float(), rtol=2 * coarse, atol=1e-6)
