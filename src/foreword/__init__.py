@@ -12,8 +12,12 @@ _HOMES = {
     "Bank": "foreword.bank.bank",
     "Engine": "foreword.engine.engine",
     "KVPrefix": "foreword.core",
+    "LoRA": "foreword.prompts.lora",
+    "LoRAHybrid": "foreword.prompts.lora",
     "Manual": "foreword.prompts.manual",
+    "PTuning": "foreword.prompts.soft",
     "PTuningV2": "foreword.prompts.prefix",
+    "PrefixTuning": "foreword.prompts.prefix",
     "PromptTuning": "foreword.prompts.soft",
     "Recipe": "foreword.training.recipe",
     "SamplingParams": "foreword.core",
@@ -35,10 +39,14 @@ if TYPE_CHECKING:
     from foreword.engine.engine import Engine as Engine
     from foreword.evaluation.evaluate import evaluate as evaluate
     from foreword.models import load_model as load_model
+    from foreword.prompts.lora import LoRA as LoRA
+    from foreword.prompts.lora import LoRAHybrid as LoRAHybrid
     from foreword.prompts.lower import lower as lower
     from foreword.prompts.manual import Manual as Manual
+    from foreword.prompts.prefix import PrefixTuning as PrefixTuning
     from foreword.prompts.prefix import PTuningV2 as PTuningV2
     from foreword.prompts.soft import PromptTuning as PromptTuning
+    from foreword.prompts.soft import PTuning as PTuning
     from foreword.text.template import Template as Template
     from foreword.text.verbalizer import Verbalizer as Verbalizer
     from foreword.training.recipe import Recipe as Recipe

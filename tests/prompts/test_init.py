@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foreword.core import Front
+from foreword.core import Front, Task
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
 from foreword.prompts import init
 from foreword.prompts.lower import lower, lower_tokens
 from foreword.prompts.registry import METHODS, method
-from foreword.prompts.soft import SoftPrompt
+from foreword.prompts.soft import SoftTokens
 from models import CAUSAL, tiny_model
 
 
@@ -65,53 +65,123 @@ def test_sampled_vocabulary_takes_no_special_tokens():
 
 
 @pytest.mark.parametrize("family", CAUSAL)
-def test_random_soft_tokens_are_spread_like_the_embeddings_that_the_model_uses(family):
+@pytest.mark.parametrize("kind", [init.random_values, init.uniform_values])
+def test_random_soft_tokens_are_spread_like_the_embeddings_that_the_model_uses(family, kind):
     lm = tiny_model(family)
     used = lm.model.get_input_embeddings()(torch.arange(256)).std()
-    assert float(soft(lm, init.random_values(500, seeded())).detach().std()) == pytest.approx(float(used), rel=0.1)
+    assert float(soft(lm, kind(500, seeded())).detach().std()) == pytest.approx(float(used), rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning-v2"])
-def test_the_seed_decides(name):
+def test_uniform_values_have_an_end():
     lm = tiny_model("llama")
+    used = float(lm.model.get_input_embeddings().weight.std())
+    even, bell = (soft(lm, kind(500, seeded())).detach() for kind in (init.uniform_values, init.random_values))
+    assert float(even.abs().max()) == pytest.approx(3**0.5 * used, rel=0.02)
+    assert float(bell.abs().max()) > 3 * used
+
+
+@pytest.mark.parametrize("name", [name for name, made in METHODS.items() if made.learns])
+def test_the_seed_decides(name):
+    lm, made = tiny_model("llama"), method(name)
 
     def values(seed: int) -> list[torch.Tensor]:
-        return list(method(name).encoder(lm, init.random_values(4, seeded(seed))).parameters())
+        start = init.random_values(min(made.length, 4), seeded(seed))
+        return list(made.encoder(lm, start).state_dict().values())
 
     assert all(torch.equal(a, b) for a, b in zip(values(3), values(3), strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(values(3), values(4), strict=True))
+    drawn = [(a, b) for a, b in zip(values(3), values(4), strict=True) if a.any()]
+    assert drawn
+    assert not any(torch.equal(a, b) for a, b in drawn if a.is_floating_point())
 
 
-def test_transfer_starts_from_the_tasks_own_values():
+def test_drawing_leaves_the_global_source_of_random_numbers_alone():
     lm = tiny_model("llama")
-    prefix = lower_tokens(lm, range(60, 65))
-    start = init.transfer(prefix)(5, seeded())
-    learned = lower(lm, method("p-tuning-v2").encoder(lm, start))
-    assert all(torch.equal(a, b) for a, b in zip(learned.keys, prefix.keys, strict=True))
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    for name, made in METHODS.items():
+        method(name).encoder(lm, init.random_values(min(made.length, 4), seeded()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def task(lm: LanguageModel, name: str, length: int = 5) -> Task:
+    """What a run would publish."""
+    made = method(name)
+    start = init.random_values(length if made.length else 0, seeded(8))
+    encoder = made.encoder(lm, start)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.01)
+    return Task("old", name, lower(lm, encoder), soft=encoder.soft_tokens(), adapter=encoder.front().adapter)
+
+
+@pytest.mark.parametrize("name", ["p-tuning-v2", "prefix-tuning", "lora-hybrid"])
+@pytest.mark.parametrize("old", ["prompt-tuning", "p-tuning", "p-tuning-v2"])
+def test_keys_and_values_start_from_any_lowered_task(name, old):
+    lm = tiny_model("llama")
+    before = task(lm, old)
+    learned = lower(lm, method(name).encoder(lm, init.transfer(before)(5, seeded())))
+    for a, b in zip((*learned.keys, *learned.values), (*before.prefix.keys, *before.prefix.values), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning"])
+@pytest.mark.parametrize("old", ["prompt-tuning", "p-tuning"])
+def test_soft_tokens_start_from_those_of_another_task(name, old):
+    lm = tiny_model("llama")
+    before = task(lm, old)
+    learned = method(name).encoder(lm, init.transfer(before, soft=True)(5, seeded()))
+    assert torch.equal(learned.front().soft, before.soft)
+
+
+def test_an_adapter_starts_from_that_of_another_task():
+    lm = tiny_model("llama")
+    before = task(lm, "lora-hybrid")
+    for name, length in (("lora", 0), ("lora-hybrid", 5)):
+        found = method(name).encoder(lm, init.transfer(before)(length, seeded())).front().adapter
+        assert found.scale == before.adapter.scale
+        for layer, pair in before.adapter.layers.items():
+            assert torch.equal(found.layers[layer].down, pair.down)
+            assert torch.equal(found.layers[layer].up, pair.up)
+
+
+def test_the_beginning_of_text_token_is_where_the_other_task_has_it():
+    lm = tiny_model("llama")
+    static = Task("static", "static", lower_tokens(lm, range(60, 65)))
+    learned = lower(lm, method("p-tuning-v2").encoder(lm, init.transfer(static)(5, seeded())))
     assert learned.token_ids is None
-    assert learned.bos == prefix.bos  # whatever the prefix holds, the request must not bring again
-    with pytest.raises(UsageError, match="has 5 virtual tokens, --length is 6"):
-        init.transfer(prefix)(6, seeded())
-    with pytest.raises(UsageError, match="prompt-tuning cannot start from another task's keys"):
-        method("prompt-tuning").encoder(lm, start)
+    assert learned.bos == "prefix"
+
+
+def test_what_a_task_cannot_give_to_start_from():
+    lm = tiny_model("llama")
+    layers, nothing = task(lm, "p-tuning-v2"), Task("none", "manual", lower(lm, Front()))
+    with pytest.raises(UsageError, match="has 5 virtual tokens, --length is 6; make them equal"):
+        init.transfer(layers)(6, seeded())
+    with pytest.raises(UsageError, match="has 5 virtual tokens, --length is 6; make them equal"):
+        init.transfer(task(lm, "prompt-tuning"), soft=True)(6, seeded())
+    with pytest.raises(UsageError, match=r"'old', has no soft tokens, only keys and values \(p-tuning-v2\)"):
+        init.transfer(layers, soft=True)(5, seeded())
+    with pytest.raises(UsageError, match="soft tokens cannot start from another task's keys and values"):
+        method("prompt-tuning").encoder(lm, init.transfer(layers)(5, seeded()))
+    with pytest.raises(UsageError, match="there is no virtual token to learn"):
+        method("p-tuning-v2").encoder(lm, init.transfer(nothing)(0, seeded()))
+    with pytest.raises(UsageError, match="the task to start from has no adapter"):
+        method("lora").encoder(lm, init.transfer(layers)(0, seeded()))
 
 
 def test_soft_values_are_their_own_copy():
     lm = tiny_model("llama")
     learned = method("prompt-tuning").encoder(lm, init.text(lm, "hello")(5, seeded()))
-    assert isinstance(learned, SoftPrompt)
-    before = lm.model.get_input_embeddings().weight.clone()
+    assert isinstance(learned, SoftTokens)
+    before, kept = lm.model.get_input_embeddings().weight.clone(), learned.soft_tokens()
     with torch.no_grad():
-        learned.values.add_(1)
+        for parameter in learned.parameters():
+            parameter.add_(1)
     assert torch.equal(lm.model.get_input_embeddings().weight, before)
+    assert torch.equal(learned.soft_tokens(), kept + 1)
 
 
 def test_demonstrations_take_labels_in_turns_and_end_with_the_shortest():
     rows = [(f"{'x' * size} {label}", label) for label in "ab" for size in (3, 1, 2)]
     text = init.demonstrations(rows, budget=14)
     assert text == "xx b\n\nxx a\n\nx b\n\nx a\n\n"
-
-
-def test_an_unknown_method_lists_them_all():
-    with pytest.raises(UsageError, match=f"unknown method 'lora'; choose {', '.join(METHODS)}"):
-        method("lora")

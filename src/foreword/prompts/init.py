@@ -7,35 +7,66 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
+from torch import Tensor
 
-from foreword.core import KVPrefix
+from foreword.core import Adapter, Bos, KVPrefix, Task
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
+
+Noise = Callable[[Sequence[int], torch.Generator], Tensor]
+"""A shape -> random numbers with mean 0 and standard deviation 1."""
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Normally distributed numbers."""
+    return torch.randn(*shape, generator=generator)
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Evenly distributed numbers, spread as far as the normal ones."""
+    return 3**0.5 * (2 * torch.rand(*shape, generator=generator) - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Initial values for ``length`` virtual tokens: at most one of the sources is set, none means random.
+    """Initial values for ``length`` virtual tokens: real tokens, another task's values, or else random numbers.
 
     Attributes:
-        length: virtual tokens.
+        length: virtual tokens; 0 for methods that have none.
         generator: source of all random numbers.
-        token_ids: real tokens whose embeddings or activations are the initial values.
-        prefix: another task's prefix (transfer).
+        noise: how random values are distributed.
+        token_ids: ``length`` real tokens whose embeddings or activations are the initial values.
+        soft: another task's soft tokens ``[length, hidden]`` (transfer).
+        prefix: another task's prefix of ``length`` positions (transfer); of any method, since all are lowered.
+        adapter: another task's adapter (transfer).
+        lead: constant beginning of the template, where `foreword.core.soft_id` ``(k)`` stands for soft token ``k`` of
+            those that methods with soft tokens learn; those that it does not name stand inside rows. ``None`` without
+            slots in the template: all soft tokens of a causal model stand in front.
+        bos: whether the request behind the lead still brings the beginning-of-text token.
     """
 
     length: int
     generator: torch.Generator
+    noise: Noise = normal
     token_ids: tuple[int, ...] | None = None
+    soft: Tensor | None = None
     prefix: KVPrefix | None = None
+    adapter: Adapter | None = None
+    lead: tuple[int, ...] | None = None
+    bos: Bos = "request"
 
 
 Initializer = Callable[[int, torch.Generator], Start]
 
 
 def random_values(length: int, generator: torch.Generator) -> Start:
-    """Values drawn by the method itself."""
+    """Normally distributed values, as wide as suits the method."""
     return Start(length, generator)
+
+
+def uniform_values(length: int, generator: torch.Generator) -> Start:
+    """Evenly distributed values, as wide as suits the method."""
+    return Start(length, generator, noise=uniform)
 
 
 def sampled_vocabulary(lm: LanguageModel) -> Initializer:
@@ -45,7 +76,7 @@ def sampled_vocabulary(lm: LanguageModel) -> Initializer:
 
     def start(length: int, generator: torch.Generator) -> Start:
         drawn = ordinary[torch.randint(len(ordinary), (length,), generator=generator)]
-        return Start(length, generator, tuple(drawn.tolist()))
+        return Start(length, generator, token_ids=tuple(drawn.tolist()))
 
     return start
 
@@ -61,22 +92,49 @@ def text(lm: LanguageModel, source: str) -> Initializer:
 
     def start(length: int, generator: torch.Generator) -> Start:
         repeated = ids * -(-length // len(ids))
-        return Start(length, generator, tuple(repeated[-length:]))
+        return Start(length, generator, token_ids=tuple(repeated[-length:]))
 
     return start
 
 
-def transfer(prefix: KVPrefix) -> Initializer:
-    """Another task's prefix, as it stands (SPoT, Vu et al. 2022)."""
+def transfer(task: Task, *, soft: bool = False) -> Initializer:
+    """What another task has learned, as it stands (SPoT, Vu et al. 2022, arXiv:2110.07904).
 
+    Keys and values may come from any task that has a prefix, whatever it was learned as. Soft tokens cannot be had back
+    from keys and values, so they come only from tasks that have kept theirs.
+
+    Args:
+        task: what to start from.
+        soft: start from its soft tokens, not from its prefix and adapter.
+    """
+    return _soft_of(task) if soft else _layers_of(task)
+
+
+def _soft_of(task: Task) -> Initializer:
     def start(length: int, generator: torch.Generator) -> Start:
-        if length != prefix.length:
+        if task.soft is None:
             raise UsageError(
-                f"the task to start from has {prefix.length} virtual tokens, --length is {length}; make them equal."
+                f"the task to start from, '{task.name}', has no soft tokens, only keys and values ({task.method}); "
+                "name a task of prompt-tuning or p-tuning, or learn with p-tuning-v2."
             )
-        return Start(length, generator, prefix=prefix)
+        _check_length(length, len(task.soft))
+        return Start(length, generator, soft=task.soft)
 
     return start
+
+
+def _layers_of(task: Task) -> Initializer:
+    def start(length: int, generator: torch.Generator) -> Start:
+        if length:  # a method without virtual tokens takes the adapter alone
+            _check_length(length, task.prefix.length)
+        return Start(length, generator, prefix=task.prefix, adapter=task.adapter)
+
+    return start
+
+
+def _check_length(length: int, found: int) -> None:
+    if length != found:
+        raise UsageError(f"the task to start from has {found} virtual tokens, --length is {length}; make them equal.")
 
 
 def demonstrations(examples: Sequence[tuple[str, object]], budget: int) -> str:

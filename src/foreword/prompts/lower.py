@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from foreword.core import Batch, Front, KVPrefix
+from foreword.core import Batch, Bos, Front, KVPrefix
 from foreword.errors import PromptTooLong, UsageError
 from foreword.models import LanguageModel
 
@@ -19,13 +20,22 @@ if TYPE_CHECKING:
 def lower(lm: LanguageModel, source: PromptEncoder | Front) -> KVPrefix:
     """The prefix that a trained encoder stands for, in the model's dtype, without gradients.
 
-    A learned prefix has no token ids; the beginning-of-text token stays with the request.
+    Soft tokens run with the front's adapter on, as they did in training. Soft tokens inside rows are not part of the
+    prefix. A learned prefix has no token ids.
+
+    Raises:
+        UsageError: soft tokens in front of an encoder, which see the request.
     """
     front = source if isinstance(source, Front) else source.front()
     if front.soft is None:
         return _detached(lm, front.prefix) if front.prefix is not None else empty(lm)
-    batch = Batch.behind(Front(front.prefix, front.soft.detach()), [], device=lm.device)
-    return _stack(lm, front.prefix, *_collect(lm, batch))
+    if not lm.causal:
+        raise UsageError(
+            f"{lm.identity.architecture} reads in both directions, so soft tokens in front change with every request; "
+            "put them inside the rows."
+        )
+    batch = Batch.behind(replace(front, inner=None), [], device=lm.device)
+    return replace(_stack(lm, front.prefix, *_collect(lm, batch)), bos=_bos(front))
 
 
 def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix | None = None) -> KVPrefix:
@@ -35,23 +45,36 @@ def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix |
         PromptTooLong: the tokens leave no room for a request.
         UsageError: there are no tokens, or the model is an encoder, whose text sees the request too.
     """
-    if not token_ids:
-        raise UsageError("the text has no tokens; a static prefix needs at least one.")
     if not lm.causal:
         raise UsageError(
             f"{lm.identity.architecture} reads in both directions, so text in front changes with every request; "
             "learn a prefix instead."
         )
+    prefix = activations(lm, token_ids, behind)
+    # The ids hold the beginning-of-text token, if there is one; a request behind them must not bring another.
+    known = None if behind is not None and behind.length else tuple(token_ids)
+    return replace(prefix, token_ids=known, bos="prefix")
+
+
+def activations(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix | None = None) -> KVPrefix:
+    """Keys and values of a text that runs alone: what a learned prefix starts from.
+
+    Those of an encoder are near what the text gives in front of a request, and not the same, since there it sees the
+    request too.
+
+    Raises:
+        PromptTooLong: the tokens leave no room for a request.
+        UsageError: there are no tokens.
+    """
+    if not token_ids:
+        raise UsageError("the text has no tokens; a static prefix needs at least one.")
     used = len(token_ids) + (behind.length if behind is not None else 0)
     if lm.context is not None and used >= lm.context:
         raise PromptTooLong(
             f"the text has {used} tokens, the context of {lm.name} is {lm.context}; shorten it so that a request fits."
         )
     batch = Batch.behind(Front(behind), [tuple(token_ids)], device=lm.device)
-    prefix = _stack(lm, behind, *_collect(lm, batch))
-    # The ids hold the beginning-of-text token, if there is one; a request behind them must not bring another.
-    known = None if behind is not None and behind.length else tuple(token_ids)
-    return KVPrefix(lm.identity, prefix.keys, prefix.values, prefix.offset, known, bos="prefix")
+    return _stack(lm, behind, *_collect(lm, batch))
 
 
 def empty(lm: LanguageModel) -> KVPrefix:
@@ -70,16 +93,22 @@ def _collect(lm: LanguageModel, batch: Batch) -> tuple[list[Tensor], list[Tensor
     def collect(layer: int, key: Tensor, value: Tensor) -> None:
         keys[layer], values[layer] = key.contiguous(), value.contiguous()
 
-    lm.logits(batch, torch.zeros(1, dtype=torch.long, device=lm.device), on_keys=collect)
+    lm.hidden(batch, torch.zeros(1, dtype=torch.long, device=lm.device), on_keys=collect)
     layers = range(len(lm.identity.layers))
     return [keys[layer] for layer in layers], [values[layer] for layer in layers]
 
 
 def _stack(lm: LanguageModel, first: KVPrefix | None, keys: list[Tensor], values: list[Tensor]) -> KVPrefix:
     if first is not None and first.length:
-        keys = [torch.cat([a.to(b), b], dim=1) for a, b in zip(first.keys, keys, strict=True)]
-        values = [torch.cat([a.to(b), b], dim=1) for a, b in zip(first.values, values, strict=True)]
+        keys = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(first.keys, keys, strict=True)]
+        values = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(first.values, values, strict=True)]
     return KVPrefix(lm.identity, tuple(keys), tuple(values), offset=keys[0].shape[1])
+
+
+def _bos(front: Front) -> Bos:
+    """The token may be in the prefix already, in front of the soft tokens."""
+    behind = front.prefix is not None and front.prefix.length > 0 and front.prefix.bos == "prefix"
+    return "prefix" if behind else front.bos
 
 
 def _detached(lm: LanguageModel, prefix: KVPrefix) -> KVPrefix:

@@ -26,6 +26,8 @@ class Manual:
     lr: ClassVar[float] = 0.0
     length: ClassVar[int] = 0
     init: ClassVar[str] = "random"
+    soft: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     def encoder(self, lm: LanguageModel, start: Start) -> Nothing:
         del lm, start

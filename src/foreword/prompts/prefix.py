@@ -1,66 +1,141 @@
-"""P-tuning v2: keys and values of every layer, learned directly (Liu et al. 2022, arXiv:2110.07602)."""
+"""Keys and values of every layer: learned directly (P-tuning v2) or through an MLP (prefix tuning)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from foreword.core import Bos, Front, KVPrefix
+from foreword.core import Bos, Front, KVPrefix, ModelIdentity
+from foreword.errors import UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import Start
-from foreword.prompts.lower import lower_tokens
+from foreword.prompts.lower import activations
+from foreword.prompts.reparam import Reparam, Values, projection
 
 
 class PrefixValues(PromptEncoder):
-    """Keys and values ``[kv_heads, P, dim]`` a layer in float32 or wider, cast to the model's dtype when used.
+    """Keys and values of ``P`` positions, as rows ``[P, T]`` that hold those of all layers side by side.
 
     Args:
         prefix: initial values; offset and beginning-of-text rule stay as they are there.
         dtype: of the model.
+        still: how many of the first positions stay as they are.
+        reparam: how the others are learned; directly without.
     """
 
-    def __init__(self, prefix: KVPrefix, dtype: torch.dtype) -> None:
+    still: Tensor
+
+    def __init__(self, prefix: KVPrefix, dtype: torch.dtype, still: int = 0, reparam: Reparam | None = None) -> None:
         super().__init__()
-        wide = torch.promote_types(dtype, torch.float32)
-        self.keys = nn.ParameterList(key.detach().to(wide, copy=True) for key in prefix.keys)
-        self.values = nn.ParameterList(value.detach().to(wide, copy=True) for value in prefix.values)
+        rows = rows_of(prefix)
+        self.register_buffer("still", rows[:still].detach().to(dtype, copy=True))
+        # The model's dtype may be wider than that of the values, as in a check of gradients.
+        self.values = Values(rows[still:].to(torch.promote_types(rows.dtype, dtype)), reparam)
         self._model, self._offset, self._dtype = prefix.model, prefix.offset, dtype
         self._bos: Bos = prefix.bos
 
     def front(self) -> Front:
-        keys = tuple(key.to(self._dtype) for key in self.keys)
-        values = tuple(value.to(self._dtype) for value in self.values)
-        return Front(prefix=KVPrefix(self._model, keys, values, self._offset, bos=self._bos))
+        rows = torch.cat([self.still, self.values().to(self._dtype)])
+        return Front(prefix=prefix_of(rows, self._model, self._offset, self._bos))
+
+
+def rows_of(prefix: KVPrefix) -> Tensor:
+    """``[P, T]``: a row holds keys, then values, of one position for every layer in turn."""
+    pairs = zip(prefix.keys, prefix.values, strict=True)
+    return torch.cat([tensor.transpose(0, 1).flatten(1) for pair in pairs for tensor in pair], dim=1)
+
+
+def prefix_of(rows: Tensor, model: ModelIdentity, offset: int, bos: Bos) -> KVPrefix:
+    """Inverse of `rows_of`, with views of ``rows``."""
+    heads = [(shape.kv_heads, dim) for shape in model.layers for dim in (shape.key_dim, shape.value_dim)]
+    parts = rows.split([count * dim for count, dim in heads], dim=1)
+    tensors = tuple(part.unflatten(1, head).transpose(0, 1) for part, head in zip(parts, heads, strict=True))
+    return KVPrefix(model, tensors[0::2], tensors[1::2], offset, bos=bos)
 
 
 @dataclass(frozen=True)
 class PTuningV2:
-    """Learn the keys and values of ``length`` positions in every layer.
+    """Learn the keys and values of ``length`` positions in every layer (Liu et al. 2022, arXiv:2110.07602).
 
     Starting from the activations of real text learns several times faster than from random values.
+
+    Attributes:
+        projection: learn them through an MLP, as `PrefixTuning` does.
+        freeze_first: keep the first position as it starts. Models attend to the first token whatever it says (an
+            attention sink, Xiao et al. 2023, arXiv:2309.17453); it needs real tokens or another task to start from.
     """
 
     name: ClassVar[str] = "p-tuning-v2"
     lr: ClassVar[float] = 5e-3
     length: ClassVar[int] = 32
     init: ClassVar[str] = "auto"
+    soft: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
+    projection: bool = False
+    freeze_first: bool = False
 
     def encoder(self, lm: LanguageModel, start: Start) -> PrefixValues:
-        if start.prefix is not None:
-            return PrefixValues(start.prefix.to(device=lm.device), lm.dtype)
-        if start.token_ids is not None:
-            # The text begins like any other here; the beginning-of-text token stays with the request.
-            return PrefixValues(replace(lower_tokens(lm, start.token_ids), bos="request"), lm.dtype)
-        return PrefixValues(_random(lm, start), lm.dtype)
+        if self.projection:
+            return PrefixTuning(freeze_first=self.freeze_first).encoder(lm, start)
+        return PrefixValues(initial_prefix(lm, start), lm.dtype, _still(self.freeze_first, start))
+
+
+@dataclass(frozen=True)
+class PrefixTuning:
+    """Learn keys and values through an MLP that lowering leaves behind (Li and Liang 2021, arXiv:2101.00190).
+
+    Attributes:
+        hidden: width of its inner layer.
+        freeze_first: see `PTuningV2`.
+    """
+
+    name: ClassVar[str] = "prefix-tuning"
+    lr: ClassVar[float] = 1e-4
+    length: ClassVar[int] = 32
+    init: ClassVar[str] = "auto"
+    soft: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
+    hidden: int = 512
+    freeze_first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise UsageError(f"--hidden must be at least 1, got {self.hidden}.")
+
+    def encoder(self, lm: LanguageModel, start: Start) -> PrefixValues:
+        reparam = projection(lm.identity.hidden_size, self.hidden, start.generator)
+        return PrefixValues(initial_prefix(lm, start), lm.dtype, _still(self.freeze_first, start), reparam)
+
+
+def initial_prefix(lm: LanguageModel, start: Start) -> KVPrefix:
+    """Keys and values of ``length`` positions. Raises UsageError for none."""
+    if start.length < 1:
+        raise UsageError("there is no virtual token to learn; start from a task that has some, or leave --init out.")
+    if start.prefix is not None:
+        return start.prefix.to(device=lm.device)
+    if start.token_ids is not None:
+        # The text begins like any other here; the beginning-of-text token stays with the request.
+        return activations(lm, start.token_ids)
+    return _random(lm, start)
+
+
+def _still(freeze_first: bool, start: Start) -> int:
+    if not freeze_first:
+        return 0
+    if start.prefix is None and start.token_ids is None:
+        raise UsageError("--freeze-first would freeze random values; start from text (--init auto) or leave it out.")
+    if start.length < 2:
+        raise UsageError("--freeze-first leaves nothing to learn of one virtual token; use a larger --length.")
+    return 1
 
 
 def _random(lm: LanguageModel, start: Start, spread: float = 0.1) -> KVPrefix:
-    def draw(heads: int, dim: int) -> torch.Tensor:
-        return (spread * torch.randn(heads, start.length, dim, generator=start.generator)).to(lm.device)
+    def draw(heads: int, dim: int) -> Tensor:
+        return (spread * start.noise((heads, start.length, dim), start.generator)).to(lm.device)
 
     shapes = lm.identity.layers
     keys = tuple(draw(shape.kv_heads, shape.key_dim) for shape in shapes)

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from typing import Any
+
 from foreword.errors import UsageError
 from foreword.prompts.base import Method
+from foreword.prompts.lora import LoRA, LoRAHybrid
 from foreword.prompts.manual import Manual
-from foreword.prompts.prefix import PTuningV2
-from foreword.prompts.soft import PromptTuning
+from foreword.prompts.prefix import PrefixTuning, PTuningV2
+from foreword.prompts.soft import PromptTuning, PTuning
 
-METHODS: dict[str, Method] = {method.name: method for method in (PTuningV2(), PromptTuning(), Manual())}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (PTuningV2(), PromptTuning(), PTuning(), PrefixTuning(), LoRA(), LoRAHybrid(), Manual())
+}
 
 
-def method(name: str) -> Method:
-    """The method called ``name``. Raises UsageError that lists them all."""
+def method(name: str, **options: Any) -> Method:
+    """The method called ``name`` with some of its options set, such as ``rank=4``.
+
+    Raises:
+        UsageError: there is no such method, or it has no such option; both are listed.
+    """
     if name not in METHODS:
         raise UsageError(f"unknown method {name!r}; choose {', '.join(METHODS)}.")
-    return METHODS[name]
+    takes = {field.metadata.get("flag", field.name): field.name for field in fields(METHODS[name])}
+    for option in options:
+        if option not in takes:
+            known = ", ".join(map(_flag, takes)) or "none"
+            raise UsageError(f"--method {name} has no option {_flag(option)}; it takes {known}.")
+    return replace(METHODS[name], **{takes[option]: value for option, value in options.items()})
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

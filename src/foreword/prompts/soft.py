@@ -1,59 +1,134 @@
-"""Prompt tuning: learned input embeddings in front of the request (Lester et al. 2021, arXiv:2104.08691)."""
+"""Soft tokens: learned input embeddings, directly (prompt tuning) or through a small network (P-tuning)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from foreword.core import Front
+from foreword.core import Bos, Front, soft_id
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import Start
+from foreword.prompts.reparam import Reparam, Values, lstm, mlp
+
+REPARAMS = {"lstm": lstm, "mlp": mlp}
 
 
-class SoftPrompt(PromptEncoder):
-    """Soft tokens ``[P, hidden]`` in float32 or wider; they run once a pass and every row sees their keys and
-    values."""
+class SoftTokens(PromptEncoder):
+    """Soft tokens ``[length, hidden]``; those in front run once a pass, and every row sees their keys and values.
 
-    def __init__(self, values: torch.Tensor, dtype: torch.dtype) -> None:
+    Args:
+        initial: ``[length, hidden]``.
+        lead: embeddings ``[L, hidden]`` of the template's constant beginning, in the model's dtype.
+        places: which rows of ``lead`` the first soft tokens take, in order; the others stand inside rows.
+        bos: whether the request still brings the beginning-of-text token.
+        reparam: how they are learned; directly without.
+    """
+
+    lead: Tensor
+    places: Tensor
+
+    def __init__(
+        self, initial: Tensor, lead: Tensor, places: Sequence[int], bos: Bos, reparam: Reparam | None = None
+    ) -> None:
         super().__init__()
-        self.values = nn.Parameter(values.to(torch.promote_types(values.dtype, torch.float32)))
-        self._dtype = dtype
+        self.values = Values(initial, reparam)
+        self.register_buffer("lead", lead, persistent=False)
+        self.register_buffer("places", torch.tensor(places, dtype=torch.long, device=lead.device), persistent=False)
+        self._bos: Bos = bos
 
     def front(self) -> Front:
-        return Front(soft=self.values.to(self._dtype))
+        values = self.values().to(self.lead.dtype)
+        ahead = len(self.places)
+        soft = self.lead.index_copy(0, self.places, values[:ahead]) if len(self.lead) else None
+        return Front(soft=soft, inner=values[ahead:] if ahead < len(values) else None, bos=self._bos)
+
+    @torch.no_grad()
+    def soft_tokens(self) -> Tensor:
+        return self.values().to(self.lead.dtype).clone()
 
 
 @dataclass(frozen=True)
 class PromptTuning:
-    """Learn ``length`` input embeddings. Random values are drawn with the spread of the model's own embeddings."""
+    """Learn ``length`` input embeddings (Lester et al. 2021, arXiv:2104.08691)."""
 
     name: ClassVar[str] = "prompt-tuning"
     lr: ClassVar[float] = 0.02
     length: ClassVar[int] = 32
     init: ClassVar[str] = "auto"
+    soft: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
 
-    def encoder(self, lm: LanguageModel, start: Start) -> SoftPrompt:
-        if start.prefix is not None:
-            raise UsageError("prompt-tuning cannot start from another task's keys and values; use --init text.")
-        table = lm.model.get_input_embeddings()
-        if start.token_ids is None:
-            spread = _spread(table)
-            noise = torch.randn(start.length, table.weight.shape[1], generator=start.generator)
-            return SoftPrompt((spread * noise).to(lm.device), lm.dtype)
-        # Through the module, not its weight: some models scale embeddings on the way out.
-        ids = torch.tensor(start.token_ids, device=lm.device)
-        with torch.no_grad():
-            return SoftPrompt(table(ids).clone(), lm.dtype)
+    def encoder(self, lm: LanguageModel, start: Start) -> SoftTokens:
+        return _soft_tokens(lm, start)
+
+
+@dataclass(frozen=True)
+class PTuning:
+    """Learn ``length`` input embeddings through a network that lets them know of each other (Liu et al. 2021, GPT
+    Understands, Too, arXiv:2103.10385). Lowering leaves the network behind.
+
+    Attributes:
+        reparam: the network, ``lstm`` (LSTM and MLP) or ``mlp``; ``--encoder`` on the command line.
+        hidden: width of its inner layers, for an LSTM in each direction.
+    """
+
+    name: ClassVar[str] = "p-tuning"
+    lr: ClassVar[float] = 1e-3
+    length: ClassVar[int] = 32
+    init: ClassVar[str] = "auto"
+    soft: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
+    reparam: str = field(default="lstm", metadata={"flag": "encoder"})
+    hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reparam not in REPARAMS:
+            raise UsageError(f"--encoder of p-tuning must be {' or '.join(REPARAMS)}, got {self.reparam!r}.")
+        if self.hidden is not None and self.hidden < 1:
+            raise UsageError(f"--hidden must be at least 1, got {self.hidden}.")
+
+    def encoder(self, lm: LanguageModel, start: Start) -> SoftTokens:
+        return _soft_tokens(lm, start, REPARAMS[self.reparam](self.hidden, start.generator))
+
+
+def _soft_tokens(lm: LanguageModel, start: Start, reparam: Reparam | None = None) -> SoftTokens:
+    initial = _initial(lm, start)
+    in_front = [soft_id(index) for index in range(start.length)] if lm.causal else []
+    lead = list(start.lead) if start.lead is not None else in_front
+    places = [place for place, token in enumerate(lead) if token < 0]
+    if [lead[place] for place in places] != in_front[: len(places)]:
+        raise UsageError(
+            f"the constant beginning of the template must name the first of {start.length} soft tokens in order, and "
+            f"none for a model that reads in both directions; got {[-1 - lead[place] for place in places]}."
+        )
+    return SoftTokens(initial, _embeddings(lm, [max(token, 0) for token in lead]), places, start.bos, reparam)
+
+
+def _initial(lm: LanguageModel, start: Start) -> Tensor:
+    """``[length, hidden]`` on the model's device."""
+    if start.prefix is not None:
+        raise UsageError("soft tokens cannot start from another task's keys and values; use --init text.")
+    if start.soft is not None:
+        return start.soft.to(lm.device)
+    if start.token_ids is not None:
+        return _embeddings(lm, start.token_ids)
+    return _spread(lm) * start.noise((start.length, lm.identity.hidden_size), start.generator).to(lm.device)
 
 
 @torch.no_grad()
-def _spread(table: nn.Embedding) -> float:
+def _embeddings(lm: LanguageModel, token_ids: Sequence[int]) -> Tensor:
+    """``[n, hidden]`` as they reach the first layer: through the module, since some models scale them on the way."""
+    ids = torch.tensor(token_ids, dtype=torch.long, device=lm.device)
+    return lm.model.get_input_embeddings()(ids).clone()
+
+
+def _spread(lm: LanguageModel) -> float:
     """Standard deviation of the embeddings that reach the first layer, over at most 4,096 tokens."""
-    count = int(table.weight.shape[0])
-    ids = torch.linspace(0, count - 1, min(count, 4096), device=table.weight.device).long()
-    return float(table(ids).float().std())
+    count = lm.identity.vocab_size
+    return float(_embeddings(lm, torch.linspace(0, count - 1, min(count, 4096)).long().tolist()).float().std())
