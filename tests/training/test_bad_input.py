@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from foreword.core import KVPrefix
+from foreword.core import Task
 from foreword.errors import (
     DataError,
     ForewordError,
     ModelMismatch,
     TemplateError,
     TrainingError,
-    UnsupportedModel,
     UsageError,
     VerbalizerError,
 )
@@ -32,7 +31,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def refused(
-    rows: list | str | None = None, *, kind=ForewordError, family="llama", transfer: KVPrefix | None = None, **changes
+    rows: list | str | None = None, *, kind=ForewordError, family="llama", transfer: Task | None = None, **changes
 ) -> str:
     """The sentence; the run folder must not have been made."""
     if isinstance(rows, str):
@@ -79,7 +78,9 @@ def test_empty_files():
 def test_a_missing_file():
     assert refused(data="nothing.jsonl") == "nothing.jsonl cannot be read: No such file or directory; check the path."
     assert refused(eval="nothing.csv").startswith("nothing.csv cannot be read")
-    assert refused(data="rows.txt") == "rows.txt has to end in .jsonl or .csv; convert it to one of them."
+    assert (
+        refused(data="rows.txt") == "rows.txt has to end in .jsonl, .csv, .tsv or .parquet; convert it to one of them."
+    )
 
 
 def test_broken_lines():
@@ -119,16 +120,16 @@ def test_a_template_that_cannot_be_guessed():
 
 
 def test_a_prefix_of_another_model():
-    other = lower_tokens(tiny_model("gpt2"), range(50, 66))
+    other = Task("theirs", "static", lower_tokens(tiny_model("gpt2"), range(50, 66)))
     said = refused(init="task:theirs", length=None, transfer=other, kind=ModelMismatch)
     assert said.startswith("the task to start from, 'theirs', was made for another model: architecture is GPT2LMHead")
 
 
 def test_transfer_of_another_length():
-    prefix = lower_tokens(tiny_model("llama"), range(50, 55))
-    assert "has 5 virtual tokens, --length is 16" in refused(init="task:x", transfer=prefix)
-    said = refused(init="task:x", length=None, transfer=prefix, method="prompt-tuning")
-    assert "prompt-tuning cannot start from another task's keys and values" in said
+    other = Task("x", "static", lower_tokens(tiny_model("llama"), range(50, 55)))
+    assert "has 5 virtual tokens, --length is 16" in refused(init="task:x", transfer=other)
+    said = refused(init="task:x", length=None, transfer=other, method="prompt-tuning")
+    assert "'x', has no soft tokens, only keys and values (static); name a task of prompt-tuning or p-tuning" in said
 
 
 def test_longer_than_the_context():
@@ -140,8 +141,9 @@ def test_longer_than_the_context():
     assert "line 1: the example has" in refused(length=256)
 
 
-def test_unsupported_model():
-    assert "BertForMaskedLM is an encoder" in refused(family="bert", kind=UnsupportedModel)
+def test_an_encoder_without_a_mask():
+    said = refused(family="bert", kind=TemplateError, method="p-tuning-v2")
+    assert "has no mask token, so it cannot choose a word; learn with --head linear" in said
 
 
 def test_unknown_names():
@@ -150,7 +152,7 @@ def test_unknown_names():
     assert refused(init="text") == "--init text has nothing to start from; give it with --init-text."
     assert "--init-text is for --init text" in refused(init="vocab", init_text="hello")
     assert "has no tokens" in refused(init="text", init_text="")
-    assert "--init labels needs a template with {mask}" in refused(init="labels", template="{text}={target:label}")
+    assert "--init labels needs labels to choose from" in refused(init="labels", template="{text}={target:label}")
 
 
 @pytest.mark.parametrize("flag", ["length", "lr", "max_steps", "init"])

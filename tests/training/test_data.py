@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from foreword.core import Task
 from foreword.engine.engine import Engine
-from foreword.errors import DataError, TemplateError
+from foreword.errors import DataError, RequestError, TemplateError
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import random_values
 from foreword.prompts.lower import lower
 from foreword.prompts.registry import method
 from foreword.text import request
+from foreword.text.question import Layout, Question
 from foreword.text.rows import Row
+from foreword.text.scoring import Choice, word_choice
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
 from foreword.training.data import Example, Reader, schedule
-from foreword.training.losses import answer_loss, label_loss
+from foreword.training.losses import AnswerLoss, LabelLoss, mean_loss
 from foreword.training.material import Material
 from models import CAUSAL, tiny_model
 
@@ -33,7 +36,17 @@ ROWS = [
 
 def reader(template: str = "Q: {text}\nA:{mask}", verbalizer: Verbalizer | None = WORDS, length: int = 4) -> Reader:
     lm = tiny_model("llama")
-    return Reader(lm, Material(Template.parse(template), verbalizer, "label", ROWS, ROWS), length)
+    material = Material((Template.parse(template),), verbalizer, (), False, "label", ROWS, ROWS)
+    longest = choice(template, verbalizer).longest if verbalizer is not None else 0
+    return Reader(lm, material, Layout(lm.tokenizer), length, longest)
+
+
+def choice(template: str = "Q: {text}\nA:{mask}", verbalizer: Verbalizer = WORDS) -> Choice:
+    return word_choice(tiny_model("llama").tokenizer, verbalizer, Template.parse(template).before_answer, causal=True)
+
+
+def asked(*token_ids: int, target: tuple[int, ...] = ()) -> Example:
+    return Example(Question(token_ids, (len(token_ids) - 1,)), target=target)
 
 
 def encoder(name: str, family: str = "llama") -> PromptEncoder:
@@ -44,22 +57,24 @@ def encoder(name: str, family: str = "llama") -> PromptEncoder:
 def test_a_schedule_covers_all_examples_equally(rows, batch, steps):
     batches = schedule(list(range(rows)), batch, steps, seed=3)
     assert [len(places) for places in batches] == [batch] * steps
-    counts = Counter(place for places in batches for place in places)
+    counts = Counter(draw.place for draws in batches for draw in draws)
     assert max(counts.values()) - min(counts[place] for place in range(rows)) <= 1
+    turns = sorted((draw.place, draw.turn) for draws in batches for draw in draws)
+    assert turns == sorted((place, turn) for place, count in counts.items() for turn in range(count))
 
 
 def test_a_schedule_sorts_by_length_within_its_pools():
     sizes = [(i * 37) % 101 for i in range(640)]
     batches = schedule(sizes, 16, 40, seed=0)
-    spreads = [max(sizes[i] for i in places) - min(sizes[i] for i in places) for places in batches]
-    assert sum(spreads) / len(spreads) < 15  # the lengths go from 0 to 100
-    assert [min(sizes[i] for i in places) for places in batches] != sorted(min(sizes[i] for i in p) for p in batches)
+    lengths = [[sizes[draw.place] for draw in draws] for draws in batches]
+    assert sum(max(found) - min(found) for found in lengths) / len(lengths) < 15  # they go from 0 to 100
+    assert [min(found) for found in lengths] != sorted(min(found) for found in lengths)
 
 
 def test_a_batch_of_a_small_set_holds_no_example_twice():
     """Pools of several passes would sort copies of one example into one batch."""
-    for places in schedule([5] * 32, 16, 60, seed=0):
-        assert len(set(places)) == 16
+    for draws in schedule([5] * 32, 16, 60, seed=0):
+        assert len({draw.place for draw in draws}) == 16
 
 
 def test_a_schedule_depends_on_the_seed_alone():
@@ -73,7 +88,7 @@ def test_examples_are_tokenized_as_serving_would():
     task = Task("t", "p-tuning-v2", lower(lm, encoder("p-tuning-v2")), template="Q: {text}\nA:{mask}")
     for row, example in zip(ROWS, examples, strict=True):
         assert request.from_fields(lm.tokenizer, task, row.values).token_ids == example.prompt
-    assert [example.label for example in examples] == [0, 1, 0, 1]
+    assert [example.labels for example in examples] == [(0,), (1,), (0,), (1,)]
 
 
 def test_answers_end_with_the_end_of_text():
@@ -89,7 +104,7 @@ def ord_of(letter: str) -> int:
 @pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning-v2"])
 def test_gradients_of_a_batch_are_the_mean_of_its_examples(family, name):
     lm, learned = tiny_model(family), encoder(name, family)
-    loss, examples = label_loss(reader().trie), reader().read(ROWS)
+    loss, examples = partial(mean_loss, LabelLoss(choice)), reader().read(ROWS)
     together = torch.autograd.grad(loss(lm, learned.front(), examples), list(learned.parameters()))
     singly = [torch.autograd.grad(loss(lm, learned.front(), [e]), list(learned.parameters())) for e in examples]
     for found, parts in zip(together, zip(*singly, strict=True), strict=True):
@@ -99,7 +114,8 @@ def test_gradients_of_a_batch_are_the_mean_of_its_examples(family, name):
 @pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning-v2"])
 def test_gradients_of_answers_are_the_mean_over_their_tokens(name):
     lm, learned = tiny_model("llama"), encoder(name)
-    examples = [Example((60, 61), target=(70, 71, 72)), Example((80,), target=(81,)), Example((90,) * 9, target=(7, 8))]
+    examples = [asked(60, 61, target=(70, 71, 72)), asked(80, target=(81,)), asked(*(90,) * 9, target=(7, 8))]
+    answer_loss = partial(mean_loss, AnswerLoss())
     together = torch.autograd.grad(answer_loss(lm, learned.front(), examples), list(learned.parameters()))
     singly = [torch.autograd.grad(answer_loss(lm, learned.front(), [e]), list(learned.parameters())) for e in examples]
     for found, parts in zip(together, zip(*singly, strict=True), strict=True):
@@ -110,13 +126,13 @@ def test_gradients_of_answers_are_the_mean_over_their_tokens(name):
 @pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning-v2"])
 def test_the_loss_is_of_the_scores_that_serving_compares(name):
     lm, learned, made = tiny_model("llama"), encoder(name), reader()
-    examples, trie = made.read(ROWS), made.trie
+    examples = made.read(ROWS)
     task = Task("t", name, lower(lm, learned), template="Q: {text}\nA:{mask}")
     prompts = [request.from_fields(lm.tokenizer, task, row.values) for row in ROWS]
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        served = engine.score(prompts, trie).log_softmax(-1)
-    expected = -sum(served[i, example.label] for i, example in enumerate(examples)) / len(examples)
-    loss = label_loss(trie)(lm, learned.front(), examples)
+        served = engine.score(prompts, choice()).log_softmax(-1)
+    expected = -sum(served[i, example.labels[0]] for i, example in enumerate(examples)) / len(examples)
+    loss = mean_loss(LabelLoss(choice), lm, learned.front(), examples)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
 
 
@@ -134,9 +150,49 @@ def test_rows_that_do_not_fit_are_named():
 
 
 def test_what_a_template_cannot_ask_for():
-    with pytest.raises(TemplateError, match="soft:N"):
-        reader("{soft:3}{text}{mask}").read(ROWS)
     with pytest.raises(TemplateError, match=r"data.jsonl line 1: the text ' yes\?' behind the answer is never seen"):
         reader("{text}{mask} yes?").read(ROWS)
-    with pytest.raises(DataError, match=r"data.jsonl line 1: the prompt is empty; put text in front of the answer"):
+    with pytest.raises(RequestError, match=r"data.jsonl line 1: the request is empty, so there is nothing to continue"):
         reader("{text}{mask}").read([Row({"text": "", "label": "y"}, "data.jsonl line 1")])
+
+
+def test_a_list_of_targets_takes_turns():
+    rows = [Row({"text": "a", "label": ["yes", "no", "yes"]}, "data.jsonl line 1")]
+    (example,) = reader("{text}={target:label}", None).read(rows)
+    texts = [tiny_model("llama").tokenizer.decode(example.at(turn).target[:-1]) for turn in range(4)]
+    assert texts == ["yes", "no", "yes", "no"]
+
+
+def test_every_row_goes_through_every_template():
+    lm = tiny_model("llama")
+    templates = tuple(map(Template.parse, ("{text}{mask}", "Say: {text}{mask}")))
+    made = Reader(lm, Material(templates, WORDS, (), False, "label", ROWS, ROWS), Layout(lm.tokenizer)).read(ROWS[:1])
+    assert [lm.tokenizer.decode(example.prompt) for example in made] == ["short", "Say: short"]
+
+
+@pytest.mark.parametrize(
+    "loss", [LabelLoss(choice, torch.tensor([1.0, 3.0])), LabelLoss(choice)], ids=["weights", "plain"]
+)
+def test_parts_of_a_batch_sum_to_its_mean(loss):
+    lm, learned, examples = tiny_model("llama"), encoder("p-tuning-v2"), reader().read(ROWS)
+    whole = mean_loss(loss, lm, learned.front(), examples)
+    weight = loss.weight(examples)
+    parts = [loss.total(lm, learned.front(), examples[part::2]) / weight for part in range(2)]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_class_weights_are_those_of_torch():
+    lm, learned, examples = tiny_model("llama"), encoder("p-tuning-v2"), reader().read(ROWS)
+    weights = torch.tensor([1.0, 3.0])
+    questions = [example.question for example in examples]
+    batch, rows = choice().lay_out(learned.front(), questions)
+    scores = choice().scores(lm.logits(batch, rows))
+    expected = torch.nn.functional.cross_entropy(scores, torch.tensor([0, 1, 0, 1]), weight=weights)
+    torch.testing.assert_close(mean_loss(LabelLoss(choice, weights), lm, learned.front(), examples), expected)
+
+
+def test_soft_labels_are_learned_as_they_are():
+    lm, learned, examples = tiny_model("llama"), encoder("p-tuning-v2"), reader().read(ROWS)
+    hard = mean_loss(LabelLoss(choice), lm, learned.front(), examples)
+    soft = [replace(e, soft_labels=(1.0, 0.0) if e.labels == (0,) else (0.0, 1.0), labels=()) for e in examples]
+    torch.testing.assert_close(mean_loss(LabelLoss(choice), lm, learned.front(), soft), hard)

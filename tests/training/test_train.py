@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from foreword.core import KVPrefix
+from foreword.core import KVPrefix, Task
 from foreword.engine.engine import Engine
 from foreword.errors import TrainingError
 from foreword.evaluation.evaluate import evaluate
@@ -169,11 +169,11 @@ class Snapshots(TrainerCallback):
 def whole_run(lm: LanguageModel, settings: Recipe, kept: Path) -> PromptEncoder:
     """An uninterrupted run, with `Snapshots` of it in ``kept``."""
     run = Run.of(lm, settings)
-    folder, encoder = RunFolder.open(run), run.encoder()
+    folder, learned = RunFolder.open(run), run.learned()
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        scorer = Scorer(run, engine, run.task("run"), encoder)
+        scorer = Scorer(run, engine, run.task("run"), learned)
         PrefixTrainer(run, scorer, folder, Snapshots(folder.path, kept)).train()
-    return encoder
+    return learned.encoder
 
 
 @pytest.mark.parametrize("method", LEARNED)
@@ -203,9 +203,9 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path):
     assert sorted(scores) == [8, 16, 24, 32, 40]
     assert outcome.metrics["accuracy"] == max(scores.values()) > scores[40]
     best = load_file(checkpoints / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
-    encoder = Run.of(lm, settings).encoder()
-    encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in best.items()})
-    assert same(outcome.task.prefix, lower(lm, encoder))
+    learned = Run.of(lm, settings).learned()
+    learned.load_state_dict({name.removeprefix("learned."): tensor for name, tensor in best.items()})
+    assert same(outcome.task.prefix, lower(lm, learned.encoder))
     resumed = train(lm, replace(settings, resume=True))
     assert same(resumed.task.prefix, outcome.task.prefix)
 
@@ -280,7 +280,7 @@ def test_transfer_starts_from_the_other_task(tmp_path):
     lm = tiny_model("llama")
     source = lower_tokens(lm, lm.tokenizer("a ybb n").input_ids)
     settings = replace(recipe(tmp_path, init="task:other", max_steps=1, lr=1e-12), length=None)
-    outcome = train(lm, settings, transfer=source)
+    outcome = train(lm, settings, transfer=Task("other", "static", source))
     for found, expected in zip(outcome.task.prefix.keys, source.keys, strict=True):
         torch.testing.assert_close(found, expected)
     assert outcome.task.prefix.bos == source.bos

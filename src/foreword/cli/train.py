@@ -16,26 +16,56 @@ from foreword.errors import UsageError
 def train(
     context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(help="A YAML recipe: flags as keys; flags given here win.")] = None,
-    method: Annotated[str, typer.Option(help="manual, prompt-tuning or p-tuning-v2.")] = "p-tuning-v2",
-    data: Annotated[str | None, typer.Option(help="Training examples, JSONL or CSV.")] = None,
+    method: Annotated[
+        str, typer.Option(help="p-tuning-v2, prefix-tuning, p-tuning, prompt-tuning, lora, lora-hybrid or manual.")
+    ] = "p-tuning-v2",
+    data: Annotated[str | None, typer.Option(help="Training examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
     eval: Annotated[  # noqa: A002 - the flag is called --eval
         str | None, typer.Option("--eval", help="Evaluation examples.", show_default="a tenth of --data")
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help="How an example becomes text.", show_default="{the text field}\\nLabel:{mask}")
+        list[str] | None,
+        typer.Option(
+            help="How an example becomes text; may be given several times.",
+            show_default="{the text field}\\nLabel:{mask}",
+        ),
     ] = None,
     verbalizer: Annotated[
         str | None, typer.Option(help="Words of every label: JSON or a file.", show_default="the labels' names")
     ] = None,
     label_field: Annotated[str, typer.Option(help="Field that holds the label.")] = "label",
     target_field: Annotated[str | None, typer.Option(help="Field that holds the text to generate.")] = None,
-    length: Annotated[int | None, typer.Option(help="Virtual tokens.", show_default="32")] = None,
-    init: Annotated[str, typer.Option(help="auto, random, vocab, text, labels or task:NAME.")] = "auto",
+    head: Annotated[
+        str | None,
+        typer.Option(help="verbalizer or linear.", show_default="verbalizer; linear for tags and sentence encoders"),
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Virtual tokens.", show_default="the method's")] = None,
+    init: Annotated[str, typer.Option(help="auto, random, uniform, vocab, text, labels or task:NAME.")] = "auto",
     init_text: Annotated[str | None, typer.Option(help="Text to start from.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="the method's")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="60 to 320, by size")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
+    accumulate: Annotated[int, typer.Option(help="Parts that a step is run in, for less memory.")] = 1,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Recompute activations, for less memory still.")
+    ] = False,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many evaluations without a better one.", show_default="never")
+    ] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(help="Weight of every label in the loss: balanced, JSON or a file.")
+    ] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Subtract what the task says to empty input.")] = False,
+    members: Annotated[int, typer.Option(help="Prefixes of an ensemble, each with its own seed.")] = 1,
+    rank: Annotated[int | None, typer.Option(help="Of an adapter (lora, lora-hybrid).", show_default="8")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Of p-tuning: lstm or mlp.", show_default="lstm")] = None,
+    projection: Annotated[
+        bool | None, typer.Option("--projection/--no-projection", help="Of p-tuning-v2: learn through an MLP.")
+    ] = None,
+    freeze_first: Annotated[
+        bool | None, typer.Option("--freeze-first/--learn-first", help="Of a prefix: keep its first token as it is.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of examples and of random values.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     report_to: Annotated[str, typer.Option(help="Tracker of the Transformers Trainer.")] = "none",
@@ -71,7 +101,7 @@ def train(
         lm,
         with_fields(run, out=out_folder),
         name=name or "run",
-        transfer=transfer.prefix if transfer is not None else None,
+        transfer=transfer,
         say=options.say,
     )
     task = outcome.task
@@ -88,6 +118,7 @@ def train(
             "metrics_before": outcome.before,
             "trained_parameters": outcome.trained_parameters,
             "prefix_bytes": task.prefix.nbytes,
+            "task_bytes": task.nbytes,
             "run": str(outcome.folder),
         },
         _summary(task.ref if name is not None else None, str(outcome.folder), outcome.metrics),
@@ -126,7 +157,9 @@ def _recipe(values: dict[str, Any]):
     if values.get("data") is None:
         raise UsageError("there is nothing to learn from; pass --data FILE, or a recipe that names it.")
     if values.get("template") is not None:
-        values = {**values, "template": decode_escapes(values["template"])}
+        given = [values["template"]] if isinstance(values["template"], str) else values["template"]
+        decoded = [decode_escapes(each) if isinstance(each, str) else each for each in given]
+        values = {**values, "template": decoded[0] if len(decoded) == 1 else decoded}
     return Recipe(**values)
 
 

@@ -28,7 +28,7 @@ class Question:
     Attributes:
         token_ids: never empty; ids below 0 are soft tokens (`foreword.core.soft_id`).
         places: where in ``token_ids`` answers are read: the last token of a causal model, the mask of a masked one,
-            the first token of a text or of each of its words for a head.
+            the first token of a text (the last in causal models), or one of each of its words, for a head.
     """
 
     token_ids: tuple[int, ...]
@@ -93,7 +93,8 @@ class Layout:
         return _question([*ids, *seam.specials(self.tokenizer)[1]], (first,))
 
     def words(self, words: Sequence[str], soft: int = 0) -> Question:
-        """A row of words, behind ``soft`` soft tokens; the state of each word's first token is labelled.
+        """A row of words, behind ``soft`` soft tokens. Labelled is the state of each word's first token, as is usual
+        for encoders, and of its last one in causal models, where the first has not seen the word.
 
         Raises TemplateError for a word without tokens.
         """
@@ -104,7 +105,7 @@ class Layout:
             pieces = seam.continuation(self.tokenizer, f" {word}" if index else word, "")
             if not pieces:
                 raise TemplateError(f"word {index + 1}, {word!r}, has no tokens; take it out.")
-            places.append(len(ids))
+            places.append(len(ids) + (len(pieces) - 1 if self.causal else 0))
             ids += pieces
         return _question(ids if self.causal else [*ids, *after], tuple(places))
 

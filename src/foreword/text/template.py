@@ -140,6 +140,10 @@ class Template:
             end = len(pieces) if isinstance(part, Soft) else end
         return tuple(pieces[:end])
 
+    def plain(self) -> Template:
+        """The same without its soft tokens: what it says before anything is learned."""
+        return Template.parse("".join(_source(part) for part in self.parts if not isinstance(part, Soft)))
+
     def inner_soft(self, causal: bool) -> int:
         """Soft tokens that stay inside a row: all of an encoder's, those behind `beginning` of a causal model's."""
         ahead = sum(piece.length for piece in self.beginning if isinstance(piece, Soft)) if causal else 0
@@ -191,6 +195,14 @@ class Template:
             else:
                 pieces.append(_piece(part, row, where))
         return Filled(_compact(prompt), target, _joined(after))
+
+
+def _source(part: Part) -> str:
+    if isinstance(part, Text):
+        return part.text.replace("{", "{{").replace("}", "}}")
+    if isinstance(part, Field):
+        return f"{{{part.name}}}"
+    return f"{{target:{part.field}}}" if isinstance(part, Target) else "{mask}"
 
 
 def _texts(row: Mapping[str, object], name: str, where: str) -> tuple[str, ...]:

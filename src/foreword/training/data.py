@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from foreword.core import Bos
-from foreword.errors import DataError, TemplateError
+from foreword.errors import DataError
 from foreword.models import LanguageModel
 from foreword.text import seam
+from foreword.text.question import Layout, Question
+from foreword.text.request import words_of
 from foreword.text.rows import Row
-from foreword.text.verbalizer import WordTrie
+from foreword.text.template import Template
 from foreword.training.material import Material
 
 # Batches that are sorted by length together.
@@ -21,21 +22,34 @@ POOL = 16
 
 @dataclass(frozen=True)
 class Example:
-    """One row in tokens.
+    """One row through one template, in tokens.
 
     Attributes:
-        prompt: tokens before the answer, as serving would tokenize them.
-        label: index of the label, for a template with ``{mask}``.
+        question: tokens before the answer, as serving would tokenize them, and where the answer is read.
+        labels: place of the label that every answer should get.
+        soft_labels: in place of ``labels``, a probability of every label (distillation).
         target: tokens of the answer, end-of-text included, for a template with ``{target:...}``.
+        others: further answers that are as right; an example takes its turn through all.
     """
 
-    prompt: tuple[int, ...]
-    label: int = -1
+    question: Question
+    labels: tuple[int, ...] = ()
+    soft_labels: tuple[float, ...] = ()
     target: tuple[int, ...] = ()
+    others: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.question.token_ids
 
     @property
     def size(self) -> int:
-        return len(self.prompt) + len(self.target)
+        return len(self.prompt) + max(map(len, (self.target, *self.others)))
+
+    def at(self, turn: int) -> Example:
+        """With the answer whose turn it is: one a pass over the data."""
+        targets = (self.target, *self.others)
+        return replace(self, target=targets[turn % len(targets)]) if self.others else self
 
 
 @dataclass(frozen=True)
@@ -43,54 +57,49 @@ class Reader:
     """Turns rows into examples, in serving geometry.
 
     Attributes:
-        lm: its tokenizer and its context count.
-        material: template and verbalizer.
-        length: virtual tokens in front of every example.
-        bos: whether the request brings the beginning-of-text token.
+        lm: its context counts.
+        material: templates and labels.
+        layout: how filled templates become tokens.
+        length: positions in front of every example.
+        longest: tokens that an example grows by when its labels are scored.
     """
 
     lm: LanguageModel
     material: Material
+    layout: Layout
     length: int = 0
-    bos: Bos = "request"
-
-    @cached_property
-    def trie(self) -> WordTrie | None:
-        """The words of the labels behind a prompt; ``None`` for a template that generates."""
-        template, verbalizer = self.material.template, self.material.verbalizer
-        return verbalizer.encode(self.lm.tokenizer, template.before_answer) if verbalizer is not None else None
+    longest: int = 0
 
     def read(self, rows: Sequence[Row]) -> list[Example]:
-        """Raises DataError, TemplateError or VerbalizerError that names the row."""
-        template = self.material.template
-        if template.soft_tokens:
-            raise TemplateError(
-                "the template has {soft:N} slots, which this method does not learn; take them out of the template."
-            )
+        """Every row through every template. Raises DataError, TemplateError or VerbalizerError that names the row."""
         examples = []
         for row in rows:
-            with row.named():
-                examples.append(self._example(row))
-                self._check_fits(examples[-1])
+            for template in self.material.templates:
+                with row.named():
+                    examples.append(self._example(row, template))
+                    self._check_fits(examples[-1])
         return examples
 
-    def _example(self, row: Row) -> Example:
-        template = self.material.template
+    def _example(self, row: Row, template: Template) -> Example:
+        answers = self.material.answers(row)
+        if self.material.per_token:
+            words = words_of(template, row.values, row.where)
+            return Example(self.layout.words(words, template.inner_soft(self.lm.causal)), answers)
         filled = template.fill(row.values, row.where)
-        if filled.after and self.lm.causal:
-            raise TemplateError(
-                f"the text {filled.after[:20]!r} behind the answer is never seen by a causal model; end the template "
-                "with {mask} or {target:...}."
-            )
-        prompt = tuple(seam.encode(self.lm.tokenizer, filled.text, bos=self.bos == "request"))
-        if not prompt:
-            raise DataError("the prompt is empty; put text in front of the answer.")
-        if filled.target is None:
-            return Example(prompt, label=self.material.label(row))
-        target = seam.continuation(self.lm.tokenizer, filled.target, template.before_answer)
-        if not target and not self._end:
+        if self.material.head_labels:
+            return Example(self.layout.state(filled), answers)
+        question = self.layout.answer(filled)
+        if template.target is None:
+            return Example(question, answers)
+        texts = template.references(row.values, row.where)
+        first, *others = dict.fromkeys(self._target(text, template) for text in texts)
+        return Example(question, target=first, others=tuple(others))
+
+    def _target(self, text: str, template: Template) -> tuple[int, ...]:
+        tokens = seam.continuation(self.layout.tokenizer, text, template.before_answer)
+        if not tokens and not self._end:
             raise DataError("the answer is empty, and the model has no end-of-text token to learn instead.")
-        return Example(prompt, target=(*target, *self._end))
+        return (*tokens, *self._end)
 
     @cached_property
     def _end(self) -> tuple[int, ...]:
@@ -98,12 +107,8 @@ class Reader:
         end = self.lm.tokenizer.eos_token_id
         return (end,) if end is not None else tuple(sorted(self.lm.end_ids))[:1]
 
-    @cached_property
-    def _longest_word(self) -> int:
-        return max(len(path) for _, path in self.trie.words) if self.trie is not None else 0
-
     def _check_fits(self, example: Example) -> None:
-        total = self.length + example.size + self._longest_word
+        total = self.length + example.size + self.longest
         if self.lm.context is not None and total > self.lm.context:
             raise DataError(
                 f"the example has {total} tokens with its answer and {self.length} virtual tokens, the context of "
@@ -111,7 +116,20 @@ class Reader:
             )
 
 
-def schedule(sizes: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[int]]:
+@dataclass(frozen=True)
+class Draw:
+    """An example in a batch.
+
+    Attributes:
+        place: among the examples.
+        turn: how often it was drawn before.
+    """
+
+    place: int
+    turn: int
+
+
+def schedule(sizes: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[Draw]]:
     """Batches of places in ``sizes``, one a step: shuffled, then sorted by length within pools of batches.
 
     The whole run is one list, so that a resumed run goes on exactly where it stopped, and every example is seen
@@ -121,17 +139,19 @@ def schedule(sizes: Sequence[int], batch_size: int, steps: int, seed: int) -> li
     source = random.Random(seed)
     stream = _shuffled_forever(len(sizes), source)
     most = max(1, min(POOL, len(sizes) // batch_size))
-    batches: list[list[int]] = []
+    batches: list[list[Draw]] = []
     while len(batches) < steps:
         count = min(most, steps - len(batches))
         pool = [next(stream) for _ in range(count * batch_size)]
-        pool.sort(key=sizes.__getitem__)
+        pool.sort(key=lambda draw: sizes[draw.place])
         cut = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
         source.shuffle(cut)
         batches += cut
     return batches
 
 
-def _shuffled_forever(count: int, source: random.Random) -> Iterator[int]:
+def _shuffled_forever(count: int, source: random.Random) -> Iterator[Draw]:
+    turn = 0
     while True:
-        yield from source.sample(range(count), count)
+        yield from (Draw(place, turn) for place in source.sample(range(count), count))
+        turn += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,10 @@ class RunFolder:
             folder._write("recipe.json", run.settings())
         return folder
 
+    def member(self, number: int) -> RunFolder:
+        """The folder of a further member of an ensemble, inside this one."""
+        return RunFolder(self.path / f"member-{number}")
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
@@ -47,6 +51,15 @@ class RunFolder:
         """The newest complete checkpoint; ``None`` if the run was stopped before its first."""
         complete = filter(_is_complete, self.checkpoints.glob("checkpoint-*"))
         return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+    def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what the Trainer logged: loss, learning rate and figures by step."""
+        self._write("history.json", {"log": list(history)})
+
+    def history(self) -> list[dict[str, Any]]:
+        """What `write_history` kept; empty before."""
+        found = _read_json(self.path / "history.json")
+        return found["log"] if isinstance(found, dict) else []
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write("summary.json", summary)

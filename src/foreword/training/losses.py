@@ -1,8 +1,10 @@
-"""What is learned from a batch: the right label's score, or the tokens of the answer."""
+"""What is learned from a batch: the right labels' scores, or the tokens of the answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,34 +12,77 @@ from torch import Tensor
 
 from foreword.core import Batch, Front
 from foreword.models import LanguageModel
-from foreword.text.scoring import label_scores, lay_out
-from foreword.text.verbalizer import WordTrie
+from foreword.text.scoring import Choice
 from foreword.training.data import Example
 
-Loss = Callable[[LanguageModel, Front, Sequence[Example]], Tensor]
+
+class Loss(Protocol):
+    """A loss as a sum and what to divide it by, so that a batch may be cut into parts: over processes, or one after
+    another (gradient accumulation)."""
+
+    def total(self, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:
+        """Sum over examples, a scalar."""
+        ...
+
+    def weight(self, examples: Sequence[Example]) -> float:
+        """What the sum over these examples is divided by for their mean."""
+        ...
 
 
-def label_loss(trie: WordTrie) -> Loss:
-    """Cross-entropy over the scores that serving compares, the mean over examples."""
+@dataclass(frozen=True)
+class LabelLoss:
+    """Cross-entropy over the scores that serving compares.
 
-    def loss(lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:
-        batch, rows = lay_out(front, [example.prompt for example in examples], trie, lm.device)
-        scores = label_scores(lm.logits(batch, rows), trie)
-        return F.cross_entropy(scores, torch.tensor([example.label for example in examples], device=lm.device))
+    Attributes:
+        choice: makes the way to score; called every time, since a head's values change.
+        class_weights: ``[labels]`` float32, or ``None`` if all labels weigh 1.
+    """
 
-    return loss
+    choice: Callable[[], Choice]
+    class_weights: Tensor | None = None
+
+    def total(self, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:
+        scores = self._scores(lm, front, examples)
+        if examples[0].soft_labels:
+            wanted = torch.tensor([example.soft_labels for example in examples], device=lm.device)
+            return -(wanted * scores.log_softmax(-1)).sum()
+        labels = torch.tensor([label for example in examples for label in example.labels], device=lm.device)
+        return F.cross_entropy(scores, labels, weight=self._weights(scores), reduction="sum")
+
+    def weight(self, examples: Sequence[Example]) -> float:
+        if self.class_weights is None or examples[0].soft_labels:
+            return float(sum(len(example.labels) or 1 for example in examples))
+        return float(sum(self.class_weights[label] for example in examples for label in example.labels))
+
+    def _scores(self, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:
+        choice = self.choice()
+        batch, rows = choice.lay_out(front, [example.question for example in examples], lm.device)
+        return choice.scores(lm.hidden(batch, rows) if choice.hidden else lm.logits(batch, rows))
+
+    def _weights(self, scores: Tensor) -> Tensor | None:
+        return self.class_weights.to(scores) if self.class_weights is not None else None
 
 
-def answer_loss(lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:
-    """Cross-entropy of the answers' tokens, the mean over tokens; logits only where there is an answer."""
-    rows = [example.prompt + example.target[:-1] for example in examples]
-    batch = Batch.behind(front, rows, device=lm.device)
-    places = [
-        place
-        for example, start, row in zip(examples, batch.starts[-len(rows) - 1 : -1], rows, strict=True)
-        for place in range(start + len(example.prompt) - 1, start + len(row))
-    ]
-    targets = [token for example in examples for token in example.target]
-    logits = lm.logits(batch, torch.tensor(places, device=lm.device))
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide, torch.tensor(targets, device=lm.device))
+class AnswerLoss:
+    """Cross-entropy of the answers' tokens; logits only where there is an answer."""
+
+    def total(self, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:
+        rows = [example.prompt + example.target[:-1] for example in examples]
+        batch = Batch.behind(front, rows, device=lm.device)
+        places = [
+            place
+            for example, start, row in zip(examples, batch.starts[-len(rows) - 1 : -1], rows, strict=True)
+            for place in range(start + len(example.prompt) - 1, start + len(row))
+        ]
+        targets = [token for example in examples for token in example.target]
+        logits = lm.logits(batch, torch.tensor(places, device=lm.device))
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(wide, torch.tensor(targets, device=lm.device), reduction="sum")
+
+    def weight(self, examples: Sequence[Example]) -> float:
+        return float(sum(len(example.target) for example in examples))
+
+
+def mean_loss(loss: Loss, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:
+    """The mean that a whole batch is learned by."""
+    return loss.total(lm, front, examples) / loss.weight(examples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,32 @@ import yaml
 
 from foreword.errors import UsageError
 
-_WHAT = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Mapping: "a mapping"}
+_WHAT = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Mapping: "a mapping",
+    Sequence: "a list",
+}
 _TYPES: dict[str, tuple[type, ...]] = {
     "verbalizer": (str, Mapping),
+    "template": (str, Sequence),
+    "class_weights": (str, Mapping),
     "length": (int,),
     "max_steps": (int,),
     "batch_size": (int,),
+    "accumulate": (int,),
+    "patience": (int,),
+    "members": (int,),
+    "rank": (int,),
     "seed": (int,),
     "lr": (float, int),
     "epochs": (float, int),
+    "calibrate": (bool,),
+    "checkpointing": (bool,),
+    "projection": (bool,),
+    "freeze_first": (bool,),
     "resume": (bool,),
     "replace": (bool,),
     "trust_remote_code": (bool,),
@@ -36,16 +53,26 @@ class Recipe:
         data: training examples, JSONL or CSV.
         method: a name in `foreword.prompts.registry`.
         eval: examples to choose the best checkpoint on; by default a tenth of ``data`` is held out.
-        template: by default the only text field, then ``\\nLabel:{mask}``.
+        template: by default the only text field, then ``\\nLabel:{mask}``. Several are learned from together; the one
+            that scores best on the evaluation rows is served.
         verbalizer: mapping, JSON text or a JSON file; by default the label's names.
         label_field: field that holds the label.
         target_field: field that holds the text to generate, where the template does not name it.
+        head: ``verbalizer`` (words of a template with ``{mask}``) or ``linear`` (a layer over hidden states); by
+            default the verbalizer, but a linear layer where labels are lists (a tag a word) or the model has no words.
         length: virtual tokens.
         init: ``auto``, ``random``, ``vocab``, ``text``, ``labels`` or ``task:NAME``.
         init_text: the text for ``init="text"``.
         lr: peak learning rate.
         epochs, max_steps: length of the run; by default a number of steps that suits 32 to 5,000 rows.
         batch_size: examples a step.
+        accumulate: parts that a step's examples are run in, one after another, with the same result in less memory.
+        patience: stop after so many evaluations without a better one.
+        class_weights: ``balanced`` (by how rare a label is), or a mapping, JSON text or a JSON file of label to weight.
+        calibrate: subtract what the task says to content-free input (Zhao et al. 2021, arXiv:2102.09690).
+        members: prefixes learned with different seeds and served as an ensemble.
+        checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        rank, encoder, projection, freeze_first: of the methods that have them, see `foreword.prompts.registry`.
         seed: of the held-out rows, the order of the examples and random initial values.
         resume: go on from the last checkpoint in ``out``.
         report_to: passed to the Transformers Trainer (``none``, ``tensorboard``, ``wandb``, ...).
@@ -55,10 +82,11 @@ class Recipe:
     data: str
     method: str = "p-tuning-v2"
     eval: str | None = None
-    template: str | None = None
+    template: str | Sequence[str] | None = None
     verbalizer: str | Mapping[str, Any] | None = None
     label_field: str = "label"
     target_field: str | None = None
+    head: str | None = None
     length: int | None = None
     init: str = "auto"
     init_text: str | None = None
@@ -66,6 +94,16 @@ class Recipe:
     epochs: float | None = None
     max_steps: int | None = None
     batch_size: int = 16
+    accumulate: int = 1
+    patience: int | None = None
+    class_weights: str | Mapping[str, Any] | None = None
+    calibrate: bool = False
+    members: int = 1
+    checkpointing: bool = False
+    rank: int | None = None
+    encoder: str | None = None
+    projection: bool | None = None
+    freeze_first: bool | None = None
     seed: int = 0
     resume: bool = False
     report_to: str = "none"
@@ -74,7 +112,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in fields(self):
             check_type(field.name, getattr(self, field.name), optional=field.default is None)
-        for name in ("length", "lr", "epochs", "batch_size", "max_steps"):
+        for name in ("length", "lr", "epochs", "batch_size", "max_steps", "accumulate", "patience", "members", "rank"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{_flag(name)} must be above 0, got {value}.")
@@ -82,8 +120,28 @@ class Recipe:
             raise UsageError(f"--seed must be from 0 to 4294967295, got {self.seed}.")
         if self.epochs is not None and self.max_steps is not None:
             raise UsageError("--epochs and --max-steps both set the length of the run; give one of them.")
+        if self.head not in (None, "verbalizer", "linear"):
+            raise UsageError(f"--head must be verbalizer or linear, got {self.head!r}.")
+        if self.accumulate > self.batch_size:
+            raise UsageError(f"--accumulate {self.accumulate} is more than the {self.batch_size} examples of a step.")
         if self.resume and self.out is None:
             raise UsageError("--resume needs --out RUN, the run to go on with.")
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates as given, none if they are to be guessed. Raises UsageError for one that is no text."""
+        if self.template is None:
+            return ()
+        given = (self.template,) if isinstance(self.template, str) else tuple(self.template)
+        if not given or not all(isinstance(each, str) for each in given):
+            raise UsageError(f"--template must be text or a list of texts, got {self.template!r}.")
+        return given
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the method that were given."""
+        named = ("rank", "encoder", "projection", "freeze_first")
+        return {name: getattr(self, name) for name in named if getattr(self, name) is not None}
 
     @property
     def parent(self) -> str | None:
@@ -110,8 +168,9 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """What determines the result: neither where it is written nor whether it was interrupted."""
         data = {name: getattr(self, name) for name in self.keys() if name not in ("resume", "report_to", "out")}
-        words = self.verbalizer
-        return {**data, "verbalizer": dict(words) if isinstance(words, Mapping) else words}
+        for name in ("verbalizer", "class_weights"):
+            data[name] = dict(data[name]) if isinstance(data[name], Mapping) else data[name]
+        return {**data, "template": list(self.templates) if len(self.templates) > 1 else self.template}
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
-from foreword.core import KVPrefix, Task
-from foreword.errors import UsageError
+from foreword.core import Bos, Head, Task
+from foreword.errors import TemplateError, UsageError
 from foreword.models import LanguageModel
 from foreword.prompts import init
-from foreword.prompts.base import Method, PromptEncoder
+from foreword.prompts.base import Method
 from foreword.prompts.lower import empty
 from foreword.prompts.registry import method as find_method
+from foreword.text.question import Layout, Lead
 from foreword.text.rows import Row, data_digest
-from foreword.training.data import Example, Reader, schedule
-from foreword.training.losses import Loss, answer_loss, label_loss
+from foreword.text.scoring import Choice, HeadChoice, word_choice
+from foreword.training.data import Draw, Example, Reader, schedule
+from foreword.training.learned import Learned
+from foreword.training.losses import AnswerLoss, LabelLoss, Loss
 from foreword.training.material import Material
 from foreword.training.recipe import Recipe
+from foreword.training.weights import class_weights
 from foreword.version import __version__
 
 # Rows that choose the best checkpoint; the final figures are over all of them.
 HELD_ROWS = 1000
+# Peak learning rate of a head that is learned alone.
+HEAD_LR = 5e-3
 # Flags that mean nothing where nothing is learned.
-LEARNING = ("length", "init_text", "lr", "epochs", "max_steps")
+LEARNING = ("length", "init_text", "lr", "epochs", "max_steps", "patience", "class_weights")
 
 
 @dataclass(frozen=True)
@@ -37,43 +44,91 @@ class Run:
         lm: the base model, frozen.
         recipe: the settings.
         material: the data.
-        transfer: the prefix of the task that ``init="task:NAME"`` names.
+        transfer: the task that ``init="task:NAME"`` names.
     """
 
     lm: LanguageModel
     recipe: Recipe
     material: Material
-    transfer: KVPrefix | None = None
+    transfer: Task | None = None
 
     @classmethod
-    def of(cls, lm: LanguageModel, recipe: Recipe, transfer: KVPrefix | None = None) -> Run:
+    def of(
+        cls, lm: LanguageModel, recipe: Recipe, transfer: Task | None = None, material: Material | None = None
+    ) -> Run:
         """Read the data and check every row. Raises UsageError and its kin, or ModelMismatch."""
         if transfer is not None:
-            transfer.model.check(lm.identity, f"the task to start from, '{recipe.parent}',")
-        run = cls(lm, recipe, Material.read(recipe), transfer)
+            transfer.prefix.model.check(lm.identity, f"the task to start from, '{recipe.parent}',")
+        if material is None:
+            material = Material.read(recipe, vocabulary=lm.vocabulary)
+        run = cls(lm, recipe, material, transfer)
         run._check_flags()
+        if run.method.soft and not run.material.template.soft_tokens and not lm.causal:
+            run = cls(lm, recipe, material.with_soft(run.length), transfer)
         run._check_rows()
         return run
 
     @cached_property
     def method(self) -> Method:
-        return find_method(self.recipe.method)
+        return find_method(self.recipe.method, **self.recipe.options)
+
+    def with_seed(self, seed: int) -> Run:
+        """The same run with other random numbers, on the same rows."""
+        return Run(self.lm, replace(self.recipe, seed=seed), self.material, self.transfer)
 
     @property
     def learns(self) -> bool:
-        """Whether the method has anything to learn."""
-        return self.method.length > 0
+        """Whether there is anything to learn."""
+        return self.method.learns or bool(self.material.head_labels)
 
     @cached_property
     def length(self) -> int:
-        """Virtual tokens."""
-        given = self.transfer.length if self.transfer is not None else self.method.length
-        return self.recipe.length or given
+        """Virtual tokens: those of the template, or as many as are asked for."""
+        slots = self.material.template.soft_tokens if self.method.soft else 0
+        if slots and self.recipe.length not in (None, slots):
+            raise UsageError(
+                f"--length {self.recipe.length} contradicts the {slots} soft tokens of the template; leave it out."
+            )
+        return slots or self.recipe.length or self._usual_length
+
+    @property
+    def _usual_length(self) -> int:
+        if self.transfer is None or not self.method.length:
+            return self.method.length
+        soft = self.transfer.soft
+        return len(soft) if self.method.soft and soft is not None else self.transfer.prefix.length
+
+    @cached_property
+    def lead(self) -> Lead:
+        """The constant beginning of the template, for methods that learn soft tokens."""
+        return Layout(self.lm.tokenizer, self.lm.causal).beginning(self.material.template)
+
+    @cached_property
+    def bos(self) -> Bos:
+        """Where the beginning-of-text token is."""
+        if self.transfer is not None and self.transfer.prefix.length and not self.method.soft:
+            return self.transfer.prefix.bos
+        return "prefix" if self.lead.has_text else "request"
+
+    @cached_property
+    def layout(self) -> Layout:
+        template = self.material.template
+        lead = template.soft_tokens - template.inner_soft(self.lm.causal)
+        return Layout(self.lm.tokenizer, self.lm.causal, self.bos == "request", lead)
 
     @cached_property
     def reader(self) -> Reader:
-        bos = self.transfer.bos if self.transfer is not None and self.transfer.length else "request"
-        return Reader(self.lm, self.material, self.length, bos)
+        longest = 0 if self.words is None else self.words.longest
+        ahead = len(self.lead.token_ids) or (self.length if self.lm.causal else 0)
+        return Reader(self.lm, self.material, self.layout, ahead, longest)
+
+    @cached_property
+    def words(self) -> Choice | None:
+        """How the words of the labels are scored; ``None`` without a verbalizer."""
+        verbalizer, template = self.material.verbalizer, self.material.template
+        if verbalizer is None:
+            return None
+        return word_choice(self.lm.tokenizer, verbalizer, template.before_answer, causal=self.lm.causal)
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -93,28 +148,38 @@ class Run:
 
     @property
     def lr(self) -> float:
-        return self.recipe.lr or self.method.lr
+        return self.recipe.lr or self.method.lr or HEAD_LR
 
     @property
     def batch_size(self) -> int:
         return self.recipe.batch_of(len(self.examples))
 
     @property
-    def batches(self) -> list[list[int]]:
-        """Places in `examples`, a batch a step."""
+    def batches(self) -> list[list[Draw]]:
+        """Draws from `examples`, a batch a step."""
         return schedule([example.size for example in self.examples], self.batch_size, self.steps, self.recipe.seed)
 
-    @cached_property
-    def loss(self) -> Loss:
-        return answer_loss if self.reader.trie is None else label_loss(self.reader.trie)
+    def loss(self, learned: Learned) -> Loss:
+        """What is minimized; a head's values come from ``learned``."""
+        if not self.material.labels:
+            return AnswerLoss()
+        weights = class_weights(self.recipe, self.material)
+        tensor = torch.tensor(list(weights.values())) if weights is not None else None
+        words, head = self.words, learned.head
+        if head is not None:
+            return LabelLoss(lambda: HeadChoice(head.weight, head.bias), tensor)
+        assert words is not None
+        return LabelLoss(lambda: words, tensor)
 
-    def encoder(self) -> PromptEncoder:
-        """A fresh encoder at its initial values. Raises UsageError if there is nothing to start from."""
-        start = self._initializer()(self.length, torch.Generator().manual_seed(self.recipe.seed))
-        return self.method.encoder(self.lm, start)
+    def learned(self) -> Learned:
+        """Everything trainable at its initial values. Raises UsageError if there is nothing to start from."""
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        start = self._initializer()(self.length, generator)
+        start = replace(start, lead=self.lead.token_ids if self._slots else None, bos=self.bos)
+        return Learned(self.method.encoder(self.lm, start), self._head(generator))
 
     def task(self, name: str) -> Task:
-        """The task with an empty prefix: template, words and defaults, ready to be given what is learned."""
+        """The task before anything is learned: template, words and defaults."""
         material = self.material
         return Task(
             name=name,
@@ -123,6 +188,7 @@ class Run:
             template=material.template.source,
             verbalizer=dict(material.verbalizer.words) if material.verbalizer is not None else None,
             generation=self._generation(),
+            head=self._empty_head(),
             provenance={
                 "foreword": __version__,
                 "data_sha256": data_digest(self.recipe.data),
@@ -139,12 +205,17 @@ class Run:
             **recipe.to_json(),
             "data": data_digest(recipe.data),
             "eval": data_digest(recipe.eval) if recipe.eval is not None else None,
-            "template": material.template.source,
+            "template": [template.source for template in material.templates],
             "verbalizer": {label: list(spelled) for label, spelled in words.items()},
-            "transfer": self.transfer.digest if self.transfer is not None else None,
+            "transfer": self.transfer.prefix.digest if self.transfer is not None else None,
             "model": self.lm.identity.weights,
             "dtype": str(self.lm.dtype),
         }
+
+    @property
+    def _slots(self) -> bool:
+        """Whether the template says where soft tokens go."""
+        return self.method.soft and self.material.template.soft_tokens > 0
 
     def _check_rows(self) -> None:
         """Read all of them now, so that none fails after an hour."""
@@ -156,12 +227,40 @@ class Run:
         if not self.learns and (ignored or self.recipe.init != "auto"):
             flag = (ignored or ["init"])[0].replace("_", "-")
             raise UsageError(f"--method {self.method.name} learns nothing, so --{flag} would be ignored; leave it out.")
+        if self.recipe.length is not None and not self.method.length:
+            raise UsageError(f"--method {self.method.name} has no virtual tokens, so leave --length out.")
+        if self.material.template.soft_tokens and not self.method.soft:
+            raise TemplateError(
+                f"the template has {{soft:N}} slots, which --method {self.method.name} does not learn; take them out, "
+                "or use p-tuning."
+            )
+        if self.recipe.calibrate and not self.material.labels:
+            raise UsageError("--calibrate is for labels, and this run generates text; leave it out.")
 
     def _generation(self) -> dict[str, Any]:
-        if self.material.verbalizer is not None:
+        if self.material.labels:
             return {}
         # Twice the longest answer leaves room for new ones and still ends a model that rambles.
-        return {"max_tokens": max(16, 2 * max(len(example.target) for example in self.examples))}
+        answers = [target for example in self.examples for target in (example.target, *example.others)]
+        return {"max_tokens": max(16, 2 * max(map(len, answers)))}
+
+    def _empty_head(self) -> Head | None:
+        """A head that knows its labels and nothing else."""
+        if not self.material.head_labels:
+            return None
+        labels = self.material.head_labels
+        width = self.lm.identity.hidden_size
+        return Head(labels, torch.zeros(len(labels), width), torch.zeros(len(labels)), self.material.per_token)
+
+    def _head(self, generator: torch.Generator) -> nn.Linear | None:
+        if not self.material.head_labels:
+            return None
+        width = self.lm.identity.hidden_size
+        head = nn.Linear(width, len(self.material.head_labels), dtype=torch.promote_types(self.lm.dtype, torch.float32))
+        with torch.no_grad():
+            head.weight.copy_(0.02 * torch.randn(head.weight.shape, generator=generator))
+            head.bias.zero_()
+        return head.to(self.lm.device)
 
     def _initializer(self) -> init.Initializer:
         recipe = self.recipe
@@ -170,7 +269,7 @@ class Run:
                 raise UsageError(f"--init-text is for --init text, not --init {recipe.init}.")
             return init.text(self.lm, recipe.init_text)
         if self.transfer is not None:
-            return init.transfer(self.transfer)
+            return init.transfer(self.transfer, soft=self.method.soft)
         kind = self.method.init if recipe.init == "auto" else recipe.init
         makers = self._makers()
         if kind not in makers:
@@ -183,6 +282,7 @@ class Run:
             # A little more text than the virtual tokens are likely to hold.
             "auto": lambda: init.text(self.lm, self.material.solved(budget=6 * self.length)),
             "random": lambda: init.random_values,
+            "uniform": lambda: init.uniform_values,
             "vocab": lambda: init.sampled_vocabulary(self.lm),
             "labels": lambda: init.text(self.lm, self.material.label_words()),
         }

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from foreword.errors import UsageError
+from foreword.errors import TrainingError, UsageError
 from foreword.models import LanguageModel
-from foreword.prompts.base import PromptEncoder
 from foreword.training.data import Example
 from foreword.training.folder import RunFolder
+from foreword.training.learned import Learned
 from foreword.training.losses import Loss
 from foreword.training.run import Run
 from foreword.training.score import Scorer
@@ -27,16 +26,20 @@ EVALUATIONS = 5
 
 
 class Learner(nn.Module):
-    """The trainable encoder and its loss. The frozen model is no module of it, so that optimizer, checkpoints and
-    distributed wrappers see only what is learned."""
+    """What is learned, and its loss: the module that the Trainer sees."""
 
-    def __init__(self, lm: LanguageModel, encoder: PromptEncoder, loss: Loss) -> None:
+    def __init__(self, lm: LanguageModel, learned: Learned, loss: Loss) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.learned = learned
         self._lm, self._loss = lm, loss
 
-    def forward(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        return {"loss": self._loss(self._lm, self.encoder.front(), examples)}
+    def forward(self, examples: Sequence[Example], weight: float) -> dict[str, Tensor]:
+        """The part of a step's mean loss that these examples are.
+
+        Args:
+            weight: what the sum over the examples is divided by.
+        """
+        return {"loss": self._loss.total(self._lm, self.learned.front(), examples) / weight}
 
 
 class PrefixTrainer(Trainer):
@@ -44,7 +47,7 @@ class PrefixTrainer(Trainer):
 
     Args:
         run: model, data and settings.
-        scorer: metrics of the encoder as it stands, and the encoder itself.
+        scorer: metrics of what is learned as it stands, and that itself.
         folder: gets the checkpoints.
         progress: what a person sees.
     """
@@ -52,22 +55,57 @@ class PrefixTrainer(Trainer):
     def __init__(self, run: Run, scorer: Scorer, folder: RunFolder, progress: TrainerCallback) -> None:
         # The Trainer wants to see evaluation data, though the scorer brings its own.
         data: Any = {"train_dataset": run.examples, "eval_dataset": run.held}
-        learner = Learner(run.lm, scorer.encoder, run.loss)
+        self._loss = run.loss(scorer.learned)
+        learner = Learner(run.lm, scorer.learned, self._loss)
+        callbacks = [progress, _Moved()]
+        if run.recipe.patience is not None:
+            callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.recipe.patience))
         try:
-            super().__init__(learner, arguments(run, folder), callbacks=[progress, _Moved()], **data)
+            super().__init__(learner, arguments(run, folder), callbacks=callbacks, **data)
         except (ValueError, RuntimeError, ImportError) as error:
             raise UsageError(f"--report-to {run.recipe.report_to} cannot be used: {error}") from error
-        self._batches = run.batches
+        if run.batch_size < run.recipe.accumulate * self.args.world_size:
+            raise UsageError(
+                f"a step has {run.batch_size} examples for {self.args.world_size} processes with "
+                f"{run.recipe.accumulate} parts each; give a larger --batch-size."
+            )
+        self._run = run
+        self._folder = folder
         self._score: Callable[[], dict[str, float]] = scorer
         self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to --json
 
     def get_train_dataloader(self) -> DataLoader:
-        loader = DataLoader(
-            self.train_dataset,  # type: ignore[arg-type] - a list is a dataset
-            batch_sampler=_Schedule(self._batches),
-            collate_fn=lambda examples: {"examples": examples},
-        )
-        return self.accelerator.prepare(loader)
+        parts = [
+            part
+            for batch in self._run.batches
+            for part in self._parts([self._run.examples[draw.place].at(draw.turn) for draw in batch])
+        ]
+        # Every process takes its own examples of every batch, so nothing is left for `accelerate` to share out.
+        return DataLoader(parts, batch_size=1, collate_fn=lambda items: items[0])  # type: ignore[arg-type] - a list is a dataset
+
+    def _parts(self, batch: Sequence[Example]) -> list[dict[str, Any]]:
+        """This process's share of a step, in the parts that are run one after another.
+
+        The Trainer divides by the number of parts and averages over processes; the weight undoes both, so that the
+        gradient is that of the whole batch however it is cut.
+        """
+        processes, rank = self.args.world_size, self.args.process_index
+        count = self._run.recipe.accumulate
+        weight = self._loss.weight(batch) / (count * processes)
+        mine = batch[rank::processes]
+        return [{"examples": mine[part::count], "weight": weight} for part in range(count)]
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        value = loss[0] if isinstance(loss, tuple) else loss
+        if not bool(value.isfinite()):
+            best = self._folder.newest_checkpoint()
+            kept = f"the last good checkpoint is {best}" if best is not None else "no checkpoint was written yet"
+            raise TrainingError(
+                f"the loss of step {self.state.global_step + 1} is {float(value)}; {kept}; start again with a smaller "
+                "--lr and another --out."
+            )
+        return loss
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         raise RuntimeError("evaluation goes through the engine, not through a data loader")
@@ -91,21 +129,6 @@ class _Moved(TrainerCallback):
             state.best_model_checkpoint = str(best)
 
 
-class _Schedule(torch.utils.data.Sampler[list[int]]):
-    """A batch sampler that yields a list of batches as it stands."""
-
-    def __init__(self, batches: list[list[int]]) -> None:
-        self._batches = batches
-        self.batch_size = len(batches[0])
-        self.drop_last = False
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-
 def arguments(run: Run, folder: RunFolder) -> TrainingArguments:
     """One cycle: a tenth of the steps up, then down along a cosine."""
     every = -(-run.steps // EVALUATIONS)
@@ -113,6 +136,7 @@ def arguments(run: Run, folder: RunFolder) -> TrainingArguments:
         output_dir=str(folder.checkpoints),
         max_steps=run.steps,
         per_device_train_batch_size=run.batch_size,
+        gradient_accumulation_steps=run.recipe.accumulate,
         learning_rate=run.lr,
         lr_scheduler_type="cosine",
         warmup_steps=run.steps // 10,
