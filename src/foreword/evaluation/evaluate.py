@@ -173,21 +173,23 @@ def _generated(engine: EngineProtocol, task: Task, rows: Sequence[Row]) -> Repor
     streams = [engine.submit(Request.of(prompt, _within(engine, prompt, params))) for prompt in prompts]
     predicted = [_answer(stream, row).strip() for stream, row in zip(streams, rows, strict=True)]
     references = [tuple(text.strip() for text in texts) for texts in wanted]
-    metrics = {**text_metrics(predicted, references), **_perplexity(engine, prompts, rows, wanted)}
+    # Of the first reference alone: all of them would take longer than the answers that are measured.
+    first = [texts[0] for texts in wanted]
+    metrics = {**text_metrics(predicted, references), **_perplexity(engine, prompts, rows, first)}
     predictions = [Prediction(r[0], p, references=r) for r, p in zip(references, predicted, strict=True)]
     return Report(len(rows), metrics, predictions, unmeasured())
 
 
 def _perplexity(
-    engine: EngineProtocol, prompts: Sequence[Prompt], rows: Sequence[Row], wanted: Sequence[Sequence[str]]
+    engine: EngineProtocol, prompts: Sequence[Prompt], rows: Sequence[Row], wanted: Sequence[str]
 ) -> dict[str, float]:
-    """Of all references as they stand, cut to the context; nothing if none has a token."""
+    """Of texts as they stand, cut to the context; nothing if none has a token."""
     pairs: list[tuple[Prompt, list[int]]] = []
-    for prompt, row, texts in zip(prompts, rows, wanted, strict=True):
+    for prompt, row, text in zip(prompts, rows, wanted, strict=True):
         room = engine.context and engine.context - prompt.prefix_length - len(prompt.token_ids)
         with row.named():
-            targets = [seam.continuation(engine.tokenizer, text, "")[:room] for text in texts]
-        pairs += [(prompt, target) for target in targets if target]
+            target = seam.continuation(engine.tokenizer, text, "")[:room]
+        pairs += [(prompt, target)] if target else []
     if not pairs:
         return {}
     return {"perplexity": perplexity(log_likelihoods(engine, *zip(*pairs, strict=True)))}
