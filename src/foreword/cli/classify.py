@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foreword.cli import options
 from foreword.errors import UsageError
+
+if TYPE_CHECKING:
+    from foreword.core import Task
+    from foreword.engine.engine import Engine
+
+Answer = tuple[list[dict[str, Any]], list[str]]
+"""Rows for ``--json``, and lines for people."""
 
 
 def classify(
@@ -21,15 +28,15 @@ def classify(
     allow_other_weights: options.OtherWeights = False,
     json: options.Json = False,
 ) -> None:
-    """Label texts with a task that has a verbalizer.
+    """Label texts, or their words, with a task that has labels to choose from.
 
     Example: foreword classify reviews "a masterpiece" "dull and long"
     """
     from foreword.text.template import Template
 
     task = options.open_bank(bank).load(name)
-    if task.template is None or task.verbalizer is None:
-        raise UsageError(f"task '{name}' has no verbalizer to choose from; train one with {{mask}}, or use generate.")
+    if task.template is None or not task.labels:
+        raise UsageError(f"task '{name}' has no labels to choose from; train one with {{mask}}, or use generate.")
     fields = Template.parse(task.template).fields
     if len(fields) != 1:
         raise UsageError(f"task '{name}' has {len(fields)} input fields, classify takes one; ask /v1/classify.")
@@ -37,10 +44,30 @@ def classify(
         texts = [line for line in options.read_text("-").splitlines() if line.strip()]
     lm = options.open_model(model, dtype, device, trust_remote_code)
     options.check_model(task, lm, allow_other_weights=allow_other_weights)
+    answer = _tagged if task.head is not None and task.head.per_token else _labelled
+    with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
+        rows, lines = answer(engine, task, fields[0], texts)
+    options.emit({"task": task.ref, "data": rows}, "\n".join(lines), json)
+
+
+def _labelled(engine: Engine, task: Task, field: str, texts: list[str]) -> Answer:
     from foreword.evaluation.evaluate import classify as run_classify
 
-    with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
-        probs = run_classify(engine, task, [{fields[0]: text} for text in texts])
+    probs = run_classify(engine, task, [{field: text} for text in texts])
     rows = [{"index": i, "label": max(row, key=row.__getitem__), "probs": row} for i, row in enumerate(probs)]
-    lines = [f"{row['label']}\t{max(probs[row['index']].values()):.3f}\t{texts[row['index']]}" for row in rows]
-    options.emit({"task": task.ref, "data": rows}, "\n".join(lines), json)
+    return rows, [f"{row['label']}\t{max(row['probs'].values()):.3f}\t{texts[row['index']]}" for row in rows]
+
+
+def _tagged(engine: Engine, task: Task, field: str, texts: list[str]) -> Answer:
+    """Every text cut into words at white space, with a tag behind each word that has one."""
+    from foreword.evaluation.evaluate import tag
+
+    words = [text.split() for text in texts]
+    found = tag(engine, task, [{field: each} for each in words])
+    tags = [[max(word, key=word.__getitem__) for word in probs] for probs in found]
+    rows = [{"index": i, "words": words[i], "tags": each} for i, each in enumerate(tags)]
+    lines = [
+        " ".join(w if t == "O" else f"{w}/{t}" for w, t in zip(words[i], each, strict=True))
+        for i, each in enumerate(tags)
+    ]
+    return rows, lines

@@ -126,6 +126,7 @@ def _fields(pairs: list[str]) -> dict[str, str]:
 def _prompt(lm: LanguageModel, task: Task | None, text: str | None, fields: dict[str, str]) -> Prompt:
     from foreword.text import request
 
+    request.require_generation(task)
     if text is None:
         return request.from_fields(lm.tokenizer, task, fields)
     return request.from_text(lm.tokenizer, task, text)

@@ -15,6 +15,7 @@ from foreword.server.catalogue import Catalogue
 from foreword.server.classify import classify_router
 from foreword.server.completions import completions_router
 from foreword.server.models import models_router
+from foreword.server.tag import tag_router
 from foreword.server.tasks import TaskTable
 from foreword.version import __version__
 
@@ -52,6 +53,7 @@ def create_app(
     app.include_router(models_router(catalogue))
     app.include_router(completions_router(engine, tasks))
     app.include_router(classify_router(engine, tasks))
+    app.include_router(tag_router(engine, tasks))
     _add_probes(app, engine)
     return app
 

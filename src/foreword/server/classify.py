@@ -1,4 +1,4 @@
-"""``POST /v1/classify``: fills the task's template and scores the words of its labels."""
+"""``POST /v1/classify``: fills the task's template and scores its labels, by their words or by a head."""
 
 from __future__ import annotations
 

@@ -46,13 +46,18 @@ class Completions:
     tasks: TaskTable
 
     async def chat(self, body: ChatRequest, http: HttpRequest) -> Response:
-        task = await self.tasks.resolve(body.model, body.task_id)
+        task = await self._task(body)
         prompt = request.from_messages(self.engine.tokenizer, task, body.messages)
         return await self._answer(body, http, Chat(), task, [prompt])
 
     async def complete(self, body: CompletionRequest, http: HttpRequest) -> Response:
-        task = await self.tasks.resolve(body.model, body.task_id)
+        task = await self._task(body)
         return await self._answer(body, http, Text(), task, self._prompts(body, task))
+
+    async def _task(self, body: Generation) -> Task | None:
+        task = await self.tasks.resolve(body.model, body.task_id)
+        request.require_generation(task)
+        return task
 
     def _prompts(self, body: CompletionRequest, task: Task | None) -> list[Prompt]:
         tokenizer = self.engine.tokenizer

@@ -13,7 +13,7 @@ class ResidentTasks:
     A request holds its task by reference, so what leaves here stays alive until its last request is done.
 
     Args:
-        prefix_bytes: bound of all prefixes together, in bytes; no bound if ``None``.
+        prefix_bytes: bound of everything that the tasks hold (prefixes, adapters, heads), in bytes; none if ``None``.
     """
 
     def __init__(self, prefix_bytes: int | None = None) -> None:
@@ -34,10 +34,10 @@ class ResidentTasks:
         """Keep a task; one that is larger than the bound by itself is not kept."""
         self._discard(task.ref)
         self._tasks[task.ref] = task
-        self.nbytes += task.prefix.nbytes
+        self.nbytes += task.nbytes
         while self._limit is not None and self.nbytes > self._limit:
             self._discard(next(iter(self._tasks)))
 
     def _discard(self, ref: str) -> None:
         task = self._tasks.pop(ref, None)
-        self.nbytes -= task.prefix.nbytes if task is not None else 0
+        self.nbytes -= task.nbytes if task is not None else 0

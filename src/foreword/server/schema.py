@@ -211,8 +211,28 @@ class CompletionRequest(Generation):
         return [ids] if ids else list(texts)
 
 
+def _is_tagged(value: object) -> bool:
+    return _is_input(value) or (isinstance(value, list) and bool(value) and all(isinstance(w, str) for w in value))
+
+
 def _is_input(value: object) -> bool:
     return isinstance(value, str | dict)
+
+
+class TagRequest(Body):
+    """``POST /v1/tag``."""
+
+    input: Annotated[
+        str | dict[str, Any] | list[str | list[str] | dict[str, Any]],
+        shaped(
+            "a text, an object of field values, or a list of texts, lists of words or objects, not empty",
+            lambda value: _is_input(value) or is_list_of(_is_tagged)(value),
+        ),
+    ] = Field(description="A text is cut into words at white space; a list inside the list holds words.")
+
+    @property
+    def inputs(self) -> list[str | list[str] | dict[str, Any]]:
+        return self.input if isinstance(self.input, list) else [self.input]
 
 
 class ClassifyRequest(Body):
