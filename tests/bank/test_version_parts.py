@@ -127,6 +127,14 @@ def test_many_members_keep_their_order(bank: Bank, make_task: Make, make_prefix:
     assert_same_parts(bank.load("sst2"), task)
 
 
+def test_members_come_by_number_however_they_are_listed(tmp_path: Path, make_task: Make, make_prefix: Make) -> None:
+    task = make_task(members=tuple(make_prefix(seed=seed) for seed in range(1, 11)))
+    write_version(tmp_path, task)
+    files = json.loads((tmp_path / "task.json").read_text())["files"]
+    forge(tmp_path, files=dict(sorted(files.items(), reverse=True)))
+    assert_same_parts(read_version(tmp_path, "sst2"), task)
+
+
 def test_optional_fields_are_absent_where_nothing_needs_them(bank: Bank, make_task: Make) -> None:
     bank.publish(make_task())
     assert not {"head", "bias", "combine"} & bank.describe("sst2").keys()
@@ -307,10 +315,10 @@ def test_members_of_another_model_are_refused(
 # What reading refuses: a version that another writer made, with right sizes and digests.
 
 
-def forge(folder: Path, files: dict[str, bytes | None] | None = None, **fields: Any) -> None:
+def forge(folder: Path, replaced: dict[str, bytes | None] | None = None, **fields: Any) -> None:
     """Replace files and fields of a version and sign it again; ``None`` or ``...`` takes one away."""
     record = json.loads((folder / "task.json").read_text())
-    for name, data in (files or {}).items():
+    for name, data in (replaced or {}).items():
         (folder / name).unlink(missing_ok=True)
         record["files"].pop(name, None)
         if data is not None:
