@@ -33,7 +33,8 @@ from foreword.training.train import train
 from models import tiny_model
 outcome = train(tiny_model("llama"), Recipe(**{settings.to_json()!r}, out={settings.out!r}))
 if os.environ.get("RANK", "0") == "0":
-    write_prefix(Path({settings.out!r}) / "learned.safetensors", outcome.task.prefix, method="p-tuning-v2", provenance={{}})
+    file = Path({settings.out!r}) / "learned.safetensors"
+    write_prefix(file, outcome.task.prefix, method="p-tuning-v2", provenance={{}})
 """,
         encoding="utf-8",
     )

@@ -225,6 +225,21 @@ def test_what_went_wrong_is_said_with_what_to_try(tmp_path, capsys):
     assert said[1].startswith("what was learned is worse than nothing; try")
 
 
+def test_a_warm_start_learns_from_other_data_too(tmp_path, capsys):
+    """The same rule in other words: after the warm start a few steps will do, which alone they do not."""
+    lm = tiny_model("llama")
+    data = write_jsonl(tmp_path / "other.jsonl", [{"line": r["text"], "kind": r["label"]} for r in examples(48, 5)])
+    other = tmp_path / "other.yaml"
+    other.write_text(json.dumps({"data": data, "template": "{line}{mask}", "label_field": "kind"}))
+    outcome = train(lm, recipe(tmp_path, warm_start=[str(other)], max_steps=30))
+    said = capsys.readouterr().err
+    assert f"warm start on {data}: loss" in said
+    assert outcome.metrics["accuracy"] > 0.95
+    other.write_text(json.dumps({"data": data, "lr": 1.0}))
+    with pytest.raises(UsageError, match=r"has the key 'lr'; it takes data, template"):
+        train(lm, recipe(tmp_path, warm_start=[str(other)], out=str(tmp_path / "b")))
+
+
 def test_a_run_folder_has_its_curves_and_history(tmp_path):
     outcome = train(tiny_model("llama"), recipe(tmp_path, max_steps=20))
     assert (outcome.folder / "curves.png").read_bytes()[:4] == b"\x89PNG"

@@ -42,6 +42,9 @@ def train(
     length: Annotated[int | None, typer.Option(help="Virtual tokens.", show_default="the method's")] = None,
     init: Annotated[str, typer.Option(help="auto, random, uniform, vocab, text, labels or task:NAME.")] = "auto",
     init_text: Annotated[str | None, typer.Option(help="Text to start from.")] = None,
+    warm_start: Annotated[
+        list[str] | None, typer.Option(help="Recipe of a further data set to learn with first; may be repeated.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="the method's")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="60 to 320, by size")] = None,

@@ -24,6 +24,7 @@ _WHAT = {
 _TYPES: dict[str, tuple[type, ...]] = {
     "verbalizer": (str, Mapping),
     "template": (str, Sequence),
+    "warm_start": (Sequence,),
     "class_weights": (str, Mapping),
     "length": (int,),
     "max_steps": (int,),
@@ -69,6 +70,8 @@ class Recipe:
         accumulate: parts that a step's examples are run in, one after another, with the same result in less memory.
         patience: stop after so many evaluations without a better one.
         class_weights: ``balanced`` (by how rare a label is), or a mapping, JSON text or a JSON file of label to weight.
+        warm_start: recipes of further data sets, which the prompt is learned on together with its own before it goes on
+            alone (multi-task learning).
         calibrate: subtract what the task says to content-free input (Zhao et al. 2021, arXiv:2102.09690).
         members: prefixes learned with different seeds and served as an ensemble.
         checkpointing: recompute activations in the backward pass: less memory, about a third more time.
@@ -97,6 +100,7 @@ class Recipe:
     accumulate: int = 1
     patience: int | None = None
     class_weights: str | Mapping[str, Any] | None = None
+    warm_start: Sequence[str] | None = None
     calibrate: bool = False
     members: int = 1
     checkpointing: bool = False
@@ -120,6 +124,8 @@ class Recipe:
             raise UsageError(f"--seed must be from 0 to 4294967295, got {self.seed}.")
         if self.epochs is not None and self.max_steps is not None:
             raise UsageError("--epochs and --max-steps both set the length of the run; give one of them.")
+        if isinstance(self.warm_start, str):
+            raise UsageError(f"--warm-start must be a list of recipes, got {self.warm_start!r}.")
         if self.head not in (None, "verbalizer", "linear"):
             raise UsageError(f"--head must be verbalizer or linear, got {self.head!r}.")
         if self.accumulate > self.batch_size:
@@ -168,6 +174,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """What determines the result: neither where it is written nor whether it was interrupted."""
         data = {name: getattr(self, name) for name in self.keys() if name not in ("resume", "report_to", "out")}
+        data["warm_start"] = list(self.warm_start) if self.warm_start else None
         for name in ("verbalizer", "class_weights"):
             data[name] = dict(data[name]) if isinstance(data[name], Mapping) else data[name]
         return {**data, "template": list(self.templates) if len(self.templates) > 1 else self.template}

@@ -33,7 +33,7 @@ HELD_ROWS = 1000
 # Peak learning rate of a head that is learned alone.
 HEAD_LR = 5e-3
 # Flags that mean nothing where nothing is learned.
-LEARNING = ("length", "init_text", "lr", "epochs", "max_steps", "patience", "class_weights")
+LEARNING = ("length", "init_text", "lr", "epochs", "max_steps", "patience", "class_weights", "warm_start")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,10 @@ class Run:
     def with_seed(self, seed: int) -> Run:
         """The same run with other random numbers, on the same rows."""
         return Run(self.lm, replace(self.recipe, seed=seed), self.material, self.transfer)
+
+    def with_steps(self, steps: int) -> Run:
+        """The same run with another number of steps."""
+        return Run(self.lm, replace(self.recipe, max_steps=steps, epochs=None), self.material, self.transfer)
 
     @property
     def learns(self) -> bool:
@@ -208,6 +212,7 @@ class Run:
             "template": [template.source for template in material.templates],
             "verbalizer": {label: list(spelled) for label, spelled in words.items()},
             "transfer": self.transfer.prefix.digest if self.transfer is not None else None,
+            "warm_start": [data_digest(file) for file in recipe.warm_start or ()],
             "model": self.lm.identity.weights,
             "dtype": str(self.lm.dtype),
         }

@@ -24,6 +24,7 @@ from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.score import Scorer
 from foreword.training.trainer import PrefixTrainer
+from foreword.training.warm import WarmStart
 
 # Evaluation asks for short answers and labels; serving is where a large cache pays.
 CACHE_BYTES = 256 << 20
@@ -77,11 +78,14 @@ def train(
     """
     run = Run.of(lm, recipe, transfer)
     first = run.learned() if run.learns else None  # what cannot start is said before anything is written
+    warm = WarmStart.of(run)
     with Engine(lm, cache_bytes=CACHE_BYTES) as engine:
         folder = RunFolder.open(run)
         before = _before(run, engine, say)
         task, parameters = run.task(name), 0
         if first is not None:
+            if recipe.warm_start and folder.newest_checkpoint() is None:
+                warm.learn(first, say)
             task, parameters = _members(run, engine, task, first, folder, say)
         task, after = _best(run, engine, task)
         if run.learns:
