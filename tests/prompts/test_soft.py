@@ -37,6 +37,17 @@ def test_soft_tokens_of_a_lead_stand_between_its_words(family, name):
     assert front.bos == lower(lm, front).bos == "prefix"
 
 
+@pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning"])
+def test_lowering_the_lead_changes_no_logit_of_rows_with_soft_tokens_inside(name):
+    lm = tiny_model("mistral")
+    front = method(name).encoder(lm, started("mistral", LEAD)).front()
+    served = Front(lower(lm, front), inner=front.inner)
+    rows = [(70, 71, soft_id(0), 72, soft_id(1)), (soft_id(1), 80)]
+    found, expected = (Batch.behind(each, rows) for each in (served, front))
+    logits = lm.logits(found, torch.arange(7)), lm.logits(expected, torch.arange(5, 12))
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
+
+
 def test_the_words_of_a_lead_learn_nothing():
     lm = tiny_model("llama")
     learned = method("prompt-tuning").encoder(lm, started("llama", LEAD))

@@ -34,7 +34,7 @@ def lower(lm: LanguageModel, source: PromptEncoder | Front) -> KVPrefix:
             f"{lm.identity.architecture} reads in both directions, so soft tokens in front change with every request; "
             "put them inside the rows."
         )
-    batch = Batch.behind(replace(front, inner=None), [], device=lm.device)
+    batch = Batch.behind(front, [], device=lm.device)
     return replace(_stack(lm, front.prefix, *_collect(lm, batch)), bos=_bos(front))
 
 
