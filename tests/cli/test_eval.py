@@ -149,7 +149,7 @@ def test_a_blind_rating_from_sheet_to_verdict(run, bank, reviews, name):
     assert (verdict["ties"], verdict["unrated"], verdict["n"]) == (3, 0, 12)
     assert verdict["p_value"] == pytest.approx(2 * 10 / 2**9)
     assert "8 wins, 1 losses, 3 ties" in run("eval", "--ratings", "sheet.csv").out
-    again = run(*args)
+    again = run(*args, "--model", "./nowhere")  # said before the model is looked for
     assert again.status == 2
     assert "sheet.csv exists, and there may be ratings in it" in again.err
 
@@ -161,6 +161,7 @@ def test_a_blind_rating_from_sheet_to_verdict(run, bank, reviews, name):
         (("--data", "DATA"), "name a task and its examples"),
         (("one", "--data", "DATA", "--compare", "one"), "is named twice"),
         (("one", "--data", "DATA", "--compare", "one@1"), "is named twice"),
+        (("one", "--data", "DATA", "--compare", "base", "--compare", "base"), "is named twice"),
         (("one", "--data", "DATA", "--compare", "tow"), "did you mean two"),
         (("base", "--data", "DATA"), "the base model alone has no template"),
         (("one", "--data", "DATA", "--blind", "x.csv"), "--blind is for two tasks, got 1"),

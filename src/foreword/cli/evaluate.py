@@ -27,7 +27,7 @@ _WITH_RATINGS = ("ratings", "json")
 def evaluate(
     context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Task, or task@version.")] = None,
-    data: Annotated[str | None, typer.Option(help="Examples, JSONL or CSV.")] = None,
+    data: Annotated[str | None, typer.Option(help="Examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(help="Another task to run on the same examples, or base for the base model; may be repeated."),
