@@ -122,6 +122,7 @@ def test_whole_alphas_are_written_whole(tmp_path: Path) -> None:
     write_adapter(tmp_path / "a", draw_adapter("llama", lambda index: 24, 16 / 24))
     config = json.loads((tmp_path / "a" / CONFIG).read_text())
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (24, 16, {})
+    assert isinstance(config["lora_alpha"], int)
 
 
 def test_a_name_that_ends_another(tmp_path: Path) -> None:
@@ -316,7 +317,7 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda t: t.pop(f"{FIRST}.lora_B.weight"), "q_proj needs lora_A and lora_B, found one"),
         (lambda t: t.update({f"{FIRST}.lora_B.weight": torch.zeros(64, 3)}), "q_proj must have factors [rank, in]"),
         (lambda t: t.update({f"{FIRST}.lora_A.weight": torch.zeros(1, 48, 1)}), "q_proj must have factors [rank, in]"),
-        (lambda t: t.update({f"{FIRST}.lora_A.weight": torch.zeros(0, 48)}), "q_proj must have factors [rank, in]"),
+        (lambda t: t.update({f"{FIRST}.lora_A.weight": torch.zeros(1, 0)}), "q_proj must have factors [rank, in]"),
         (
             lambda t: t.update({f"{FIRST}.lora_magnitude_vector": torch.zeros(64)}),
             "found base_model.model.model.layers.0",
