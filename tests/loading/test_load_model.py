@@ -22,8 +22,6 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     StableLmConfig,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from foreword.core import Batch, SamplingParams
@@ -150,14 +148,6 @@ def test_models_that_cannot_carry_a_prefix_are_refused_by_name(config, reason, t
         load_model(save(config, tmp_path))
     assert re.search(config.model_type.replace("_", ""), str(caught.value), re.IGNORECASE)
     assert "\n" not in str(caught.value)
-
-
-def test_an_encoder_decoder_is_refused_by_name(tmp_path):
-    config = T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModel, match=r"encoder-decoder \(T5Config\)"):
-        load_model(str(tmp_path))
 
 
 def test_a_checkpoint_without_its_head_is_refused(tmp_path):

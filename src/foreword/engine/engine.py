@@ -7,19 +7,17 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import CancelledError
-from itertools import accumulate
 from typing import TypeVar
 from weakref import ref
 
-import torch
 from torch import Tensor
 
 from foreword.engine import sampler, scorer
 from foreword.engine.admission import Admission
 from foreword.engine.cache import PAGE, PagedCache
 from foreword.engine.loop import Loop
-from foreword.engine.residents import Residents
 from foreword.engine.protocol import Chunk, FinishReason, Request
+from foreword.engine.residents import Residents
 from foreword.engine.runner import Runner
 from foreword.engine.scheduler import Scheduler, Work
 from foreword.engine.sequence import Sequence
@@ -51,6 +49,9 @@ class Engine:
         max_model_len: positions a request may take, prefix and answer included; the model's context by default.
         allow_other_weights: serve prefixes made for other weights of the same architecture.
         start: step in a thread of its own; without it, somebody has to call `step`.
+
+    Raises:
+        UnsupportedModel: an encoder-decoder; `foreword.engine.decoder.DecoderEngine` evaluates it.
     """
 
     def __init__(
@@ -64,7 +65,13 @@ class Engine:
         allow_other_weights: bool = False,
         start: bool = True,
     ) -> None:
-        self.name, self.tokenizer, self.identity, self.causal = lm.name, lm.tokenizer, lm.identity, lm.causal
+        if lm.decoder:
+            raise UnsupportedModel(
+                f"{lm.name} is an encoder-decoder ({lm.identity.architecture}): it learns and evaluates soft prompts, "
+                "but nothing serves it; use a causal model or an encoder."
+            )
+        self.name, self.tokenizer, self.identity = lm.name, lm.tokenizer, lm.identity
+        self.causal, self.decoder = lm.causal, lm.decoder
         self.context = min((n for n in (lm.context, max_model_len) if n is not None), default=None)
         self._lm, self._end_ids = lm, lm.end_ids
         self._step_tokens = step_tokens
@@ -111,12 +118,8 @@ class Engine:
             self._admission.check_prompt(prompt, choice.longest)
         pieces = scorer.pieces(self._lm, prompts, choice, self._residents, self._step_tokens)
         self._hand_over(self._pieces, pieces)
-        starts = [0, *accumulate(len(prompt.question.places) for prompt in prompts)]
-        scores = torch.empty(starts[-1], choice.labels)
         try:
-            for piece in pieces:
-                rows = [row for place in piece.places for row in range(starts[place], starts[place + 1])]
-                scores[rows] = piece.scores.result()
+            return scorer.gathered(pieces, prompts, choice.labels)
         except CancelledError:
             raise EngineError("the engine was closed while it scored; start it again.") from None
         except Exception as error:
@@ -124,7 +127,6 @@ class Engine:
         finally:
             for piece in pieces:
                 piece.scores.cancel()
-        return scores
 
     @property
     def alive(self) -> bool:

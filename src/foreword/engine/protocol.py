@@ -87,13 +87,14 @@ class Stream(Protocol):
 
 
 class EngineProtocol(Protocol):
-    """An engine serves one model; `tokenizer`, `identity`, `context` and `causal` describe it."""
+    """An engine serves one model; `tokenizer`, `identity`, `context`, `causal` and `decoder` describe it."""
 
     name: str
     tokenizer: Any
     identity: ModelIdentity
     context: int | None
     causal: bool
+    decoder: bool
 
     @property
     def alive(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -66,6 +67,16 @@ def pieces(
         questions = [prompts[place].question for place in places]
         found.append(Piece(places, partial(_forward, lm, front, questions, choice)))
     return found
+
+
+def gathered(pieces: Sequence[Piece], prompts: Sequence[Prompt], labels: int) -> Tensor:
+    """Wait for all pieces: scores ``[answers, labels]`` in the order of the prompts. Raises what a piece raised."""
+    starts = [0, *accumulate(len(prompt.question.places) for prompt in prompts)]
+    scores = torch.empty(starts[-1], labels)
+    for piece in pieces:
+        rows = [row for place in piece.places for row in range(starts[place], starts[place + 1])]
+        scores[rows] = piece.scores.result()
+    return scores
 
 
 @torch.inference_mode()

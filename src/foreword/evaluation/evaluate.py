@@ -60,7 +60,7 @@ def classify(engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, A
         raise UsageError(f"task '{task.name}' labels every word; tag with it.")
     if task.head is None and (task.verbalizer is None or not template.has_mask):
         raise UsageError(f"task '{task.name}' has no verbalizer; ask it with generate, or train one with {{mask}}.")
-    prompts = [request.from_fields(engine.tokenizer, task, values, causal=engine.causal) for values in inputs]
+    prompts = [_prompt(engine, task, values) for values in inputs]
     return [_by_label(task, row) for row in _probs(engine, task, prompts).tolist()]
 
 
@@ -72,7 +72,7 @@ def tag(engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]])
     """
     if task.head is None or not task.head.per_token:
         raise UsageError(f"task '{task.name}' labels whole texts, not their words; classify with it.")
-    prompts = [request.from_fields(engine.tokenizer, task, values, causal=engine.causal) for values in inputs]
+    prompts = [_prompt(engine, task, values) for values in inputs]
     probs = _probs(engine, task, prompts).split([len(prompt.places) for prompt in prompts])
     return [[_by_label(task, word) for word in words.tolist()] for words in probs]
 
@@ -98,7 +98,8 @@ def choice_of(engine: EngineProtocol, task: Task) -> Choice:
     if task.head is not None:
         return head_choice(task.head)
     verbalizer = Verbalizer(task.verbalizer or {})
-    return word_choice(engine.tokenizer, verbalizer, _template(task).before_answer, causal=engine.causal)
+    before = _template(task).before_answer
+    return word_choice(engine.tokenizer, verbalizer, before, causal=engine.causal, decoder=engine.decoder)
 
 
 def _probs(engine: EngineProtocol, task: Task, prompts: Sequence[Prompt]) -> torch.Tensor:
@@ -195,6 +196,10 @@ def _perplexity(
     return {"perplexity": perplexity(log_likelihoods(engine, *zip(*pairs, strict=True)))}
 
 
+def _prompt(engine: EngineProtocol, task: Task, values: Mapping[str, Any]) -> Prompt:
+    return request.from_fields(engine.tokenizer, task, values, causal=engine.causal, decoder=engine.decoder)
+
+
 def _prompts(engine: EngineProtocol, task: Task, rows: Sequence[Row], answer_tokens: int) -> list[Prompt]:
     """What the engine is given for every row, with room for an answer; errors name the row."""
     template, prompts = _template(task), []
@@ -203,7 +208,7 @@ def _prompts(engine: EngineProtocol, task: Task, rows: Sequence[Row], answer_tok
         if not tags:
             template.fill(row.values, row.where, answer=False)
         with row.named():
-            prompt = request.from_fields(engine.tokenizer, task, row.values, causal=engine.causal)
+            prompt = _prompt(engine, task, row.values)
             used = prompt.prefix_length + len(prompt.token_ids)
             if engine.context is not None and used + answer_tokens > engine.context:
                 raise PromptTooLong(

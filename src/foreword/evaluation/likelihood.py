@@ -12,6 +12,7 @@ import torch
 from foreword.core import Batch, Front
 from foreword.engine.protocol import EngineProtocol
 from foreword.text.question import Question
+from foreword.text.ragged import lay_out
 from foreword.text.request import Prompt
 
 # References scored in one call: each brings a row of figures for every token, as wide as all tokens that occur in it.
@@ -24,10 +25,12 @@ class TokenChoice:
 
     Attributes:
         tokens: token ids, each once.
+        decoder: of an encoder-decoder, which writes what stands behind a question's first place.
     """
 
     hidden: ClassVar[bool] = False
     tokens: tuple[int, ...]
+    decoder: bool = False
 
     @property
     def labels(self) -> int:
@@ -44,10 +47,7 @@ class TokenChoice:
         self, front: Front, questions: Sequence[Question], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
         """Each question once; all its places."""
-        batch = Batch.behind(front, [question.token_ids for question in questions], device=device)
-        starts = batch.starts[len(batch.lengths) - len(questions) :]
-        places = [start + at for start, q in zip(starts, questions, strict=False) for at in q.places]
-        return batch, torch.tensor(places, device=device)
+        return lay_out(front, questions, device, decoder=self.decoder)
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
         """``[answers, tokens]`` float32 from logits ``[answers, vocab]``."""
@@ -70,7 +70,9 @@ def log_likelihoods(
         piece = list(zip(prompts, targets, strict=True))[start : start + _AT_ONCE]
         tokens = tuple(sorted({token for _, target in piece for token in target}))
         column = {token: place for place, token in enumerate(tokens)}
-        scores = engine.score([_continued(prompt, target) for prompt, target in piece], TokenChoice(tokens))
+        scores = engine.score(
+            [_continued(prompt, target) for prompt, target in piece], TokenChoice(tokens, engine.decoder)
+        )
         chosen = torch.tensor([column[token] for _, target in piece for token in target])
         found += scores.gather(1, chosen[:, None])[:, 0].split([len(target) for _, target in piece])
     return found

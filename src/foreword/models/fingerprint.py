@@ -12,6 +12,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from foreword.core import LayerShape, ModelIdentity
+from foreword.models.gguf import lineage
+
 SAMPLES = 64
 PROBE = "Hello, world!  1234 naïve café\n\tfunction(x) 你好，世界。 Привет 🙂 <|im_start|> </s> [MASK]"
 
@@ -67,6 +70,27 @@ def rope_parameters(config: Any) -> str:
     """Rotary parameters as canonical JSON; ``null`` for models without."""
     rope = getattr(config, "rope_parameters", None)
     return json.dumps(_without_nulls(rope), sort_keys=True, default=str)
+
+
+def identify(model: Any, tokenizer: Any, layers: tuple[LayerShape, ...], folder: Path | None = None) -> ModelIdentity:
+    """What prefixes of a model must agree with.
+
+    Args:
+        layers: what its self-attention keeps for a position.
+        folder: where it was loaded from; its weights as stored count, not as loaded.
+    """
+    stored = stored_tensors(folder) if folder is not None and weight_files(folder) else model.state_dict().items()
+    embeddings = model.get_input_embeddings().weight
+    return ModelIdentity(
+        architecture=type(model).__name__,
+        hidden_size=embeddings.shape[1],
+        vocab_size=embeddings.shape[0],
+        layers=layers,
+        rope=rope_parameters(model.config.get_text_config()),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        weights=weights_fingerprint(stored),
+        lineage=lineage(folder) if folder is not None else (),
+    )
 
 
 def _without_nulls(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,10 @@ class LanguageModel:
         difference: root mean square of the logit differences that the support probe found to Transformers alone.
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
         vocabulary: whether it has an output matrix; without one (a sentence encoder) only heads can label its states.
+        decoder: answers are written apart from the text, by a decoder of its own (`EncoderDecoder`).
     """
 
+    decoder: ClassVar[bool] = False
     name: str
     model: Any
     tokenizer: Any

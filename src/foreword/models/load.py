@@ -5,27 +5,30 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 from foreword import attention
-from foreword.core import ModelIdentity
 from foreword.errors import ModelError, UnknownModel, UnsupportedModel, UsageError
 from foreword.home import default_model
 from foreword.models import gguf
-from foreword.models.fingerprint import (
-    rope_parameters,
-    stored_tensors,
-    tokenizer_fingerprint,
-    weight_files,
-    weights_fingerprint,
-)
+from foreword.models.encoder_decoder import EncoderDecoder
+from foreword.models.fingerprint import identify
 from foreword.models.language_model import LanguageModel
 from foreword.models.probe import has_vocabulary, prove
+from foreword.models.soft_probe import decoder_shapes, prove_soft, start_id
 
 _NAMES = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,36 +82,43 @@ def pull(name: str, progress: Callable[[str], None]) -> Path:
 
 
 def wrap(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -> LanguageModel:
-    """Prove and fingerprint a Transformers model that was loaded with ``attn_implementation="foreword"``."""
+    """Prove and fingerprint a Transformers model; all but encoder-decoders with ``attn_implementation="foreword"``."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return _encoder_decoder(model, tokenizer, name, folder)
     start = _first_position(model)
-    config = model.config.get_text_config()
     proof = prove(model, start)
-    stored = stored_tensors(folder) if folder is not None and weight_files(folder) else model.state_dict().items()
-    embeddings = model.get_input_embeddings().weight
-    identity = ModelIdentity(
-        architecture=type(model).__name__,
-        hidden_size=embeddings.shape[1],
-        vocab_size=embeddings.shape[0],
-        layers=proof.shapes,
-        rope=rope_parameters(config),
-        tokenizer=tokenizer_fingerprint(tokenizer),
-        weights=weights_fingerprint(stored),
-        lineage=gguf.lineage(folder) if folder is not None else (),
-    )
-    limit = _positions(config)
-    context = limit - start if limit else None
+    limit = _positions(model.config.get_text_config())
     return LanguageModel(
         name,
         model,
         tokenizer,
-        identity,
+        identify(model, tokenizer, proof.shapes, folder),
         proof.layers,
         proof.causal,
-        context,
+        limit - start if limit else None,
         proof.difference,
         start,
         has_vocabulary(model),
     )
+
+
+def _encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
+    try:
+        lm = EncoderDecoder(
+            name,
+            model,
+            tokenizer,
+            identify(model, tokenizer, decoder_shapes(model), folder),
+            layers={},
+            causal=False,
+            context=getattr(model.config, "max_position_embeddings", None),
+            difference=0.0,
+            start_id=start_id(model),
+        )
+        return replace(lm, difference=prove_soft(lm))
+    except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        kind = type(model).__name__
+        raise UnsupportedModel(f"{kind} cannot take soft tokens: its forward failed with {error!r}.") from error
 
 
 def _positions(config: Any) -> int | None:
@@ -154,11 +164,6 @@ def _device(device: str) -> str:
 
 def _load(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
     config, tokenizer = _described(source, name, trust_remote_code)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModel(
-            f"{name} is an encoder-decoder ({type(config).__name__}): its cross-attention must not receive a prefix; "
-            "use a causal model or an encoder."
-        )
     auto = _auto_class(config)
     model, missing = _weights(auto, config, source, name, dtype, trust_remote_code)
     if missing and auto is AutoModelForMaskedLM:
@@ -181,9 +186,10 @@ def _weights(
         model, found = auto.from_pretrained(
             source,
             dtype=dtype,
-            attn_implementation=attention.NAME,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            # Soft tokens are all that an encoder-decoder takes: its attention stays Transformers' own.
+            **({} if auto is AutoModelForSeq2SeqLM else {"attn_implementation": attention.NAME}),
         )
     except KeyError as error:
         raise UnsupportedModel(
@@ -209,6 +215,8 @@ def _described(source: str, name: str, trust_remote_code: bool) -> tuple[Any, An
 
 
 def _auto_class(config: Any) -> Any:
+    if getattr(config, "is_encoder_decoder", False):
+        return AutoModelForSeq2SeqLM
     names = getattr(config, "architectures", None) or []
     if any(name.endswith("ForMaskedLM") for name in names):
         return AutoModelForMaskedLM

@@ -109,11 +109,6 @@ def _distance(found: Tensor, reference: Tensor) -> float:
 
 
 def _check_kind(config: Any, name: str) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModel(
-            f"{name} is an encoder-decoder: its cross-attention must not receive a prefix; use a causal model or "
-            "an encoder."
-        )
     kinds = set(getattr(config, "layer_types", None) or ())
     if unknown := sorted(kinds - {"full_attention", "sliding_attention"}):
         raise UnsupportedModel(f"{name} has {unknown[0]} layers, whose state no key/value prefix can carry.")

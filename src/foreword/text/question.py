@@ -28,7 +28,8 @@ class Question:
     Attributes:
         token_ids: never empty; ids below 0 are soft tokens (`foreword.core.soft_id`).
         places: where in ``token_ids`` answers are read: the last token of a causal model, the mask of a masked one,
-            the first token of a text (the last in causal models), or one of each of its words, for a head.
+            the first token of a text (the last in causal models), or one of each of its words, for a head. The last
+            token is also where the decoder of an encoder-decoder begins.
     """
 
     token_ids: tuple[int, ...]
@@ -57,31 +58,34 @@ class Layout:
         causal: False for encoders, whose rows are closed by their special tokens.
         bos: whether a row brings the beginning-of-text token.
         lead: how many of the template's soft tokens are part of the prefix.
+        decoder: an encoder-decoder, which reads the text up to the answer as a whole text.
     """
 
     tokenizer: PreTrainedTokenizerBase
     causal: bool = True
     bos: bool = True
     lead: int = 0
+    decoder: bool = False
 
     def answer(self, filled: Filled) -> Question:
         """A row whose answer is a word or a text.
 
         Raises:
-            TemplateError: text behind the answer of a causal model, or a model without a mask token.
+            TemplateError: text behind an answer that is written, or a model without a mask token.
             RequestError: there is nothing to run.
         """
         before = self._encode(_behind_lead(filled.prompt, self.lead))
-        if not self.causal:
+        if not self.causal and not self.decoder:
             mask = self._mask_id()
             after = seam.continuation(self.tokenizer, filled.after, "") if filled.after else []
-            return _question([*before, mask, *after, *seam.specials(self.tokenizer)[1]], (len(before),))
+            return _question([*before, mask, *after, *self._end()], (len(before),))
         if filled.after:
             raise TemplateError(
-                f"the text {filled.after[:20]!r} behind the answer is never seen by a causal model; end the template "
-                "with {mask} or {target:...}."
+                f"the text {filled.after[:20]!r} behind the answer is never seen by a model that writes its answers; "
+                "end the template with {mask} or {target:...}."
             )
-        return _question(before, (len(before) - 1,))
+        ids = [*before, *self._end()] if self.decoder else before
+        return _question(ids, (len(ids) - 1,))
 
     def state(self, filled: Filled) -> Question:
         """A row whose one hidden state is labelled: of the first token for encoders, of the last for causal models."""
@@ -90,7 +94,7 @@ class Layout:
         if self.causal:
             return _question(ids, (len(ids) - 1,))
         first = next((at for at, token in enumerate(ids) if token >= 0), 0)
-        return _question([*ids, *seam.specials(self.tokenizer)[1]], (first,))
+        return _question([*ids, *self._end()], (first,))
 
     def words(self, words: Sequence[str], soft: int = 0) -> Question:
         """A row of words, behind ``soft`` soft tokens. Labelled is the state of each word's first token, as is usual
@@ -133,6 +137,10 @@ class Layout:
                 ids += seam.encode(self.tokenizer, piece, bos=bos)
                 started = True
         return ids
+
+    def _end(self) -> tuple[int, ...]:
+        """The special tokens that close a whole text."""
+        return seam.specials(self.tokenizer)[1]
 
     def _mask_id(self) -> int:
         mask = getattr(self.tokenizer, "mask_token_id", None)

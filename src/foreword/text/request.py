@@ -66,12 +66,18 @@ def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) 
 
 
 def from_fields(
-    tokenizer: PreTrainedTokenizerBase, task: Task | None, inputs: Mapping[str, object], *, causal: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None,
+    inputs: Mapping[str, object],
+    *,
+    causal: bool = True,
+    decoder: bool = False,
 ) -> Prompt:
     """The task's template filled with named values, up to the answer.
 
     Args:
-        causal: False for a task of an encoder.
+        causal: False for a task of an encoder or an encoder-decoder.
+        decoder: True for one of an encoder-decoder.
 
     Raises TemplateError if the task has no template or a field is missing.
     """
@@ -85,14 +91,17 @@ def from_fields(
     filled = template.fill(inputs, "inputs", answer=False)
     if _is_static(task):
         return from_text(tokenizer, task, filled.text)
-    laid = layout(tokenizer, task, template, causal)
+    laid = layout(tokenizer, task, template, causal, decoder)
     question = laid.state(filled) if task.head is not None else laid.answer(filled)
     return _asked(task, question, template.inner_soft(causal))
 
 
-def layout(tokenizer: PreTrainedTokenizerBase, task: Task, template: Template, causal: bool) -> Layout:
+def layout(
+    tokenizer: PreTrainedTokenizerBase, task: Task, template: Template, causal: bool, decoder: bool = False
+) -> Layout:
     """How rows of a task become tokens: which of its template's soft tokens are in the prefix already."""
-    return Layout(tokenizer, causal, _request_has_bos(task), template.soft_tokens - template.inner_soft(causal))
+    lead = template.soft_tokens - template.inner_soft(causal)
+    return Layout(tokenizer, causal, _request_has_bos(task), lead, decoder)
 
 
 def words_of(template: Template, values: Mapping[str, object], where: str = "inputs") -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from foreword.core import Batch, Front, Head
 from foreword.errors import TemplateError
 from foreword.text.question import Question
+from foreword.text.ragged import lay_out
 from foreword.text.verbalizer import Verbalizer, WordTrie
 
 if TYPE_CHECKING:
@@ -205,12 +206,7 @@ class HeadChoice:
         self, front: Front, questions: Sequence[Question], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
         """Each question once; all its places."""
-        import torch
-
-        batch = Batch.behind(front, [question.token_ids for question in questions], device=device)
-        starts = batch.starts[len(batch.lengths) - len(questions) :]
-        places = [start + at for start, q in zip(starts, questions, strict=False) for at in q.places]
-        return batch, torch.tensor(places, device=device)
+        return lay_out(front, questions, device)
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
         """Logits of the labels; ``outputs`` are hidden states ``[answers, hidden]``."""
@@ -222,14 +218,16 @@ class HeadChoice:
 
 
 def word_choice(
-    tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer, after: str, *, causal: bool
+    tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer, after: str, *, causal: bool, decoder: bool = False
 ) -> WordChoice | MaskChoice:
     """The words of a verbalizer, as they continue ``after``, the literal text before ``{mask}``.
 
+    The decoder of an encoder-decoder writes them on their own, behind the whole text.
+
     Raises VerbalizerError if two labels share a token sequence, TemplateError if a word merges with ``after``.
     """
-    if causal:
-        return WordChoice(verbalizer.encode(tokenizer, after))
+    if causal or decoder:
+        return WordChoice(verbalizer.encode(tokenizer, None if decoder else after))
     words = verbalizer.tokens(tokenizer, after)
     return MaskChoice(tuple((label, tokens) for tokens, label in words.items()), len(verbalizer.words))
 

@@ -67,6 +67,11 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, after: str) -> l
     )
 
 
+def written(tokenizer: PreTrainedTokenizerBase, text: str, after: str | None) -> list[int]:
+    """Token ids of an answer: as it continues ``after``, or as a decoder begins it on its own (``None``)."""
+    return encode(tokenizer, text, bos=True) if after is None else continuation(tokenizer, text, after)
+
+
 def common_length(a: Sequence[object], b: Sequence[object]) -> int:
     """Length of the longest common prefix of two sequences: token ids, or the characters of two texts."""
     for index, (left, right) in enumerate(zip(a, b, strict=False)):

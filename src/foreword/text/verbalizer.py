@@ -75,13 +75,14 @@ class Verbalizer:
         at = f"{where}: " if where else ""
         raise VerbalizerError(f"{at}label '{label}' is not in the verbalizer (labels: {shown}); {mend}")
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, after: str) -> WordTrie:
+    def encode(self, tokenizer: PreTrainedTokenizerBase, after: str | None) -> WordTrie:
         """The words as a token trie behind ``after``, the literal text before ``{mask}``; raises as `tokens` does."""
         words = [(label, tokens) for tokens, label in self.tokens(tokenizer, after).items()]
         return WordTrie.build(words, len(self.words))
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase, after: str) -> dict[tuple[int, ...], int]:
-        """Label index of every token sequence that is a word where it continues ``after``.
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, after: str | None) -> dict[tuple[int, ...], int]:
+        """Label index of every token sequence that is a word where it continues ``after``, or where it begins a text of
+        its own (``None``).
 
         Raises VerbalizerError if two labels share a token sequence, TemplateError if a word merges with
         ``after``.
@@ -89,7 +90,7 @@ class Verbalizer:
         owners: dict[tuple[int, ...], int] = {}
         for index, (label, words) in enumerate(self.words.items()):
             for word in words:
-                tokens = tuple(seam.continuation(tokenizer, word, after))
+                tokens = tuple(seam.written(tokenizer, word, after))
                 if not tokens:
                     raise VerbalizerError(f"word {word!r} of label '{label}' has no tokens; choose another word.")
                 # Two spellings of one token sequence under one label are one word, not twice its probability.
