@@ -69,6 +69,10 @@ def _of_run(name: str, run: Path) -> Task:
     from foreword.cli.train import RUN_TASK
 
     folder = run / "task"
+    if (run / "model").is_dir():
+        raise UsageError(
+            f"{run} holds a model of its own, which no task can carry; load it with --model {run / 'model'}."
+        )
     if not folder.is_dir():
         raise UsageError(f"{run} holds no finished run; give the folder that foreword train --out wrote.")
     return with_fields(read_version(folder, RUN_TASK), name=name)

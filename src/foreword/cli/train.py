@@ -5,19 +5,25 @@ from __future__ import annotations
 import os
 from dataclasses import replace as with_fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foreword.cli import options
 from foreword.errors import UsageError
 
+if TYPE_CHECKING:
+    from foreword.training.train import Outcome
+
 
 def train(
     context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(help="A YAML recipe: flags as keys; flags given here win.")] = None,
     method: Annotated[
-        str, typer.Option(help="p-tuning-v2, prefix-tuning, p-tuning, prompt-tuning, lora, lora-hybrid or manual.")
+        str,
+        typer.Option(
+            help="p-tuning-v2, prefix-tuning, p-tuning, prompt-tuning, pet, autoprompt, lora, lora-hybrid or manual."
+        ),
     ] = "p-tuning-v2",
     data: Annotated[str | None, typer.Option(help="Training examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
     eval: Annotated[  # noqa: A002 - the flag is called --eval
@@ -61,13 +67,26 @@ def train(
     ] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Subtract what the task says to empty input.")] = False,
     members: Annotated[int, typer.Option(help="Prefixes of an ensemble, each with its own seed.")] = 1,
-    rank: Annotated[int | None, typer.Option(help="Of an adapter (lora, lora-hybrid).", show_default="8")] = None,
+    rank: Annotated[int | None, typer.Option(help="Of an adapter (lora, lora-hybrid, pet).", show_default="8")] = None,
     encoder: Annotated[str | None, typer.Option(help="Of p-tuning: lstm or mlp.", show_default="lstm")] = None,
     projection: Annotated[
         bool | None, typer.Option("--projection/--no-projection", help="Of p-tuning-v2: learn through an MLP.")
     ] = None,
     freeze_first: Annotated[
         bool | None, typer.Option("--freeze-first/--learn-first", help="Of a prefix: keep its first token as it is.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Of pet: learn an adapter (lora) or a whole model (all).", show_default="lora")
+    ] = None,
+    unlabeled: Annotated[
+        str | None, typer.Option(help="Of pet: rows without labels, for several templates to label for each other.")
+    ] = None,
+    lm_weight: Annotated[
+        float | None,
+        typer.Option(help="Of pet: how much modelling the rows without labels counts.", show_default="0.01"),
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Of autoprompt: triggers that are tried a step.", show_default="16")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of examples and of random values.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -93,6 +112,11 @@ def train(
     if name is not None:
         from foreword.bank.bank import check_free
 
+        if run.weights == "all":
+            raise UsageError(
+                "--weights all changes the model itself, which no task can carry; leave --publish out, and load what "
+                "was learned with --model FOLDER."
+            )
         check_free(name, [given.get("model") or options.default_model()])
     out_folder = run.out or _default_out(name or run.method)
     lm = options.open_model(given.get("model"), given["dtype"], given["device"], given.get("trust_remote_code", False))
@@ -110,7 +134,8 @@ def train(
     task = outcome.task
     if int(os.environ.get("RANK", "0")):
         return  # the first process of a distributed run writes and publishes
-    write_version(_fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
+    if outcome.model is None:
+        write_version(_fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
     if name is not None:
         task = store.publish(task, replace=given["replace"], reserved=[lm.name])
     options.emit(
@@ -123,8 +148,9 @@ def train(
             "prefix_bytes": task.prefix.nbytes,
             "task_bytes": task.nbytes,
             "run": str(outcome.folder),
+            "model": str(outcome.model) if outcome.model is not None else None,
         },
-        _summary(task.ref if name is not None else None, str(outcome.folder), outcome.metrics),
+        _summary(outcome, task.ref if name is not None else None),
         json,
     )
 
@@ -181,7 +207,11 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _summary(ref: str | None, run: str, metrics: dict[str, float]) -> str:
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    published = f"published {ref}" if ref is not None else f"not published; foreword publish NAME --run {run}"
+def _summary(outcome: Outcome, ref: str | None) -> str:
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
+    if outcome.model is not None:
+        return f"{shown}\na model of its own; load it with --model {outcome.model}"
+    published = (
+        f"published {ref}" if ref is not None else f"not published; foreword publish NAME --run {outcome.folder}"
+    )
     return f"{shown}\n{published}"

@@ -9,12 +9,24 @@ from foreword.errors import UsageError
 from foreword.prompts.base import Method
 from foreword.prompts.lora import LoRA, LoRAHybrid
 from foreword.prompts.manual import Manual
+from foreword.prompts.pet import Pet
 from foreword.prompts.prefix import PrefixTuning, PTuningV2
 from foreword.prompts.soft import PromptTuning, PTuning
+from foreword.prompts.trigger import AutoPrompt
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (PTuningV2(), PromptTuning(), PTuning(), PrefixTuning(), LoRA(), LoRAHybrid(), Manual())
+    for method in (
+        PTuningV2(),
+        PromptTuning(),
+        PTuning(),
+        PrefixTuning(),
+        LoRA(),
+        LoRAHybrid(),
+        Pet(),
+        AutoPrompt(),
+        Manual(),
+    )
 }
 
 

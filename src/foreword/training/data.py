@@ -80,6 +80,16 @@ class Reader:
                     self._check_fits(examples[-1])
         return examples
 
+    def ask(self, rows: Sequence[Row]) -> list[Question]:
+        """Every row, which needs no answer, through every template. Raises as `read` does."""
+        questions = []
+        for row in rows:
+            for template in self.material.templates:
+                with row.named():
+                    questions.append(self.layout.answer(template.fill(row.values, row.where, answer=False)))
+                    self._check_fits(Example(questions[-1]))
+        return questions
+
     def _example(self, row: Row, template: Template) -> Example:
         answers = self.material.answers(row)
         if self.material.per_token:
@@ -96,7 +106,8 @@ class Reader:
         return Example(question, target=first, others=tuple(others))
 
     def _target(self, text: str, template: Template) -> tuple[int, ...]:
-        tokens = seam.continuation(self.layout.tokenizer, text, template.before_answer)
+        after = None if self.lm.decoder else template.before_answer
+        tokens = seam.written(self.layout.tokenizer, text, after)
         if not tokens and not self._end:
             raise DataError("the answer is empty, and the model has no end-of-text token to learn instead.")
         return (*tokens, *self._end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,9 +40,9 @@ class RunFolder:
             folder._write("recipe.json", run.settings())
         return folder
 
-    def member(self, number: int) -> RunFolder:
-        """The folder of a further member of an ensemble, inside this one."""
-        return RunFolder(self.path / f"member-{number}")
+    def inside(self, name: str) -> RunFolder:
+        """A folder in this one, for a run that is part of the whole."""
+        return RunFolder(self.path / name)
 
     @property
     def checkpoints(self) -> Path:
@@ -51,6 +52,22 @@ class RunFolder:
         """The newest complete checkpoint; ``None`` if the run was stopped before its first."""
         complete = filter(_is_complete, self.checkpoints.glob("checkpoint-*"))
         return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+    def drop_checkpoints(self) -> None:
+        """Remove them, once what they are for has been kept elsewhere."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Keep where a search stands, or what a finished part has found, for a run that is resumed."""
+        self._write("state.json", state)
+
+    def state(self) -> dict[str, Any] | None:
+        """What `write_state` kept; ``None`` before. Raises TrainingError for a damaged file."""
+        file = self.path / "state.json"
+        found = _read_json(file)
+        if file.is_file() and not isinstance(found, dict):
+            raise TrainingError(f"{file} is damaged, so the run cannot be resumed; use another --out.")
+        return found
 
     def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Keep what the Trainer logged: loss, learning rate and figures by step."""

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foreword.core import Batch, Front
+from foreword.core import Front
 from foreword.models import LanguageModel
+from foreword.text.question import Question
+from foreword.text.ragged import lay_out
 from foreword.text.scoring import Choice
 from foreword.training.data import Example
 
@@ -67,20 +69,20 @@ class AnswerLoss:
     """Cross-entropy of the answers' tokens; logits only where there is an answer."""
 
     def total(self, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:
-        rows = [example.prompt + example.target[:-1] for example in examples]
-        batch = Batch.behind(front, rows, device=lm.device)
-        places = [
-            place
-            for example, start, row in zip(examples, batch.starts[-len(rows) - 1 : -1], rows, strict=True)
-            for place in range(start + len(example.prompt) - 1, start + len(row))
-        ]
+        batch, places = lay_out(front, [_answered(example) for example in examples], lm.device, decoder=lm.decoder)
         targets = [token for example in examples for token in example.target]
-        logits = lm.logits(batch, torch.tensor(places, device=lm.device))
+        logits = lm.logits(batch, places)
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(wide, torch.tensor(targets, device=lm.device), reduction="sum")
 
     def weight(self, examples: Sequence[Example]) -> float:
         return float(sum(len(example.target) for example in examples))
+
+
+def _answered(example: Example) -> Question:
+    """The question with its answer behind it, read where each of the answer's tokens is predicted."""
+    last = len(example.prompt) - 1
+    return Question(example.prompt + example.target[:-1], tuple(range(last, last + len(example.target))))
 
 
 def mean_loss(loss: Loss, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:

@@ -33,6 +33,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "patience": (int,),
     "members": (int,),
     "rank": (int,),
+    "candidates": (int,),
+    "lm_weight": (float, int),
     "seed": (int,),
     "lr": (float, int),
     "epochs": (float, int),
@@ -76,6 +78,8 @@ class Recipe:
         members: prefixes learned with different seeds and served as an ensemble.
         checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         rank, encoder, projection, freeze_first: of the methods that have them, see `foreword.prompts.registry`.
+        weights, unlabeled, lm_weight: of PET, see `foreword.prompts.pet.Pet`.
+        candidates: of AutoPrompt, see `foreword.prompts.trigger.AutoPrompt`.
         seed: of the held-out rows, the order of the examples and random initial values.
         resume: go on from the last checkpoint in ``out``.
         report_to: passed to the Transformers Trainer (``none``, ``tensorboard``, ``wandb``, ...).
@@ -108,6 +112,10 @@ class Recipe:
     encoder: str | None = None
     projection: bool | None = None
     freeze_first: bool | None = None
+    weights: str | None = None
+    unlabeled: str | None = None
+    lm_weight: float | None = None
+    candidates: int | None = None
     seed: int = 0
     resume: bool = False
     report_to: str = "none"
@@ -116,7 +124,18 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in fields(self):
             check_type(field.name, getattr(self, field.name), optional=field.default is None)
-        for name in ("length", "lr", "epochs", "batch_size", "max_steps", "accumulate", "patience", "members", "rank"):
+        for name in (
+            "length",
+            "lr",
+            "epochs",
+            "batch_size",
+            "max_steps",
+            "accumulate",
+            "patience",
+            "members",
+            "rank",
+            "candidates",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{_flag(name)} must be above 0, got {value}.")
@@ -146,13 +165,20 @@ class Recipe:
     @property
     def options(self) -> dict[str, Any]:
         """Options of the method that were given."""
-        named = ("rank", "encoder", "projection", "freeze_first")
+        named = ("rank", "encoder", "projection", "freeze_first", "weights", "unlabeled", "lm_weight", "candidates")
         return {name: getattr(self, name) for name in named if getattr(self, name) is not None}
 
     @property
     def parent(self) -> str | None:
         """The task that ``init="task:NAME"`` starts from."""
         return self.init.removeprefix("task:") if self.init.startswith("task:") else None
+
+    def refuse(self, *names: str, because: str = "") -> None:
+        """Raise UsageError if one of these flags was given: the method does not use it, perhaps for a reason."""
+        for field in fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                why = f" {because}" if because else ""
+                raise UsageError(f"--method {self.method}{why} does not use {_flag(field.name)}; leave it out.")
 
     def batch_of(self, rows: int) -> int:
         """Examples a step: none twice, however few there are."""

@@ -21,6 +21,7 @@ from foreword.text.question import Layout, Lead
 from foreword.text.rows import Row, data_digest
 from foreword.text.scoring import Choice, HeadChoice, word_choice
 from foreword.training.data import Draw, Example, Reader, schedule
+from foreword.training.encoder_decoder import check_encoder_decoder
 from foreword.training.learned import Learned
 from foreword.training.losses import AnswerLoss, LabelLoss, Loss
 from foreword.training.material import Material
@@ -62,6 +63,8 @@ class Run:
         if material is None:
             material = Material.read(recipe, vocabulary=lm.vocabulary)
         run = cls(lm, recipe, material, transfer)
+        if lm.decoder:
+            check_encoder_decoder(lm, run.method, material)
         run._check_flags()
         if run.method.soft and not run.material.template.soft_tokens and not lm.causal:
             run = cls(lm, recipe, material.with_soft(run.length), transfer)
@@ -118,7 +121,7 @@ class Run:
     def layout(self) -> Layout:
         template = self.material.template
         lead = template.soft_tokens - template.inner_soft(self.lm.causal)
-        return Layout(self.lm.tokenizer, self.lm.causal, self.bos == "request", lead)
+        return Layout(self.lm.tokenizer, self.lm.causal, self.bos == "request", lead, self.lm.decoder)
 
     @cached_property
     def reader(self) -> Reader:
@@ -132,7 +135,8 @@ class Run:
         verbalizer, template = self.material.verbalizer, self.material.template
         if verbalizer is None:
             return None
-        return word_choice(self.lm.tokenizer, verbalizer, template.before_answer, causal=self.lm.causal)
+        lm, before = self.lm, template.before_answer
+        return word_choice(lm.tokenizer, verbalizer, before, causal=lm.causal, decoder=lm.decoder)
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -209,6 +213,7 @@ class Run:
             **recipe.to_json(),
             "data": data_digest(recipe.data),
             "eval": data_digest(recipe.eval) if recipe.eval is not None else None,
+            "unlabeled": data_digest(recipe.unlabeled) if recipe.unlabeled is not None else None,
             "template": [template.source for template in material.templates],
             "verbalizer": {label: list(spelled) for label, spelled in words.items()},
             "transfer": self.transfer.prefix.digest if self.transfer is not None else None,

@@ -36,16 +36,15 @@ class Scorer:
 
     def __call__(self) -> dict[str, float]:
         """Metrics of the task as it stands. Raises TrainingError if it no longer gives numbers."""
-        task = self.learned.become(self.run.lm, self.task)
-        metrics = self._labels(task) if self.run.material.labels else self._answers(task)
+        metrics = self._labels() if self.run.material.labels else self._answers()
         if not math.isfinite(metrics["loss"]):
             raise TrainingError("the loss is no longer a number; start again with a smaller --lr and another --out.")
         return metrics
 
-    def _labels(self, task: Task) -> dict[str, float]:
+    def _labels(self) -> dict[str, float]:
         """Those of the template that does best by its first figure (accuracy, F1 of spans); the loss breaks ties."""
-        sources = [template.source for template in self.run.material.templates]
-        found = [self._of_template(replace(task, template=source)) for source in sources]
+        tasks = [replace(self.task, template=template.source) for template in self.run.material.templates]
+        found = [self._of_template(self.learned.become(self.run.lm, task)) for task in tasks]
         return max(found, key=lambda metrics: metrics["score"])
 
     def _of_template(self, task: Task) -> dict[str, float]:
@@ -55,9 +54,9 @@ class Scorer:
         return {**report.metrics, "loss": loss, "score": first + 1e-4 / (1 + loss)}
 
     @torch.inference_mode()
-    def _answers(self, task: Task) -> dict[str, float]:
+    def _answers(self) -> dict[str, float]:
         """Mean loss of the answers' tokens: as good a guide as generating them all, and much quicker."""
-        front = self._front(task)
+        front = self._front(self.learned.become(self.run.lm, self.task))
         loss, total, weight = self.run.loss(self.learned), 0.0, 0.0
         for start in range(0, len(self._held), self.run.batch_size):
             piece = self._held[start : start + self.run.batch_size]

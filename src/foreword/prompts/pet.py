@@ -1,0 +1,71 @@
+"""PET: the model itself learns to fill patterns, through an adapter or in all its weights (Schick and Schütze 2021,
+arXiv:2001.07676)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from foreword.core import Front
+from foreword.errors import UsageError
+from foreword.models import LanguageModel
+from foreword.prompts.base import PromptEncoder
+from foreword.prompts.init import Start
+from foreword.prompts.lora import LoRA
+
+WEIGHTS = ("lora", "all")
+
+
+class AllWeights(PromptEncoder):
+    """Every weight of the model, learned in place: nothing stands in front.
+
+    Args:
+        model: its parameters are made trainable, and put back afterwards, by `foreword.training.unfrozen`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(model.parameters())
+
+    def front(self) -> Front:
+        return Front()
+
+
+@dataclass(frozen=True)
+class Pet:
+    """Learn from patterns and words; how several patterns teach one another is in `foreword.training.pet`.
+
+    Attributes:
+        weights: ``lora``, an adapter that is published as a task, or ``all`` weights, which become a model folder.
+        rank: of the adapter; that of `LoRA` by default.
+        unlabeled: file of rows without labels, which the patterns label for each other.
+        lm_weight: how much modelling the unlabeled texts counts beside their labels.
+    """
+
+    name: ClassVar[str] = "pet"
+    lr: ClassVar[float] = 1e-3
+    length: ClassVar[int] = 0
+    init: ClassVar[str] = "random"
+    soft: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
+    weights: str = "lora"
+    rank: int | None = None
+    unlabeled: str | None = None
+    lm_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise UsageError(f"--weights must be {' or '.join(WEIGHTS)}, got {self.weights!r}.")
+        if self.weights == "all" and self.rank is not None:
+            raise UsageError("--rank is of an adapter, and --weights all learns none; leave one of them out.")
+        if self.lm_weight is not None and self.unlabeled is None:
+            raise UsageError("--lm-weight is for texts without labels; give them with --unlabeled FILE.")
+        if self.lm_weight is not None and not 0 <= self.lm_weight < float("inf"):
+            raise UsageError(f"--lm-weight must be 0 or more, got {self.lm_weight}.")
+
+    def encoder(self, lm: LanguageModel, start: Start) -> PromptEncoder:
+        if self.weights == "all":
+            return AllWeights(lm.model)
+        return (LoRA() if self.rank is None else LoRA(self.rank)).encoder(lm, start)

@@ -1,0 +1,74 @@
+"""Trigger tokens: real tokens in front, found by a search and published as text (AutoPrompt, Shin et al. 2020,
+arXiv:2010.15980)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foreword.core import Front
+from foreword.errors import UsageError
+from foreword.models import LanguageModel
+from foreword.prompts.base import PromptEncoder
+from foreword.prompts.init import Start
+from foreword.text import seam
+
+
+class TriggerTokens(PromptEncoder):
+    """Real tokens, of which a search changes one at a time; an optimizer finds nothing to do here.
+
+    Args:
+        lm: whose embeddings they have.
+        token_ids: where the search starts.
+    """
+
+    token_ids: Tensor
+
+    def __init__(self, lm: LanguageModel, token_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("token_ids", torch.tensor(token_ids, device=lm.device))
+        self._lm = lm
+
+    @property
+    def trigger(self) -> tuple[int, ...]:
+        """The tokens as they are now."""
+        return tuple(self.token_ids.tolist())
+
+    def change(self, trigger: Sequence[int]) -> None:
+        """Put other tokens in their place, as many."""
+        self.token_ids.copy_(torch.tensor(trigger))
+
+    @torch.no_grad()
+    def front(self) -> Front:
+        """Their embeddings: in front of the rows of a causal model, behind the beginning-of-text token; inside those of
+        an encoder."""
+        specials = seam.specials(self._lm.tokenizer)[0] if self._lm.causal else ()
+        ids = torch.cat([self.token_ids.new_tensor(specials), self.token_ids])
+        values = self._lm.model.get_input_embeddings()(ids).clone()
+        return Front(soft=values, bos="prefix") if self._lm.causal else Front(inner=values)
+
+
+@dataclass(frozen=True)
+class AutoPrompt:
+    """Search for ``length`` tokens; the search itself is `foreword.training.autoprompt`.
+
+    Attributes:
+        candidates: triggers that are tried a step.
+    """
+
+    name: ClassVar[str] = "autoprompt"
+    lr: ClassVar[float] = 0.0
+    length: ClassVar[int] = 8
+    init: ClassVar[str] = "vocab"
+    soft: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
+    candidates: int = 16
+
+    def encoder(self, lm: LanguageModel, start: Start) -> TriggerTokens:
+        if start.token_ids is None:
+            raise UsageError("--method autoprompt starts from real tokens; use --init vocab or text.")
+        return TriggerTokens(lm, start.token_ids)

@@ -1,0 +1,69 @@
+"""Figures of a run: what the model says before anything is learned, and which template serves a task best."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from foreword.core import Task
+from foreword.engine.engine import Engine
+from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.report import Report
+from foreword.training.calibration import calibrated
+from foreword.training.material import Material
+from foreword.training.result import Say
+from foreword.training.run import Run
+
+# Evaluation asks for short answers and labels; serving is where a large cache pays.
+CACHE_BYTES = 256 << 20
+
+
+def before(run: Run, engine: Engine, say: Say) -> dict[str, float]:
+    """Figures without anything learned, of the best template; every template's are said."""
+    if run.material.head_labels:
+        share = majority_share(run.material)
+        say(f"always the most frequent label: accuracy {share:.3f} on {len(run.material.eval_rows)} rows")
+        return {"accuracy": share}
+    found = []
+    for template in run.material.templates:
+        plain = template.plain()
+        report = report_of(run, engine, _ready(run, engine, replace(run.task("run"), template=plain.source)))
+        which = f" ({plain.source!r})" if len(run.material.templates) > 1 else ""
+        say(f"without a prefix{which}: {shown(report.metrics)} on {report.n} rows")
+        found.append(report.metrics)
+    return max(found, key=first)
+
+
+def majority_share(material: Material) -> float:
+    """Share of the evaluation rows' answers that the most frequent label of the training rows is."""
+    seen = Counter(place for row in material.train_rows for place in material.answers(row))
+    most, _ = seen.most_common(1)[0]
+    held = [place for row in material.eval_rows for place in material.answers(row)]
+    return held.count(most) / len(held)
+
+
+def best(run: Run, engine: Engine, tasks: Sequence[Task]) -> tuple[Task, Report]:
+    """The task that scores best on the evaluation rows, calibrated if that is asked for."""
+    ready = [_ready(run, engine, task) for task in tasks]
+    found = [(task, report_of(run, engine, task)) for task in ready]
+    return max(found, key=lambda pair: first(pair[1].metrics))
+
+
+def report_of(run: Run, engine: Engine, task: Task) -> Report:
+    """The task on all evaluation rows, as it will be served."""
+    return evaluate(engine, task, run.material.eval_rows, label_field=run.material.label_field)
+
+
+def first(metrics: Mapping[str, float]) -> float:
+    """The figure that tasks are compared by."""
+    return next(iter(metrics.values()))
+
+
+def shown(metrics: Mapping[str, float]) -> str:
+    """Figures for a person."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+def _ready(run: Run, engine: Engine, task: Task) -> Task:
+    return calibrated(engine, task) if run.recipe.calibrate else task
