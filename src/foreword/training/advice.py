@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from foreword.training.figures import standing
 from foreword.training.run import Run
 
 # A loss that ends above this share of where it began has not fallen.
@@ -58,7 +59,6 @@ def _majority(run: Run, after: Mapping[str, float]) -> str | None:
 
 
 def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
-    name = next(iter(after))
-    if name not in before or after[name] >= before[name]:
+    if next(iter(after)) not in before or standing(after) >= standing(before):
         return None
     return "what was learned is worse than nothing; try more rows, more --max-steps or a smaller --lr."

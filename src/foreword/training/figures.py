@@ -32,7 +32,7 @@ def before(run: Run, engine: Engine, say: Say) -> dict[str, float]:
         which = f" ({plain.source!r})" if len(run.material.templates) > 1 else ""
         say(f"without a prefix{which}: {shown(report.metrics)} on {report.n} rows")
         found.append(report.metrics)
-    return max(found, key=first)
+    return max(found, key=standing)
 
 
 def majority_share(material: Material) -> float:
@@ -47,7 +47,7 @@ def best(run: Run, engine: Engine, tasks: Sequence[Task]) -> tuple[Task, Report]
     """The task that scores best on the evaluation rows, calibrated if that is asked for."""
     ready = [_ready(run, engine, task) for task in tasks]
     found = [(task, report_of(run, engine, task)) for task in ready]
-    return max(found, key=lambda pair: first(pair[1].metrics))
+    return max(found, key=lambda pair: standing(pair[1].metrics))
 
 
 def report_of(run: Run, engine: Engine, task: Task) -> Report:
@@ -58,6 +58,12 @@ def report_of(run: Run, engine: Engine, task: Task) -> Report:
 def first(metrics: Mapping[str, float]) -> float:
     """The figure that tasks are compared by."""
     return next(iter(metrics.values()))
+
+
+def standing(metrics: Mapping[str, float]) -> float:
+    """What templates are chosen by: the first figure, but for texts how probable the right ones are, since a first run
+    writes few of them word for word."""
+    return -metrics["perplexity"] if "perplexity" in metrics else first(metrics)
 
 
 def shown(metrics: Mapping[str, float]) -> str:

@@ -102,6 +102,8 @@ def train(
             say(f"with {_what(result)} ({run.method.name}): {shown(result.report.metrics)} on {result.report.n} rows")
         else:
             result = _manual(run, engine, run.task(name))
+        if missing := result.report.unmeasured:
+            say(f"{', '.join(missing)} need more packages: pip install 'foreword[eval]'")
         for line in advice(run, folder.history(), untaught, result.report.metrics):
             say(line)
     return _outcome(result, untaught, folder)
