@@ -13,6 +13,7 @@ from transformers import (
     LlamaConfig,
     OPTConfig,
     Phi3Config,
+    PreTrainedConfig,
     SmolLM3Config,
 )
 
@@ -58,14 +59,22 @@ MORE = {
 @cache
 def family(name: str) -> LanguageModel:
     """The same random weights at every call, in float32."""
-    if name not in MORE:
-        return tiny_model(name)
+    return _made(name, MORE[name](), spread=0.12) if name in MORE else tiny_model(name)
+
+
+@cache
+def deep() -> LanguageModel:
+    """Many layers in bfloat16: rounding of the hidden states adds up, as in large models."""
+    return _made("deep", LlamaConfig(**{**GROUPED, "num_hidden_layers": 24}), spread=0.3, dtype=torch.bfloat16)
+
+
+def _made(name: str, config: PreTrainedConfig, *, spread: float, dtype: torch.dtype = torch.float32) -> LanguageModel:
     attention.register()
     torch.manual_seed(sum(map(ord, name)))
-    model = AutoModelForCausalLM.from_config(MORE[name](), attn_implementation=attention.NAME)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0, 0.12)
-    model.eval().requires_grad_(False)
+                parameter.normal_(0, spread)
+    model.to(dtype).eval().requires_grad_(False)
     return wrap(model, byte_tokenizer(), name=f"tiny-{name}")

@@ -145,16 +145,17 @@ def test_requests_at_other_positions_are_refused(tmp_path):
         export_peft(lm, task, tmp_path)
 
 
-def test_layers_of_different_shapes_are_refused(tmp_path):
+@pytest.mark.parametrize("middle", [LayerShape(2, 8, 8), LayerShape(1, 16, 16), None])
+def test_layers_of_different_shapes_are_refused(tmp_path, middle):
     lm = family("llama")
-    shapes = (LayerShape(2, 16, 16), LayerShape(2, 16, 8), LayerShape(2, 16, 16))
+    narrow = LayerShape(2, 16, 8)
+    shapes = (narrow,) * 3 if middle is None else (LayerShape(2, 16, 16), middle, LayerShape(2, 16, 16))
     identity = replace(lm.identity, layers=shapes)
-    other = replace(lm, identity=identity)
     keys = tuple(torch.zeros(s.kv_heads, 2, s.key_dim) for s in shapes)
     values = tuple(torch.zeros(s.kv_heads, 2, s.value_dim) for s in shapes)
     task = Task("t", "x", KVPrefix(identity, keys, values, offset=2))
     with pytest.raises(UsageError, match="PEFT's prefix tuning has one shape for keys and values of all layers"):
-        export_peft(other, task, tmp_path / "out")
+        export_peft(replace(lm, identity=identity), task, tmp_path / "out")
 
 
 def test_another_model_is_refused(tmp_path):

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foreword.errors import CorruptFile, ForewordError, ModelMismatch, UsageError
+from foreword.errors import CorruptFile, ForewordError, ModelMismatch, PromptTooLong, UsageError
 from foreword.interop.peft import base_model, import_peft, read_peft
 from foreword.interop.wording import Wording
 from interop.conftest import assert_same, by_peft, by_task, config_of
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma3", "gpt2", "gpt_neox", "opt", "phi3", "glm", "bert", "roberta")
-P = 9
+P, LAYERS = 9, 3
 
 
 def learned(model, **task):
@@ -237,6 +237,17 @@ def test_one_revision_of_a_base_model_is_asked_for(base, tmp_path):
     change(tmp_path, revision="v2")
     with pytest.raises(UsageError, match="was learned on revision v2 of its base model; fetch that one"):
         base_model(read_peft(str(tmp_path)))
+
+
+@pytest.mark.parametrize(("kind", "width"), [(prefix, LAYERS * 2 * 48), (soft, 48)])
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_prompts_that_leave_no_room_are_refused(base, tmp_path, name, kind, width):
+    made = base(name)
+    saved(made, kind(name), tmp_path)
+    save_file({"prompt_embeddings": torch.zeros(256, width)}, tmp_path / "adapter_model.safetensors")
+    change(tmp_path, num_virtual_tokens=256)
+    with pytest.raises(PromptTooLong, match=f"has 256 positions, the context of tiny-{name} is 256; no request fits"):
+        import_peft(made.lm, read_peft(str(tmp_path)), "imported")
 
 
 @pytest.mark.parametrize(("kind", "says"), [(prefix, "numbers a position for tiny-gpt2"), (soft, "soft tokens of 32")])

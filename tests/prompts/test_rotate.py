@@ -14,7 +14,7 @@ from foreword.models import LanguageModel, load_model
 from foreword.prompts import rotate as rotating
 from foreword.prompts.lower import empty, lower_tokens
 from foreword.prompts.rotate import halves, neighbours, rotate, rotations
-from interop.families import family
+from interop.families import deep, family
 from models import save_tiny
 
 TEXT = tuple(range(60, 71))
@@ -111,6 +111,10 @@ def test_frequencies_that_change_with_the_batch_are_refused_beyond_the_original_
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
     with pytest.raises(UsageError, match=rf"changes its frequencies \({kind}\) beyond position {lm.context}, so keys"):
         rotate(lm, prefix, lm.context - len(TEXT) + 1)
+
+
+def test_rounding_that_adds_up_over_layers_is_not_mistaken_for_another_rotation():
+    assert {rotation and rotation.layout for rotation in rotations(deep())} == {halves}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

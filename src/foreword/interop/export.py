@@ -89,15 +89,12 @@ def _write_prefix(lm: LanguageModel, prefix: KVPrefix, folder: Path) -> str:
 def _write_lora(lm: LanguageModel, task: Task, folder: Path) -> str:
     assert task.adapter is not None
     modules = dict(lm.model.named_modules())
-    transposed = {isinstance(modules[name], Conv1D) for name in task.adapter.layers}
-    if len(transposed) > 1:
-        raise UsageError(f"task '{task.name}' changes layers of two kinds, which one PEFT folder cannot hold.")
     write_adapter(
         folder,
         task.adapter,
         base_model=_base_model(lm),
         task_type=_task_type(lm),
-        fan_in_fan_out=transposed == {True},
+        fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in task.adapter.layers),
     )
     return "LORA"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foreword.core import KVPrefix, LayerShape, ModelIdentity
-from foreword.errors import ModelMismatch, UsageError
+from foreword.errors import ModelMismatch, PromptTooLong, UsageError
 from foreword.models import LanguageModel
 
 
@@ -31,6 +31,14 @@ def width(model: ModelIdentity, what: str) -> int:
     return len(model.layers) * 2 * shape.kv_heads * shape.key_dim
 
 
+def check_room(lm: LanguageModel, length: int, what: str) -> None:
+    """Raise PromptTooLong if ``length`` positions leave no room for a request."""
+    if lm.context is not None and length >= lm.context:
+        raise PromptTooLong(
+            f"{what} has {length} positions, the context of {lm.name} is {lm.context}; no request fits behind it."
+        )
+
+
 def unflatten(lm: LanguageModel, flat: Tensor, what: str) -> KVPrefix:
     """The prefix of a flat one, in the model's dtype; its request starts at ``P``.
 
@@ -41,6 +49,7 @@ def unflatten(lm: LanguageModel, flat: Tensor, what: str) -> KVPrefix:
 
     Raises:
         ModelMismatch: it is of another width.
+        PromptTooLong: it leaves no room for a request.
     """
     shape, expected = only_shape(lm.identity, what), width(lm.identity, what)
     if flat.dim() != 2 or flat.shape[1] != expected:
@@ -49,6 +58,7 @@ def unflatten(lm: LanguageModel, flat: Tensor, what: str) -> KVPrefix:
             f"{shape.kv_heads} x {shape.key_dim}), found {list(flat.shape)}; give the model it was made for with "
             "--model."
         )
+    check_room(lm, flat.shape[0], what)
     rows = flat.to(device=lm.device, dtype=lm.dtype)
     # [P, layers, 2, kv_heads, dim] -> [layers, 2, kv_heads, P, dim]
     layers = rows.reshape(rows.shape[0], -1, 2, shape.kv_heads, shape.key_dim).permute(1, 2, 3, 0, 4)

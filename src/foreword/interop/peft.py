@@ -15,7 +15,7 @@ from foreword.bank.adapter_file import make_adapter
 from foreword.core import Front, Task
 from foreword.errors import ModelMismatch, UsageError
 from foreword.interop.checkpoint import Checkpoint, read_checkpoint
-from foreword.interop.flat import unflatten
+from foreword.interop.flat import check_room, unflatten
 from foreword.interop.wording import Wording
 from foreword.models import LanguageModel
 from foreword.prompts.lower import lower
@@ -79,6 +79,7 @@ def import_peft(
 
     Raises:
         ModelMismatch: made for another model.
+        PromptTooLong: it leaves no room for a request.
         UsageError: a task id that is missing, unknown or meaningless.
         CorruptFile: tensors that are not what the configuration says.
     """
@@ -151,6 +152,7 @@ def _soft(lm: LanguageModel, checkpoint: Checkpoint, values: Tensor) -> Front:
             f"{checkpoint} has soft tokens of {values.shape[1]} numbers, {lm.name} has embeddings of {hidden}; give "
             "the model it was made for with --model."
         )
+    check_room(lm, values.shape[0], str(checkpoint))
     return Front(soft=values.to(device=lm.device, dtype=lm.dtype))
 
 

@@ -74,6 +74,7 @@ def import_ptuning(
 
     Raises:
         ModelMismatch: made for another model.
+        PromptTooLong: it leaves no room for a request.
         UnsupportedModel: keys of ChatGLM for a model whose keys cannot move.
         UsageError: a head that a task cannot hold.
         CorruptFile: tensors of shapes that do not fit together.
