@@ -31,6 +31,7 @@ USES = {
     "training": {"models", "attention", "text", "prompts", "engine", "evaluation"},
     "server": {"text", "bank", "evaluation", "engine"},
     "interop": {"models", "adapters", "attention", "text", "prompts", "bank"},
+    "bench": None,
     "demo": None,
     "cli": None,
     "__main__": {"cli"},

@@ -20,6 +20,7 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
     │   ├── CorruptFile       truncated, altered or not ours
     │   └── PublishConflict   the name is taken or reserved, or another writer won
     ├── TrainingError         a run that cannot start, go on or be resumed
+    ├── BenchError            a measurement that failed, or results that do not fit together
     └── EngineError           the engine is overloaded, stopped or broken
 """
 
@@ -101,6 +102,10 @@ class PublishConflict(BankError):
 
 class TrainingError(ForewordError):
     code = "training_error"
+
+
+class BenchError(ForewordError):
+    code = "bench_error"
 
 
 class EngineError(ForewordError):

@@ -9,6 +9,7 @@ import typer
 
 from foreword.cli import (
     bank,
+    bench,
     cache,
     classify,
     demo,
@@ -43,6 +44,7 @@ app.command("classify")(classify.classify)
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.add_typer(bank.app, name="bank")
+app.command("bench")(bench.bench)
 app.add_typer(import_.app, name="import")
 app.add_typer(export.app, name="export")
 

@@ -1,0 +1,69 @@
+"""`Peer`: somebody whom Foreword is measured beside, in a Python of its own where it needs one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+_LOOK = """
+import json, sys
+from importlib.metadata import PackageNotFoundError, version
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = version(name)
+    except PackageNotFoundError:
+        found[name] = None
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A candidate that is not Foreword itself.
+
+    Attributes:
+        key: as in ``--peer``.
+        about: what it is and the settings that it runs with.
+        needs: packages that its Python must have; none for peers that are a few lines of our own.
+    """
+
+    key: str
+    about: str
+    needs: tuple[str, ...] = ()
+
+    @property
+    def variable(self) -> str:
+        """Environment variable that names its Python, for packages that cannot be installed beside ours."""
+        return f"FOREWORD_BENCH_{self.key.upper()}_PYTHON"
+
+    @property
+    def python(self) -> str:
+        """The Python that it runs in: ours, unless `variable` names another."""
+        return os.environ.get(self.variable) or sys.executable
+
+    def missing(self) -> str | None:
+        """Why it cannot be measured, as a sentence; ``None`` if it can."""
+        if self.versions is None:
+            return f"{self.key} is missing: {self.python} does not run; correct {self.variable}."
+        absent = [name for name, version in self.versions.items() if version is None]
+        if not absent:
+            return None
+        return (
+            f"{self.key} is missing: {self.python} has no package {absent[0]}; install it there, or name another "
+            f"Python with {self.variable}."
+        )
+
+    @cached_property
+    def versions(self) -> dict[str, Any] | None:
+        """Versions of what it needs, ``None`` for what is absent; ``None`` altogether if its Python does not run."""
+        try:
+            done = subprocess.run([self.python, "-c", _LOOK, *self.needs], capture_output=True, text=True, timeout=60)
+            return json.loads(done.stdout) if done.returncode == 0 else None
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            return None

@@ -1,0 +1,1 @@
+"""The `quality` workload: how good what was learned is, beside full fine-tuning and PEFT."""

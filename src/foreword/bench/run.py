@@ -1,0 +1,127 @@
+"""Running a workload: cell by cell, each kept as soon as it is measured, so that a rerun goes on where one stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from foreword.bench.facts import facts
+from foreword.bench.record import Record, Results
+from foreword.bench.workload import Cell, Options, Say, Summary, Workload
+from foreword.errors import BenchError, UsageError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of a workload gives.
+
+    Attributes:
+        records: of all its cells that have been measured, now or before.
+        summary: what they come to.
+        missing: a sentence for every peer that could not be measured.
+        failed: a sentence for every cell that went wrong; the others were measured all the same.
+    """
+
+    records: Sequence[Record]
+    summary: Summary
+    missing: Sequence[str]
+    failed: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ratios": self.summary.ratios,
+            "limits": [limit.to_json() for limit in self.summary.limits],
+            "runs": [record.to_json() for record in self.records],
+            "missing": list(self.missing),
+            "failed": list(self.failed),
+        }
+
+
+def run(
+    workload: Workload, options: Options, results: Results, say: Say, *, only: Sequence[str] = (), again: bool = False
+) -> Outcome:
+    """Measure what has not been measured yet.
+
+    Args:
+        workload: what to run.
+        options: with the peers that are wanted; those that are not installed are left out and named.
+        results: where records are kept.
+        say: gets a line for every stage.
+        only: keys of cells, or beginnings of them up to a slash; all without any.
+        again: measure what has been measured, too.
+
+    Raises:
+        UsageError: there is no such cell.
+        BenchError: a record there was made with other settings.
+    """
+    present, missing = _present(workload, options, say)
+    options = replace(options, peers=present)
+    cells = _chosen(workload.cells(options), only)
+    versions = _versions(workload, present)
+    failed: list[str] = []
+    for cell in cells:
+        if again or not _measured(results, workload, cell):
+            say(f"{workload.name} {cell.key}")
+            try:
+                found = cell.measure(say)
+            except BenchError as error:
+                failed.append(f"{cell.key}: {error}")
+                say(failed[-1])
+            else:
+                results.keep(Record(workload.name, cell.key, cell.settings, facts(versions), found))
+    records = [record for cell in cells if (record := results.find(workload.name, cell.key)) is not None]
+    return Outcome(records, workload.summary(records), missing, failed)
+
+
+def _present(workload: Workload, options: Options, say: Say) -> tuple[tuple[str, ...], list[str]]:
+    """The wanted peers that can be measured, and a sentence for each of the others."""
+    present, missing = [], []
+    for peer in workload.peers:
+        if peer.key in options.peers:
+            why = peer.missing()
+            if why is None:
+                present.append(peer.key)
+            else:
+                missing.append(why)
+                say(why)
+    return tuple(present), missing
+
+
+def _chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    for wanted in only:
+        if not any(_matches(cell.key, wanted) for cell in cells):
+            known = ", ".join(cell.key for cell in cells)
+            raise UsageError(f"there is nothing called {wanted!r} to measure; choose from {known}.")
+    return [cell for cell in cells if not only or any(_matches(cell.key, wanted) for wanted in only)]
+
+
+def _matches(key: str, wanted: str) -> bool:
+    return key == wanted or key.startswith(f"{wanted}/")
+
+
+def _measured(results: Results, workload: Workload, cell: Cell) -> bool:
+    """Whether there is a record of the cell already. Raises BenchError for one that was made differently."""
+    record = results.find(workload.name, cell.key)
+    if record is None:
+        return False
+    names = [*cell.settings, *(name for name in record.settings if name not in cell.settings)]
+    for name in names:
+        before, now = record.settings.get(name), cell.settings.get(name)
+        if before != now:
+            raise BenchError(
+                f"{results.path(workload.name, cell.key)} was measured with {name} {before!r}, now it is {now!r}; "
+                "pass --again to replace it, or another --results folder."
+            )
+    return True
+
+
+def _versions(workload: Workload, present: Sequence[str]) -> dict[str, str]:
+    """Of everything that the candidates run on."""
+    from importlib.metadata import version
+
+    found = {name: version(name) for name in ("torch", "transformers")}
+    for peer in workload.peers:
+        if peer.key in present:
+            found |= {name: found_version for name, found_version in (peer.versions or {}).items() if found_version}
+    return found

@@ -1,0 +1,63 @@
+"""`docs/benchmarks.md`: written from the records alone, so that no figure in it was typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foreword.bench.record import Record, Results
+from foreword.bench.workload import Limit, Workload
+
+_HEAD = """\
+# Benchmarks
+
+Written by `foreword bench tables` from the records in `bench/results`; do not edit by hand. Every ratio says how many
+times better Foreword is, from candidates that took turns in one run on one machine: compare ratios, not times. A row
+that loses stays in its table. `foreword bench NAME` measures again; what is there already is not repeated.
+"""
+
+
+def page(workloads: Mapping[str, Workload], results: Results) -> str:
+    """The whole page: a section for every workload that has been measured."""
+    sections = [_HEAD]
+    for name, workload in workloads.items():
+        if records := results.all(name):
+            sections.append(_section(workload, records))
+    return "\n".join(sections)
+
+
+def _section(workload: Workload, records: Sequence[Record]) -> str:
+    parts = [f"## {workload.name}", workload.about, *_peers(workload), workload.tables(records), *_facts(records)]
+    if limits := workload.summary(records).limits:
+        parts.append(_goals(limits))
+    return "\n\n".join(parts) + "\n"
+
+
+def _peers(workload: Workload) -> list[str]:
+    return ["\n".join(f"- `{peer.key}`: {peer.about}." for peer in workload.peers)] if workload.peers else []
+
+
+def _goals(limits: Sequence[Limit]) -> str:
+    head = "| goal | wanted | found | |\n|---|--:|--:|---|"
+    return "\n".join([head, *(_goal(limit) for limit in limits)])
+
+
+def _goal(limit: Limit) -> str:
+    wanted = f"{'<=' if limit.at_most else '>='} {limit.goal:g}"
+    found = "not measured" if limit.found is None else f"{limit.found:.3g}"
+    return f"| {limit.name} | {wanted} | {found} | {'met' if limit.met else '**not met**'} |"
+
+
+def _facts(records: Sequence[Record]) -> list[str]:
+    """Machine, versions and commit, once for all records that share them."""
+    lines = list(dict.fromkeys(_said(record.facts, record.settings) for record in records))
+    return ["\n".join(f"- {line}" for line in lines)]
+
+
+def _said(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    machine, versions = facts["machine"], facts["versions"]
+    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"{facts['started']}, commit {facts['commit']}, seed {settings.get('seed')}: {machine['cores']} cores of "
+        f"{machine['cpu']}, {machine['memory_bytes'] / 2**30:.0f} GiB; {shown}"
+    )

@@ -1,0 +1,81 @@
+"""Foreword's side: the Trainer's own module, its loss and its batches, with a plain optimizer around them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from foreword.bench.train.case import CASES
+from foreword.bench.train.encoders import encoder
+from foreword.models.load import load_model, pull
+from foreword.training.data import Example
+from foreword.training.learned import Learned
+from foreword.training.recipe import Recipe
+from foreword.training.run import Run
+from foreword.training.trainer import Learner
+
+
+def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """Load the model and make everything ready for the first step."""
+    case = CASES[settings["method"]]
+    lm = load_model(settings["model"], dtype=settings["dtype"], device="cpu")
+    recipe = Recipe(
+        data=settings["data"],
+        eval=settings["data"],
+        method=case.method,
+        template=settings["template"],
+        length=settings["length"],
+        seed=settings["seed"],
+    )
+    run = Run.of(lm, recipe)
+    learned = Learned(encoder(run))
+    side = _Side(run, learned, _shuffled(run.examples, settings["batch_size"], settings["seed"]), case.lr)
+    return {
+        "batches": side.tokens,
+        "folder": lambda: str(pull(settings["model"], print)),
+        "initial": lambda path: _save(learned, case.peft_name, path),
+        "step": side.step,
+        "trained_parameters": lambda: learned.parameter_count,
+    }
+
+
+class _Side:
+    def __init__(self, run: Run, learned: Learned, batches: list[list[Example]], lr: float) -> None:
+        self._batches = batches
+        self._loss = run.loss(learned)
+        self._learner = Learner(run.lm, learned, self._loss)
+        self._optimizer = torch.optim.AdamW(learned.parameters(), lr, weight_decay=0.0)
+
+    def tokens(self, count: int) -> list[list[list[Sequence[int]]]]:
+        """Prompt and target of every example of the first batches, for the other side."""
+        return [[[example.prompt, example.target] for example in self._batch(turn)] for turn in range(count)]
+
+    def step(self, turn: int) -> dict[str, float]:
+        examples = self._batch(turn)
+        began = time.perf_counter()
+        loss = self._learner(examples, self._loss.weight(examples))["loss"]
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return {"seconds": time.perf_counter() - began, "loss": float(loss.detach())}
+
+    def _batch(self, turn: int) -> list[Example]:
+        return self._batches[turn % len(self._batches)]
+
+
+def _shuffled(examples: Sequence[Example], size: int, seed: int) -> list[list[Example]]:
+    """One pass over the examples in random order: the order that a data loader has unless told otherwise."""
+    order = random.Random(seed).sample(range(len(examples)), len(examples))
+    whole = range(0, len(order) - size + 1, size)
+    return [[examples[place] for place in order[first : first + size]] for first in whole]
+
+
+def _save(learned: Learned, name: Callable[[str], str], path: str) -> None:
+    """The values that learning starts from, by the names that PEFT has for them."""
+    values: Any = learned.encoder.values
+    save_file({name(key): tensor.contiguous() for key, tensor in values.state_dict().items()}, path)

@@ -1,0 +1,107 @@
+"""``foreword bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foreword.cli import options
+from foreword.errors import UsageError
+
+if TYPE_CHECKING:
+    from foreword.bench.record import Results
+    from foreword.bench.run import Outcome
+    from foreword.bench.workload import Workload
+
+TABLES = "tables"
+
+
+def bench(
+    workload: Annotated[str, typer.Argument(help="train or quality; tables writes the docs' page from the results.")],
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Measure beside this peer only; may be repeated.", show_default="all")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine that does the work, if there is a choice.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Measure only this, such as sst2/p-tuning-v2; may be repeated.")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder of the data sets.", envvar="FOREWORD_DATA")] = Path(
+        "../shared/data"
+    ),
+    steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps, for a short look.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Fewer rows, for a short look.")] = None,
+    seed: Annotated[int, typer.Option(help="Of data order and initial values.")] = 0,
+    results: Annotated[Path, typer.Option(help="Folder that keeps every measurement.")] = Path("bench/results"),
+    again: Annotated[bool, typer.Option("--again", help="Measure what is kept already, too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON object to this file, too.")] = None,
+    model: options.ModelName = None,
+    json: options.Json = False,
+) -> None:
+    """Measure Foreword beside its peers; each measurement is kept as soon as it is made.
+
+    Example: foreword bench train --peer peft
+    """
+    from foreword.bench.record import Results, write_json
+    from foreword.bench.run import run
+    from foreword.bench.workload import Options
+
+    if workload == TABLES:
+        _write_page(Results(results), out or Path("docs/benchmarks.md"))
+        return
+    chosen = _find(workload, engine)
+    wanted = Options(_folder(data), model or options.default_model(), _peers(chosen, peer), steps, limit, seed)
+    options.quiet_libraries()
+    outcome = run(chosen, wanted, Results(results), options.say, only=only or (), again=again)
+    if out is not None:
+        write_json(out, outcome.to_json())
+    options.emit(outcome.to_json(), _text(outcome), json)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _find(name: str, engine: str | None) -> Workload:
+    from foreword.bench.registry import WORKLOADS
+
+    if name not in WORKLOADS:
+        raise UsageError(f"there is no workload {name!r}; choose {', '.join(WORKLOADS)} or {TABLES}.")
+    workload = WORKLOADS[name]
+    if engine is not None and engine not in workload.engines:
+        known = f"choose {', '.join(workload.engines)}" if workload.engines else "leave --engine out"
+        raise UsageError(f"workload {name} has no engine {engine!r}; {known}.")
+    return workload
+
+
+def _peers(workload: Workload, wanted: list[str] | None) -> tuple[str, ...]:
+    known = [peer.key for peer in workload.peers]
+    for name in wanted or ():
+        if name not in known:
+            raise UsageError(f"workload {workload.name} has no peer {name!r}; choose {', '.join(known)}.")
+    return tuple(known if wanted is None else wanted)
+
+
+def _folder(data: Path) -> Path:
+    if not data.is_dir():
+        raise UsageError(f"there are no data sets in {data}; give their folder with --data or $FOREWORD_DATA.")
+    return data
+
+
+def _write_page(results: Results, path: Path) -> None:
+    from foreword.bench.registry import WORKLOADS
+    from foreword.bench.tables import page
+
+    try:
+        path.write_text(page(WORKLOADS, results), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; give another file with --out.") from error
+    options.say(f"wrote {path}")
+
+
+def _text(outcome: Outcome) -> str:
+    lines = [f"{name}: {value:.3g}" for name, value in outcome.summary.ratios.items()]
+    for limit in outcome.summary.limits:
+        found = "not measured" if limit.found is None else f"{limit.found:.3g}"
+        sign = "<=" if limit.at_most else ">="
+        lines.append(f"{limit.name}: {found}, wanted {sign} {limit.goal:g}: {'met' if limit.met else 'NOT met'}")
+    return "\n".join([*lines, *outcome.missing, *outcome.failed])

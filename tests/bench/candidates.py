@@ -1,0 +1,28 @@
+"""Candidates for the tests, made in a worker process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+
+def echo(settings: dict[str, Any]) -> dict[str, Any]:
+    print("a library that prints to stdout")
+    os.write(1, b"and one that writes to the descriptor\n")
+    return {"add": lambda number: settings["first"] + number, "grow": _grow}
+
+
+def broken(settings: dict[str, Any]) -> dict[str, Any]:
+    raise ValueError(f"no\ngood: {settings['first']}")
+
+
+def mortal(settings: dict[str, Any]) -> dict[str, Any]:
+    return {"die": lambda: os._exit(7), "fail": lambda: 1 / 0, "quit": lambda: sys.exit(3)}
+
+
+_held: list[bytes] = []
+
+
+def _grow(megabytes: int) -> None:
+    _held.append(b"x" * (megabytes << 20))

@@ -1,0 +1,67 @@
+"""``foreword bench``: names, refusals, JSON and the page."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from foreword.cli import main
+
+
+def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["foreword", "bench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nothing"], "there is no workload 'nothing'; choose train, quality or tables."),
+        (["train", "--peer", "vllm"], "workload train has no peer 'vllm'; choose peft."),
+        (["train", "--engine", "vllm"], "workload train has no engine 'vllm'; leave --engine out."),
+        (["train", "--data", "no/folder"], "no data sets in no/folder"),
+        (["train", "--only", "nothing"], "nothing called 'nothing' to measure; choose from prompt-tuning, p-tuning"),
+        (["tables", "--out", "no/folder/page.md"], "no/folder/page.md cannot be written"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_what_is(monkeypatch, capsys, tmp_path, arguments, sentence):
+    if "--data" not in arguments and arguments[0] == "train":
+        arguments = [*arguments, "--data", tmp_path]
+    assert bench(monkeypatch, *arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_json_and_out_say_the_same(monkeypatch, capsys, tmp_path, tiny_folder, tiny_data):
+    where = ["--model", tiny_folder, "--data", tiny_data, "--results", tmp_path / "results"]
+    code = bench(
+        monkeypatch,
+        "quality",
+        "--only",
+        "sst2/majority",
+        *where,
+        "--limit",
+        6,
+        "--json",
+        "--out",
+        tmp_path / "out.json",
+    )
+    assert code == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {"ratios", "limits", "runs"} <= set(printed)
+    assert printed == json.loads((tmp_path / "out.json").read_text())
+    assert printed["runs"][0]["key"] == "sst2/majority"
+    assert (tmp_path / "results" / "quality" / "sst2-majority.json").is_file()
+    assert bench(monkeypatch, "tables", "--results", tmp_path / "results", "--out", tmp_path / "page.md") == 0
+    assert "| majority | majority | 0.500 |" in (tmp_path / "page.md").read_text()
+
+
+def test_a_failed_cell_fails_the_command_and_keeps_nothing(monkeypatch, capsys, tmp_path, tiny_data):
+    where = ["--model", tmp_path / "no-model", "--data", tiny_data, "--results", tmp_path / "results"]
+    assert bench(monkeypatch, "quality", "--only", "sst2/manual", *where, "--json") == 1
+    (sentence,) = json.loads(capsys.readouterr().out)["failed"]
+    assert sentence.startswith("sst2/manual: manual failed: UnknownModel")
+    assert not (tmp_path / "results").exists()

@@ -1,0 +1,55 @@
+"""A candidate in a process of its own: answers, failures, death and memory."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from foreword.bench.candidate import Candidate
+from foreword.errors import BenchError
+
+HERE = "bench.candidates"
+
+
+@pytest.fixture(autouse=True)
+def _tests_on_the_path(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
+    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath / "tests"))
+
+
+def test_it_answers_whatever_is_printed_meanwhile():
+    with Candidate("echo", f"{HERE}:echo", {"first": 40}) as candidate:
+        assert candidate.ask("add", number=2) == 42
+        assert candidate.ask("add", number=3) == 43
+
+
+def test_it_knows_what_it_grew_by():
+    with Candidate("echo", f"{HERE}:echo", {"first": 0}) as candidate:
+        before = candidate.ask("memory")
+        candidate.ask("grow", megabytes=64)
+        after = candidate.ask("memory")
+    assert after["peak_bytes"] - before["peak_bytes"] > 48 << 20
+    if after["growth_bytes"] is None:
+        assert not os.path.exists("/proc/self/clear_refs")
+    else:
+        assert 48 << 20 < after["growth_bytes"] < 160 << 20
+        assert after["growth_bytes"] <= after["peak_bytes"]
+
+
+def test_one_that_cannot_be_made_says_why():
+    with pytest.raises(BenchError, match=r"^broken failed: ValueError: no good: 5 \(candidates.py line \d+\)$"):
+        Candidate("broken", f"{HERE}:broken", {"first": 5})
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [("fail", "ZeroDivisionError"), ("die", "without an answer, status 7"), ("quit", "without an answer, status 3")],
+)
+def test_one_that_fails_or_dies_says_so(question, said):
+    with Candidate("mortal", f"{HERE}:mortal", {}) as candidate, pytest.raises(BenchError, match=said):
+        candidate.ask(question)
+
+
+def test_a_python_that_is_not_there():
+    with pytest.raises(BenchError, match=r"no/such/python.*give another Python"):
+        Candidate("nobody", f"{HERE}:echo", {}, "no/such/python")

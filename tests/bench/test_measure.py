@@ -1,0 +1,29 @@
+"""Taking turns, and ratios within a turn."""
+
+from __future__ import annotations
+
+import pytest
+
+from foreword.bench.measure import Spread, interleaved, times_better
+
+
+def test_candidates_take_turns_and_the_first_turn_does_not_count():
+    order = []
+
+    def measure(name: str, turn: int) -> float:
+        order.append((name, turn))
+        return 10.0 * turn
+
+    found = interleaved(["a", "b"], 2, measure)
+    assert order == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert found == {"a": [10.0, 20.0], "b": [10.0, 20.0]}
+
+
+def test_a_disturbed_turn_cancels_in_the_ratio():
+    ratio = times_better([1.0, 1.0, 9.0], [3.0, 3.0, 27.0])
+    assert (ratio.low, ratio.median, ratio.high) == pytest.approx((3.0, 3.0, 3.0))
+
+
+def test_spread_is_median_and_quartiles():
+    assert Spread.of([5.0, 1.0, 2.0, 3.0, 4.0]) == Spread(3.0, 2.0, 4.0)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)

@@ -1,0 +1,51 @@
+"""The page in the docs is what the records say, and says it whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foreword.bench.record import Record, Results
+from foreword.bench.registry import WORKLOADS
+from foreword.bench.tables import page
+
+ROOT = Path(__file__).parents[2]
+FACTS = {
+    "started": "2026-01-02",
+    "commit": "abc",
+    "versions": {"foreword": "1"},
+    "machine": {"system": "Linux", "cpu": "A", "cores": 2, "memory_bytes": 8 << 30},
+}
+
+
+def test_the_page_is_not_stale():
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert text == page(WORKLOADS, Results(ROOT / "bench" / "results")), "run `foreword bench tables`"
+
+
+def test_a_page_with_a_losing_row(tmp_path):
+    run = {"samples_per_second": {"median": 2.0, "low": 1.0, "high": 3.0}, "peak_bytes": 10**9, "losses": []}
+    other = {**run, "samples_per_second": {"median": 4.0, "low": 1.0, "high": 3.0}}
+    ratios = {"samples_per_second": {"median": 0.5, "low": 0.4, "high": 0.6}, "peak_memory": 1.0, "memory_growth": 1.5}
+    found = {
+        "runs": {"foreword": run, "peft": other},
+        "ratios": {"peft": ratios},
+        "curve_difference": {"peft": 2e-5},
+    }
+    Results(tmp_path).keep(Record("train", "p-tuning-v2", {"length": 32, "seed": 0}, FACTS, found))
+    text = page(WORKLOADS, Results(tmp_path))
+    assert (
+        "| p-tuning-v2 | 32 | 2.0 | 4.0 | **0.50** (0.40 to 0.60) | 1.00 GB | 1.00 GB | 1.00 | 1.50 | 2.0e-05 |" in text
+    )
+    assert "| p-tuning-v2/peft/samples_per_second | >= 2 | 0.5 | **not met** |" in text
+    assert "| p-tuning-v2/peft/curve_difference | <= 0.01 | 2e-05 | met |" in text
+    assert "2026-01-02, commit abc, seed 0: 2 cores of A, 8 GiB; foreword 1" in text
+    assert "## quality" not in text
+
+
+def test_alone_without_peers(tmp_path):
+    run = {"samples_per_second": {"median": 2.0, "low": 1.0, "high": 3.0}, "peak_bytes": 10**9, "losses": []}
+    found = {"runs": {"foreword": run}, "ratios": {}, "curve_difference": {}}
+    Results(tmp_path).keep(Record("train", "p-tuning-v2", {"length": 32, "seed": 0}, FACTS, found))
+    text = page(WORKLOADS, Results(tmp_path))
+    assert "| p-tuning-v2 | 32 | 2.0 | - | - | 1.00 GB | - | - | - | - |" in text
+    assert "not measured" in text
