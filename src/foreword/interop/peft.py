@@ -92,12 +92,10 @@ def import_peft(
     provenance = {**checkpoint.provenance("peft"), "peft_type": kind}
     if task_id is not None:
         provenance["task_id"] = task_id
-    if front.soft is not None and not lm.causal:
-        # An encoder's soft tokens see the request, so nothing of them can be computed ahead.
-        wording = wording.behind_soft(front.soft.shape[0])
-        soft, front = front.soft, Front()
-    else:
-        soft = None
+    # An encoder's soft tokens see the request, so nothing of them can be computed ahead.
+    soft = None if lm.causal else front.soft
+    if soft is not None:
+        wording, front = wording.behind_soft(soft.shape[0]), Front()
     return Task(
         name,
         method,
