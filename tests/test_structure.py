@@ -26,7 +26,7 @@ USES = {
     "text": set(),
     "bank": set(),
     "prompts": {"models", "attention", "adapters", "text"},
-    "engine": {"models", "attention", "dense_attention", "text"},
+    "engine": {"models", "adapters", "attention", "dense_attention", "text"},
     "evaluation": {"engine", "text"},
     "training": {"models", "attention", "text", "prompts", "engine", "evaluation"},
     "server": {"text", "bank", "evaluation", "engine"},
