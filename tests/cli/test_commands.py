@@ -327,16 +327,16 @@ def test_too_long_a_prompt(run, tmp_path):
 
 
 def test_unsupported_model_is_refused_by_name(run, tmp_path):
-    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers import MambaConfig, MambaForCausalLM
 
-    config = T5Config(vocab_size=300, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    config = MambaConfig(vocab_size=300, hidden_size=48, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
     from models import byte_tokenizer
 
-    byte_tokenizer().save_pretrained(tmp_path / "t5")
-    refused = run("doctor", "--model", tmp_path / "t5")
+    byte_tokenizer().save_pretrained(tmp_path / "mamba")
+    refused = run("doctor", "--model", tmp_path / "mamba")
     assert refused.status == 1
-    assert "encoder-decoder" in refused.err
+    assert "MambaForCausalLM" in refused.err
 
 
 def test_doctor_and_pull(run, folder):

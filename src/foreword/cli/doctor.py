@@ -20,7 +20,7 @@ def doctor(
     found = {
         "model": lm.name,
         "architecture": lm.identity.architecture,
-        "kind": "causal" if lm.causal else "encoder",
+        "kind": "encoder-decoder" if lm.decoder else "causal" if lm.causal else "encoder",
         "layers": len(lm.identity.layers),
         "context": lm.context,
         "dtype": str(lm.dtype).removeprefix("torch."),
@@ -28,5 +28,7 @@ def doctor(
         "difference": lm.difference,
     }
     lines = [f"{key:14}{value}" for key, value in found.items() if key != "difference"]
-    proof = f"text as a prefix gives the logits of the joined text, {lm.difference:.2g} apart (root mean square)"
-    options.emit(found, "\n".join([*lines, f"carries prefixes: yes; {proof}"]), json)
+    proof = "carries prefixes: yes; text as a prefix gives the logits of the joined text"
+    if lm.decoder:
+        proof = "takes soft tokens, and no prefix: embeddings give the logits of the tokens that they are of"
+    options.emit(found, "\n".join([*lines, f"{proof}, {lm.difference:.2g} apart (root mean square)"]), json)

@@ -158,9 +158,10 @@ def _reports(
     lm: LanguageModel, tasks: Sequence[Task], rows: Sequence[Row], label_field: str, allow_other_weights: bool
 ) -> dict[str, Report]:
     """By name and version."""
+    from foreword.engine.decoder import evaluator
     from foreword.evaluation.evaluate import evaluate as run_evaluate
 
-    with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
+    with evaluator(lm, allow_other_weights=allow_other_weights) as engine:
         reports = {task.ref: run_evaluate(engine, task, rows, label_field=label_field) for task in tasks}
     if missing := sorted({name for report in reports.values() for name in report.unmeasured}):
         options.say(f"not measured: {', '.join(missing)}; they need: pip install 'foreword[eval]'")

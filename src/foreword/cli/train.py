@@ -176,7 +176,9 @@ def _given(context: typer.Context, recipe: str | None) -> dict[str, Any]:
         for name, value in context.params.items()
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
-    return {**context.params, **keys, **typed}
+    # An option that may be given several times is an empty tuple where it is not given.
+    usual = {name: None if value == () else value for name, value in context.params.items()}
+    return {**usual, **keys, **typed}
 
 
 def _recipe(values: dict[str, Any]):

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from foreword.core import Task
-from foreword.engine.engine import Engine
+from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UsageError
 from foreword.evaluation.curves import write_curves
 from foreword.models import LanguageModel
@@ -41,7 +41,7 @@ def check(run: Run) -> None:
         raise UsageError("--init labels would put the answers into the trigger; use --init vocab or text.")
 
 
-def learn(run: Run, engine: Engine, task: Task, start: Learned, folder: RunFolder, say: Say) -> Result:
+def learn(run: Run, engine: EngineProtocol, task: Task, start: Learned, folder: RunFolder, say: Say) -> Result:
     """Search for a trigger, from the last saved one on. Raises UsageError if there is none to start from."""
     tokens = start.encoder
     assert isinstance(tokens, TriggerTokens)

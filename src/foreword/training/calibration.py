@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from foreword.core import Task
-from foreword.engine.engine import Engine
+from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.evaluate import classify
 from foreword.text.template import Template
 
@@ -14,7 +14,7 @@ CONTENT_FREE = ("N/A", "", "[MASK]")
 """Texts without content, as in the paper; the mean of what is said to them is the bias."""
 
 
-def calibrated(engine: Engine, task: Task) -> Task:
+def calibrated(engine: EngineProtocol, task: Task) -> Task:
     """``task`` with the log-probability that every label has without any content as its bias."""
     plain = replace(task, bias=None)
     template = Template.parse(task.template or "")

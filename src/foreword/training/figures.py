@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from foreword.core import Task
-from foreword.engine.engine import Engine
+from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.evaluate import evaluate
 from foreword.evaluation.report import Report
 from foreword.training.calibration import calibrated
@@ -19,7 +19,7 @@ from foreword.training.run import Run
 CACHE_BYTES = 256 << 20
 
 
-def before(run: Run, engine: Engine, say: Say) -> dict[str, float]:
+def before(run: Run, engine: EngineProtocol, say: Say) -> dict[str, float]:
     """Figures without anything learned, of the best template; every template's are said."""
     if run.material.head_labels:
         share = majority_share(run.material)
@@ -43,14 +43,14 @@ def majority_share(material: Material) -> float:
     return held.count(most) / len(held)
 
 
-def best(run: Run, engine: Engine, tasks: Sequence[Task]) -> tuple[Task, Report]:
+def best(run: Run, engine: EngineProtocol, tasks: Sequence[Task]) -> tuple[Task, Report]:
     """The task that scores best on the evaluation rows, calibrated if that is asked for."""
     ready = [_ready(run, engine, task) for task in tasks]
     found = [(task, report_of(run, engine, task)) for task in ready]
     return max(found, key=lambda pair: standing(pair[1].metrics))
 
 
-def report_of(run: Run, engine: Engine, task: Task) -> Report:
+def report_of(run: Run, engine: EngineProtocol, task: Task) -> Report:
     """The task on all evaluation rows, as it will be served."""
     return evaluate(engine, task, run.material.eval_rows, label_field=run.material.label_field)
 
@@ -71,5 +71,5 @@ def shown(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 
 
-def _ready(run: Run, engine: Engine, task: Task) -> Task:
+def _ready(run: Run, engine: EngineProtocol, task: Task) -> Task:
     return calibrated(engine, task) if run.recipe.calibrate else task

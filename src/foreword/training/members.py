@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from foreword.core import Task
-from foreword.engine.engine import Engine
+from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UsageError
 from foreword.training.figures import best, report_of, shown
 from foreword.training.fit import fit
@@ -30,7 +30,7 @@ def check(run: Run) -> None:
     WarmStart.of(run)
 
 
-def learn(run: Run, engine: Engine, task: Task, start: Learned, folder: RunFolder, say: Say) -> Result:
+def learn(run: Run, engine: EngineProtocol, task: Task, start: Learned, folder: RunFolder, say: Say) -> Result:
     """Learn every member of the ensemble, mostly one, and choose the template that serves it best."""
     if run.recipe.warm_start and folder.newest_checkpoint() is None:
         WarmStart.of(run).learn(start, say)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from foreword.core import Task
 from foreword.engine.engine import Engine
+from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UsageError
 from foreword.evaluation.evaluate import classify, evaluate
 from foreword.text.rows import Row, read_rows
@@ -47,7 +48,7 @@ def check(run: Run) -> None:
     run.reader.ask(_unlabeled(run))
 
 
-def learn(run: Run, engine: Engine, task: Task, start: Learned, folder: RunFolder, say: Say) -> Result:
+def learn(run: Run, engine: EngineProtocol, task: Task, start: Learned, folder: RunFolder, say: Say) -> Result:
     """Let the patterns learn, and teach if they can; the task has an adapter, or belongs to a changed model."""
     unlabeled = _unlabeled(run)
     last = PatternRun.labelled(run, run.material.templates, unlabeled)
@@ -78,7 +79,7 @@ class Teachers:
 
     run: Run
     unlabeled: Sequence[Row]
-    engine: Engine
+    engine: EngineProtocol
     task: Task
     folder: RunFolder
     say: Say
@@ -129,13 +130,15 @@ class _Found:
     """
 
     task: Task
-    engine: Engine
+    engine: EngineProtocol
     parameters: int
     whole: Unfrozen | None
 
 
 @contextmanager
-def _learned(run: PatternRun, engine: Engine, task: Task, start: Learned, folder: RunFolder) -> Iterator[_Found]:
+def _learned(
+    run: PatternRun, engine: EngineProtocol, task: Task, start: Learned, folder: RunFolder
+) -> Iterator[_Found]:
     """Learn; what was found may be used inside the block, behind which the model is as it was."""
     with ExitStack() as stack:
         whole = stack.enter_context(Unfrozen(run.lm)) if run.recipe.weights == "all" else None

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 
 from foreword.core import Front, Task
-from foreword.engine.engine import Engine
+from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
 from foreword.evaluation.evaluate import evaluate
 from foreword.training.data import Example
@@ -30,7 +30,7 @@ class Scorer:
     """
 
     run: Run
-    engine: Engine
+    engine: EngineProtocol
     task: Task
     learned: Learned
 

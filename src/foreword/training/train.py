@@ -9,7 +9,7 @@ from typing import Protocol
 
 from foreword.core import Task
 from foreword.engine.decoder import evaluator
-from foreword.engine.engine import Engine
+from foreword.engine.protocol import EngineProtocol
 from foreword.models import LanguageModel
 from foreword.training import autoprompt, members, pet
 from foreword.training.advice import advice
@@ -28,7 +28,9 @@ class Way(Protocol):
         """Raise UsageError or its kin for what it cannot learn, before anything is written."""
         ...
 
-    def learn(self, run: Run, engine: Engine, task: Task, start: Learned, folder: RunFolder, say: Say) -> Result:
+    def learn(
+        self, run: Run, engine: EngineProtocol, task: Task, start: Learned, folder: RunFolder, say: Say
+    ) -> Result:
         """Learn, and measure what was learned.
 
         Args:
@@ -109,7 +111,7 @@ def train(
     return _outcome(result, untaught, folder)
 
 
-def _manual(run: Run, engine: Engine, task: Task) -> Result:
+def _manual(run: Run, engine: EngineProtocol, task: Task) -> Result:
     """The best template as it is."""
     tasks = [replace(task, template=template.plain().source) for template in run.material.templates]
     return Result(*best(run, engine, tasks), parameters=0)

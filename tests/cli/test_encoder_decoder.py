@@ -1,0 +1,60 @@
+"""An encoder-decoder on the command line: learned, published and measured; nothing serves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from encoder_decoders import save_tiny
+from foreword.bank.bank import Bank
+from training.small_data import examples, write_jsonl
+
+
+@pytest.fixture
+def t5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The model of all commands."""
+    folder = str(save_tiny("t5", tmp_path / "t5"))
+    monkeypatch.setenv("FOREWORD_MODEL", folder)
+    return folder
+
+
+def test_a_soft_prompt_is_learned_published_and_measured(run, t5, tmp_path):
+    data = write_jsonl(tmp_path / "rule.jsonl", examples(40, 1))
+    held = write_jsonl(tmp_path / "held.jsonl", examples(12, 2))
+    flags = ("--method", "prompt-tuning", "--template", "{text}{mask}", "--length", 5, "--max-steps", 3)
+    learned = run("train", "--data", data, "--eval", held, *flags, "--publish", "rule", "--json")
+    assert learned.status == 0, learned.err
+    assert learned.json["prefix_bytes"] == 0
+    assert learned.json["trained_parameters"] == 5 * 48
+    task = Bank(tmp_path / "home" / "bank").load("rule")
+    assert task.template == "{soft:5}{text}{mask}"
+    assert task.soft is not None
+    assert task.soft.shape == (5, 48)
+    measured = run("eval", "rule", "--data", held, "--json")
+    assert measured.status == 0, measured.err
+    assert measured.json["metrics"] == learned.json["metrics"]
+
+
+def test_serving_it_is_refused_by_name(run, t5):
+    sentence = (
+        f"{t5} is an encoder-decoder (T5ForConditionalGeneration): it learns and evaluates soft prompts, but nothing "
+        "serves it; use a causal model or an encoder.\n"
+    )
+    for command in (("serve", "--port", 0), ("generate", "some text")):
+        refused = run(*command)
+        assert refused.status == 1
+        assert refused.err.endswith(sentence)
+
+
+def test_methods_that_do_not_fit_are_refused_by_name(run, t5, tmp_path):
+    data = write_jsonl(tmp_path / "rule.jsonl", examples(40, 1))
+    refused = run("train", "--data", data)
+    assert refused.status == 2
+    assert "not what --method p-tuning-v2 learns; use --method prompt-tuning or p-tuning." in refused.err
+
+
+def test_doctor_says_what_it_can_do(run, t5):
+    found = run("doctor", "--json").json
+    assert (found["kind"], found["layers"]) == ("encoder-decoder", 3)
+    assert "takes soft tokens, and no prefix: " in run("doctor").out

@@ -1,0 +1,230 @@
+"""Soft prompts in front of an encoder-decoder: learned, measured as they are learned, and the same in PEFT."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from encoder_decoders import END, FAMILIES, PAD, random_model, tiny_encoder_decoder
+from foreword.bank.bank import Bank
+from foreword.core import Batch, Front, SamplingParams, Task
+from foreword.engine.decoder import DecoderEngine
+from foreword.engine.protocol import Request
+from foreword.errors import EngineError, TemplateError, UnsupportedOption, UsageError
+from foreword.evaluation.evaluate import classify, evaluate
+from foreword.prompts.lower import empty
+from foreword.text import request
+from foreword.text.rows import Row, read_rows
+from foreword.training.train import train
+from training.small_data import examples, recipe, write_jsonl
+
+TEXT = "xya"
+
+
+def soft_task(lm, **changes) -> Task:
+    """A published soft prompt with random values."""
+    soft = torch.randn(4, lm.identity.hidden_size, generator=torch.Generator().manual_seed(1))
+    wording = {"template": "{soft:4}{text}{mask}", "verbalizer": {"y": ("yes", "yeah"), "n": ("no",)}}
+    return Task("rule", "prompt-tuning", empty(lm), soft=soft, **{**wording, **changes})
+
+
+@torch.no_grad()
+def by_hand(lm, soft: torch.Tensor, written: list[int], text: str = TEXT) -> torch.Tensor:
+    """Log-probabilities ``[1 + written, vocab]`` behind one text by Transformers alone."""
+    ids = torch.tensor(lm.tokenizer.encode(text))
+    embedded = torch.cat([soft, lm.model.get_input_embeddings()(ids)])[None]
+    begun = torch.tensor([[PAD, *written]])
+    return lm.model(inputs_embeds=embedded, decoder_input_ids=begun, use_cache=False).logits[0].log_softmax(-1)
+
+
+def probability(lm, task: Task, word: str) -> float:
+    ids = lm.tokenizer.encode(word)
+    return float(by_hand(lm, task.soft, ids)[range(len(ids)), ids].sum().exp())
+
+
+@pytest.mark.parametrize(("family", "method"), [("t5", "prompt-tuning"), ("t5", "p-tuning"), ("bart", "prompt-tuning")])
+def test_learns_labels_and_is_measured_as_it_was_learned(family, method, tmp_path):
+    lm = tiny_encoder_decoder(family)
+    settings = recipe(tmp_path, method=method, lr=0.3 if method == "prompt-tuning" else 0.03, max_steps=60)
+    outcome = train(lm, settings, name="rule")
+    assert outcome.before["accuracy"] < 0.8
+    assert outcome.metrics["accuracy"] > 0.95
+    assert outcome.task.prefix.length == 0
+    assert outcome.task.soft.shape == (16, 48)
+    assert outcome.task.template == "{soft:16}{text}{mask}"
+    bank = Bank(tmp_path / "bank")
+    bank.publish(outcome.task)
+    with DecoderEngine(lm) as engine:
+        served = evaluate(engine, bank.load("rule"), read_rows(settings.eval))
+    assert served.metrics == outcome.metrics
+
+
+def test_learns_to_write_answers(tmp_path):
+    answers = {"a": "yes", "b": "no"}
+    settings = recipe(
+        tmp_path,
+        method="prompt-tuning",
+        template="{text}{target:label}",
+        data=write_jsonl(tmp_path / "words.jsonl", examples(48, 1, answers)),
+        eval=write_jsonl(tmp_path / "held.jsonl", examples(24, 2, answers)),
+        lr=0.3,
+        max_steps=120,
+    )
+    outcome = train(tiny_encoder_decoder("t5"), settings)
+    assert outcome.before["exact_match"] == 0.0
+    assert outcome.metrics["exact_match"] > 0.8
+    assert outcome.metrics["perplexity"] < outcome.before["perplexity"]
+
+
+def test_gradient_checkpointing_learns_the_same(tmp_path):
+    settings = recipe(tmp_path, method="prompt-tuning", max_steps=3)
+    lm = tiny_encoder_decoder("t5")
+    once = train(lm, settings)
+    again = train(lm, replace(settings, checkpointing=True, out=str(tmp_path / "again")))
+    torch.testing.assert_close(again.task.soft, once.task.soft, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_are_scored_by_the_words_that_the_decoder_writes(family):
+    lm = tiny_encoder_decoder(family)
+    task = soft_task(lm)
+    yes = probability(lm, task, "yes") + probability(lm, task, "yeah")
+    no = probability(lm, task, "no")
+    with DecoderEngine(lm) as engine:
+        found, longer = classify(engine, task, [{"text": TEXT}, {"text": TEXT * 7}])
+    assert found["y"] == pytest.approx(yes / (yes + no), rel=1e-4)
+    assert found != longer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_perplexity_is_that_of_the_answer_alone(family):
+    lm = tiny_encoder_decoder(family)
+    task = soft_task(lm, template="{soft:4}{text}{target:label}", verbalizer=None, generation={"max_tokens": 3})
+    with DecoderEngine(lm) as engine:
+        report = evaluate(engine, task, [Row({"text": TEXT, "label": "yes"}, "row 1")])
+    expected = probability(lm, task, "yes") ** (-1 / 3)
+    assert report.metrics["perplexity"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_greedy_whatever_waits_beside_them(family):
+    lm = tiny_encoder_decoder(family)
+    task = soft_task(lm, template="{soft:4}{text}{target:label}", verbalizer=None)
+    texts = [TEXT, TEXT * 5, "b"]
+    with DecoderEngine(lm) as engine:
+        prompts = [request.from_fields(lm.tokenizer, task, {"text": t}, causal=False, decoder=True) for t in texts]
+        params = SamplingParams(max_tokens=6, ignore_eos=True)
+        other = replace(prompts[0], soft=-task.soft)
+        streams = [engine.submit(Request.of(prompt, params)) for prompt in (*prompts, other)]
+        answers = [next(iter(stream)) for stream in streams]
+        assert engine.statistics() == {"requests": 4, "tokens_generated": 24, "scored": 0, "waiting": 0}
+    for answer, text, soft in zip(answers, (*texts, TEXT), (*[task.soft] * 3, -task.soft), strict=True):
+        greedy: list[int] = []
+        for _ in range(6):
+            greedy.append(int(by_hand(lm, soft, greedy, text)[-1].argmax()))
+        assert answer.token_ids == tuple(greedy)
+    assert {answer.finish_reason for answer in answers} == {"length"}
+
+
+def test_answers_end_where_they_should():
+    lm = tiny_encoder_decoder("t5")
+    task = soft_task(lm, template="{soft:4}{text}{target:label}", verbalizer=None)
+    prompt = request.from_fields(lm.tokenizer, task, {"text": TEXT}, causal=False, decoder=True)
+    first = int(by_hand(lm, task.soft, [])[-1].argmax())
+    letter = lm.tokenizer.decode([first])
+    with DecoderEngine(lm) as engine:
+        stopped = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5, stop_token_ids=(first,))))
+        said = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5, stop=(letter,))))
+        broken = engine.submit(Request.of(replace(prompt, soft=task.soft * math.nan), SamplingParams(max_tokens=5)))
+        dropped = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5)))
+        dropped.cancel()
+        chunks = [list(stream) for stream in (stopped, said, broken, dropped)]
+        unread = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5)))
+    assert [(c.text, c.finish_reason) for (c,) in chunks] == [
+        ("", "stop"),
+        ("", "stop"),
+        ("", "error"),
+        ("", "cancelled"),
+    ]
+    assert "no finite logits" in chunks[2][0].error
+    assert [chunk.finish_reason for chunk in unread] == ["cancelled"]
+
+
+def test_what_is_not_answered_is_refused():
+    lm = tiny_encoder_decoder("t5")
+    prompt = request.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, causal=False, decoder=True)
+    with DecoderEngine(lm) as engine:
+        with pytest.raises(UnsupportedOption, match="answers greedily; leave temperature at 0"):
+            engine.submit(Request.of(prompt, SamplingParams(temperature=0.5)))
+        with pytest.raises(TemplateError, match="never seen by a model that writes its answers"):
+            classify(engine, soft_task(lm, template="{soft:4}{text}{mask}!"), [{"text": TEXT}])
+    with pytest.raises(EngineError, match="is closed"):
+        engine.submit(Request.of(prompt, SamplingParams()))
+    with pytest.raises(EngineError, match="is closed"):
+        classify(engine, soft_task(lm), [{"text": TEXT}])
+
+
+@pytest.mark.parametrize("method", ["p-tuning-v2", "prefix-tuning", "lora", "lora-hybrid", "pet", "autoprompt"])
+def test_methods_that_learn_something_else_are_refused_by_name(method, tmp_path):
+    with pytest.raises(UsageError, match=f"encoder-decoder, .* --method {method} learns; use --method prompt-tuning"):
+        train(tiny_encoder_decoder("t5"), recipe(tmp_path, method=method, length=None))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "linear", "template": "{text}"}, "so no head reads its states; use --head verbalizer"),
+        ({"members": 2}, "--members is for prefixes alone"),
+    ],
+)
+def test_other_settings_that_do_not_fit_are_refused(changes, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        train(tiny_encoder_decoder("t5"), recipe(tmp_path, method="prompt-tuning", **changes))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_peft_prompt_gives_the_same_logits(family, tmp_path):
+    """Saved by PEFT, read as soft tokens: the decoder says the same behind them, in a padded batch too."""
+    config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, num_transformer_submodules=1)
+    torch.manual_seed(3)
+    theirs = peft.get_peft_model(random_model(family), config).eval()
+    theirs.save_pretrained(tmp_path)
+    soft = load_file(tmp_path / "adapter_model.safetensors")["prompt_embeddings"]
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["num_virtual_tokens"] == len(soft)
+
+    lm = tiny_encoder_decoder(family)
+    task = replace(soft_task(lm), soft=soft)
+    texts, written = [TEXT, TEXT * 4], [[3, 4], [5, 6]]
+    prompts = [request.from_fields(lm.tokenizer, task, {"text": t}, causal=False, decoder=True) for t in texts]
+    rows = [row for prompt, ids in zip(prompts, written, strict=True) for row in (prompt.token_ids, ids)]
+    batch = Batch.behind(Front(inner=soft), rows, (None, 0, None, 2))
+    places = [place for end in (batch.starts[1], batch.starts[3]) for place in range(end - 1, end + 2)]
+    found = lm.logits(batch, torch.tensor(places)).unflatten(0, (2, 3))
+    for text, ids, ours in zip(texts, written, found, strict=True):
+        given = lm.tokenizer(text, return_tensors="pt")
+        begun = torch.tensor([[PAD, *ids]])
+        expected = theirs(given.input_ids, attention_mask=given.attention_mask, decoder_input_ids=begun).logits[0]
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_the_decoder_learns_to_end():
+    """The end token is part of every answer that is learned."""
+    from foreword.text.question import Layout
+    from foreword.text.template import Template
+    from foreword.training.data import Reader
+    from foreword.training.material import Material
+
+    lm = tiny_encoder_decoder("bart")
+    template = Template.parse("{soft:2}{text}{target:label}")
+    material = Material((template,), None, (), False, "label", [], [])
+    reader = Reader(lm, material, Layout(lm.tokenizer, causal=False, decoder=True))
+    (example,) = reader.read([Row({"text": "a", "label": "no"}, "row 1")])
+    assert example.prompt == (-1, -2, *lm.tokenizer.encode("a"))
+    assert example.target == (*lm.tokenizer.encode("no"), END)
