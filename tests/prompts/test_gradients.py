@@ -17,7 +17,7 @@ from foreword.models import LanguageModel
 from foreword.models.load import wrap
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import random_values, text
-from foreword.prompts.registry import METHODS, method
+from foreword.prompts.registry import method
 from foreword.text.question import Question
 from foreword.training.data import Example
 from foreword.training.losses import AnswerLoss, mean_loss
@@ -35,7 +35,7 @@ EXAMPLES = [
 ]
 # Every method that learns, and options of theirs that learn through another network.
 LEARNED = [
-    *((name, {}) for name, made in METHODS.items() if made.learns),
+    *((name, {}) for name in ("prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2", "lora", "lora-hybrid")),
     ("p-tuning", {"encoder": "mlp"}),
     ("p-tuning-v2", {"projection": True}),
     ("p-tuning-v2", {"freeze_first": True}),

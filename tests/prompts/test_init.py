@@ -10,7 +10,7 @@ from foreword.errors import UsageError
 from foreword.models import LanguageModel
 from foreword.prompts import init
 from foreword.prompts.lower import lower, lower_tokens
-from foreword.prompts.registry import METHODS, method
+from foreword.prompts.registry import method
 from foreword.prompts.soft import SoftTokens
 from models import CAUSAL, tiny_model
 
@@ -80,7 +80,10 @@ def test_uniform_values_have_an_end():
     assert float(bell.abs().max()) > 3 * used
 
 
-@pytest.mark.parametrize("name", [name for name, made in METHODS.items() if made.learns])
+LEARNED = ("prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2", "lora-hybrid", "lora")
+
+
+@pytest.mark.parametrize("name", LEARNED)
 def test_the_seed_decides(name):
     lm, made = tiny_model("llama"), method(name)
 
@@ -98,8 +101,8 @@ def test_drawing_leaves_the_global_source_of_random_numbers_alone():
     lm = tiny_model("llama")
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    for name, made in METHODS.items():
-        method(name).encoder(lm, init.random_values(min(made.length, 4), seeded()))
+    for name in LEARNED:
+        method(name).encoder(lm, init.random_values(min(method(name).length, 4), seeded()))
     assert torch.equal(torch.get_rng_state(), before)
 
 

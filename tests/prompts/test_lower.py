@@ -11,13 +11,13 @@ from foreword.models import LanguageModel, load_model
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import random_values, sampled_vocabulary, text
 from foreword.prompts.lower import empty, lower, lower_tokens
-from foreword.prompts.registry import METHODS, method
+from foreword.prompts.registry import method
 from foreword.prompts.static import static_task
 from models import CAUSAL, ENCODERS, save_tiny, tiny_model
 
 ROWS = [tuple(range(60, 69)), tuple(range(90, 94)), (100,), tuple(range(110, 123))]
-LEARNED = tuple(name for name, made in METHODS.items() if made.learns)
-IN_FRONT = tuple(name for name, made in METHODS.items() if made.length)
+IN_FRONT = ("prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2", "lora-hybrid")
+LEARNED = (*IN_FRONT, "lora")
 
 
 def encoder(lm: LanguageModel, name: str, length: int = 9, start: str = "random", moved: float = 0.0) -> PromptEncoder:

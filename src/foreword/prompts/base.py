@@ -41,11 +41,14 @@ class Method(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     name: ClassVar[str]
-    lr: ClassVar[float]
     length: ClassVar[int]
     init: ClassVar[str]
     soft: ClassVar[bool]
     learns: ClassVar[bool]
+
+    # Not a ClassVar: it may depend on the options.
+    @property
+    def lr(self) -> float: ...
 
     def encoder(self, lm: LanguageModel, start: Start) -> PromptEncoder:
         """A fresh encoder for ``lm``, starting from ``start``. Raises UsageError if it cannot start there."""

@@ -63,7 +63,7 @@ class LoRA:
     """
 
     name: ClassVar[str] = "lora"
-    lr: ClassVar[float] = 1e-3
+    lr = 1e-3
     length: ClassVar[int] = 0
     init: ClassVar[str] = "random"
     soft: ClassVar[bool] = False
@@ -89,7 +89,7 @@ class LoRAHybrid(LoRA):
     """Learn keys and values of ``length`` positions and an adapter together."""
 
     name: ClassVar[str] = "lora-hybrid"
-    lr: ClassVar[float] = 1e-3
+    lr = 1e-3
     length: ClassVar[int] = 32
     init: ClassVar[str] = "auto"
 

@@ -23,7 +23,7 @@ class Manual:
     """Publish the template without a prefix."""
 
     name: ClassVar[str] = "manual"
-    lr: ClassVar[float] = 0.0
+    lr = 0.0
     length: ClassVar[int] = 0
     init: ClassVar[str] = "random"
     soft: ClassVar[bool] = False

@@ -45,7 +45,7 @@ class Pet:
     """
 
     name: ClassVar[str] = "pet"
-    lr: ClassVar[float] = 1e-3
+    lr = 1e-3
     length: ClassVar[int] = 0
     init: ClassVar[str] = "random"
     soft: ClassVar[bool] = False

@@ -70,13 +70,16 @@ class PTuningV2:
     """
 
     name: ClassVar[str] = "p-tuning-v2"
-    lr: ClassVar[float] = 5e-3
     length: ClassVar[int] = 32
     init: ClassVar[str] = "auto"
     soft: ClassVar[bool] = False
     learns: ClassVar[bool] = True
     projection: bool = False
     freeze_first: bool = False
+
+    @property
+    def lr(self) -> float:
+        return PrefixTuning.lr if self.projection else 5e-3
 
     def encoder(self, lm: LanguageModel, start: Start) -> PrefixValues:
         if self.projection:
@@ -94,7 +97,8 @@ class PrefixTuning:
     """
 
     name: ClassVar[str] = "prefix-tuning"
-    lr: ClassVar[float] = 1e-4
+    # An MLP moves all positions of all layers at once, so that its steps are small.
+    lr = 4e-4
     length: ClassVar[int] = 32
     init: ClassVar[str] = "auto"
     soft: ClassVar[bool] = False

@@ -58,7 +58,7 @@ class PromptTuning:
     """Learn ``length`` input embeddings (Lester et al. 2021, arXiv:2104.08691)."""
 
     name: ClassVar[str] = "prompt-tuning"
-    lr: ClassVar[float] = 0.02
+    lr = 0.02
     length: ClassVar[int] = 32
     init: ClassVar[str] = "auto"
     soft: ClassVar[bool] = True
@@ -79,7 +79,7 @@ class PTuning:
     """
 
     name: ClassVar[str] = "p-tuning"
-    lr: ClassVar[float] = 1e-3
+    lr = 1e-3
     length: ClassVar[int] = 32
     init: ClassVar[str] = "auto"
     soft: ClassVar[bool] = True

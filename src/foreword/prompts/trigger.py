@@ -61,7 +61,7 @@ class AutoPrompt:
     """
 
     name: ClassVar[str] = "autoprompt"
-    lr: ClassVar[float] = 0.0
+    lr = 0.0
     length: ClassVar[int] = 8
     init: ClassVar[str] = "vocab"
     soft: ClassVar[bool] = False
