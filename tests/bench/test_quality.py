@@ -43,6 +43,8 @@ def figures(dataset: str, approach: str, *where):
         ("sst2", "majority"),
         ("sst2", "manual"),
         ("sst2", "p-tuning-v2"),
+        ("sst2", "pet"),
+        ("sst2", "autoprompt"),
         ("sst2", "full"),
         ("sst2", "peft-prompt-tuning"),
         ("sst2", "peft-p-tuning-v2"),
@@ -103,8 +105,8 @@ def test_every_approach_exists_and_every_peer_is_used():
     assert {APPROACHES[name].by for name in used} == {OURS, *(peer.key for peer in PEERS)}
     assert {approach.method for approach in APPROACHES.values()} <= set(METHODS)
     for dataset in DATASETS.values():
-        for template in filter(None, (dataset.template, dataset.soft_template, dataset.head_template)):
-            Template.parse(template)
+        for template in (dataset.template, dataset.soft_template, dataset.head_template, *dataset.patterns):
+            assert template is None or Template.parse(template).source == template
 
 
 def test_a_peer_that_is_not_wanted_has_no_cells():
@@ -133,7 +135,8 @@ def test_the_real_rows_fill_the_templates(name, tmp_path):
             if dataset.encoder:
                 assert len(row.values["tokens"]) == len(row.values["tags"])
             else:
-                Template.parse(dataset.template).fill(row.values, row.where)
+                for template in (dataset.template, *dataset.patterns):
+                    Template.parse(template).fill(row.values, row.where)
                 assert files.verbalizer is None or row.values["label"] in files.verbalizer
 
 

@@ -48,6 +48,8 @@ class Approach:
         worker: the module of `foreword.bench.quality` whose ``start`` makes the candidate.
         method: of the recipe.
         rates: learning rates to choose from on dev; the method's own without.
+        steps: in place of the data set's, for a method whose steps are of another kind.
+        patterns: it learns from all patterns of a data set, not from its template alone.
         peft: PEFT's configuration.
     """
 
@@ -56,6 +58,8 @@ class Approach:
     worker: str = "foreword_run"
     method: str = ROWS_OF
     rates: tuple[float, ...] = ()
+    steps: int | None = None
+    patterns: bool = False
     peft: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,14 +83,15 @@ class Approach:
         if dataset.head_template is not None and self.learns:
             return {"template": dataset.head_template, "head": "linear"}
         soft = dataset.soft_template if self.method == "p-tuning" else None
-        return {"template": soft or dataset.template, "verbalizer": files.verbalizer}
+        patterns = [dataset.template, *dataset.patterns] if self.patterns else None
+        return {"template": patterns or soft or dataset.template, "verbalizer": files.verbalizer}
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name in ("by", "method", "peft")}
 
 
-def _ours(method: str) -> Approach:
-    return Approach(method, method=method)
+def _ours(method: str, **options: Any) -> Approach:
+    return Approach(method, method=method, **options)
 
 
 def _peft(method: str, kind: str, rates: tuple[float, ...], **options: Any) -> Approach:
@@ -100,6 +105,9 @@ APPROACHES: Mapping[str, Approach] = {
         Approach("majority", "majority", "majority_run", method="manual"),
         Approach("manual", "manual", method="manual"),
         *map(_ours, ("prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2", "lora", "lora-hybrid")),
+        _ours("pet", patterns=True),
+        # A step tries 16 triggers on two batches; 32 of them are what the method itself does by default.
+        _ours("autoprompt", steps=32),
         Approach("full", "full", "full_run", rates=(1e-5, 3e-5, 1e-4)),
         Approach(
             "peft-lora",

@@ -8,7 +8,7 @@ from pathlib import Path
 from foreword.bench.quality.dataset import PARTS, DataSet, Split, Values, parts, values
 
 _PROMPTS = ("prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2")
-_FEW = ("majority", "manual", "p-tuning-v2", "p-tuning", "lora", "full")
+_FEW = ("majority", "manual", "p-tuning-v2", "p-tuning", "pet", "full")
 
 # Relations of LAMA with the template of LAMA, or of ParaRel where LAMA's does not end with the answer: a causal model
 # never sees what is behind it.
@@ -74,7 +74,9 @@ def _relation(name: str, template: str) -> DataSet:
     )
 
 
-def _few(name: str, template: str, words: Mapping[str, str], read: Callable[[Path], Split] | None = None) -> DataSet:
+def _few(
+    name: str, template: str, pattern: str, words: Mapping[str, str], read: Callable[[Path], Split] | None = None
+) -> DataSet:
     return DataSet(
         f"fewglue-{name}",
         read or parts("fewglue", f"{name}."),
@@ -82,6 +84,7 @@ def _few(name: str, template: str, words: Mapping[str, str], read: Callable[[Pat
         template=template,
         approaches=_FEW,
         verbalizer=words,
+        patterns=(pattern,),
         steps=60,
     )
 
@@ -95,10 +98,11 @@ DATASETS: Mapping[str, DataSet] = {
             metric="accuracy",
             template="Review: {text}\nSentiment:{mask}",
             approaches=(
-                *("majority", "manual", *_PROMPTS, "lora", "lora-hybrid", "full", "peft-lora"),
+                *("majority", "manual", *_PROMPTS, "autoprompt", "pet", "lora", "lora-hybrid", "full", "peft-lora"),
                 *(f"peft-{name}" for name in _PROMPTS),
             ),
             verbalizer={"positive": " great", "negative": " bad"},
+            patterns=("{text}\nAll in all, it was{mask}", "{text}\nThe film is{mask}"),
         ),
         DataSet(
             "clinc150",
@@ -129,22 +133,31 @@ DATASETS: Mapping[str, DataSet] = {
         _few(
             "rte",
             "{premise}\nQuestion: {hypothesis} True or false?\nAnswer:{mask}",
+            "{premise}\nSo it is said that: {hypothesis}\nThat is{mask}",
             {"entailment": " true", "not_entailment": " false"},
         ),
         _few(
             "cb",
             "{premise}\nQuestion: {hypothesis} Yes, no or maybe?\nAnswer:{mask}",
+            "{premise}\nDoes this mean that {hypothesis}? I say{mask}",
             {"entailment": " yes", "contradiction": " no", "neutral": " maybe"},
         ),
-        _few("boolq", "{passage}\nQuestion: {question}?\nAnswer:{mask}", {"true": " yes", "false": " no"}),
+        _few(
+            "boolq",
+            "{passage}\nQuestion: {question}?\nAnswer:{mask}",
+            "{passage}\nBased on this, {question}? I say{mask}",
+            {"true": " yes", "false": " no"},
+        ),
         _few(
             "wic",
             "{sentence1}\n{sentence2}\nDoes {word} mean the same in both sentences?\nAnswer:{mask}",
+            "{word}: {sentence1}\n{word}: {sentence2}\nSame meaning? I say{mask}",
             {"true": " yes", "false": " no"},
         ),
         _few(
             "copa",
             "{premise} {joined}\nA: {choice1}\nB: {choice2}\nAnswer:{mask}",
+            "{premise} {joined}?\nA: {choice1}\nB: {choice2}\nI choose{mask}",
             {"choice1": " A", "choice2": " B"},
             _copa,
         ),

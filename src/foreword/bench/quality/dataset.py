@@ -30,6 +30,7 @@ class DataSet:
         verbalizer: words of the labels; by default the names of all labels that occur.
         label_field: of the label or the tags.
         head_template: the text before a linear head, where one is learned in place of the words.
+        patterns: further templates, for PET.
         soft_template: the template with its ``{soft:N}``, for P-tuning; soft tokens in front without.
         steps: of learning, 16 rows each.
         encoder: on the sentence encoder, not on the base model.
@@ -43,6 +44,7 @@ class DataSet:
     verbalizer: Mapping[str, str] | None = None
     label_field: str = "label"
     head_template: str | None = None
+    patterns: Sequence[str] = ()
     soft_template: str | None = None
     steps: int = 300
     encoder: bool = False

@@ -65,15 +65,20 @@ def _cell(dataset: DataSet, approach: Approach, rate: float | None, options: Opt
         "approach": approach.name,
         "metric": dataset.metric,
         "rate": rate,
-        "steps": options.steps or dataset.steps,
+        "steps": _steps(dataset, approach, options),
         "batch_size": BATCH,
         "model": ENCODER if dataset.encoder else options.model,
         "template": dataset.head_template or dataset.template,
+        "patterns": list(dataset.patterns) if approach.patterns else [],
         "limit": options.limit,
         "seed": options.seed,
     }
     measure = partial(_measure, dataset, approach, rate, options)
     return Cell(key if rate is None else f"{key}/lr={rate:g}", settings, measure)
+
+
+def _steps(dataset: DataSet, approach: Approach, options: Options) -> int:
+    return options.steps or approach.steps or dataset.steps
 
 
 def _measure(dataset: DataSet, approach: Approach, rate: float | None, options: Options, say: Say) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def _measure(dataset: DataSet, approach: Approach, rate: float | None, options: 
         files = dataset.write(options.data, Path(folder), options.limit)
         settings = {
             "model": _encoder() if dataset.encoder else options.model,
-            "recipe": approach.recipe(dataset, files, rate, options.steps or dataset.steps, options.seed),
+            "recipe": approach.recipe(dataset, files, rate, _steps(dataset, approach, options), options.seed),
             "peft": approach.peft,
             "test": files.test,
             "metric": dataset.metric,
