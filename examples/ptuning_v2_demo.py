@@ -3,7 +3,7 @@
     python examples/ptuning_v2_demo.py                      # 训练、保存、生成 train, save, generate
     python examples/ptuning_v2_demo.py --generate-only      # 重新加载，只生成 load what was saved, and answer
     python examples/ptuning_v2_demo.py --generate-only --ask 处理退款 "台灯怎么退钱？订单1234。"
-    python examples/ptuning_v2_demo.py --answer-only --prompt-length 64 --encoder mlp --lora --bf16
+    python examples/ptuning_v2_demo.py --answer-only --prompt-length 64 --encoder lstm --lora --bf16
 
 P-tuning v2 在模型的每一层注入可学习的键和值，模型本身一个参数也不动。很多教程用的 PEFT `PromptEncoder`
 其实是 P-tuning v1：它只学习输入端的嵌入。
@@ -62,8 +62,9 @@ class PTuningConfig:
     logging_steps: int = 5
     max_steps: int = field(default=-1, metadata={"help": "stop early; -1 runs all epochs"})
     answer_only: bool = field(default=False, metadata={"help": "loss of the answer alone, not of the question"})
-    encoder: Literal["none", "mlp", "lstm"] = field(
-        default="none", metadata={"help": "learn the prefix directly, or through a network that is dropped afterwards"}
+    encoder: Literal["mlp", "lstm", "none"] = field(
+        default="mlp",
+        metadata={"help": "network that the prefix learns through, dropped afterwards; none wants --lr 0.005"},
     )
     lora: bool = field(default=False, metadata={"help": "learn a LoRA beside the prefix"})
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -173,7 +174,7 @@ def inject(lm: LanguageModel, config: PTuningConfig, text: str) -> PTuningModel:
 
     It starts as the keys and values of a real text, which learns several times faster than from random numbers.
     """
-    encoders = {"none": PTuningV2().encoder, "mlp": PTuningV2(projection=True).encoder, "lstm": lstm_encoder}
+    encoders = {"mlp": PTuningV2(projection=True).encoder, "lstm": lstm_encoder, "none": PTuningV2().encoder}
     generator = torch.Generator().manual_seed(config.seed)
     encoder = encoders[config.encoder](lm, init.text(lm, text)(config.prompt_length, generator))
     if config.lora:
@@ -221,7 +222,7 @@ def arguments(lm: LanguageModel, config: PTuningConfig) -> TrainingArguments:
         remove_unused_columns=False,
         use_cpu=lm.device.type == "cpu",
     )
-    made._n_gpu = min(made.n_gpu, 1)  # DataParallel would cut a ragged batch; torchrun shares one out
+    made._n_gpu = min(made.n_gpu, 1)  # DataParallel cannot cut a ragged batch
     return made
 
 
