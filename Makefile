@@ -24,15 +24,15 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/ready
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check src tests examples
 
 types: .venv/ready
 	$(BIN)/pyright
 
 format: .venv/ready
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests examples
+	$(BIN)/ruff format src tests examples
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
