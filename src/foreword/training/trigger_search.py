@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
+from random import Random
 
 from torch import Tensor
 
@@ -20,9 +22,12 @@ from foreword.training.run import Run
 from foreword.training.triggers import SEAM, Spelling
 
 # Steps unless --max-steps says otherwise.
-STEPS = 32
-# Batches of training rows that candidates are tried on.
-TRIED = 2
+STEPS = 24
+# Tokens of a place that candidates are drawn from.
+POOL = 128
+# Candidates of a step that are tried again, and on how many more batches.
+FINALISTS = 4
+FINAL = 2
 
 
 @dataclass(frozen=True)
@@ -60,27 +65,40 @@ class TriggerSearch:
         return self.run.method.candidates
 
     def step(self, number: int, tokens: TriggerTokens) -> float:
-        """Exchange one token, or none if nothing is better; the loss of what is kept."""
-        ahead, *tried = self._batches[number * (1 + TRIED) : (number + 1) * (1 + TRIED)]
-        triggers = [tokens.trigger, *self.promising(tokens, ahead)]
-        lay_out = (in_front if self.run.lm.causal else inside)(self.run.lm, self.loss.choice())
-        found = losses(self.run.lm, self.loss, lay_out, triggers, [example for batch in tried for example in batch])
+        """Exchange one token, or none if nothing is better; the loss of what is kept.
+
+        Every candidate is tried on one batch; the best of them, and what is there now, on `FINAL` more.
+        """
+        ahead, first, *more = self._batches[number * (2 + FINAL) : (number + 1) * (2 + FINAL)]
+        rest = [example for batch in more for example in batch]
+        candidates = self.promising(tokens, ahead, Random(f"{self.run.recipe.seed}/{number}"))
+        tried = self._losses([tokens.trigger, *candidates], first)
+        best = [0, *(1 + tried[1:].argsort()[:FINALISTS]).tolist()]
+        finalists = [[tokens.trigger, *candidates][place] for place in best]
+        # Batches are of one size, so that the mean over them is that over their examples.
+        found = (tried[best] + FINAL * self._losses(finalists, rest)) / (1 + FINAL)
         kept = int(found.argmin())
-        tokens.change(triggers[kept])
+        tokens.change(finalists[kept])
         return float(found[kept])
 
-    def promising(self, tokens: TriggerTokens, examples: Sequence[Example]) -> list[Trigger]:
-        """The exchanges of one token that would lower the loss most, were it a straight line; only such as survive."""
-        trigger, allowed = tokens.trigger, self.spelling.allowed.tolist()
+    def promising(self, tokens: TriggerTokens, examples: Sequence[Example], source: Random) -> list[Trigger]:
+        """Exchanges of one token that survive, in every place as many: drawn from those that would lower the loss most
+        if it were a straight line (as in Zou et al. 2023, arXiv:2307.15043, since it is not)."""
+        trigger, allowed = tokens.trigger, self.spelling.allowed
+        best = self._gains(tokens, examples).topk(min(POOL, len(allowed)), dim=1).indices
+        pools = [source.sample(allowed[row].tolist(), len(row)) for row in best]
         found: list[Trigger] = []
-        for flat in self._gains(tokens, examples).flatten().argsort(descending=True).tolist():
-            place, index = divmod(flat, len(allowed))
-            changed = (*trigger[:place], allowed[index], *trigger[place + 1 :])
-            if changed != trigger and self.spelling.survives(changed):
+        for place, token in chain.from_iterable(map(enumerate, zip(*pools, strict=True))):
+            changed = (*trigger[:place], token, *trigger[place + 1 :])
+            if token != trigger[place] and self.spelling.survives(changed):
                 found.append(changed)
             if len(found) == self.candidates:
                 break
         return found
+
+    def _losses(self, triggers: Sequence[Trigger], examples: Sequence[Example]) -> Tensor:
+        lay_out = (in_front if self.run.lm.causal else inside)(self.run.lm, self.loss.choice())
+        return losses(self.run.lm, self.loss, lay_out, triggers, examples)
 
     def _gains(self, tokens: TriggerTokens, examples: Sequence[Example]) -> Tensor:
         """``[length, allowed]``: how much every exchange would lower the loss, to first order (HotFlip, Ebrahimi et al.
@@ -108,7 +126,7 @@ class TriggerSearch:
 
     @cached_property
     def _batches(self) -> list[list[Example]]:
-        """For every step one batch for the gradient, then `TRIED` for the candidates."""
+        """For every step one batch for the gradient, one for all candidates and `FINAL` for the best of them."""
         sizes, recipe = [example.size for example in self._examples], self.run.recipe
-        drawn = schedule(sizes, recipe.batch_of(len(sizes)), self.steps * (1 + TRIED), recipe.seed)
+        drawn = schedule(sizes, recipe.batch_of(len(sizes)), self.steps * (2 + FINAL), recipe.seed)
         return [[self._examples[draw.place] for draw in batch] for batch in drawn]
