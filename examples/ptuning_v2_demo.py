@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, options = parse(argv)
     samples = build_dataset(3, seed=1)  # 没见过的问题 questions that were not learned
     if options.ask:
-        samples = [dict(zip(("instruction", "input"), options.ask, strict=True))]
+        samples = [{"instruction": options.ask[0], "input": options.ask[1]}]
     if options.generate_only:
         return show(*load(Path(config.output_dir), config.device), samples)
     set_seed(config.seed)
