@@ -64,7 +64,7 @@ def build_full_task(name: str = "full", *, seed: int = 0, **fields: Any) -> Task
         name,
         seed=seed,
         template="{soft:3}: {text} {soft:2} is",
-        soft=torch.randn(4, 16, generator=draw),
+        soft=torch.randn(5, 16, generator=draw),
         head=Head(("neg", "好", "pos"), torch.randn(3, 16, generator=draw), torch.randn(3, generator=draw)),
         adapter=build_adapter(seed=seed),
         bias={"pos": -1.5, "neg": 0.1 + 0.2, "好": -3.0},

@@ -116,7 +116,7 @@ def test_every_floating_dtype_keeps_every_bit(bank: Bank, make_full_task: Make, 
 
 def test_views_and_gradients_are_stored_by_value(bank: Bank, make_full_task: Make) -> None:
     block = torch.randn(20, 16, requires_grad=True)
-    task = bare(make_full_task(), soft=block[4:8], head=Head(("a", "b"), block[:2], block[:2, 0]))
+    task = bare(make_full_task(), soft=block[4:9], head=Head(("a", "b"), block[:2], block[:2, 0]))
     bank.publish(task)
     assert_same_parts(bank.load("full"), task)
 
@@ -150,7 +150,7 @@ def test_describe_and_card(tmp_path: Path, make_full_task: Make, make_task: Make
     adapter = make_full_task().adapter
     for line in (
         "- ensemble: 3 prefixes, answers combined by vote",
-        "- soft tokens: 4 inside the template",
+        "- soft tokens: 5",
         f"- adapter: LoRA of rank 4, {adapter.nbytes} bytes",
         "- head: a label for the whole text",
         f"- all tensors: {task.nbytes} bytes",
@@ -238,10 +238,9 @@ def wrong(full: Task, part: str) -> dict[str, Any]:
         "soft width": {"soft": torch.zeros(4, 15)},
         "soft rank": {"soft": torch.zeros(16)},
         "soft none": {"soft": torch.zeros(0, 16)},
-        "soft dtype": {"soft": torch.zeros(4, 16, dtype=torch.int64)},
-        "soft nan": {"soft": torch.full((4, 16), float("nan"))},
-        "soft slots": {"soft": torch.zeros(6, 16)},
-        "soft template": {"template": None},
+        "soft dtype": {"soft": torch.zeros(5, 16, dtype=torch.int64)},
+        "soft nan": {"soft": torch.full((5, 16), float("nan"))},
+        "soft slots": {"soft": torch.zeros(4, 16)},
         "head width": {"head": replace(head, weight=torch.zeros(3, 15))},
         "head labels": {"head": replace(head, weight=torch.zeros(2, 16))},
         "head bias": {"head": replace(head, bias=torch.zeros(3, 1))},
@@ -273,8 +272,7 @@ def wrong(full: Task, part: str) -> dict[str, Any]:
         ("soft none", r"soft must be \[S, 16\], found \[0, 16\]"),
         ("soft dtype", r"the soft tokens must be floating point, soft is torch.int64"),
         ("soft nan", "soft of the soft tokens holds NaN or infinity"),
-        ("soft slots", r"6 soft tokens need as many \{soft:N\} in the template, found 5"),
-        ("soft template", r"4 soft tokens need as many \{soft:N\} in the template, found 0"),
+        ("soft slots", r"the template has 5 soft tokens in its \{soft:N\}, found 4"),
         ("head width", r"weight must be \[3, 16\], found \[3, 15\]"),
         ("head labels", r"weight must be \[3, 16\], found \[2, 16\]"),
         ("head bias", r"bias must be \[3\], found \[3, 1\]"),
@@ -356,28 +354,28 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("file", "data", "message"),
     [
-        (SOFT, save({"soft": torch.zeros(4, 16)})[:-1], "soft.safetensors is truncated"),
-        (SOFT, save({"soft": torch.zeros(4, 16)}) + b"x", "soft.safetensors is too long"),
+        (SOFT, save({"soft": torch.zeros(5, 16)})[:-1], "soft.safetensors is truncated"),
+        (SOFT, save({"soft": torch.zeros(5, 16)}) + b"x", "soft.safetensors is too long"),
         (SOFT, b"", "soft.safetensors is truncated"),
         (SOFT, b"PK\x03\x04" + b"x" * 100, "found another format"),
         (SOFT, b"\x80\x04K\x01." * 10, "found another format"),
         (SOFT, save({}), "expected the tensor soft, found none"),
-        (SOFT, save({"hard": torch.zeros(4, 16)}), "expected the tensor soft, found none"),
-        (SOFT, save({"soft": torch.zeros(4, 16), "x": torch.zeros(1)}), "expected soft only, found x"),
+        (SOFT, save({"hard": torch.zeros(5, 16)}), "expected the tensor soft, found none"),
+        (SOFT, save({"soft": torch.zeros(5, 16), "x": torch.zeros(1)}), "expected soft only, found x"),
         (SOFT, save({"soft": torch.zeros(4, 15)}), "soft must be [S, 16], found [4, 15]"),
         (SOFT, save({"soft": torch.zeros(64)}), "soft must be [S, 16], found [64]"),
         (SOFT, save({"soft": torch.zeros(0, 16)}), "soft must be [S, 16], found [0, 16]"),
-        (SOFT, save({"soft": torch.zeros(4, 16, dtype=torch.int32)}), "soft must be floating point, found I32"),
-        (SOFT, save({"soft": torch.full((4, 16), NAN)}), "soft must hold finite numbers"),
-        (SOFT, save({"soft": torch.full((4, 16), NAN).to(torch.float8_e4m3fn)}), "soft must hold finite numbers"),
-        (SOFT, save({"soft": torch.zeros(6, 16)}), "6 soft tokens need as many {soft:N}"),
+        (SOFT, save({"soft": torch.zeros(5, 16, dtype=torch.int32)}), "soft must be floating point, found I32"),
+        (SOFT, save({"soft": torch.full((5, 16), NAN)}), "soft must hold finite numbers"),
+        (SOFT, save({"soft": torch.full((5, 16), NAN).to(torch.float8_e4m3fn)}), "soft must hold finite numbers"),
+        (SOFT, save({"soft": torch.zeros(4, 16)}), "the template has 5 soft tokens in its {soft:N}, found 4"),
         (HEAD, save({"weight": torch.zeros(3, 16)}), "expected the tensor bias, found none"),
         (HEAD, save({"weight": torch.zeros(3, 15), "bias": torch.zeros(3)}), "weight must be [3, 16], found [3, 15]"),
         (HEAD, save({"weight": torch.zeros(4, 16), "bias": torch.zeros(4)}), "weight must be [3, 16], found [4, 16]"),
         (HEAD, save({"weight": torch.zeros(3, 16), "bias": torch.zeros(2)}), "bias must be [3], found [2]"),
         (HEAD, save({"weight": torch.zeros(3, 16), "bias": torch.full((3,), NAN)}), "bias must hold finite numbers"),
         (HEAD, b"{}", "head.safetensors is truncated"),
-        ("member-2.safetensors", save({"soft": torch.zeros(4, 16)}), "expected a Foreword header"),
+        ("member-2.safetensors", save({"soft": torch.zeros(5, 16)}), "expected a Foreword header"),
         ("adapter/adapter_model.safetensors", save({}), "it changes no layer"),
         ("adapter/adapter_config.json", b"{", "expected JSON"),
         ("adapter/adapter_config.json", b'{"peft_type": "IA3"}', 'expected peft_type LORA, found "IA3"'),
@@ -413,8 +411,7 @@ def test_malformed_files(folder: Path, file: str, data: bytes, message: str) -> 
         (("member-2.safetensors",), {}, "expected member-2.safetensors among its files, found none"),
         ((ADAPTER[0],), {}, "expected adapter/adapter_config.json among its files, found none"),
         ((ADAPTER[1],), {}, "expected adapter/adapter_model.safetensors among its files, found none"),
-        ((), {"template": "{text}"}, "4 soft tokens need as many {soft:N} in the template, found 0"),
-        ((), {"template": None}, "4 soft tokens need as many {soft:N} in the template, found 0"),
+        ((), {"template": "{soft:6}{text}"}, "the template has 6 soft tokens in its {soft:N}, found 5"),
     ],
 )
 def test_parts_that_contradict_each_other(
@@ -469,3 +466,13 @@ def test_a_record_whose_parts_are_whole_is_described_without_tensors(folder: Pat
     assert bank.describe("full")["version"] == version
     with pytest.raises(CorruptFile, match=r"soft.safetensors is truncated"):
         bank.load("full")
+
+
+def test_soft_tokens_of_a_prompt_without_slots_are_kept(make_full_task: MakeTask, tmp_path: Path) -> None:
+    """A lowered prompt keeps what it was lowered from; literal braces are no slots."""
+    bank = Bank(tmp_path)
+    for template in ("{text}", "{{soft:9}} {text}", None):
+        task = replace(bare(make_full_task()), soft=torch.ones(3, 16), template=template)
+        found = bank.load(bank.publish(task).name)
+        assert found.soft is not None
+        assert found.soft.shape == (3, 16)

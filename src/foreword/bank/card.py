@@ -48,7 +48,7 @@ def _parts(task: Task) -> list[str]:
     if task.members:
         lines.append(f"- ensemble: {len(task.members) + 1} prefixes, answers combined by {task.combine}")
     if task.soft is not None:
-        lines.append(f"- soft tokens: {task.soft.shape[0]} inside the template")
+        lines.append(f"- soft tokens: {task.soft.shape[0]}")
     if task.adapter is not None:
         lines.append(f"- adapter: LoRA of rank {task.adapter.rank}, {task.adapter.nbytes} bytes")
     if task.head is not None:

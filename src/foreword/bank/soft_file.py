@@ -1,4 +1,4 @@
-"""``soft.safetensors``: soft tokens that stay inside a task's template."""
+"""``soft.safetensors``: the soft tokens that a task has learned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 _NAME = "soft"
-_SLOT = re.compile(r"\{soft:([1-9][0-9]{0,5})\}")
+# An odd number of braces: two of them are a literal one.
+_SLOT = re.compile(r"(?<!\{)(?:\{\{)*\{soft:([1-9][0-9]{0,5})\}")
 
 
 def write_soft(path: Path, soft: torch.Tensor, hidden: int, template: str | None) -> None:
@@ -22,10 +23,10 @@ def write_soft(path: Path, soft: torch.Tensor, hidden: int, template: str | None
 
     Args:
         hidden: width of the model's embeddings.
-        template: of the task; they stand in its last ``{soft:N}``.
+        template: of the task; the last of them stand in its ``{soft:N}``.
 
     Raises:
-        UsageError: not ``[S, hidden]``, not finite floating point, or the template has no place for them.
+        UsageError: not ``[S, hidden]``, not finite floating point, or fewer than the template has places for.
         OSError: the disk is full or not writable.
     """
     if fault := _fault({_NAME: soft}, hidden, template):
@@ -44,6 +45,6 @@ def read_soft(path: Path, hidden: int, template: str | None) -> torch.Tensor:
 def _fault(tensors: dict[str, torch.Tensor], hidden: int, template: str | None) -> str | None:
     if fault := fault_of_shapes(tensors, {_NAME: ("S", hidden)}):
         return fault
-    # The bank does not parse templates: an escaped slot counts too. Whoever fills the template counts exactly.
+    # A prompt without slots is lowered whole, and its soft tokens are kept for other prompts to start from.
     slots, count = sum(map(int, _SLOT.findall(template or ""))), tensors[_NAME].shape[0]
-    return f"{count} soft tokens need as many {{soft:N}} in the template, found {slots}" if slots < count else None
+    return f"the template has {slots} soft tokens in its {{soft:N}}, found {count}" if slots > count else None
