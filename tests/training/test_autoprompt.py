@@ -334,6 +334,12 @@ def test_what_a_search_does_not_do_is_said_before_anything_is_written(changes, w
     assert not (tmp_path / "run").exists()
 
 
+def test_a_search_is_not_shared_between_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="--method autoprompt runs in one process, and there are 2"):
+        train(model("llama"), search(tmp_path))
+
+
 def test_a_trigger_of_sentencepiece_tokens_is_found():
     """SentencePiece marks the start of a text as that of a word, so that half of its tokens cannot begin one."""
     rule = spelling("metaspace")

@@ -21,6 +21,7 @@ from foreword.training.candidates import Trigger
 from foreword.training.figures import best, shown
 from foreword.training.folder import RunFolder
 from foreword.training.learned import Learned
+from foreword.training.processes import check_alone
 from foreword.training.result import Result, Say
 from foreword.training.run import Run
 from foreword.training.score import Scorer
@@ -37,6 +38,7 @@ def check(run: Run) -> None:
     if run.material.verbalizer is None:
         raise UsageError("--method autoprompt searches with the words of labels; give a --template with {mask}.")
     run.recipe.refuse(*UNUSED)
+    check_alone("--method autoprompt")
     if run.recipe.init == "labels":
         raise UsageError("--init labels would put the answers into the trigger; use --init vocab or text.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import TrainingError
+from foreword.training.processes import is_first
 from foreword.training.run import Run
 
 
@@ -26,8 +26,8 @@ class RunFolder:
         """Make or reopen the folder of a run. Raises TrainingError rather than mixing two runs."""
         recipe = run.recipe
         folder = cls(Path(recipe.out or f"runs/{run.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
-        if int(os.environ.get("RANK", "0")):
-            return folder  # the first process of a distributed run looks after it
+        if not is_first():
+            return folder
         if folder._recipe.is_file():
             if not recipe.resume:
                 raise TrainingError(
@@ -55,7 +55,8 @@ class RunFolder:
 
     def drop_checkpoints(self) -> None:
         """Remove them, once what they are for has been kept elsewhere."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Keep where a search stands, or what a finished part has found, for a run that is resumed."""
@@ -98,6 +99,8 @@ class RunFolder:
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:
         """Whole or not at all, even if the process is killed meanwhile."""
+        if not is_first():
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             partial = self.path / f".{name}"

@@ -26,6 +26,7 @@ from foreword.training.folder import RunFolder
 from foreword.training.learned import Learned
 from foreword.training.opinions import Opinion, agreed
 from foreword.training.patterns import PatternRun
+from foreword.training.processes import check_alone
 from foreword.training.result import Result, Say
 from foreword.training.run import Run
 from foreword.training.score import Scorer
@@ -45,6 +46,7 @@ def check(run: Run) -> None:
     run.recipe.refuse("members", "warm_start")
     if run.recipe.weights == "all":
         run.recipe.refuse("init", "calibrate", because="with --weights all")
+        check_alone("--weights all")
     run.reader.ask(_unlabeled(run))
 
 
