@@ -20,7 +20,7 @@ PEERS = (
     Peer(
         "full",
         "all weights, by the same loss over the same ragged batches: AdamW on float32 copies of bfloat16 weights, the "
-        "learning rate chosen on dev among three",
+        "learning rate chosen on dev among two",
     ),
     Peer(
         "peft_lora",
@@ -31,7 +31,7 @@ PEERS = (
     Peer(
         "peft",
         "PEFT's prompt methods of 32 virtual tokens, by its own forward on padded batches and the same loss, the "
-        "learning rate chosen on dev among three; prompt tuning starts from a written instruction; scored through "
+        "learning rate chosen on dev among two; prompt tuning starts from a written instruction; scored through "
         "Foreword's import",
         needs=("peft",),
     ),
@@ -108,7 +108,7 @@ APPROACHES: Mapping[str, Approach] = {
         _ours("pet", patterns=True),
         # A step tries 16 triggers on two batches; 32 of them are what the method itself does by default.
         _ours("autoprompt", steps=32),
-        Approach("full", "full", "full_run", rates=(1e-5, 3e-5, 1e-4)),
+        Approach("full", "full", "full_run", rates=(3e-5, 1e-4)),
         Approach(
             "peft-lora",
             "peft_lora",
@@ -125,12 +125,12 @@ APPROACHES: Mapping[str, Approach] = {
         _peft(
             "prompt-tuning",
             "PROMPT_TUNING",
-            (3e-3, 2e-2, 1e-1),
+            (2e-2, 1e-1),
             prompt_tuning_init="TEXT",
             prompt_tuning_init_text="Classify the sentiment of the review as great or bad.",
         ),
-        _peft("p-tuning", "P_TUNING", (3e-4, 1e-3, 3e-3), encoder_reparameterization_type="LSTM"),
-        _peft("prefix-tuning", "PREFIX_TUNING", (1e-4, 1e-3, 5e-3), prefix_projection=True),
-        _peft("p-tuning-v2", "PREFIX_TUNING", (1e-3, 5e-3, 3e-2)),
+        _peft("p-tuning", "P_TUNING", (1e-3, 3e-3), encoder_reparameterization_type="LSTM"),
+        _peft("prefix-tuning", "PREFIX_TUNING", (1e-3, 5e-3), prefix_projection=True),
+        _peft("p-tuning-v2", "PREFIX_TUNING", (5e-3, 3e-2)),
     )
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from foreword.bench.quality.dataset import PARTS, DataSet, Split, Values, parts, values
 
 _PROMPTS = ("prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2")
-_FEW = ("majority", "manual", "p-tuning-v2", "p-tuning", "pet", "full")
+_FEW = ("majority", "manual", "p-tuning-v2", "p-tuning", "pet")
 
 # Relations of LAMA with the template of LAMA, or of ParaRel where LAMA's does not end with the answer: a causal model
 # never sees what is behind it.

@@ -24,7 +24,7 @@ def _figures(settings: Mapping[str, Any]) -> dict[str, Any]:
         outcome = train(lm, Recipe(**settings["recipe"], out=folder), name="bench")
     seconds = time.perf_counter() - began
     return {
-        **judged(lm, outcome.task, settings["recipe"], settings["test"], settings["metric"]),
+        **judged(lm, outcome.task, settings, outcome.metrics),
         "trained_parameters": outcome.trained_parameters,
         "model_parameters": size(lm),
         "task_bytes": outcome.task.nbytes,

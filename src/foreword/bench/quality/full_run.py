@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.bench.quality.judge import CACHE_BYTES, judged, size
+from foreword.bench.quality.judge import judged, size
 from foreword.bench.quality.loop import learn
 from foreword.core import Front, Task
 from foreword.engine.engine import Engine
 from foreword.models import load_model
 from foreword.prompts.manual import Nothing
+from foreword.training.figures import CACHE_BYTES
 from foreword.training.learned import Learned
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
@@ -39,7 +40,7 @@ def _figures(settings: Mapping[str, Any]) -> dict[str, Any]:
     with Engine(lm, cache_bytes=CACHE_BYTES) as engine:
         _learn(run, learned, weights, Scorer(run, engine, task, learned))
     seconds = time.perf_counter() - began
-    figures = judged(lm, learned.become(lm, task), settings["recipe"], settings["test"], settings["metric"])
+    figures = judged(lm, learned.become(lm, task), settings)
     changed = sum(weight.numel() for weight in weights)
     return {
         **figures,

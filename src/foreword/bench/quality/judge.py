@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from foreword.core import Task
-from foreword.engine.engine import Engine
+from foreword.engine.decoder import evaluator
 from foreword.evaluation.evaluate import evaluate
 from foreword.models import LanguageModel
 from foreword.text.rows import read_rows
+from foreword.training.figures import CACHE_BYTES
 
-CACHE_BYTES = 256 << 20
 
-
-def judged(lm: LanguageModel, task: Task, recipe: dict[str, Any], test: str, metric: str) -> dict[str, Any]:
-    """Figures of a task.
+def figures(lm: LanguageModel, task: Task, file: str, field: str) -> tuple[int, dict[str, float]]:
+    """How many rows a file has, and all figures of a task on them.
 
     Args:
         lm: as it is now, with whatever was learned in its weights.
         task: what is asked.
-        recipe: names the dev rows and the field of the labels.
-        test: file of the test rows.
-        metric: the figure to compare by.
-
-    Returns:
-        ``dev`` and ``test`` (the metric), all figures on test, and its rows.
+        file: of the rows.
+        field: of their labels.
     """
-    with Engine(lm, cache_bytes=CACHE_BYTES) as engine:
-        dev, final = (
-            evaluate(engine, task, read_rows(file), label_field=recipe["label_field"])
-            for file in (recipe["eval"], test)
-        )
-    return {"dev": dev.metrics[metric], "test": final.metrics[metric], "n": final.n, "metrics": final.metrics}
+    with evaluator(lm, cache_bytes=CACHE_BYTES) as engine:
+        report = evaluate(engine, task, read_rows(file), label_field=field)
+    return report.n, report.metrics
+
+
+def judged(
+    lm: LanguageModel, task: Task, settings: Mapping[str, Any], dev: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The figure to compare by on ``dev`` and ``test``, and all figures on test.
+
+    Args:
+        settings: of the candidate.
+        dev: figures on dev, if they are known already.
+    """
+    field, metric = settings["recipe"]["label_field"], settings["metric"]
+    if dev is None:
+        _, dev = figures(lm, task, settings["recipe"]["eval"], field)
+    n, test = figures(lm, task, settings["test"], field)
+    return {"dev": dev[metric], "test": test[metric], "n": n, "metrics": test}
 
 
 def size(lm: LanguageModel) -> int:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from foreword.bench.quality.judge import CACHE_BYTES, judged, size
+from foreword.bench.quality.judge import judged, size
 from foreword.bench.quality.loop import learn
 from foreword.core import Task
 from foreword.engine.engine import Engine
@@ -26,6 +26,7 @@ from foreword.models import LanguageModel
 from foreword.models.load import load_model, pull
 from foreword.text.scoring import WordChoice
 from foreword.training.data import Example
+from foreword.training.figures import CACHE_BYTES
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 
@@ -47,7 +48,7 @@ def _figures(settings: Mapping[str, Any]) -> dict[str, Any]:
         task = _imported(run, Path(folder) / "best")
         task_bytes = (Path(folder) / "best" / "adapter_model.safetensors").stat().st_size
     return {
-        **judged(lm, task, settings["recipe"], settings["test"], settings["metric"]),
+        **judged(lm, task, settings),
         "trained_parameters": sum(parameter.numel() for parameter in trained),
         "model_parameters": size(lm),
         "task_bytes": task_bytes,
