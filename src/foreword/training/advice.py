@@ -37,10 +37,9 @@ def _loss(run: Run, history: Sequence[Mapping[str, Any]]) -> str | None:
     first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
     if last <= FALLEN * first:
         return None
-    return (
-        f"the loss did not fall ({first:.3f} at the beginning, {last:.3f} at the end); try --lr {3 * run.lr:.1g} or "
-        f"{run.lr / 3:.1g}, --init auto, or more --max-steps."
-    )
+    # A search has no learning rate.
+    rates = f"--lr {3 * run.lr:.1g} or {run.lr / 3:.1g}, --init auto" if run.method.lr else "--init text"
+    return f"the loss did not fall ({first:.3f} at the beginning, {last:.3f} at the end); try {rates}, or more --max-steps."
 
 
 def _majority(run: Run, after: Mapping[str, float]) -> str | None:
