@@ -6,40 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from foreword.errors import TrainingError, UsageError
-from foreword.models import LanguageModel
 from foreword.training.data import Example
 from foreword.training.folder import RunFolder
-from foreword.training.learned import Learned
-from foreword.training.losses import Loss
+from foreword.training.learner import Learner
 from foreword.training.run import Run
 from foreword.training.score import Scorer
 
 SCORE = "eval_score"
 # Evaluations, and checkpoints with them, on the way.
 EVALUATIONS = 5
-
-
-class Learner(nn.Module):
-    """What is learned, and its loss: the module that the Trainer sees."""
-
-    def __init__(self, lm: LanguageModel, learned: Learned, loss: Loss) -> None:
-        super().__init__()
-        self.learned = learned
-        self._lm, self._loss = lm, loss
-
-    def forward(self, examples: Sequence[Example], weight: float) -> dict[str, Tensor]:
-        """The part of a step's mean loss that these examples are.
-
-        Args:
-            weight: what the sum over the examples is divided by.
-        """
-        return {"loss": self._loss.total(self._lm, self.learned.front(), examples) / weight}
 
 
 class PrefixTrainer(Trainer):

@@ -15,9 +15,9 @@ from foreword.bench.train.encoders import encoder
 from foreword.models.load import load_model, pull
 from foreword.training.data import Example
 from foreword.training.learned import Learned
+from foreword.training.learner import Learner
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
-from foreword.training.trainer import Learner
 
 
 def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:

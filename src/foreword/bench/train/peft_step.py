@@ -20,6 +20,8 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     model = peft.get_peft_model(model, config)
     model.prompt_encoder["default"].load_state_dict(load_file(settings["initial"]))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Weights are mapped from their file and read when they are first used: here, so that both sides begin loaded.
+    _ = sum(float(parameter.sum()) for parameter in model.parameters())
     side = _Side(model, trained, settings)
     return {"step": side.step, "trained_parameters": lambda: sum(parameter.numel() for parameter in trained)}
 
