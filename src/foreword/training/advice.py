@@ -39,7 +39,8 @@ def _loss(run: Run, history: Sequence[Mapping[str, Any]]) -> str | None:
         return None
     # A search has no learning rate.
     rates = f"--lr {3 * run.lr:.1g} or {run.lr / 3:.1g}, --init auto" if run.method.lr else "--init text"
-    return f"the loss did not fall ({first:.3f} at the beginning, {last:.3f} at the end); try {rates}, or more --max-steps."
+    fell = f"{first:.3f} at the beginning, {last:.3f} at the end"
+    return f"the loss did not fall ({fell}); try {rates}, or more --max-steps."
 
 
 def _majority(run: Run, after: Mapping[str, float]) -> str | None:
