@@ -115,7 +115,7 @@ def test_published_prefix_file(run, reviews, tmp_path):
     args = ("--prefix", file, "--template", TEMPLATE, "--verbalizer", VERBALIZER)
     assert run("publish", "b", *args, "--json").json["length"] == 4
     both = run("eval", "a", "--data", reviews, "--compare", "b", "--json").json
-    assert both["metrics"] == both["compare"]["metrics"]
+    assert both["metrics"] == both["compare"][0]["metrics"]
 
 
 def test_resume_finishes_the_same_run(run, reviews, tmp_path):
@@ -240,7 +240,7 @@ def test_reserved_names_are_refused_before_any_work(run, reviews, tmp_path):
         (("generate", "kind", "hello", "--field", "a=b"), "not both"),
         (("generate", "kind", "--field", "a=b", "--field", "a=c"), "given twice"),
         (("generate", "kind", "--field", "ab"), "not k=v"),
-        (("classify", "kind", "hello"), "no verbalizer"),
+        (("classify", "kind", "hello"), "has no labels to choose from"),
         (("bank", "compose", "x", "kind", "story"), "system turn"),
         (("bank", "compose", "x", "story", "soft"), "is learned"),
         (("bank", "remove", "story", "--version", "0001"), "is being served"),

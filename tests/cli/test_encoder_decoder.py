@@ -41,7 +41,7 @@ def test_serving_it_is_refused_by_name(run, t5):
         f"{t5} is an encoder-decoder (T5ForConditionalGeneration): it learns and evaluates soft prompts, but nothing "
         "serves it; use a causal model or an encoder.\n"
     )
-    for command in (("serve", "--port", 0), ("generate", "some text")):
+    for command in (("generate", "some text"), ("serve", "--port", 0)):
         refused = run(*command)
         assert refused.status == 1
         assert refused.err.endswith(sentence)

@@ -116,7 +116,10 @@ def test_the_folder_names_the_place_of_its_base_model(base, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"soft": torch.zeros(2, 48)}, "soft tokens inside its template, which a PEFT folder cannot hold"),
+        (
+            {"soft": torch.zeros(2, 48), "template": "{text}{soft:2}{mask}"},
+            "soft tokens inside its template, which a PEFT folder cannot hold",
+        ),
         ({"head": Head(("a", "b"), torch.zeros(2, 48), torch.zeros(2))}, "has a head over hidden states"),
         ({"members": (1,)}, "has several prefixes whose answers are combined"),
         ({"adapter": Adapter({})}, "has a prefix and low-rank changes at once"),

@@ -220,7 +220,6 @@ def change(folder: Path, **fields) -> None:
         ({"peft_type": "CPT"}, "is of PEFT's type CPT; what can be imported is PROMPT_TUNING, P_TUNING"),
         ({"peft_type": ["LORA"]}, "is of PEFT's type"),
         ({"modules_to_save": ["classifier", "score"]}, r"replaces whole modules \(classifier, score\)"),
-        ({"task_type": "SEQ_2_SEQ_LM"}, "is for SEQ_2_SEQ_LM, whose answers do not come from"),
         ({"task_type": "SEQ_CLS"}, "is for SEQ_CLS, whose answers do not come from"),
         ({"num_transformer_submodules": 2}, "whose answers do not come from the language model alone"),
     ],

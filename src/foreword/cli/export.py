@@ -26,7 +26,7 @@ def peft(
     trust_remote_code: options.RemoteCode = False,
     json: options.Json = False,
 ) -> None:
-    """A folder for PeftModel.from_pretrained: PREFIX_TUNING, or LORA.
+    """A folder for PeftModel.from_pretrained: PREFIX_TUNING, PROMPT_TUNING or LORA.
 
     Example: foreword export peft sentiment runs/adapter
     """

@@ -189,7 +189,7 @@ def _perplexity(
     for prompt, row, text in zip(prompts, rows, wanted, strict=True):
         room = engine.context and engine.context - prompt.prefix_length - len(prompt.token_ids)
         with row.named():
-            target = seam.continuation(engine.tokenizer, text, "")[:room]
+            target = seam.written(engine.tokenizer, text, None if engine.decoder else "")[:room]
         pairs += [(prompt, target)] if target else []
     if not pairs:
         return {}

@@ -1,7 +1,8 @@
 """Tasks become PEFT folders: `PeftModel.from_pretrained(model, folder)` gives the logits of the task.
 
 PEFT is not needed to write one. A prefix becomes PREFIX_TUNING however it was learned, since lowered soft tokens are
-keys and values like any others; low-rank changes become LORA. What neither can say is refused.
+keys and values like any others; soft tokens that nothing lowers become PROMPT_TUNING, low-rank changes LORA. What none
+can say is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
 from foreword.core import KVPrefix, Task
 from foreword.errors import UsageError
 from foreword.interop.flat import flatten, only_shape
+from foreword.interop.soft import inside, placed, write_soft
 from foreword.models import LanguageModel
 
 _PEFT = "PEFT's prefix tuning"
@@ -37,25 +39,31 @@ def export_peft(lm: LanguageModel, task: Task, folder: Path) -> str:
         OSError: the disk is full or not writable.
     """
     task.prefix.model.check(lm.identity, f"task '{task.name}'")
-    _check(task)
+    _check(lm, task)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; give another path, or clear it first.")
-    kind = _write_prefix(lm, task.prefix, folder) if task.adapter is None else _write_lora(lm, task, folder)
+    soft = None if lm.causal else placed(task)
+    if soft is not None:
+        kind = write_soft(lm, soft, folder, _base_model(lm), _task_type(lm))
+    else:
+        kind = _write_prefix(lm, task.prefix, folder) if task.adapter is None else _write_lora(lm, task, folder)
     (folder / "README.md").write_text(_card(task, _base_model(lm)), encoding="utf-8")
     return kind
 
 
-def _check(task: Task) -> None:
+def _check(lm: LanguageModel, task: Task) -> None:
     """Raise UsageError for what a PEFT folder has no place for, by name."""
+    soft = not lm.causal and placed(task) is not None  # those of a causal model are in its prefix
     lost = {
-        "soft tokens inside its template": task.soft is not None,
+        "soft tokens inside its template": inside(lm, task) > 0,
+        "soft tokens and more beside them": soft and (task.adapter is not None or task.prefix.length > 0),
         "a head over hidden states": task.head is not None,
         "several prefixes whose answers are combined": bool(task.members),
         "a prefix and low-rank changes at once": task.adapter is not None and task.prefix.length > 0,
     }
     if missing := next((what for what, there in lost.items() if there), None):
         raise UsageError(f"task '{task.name}' has {missing}, which a PEFT folder cannot hold.")
-    if task.adapter is None and not task.prefix.length:
+    if task.adapter is None and not task.prefix.length and not soft:
         raise UsageError(f"task '{task.name}' has nothing learned in it, only a template; there is nothing to export.")
     if task.prefix.length and task.prefix.offset != task.prefix.length:
         raise UsageError(
@@ -105,6 +113,8 @@ def _base_model(lm: LanguageModel) -> str:
 
 
 def _task_type(lm: LanguageModel) -> str:
+    if lm.decoder:
+        return "SEQ_2_SEQ_LM"
     return "CAUSAL_LM" if lm.causal else "FEATURE_EXTRACTION"
 
 

@@ -24,8 +24,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _PROMPT = "prompt_embeddings"
-# Others end in a head of their own, or have a second stack of layers.
-_TASK_TYPES = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
+# Others end in a head of their own.
+_SEQ_2_SEQ = "SEQ_2_SEQ_LM"
+_TASK_TYPES = (None, "CAUSAL_LM", "FEATURE_EXTRACTION", _SEQ_2_SEQ)
 
 Read = Callable[[LanguageModel, Checkpoint, int | None], Front]
 
@@ -45,6 +46,11 @@ def read_peft(source: str) -> Checkpoint:
         raise UsageError(
             f"{checkpoint} replaces whole modules ({', '.join(map(str, config['modules_to_save']))}), which a task has "
             "no place for; learn it again without modules_to_save."
+        )
+    if config.get("task_type") == _SEQ_2_SEQ and config.get("num_transformer_submodules") == 2:
+        raise UsageError(
+            f"{checkpoint} has soft tokens in front of the decoder too; learn it again with "
+            "num_transformer_submodules=1, in front of the encoder alone."
         )
     if config.get("task_type") not in _TASK_TYPES or config.get("num_transformer_submodules") not in (None, 1):
         raise UsageError(
@@ -87,6 +93,7 @@ def import_peft(
     method, read = _KINDS[kind]
     if task_id is not None and read is not _multitask:
         raise UsageError(f"{checkpoint} is {kind}, which has no task ids; leave --task-id out.")
+    _check_decoder(lm, checkpoint, soft=read in (_soft_prompt, _multitask))
     front = read(lm, checkpoint, task_id)
     wording = wording or Wording()
     provenance = {**checkpoint.provenance("peft"), "peft_type": kind}
@@ -106,6 +113,21 @@ def import_peft(
         soft=soft,
         adapter=front.adapter,
     )
+
+
+def _check_decoder(lm: LanguageModel, checkpoint: Checkpoint, *, soft: bool) -> None:
+    """Raise for a checkpoint of an encoder-decoder that is not soft tokens, or that meets a model of another kind."""
+    found = checkpoint.config.get("task_type")
+    if lm.decoder != (found == _SEQ_2_SEQ):
+        raise ModelMismatch(
+            f"{checkpoint} is for {found}, {lm.name} is {lm.identity.architecture}; give the model it was made for "
+            "with --model."
+        )
+    if lm.decoder and not soft:
+        raise UsageError(
+            f"{checkpoint} is {checkpoint.config['peft_type']}, and an encoder-decoder takes only soft tokens in front "
+            "of its text; learn it again as PROMPT_TUNING."
+        )
 
 
 def _soft_prompt(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -> Front:
