@@ -86,7 +86,7 @@ def train(
         typer.Option(help="Of pet: how much modelling the rows without labels counts.", show_default="0.01"),
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(help="Of autoprompt: triggers that are tried a step.", show_default="32")
+        int | None, typer.Option(help="Of autoprompt: triggers that are tried a step.", show_default="24")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of examples and of random values.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,

@@ -66,7 +66,7 @@ class AutoPrompt:
     init: ClassVar[str] = "vocab"
     soft: ClassVar[bool] = False
     learns: ClassVar[bool] = True
-    candidates: int = 32
+    candidates: int = 24
 
     def encoder(self, lm: LanguageModel, start: Start) -> TriggerTokens:
         if start.token_ids is None:

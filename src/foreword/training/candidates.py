@@ -78,6 +78,8 @@ def losses(
     lm: LanguageModel, loss: LabelLoss, lay_out: LayOut, triggers: Sequence[Trigger], examples: Sequence[Example]
 ) -> Tensor:
     """``[triggers]``: the mean loss of the examples behind each of them."""
+    if not triggers:
+        return torch.empty(0)
     choice = loss.choice()
     questions = [example.question for example in examples]
     labels = torch.tensor([label for example in examples for label in example.labels], device=lm.device)

@@ -139,4 +139,4 @@ def _what(result: Result) -> str:
         parts.append(f"a head of {len(task.head.labels)} labels")
     if task.members:
         parts.append(f"{1 + len(task.members)} members")
-    return " and ".join(parts) or "nothing"
+    return " and ".join(parts) or f"{result.parameters} tokens in the template"

@@ -22,12 +22,12 @@ from foreword.training.run import Run
 from foreword.training.triggers import SEAM, Spelling
 
 # Steps unless --max-steps says otherwise.
-STEPS = 24
+STEPS = 20
 # Tokens of a place that candidates are drawn from.
 POOL = 128
-# Candidates of a step that are tried again, and on how many more batches.
+# Candidates of a step that are tried again, and on how many batches.
 FINALISTS = 4
-FINAL = 2
+FINAL = 3
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,15 @@ class TriggerSearch:
     def step(self, number: int, tokens: TriggerTokens) -> float:
         """Exchange one token, or none if nothing is better; the loss of what is kept.
 
-        Every candidate is tried on one batch; the best of them, and what is there now, on `FINAL` more.
+        Every candidate is tried on one batch; the best of them and what is there now compete on `FINAL` others, since
+        the best of many on few rows is mostly the luckiest.
         """
         ahead, first, *more = self._batches[number * (2 + FINAL) : (number + 1) * (2 + FINAL)]
         rest = [example for batch in more for example in batch]
         candidates = self.promising(tokens, ahead, Random(f"{self.run.recipe.seed}/{number}"))
-        tried = self._losses([tokens.trigger, *candidates], first)
-        best = [0, *(1 + tried[1:].argsort()[:FINALISTS]).tolist()]
-        finalists = [[tokens.trigger, *candidates][place] for place in best]
-        # Batches are of one size, so that the mean over them is that over their examples.
-        found = (tried[best] + FINAL * self._losses(finalists, rest)) / (1 + FINAL)
+        best = self._losses(candidates, first).argsort()[:FINALISTS].tolist()
+        finalists = [tokens.trigger, *(candidates[place] for place in best)]
+        found = self._losses(finalists, rest)
         kept = int(found.argmin())
         tokens.change(finalists[kept])
         return float(found[kept])
