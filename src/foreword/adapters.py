@@ -1,7 +1,7 @@
 """Low-rank adapters on a frozen model: every token of a ragged batch may go through another one, or through none.
 
-`LanguageModel` calls this once a forward. Training, lowering and the engine share it, so that what is learned is what is
-served; the model's own weights are never touched.
+`LanguageModel` calls this once a forward. Training, lowering and the engine share it, so that what is learned is what
+is served; the model's own weights are never touched.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def check_adapter(adapter: Adapter, model: nn.Module, what: str) -> None:
     for name, pair in adapter.layers.items():
         if name not in widths:
             raise ModelMismatch(
-                f"{what} changes the layer {name}, which {type(model).__name__} has not; load the model it was made for."
+                f"{what} changes the layer {name}, which {type(model).__name__} has not; load the model it was made "
+                "for."
             )
         found = (int(pair.down.shape[1]), int(pair.up.shape[0]))
         if found != widths[name] or pair.down.shape[0] != pair.up.shape[1]:
@@ -111,7 +112,8 @@ class AdapterLayers:
             return output + scale * F.linear(F.linear(x, down), up)
         if x.shape[:-1] != (1, self._tokens):
             raise UnsupportedModel(
-                f"the layer {layer} sees {tuple(x.shape[:-1])} tokens of {self._tokens}, so an adapter cannot find its own."
+                f"the layer {layer} sees {tuple(x.shape[:-1])} tokens of {self._tokens}, so an adapter cannot find "
+                "its own."
             )
         change = scale * F.linear(F.linear(x[0].index_select(0, tokens), down), up)
         return output.index_add(1, tokens, change[None].to(output.dtype))

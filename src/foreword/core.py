@@ -465,9 +465,9 @@ class Task:
         verbalizer: words of every label, in the order of the labels.
         generation: defaults for requests, named as in `SamplingParams`.
         provenance: where it came from: data digest, recipe, metrics, parents; JSON values only.
-        soft: ``[S, hidden]`` learned soft tokens, those of the template's ``{soft:N}`` in order, or ``None``. The ones in
-            front of the first field of a causal model are in the prefix too, and are kept for transfer; the others stay
-            embeddings, which the engine feeds in place.
+        soft: ``[S, hidden]`` learned soft tokens, the last of them those of the template's ``{soft:N}`` in order; or
+            ``None``. The ones in front of the first field of a causal model are in the prefix too, and are kept for
+            transfer; the others stay embeddings, which the engine feeds in place.
         adapter: low-rank changes of the model for this task's requests.
         head: labels a text or its words from hidden states, in place of a verbalizer.
         bias: log-probability of every label without any input, which scores are calibrated by.

@@ -468,7 +468,7 @@ def test_a_record_whose_parts_are_whole_is_described_without_tensors(folder: Pat
         bank.load("full")
 
 
-def test_soft_tokens_of_a_prompt_without_slots_are_kept(make_full_task: MakeTask, tmp_path: Path) -> None:
+def test_soft_tokens_of_a_prompt_without_slots_are_kept(make_full_task: Make, tmp_path: Path) -> None:
     """A lowered prompt keeps what it was lowered from; literal braces are no slots."""
     bank = Bank(tmp_path)
     for template in ("{text}", "{{soft:9}} {text}", None):

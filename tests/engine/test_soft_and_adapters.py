@@ -68,7 +68,8 @@ def assert_greedy(family: str, request: Request, tokens: list[int]) -> None:
 
             past, start = _past(family, request.prefix), request.prefix.length
         positions = torch.arange(start, start + len(ids))[None]
-        found = model(inputs_embeds=embedded[None], position_ids=positions, past_key_values=past).logits[0, -len(tokens) :]
+        out = model(inputs_embeds=embedded[None], position_ids=positions, past_key_values=past)
+    found = out.logits[0, -len(tokens) :]
     chosen = found.gather(1, torch.tensor(tokens)[:, None])[:, 0]
     assert float((found.max(-1).values - chosen).max()) <= TOLERANCE, tokens
 
@@ -113,7 +114,9 @@ def test_soft_tokens_that_there_are_not():
 
 
 def test_an_adapter_of_another_model_is_refused():
-    with pytest.raises(ModelMismatch, match=r"changes the layer transformer.h.0.attn.c_attn, which LlamaForCausalLM has"):
+    with pytest.raises(
+        ModelMismatch, match=r"changes the layer transformer.h.0.attn.c_attn, which LlamaForCausalLM has"
+    ):
         stepped("llama").submit(Request((5,), adapter=adapter("gpt2")))
     wide = Adapter({"model.layers.0.self_attn.q_proj": LowRank(torch.zeros(2, 9), torch.zeros(64, 2))})
     with pytest.raises(ModelMismatch, match=r"from 9 to 64 numbers, the model's has 48 and 64"):

@@ -6,10 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
-from typing import Any
-
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING, Any
 
 from foreword.core import KVPrefix, SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
@@ -24,6 +21,9 @@ from foreword.text.rows import Row
 from foreword.text.scoring import Choice, head_choice, word_choice
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
+
+if TYPE_CHECKING:
+    import torch
 
 
 def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_field: str = "label") -> Report:
@@ -119,7 +119,9 @@ def _behind(prompt: Prompt, prefix: KVPrefix) -> Prompt:
 
 def _voted(probs: torch.Tensor) -> torch.Tensor:
     """``[members, answers, labels]`` -> share of the members' votes; their mean probability breaks ties."""
-    votes = F.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs.dtype)
+    from torch.nn.functional import one_hot
+
+    votes = one_hot(probs.argmax(-1), probs.shape[-1]).to(probs.dtype)
     return (votes + 1e-6 * probs).mean(0) / (1 + 1e-6)
 
 
@@ -161,6 +163,8 @@ def _tagged(engine: EngineProtocol, task: Task, rows: Sequence[Row], label_field
 
 def _surprises(probs: torch.Tensor, expected: Sequence[int]) -> torch.Tensor:
     """``[answers]``: minus the log-probability of the expected label; what is no number stays none."""
+    import torch
+
     chances = probs.gather(1, torch.tensor(expected)[:, None])[:, 0]
     return -torch.where(chances < 1e-12, 1e-12, chances).log()
 

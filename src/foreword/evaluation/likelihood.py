@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from foreword.core import Batch, Front
 from foreword.engine.protocol import EngineProtocol
 from foreword.text.question import Question
 from foreword.text.ragged import lay_out
 from foreword.text.request import Prompt
+
+if TYPE_CHECKING:
+    import torch
 
 # References scored in one call: each brings a row of figures for every token, as wide as all tokens that occur in it.
 _AT_ONCE = 64
@@ -51,6 +52,8 @@ class TokenChoice:
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
         """``[answers, tokens]`` float32 from logits ``[answers, vocab]``."""
+        import torch
+
         wide = torch.promote_types(outputs.dtype, torch.float32)
         wanted = outputs[:, torch.tensor(self.tokens, device=outputs.device)].to(wide)
         return wanted - outputs.to(wide).logsumexp(-1, keepdim=True)
@@ -65,6 +68,8 @@ def log_likelihoods(
         prompts: what stands in front.
         targets: token ids, none empty, that fit into the context behind their prompts.
     """
+    import torch
+
     found: list[torch.Tensor] = []
     for start in range(0, len(prompts), _AT_ONCE):
         piece = list(zip(prompts, targets, strict=True))[start : start + _AT_ONCE]
@@ -87,6 +92,8 @@ def perplexity(log_likelihoods: Sequence[torch.Tensor]) -> float:
     Returns:
         At least 1; infinity if it is too large for a float.
     """
+    import torch
+
     every = torch.cat(list(log_likelihoods)).double()
     try:
         return math.exp(-float(every.mean()))
