@@ -20,7 +20,8 @@ from foreword.errors import ModelMismatch, UnsupportedModel
 
 def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
     """``(in, out)`` widths of every linear layer that an adapter can change, by module name; not the output matrix."""
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find = getattr(model, "get_output_embeddings", None)
+    output = find() if callable(find) else None
     widths: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
         if module is output:
