@@ -38,7 +38,8 @@ def test_a_page_with_a_losing_row(tmp_path):
     )
     assert "| p-tuning-v2/peft/samples_per_second | >= 2 | 0.5 | **not met** |" in text
     assert "| p-tuning-v2/peft/curve_difference | <= 0.01 | 2e-05 | met |" in text
-    assert "2026-01-02, commit abc, seed 0: 2 cores of A, 8 GiB; foreword 1" in text
+    assert "- 2 cores of A, 8 GiB; foreword 1. Measured 2026-01-02, seed 0, commit abc; + is" in text
+    assert max(len(line) for line in text.splitlines() if "|" not in line) <= 120
     assert "## quality" not in text
 
 
@@ -49,3 +50,14 @@ def test_alone_without_peers(tmp_path):
     text = page(WORKLOADS, Results(tmp_path))
     assert "| p-tuning-v2 | 32 | 2.0 | - | - | 1.00 GB | - | - | - | - |" in text
     assert "not measured" in text
+
+
+def test_records_of_one_machine_share_a_line(tmp_path):
+    run = {"samples_per_second": {"median": 2.0, "low": 1.0, "high": 3.0}, "peak_bytes": 10**9, "losses": []}
+    found = {"runs": {"foreword": run}, "ratios": {}, "curve_difference": {}}
+    for key, day, commit in (("p-tuning", "2026-01-03", "def"), ("p-tuning-v2", "2026-01-02", "abc")):
+        facts = {**FACTS, "started": day, "commit": commit}
+        Results(tmp_path).keep(Record("train", key, {"length": 32, "seed": 0}, facts, found))
+    text = page(WORKLOADS, Results(tmp_path))
+    assert text.count("2 cores of A") == 1
+    assert "Measured 2026-01-02 to 2026-01-03, seed 0, commit def, abc" in " ".join(text.split())

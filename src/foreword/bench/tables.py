@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,14 +28,20 @@ def page(workloads: Mapping[str, Workload], results: Results) -> str:
 
 
 def _section(workload: Workload, records: Sequence[Record]) -> str:
-    parts = [f"## {workload.name}", workload.about, *_peers(workload), workload.tables(records), *_facts(records)]
+    parts = [
+        f"## {workload.name}",
+        _wrapped(workload.about),
+        *_peers(workload),
+        workload.tables(records),
+        *_facts(records),
+    ]
     if limits := workload.summary(records).limits:
         parts.append(_goals(limits))
     return "\n\n".join(parts) + "\n"
 
 
 def _peers(workload: Workload) -> list[str]:
-    return ["\n".join(f"- `{peer.key}`: {peer.about}." for peer in workload.peers)] if workload.peers else []
+    return ["\n".join(_wrapped(f"`{peer.key}`: {peer.about}.", "- ") for peer in workload.peers)]
 
 
 def _goals(limits: Sequence[Limit]) -> str:
@@ -49,15 +56,36 @@ def _goal(limit: Limit) -> str:
 
 
 def _facts(records: Sequence[Record]) -> list[str]:
-    """Machine, versions and commit, once for all records that share them."""
-    lines = list(dict.fromkeys(_said(record.facts, record.settings) for record in records))
-    return ["\n".join(f"- {line}" for line in lines)]
+    """Machine and versions, once for all records that share them, with their dates, commits and seeds."""
+    shared: dict[str, list[Record]] = {}
+    for record in records:
+        shared.setdefault(_said(record.facts), []).append(record)
+    return ["\n".join(_wrapped(f"{said}. {_when(found)}.", "- ") for said, found in shared.items())]
 
 
-def _said(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _said(facts: Mapping[str, Any]) -> str:
     machine, versions = facts["machine"], facts["versions"]
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_bytes'] / 2**30:.0f} GiB; {shown}"
+
+
+def _when(records: Sequence[Record]) -> str:
+    days = sorted({record.facts["started"] for record in records})
+    commits = dict.fromkeys(str(record.facts["commit"]) for record in records)
+    seeds = sorted({record.settings["seed"] for record in records})
     return (
-        f"{facts['started']}, commit {facts['commit']}, seed {settings.get('seed')}: {machine['cores']} cores of "
-        f"{machine['cpu']}, {machine['memory_bytes'] / 2**30:.0f} GiB; {shown}"
+        f"Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}, seed {', '.join(map(str, seeds))}, commit "
+        f"{', '.join(commits)}; + is a commit with changes that were not committed yet"
+    )
+
+
+def _wrapped(text: str, mark: str = "") -> str:
+    """Lines of the docs' width; ``mark`` makes it an item of a list."""
+    return textwrap.fill(
+        text,
+        120,
+        initial_indent=mark,
+        subsequent_indent=" " * len(mark),
+        break_long_words=False,
+        break_on_hyphens=False,
     )

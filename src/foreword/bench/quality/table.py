@@ -37,7 +37,7 @@ def _row(approach: str, record: Record) -> str:
         f"{trained / whole:.2%}" if whole else "-",
         f"{found['task_bytes']:,}",
         f"{found['seconds']:.0f}",
-        f"{settings['rate']:g}" if settings["rate"] is not None else "default",
+        f"{settings['rate']:g}" if settings["rate"] is not None else "default" if trained else "-",
     ]
     return f"| {' | '.join(cells)} |"
 
