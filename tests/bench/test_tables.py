@@ -60,4 +60,5 @@ def test_records_of_one_machine_share_a_line(tmp_path):
         Results(tmp_path).keep(Record("train", key, {"length": 32, "seed": 0}, facts, found))
     text = page(WORKLOADS, Results(tmp_path))
     assert text.count("2 cores of A") == 1
-    assert "Measured 2026-01-02 to 2026-01-03, seed 0, commit def, abc" in " ".join(text.split())
+    assert text.index("| p-tuning | 32 |") < text.index("| p-tuning-v2 | 32 |")
+    assert "Measured 2026-01-02 to 2026-01-03, seed 0, commit abc, def" in " ".join(text.split())

@@ -70,11 +70,12 @@ def _said(facts: Mapping[str, Any]) -> str:
 
 
 def _when(records: Sequence[Record]) -> str:
-    days = sorted({record.facts["started"] for record in records})
-    commits = dict.fromkeys(str(record.facts["commit"]) for record in records)
+    ordered = sorted(records, key=lambda record: record.facts["started"])
+    days = [ordered[0].facts["started"], ordered[-1].facts["started"]]
+    commits = dict.fromkeys(str(record.facts["commit"]) for record in ordered)
     seeds = sorted({record.settings["seed"] for record in records})
     return (
-        f"Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}, seed {', '.join(map(str, seeds))}, commit "
+        f"Measured {' to '.join(dict.fromkeys(days))}, seed {', '.join(map(str, seeds))}, commit "
         f"{', '.join(commits)}; + is a commit with changes that were not committed yet"
     )
 

@@ -68,7 +68,7 @@ class Train:
         return Summary(ratios, [limit for record in records for limit in _limits(record, ratios)])
 
     def tables(self, records: Sequence[Record]) -> str:
-        return table.markdown(records)
+        return table.markdown([record for method in CASES for record in records if record.key == method])
 
 
 def _settings(case: Case, options: Options) -> dict[str, Any]:
