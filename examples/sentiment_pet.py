@@ -111,7 +111,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--unlabeled", type=int, default=300, help="rows without labels")
     parser.add_argument("--characters", type=int, default=100, help="longest review")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of every pattern, and of the last run")
+    parser.add_argument("--steps", type=int, default=30, help="optimizer steps of every pattern, and of the last run")
     parser.add_argument("--limit", type=int, default=300, help="test reviews")
     parser.add_argument("--out", default="runs/sentiment-pet")
     parser.add_argument("--bank", help="by default in --out")
