@@ -30,9 +30,9 @@ def test_a_damaged_record_is_refused(tmp_path, text):
         results.find("quality", RECORD.key)
 
 
-def test_figures_that_are_no_numbers_are_not_kept(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        Results(tmp_path).keep(Record("quality", "a", {}, {}, {"test": float("nan")}))
+def test_figures_that_are_no_numbers_are_not_kept():
+    with pytest.raises(BenchError, match="a has a figure that is no number"):
+        Record("quality", "a", {}, {}, {"test": float("nan")})
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

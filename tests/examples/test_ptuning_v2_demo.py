@@ -89,7 +89,7 @@ def test_the_loss_is_that_of_plain_transformers_behind_the_prefix(demo, answer_o
 
 def test_only_what_is_learned_is_in_the_module(demo):
     lm = tiny_model("llama")
-    model = demo.inject(lm, demo.PTuningConfig(prompt_length=5), "指令")
+    model = demo.inject(lm, demo.PTuningConfig(prompt_length=5, encoder="none"), "指令")
     shape = lm.identity.layers[0]
     per_position = len(lm.identity.layers) * shape.kv_heads * (shape.key_dim + shape.value_dim)
     assert sum(parameter.numel() for parameter in model.parameters()) == 5 * per_position

@@ -28,6 +28,12 @@ class Record:
     facts: Mapping[str, Any]
     found: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        try:
+            json.dumps(self.to_json(), allow_nan=False)
+        except ValueError as error:
+            raise BenchError(f"{self.key} has a figure that is no number, so it is not kept.") from error
+
     def to_json(self) -> dict[str, Any]:
         return {
             "workload": self.workload,

@@ -65,11 +65,12 @@ def run(
             say(f"{workload.name} {cell.key}")
             try:
                 found = cell.measure(say)
+                record = Record(workload.name, cell.key, cell.settings, facts(versions), found)
             except BenchError as error:
                 failed.append(f"{cell.key}: {error}")
                 say(failed[-1])
             else:
-                results.keep(Record(workload.name, cell.key, cell.settings, facts(versions), found))
+                results.keep(record)
     records = [record for cell in cells if (record := results.find(workload.name, cell.key)) is not None]
     return Outcome(records, workload.summary(records), missing, failed)
 

@@ -45,7 +45,6 @@ class Pet:
     """
 
     name: ClassVar[str] = "pet"
-    lr = 1e-3
     length: ClassVar[int] = 0
     init: ClassVar[str] = "random"
     soft: ClassVar[bool] = False
@@ -64,6 +63,10 @@ class Pet:
             raise UsageError("--lm-weight is for texts without labels; give them with --unlabeled FILE.")
         if self.lm_weight is not None and not 0 <= self.lm_weight < float("inf"):
             raise UsageError(f"--lm-weight must be 0 or more, got {self.lm_weight}.")
+
+    @property
+    def lr(self) -> float:
+        return 3e-5 if self.weights == "all" else LoRA.lr
 
     def encoder(self, lm: LanguageModel, start: Start) -> PromptEncoder:
         if self.weights == "all":

@@ -14,8 +14,6 @@ from foreword.training.losses import Loss
 from foreword.training.passages import PassageLoss, Passages, accompanied
 from foreword.training.run import Run
 
-# Peak learning rate of all weights.
-ALL_LR = 3e-5
 # How much modelling texts without labels counts beside the labels.
 LM_WEIGHT = 1e-2
 
@@ -62,10 +60,6 @@ class PatternRun(Run):
     @cached_property
     def examples(self) -> list[Example]:
         return list(self.given)
-
-    @property
-    def lr(self) -> float:
-        return self.recipe.lr or (ALL_LR if self.recipe.weights == "all" else self.method.lr)
 
     def loss(self, learned: Learned) -> Loss:
         answers = super().loss(learned)

@@ -13,6 +13,7 @@ from random import Random
 from torch import Tensor
 
 from foreword.prompts.trigger import AutoPrompt, TriggerTokens
+from foreword.text import seam
 from foreword.text.template import Template
 from foreword.training.candidates import AroundTrigger, BehindTrigger, Trigger, in_front, inside, losses
 from foreword.training.data import Example, Reader, schedule
@@ -119,9 +120,13 @@ class TriggerSearch:
     @cached_property
     def _examples(self) -> list[Example]:
         lm, run = self.run.lm, self.run
-        layout = BehindTrigger(lm.tokenizer) if lm.causal else AroundTrigger(lm.tokenizer, False, trigger=run.length)
         longest = run.words.longest if run.words is not None else 0
-        return Reader(lm, run.material, layout, run.length, longest).read(run.material.train_rows)
+        if lm.causal:
+            ahead = len(seam.specials(lm.tokenizer)[0]) + run.length
+            reader = Reader(lm, run.material, BehindTrigger(lm.tokenizer), ahead, longest)
+        else:
+            reader = Reader(lm, run.material, AroundTrigger(lm.tokenizer, False, trigger=run.length), 0, longest)
+        return reader.read(run.material.train_rows)
 
     @cached_property
     def _batches(self) -> list[list[Example]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,9 @@ def judged(
     if dev is None:
         _, dev = figures(lm, task, settings["recipe"]["eval"], field)
     n, test = figures(lm, task, settings["test"], field)
-    return {"dev": dev[metric], "test": test[metric], "n": n, "metrics": test}
+    # A perplexity may be infinite, which JSON does not know.
+    metrics = {name: value if math.isfinite(value) else None for name, value in test.items()}
+    return {"dev": dev[metric], "test": test[metric], "n": n, "metrics": metrics}
 
 
 def size(lm: LanguageModel) -> int:

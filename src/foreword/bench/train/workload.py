@@ -61,14 +61,19 @@ class Train:
     def summary(self, records: Sequence[Record]) -> Summary:
         ratios = {
             f"{record.key}/{peer}/{name}": _middle(value)
-            for record in records
+            for record in _known(records)
             for peer, found in record.found["ratios"].items()
             for name, value in found.items()
         }
-        return Summary(ratios, [limit for record in records for limit in _limits(record, ratios)])
+        return Summary(ratios, [limit for record in _known(records) for limit in _limits(record, ratios)])
 
     def tables(self, records: Sequence[Record]) -> str:
-        return table.markdown([record for method in CASES for record in records if record.key == method])
+        return table.markdown(_known(records))
+
+
+def _known(records: Sequence[Record]) -> list[Record]:
+    """The records of the cases that there are, in their order."""
+    return [record for method in CASES for record in records if record.key == method]
 
 
 def _settings(case: Case, options: Options) -> dict[str, Any]:
