@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/foreword demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

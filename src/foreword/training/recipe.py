@@ -53,7 +53,7 @@ class Recipe:
     """Flags of ``foreword train``; ``None`` means the default that fits the data and the method.
 
     Attributes:
-        data: training examples, JSONL or CSV.
+        data: training examples: JSONL, CSV, TSV, Parquet or ``hub:NAME:SPLIT``.
         method: a name in `foreword.prompts.registry`.
         eval: examples to choose the best checkpoint on; by default a tenth of ``data`` is held out.
         template: by default the only text field, then ``\\nLabel:{mask}``. Several are learned from together; the one
@@ -64,7 +64,7 @@ class Recipe:
         head: ``verbalizer`` (words of a template with ``{mask}``) or ``linear`` (a layer over hidden states); by
             default the verbalizer, but a linear layer where labels are lists (a tag a word) or the model has no words.
         length: virtual tokens.
-        init: ``auto``, ``random``, ``vocab``, ``text``, ``labels`` or ``task:NAME``.
+        init: ``auto``, ``random``, ``uniform``, ``vocab``, ``text``, ``labels`` or ``task:NAME``.
         init_text: the text for ``init="text"``.
         lr: peak learning rate.
         epochs, max_steps: length of the run; by default a number of steps that suits 32 to 5,000 rows.

@@ -1,0 +1,30 @@
+"""The nouns that every room may import, one a file.
+
+Torch is imported for type checkers only, so that reading a bank's index or printing help stays quick.
+"""
+
+from foreword.core.adapter import Adapter, LowRank
+from foreword.core.batch import Batch, Front, embedded, soft_id
+from foreword.core.head import Head
+from foreword.core.identity import LayerShape, ModelIdentity
+from foreword.core.prefix import Bos, KVPrefix
+from foreword.core.sampling import SamplingParams
+from foreword.core.task import Combine, Kind, Task
+
+__all__ = [
+    "Adapter",
+    "Batch",
+    "Bos",
+    "Combine",
+    "Front",
+    "Head",
+    "KVPrefix",
+    "Kind",
+    "LayerShape",
+    "LowRank",
+    "ModelIdentity",
+    "SamplingParams",
+    "Task",
+    "embedded",
+    "soft_id",
+]

@@ -1,0 +1,161 @@
+"""`Batch`: rows of different lengths as one ragged forward, behind a `Front`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from foreword.core.adapter import Adapter
+from foreword.core.prefix import Bos, KVPrefix
+from foreword.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def soft_id(index: int) -> int:
+    """The token id that stands for soft token ``index``: ids below 0 name rows of `Front.inner`, -1 the first.
+
+    A row of tokens with soft tokens inside is thereby still one list of numbers, which can be cut, compared and
+    cached like any other; `Batch` turns them into embeddings.
+    """
+    return -1 - index
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """What is learned, as one forward sees it: all that stands in front of the rows or goes with them.
+
+    Attributes:
+        prefix: keys and values in front of every row, or ``None``.
+        soft: soft tokens ``[P, hidden]`` that run once as a row of the batch's own pass, or ``None``; they stand
+            behind the prefix and in front of every row.
+        inner: soft tokens ``[S, hidden]`` that stand inside rows, where their `soft_id` says; or ``None``.
+        adapter: changes of the model's layers, for every row and for the soft tokens; or ``None``.
+        bos: whether the request behind ``soft`` still brings the beginning-of-text token.
+    """
+
+    prefix: KVPrefix | None = None
+    soft: torch.Tensor | None = None
+    inner: torch.Tensor | None = None
+    adapter: Adapter | None = None
+    bos: Bos = "request"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A ragged batch: sequences of different lengths, laid end to end as ``[1, N]`` tokens, without padding.
+
+    A sequence may continue another of the same batch (its *parent*): it sees all of the parent's tokens and of the
+    parent's ancestors, and its positions go on where the parent's end. That one idea puts a soft prompt in front of
+    every row while computing it once, and hangs the words of a verbalizer behind one question.
+
+    Attributes:
+        lengths: tokens of every sequence; ``N = sum(lengths)``.
+        parents: index of the sequence that it continues (smaller than its own index), or ``None``.
+        prefixes: stored prefix in front of it, or ``None``; a sequence with a parent inherits the parent's.
+        token_ids: ``[N]``; positions filled from ``embeds`` hold any valid id.
+        embeds: soft tokens as ``[K, hidden]``, or ``None``.
+        embed_rows: ``[K]`` places in ``0..N-1`` where ``embeds`` replace the embedding of the token id.
+        computed: how many tokens of every sequence an engine's cache holds already; they come before the ones here.
+        adapters: changes of the model's layers for the tokens of every sequence; ``None`` if there are none at all.
+    """
+
+    lengths: tuple[int, ...]
+    parents: tuple[int | None, ...]
+    prefixes: tuple[KVPrefix | None, ...]
+    token_ids: torch.Tensor
+    embeds: torch.Tensor | None = None
+    embed_rows: torch.Tensor | None = None
+    computed: tuple[int, ...] | None = None
+    adapters: tuple[Adapter | None, ...] | None = None
+
+    @classmethod
+    def behind(
+        cls,
+        front: Front,
+        rows: Sequence[Sequence[int]],
+        parents: Sequence[int | None] | None = None,
+        device: torch.device | str | None = None,
+    ) -> Batch:
+        """Lay rows of token ids behind a front; they are the last ``len(rows)`` sequences of the batch.
+
+        Args:
+            front: shared by all rows; its soft tokens become a first sequence of their own.
+            rows: token ids, none empty; ids below 0 name the front's inner soft tokens (`soft_id`).
+            parents: index into ``rows`` that a row continues, or ``None`` for those right behind the front.
+            device: where the tokens go.
+        """
+        import torch
+
+        parents = parents if parents is not None else [None] * len(rows)
+        prefix = front.prefix if front.prefix is not None and front.prefix.length else None
+        lengths = tuple(len(row) for row in rows)
+        ids = [token for row in rows for token in row]
+        if front.soft is None:
+            prefixes = tuple(prefix if parent is None else None for parent in parents)
+            count = 0
+        else:
+            count = front.soft.shape[0]
+            parents = (None, *(0 if parent is None else parent + 1 for parent in parents))
+            lengths, prefixes = (count, *lengths), (prefix, *(None for _ in rows))
+        embeds, embed_rows = embedded(front.soft, front.inner, ids)
+        return cls(
+            lengths=lengths,
+            parents=tuple(parents),
+            prefixes=prefixes,
+            token_ids=torch.tensor([0] * count + [max(token, 0) for token in ids], device=device),
+            embeds=embeds,
+            embed_rows=torch.tensor(embed_rows, device=device) if embeds is not None else None,
+            adapters=(front.adapter,) * len(lengths) if front.adapter is not None else None,
+        )
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Place of every sequence's first token in ``0..N-1``, and ``N`` at the end."""
+        starts = [0]
+        for length in self.lengths:
+            starts.append(starts[-1] + length)
+        return tuple(starts)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Position of every sequence's first token: behind its parent, or behind its prefix and computed tokens."""
+        offsets: list[int] = []
+        computed = self.computed or (0,) * len(self.lengths)
+        for parent, prefix, behind in zip(self.parents, self.prefixes, computed, strict=True):
+            if parent is not None:
+                offsets.append(offsets[parent] + self.lengths[parent])
+            else:
+                offsets.append((prefix.offset if prefix is not None else 0) + behind)
+        return tuple(offsets)
+
+
+def embedded(
+    soft: torch.Tensor | None, inner: torch.Tensor | None, ids: Sequence[int]
+) -> tuple[torch.Tensor | None, list[int]]:
+    """Soft tokens of a batch and the places that they take: first those that lead it, then those inside its rows.
+
+    Args:
+        soft: ``[P, hidden]`` at places ``0..P-1``, or ``None``.
+        inner: ``[S, hidden]``, named by ids below 0.
+        ids: token ids of the rows, behind ``soft``.
+
+    Raises:
+        UsageError: an id names a soft token that there is not.
+    """
+    import torch
+
+    first = soft.shape[0] if soft is not None else 0
+    places = [first + place for place, token in enumerate(ids) if token < 0]
+    named = [-1 - token for token in ids if token < 0]
+    have = inner.shape[0] if inner is not None else 0
+    if named and max(named) >= have:
+        raise UsageError(f"the tokens name soft token {max(named)}, but there are {have}.")
+    if inner is None or not named:
+        return soft, list(range(first))
+    chosen = inner.index_select(0, torch.tensor(named, device=inner.device))
+    embeds = torch.cat([soft.to(chosen.dtype), chosen]) if soft is not None else chosen
+    return embeds, [*range(first), *places]

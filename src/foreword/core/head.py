@@ -1,0 +1,26 @@
+"""`Head`: a linear layer in place of a verbalizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A linear layer over final hidden states, in place of a verbalizer.
+
+    Attributes:
+        labels: in the order of the rows of ``weight``.
+        weight: ``[labels, hidden]``.
+        bias: ``[labels]``.
+        per_token: a label for every word (token classification), not one for the whole text.
+    """
+
+    labels: tuple[str, ...]
+    weight: torch.Tensor
+    bias: torch.Tensor
+    per_token: bool = False
