@@ -31,12 +31,12 @@ class Quality:
 
     name: ClassVar[str] = "quality"
     about: ClassVar[str] = (
-        "What is learned in at most 300 steps of 16 rows, from the defaults, by the best of five evaluations on "
-        "at most 400 rows of dev; learning rates of the peers are chosen there too, and every score is on test, through "
-        "the same engine. SST-2 and FewGLUE: accuracy; CLINC150: accuracy over 150 intents, with a linear head (manual: with the intents' "
-        "names); E2E: BLEU; SNIPS: F1 of slots on all-MiniLM-L6-v2; LAMA: accuracy among a relation's answers, "
-        "mean of twelve. Seconds are those of learning with its evaluations, on a machine that did other "
-        "things meanwhile."
+        "What is learned in at most 300 steps of 16 rows, from the defaults, by the best of five evaluations on at "
+        "most 400 rows of dev; learning rates of the peers are chosen there too, and every score is on test, through "
+        "the same engine. SST-2 and FewGLUE: accuracy; CLINC150: accuracy over 150 intents, with a linear head "
+        "(manual: with the intents' names); E2E: BLEU; SNIPS: F1 of slots on all-MiniLM-L6-v2; LAMA: accuracy among a "
+        "relation's answers, mean of twelve. Seconds are those of learning with its evaluations, on a machine that "
+        "did other things meanwhile."
     )
     peers: ClassVar[Sequence[Peer]] = PEERS
     engines: ClassVar[Sequence[str]] = ()
