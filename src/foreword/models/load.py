@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from foreword import attention
+from foreword.core import Batch, Front
 from foreword.errors import ModelError, UnknownModel, UnsupportedModel, UsageError
 from foreword.home import default_model
 from foreword.models import gguf
@@ -28,6 +29,7 @@ from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.fingerprint import identify
 from foreword.models.language_model import LanguageModel
 from foreword.models.probe import has_vocabulary, prove
+from foreword.models.products import pack
 from foreword.models.soft_probe import decoder_shapes, prove_soft, start_id
 
 _NAMES = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
@@ -88,7 +90,7 @@ def wrap(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -
     start = _first_position(model)
     proof = prove(model, start)
     limit = _positions(model.config.get_text_config())
-    return LanguageModel(
+    lm = LanguageModel(
         name,
         model,
         tokenizer,
@@ -100,6 +102,9 @@ def wrap(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -
         start,
         has_vocabulary(model),
     )
+    token = Batch.behind(Front(), [[0]], device=lm.device)
+    pack(model, lambda: (lm.logits if lm.vocabulary else lm.hidden)(token, token.token_ids))
+    return lm
 
 
 def _encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
