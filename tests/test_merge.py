@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreword.dense_attention import SHORT, attend_grouped, attend_with_lse, merge
+from foreword.dense_attention import SHORT, Seen, attend_grouped, attend_with_lse, merge
 from foreword.errors import TrainingError
 
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
@@ -70,12 +70,13 @@ def test_merged_halves_equal_one_softmax(case):
     scale = key.shape[-1] ** -0.5
     front = None if mask is None else mask[..., :cut]
     own = None if mask is None else mask[..., cut:]
+    seen = [part if part is None else Seen(part) for part in (front, own)]
     with torch.no_grad():
-        first = attend_with_lse(query, key[:, :, :cut], value[:, :, :cut], front, scale)
-        second = attend_with_lse(query, key[:, :, cut:], value[:, :, cut:], own, scale)
+        first = attend_with_lse(query, key[:, :, :cut], value[:, :, :cut], seen[0], scale)
+        second = attend_with_lse(query, key[:, :, cut:], value[:, :, cut:], seen[1], scale)
         merged = merge(*second, *first)
-    for (out, lse), part, seen in ((first, slice(0, cut), front), (second, slice(cut, None), own)):
-        expected, expected_lse = plain(query, key[:, :, part], value[:, :, part], seen, scale)
+    for (out, lse), part, visible in ((first, slice(0, cut), front), (second, slice(cut, None), own)):
+        expected, expected_lse = plain(query, key[:, :, part], value[:, :, part], visible, scale)
         torch.testing.assert_close(out.double(), expected, atol=LIMITS[dtype], rtol=LIMITS[dtype])
         torch.testing.assert_close(lse.double(), expected_lse, atol=LIMITS[dtype], rtol=LIMITS[dtype])
         assert lse.dtype == torch.float32
@@ -90,7 +91,7 @@ def test_a_part_that_sees_nothing_weighs_nothing():
     query, key, value = tensors(1, 4, 2, 3, 6, 16, 16, torch.float32, 0)
     nowhere = torch.zeros(1, 1, 3, 6, dtype=torch.bool)
     with torch.no_grad():
-        out, lse = attend_with_lse(query, key, value, nowhere, 0.25)
+        out, lse = attend_with_lse(query, key, value, Seen(nowhere), 0.25)
         full = attend_with_lse(query, key, value, None, 0.25)
         merged = merge(*full, out, lse)
     assert (lse == float("-inf")).all()

@@ -81,8 +81,37 @@ class _Products(torch.autograd.Function):
         return by_query, by_key, by_value, None, None
 
 
+class Seen:
+    """Where queries may look, made ready once for all layers that ask the same.
+
+    Args:
+        mask: ``[R or 1, 1, T, C]``, True where a query may look. A query that may look nowhere gets a log-sum-exp of
+            minus infinity and weighs nothing in `merge`.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self._mask = mask
+        anywhere = mask.any(-1)
+        self._anywhere = None if bool(anywhere.all()) else anywhere
+        self._biases: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def bias(self, group: int, dtype: torch.dtype) -> Tensor:
+        """What is added to scores ``[R or 1, 1, group * T, C]``: nothing, or minus infinity."""
+        if (group, dtype) not in self._biases:
+            zeros = torch.zeros(self._mask.shape, dtype=dtype, device=self._mask.device)
+            self._biases[group, dtype] = zeros.masked_fill_(~self._mask, float("-inf")).repeat(1, 1, group, 1)
+        return self._biases[group, dtype]
+
+    def without_blind(self, out: Tensor, lse: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        """``out [R, H, group * T, dim]`` and ``lse [R, H, group * T]`` with nothing for queries that look nowhere."""
+        if self._anywhere is None:
+            return out, lse
+        seen = self._anywhere.repeat(1, 1, group)
+        return out.masked_fill(~seen[..., None], 0.0), lse.masked_fill(~seen, float("-inf"))
+
+
 def attend_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    query: Tensor, key: Tensor, value: Tensor, seen: Seen | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Like `attend_grouped`, with the log-sum-exp of the scores, for `merge`. For inference only.
 
@@ -92,8 +121,7 @@ def attend_with_lse(
     Args:
         query: ``[R, heads, T, key_dim]``.
         key, value: ``[R, kv_heads, C, dim]``.
-        mask: ``[R or 1, 1, T, C]``, True where a query may look. A query that may look nowhere gets a log-sum-exp
-            of minus infinity and weighs nothing in `merge`.
+        seen: where the queries may look; everywhere if ``None``.
 
     Returns:
         ``[R, heads, T, value_dim]`` and float32 ``[R, heads, T]``.
@@ -104,16 +132,11 @@ def attend_with_lse(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     query = query.reshape(rows, kv_heads, group * length, -1)
-    bias = None
-    if mask is not None:
-        bias = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
-        bias = bias.repeat(1, 1, group, 1)
+    bias = seen.bias(group, query.dtype) if seen is not None else None
     kernel = _flash_with_lse if _has_flash(query, value) else _plain_with_lse
     out, lse = kernel(query, key, value, bias, scale)
-    if mask is not None and not bool((seen := mask.any(-1)).all()):
-        seen = seen.repeat(1, 1, group)
-        out = out.masked_fill(~seen[..., None], 0.0)
-        lse = lse.masked_fill(~seen, float("-inf"))
+    if seen is not None:
+        out, lse = seen.without_blind(out, lse, group)
     return out.reshape(rows, heads, length, -1), lse.reshape(rows, heads, length)
 
 

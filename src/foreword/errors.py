@@ -21,7 +21,8 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
     │   └── PublishConflict   the name is taken or reserved, or another writer won
     ├── TrainingError         a run that cannot start, go on or be resumed
     ├── BenchError            a measurement that failed, or results that do not fit together
-    └── EngineError           the engine is overloaded, stopped or broken
+    └── EngineError           the engine is stopped or broken
+        └── EngineBusy        too many requests are waiting
 """
 
 
@@ -111,3 +112,8 @@ class BenchError(ForewordError):
 class EngineError(ForewordError):
     http_status = 503
     code = "engine_unavailable"
+
+
+class EngineBusy(EngineError):
+    http_status = 429
+    code = "engine_busy"

@@ -28,7 +28,7 @@ REFUSED = {
         "256 tokens with its prefix",
     ),
     "too many tokens": (ask(200, max_tokens=57), PromptTooLong, "at most 56"),
-    "too many pages": (ask(100, max_tokens=50), PromptTooLong, "149 positions of its own, the cache holds 128"),
+    "too many pages": (ask(100, max_tokens=50), PromptTooLong, "149 positions of the cache, which has 128"),
     "no prefix": (Request((5,), None, 2), RequestError, "has none"),
     "nothing of a learned prefix": (Request((5,), learned("llama", 4)), RequestError, "4 to 4"),
     "a slice of a learned prefix": (Request((5,), learned("llama", 4), 3), RequestError, "4 to 4"),
@@ -52,11 +52,13 @@ def test_refused(case):
 
 
 def test_the_largest_request_that_fits_runs():
-    engine = stepped("llama", pages=16)
+    engine = stepped("llama", pages=17)
     prefix = learned("llama", 6)
     full = engine.submit(ask(240, 0, prefix, max_tokens=10))
     run(engine)
     assert len(tokens_of(full)) == 10
+    with pytest.raises(PromptTooLong, match="needs 265 positions of the cache, which has 256"):
+        stepped("llama", pages=16).submit(ask(240, 0, prefix, max_tokens=10))
     cramped = stepped("llama", pages=2)
     stream = cramped.submit(ask(24, max_tokens=9))
     run(cramped)

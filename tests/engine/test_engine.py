@@ -14,6 +14,7 @@ from foreword.core import SamplingParams
 from foreword.engine.cache import PAGE, PagedCache
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
+from foreword.errors import EngineBusy
 from models import CAUSAL, tiny_model
 
 # The windows of the tiny Mistral (6) and Gemma 3 (8) are shorter than the longer prefixes and longer than the others.
@@ -59,13 +60,14 @@ def test_a_mix_of_requests_gives_what_a_plain_loop_gives(family):
 
 @dataclass(frozen=True)
 class Visit:
-    """A request of a mix: when it comes, what it asks, and when it is cancelled."""
+    """A request of a mix: when it comes, what it asks, and when it is cancelled; those of one talk begin alike."""
 
     arrives: int
     length: int
     front: int
     max_tokens: int
     leaves: int | None
+    talk: int
 
 
 visits = st.builds(
@@ -75,6 +77,7 @@ visits = st.builds(
     front=st.integers(0, 5),
     max_tokens=st.integers(1, 14),
     leaves=st.none() | st.integers(0, 14),
+    talk=st.integers(0, 1),
 )
 
 
@@ -82,7 +85,7 @@ visits = st.builds(
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     mix=st.lists(visits, min_size=1, max_size=7),
-    pages=st.integers(4, 12),
+    pages=st.integers(6, 14),
     step_tokens=st.integers(1, 40),
     max_batch=st.integers(1, 6),
 )
@@ -90,8 +93,8 @@ def test_any_mix_with_any_limits(family, mix, pages, step_tokens, max_batch):
     engine = stepped(family, pages, step_tokens=step_tokens, max_batch=max_batch)
     known = fronts(family)
     requests = [
-        Request(random_ids(v.length, seed), *known[v.front], SamplingParams(max_tokens=v.max_tokens))
-        for seed, v in enumerate(mix)
+        Request(random_ids(40, v.talk)[: v.length], *known[v.front], SamplingParams(max_tokens=v.max_tokens))
+        for v in mix
     ]
     streams = {}
     now, busy = 0, True
@@ -145,7 +148,7 @@ def test_cancelling_frees_everything_at_the_next_step():
     engine = stepped("llama", pages=4, max_batch=1)
     running, waiting = engine.submit(ask(30, max_tokens=20)), engine.submit(ask(30, 1, max_tokens=20))
     engine.step()
-    assert engine.cache.free == 0
+    assert engine.cache.free == 2
     running.cancel()
     waiting.cancel()
     assert not engine.step()
@@ -175,7 +178,7 @@ def test_an_answer_that_nobody_holds_ends():
 
 def test_recycled_pages_leak_nothing():
     """Pages full of NaN, as a broken request may leave them, do not reach the next request."""
-    engine = stepped("mistral", pages=2)
+    engine = stepped("mistral", pages=4)
     for tensor in (*engine.cache.keys, *engine.cache.values):
         tensor.fill_(torch.nan)
     streams = [engine.submit(ask(length, length, learned("mistral", LONG), max_tokens=6)) for length in (3, 9)]
@@ -226,3 +229,65 @@ def test_statistics_count_what_happened():
     assert (found["requests"], found["tokens_generated"], found["running"]) == (2, 6, 0)
     assert found["tokens_run"] == 2 * (6 + 3 - 1)
     assert all(list(stream)[-1].finish_reason == "length" for stream in streams)
+
+
+def test_more_than_may_wait_are_refused_at_once():
+    engine = stepped("llama", max_waiting=2)
+    kept = [engine.submit(ask(4, seed)) for seed in range(2)]
+    with pytest.raises(EngineBusy, match="2 requests are waiting already"):
+        engine.submit(ask(4, 2))
+    run(engine)
+    again = engine.submit(ask(4, 2))
+    run(engine)
+    for stream in (*kept, again):
+        assert_greedy("llama", stream.request, tokens_of(stream))
+
+
+@pytest.mark.parametrize("prefix", [None, SHORT, LONG])
+def test_a_talk_that_goes_on_runs_only_what_is_new(prefix):
+    engine = stepped("llama", pages=32)
+    front = learned("llama", prefix) if prefix else None
+    first = engine.submit(ask(2 * PAGE, 0, front, max_tokens=2 * PAGE))
+    run(engine)
+    said = (*first.request.token_ids, *tokens_of(first))
+    before = engine.statistics()["tokens_run"]
+    used = front.length if front else 0
+    second = engine.submit(Request((*said, *random_ids(3, 7)), front, used, SamplingParams(max_tokens=1)))
+    run(engine)
+    # The last token of an answer is never run, so its page is not full.
+    assert engine.statistics()["tokens_run"] - before == PAGE + 3
+    assert engine.statistics()["tokens_reused"] == 3 * PAGE
+    assert_greedy("llama", second.request, tokens_of(second))
+
+
+def test_the_same_words_behind_another_prefix_are_run_again():
+    engine = stepped("llama", pages=32)
+    for seed in range(3):
+        stream = engine.submit(ask(3 * PAGE, 0, learned("llama", SHORT, seed), max_tokens=3))
+        run(engine)
+        assert_greedy("llama", stream.request, tokens_of(stream))
+    assert engine.statistics()["tokens_reused"] == 0
+
+
+def test_who_gives_way_answers_as_if_nothing_had_happened():
+    engine = stepped("llama", pages=6)
+    streams = [engine.submit(ask(PAGE, seed, max_tokens=3 * PAGE)) for seed in range(3)]
+    run(engine)
+    assert engine.statistics()["preempted"] > 0
+    for stream in streams:
+        answer = tokens_of(stream)
+        assert len(answer) == 3 * PAGE
+        assert_greedy("llama", stream.request, answer)
+
+
+@pytest.mark.parametrize("sharing", [2, 12])
+@pytest.mark.parametrize("length", [5, 20, 21])
+def test_prefixes_in_pages_or_not_read_once_or_with_each(length, sharing, monkeypatch):
+    monkeypatch.setattr("foreword.engine.cache.POOLED", 20)
+    monkeypatch.setattr("foreword.engine.attention.GATHERED", 4 * length)
+    engine = stepped("qwen3", pages=64)
+    prefixes = [learned("qwen3", length, seed) for seed in range(2)]
+    streams = [engine.submit(ask(2 + seed, seed, prefixes[seed % 2], max_tokens=5)) for seed in range(sharing)]
+    run(engine)
+    for stream in streams:
+        assert_greedy("qwen3", stream.request, tokens_of(stream))

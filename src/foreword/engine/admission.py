@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foreword.core import ModelIdentity
+from foreword.engine.cache import PAGE, PagedCache
 from foreword.engine.protocol import Request
 from foreword.errors import PromptTooLong, RequestError
 from foreword.text.request import Prompt
@@ -17,7 +18,7 @@ class Admission:
     Attributes:
         identity: what every prefix must agree with.
         context: positions that a request may take, prefix and answer included; ``None`` without a limit.
-        capacity: own positions that the cache can hold.
+        capacity: positions that the cache can hold.
         allow_other_weights: accept prefixes made for other weights of the same shape.
     """
 
@@ -37,10 +38,10 @@ class Admission:
                 f"the prompt has {prompt} tokens and max_tokens is {wanted}, together more than the context of "
                 f"{self.context}; ask for at most {self.context - prompt} tokens."
             )
-        if request.own_limit > self.capacity:
+        if (needed := request.own_limit + self._in_front(request)) > self.capacity:
             raise PromptTooLong(
-                f"the request needs {request.own_limit} positions of its own, the cache holds {self.capacity}; "
-                "shorten it, or give the engine a larger cache."
+                f"the request needs {needed} positions of the cache, which has {self.capacity}; shorten it, or give "
+                "the engine a larger cache."
             )
 
     def check_prompt(self, prompt: Prompt, longest_word: int) -> None:
@@ -48,6 +49,11 @@ class Admission:
         self._check_tokens(prompt)
         self._check_prefix(prompt)
         self._check_room(prompt.prefix_length + len(prompt.token_ids), longest_word)
+
+    @staticmethod
+    def _in_front(request: Request) -> int:
+        """Positions that its prefix takes in the cache, whole pages."""
+        return PAGE * PagedCache.pages_in_front(request.prefix_length)
 
     def _check_tokens(self, asked: Request | Prompt) -> None:
         if not asked.token_ids:

@@ -22,7 +22,7 @@ from foreword.engine.runner import Runner
 from foreword.engine.scheduler import Scheduler, Work
 from foreword.engine.sequence import Sequence
 from foreword.engine.stream import AnswerStream
-from foreword.errors import EngineError, UnsupportedModel
+from foreword.errors import EngineBusy, EngineError, UnsupportedModel
 from foreword.models import LanguageModel
 from foreword.text.detokenize import Detokenizer
 from foreword.text.request import Prompt
@@ -46,6 +46,7 @@ class Engine:
         cache_bytes: bound of the requests' own keys and values, in bytes; memory is touched as it is used.
         max_batch: sequences a step at most.
         step_tokens: tokens a step at most.
+        max_waiting: requests that may wait; more are refused at once.
         max_model_len: positions a request may take, prefix and answer included; the model's context by default.
         allow_other_weights: serve prefixes made for other weights of the same architecture.
         start: step in a thread of its own; without it, somebody has to call `step`.
@@ -61,6 +62,7 @@ class Engine:
         cache_bytes: int = 1 << 30,
         max_batch: int = 64,
         step_tokens: int = 512,
+        max_waiting: int = 4096,
         max_model_len: int | None = None,
         allow_other_weights: bool = False,
         start: bool = True,
@@ -74,7 +76,7 @@ class Engine:
         self.causal, self.decoder = lm.causal, lm.decoder
         self.context = min((n for n in (lm.context, max_model_len) if n is not None), default=None)
         self._lm, self._end_ids = lm, lm.end_ids
-        self._step_tokens = step_tokens
+        self._step_tokens, self._max_waiting = step_tokens, max_waiting
         pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
         self.cache = PagedCache(lm.identity.layers, pages, lm.dtype, lm.device)
         self.scheduler = Scheduler(self.cache, step_tokens, max_batch)
@@ -93,6 +95,8 @@ class Engine:
     def submit(self, request: Request) -> AnswerStream:
         """Queue a request and return its stream; see `EngineProtocol.submit`."""
         self.check(request)
+        if (waiting := self._waits()) >= self._max_waiting:
+            raise EngineBusy(f"{waiting} requests are waiting already, as many as may; ask again in a while.")
         stream = AnswerStream(request, self._loop.wake)
         sequence = Sequence(
             request,
@@ -102,6 +106,7 @@ class Engine:
             ref(stream),
             self._residents.soft(request.soft),
             self._residents.adapter(request.adapter),
+            self._residents.root(request),
         )
         self._hand_over(self._arrivals, [sequence])
         return stream
@@ -140,11 +145,17 @@ class Engine:
         self._admission.check(request)
 
     def statistics(self) -> dict[str, float]:
-        """``waiting``, ``running``, ``pages``, ``free_pages``, and counters since the start."""
+        """``waiting``, ``running``, ``pages``, ``free_pages``, and counters since the start.
+
+        ``tokens_reused`` are tokens of prompts that were in the cache already, ``preempted`` how often a sequence had
+        to give way.
+        """
         return {
             **self._counters,
-            "waiting": len(self._arrivals) + len(self.scheduler.waiting),
+            "waiting": self._waits(),
             "running": len(self.scheduler.running),
+            "preempted": self.scheduler.preempted,
+            "tokens_reused": self.scheduler.reused,
             "pages": self.cache.pages,
             "free_pages": self.cache.free,
         }
@@ -171,6 +182,9 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _waits(self) -> int:
+        return len(self._arrivals) + self.scheduler.waits
 
     def _hand_over(self, queue: deque[T], items: Items[T]) -> None:
         with self._lock:
@@ -206,6 +220,7 @@ class Engine:
         self._counters["tokens_run"] += sum(work.end - work.start for work in plan)
         for work in plan:
             work.sequence.computed = work.end
+            self.cache.remember(work.sequence)
             if work.samples:
                 self._accept(work.sequence, next(tokens))
 

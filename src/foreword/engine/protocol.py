@@ -28,6 +28,8 @@ class Request:
         sampling: how to choose tokens and when to stop.
         soft: ``[S, hidden]`` soft tokens inside ``token_ids``, or ``None``.
         adapter: changes of the model's layers for this request alone, or ``None``.
+        priority: higher ones are admitted first and give way last.
+        group: among equals, groups take turns; mostly the task's name.
     """
 
     token_ids: tuple[int, ...]
@@ -36,6 +38,8 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     soft: torch.Tensor | None = None
     adapter: Adapter | None = None
+    priority: int = 0
+    group: str = ""
 
     @classmethod
     def of(cls, prompt: Prompt, sampling: SamplingParams) -> Request:

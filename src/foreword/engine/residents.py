@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from hashlib import sha256
+from itertools import count
+from os import urandom
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 
 from foreword.adapters import check_adapter
 from foreword.core import Adapter, KVPrefix
+from foreword.engine.protocol import Request
 
 
 class Residents:
@@ -25,6 +29,8 @@ class Residents:
         self._adapters: WeakKeyDictionary[Adapter, Adapter] = WeakKeyDictionary()
         self._converted: WeakKeyDictionary[KVPrefix, KVPrefix] = WeakKeyDictionary()
         self._heads: WeakKeyDictionary[KVPrefix, WeakValueDictionary[int, KVPrefix]] = WeakKeyDictionary()
+        self._numbers: WeakKeyDictionary[Adapter, int] = WeakKeyDictionary()
+        self._fresh = count()
         self._lock = threading.Lock()
 
     @torch.no_grad()
@@ -45,6 +51,20 @@ class Residents:
     def soft(self, soft: Tensor | None) -> Tensor | None:
         """Soft tokens in the model's dtype and on its device."""
         return soft.to(dtype=self._dtype, device=self._device) if soft is not None else None
+
+    def root(self, request: Request) -> bytes:
+        """What the keys and values of a request's tokens depend on besides these tokens: equal for two requests only if
+        tokens of one may stand for those of the other. Soft tokens are never shared."""
+        if request.soft is not None:
+            return urandom(32)
+        prefix = self.prefix(request.prefix, request.prefix_length)
+        adapter = self.adapter(request.adapter)
+        parts = [prefix.digest if prefix is not None else "", str(self._number(adapter) if adapter is not None else "")]
+        return sha256("/".join(parts).encode()).digest()
+
+    def _number(self, adapter: Adapter) -> int:
+        with self._lock:
+            return self._numbers.setdefault(adapter, next(self._fresh))
 
     @torch.no_grad()
     def prefix(self, prefix: KVPrefix | None, length: int) -> KVPrefix | None:

@@ -1,12 +1,18 @@
-"""Which tokens run in the next step: first come, first served, prompts in chunks beside running answers."""
+"""Which tokens run in the next step: answers first, then prompts in chunks, within a budget; and who gives way when the
+cache is full.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
+from itertools import count
 
 from foreword.engine.cache import PagedCache
 from foreword.engine.sequence import Sequence
+
+# Of so many admissions, one is for whoever has waited longest, whatever its priority and however busy its group.
+AGING = 8
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,19 @@ class Work:
     end: int
     samples: bool
 
+    @property
+    def tokens(self) -> int:
+        return self.end - self.start
+
 
 class Scheduler:
     """Queues of waiting and running sequences; requests join and leave between steps.
 
-    Nobody is overtaken for good: who waits longest is admitted first, however much room it needs, and every
-    running sequence has its pages until it ends.
+    Admitted next is the highest priority, among equals the group (mostly a task) with the fewest running sequences, and
+    in a group who came first; one admission in `AGING` goes to whoever came first of all. Nobody is overtaken by being
+    large: if the chosen one finds no room, the others wait with it. A running answer that finds no page for its next
+    token takes those of the sequence with the lowest priority that was admitted last, which waits again and computes
+    anew what is not remembered.
 
     Args:
         cache: its pages bound how many sequences run.
@@ -36,19 +49,36 @@ class Scheduler:
     """
 
     def __init__(self, cache: PagedCache, budget: int, batch: int) -> None:
-        self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.preempted = 0
+        self.reused = 0
+        self._waiting: dict[tuple[int, str], deque[Sequence]] = {}
+        self._numbers = count()
+        self._number: dict[Sequence, int] = {}
+        self._admissions = 0
+        self._next: Sequence | None = None
         self._cache = cache
         self._budget = budget
         # With more sequences than tokens, those at the end would never have a turn.
         self._batch = min(batch, budget)
 
     @property
+    def waiting(self) -> list[Sequence]:
+        """In the order in which they came."""
+        return sorted((s for queue in self._waiting.values() for s in queue), key=self._number.__getitem__)
+
+    @property
+    def waits(self) -> int:
+        """How many are waiting."""
+        return len(self._number) - len(self.running)
+
+    @property
     def sequences(self) -> list[Sequence]:
         return [*self.running, *self.waiting]
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self._number[sequence] = next(self._numbers)
+        self._queue(sequence).append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a finished or cancelled sequence and free what it holds."""
@@ -56,20 +86,80 @@ class Scheduler:
             self.running.remove(sequence)
             self._cache.release(sequence)
         else:
-            self.waiting.remove(sequence)
+            self._leave(sequence)
+        del self._number[sequence]
 
     def schedule(self) -> list[Work]:
-        """Admit what fits, then share the step's tokens: running answers first, then prompts in order."""
-        while self.waiting and len(self.running) < self._batch and self._cache.can_allocate(self.waiting[0]):
-            sequence = self.waiting.popleft()
-            self._cache.allocate(sequence)
+        """Admit what fits, then share the step's tokens: answers first, then prompts in the order of admission.
+
+        The plan is sorted by how many keys each work sees, single tokens first, so that works alike lie together.
+        """
+        self._admit()
+        plan = self._plan()
+        return sorted(plan, key=lambda work: (work.tokens > 1, work.sequence.front_length + work.end))
+
+    def _admit(self) -> None:
+        while self._waiting and len(self.running) < self._batch:
+            # The chosen one stays the chosen one until it has room.
+            self._next = sequence = self._next or self._choose()
+            if not self._cache.admit(sequence):
+                return
+            if sequence.reused is None:
+                sequence.reused = sequence.computed
+                self.reused += sequence.computed
+            self._leave(sequence)
             self.running.append(sequence)
-        budget = self._budget
-        plan = []
+            self._admissions += 1
+
+    def _choose(self) -> Sequence:
+        heads = [queue[0] for queue in self._waiting.values()]
+        first = min(heads, key=self._number.__getitem__)
+        if self._admissions % AGING == AGING - 1:
+            return first
+        busy = Counter(sequence.request.group for sequence in self.running)
+
+        def rank(sequence: Sequence) -> tuple[int, int, int]:
+            return -sequence.request.priority, busy[sequence.request.group], self._number[sequence]
+
+        return min(heads, key=rank)
+
+    def _plan(self) -> list[Work]:
+        budget, plan = self._budget, dict[Sequence, Work]()
         # An answer has one token to run; a prompt has many and can wait for the rest of the budget.
-        for sequence in sorted(self.running, key=lambda s: s.length - s.computed > 1):
+        for sequence in sorted(self.running, key=lambda s: (s.length - s.computed > 1, -s.request.priority)):
+            if sequence not in self.running:  # it gave way
+                continue
             end = min(sequence.length, sequence.computed + budget)
-            if end > sequence.computed:
-                plan.append(Work(sequence, sequence.computed, end, samples=end == sequence.length))
-                budget -= end - sequence.computed
-        return plan
+            if end <= sequence.computed or not self._make_room(sequence, plan):
+                continue
+            plan[sequence] = Work(sequence, sequence.computed, end, samples=end == sequence.length)
+            budget = self._budget - sum(work.tokens for work in plan.values())
+        return list(plan.values())
+
+    def _make_room(self, sequence: Sequence, plan: dict[Sequence, Work]) -> bool:
+        """A page for the sequence's newest token; False if it had to give way itself."""
+        while not self._cache.grow(sequence):
+            places = {other: place for place, other in enumerate(self.running)}
+            last = min(self.running, key=lambda other: (other.request.priority, -places[other]))
+            plan.pop(last, None)
+            self._preempt(last)
+            if last is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._cache.release(sequence)
+        self._queue(sequence).appendleft(sequence)
+        self.preempted += 1
+
+    def _queue(self, sequence: Sequence) -> deque[Sequence]:
+        return self._waiting.setdefault((sequence.request.priority, sequence.request.group), deque())
+
+    def _leave(self, sequence: Sequence) -> None:
+        queue = self._queue(sequence)
+        queue.remove(sequence)
+        if not queue:
+            del self._waiting[sequence.request.priority, sequence.request.group]
+        if self._next is sequence:
+            self._next = None

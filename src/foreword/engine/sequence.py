@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from weakref import ref
 
+import numpy as np
 import torch
 
 from foreword.core import Adapter, KVPrefix
@@ -25,9 +26,14 @@ class Sequence:
         stream: where the answer goes; weak, so that an answer which nobody holds any more ends by itself.
         soft: the request's soft tokens in the model's dtype, or ``None``.
         adapter: the request's adapter in the model's dtype, shared with its equals; or ``None``.
+        root: hash of everything in front of its tokens that changes their keys and values.
         computed: how many of its tokens have keys and values in the cache.
-        pages: pages that hold them, in order.
+        pages: pages that hold them, in order; shared ones first.
+        front: pages that hold its prefix, if it lies in pages.
+        keys: what its full pages are known by, as far as they are.
+        rows: places in the cache of the prefix in `front` and of all positions in `pages`, in order.
         generated: tokens chosen so far.
+        reused: tokens that were in the cache when it was first admitted; ``None`` before.
     """
 
     request: Request
@@ -37,9 +43,14 @@ class Sequence:
     stream: ref[AnswerStream]
     soft: torch.Tensor | None = None
     adapter: Adapter | None = None
+    root: bytes = b""
     computed: int = 0
     pages: list[int] = field(default_factory=list)
+    front: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     generated: list[int] = field(default_factory=list)
+    reused: int | None = None
 
     @property
     def abandoned(self) -> bool:
@@ -53,9 +64,9 @@ class Sequence:
         return len(self.request.token_ids) + len(self.generated)
 
     @property
-    def limit(self) -> int:
-        """Own tokens it may ever need room for; the last one chosen is never run."""
-        return self.request.own_limit
+    def front_length(self) -> int:
+        """Positions of its prefix that lie in pages: all or none."""
+        return self.prefix.length if self.prefix is not None and self.front else 0
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Own tokens ``start..end``."""
