@@ -128,7 +128,6 @@ async def _whole(envelope: Envelope, streams: Sequence[Stream], body: Generation
         for choice, answer, stream in zip(choices, answers, streams, strict=True):
             choice["token_ids"] = list(answer.token_ids)
             choice["prompt_token_ids"] = prompt_token_ids(stream.request)
-    used = usage(
-        (stream.request for stream in streams[:: body.n or 1]), sum(len(answer.token_ids) for answer in answers)
-    )
+    asked = (stream.request for stream in streams[:: body.n or 1])  # a prompt counts once, however often answered
+    used = usage(asked, sum(len(answer.token_ids) for answer in answers))
     return JSONResponse(envelope.whole(choices, used))

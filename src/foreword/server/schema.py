@@ -116,9 +116,7 @@ class ResponseFormat(BaseModel):
     @model_validator(mode="after")
     def _check_schema(self) -> Self:
         if (self.json_schema is None) == (self.type == "json_schema"):
-            raise PydanticCustomError(
-                "invalid_value", "must hold json_schema if its type is json_schema, and only then"
-            )
+            raise PydanticCustomError("invalid_value", "must hold json_schema if that is its type, else not")
         return self
 
     @property
