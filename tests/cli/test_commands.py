@@ -302,6 +302,17 @@ def test_sampling_flags_reach_the_engine(run):
     assert cut["text"] == text[: text.index(text[2:4])]
 
 
+def test_constraint_flags_give_the_answer_its_form(run, tmp_path):
+    ask = ("generate", "Once", "--max-tokens", 24)
+    assert set(run(*ask, "--regex", "[ab]{3}", "--json").json["text"]) <= {"a", "b"}
+    assert run(*ask, "--choice", "yes", "--choice", "no", "--json").json["text"] in ("yes", "no")
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["left", "right"]}')
+    assert run(*ask, "--json-schema", schema, "--json").json["text"] in ('"left"', '"right"')
+    assert "give one of them" in run(*ask, "--regex", "a", "--choice", "b").err
+    assert run(*ask, "--temperature", 5, "--min-p", 1, "--json").json == run(*ask, "--json").json
+
+
 def test_one_damaged_task_does_not_hide_the_others(run, tmp_path):
     (tmp_path / "text.txt").write_text("Hello")
     for name in ("a-task-with-quite-a-long-name", "other"):

@@ -73,7 +73,7 @@ def test_a_flat_nucleus_wider_than_the_quick_look_is_exact():
 )
 def test_draws_follow_the_exact_probabilities(params, freedom):
     logits, source = row(7) / 2, torch.Generator().manual_seed(5)
-    drawn = torch.tensor([sampler._draw(logits, params, source) for _ in range(DRAWS)])
+    drawn = torch.tensor([sampler.draw(logits, params, source) for _ in range(DRAWS)])
     counts = torch.bincount(drawn, minlength=SIZE).double()
     expected = exact(logits, params) * DRAWS
     inside = expected > 0
@@ -88,7 +88,7 @@ def test_draws_follow_the_exact_probabilities(params, freedom):
 @pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
 def test_a_very_cold_temperature_is_greedy(temperature):
     params = SamplingParams(temperature=temperature)
-    drawn = {sampler._draw(row(), params, torch.Generator()) for _ in range(20)}
+    drawn = {sampler.draw(row(), params, torch.Generator()) for _ in range(20)}
     assert drawn == {int(row().argmax())}
 
 

@@ -11,7 +11,7 @@ from foreword.cli import options
 from foreword.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
-    from foreword.core import Task
+    from foreword.core import Constraint, Task
     from foreword.engine.protocol import Stream
     from foreword.models import LanguageModel
     from foreword.text.request import Prompt
@@ -25,6 +25,11 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default="the task's, else 0")] = None,
     top_p: Annotated[float | None, typer.Option(help="Probability mass to sample from.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Most probable tokens to sample from.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Least probability, as a share of the largest.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 against repetition.")] = None,
+    json_schema: Annotated[str | None, typer.Option(metavar="FILE", help="JSON that this schema accepts.")] = None,
+    regex: Annotated[str | None, typer.Option(help="Text that this matches as a whole.")] = None,
+    choice: Annotated[list[str] | None, typer.Option("--choice", help="One of these texts.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer.")] = None,
     model: options.ModelName = None,
@@ -44,6 +49,7 @@ def generate(
     if name is None and text in options.open_bank(bank).names():
         raise UsageError(f"'{text}' is a task, and there is no text for it; add one, or --field k=v.")
     fields = _fields(field or [])
+    constraint = _constraint(json_schema, regex, choice)
     lm = options.open_model(model, dtype, device, trust_remote_code)
     found = options.find_task(name, bank, lm, allow_other_weights=allow_other_weights)
     from foreword.engine.protocol import Request
@@ -57,11 +63,16 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        constraint=constraint,
         seed=seed,
         stop=tuple(stop) if stop else None,
     )
-    if params.temperature == 0 and not (top_p is top_k is seed is None):
-        raise UsageError("--top-p, --top-k and --seed choose among samples, and greedy takes none; add --temperature.")
+    if params.temperature == 0 and not (top_p is top_k is min_p is seed is None):
+        raise UsageError(
+            "--top-p, --top-k, --min-p and --seed choose among samples, and greedy takes none; add --temperature."
+        )
     request = Request.of(prompt, params)
     with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
         answer = _answer(engine.submit(request), aloud=not json)
@@ -121,6 +132,18 @@ def _fields(pairs: list[str]) -> dict[str, str]:
     if len(fields) < len(pairs):
         raise UsageError("a --field is given twice; give each field once.")
     return fields
+
+
+def _constraint(json_schema: str | None, regex: str | None, choice: list[str] | None) -> Constraint | None:
+    from foreword.core import Constraint
+
+    if [json_schema, regex, choice].count(None) < 2:
+        raise UsageError("--json-schema, --regex and --choice each give the answer its form; give one of them.")
+    if json_schema is not None:
+        return Constraint.json_schema(options.read_text(json_schema))
+    if regex is not None:
+        return Constraint.regex(regex)
+    return Constraint.choice(choice) if choice is not None else None
 
 
 def _prompt(lm: LanguageModel, task: Task | None, text: str | None, fields: dict[str, str]) -> Prompt:

@@ -5,17 +5,21 @@ Torch is imported for type checkers only, so that reading a bank's index or prin
 
 from foreword.core.adapter import Adapter, LowRank
 from foreword.core.batch import Batch, Front, embedded, soft_id
+from foreword.core.constraint import Constraint
 from foreword.core.head import Head
 from foreword.core.identity import LayerShape, ModelIdentity
 from foreword.core.prefix import Bos, KVPrefix
-from foreword.core.sampling import SamplingParams
+from foreword.core.sampling import MOST_LOGPROBS, OF_REQUESTS, SamplingParams
 from foreword.core.task import Combine, Kind, Task
 
 __all__ = [
+    "MOST_LOGPROBS",
+    "OF_REQUESTS",
     "Adapter",
     "Batch",
     "Bos",
     "Combine",
+    "Constraint",
     "Front",
     "Head",
     "KVPrefix",

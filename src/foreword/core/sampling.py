@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
 
+from foreword.core.constraint import Constraint
 from foreword.errors import UsageError
+
+MOST_LOGPROBS = 20
+
+OF_REQUESTS = frozenset({"logprobs", "constraint"})
+"""What only a request can ask for, so no task has a default of it."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How to choose the next token, and when to stop.
+
+    Logits are changed in this order: constraint, ``logit_bias``, ``min_tokens``, penalties, temperature, top-k, top-p,
+    min-p. Learned positions and soft tokens have no ids, so no penalty knows them.
 
     Attributes:
         max_tokens: tokens to generate at most.
@@ -20,6 +31,15 @@ class SamplingParams:
         stop: texts that end the answer; they are not part of it.
         stop_token_ids: token ids that end the answer, besides the model's own end-of-text tokens.
         ignore_eos: go on past the model's end-of-text tokens.
+        min_p: keep tokens at least this many times as probable as the most probable one, ``0 <= min_p <= 1``.
+        repetition_penalty: divides the positive and multiplies the negative logits of tokens that occur in the prompt
+            (a static prefix included) or in the answer; 1 is off (Keskar et al. 2019, arXiv:1909.05858).
+        presence_penalty: subtracted from the logits of tokens that occur in the answer.
+        frequency_penalty: subtracted once for every time that a token occurs in the answer.
+        logit_bias: added to the logits of these token ids.
+        min_tokens: tokens before anything but ``max_tokens`` may end the answer.
+        logprobs: how many of the most probable tokens to report beside every chosen one; ``None`` reports nothing.
+        constraint: the form that the answer must have.
     """
 
     max_tokens: int = 128
@@ -30,6 +50,14 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_tokens: int = 0
+    logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -42,3 +70,26 @@ class SamplingParams:
             raise UsageError(f"top_k must be 0 (off) or more, got {self.top_k}.")
         if any(not text for text in self.stop):
             raise UsageError("a stop text is empty; leave it out.")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise UsageError(f"min_p must be between 0 and 1, got {self.min_p}.")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise UsageError(f"min_tokens must be between 0 and max_tokens {self.max_tokens}, got {self.min_tokens}.")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise UsageError(f"logprobs must be between 0 and {MOST_LOGPROBS}, got {self.logprobs}.")
+        self._check_penalties()
+        self._check_constraint()
+
+    def _check_penalties(self) -> None:
+        if not 0.01 <= self.repetition_penalty <= 100.0:
+            raise UsageError(f"repetition_penalty must be between 0.01 and 100, got {self.repetition_penalty}.")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2.0 <= getattr(self, name) <= 2.0:
+                raise UsageError(f"{name} must be between -2 and 2, got {getattr(self, name)}.")
+        for token, bias in self.logit_bias.items():
+            if not isinstance(token, int) or token < 0 or not isfinite(bias):
+                raise UsageError(f"logit_bias must map token ids to finite numbers, got {token!r}: {bias!r}.")
+
+    def _check_constraint(self) -> None:
+        if self.constraint is not None and (self.min_tokens or self.ignore_eos):
+            name = "min_tokens" if self.min_tokens else "ignore_eos"
+            raise UsageError(f"{name} asks for more than the constraint may allow; send one of them.")

@@ -31,6 +31,7 @@ class Admission:
         """Raise RequestError, PromptTooLong or ModelMismatch for an answer that can never be generated."""
         self._check_tokens(request)
         self._check_prefix(request)
+        self._check_bias(request)
         prompt, wanted = request.prompt_tokens, request.sampling.max_tokens
         self._check_room(prompt, 1)
         if self.context is not None and prompt + wanted > self.context:
@@ -68,6 +69,12 @@ class Admission:
         if low < -soft or high >= self.identity.vocab_size:
             wrong = low if low < -soft else high
             raise RequestError(f"token id {wrong} is outside 0..{self.identity.vocab_size - 1}.")
+
+    def _check_bias(self, request: Request) -> None:
+        last = self.identity.vocab_size - 1
+        wrong = next((token for token in request.sampling.logit_bias if token > last), None)
+        if wrong is not None:
+            raise RequestError(f"logit_bias names token id {wrong}, which is outside 0..{last}.")
 
     def _check_prefix(self, asked: Request | Prompt) -> None:
         prefix, length = asked.prefix, asked.prefix_length

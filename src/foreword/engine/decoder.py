@@ -8,7 +8,7 @@ from itertools import groupby
 
 from torch import Tensor
 
-from foreword.core import Batch, Front
+from foreword.core import Batch, Front, SamplingParams
 from foreword.engine import scorer
 from foreword.engine.admission import Admission
 from foreword.engine.answer import Answer
@@ -21,6 +21,16 @@ from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.text.detokenize import Detokenizer
 from foreword.text.request import Prompt
 from foreword.text.scoring import Choice
+
+UNUSED = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "min_tokens",
+    "logprobs",
+    "constraint",
+)
 
 # Padded tokens of the texts that are read together.
 BATCH_TOKENS = 4096
@@ -60,6 +70,10 @@ class DecoderEngine:
             raise UnsupportedOption(
                 f"{self.name} is an encoder-decoder, which answers greedily; leave temperature at 0."
             )
+        usual = SamplingParams()
+        for name in UNUSED:
+            if getattr(request.sampling, name) != getattr(usual, name):
+                raise UnsupportedOption(f"{self.name} is an encoder-decoder, which takes no {name}; leave it out.")
         detokenizer = Detokenizer(self.tokenizer, request.sampling.stop)
         answer = Answer(request, detokenizer, self._lm.end_ids, self._write_all)
         self._waiting.append(answer)

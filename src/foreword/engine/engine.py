@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from typing import TypeVar
 from weakref import ref
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from foreword.engine import sampler, scorer
 from foreword.engine.admission import Admission
 from foreword.engine.cache import PAGE, PagedCache
+from foreword.engine.chooser import chooser
+from foreword.engine.grammar import Grammars
 from foreword.engine.loop import Loop
 from foreword.engine.protocol import Chunk, FinishReason, Request
 from foreword.engine.residents import Residents
@@ -83,6 +86,7 @@ class Engine:
         self._runner = Runner(lm, self.cache)
         self._residents = Residents(lm.model, lm.dtype, lm.device)
         self._admission = Admission(self.identity, self.context, pages * PAGE, allow_other_weights)
+        self._grammars = Grammars(lm.tokenizer, lm.identity.vocab_size, lm.end_ids)
         self._arrivals: deque[Sequence] = deque()
         self._pieces: deque[scorer.Piece] = deque()
         self._counters = Counter(dict.fromkeys(COUNTERS, 0))
@@ -101,8 +105,8 @@ class Engine:
         sequence = Sequence(
             request,
             self._residents.prefix(request.prefix, request.prefix_length),
-            sampler.generator(request.sampling),
-            Detokenizer(self.tokenizer, request.sampling.stop),
+            chooser(request, self._end_ids, self._grammars.grammar),
+            Detokenizer(self.tokenizer, request.sampling.stop, request.sampling.min_tokens),
             ref(stream),
             self._residents.soft(request.soft),
             self._residents.adapter(request.adapter),
@@ -226,17 +230,22 @@ class Engine:
 
     def _accept(self, sequence: Sequence, token: int | None) -> None:
         if token is None:
-            return self._end(sequence, "error", error=NOT_FINITE)
+            return self._end(sequence, "error", error=sequence.error or NOT_FINITE)
         self._counters["tokens_generated"] += 1
         sequence.generated.append(token)
         ends = self._ends(sequence, token)
         text = "" if ends else sequence.detokenizer.push(token)  # a token that ends is not part of the text
-        if ends or sequence.detokenizer.stopped:
-            self._end(sequence, "stop", text + sequence.detokenizer.finish(), (token,))
+        new = Chunk(text, (token,), logprobs=sequence.logprobs)
+        if ends or sequence.detokenizer.stopped or sequence.complete:
+            self._finish(sequence, "stop", new)
         elif len(sequence.generated) == sequence.request.sampling.max_tokens:
-            self._end(sequence, "length", text + sequence.detokenizer.finish(), (token,))
+            self._finish(sequence, "length", new)
         else:
-            _put(sequence, Chunk(text, (token,)))
+            _put(sequence, new)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, last: Chunk) -> None:
+        self.scheduler.remove(sequence)
+        _put(sequence, replace(last, text=last.text + sequence.detokenizer.finish(), finish_reason=reason))
 
     def _ends(self, sequence: Sequence, token: int) -> bool:
         params = sequence.request.sampling
@@ -246,14 +255,12 @@ class Engine:
         self,
         sequence: Sequence,
         reason: FinishReason,
-        text: str = "",
-        token_ids: tuple[int, ...] = (),
         error: str | None = None,
     ) -> None:
         self.scheduler.remove(sequence)
         self._counters["cancelled"] += reason == "cancelled"
         self._counters["failed"] += reason == "error"
-        _put(sequence, Chunk(text, token_ids, reason, error))
+        _put(sequence, Chunk("", (), reason, error))
 
     def _fail(self, plan: list[Work], error: Exception) -> None:
         sentence = f"the engine could not run this request: {type(error).__name__}: {error}"

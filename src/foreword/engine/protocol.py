@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from foreword.core import Adapter, KVPrefix, ModelIdentity, SamplingParams
@@ -51,9 +51,38 @@ class Request:
         return self.prefix_length + len(self.token_ids)
 
     @property
+    def known_ids(self) -> tuple[int, ...]:
+        """Ids in front of the answer; those of a static prefix are known, a learned position has none."""
+        front = (self.prefix.token_ids or ())[: self.prefix_length] if self.prefix is not None else ()
+        return (*front, *(token for token in self.token_ids if token >= 0))
+
+    def copies(self, count: int) -> list[Request]:
+        """As many requests for the same answer: seeds count up from the request's own, so that they differ.
+
+        Without a seed each draws its own; greedy copies are equal.
+        """
+        seed = self.sampling.seed
+        seeds = [None if seed is None else seed + index for index in range(count)]
+        return [replace(self, sampling=replace(self.sampling, seed=each)) for each in seeds]
+
+    @property
     def own_limit(self) -> int:
         """Positions behind the prefix that it can ever run; the last token of an answer never is."""
         return len(self.token_ids) + self.sampling.max_tokens - 1
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The model's own log-probability of a chosen token, before temperature, penalties and constraints.
+
+    Attributes:
+        logprob: natural logarithm.
+        top: the most probable tokens, best first; the chosen one need not be among them.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,12 +94,14 @@ class Chunk:
         token_ids: new tokens.
         finish_reason: set on the last chunk.
         error: one sentence if the engine failed this request.
+        logprobs: one for each of ``token_ids`` if the request asked for them, else empty.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     error: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Stream(Protocol):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from foreword.core import SamplingParams
-from foreword.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from foreword.engine.sequence import Sequence
 
 COLDEST = 1e-5
 """Temperatures below it would overflow; the answer is that of the most probable token anyway."""
@@ -23,8 +26,8 @@ def sample(logits: Tensor, sequences: Items[Sequence]) -> list[int | None]:
     finite = best.isfinite().tolist()  # the maximum of a row with a NaN is NaN
     chosen: list[int | None] = [token if good else None for token, good in zip(greedy.tolist(), finite, strict=True)]
     for place, sequence in enumerate(sequences):
-        if sequence.generator is not None and finite[place]:
-            chosen[place] = _draw(logits[place], sequence.request.sampling, sequence.generator)
+        if sequence.chooser is not None and finite[place]:
+            chosen[place] = sequence.chooser.choose(logits[place])
     return chosen
 
 
@@ -40,7 +43,8 @@ def generator(params: SamplingParams) -> torch.Generator | None:
     return source
 
 
-def _draw(row: Tensor, params: SamplingParams, source: torch.Generator) -> int:
+def draw(row: Tensor, params: SamplingParams, source: torch.Generator) -> int:
+    """One token of logits ``row [vocab]``, some of which may be minus infinity."""
     # One uniform number against the running sum; `torch.multinomial` would draw one for every token of the vocabulary.
     sums = allowed(row, params).cpu().double().cumsum(-1)
     uniform = torch.rand(1, generator=source, dtype=torch.float64)
@@ -48,12 +52,17 @@ def _draw(row: Tensor, params: SamplingParams, source: torch.Generator) -> int:
 
 
 def allowed(row: Tensor, params: SamplingParams) -> Tensor:
-    """Probabilities ``[vocab]`` after temperature, top-k and then top-p, in Transformers' and vLLM's order."""
+    """Probabilities ``[vocab]`` after temperature, top-k, top-p and then min-p, in Transformers' order."""
     row = (row - row.max()) / max(params.temperature, COLDEST)
     if 0 < params.top_k < row.shape[-1]:
         row = row.masked_fill(row < row.topk(params.top_k).values[-1], float("-inf"))
     probabilities = row.softmax(-1)
-    return probabilities if params.top_p >= 1.0 else _nucleus(probabilities, params.top_p)
+    if params.top_p < 1.0:
+        probabilities = _nucleus(probabilities, params.top_p)
+    if params.min_p > 0.0:
+        probabilities = probabilities.where(probabilities >= params.min_p * probabilities.max(), 0.0)
+        probabilities = probabilities / probabilities.sum()
+    return probabilities
 
 
 def _nucleus(probabilities: Tensor, mass: float) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from foreword.core import Adapter, KVPrefix
-from foreword.engine.protocol import Request
+from foreword.engine.chooser import Chooser
+from foreword.engine.protocol import Request, TokenLogprob
 from foreword.engine.stream import AnswerStream
 from foreword.text.detokenize import Detokenizer
 
@@ -21,7 +22,7 @@ class Sequence:
     Attributes:
         request: what was asked.
         prefix: the used part of the request's prefix, in the model's dtype and on its device; shared, never copied.
-        generator: source of random numbers, ``None`` if greedy.
+        chooser: how its next token is chosen, ``None`` if plainly the most probable one.
         detokenizer: turns its tokens into text.
         stream: where the answer goes; weak, so that an answer which nobody holds any more ends by itself.
         soft: the request's soft tokens in the model's dtype, or ``None``.
@@ -38,7 +39,7 @@ class Sequence:
 
     request: Request
     prefix: KVPrefix | None
-    generator: torch.Generator | None
+    chooser: Chooser | None
     detokenizer: Detokenizer
     stream: ref[AnswerStream]
     soft: torch.Tensor | None = None
@@ -57,6 +58,21 @@ class Sequence:
         """Nobody waits for the answer."""
         stream = self.stream()
         return stream is None or stream.cancelled
+
+    @property
+    def complete(self) -> bool:
+        """Its constraint is fulfilled, and nothing can follow."""
+        return self.chooser is not None and self.chooser.complete
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Of the token chosen last, if asked for."""
+        return self.chooser.logprobs if self.chooser is not None else ()
+
+    @property
+    def error(self) -> str | None:
+        """Why no token could be chosen, if that was the request's own doing."""
+        return self.chooser.error if self.chooser is not None else None
 
     @property
     def length(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from foreword.core import KVPrefix, SamplingParams, Task
+from foreword.core import OF_REQUESTS, KVPrefix, SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
 from foreword.errors import DataError, EngineError, PromptTooLong, TemplateError, UsageError, VerbalizerError
 from foreword.evaluation.likelihood import log_likelihoods, perplexity
@@ -79,8 +79,10 @@ def tag(engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]])
 
 def generation_params(task: Task | None, **overrides: Any) -> SamplingParams:
     """The task's generation defaults, with what a request says in their place."""
-    known = {field.name for field in fields(SamplingParams)}
+    known = {field.name for field in fields(SamplingParams)} - OF_REQUESTS
     defaults = {} if task is None else {k: v for k, v in task.generation.items() if k in known}
+    if "logit_bias" in defaults:  # JSON has no numbers for keys
+        defaults["logit_bias"] = {int(token): bias for token, bias in defaults["logit_bias"].items()}
     for name in ("stop", "stop_token_ids"):
         if name in defaults:
             defaults[name] = tuple(defaults[name])

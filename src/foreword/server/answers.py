@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive
 
-from foreword.engine.protocol import Chunk, EngineProtocol, FinishReason, Request, Stream
+from foreword.engine.protocol import Chunk, EngineProtocol, FinishReason, Request, Stream, TokenLogprob
 from foreword.server.failures import unfinished
 
 
@@ -20,6 +20,7 @@ class Answer:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def submit_all(engine: EngineProtocol, requests: Sequence[Request]) -> list[Stream]:
@@ -94,7 +95,8 @@ async def _complete(stream: Stream) -> Answer:
     if reason is None:
         raise unfinished(None)
     ids = tuple(token for chunk in chunks for token in chunk.token_ids)
-    return Answer("".join(chunk.text for chunk in chunks), ids, reason)
+    logprobs = tuple(logprob for chunk in chunks for logprob in chunk.logprobs)
+    return Answer("".join(chunk.text for chunk in chunks), ids, reason, logprobs)
 
 
 async def _pump(index: int, stream: Stream, queue: asyncio.Queue[tuple[int, Chunk | Exception]]) -> None:

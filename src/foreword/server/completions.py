@@ -48,11 +48,11 @@ class Completions:
     async def chat(self, body: ChatRequest, http: HttpRequest) -> Response:
         task = await self._task(body)
         prompt = request.from_messages(self.engine.tokenizer, task, body.messages)
-        return await self._answer(body, http, Chat(), task, [prompt])
+        return await self._answer(body, http, Chat(self.engine.tokenizer), task, [prompt])
 
     async def complete(self, body: CompletionRequest, http: HttpRequest) -> Response:
         task = await self._task(body)
-        return await self._answer(body, http, Text(), task, self._prompts(body, task))
+        return await self._answer(body, http, Text(self.engine.tokenizer), task, self._prompts(body, task))
 
     async def _task(self, body: Generation) -> Task | None:
         task = await self.tasks.resolve(body.model, body.task_id)
@@ -76,7 +76,8 @@ class Completions:
         task: Task | None,
         prompts: Sequence[Prompt],
     ) -> Response:
-        requests = [Request.of(each, sampling(body, task, each, self.engine.context)) for each in prompts]
+        asked = [Request.of(each, sampling(body, task, each, self.engine.context)) for each in prompts]
+        requests = [copy for each in asked for copy in each.copies(body.n or 1)]
         ref = task.ref if task is not None else self.engine.name
         envelope = Envelope(dialect, body.model or ref, ref)
         streams = submit_all(self.engine, requests)
@@ -109,6 +110,14 @@ def sampling(body: Generation, task: Task | None, prompt: Prompt, context: int |
         stop=tuple(stop) if stop is not None else None,
         stop_token_ids=tuple(body.stop_token_ids) if body.stop_token_ids is not None else None,
         ignore_eos=body.ignore_eos,
+        min_p=body.min_p,
+        min_tokens=body.min_tokens,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=None if body.logit_bias is None else {int(token): b for token, b in body.logit_bias.items()},
+        logprobs=body.wanted_logprobs,
+        constraint=body.constraint,
     )
 
 
@@ -119,5 +128,6 @@ async def _whole(envelope: Envelope, streams: Sequence[Stream], body: Generation
         for choice, answer, stream in zip(choices, answers, streams, strict=True):
             choice["token_ids"] = list(answer.token_ids)
             choice["prompt_token_ids"] = prompt_token_ids(stream.request)
-    used = usage((stream.request for stream in streams), sum(len(answer.token_ids) for answer in answers))
+    asked = (stream.request for stream in streams[:: body.n or 1])  # a prompt counts once, however often answered
+    used = usage(asked, sum(len(answer.token_ids) for answer in answers))
     return JSONResponse(envelope.whole(choices, used))

@@ -64,7 +64,7 @@ async def _pieces(envelope: Envelope, streams: Sequence[Stream], body: Generatio
         for choice in _choices(envelope, index, chunk, body):
             yield envelope.piece([choice]) | more
     if body.include_usage:
-        yield envelope.piece([]) | {"usage": usage((stream.request for stream in streams), count)}
+        yield envelope.piece([]) | {"usage": usage((s.request for s in streams[:: body.n or 1]), count)}
 
 
 def _opening(envelope: Envelope, index: int, stream: Stream, body: Generation) -> Iterator[dict[str, Any]]:
@@ -82,7 +82,7 @@ def _choices(envelope: Envelope, index: int, chunk: Chunk, body: Generation) -> 
         choices[0]["token_ids"] = list(chunk.token_ids)
         return choices
     # A chunk may bring a token and no text yet, which tells a client nothing.
-    empty = not chunk.text and chunk.finish_reason is None
+    empty = not chunk.text and not chunk.logprobs and chunk.finish_reason is None
     return [] if empty else envelope.dialect.pieces(index, chunk)
 
 

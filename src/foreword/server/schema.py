@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from foreword.core import MOST_LOGPROBS, Constraint
 
 
 def only(*neutral: object) -> AfterValidator:
@@ -54,6 +56,18 @@ def _is_stop(value: object) -> bool:
     return isinstance(texts, list) and len(texts) <= 16 and all(isinstance(t, str) and t for t in texts)
 
 
+def _is_bias(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(token, str)
+        and token.isascii()
+        and token.isdigit()
+        and isinstance(bias, int | float)
+        and not isinstance(bias, bool)
+        and -100 <= bias <= 100
+        for token, bias in value.items()
+    )
+
+
 def _is_prompt(value: object) -> bool:
     ids = is_list_of(is_int)
     return isinstance(value, str) or any(is_list_of(fits)(value) for fits in (is_text, is_int, ids))
@@ -80,6 +94,58 @@ class StreamOptions(BaseModel):
 
     include_usage: bool | None = None
     include_obfuscation: Any = None
+
+
+class JsonSchema(BaseModel):
+    """OpenAI's ``json_schema``; the schema is always enforced, so ``strict`` changes nothing."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Any = None
+    description: Any = None
+    strict: Any = None
+    form: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> Self:
+        if (self.json_schema is None) == (self.type == "json_schema"):
+            raise PydanticCustomError("invalid_value", "must hold json_schema if that is its type, else not")
+        return self
+
+    @property
+    def constraint(self) -> Constraint | None:
+        if self.json_schema is not None:
+            return Constraint.json_schema(self.json_schema.form)
+        return Constraint.json_schema({"type": "object"}) if self.type == "json_object" else None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's ``structured_outputs``: one of three."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    form: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if [self.form, self.regex, self.choice].count(None) != 2:
+            raise PydanticCustomError("invalid_value", "must hold one of json, regex and choice")
+        return self
+
+    @property
+    def constraint(self) -> Constraint:
+        if self.form is not None:
+            return Constraint.json_schema(self.form)
+        return Constraint.regex(self.regex) if self.regex is not None else Constraint.choice(self.choice or [])
 
 
 class Generation(Body):
@@ -111,10 +177,16 @@ class Generation(Body):
         description="Adds `token_ids` and `prompt_token_ids` to every choice; learned positions have no ids.",
     )
 
-    n: Annotated[Any, only(1)] = None
-    presence_penalty: Annotated[Any, only(0, 0.0)] = None
-    frequency_penalty: Annotated[Any, only(0, 0.0)] = None
-    logit_bias: Annotated[Any, only({})] = None
+    n: int | None = Field(None, ge=1, le=128, description="Answers to every prompt; seeds count up from `seed`.")
+    min_p: float | None = Field(None, ge=0, le=1)
+    min_tokens: int | None = Field(None, ge=0)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: Annotated[
+        dict[str, float] | None, shaped("an object of token ids to numbers from -100 to 100", _is_bias)
+    ] = None
+    structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's: json, regex or choice.")
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
@@ -133,6 +205,16 @@ class Generation(Body):
         """The bound of the answer that the request asks for, if any."""
         return self.max_tokens
 
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many of the most probable tokens to report beside every chosen one; ``None`` reports nothing."""
+        return None
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The form that the answer must have. Raises UsageError for one that is wrong."""
+        return self.structured_outputs.constraint if self.structured_outputs is not None else None
+
 
 class ChatRequest(Generation):
     """``POST /v1/chat/completions``."""
@@ -148,9 +230,9 @@ class ChatRequest(Generation):
     prompt_cache_retention: Any = None
     parallel_tool_calls: Any = None
 
-    logprobs: Annotated[Any, only(False)] = None
-    top_logprobs: Annotated[Any, only(0)] = None
-    response_format: Annotated[Any, only({"type": "text"})] = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    response_format: ResponseFormat | None = None
     tools: Annotated[Any, only([])] = None
     tool_choice: Annotated[Any, only("none", "auto")] = None
     functions: Annotated[Any, only([])] = None
@@ -169,7 +251,21 @@ class ChatRequest(Generation):
             raise PydanticCustomError(
                 "invalid_value", "is wrong: max_tokens and max_completion_tokens differ; send one of them"
             )
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError("invalid_value", "is wrong: top_logprobs is only for logprobs: true; send both")
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise PydanticCustomError(
+                "invalid_value", "is wrong: response_format and structured_outputs both give a form; send one of them"
+            )
         return self
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def constraint(self) -> Constraint | None:
+        return self.response_format.constraint if self.response_format is not None else super().constraint
 
     @property
     def answer_tokens(self) -> int | None:
@@ -187,7 +283,7 @@ class CompletionRequest(Generation):
     ] = Field(None, description="Stands behind the task's prefix verbatim, without template.")
     inputs: dict[str, Any] | None = Field(None, description="Values for the fields of the task's template.")
 
-    logprobs: Annotated[Any, only()] = None
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     echo: Annotated[Any, only(False)] = None
     best_of: Annotated[Any, only(1)] = None
     suffix: Annotated[Any, only()] = None
@@ -200,6 +296,10 @@ class CompletionRequest(Generation):
                 "must hold either prompt (text or token ids) or inputs (values for the task's template)",
             )
         return self
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:

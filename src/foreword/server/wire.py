@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from foreword.engine.protocol import Chunk, Request
+from foreword.engine.protocol import Chunk, Request, TokenLogprob
 from foreword.server.answers import Answer
+from foreword.server.logprobs import chat_logprobs, text_logprobs
 
 
 class Dialect(Protocol):
@@ -39,19 +40,24 @@ class Chat:
     whole = "chat.completion"
     piece = "chat.completion.chunk"
 
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        logprobs = chat_logprobs(self._tokenizer, answer.logprobs)
         message = {"role": "assistant", "content": answer.text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
 
     def opening(self, index: int) -> dict[str, Any] | None:
         return self._piece(index, {"role": "assistant", "content": ""})
 
     def pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
         text = self._piece(index, {"content": chunk.text})
+        text["logprobs"] = chat_logprobs(self._tokenizer, chunk.logprobs)
         if chunk.finish_reason is None:
             return [text]
         end = self._piece(index, {}, chunk.finish_reason)
-        return [text, end] if chunk.text else [end]
+        return [text, end] if chunk.text or chunk.logprobs else [end]
 
     def _piece(self, index: int, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
@@ -64,17 +70,24 @@ class Text:
     whole = "text_completion"
     piece = "text_completion"
 
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._offsets: dict[int, int] = {}  # characters of every choice's tokens so far
+
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
-        return self._choice(index, answer.text, answer.finish_reason)
+        return self._choice(index, answer.text, answer.finish_reason, answer.logprobs)
 
     def opening(self, index: int) -> dict[str, Any] | None:
         return None
 
     def pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
-        return [self._choice(index, chunk.text, chunk.finish_reason)]
+        return [self._choice(index, chunk.text, chunk.finish_reason, chunk.logprobs)]
 
-    def _choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+    def _choice(self, index: int, text: str, reason: str | None, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        written = text_logprobs(self._tokenizer, logprobs, self._offsets.get(index, 0))
+        if written is not None:
+            self._offsets[index] = written["text_offset"][-1] + len(written["tokens"][-1])
+        return {"index": index, "text": text, "logprobs": written, "finish_reason": reason}
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ class Detokenizer:
     Args:
         tokenizer: decodes ids; special tokens are left out.
         stop: texts that end the answer.
+        least: a stop text that is complete within so many tokens ends nothing.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), least: int = 0) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        self._left = least  # tokens until a stop text counts
         self._window: list[int] = []  # the last tokens that were released, and those that were not
         self._released = 0  # tokens of the window
         self._given = 0  # characters of the window that were released
@@ -28,6 +30,7 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Text that has become certain with this token; sets `stopped` when a stop text is complete."""
         self._window.append(token_id)
+        self._left -= 1
         text = self._decode(self._window)
         if len(text) <= self._given or text.endswith(UNFINISHED):
             return ""
@@ -55,7 +58,7 @@ class Detokenizer:
 
     def _release(self, fresh: str) -> str:
         text = self._held + fresh
-        ends = [text.find(stop) for stop in self._stop if stop in text]
+        ends = [text.find(stop) for stop in self._stop if stop in text and self._left < 0]
         if ends:
             self.stopped = True
             self._held = ""

@@ -1,0 +1,49 @@
+"""`Constraint`: the form that an answer must have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from foreword.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What every answer matches from its first to its last character; made by one of the three constructors.
+
+    Attributes:
+        kind: which language ``text`` is written in.
+        text: a JSON schema, a regular expression (Rust's syntax), or a JSON list of texts.
+    """
+
+    kind: Literal["json_schema", "regex", "choice"]
+    text: str
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | str) -> Constraint:
+        """JSON that a schema, given as an object or as its text, accepts. Raises UsageError for what is no object."""
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(schema)
+            except ValueError as error:
+                raise UsageError(f"the JSON schema is no JSON: {error}; send an object.") from error
+        if not isinstance(schema, Mapping):
+            raise UsageError(f"the JSON schema is a {type(schema).__name__}; send an object.")
+        return cls("json_schema", json.dumps(schema, ensure_ascii=False))
+
+    @classmethod
+    def regex(cls, pattern: str) -> Constraint:
+        """Text that a regular expression matches as a whole. Raises UsageError for an empty one."""
+        if not pattern:
+            raise UsageError("the regular expression is empty, so every answer would be; leave it out.")
+        return cls("regex", pattern)
+
+    @classmethod
+    def choice(cls, texts: Sequence[str]) -> Constraint:
+        """One of some texts. Raises UsageError if there is none, or an empty one."""
+        if not texts or not all(texts):
+            raise UsageError("the texts to choose among are none, or one is empty; give at least one character each.")
+        return cls("choice", json.dumps(list(texts), ensure_ascii=False))
