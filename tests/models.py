@@ -11,9 +11,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
@@ -45,12 +47,26 @@ CONFIGS = {
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         query_pre_attn_scalar=16,
     ),
+    "gemma2": lambda: Gemma2Config(
+        **GROUPED,
+        sliding_window=8,
+        query_pre_attn_scalar=16,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=30.0,
+    ),
+    "gpt_oss": lambda: GptOssConfig(
+        **GROUPED,
+        sliding_window=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
     "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=48, n_layer=3, n_head=4, n_positions=256),
     "gpt_neox": lambda: GPTNeoXConfig(**SIZES),
     "bert": lambda: BertConfig(**SIZES),
     "roberta": lambda: RobertaConfig(**SIZES, pad_token_id=1),
 }
-CAUSAL = ("llama", "mistral", "qwen3", "gemma3", "gpt2", "gpt_neox")
+CAUSAL = ("llama", "mistral", "qwen3", "gemma2", "gemma3", "gpt_oss", "gpt2", "gpt_neox")
 ENCODERS = ("bert", "roberta")
 
 
@@ -79,6 +95,9 @@ def tiny_model(family: str) -> LanguageModel:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.12)
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.normal_(0, 1.0)
     model.eval().requires_grad_(False)
     return wrap(model, byte_tokenizer(), name=f"tiny-{family}")
 

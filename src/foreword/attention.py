@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from foreword.core import Batch, KVPrefix
-from foreword.dense_attention import attend_grouped
+from foreword.dense_attention import Rule, attend_grouped
 from foreword.errors import TrainingError, UnsupportedModel, UsageError
 
 NAME = "foreword"
 
 # Keywords that change the result of attention in a way that this function does not compute. A model that passes one
-# of them (Gemma 2's soft cap, GPT-OSS's sinks, T5's position bias) is refused rather than served wrongly.
-UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+# of them (T5's position bias) is refused rather than served wrongly.
+UNSUPPORTED = ("position_bias", "head_mask")
 
 
 class Attend(Protocol):
@@ -35,7 +35,7 @@ class Attend(Protocol):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scale: float,
+        rule: Rule,
         window: int | None,
         causal: bool,
     ) -> Tensor:
@@ -83,6 +83,8 @@ def prefixed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     foreword: Pass | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
@@ -112,8 +114,8 @@ def prefixed_attention(
     foreword.asked.append(layer)
     foreword.windows.append(sliding_window)
     causal = bool(getattr(module, "is_causal", True))
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    out = foreword.attend(layer, query[0], key[0], value[0], scale, sliding_window, causal)
+    rule = Rule(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux)
+    out = foreword.attend(layer, query[0], key[0], value[0], rule, sliding_window, causal)
     return out.transpose(0, 1)[None].contiguous(), None
 
 
@@ -189,7 +191,7 @@ class RaggedAttention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scale: float,
+        rule: Rule,
         window: int | None,
         causal: bool,
     ) -> Tensor:
@@ -201,7 +203,7 @@ class RaggedAttention:
         for group, mask in zip(self._groups, self._masks[window, causal], strict=True):
             keys = _context(group, key, layer, lambda prefix: prefix.keys)
             values = _context(group, value, layer, lambda prefix: prefix.values)
-            out = attend_grouped(query[:, group.tokens].transpose(0, 1), keys, values, mask, scale)
+            out = attend_grouped(query[:, group.tokens].transpose(0, 1), keys, values, mask, rule)
             outs.append(out.transpose(1, 2)[group.valid])
         return torch.cat(outs)[self._order].transpose(0, 1)
 

@@ -4,6 +4,7 @@ attention are made of these.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,25 @@ from foreword.errors import TrainingError
 SHORT = 128
 
 
-def attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """How products of queries and keys become weights.
+
+    Attributes:
+        scale: multiplies the products.
+        softcap: scores are squashed between minus and plus this number, as in Gemma 2.
+        sinks: ``[heads]`` score of a key that every query sees and that has no value, as in GPT-OSS.
+    """
+
+    scale: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def capped(self, scores: Tensor) -> Tensor:
+        return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
+
+
+def attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
     """Grouped-query attention without repeating keys: query heads that share a key head become rows of one product.
 
     Args:
@@ -36,11 +55,29 @@ def attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
     if group > 1:
         query = query.reshape(rows, kv_heads, group * length, -1)
         mask = mask if mask is None else mask.repeat(1, 1, group, 1)
-    if short:
-        out: Tensor = _Products.apply(query, key, value, mask, scale)  # type: ignore[assignment]
+    if rule.softcap is not None or rule.sinks is not None:
+        out = _plain(query, key, value, mask, rule)
+    elif short:
+        out: Tensor = _Products.apply(query, key, value, mask, rule.scale)  # type: ignore[assignment]
     else:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=rule.scale)
     return out.reshape(rows, heads, length, -1)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
+    """What no kernel computes, in float32 or wider; PyTorch knows its gradients."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = rule.capped((query.to(wide) @ key.to(wide).mT) * rule.scale)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    if rule.sinks is None:
+        return scores.softmax(-1).to(value.dtype) @ value
+    # A key head's rows are its query heads one after another, each with all its tokens.
+    kv_heads, group = key.shape[1], len(rule.sinks) // key.shape[1]
+    sinks = rule.sinks.to(wide).view(kv_heads, group, 1).expand(-1, -1, query.shape[2] // group)
+    sinks = sinks.reshape(1, kv_heads, -1, 1).expand(scores.shape[0], -1, -1, -1)
+    weights = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+    return weights.to(value.dtype) @ value
 
 
 def _learns(*tensors: Tensor) -> bool:
@@ -110,10 +147,9 @@ class Seen:
         return out.masked_fill(~seen[..., None], 0.0), lse.masked_fill(~seen, float("-inf"))
 
 
-def attend_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, seen: Seen | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Like `attend_grouped`, with the log-sum-exp of the scores, for `merge`. For inference only.
+def attend_with_lse(query: Tensor, key: Tensor, value: Tensor, seen: Seen | None, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Like `attend_grouped`, with the log-sum-exp of the scores, for `merge`; sinks are left to `with_sinks`, since all
+    keys of a query share one. For inference only.
 
     PyTorch's CPU flash kernel gives the log-sum-exp no gradient: the output would be right and the gradients
     silently wrong, so this refuses to run where gradients are recorded.
@@ -133,8 +169,8 @@ def attend_with_lse(
     group = heads // kv_heads
     query = query.reshape(rows, kv_heads, group * length, -1)
     bias = seen.bias(group, query.dtype) if seen is not None else None
-    kernel = _flash_with_lse if _has_flash(query, value) else _plain_with_lse
-    out, lse = kernel(query, key, value, bias, scale)
+    kernel = _flash_with_lse if _has_flash(query, value) and rule.softcap is None else _plain_with_lse
+    out, lse = kernel(query, key, value, bias, rule)
     if seen is not None:
         out, lse = seen.without_blind(out, lse, group)
     return out.reshape(rows, heads, length, -1), lse.reshape(rows, heads, length)
@@ -145,18 +181,18 @@ def _has_flash(query: Tensor, value: Tensor) -> bool:
 
 
 def _flash_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, rule: Rule
 ) -> tuple[Tensor, Tensor]:
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, False, attn_mask=bias, scale=scale
+        query, key, value, 0.0, False, attn_mask=bias, scale=rule.scale
     )
     return out, lse
 
 
 def _plain_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, rule: Rule
 ) -> tuple[Tensor, Tensor]:
-    scores = (query @ key.transpose(-1, -2)).float() * scale
+    scores = rule.capped((query @ key.transpose(-1, -2)).float() * rule.scale)
     if bias is not None:
         scores = scores + bias
     lse = scores.logsumexp(-1)
@@ -171,3 +207,10 @@ def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
     """
     weight = torch.sigmoid(lse - other_lse)[..., None]
     return (weight * out + (1 - weight) * other).to(out.dtype)
+
+
+def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> Tensor:
+    """Attention over all keys and a sink besides: ``out [heads, N, dim]``, ``lse [heads, N]``, ``sinks [heads]``."""
+    if sinks is None:
+        return out
+    return (torch.sigmoid(lse - sinks.float()[:, None])[..., None] * out).to(out.dtype)

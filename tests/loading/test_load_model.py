@@ -14,8 +14,6 @@ from transformers import (
     BloomConfig,
     FalconConfig,
     FalconH1Config,
-    Gemma2Config,
-    GptOssConfig,
     LlamaModel,
     MambaConfig,
     NemotronConfig,
@@ -31,7 +29,7 @@ from foreword.errors import UnknownModel, UnsupportedModel, UsageError
 from foreword.models import LanguageModel, load_model, probe
 from foreword.prompts.lower import lower_tokens
 from foreword.text import request
-from models import CAUSAL, ENCODERS, GROUPED, SIZES, byte_tokenizer, save_tiny, tiny_config, tiny_model
+from models import CAUSAL, ENCODERS, SIZES, byte_tokenizer, save_tiny, tiny_config, tiny_model
 
 EVEN = {**SIZES, "hidden_size": 64, "num_hidden_layers": 2}
 
@@ -122,21 +120,6 @@ def test_a_truncated_checkpoint_is_refused_in_one_sentence(tmp_path):
     [
         (BloomConfig(vocab_size=300, hidden_size=64, n_layer=2, n_head=4), "of which 0 asked for a prefix"),
         (FalconConfig(vocab_size=300, hidden_size=64, num_hidden_layers=2, num_attention_heads=4), "fixed list"),
-        (Gemma2Config(**GROUPED), "softcap"),
-        (
-            GptOssConfig(
-                vocab_size=300,
-                hidden_size=64,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=16,
-                num_local_experts=2,
-                num_experts_per_tok=1,
-            ),
-            "s_aux",
-        ),
         (StableLmConfig(**EVEN, num_key_value_heads=4), "does not hand extra keyword arguments on"),
         (NemotronConfig(**EVEN, num_key_value_heads=4), "does not hand extra keyword arguments on"),
         (MambaConfig(vocab_size=300, hidden_size=48, num_hidden_layers=2, state_size=4), "whose state"),

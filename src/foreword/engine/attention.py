@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.core import Batch, KVPrefix
-from foreword.dense_attention import Seen, attend_with_lse, merge
+from foreword.dense_attention import Rule, Seen, attend_with_lse, merge, with_sinks
 from foreword.engine.cache import PagedCache
 from foreword.engine.scheduler import Work
 
@@ -97,7 +97,7 @@ class CachedAttention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scale: float,
+        rule: Rule,
         window: int | None,
         causal: bool,
     ) -> Tensor:
@@ -106,19 +106,18 @@ class CachedAttention:
         seen_shared, seen_own = self._seen[window]
         self._write(layer, key, value)
         found = [
-            self._attend(own, seen, layer, query, scale, key.shape[0])
+            self._attend(own, seen, layer, query, rule, key.shape[0])
             for own, seen in zip(self._own, seen_own, strict=True)
         ]
         out = found[0][0] if len(found) == 1 else torch.cat([part for part, _ in found], dim=1)
-        if not self._shared:
-            return out
         lse = found[0][1] if len(found) == 1 else torch.cat([part for _, part in found], dim=1)
         for shared, seen in zip(self._shared, seen_shared, strict=True):
             keys, values = shared.prefix.keys[layer][None], shared.prefix.values[layer][None]
-            other, other_lse = attend_with_lse(query[None, :, shared.tokens], keys, values, seen, scale)
+            other, other_lse = attend_with_lse(query[None, :, shared.tokens], keys, values, seen, rule)
             at = shared.tokens
             out = out.index_copy(1, at, merge(out[:, at], lse[:, at], other[0], other_lse[0]))
-        return out
+            lse = lse.index_copy(1, at, torch.logaddexp(lse[:, at], other_lse[0])) if rule.sinks is not None else lse
+        return with_sinks(out, lse, rule.sinks)
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Store ``[kv_heads, N, dim]`` of the step's tokens."""
@@ -129,7 +128,7 @@ class CachedAttention:
         self._cache.values[layer].index_copy_(0, self._written[heads], value.flatten(0, 1))
 
     def _attend(
-        self, own: _Own, seen: Seen | None, layer: int, query: Tensor, scale: float, kv_heads: int
+        self, own: _Own, seen: Seen | None, layer: int, query: Tensor, rule: Rule, kv_heads: int
     ) -> tuple[Tensor, Tensor]:
         """``[heads, R * T, dim]`` and the log-sum-exp ``[heads, R * T]``."""
         rows, count = own.table.shape
@@ -139,7 +138,7 @@ class CachedAttention:
         keys = self._cache.keys[layer].index_select(0, own.places[kv_heads]).view(rows, kv_heads, count, -1)
         values = self._cache.values[layer].index_select(0, own.places[kv_heads]).view(rows, kv_heads, count, -1)
         queries = query[:, own.start : own.end].unflatten(1, (rows, -1)).transpose(0, 1)
-        out, lse = attend_with_lse(queries, keys, values, seen, scale)
+        out, lse = attend_with_lse(queries, keys, values, seen, rule)
         return out.transpose(0, 1).flatten(1, 2), lse.transpose(0, 1).flatten(1, 2)
 
     def _make_shared(self, plan: Items[Work], batch: Batch, prefix: KVPrefix) -> _Shared:
