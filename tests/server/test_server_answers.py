@@ -108,6 +108,16 @@ def test_static_prompt_answers_as_the_joined_text(client: openai.OpenAI, house: 
     assert task.usage.prompt_tokens_details.cached_tokens == len(PROMPT_TEXT)
 
 
+def test_a_talk_that_goes_on_counts_what_it_did_not_run(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "poet", "max_tokens": 1, "temperature": 0}
+    text = "One evening an old lamp was found again in a drawer."
+    client.completions.create(prompt=text, **asked)
+    again = client.completions.create(prompt=text + " It was lit.", **asked)
+    assert again.usage is not None
+    assert again.usage.prompt_tokens_details is not None
+    assert again.usage.prompt_tokens_details.cached_tokens == 5 + len(text) // PAGE * PAGE
+
+
 def test_static_system_answers_as_the_system_turn(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"max_tokens": 16, "temperature": 0, "extra_body": IDS}
     task = client.chat.completions.create(model="kind", messages=HELLO, **asked)

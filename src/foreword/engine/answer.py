@@ -23,6 +23,7 @@ class Answer:
         self, request: Request, detokenizer: Detokenizer, end_ids: Set[int], write: Callable[[], None]
     ) -> None:
         self.request = request
+        self.reused = 0
         self.token_ids: list[int] = []
         self._detokenizer = detokenizer
         self._end_ids = end_ids

@@ -40,7 +40,7 @@ class Chooser:
         return self._grammar is not None and self._grammar.complete
 
     def choose(self, row: Tensor) -> int | None:
-        """The next token from finite logits ``row [vocab]``; ``None`` sets `error`."""
+        """The next token from finite logits ``row [vocab]`` float32; ``None`` sets `error`."""
         changed = row
         if self._grammar is not None:
             changed = self._grammar.mask(changed)

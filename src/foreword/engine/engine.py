@@ -285,4 +285,5 @@ class Engine:
 def _put(sequence: Sequence, chunk: Chunk) -> None:
     stream = sequence.stream()
     if stream is not None:
+        stream.reused = sequence.reused or 0
         stream.put(chunk)

@@ -42,8 +42,9 @@ class Request:
     group: str = ""
 
     @classmethod
-    def of(cls, prompt: Prompt, sampling: SamplingParams) -> Request:
-        return cls(prompt.token_ids, prompt.prefix, prompt.prefix_length, sampling, prompt.soft, prompt.adapter)
+    def of(cls, prompt: Prompt, sampling: SamplingParams, group: str = "") -> Request:
+        front = prompt.prefix, prompt.prefix_length
+        return cls(prompt.token_ids, *front, sampling, prompt.soft, prompt.adapter, group=group)
 
     @property
     def prompt_tokens(self) -> int:
@@ -108,9 +109,13 @@ class Stream(Protocol):
     """An answer on its way; iterate in a thread or in an event loop, not both.
 
     Hold on to it: an answer whose stream nobody holds any more is cancelled.
+
+    Attributes:
+        reused: tokens of the prompt, behind its prefix, that did not have to be run; known with the first chunk.
     """
 
     request: Request
+    reused: int
 
     def __iter__(self) -> Iterator[Chunk]: ...
 

@@ -23,13 +23,13 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: Items[Work]) -> Tensor:
-        """Logits ``[K, vocab]`` float32 after the last token of every work that samples, in their order."""
+        """Logits ``[K, vocab]`` of every work that samples, in their order and the model's dtype."""
         batch = self._batch(plan)
         last = [batch.starts[i + 1] - 1 for i, work in enumerate(plan) if work.samples]
         attend = CachedAttention(self._cache, plan, batch)
         # Without a sampling row the output matrix still gets one, which is cheaper than a special case.
         rows = torch.tensor(last or [0], device=self._lm.device)
-        return self._lm.logits(batch, rows, attend=attend)[: len(last)].float()
+        return self._lm.logits(batch, rows, attend=attend)[: len(last)]
 
     def _batch(self, plan: Items[Work]) -> Batch:
         tokens: list[int] = []

@@ -18,7 +18,7 @@ COLDEST = 1e-5
 
 
 def sample(logits: Tensor, sequences: Items[Sequence]) -> list[int | None]:
-    """One token id a row of ``logits [K, vocab]`` float32; what else is in the batch does not matter.
+    """One token id a row of ``logits [K, vocab]``; what else is in the batch does not matter.
 
     ``None`` stands for a row that is not finite: one broken prefix must not end the other requests of its step.
     """
@@ -27,7 +27,7 @@ def sample(logits: Tensor, sequences: Items[Sequence]) -> list[int | None]:
     chosen: list[int | None] = [token if good else None for token, good in zip(greedy.tolist(), finite, strict=True)]
     for place, sequence in enumerate(sequences):
         if sequence.chooser is not None and finite[place]:
-            chosen[place] = sequence.chooser.choose(logits[place])
+            chosen[place] = sequence.chooser.choose(logits[place].float())
     return chosen
 
 

@@ -20,6 +20,7 @@ class AnswerStream:
 
     def __init__(self, request: Request, on_cancel: Callable[[], None]) -> None:
         self.request = request
+        self.reused = 0
         self.cancelled = False
         self._on_cancel = on_cancel
         self._chunks: deque[Chunk] = deque()

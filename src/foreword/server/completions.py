@@ -76,7 +76,8 @@ class Completions:
         task: Task | None,
         prompts: Sequence[Prompt],
     ) -> Response:
-        asked = [Request.of(each, sampling(body, task, each, self.engine.context)) for each in prompts]
+        group = task.name if task is not None else ""
+        asked = [Request.of(each, sampling(body, task, each, self.engine.context), group) for each in prompts]
         requests = [copy for each in asked for copy in each.copies(body.n or 1)]
         ref = task.ref if task is not None else self.engine.name
         envelope = Envelope(dialect, body.model or ref, ref)
@@ -128,6 +129,6 @@ async def _whole(envelope: Envelope, streams: Sequence[Stream], body: Generation
         for choice, answer, stream in zip(choices, answers, streams, strict=True):
             choice["token_ids"] = list(answer.token_ids)
             choice["prompt_token_ids"] = prompt_token_ids(stream.request)
-    asked = (stream.request for stream in streams[:: body.n or 1])  # a prompt counts once, however often answered
+    asked = streams[:: body.n or 1]  # a prompt counts once, however often it is answered
     used = usage(asked, sum(len(answer.token_ids) for answer in answers))
     return JSONResponse(envelope.whole(choices, used))

@@ -64,7 +64,7 @@ async def _pieces(envelope: Envelope, streams: Sequence[Stream], body: Generatio
         for choice in _choices(envelope, index, chunk, body):
             yield envelope.piece([choice]) | more
     if body.include_usage:
-        yield envelope.piece([]) | {"usage": usage((s.request for s in streams[:: body.n or 1]), count)}
+        yield envelope.piece([]) | {"usage": usage(streams[:: body.n or 1], count)}
 
 
 def _opening(envelope: Envelope, index: int, stream: Stream, body: Generation) -> Iterator[dict[str, Any]]:

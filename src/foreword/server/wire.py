@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from foreword.engine.protocol import Chunk, Request, TokenLogprob
+from foreword.engine.protocol import Chunk, Request, Stream, TokenLogprob
 from foreword.server.answers import Answer
 from foreword.server.logprobs import chat_logprobs, text_logprobs
 
@@ -125,15 +125,14 @@ class Envelope:
         }
 
 
-def usage(requests: Iterable[Request], completion_tokens: int) -> dict[str, Any]:
+def usage(streams: Sequence[Stream], completion_tokens: int) -> dict[str, Any]:
     """Tokens of all prompts and answers; the prefix counts, and ``cached_tokens`` says what was not computed."""
-    requests = list(requests)
-    prompt_tokens = sum(request.prompt_tokens for request in requests)
+    prompt_tokens = sum(stream.request.prompt_tokens for stream in streams)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(request.prefix_length for request in requests)},
+        "prompt_tokens_details": {"cached_tokens": sum(s.request.prefix_length + s.reused for s in streams)},
     }
 
 
