@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from foreword.bench.conformance.families import FAMILIES
+from foreword.bench.readme import with_matrix
 from foreword.bench.record import Record, Results
 from foreword.bench.registry import WORKLOADS
 from foreword.bench.tables import page
@@ -20,6 +22,16 @@ FACTS = {
 def test_the_page_is_not_stale():
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert text == page(WORKLOADS, Results(ROOT / "bench" / "results")), "run `foreword bench tables`"
+
+
+def test_the_matrix_in_the_readme_is_not_stale():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == with_matrix(text, Results(ROOT / "bench" / "results")), "run `foreword bench tables`"
+
+
+def test_every_family_is_in_the_matrix():
+    measured = {record.key for record in Results(ROOT / "bench" / "results").all("conformance")}
+    assert measured == set(FAMILIES), "run `foreword bench conformance`"
 
 
 def test_a_page_with_a_losing_row(tmp_path):
