@@ -117,7 +117,7 @@ def _settings(options: Options) -> dict[str, Any]:
         "prefixes": prefixes,
         "resident": resident,
         "length": LENGTH,
-        "requests": min(REQUESTS, 4 * prefixes),
+        "requests": min(REQUESTS, prefixes),
         # What runs must fit into the bound with room to spare: a request holds its prefix whatever the bound says.
         "concurrency": min(CONCURRENCY, max(1, resident // 4)),
         "prompt_tokens": PROMPT_TOKENS,

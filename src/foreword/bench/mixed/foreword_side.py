@@ -23,6 +23,8 @@ from foreword.prompts.lower import activations
 
 # Share of the spread of real keys and values by which those of a prefix are moved, so that none is that of a text.
 NOISE = 0.1
+# Different texts at most; a thousand prefixes need not be a thousand forwards.
+TEXTS = 32
 
 
 def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
@@ -42,7 +44,8 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
 def made_prefixes(lm: LanguageModel, text: str, count: int, length: int, seed: int) -> list[KVPrefix]:
     """Learned prefixes of ``length`` positions: what real text gives, moved at random."""
     generator = torch.Generator().manual_seed(seed)
-    return [_moved(activations(lm, ids), generator) for ids in windows(lm.tokenizer, text, count, length)]
+    real = [activations(lm, ids) for ids in windows(lm.tokenizer, text, min(count, TEXTS), length)]
+    return [_moved(real[index % len(real)], generator) for index in range(count)]
 
 
 def _moved(prefix: KVPrefix, generator: torch.Generator) -> KVPrefix:

@@ -83,8 +83,8 @@ class Mixed:
 
     def tables(self, records: Sequence[Record]) -> str:
         columns = ("by", "tokens/s", "times faster (quartiles)", "same tokens")
-        (record,) = records
-        return markdown.table(columns, [_row(record, name) for name in (OURS, *(peer.key for peer in self.peers))])
+        names = (OURS, *(peer.key for peer in self.peers))
+        return markdown.table(columns, [_row(record, name) for record in records for name in names])
 
 
 def _row(record: Record, name: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from foreword.bank.bank import Bank
@@ -46,25 +47,28 @@ class _Side:
         self._policy = policy
 
     def ask(self, questions: Sequence[str], published: bool) -> dict[str, Any]:
-        """Ask all at once: mean ``seconds`` to the first token, and the first ``tokens``.
+        """Ask all at once: mean ``seconds`` to the first token, those until the task was there (``found_seconds``), and
+        the first ``tokens``.
 
         Args:
             published: behind the published policy; otherwise it is part of every question.
         """
         answers = asyncio.run(self._all(questions, published))
-        return {"seconds": sum(seconds for seconds, _ in answers) / len(answers), "tokens": [t for _, t in answers]}
+        seconds, found, tokens = zip(*answers, strict=True)
+        return {"seconds": mean(seconds), "found_seconds": mean(found), "tokens": tokens}
 
-    async def _all(self, questions: Sequence[str], published: bool) -> list[tuple[float, int]]:
+    async def _all(self, questions: Sequence[str], published: bool) -> list[tuple[float, float, int]]:
         began = time.perf_counter()
         return await asyncio.gather(*(self._first(question, published, began) for question in questions))
 
-    async def _first(self, question: str, published: bool, began: float) -> tuple[float, int]:
+    async def _first(self, question: str, published: bool, began: float) -> tuple[float, float, int]:
         task = await self._tasks.resolve(TASK if published else self._engine.name, None)
+        found = time.perf_counter() - began
         prompt = from_text(self._engine.tokenizer, task, question if published else self._policy + question)
         stream = self._engine.submit(Request.of(prompt, SamplingParams(max_tokens=1, ignore_eos=True)))
         async for chunk in stream:
             if chunk.error is not None:
                 raise BenchError(chunk.error)
             if chunk.token_ids:
-                return time.perf_counter() - began, chunk.token_ids[0]
+                return time.perf_counter() - began, found, chunk.token_ids[0]
         raise BenchError("the engine ended an answer without a token.")
