@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from foreword.bench.record import Record
 from models import byte_tokenizer, tiny_model
 
 FILMS = ("fine", "dull")
+
+
+@pytest.fixture
+def make_record():
+    """A record as it would be read from its file."""
+    machine = {"system": "Linux", "cpu": "A", "cores": 2, "memory_bytes": 8 << 30}
+    facts = {"started": "2026-01-02", "commit": "abc", "versions": {"foreword": "1"}, "machine": machine}
+    return lambda workload, key, found: Record(workload, key, {"seed": 0}, facts, found)
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +36,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def roomy_folder(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same model with room for long prompts; rotary positions need no weights."""
+    folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("roomy") / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of data sets; only what the tests read is in it."""
     folder = tmp_path_factory.mktemp("data")
@@ -35,6 +54,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(folder / "lama_trex" / f"{part}.jsonl", map(fact, range(count)))
         write(folder / "e2e_nlg" / f"{part}.jsonl", map(pub, range(count)))
         write(folder / "fewglue" / f"copa.{part}.jsonl", map(choice, range(count)))
+    write(folder / "policies" / "documents.jsonl", [{"id": "tau2_retail", "text": " ".join(map(rule, range(120)))}])
+    write(folder / "policies" / "user_requests.jsonl", map(request, range(120)))
     return folder
 
 
@@ -73,3 +94,11 @@ def choice(number: int) -> dict[str, Any]:
         "label": ("choice1", "choice2")[number % 2],
         "idx": number,
     }
+
+
+def rule(number: int) -> str:
+    return f"Rule {number}: no lamp."
+
+
+def request(number: int) -> dict[str, Any]:
+    return {"policy_id": "tau2_retail", "reason_for_call": f"I want lamp {number} of order {number * 37}."}

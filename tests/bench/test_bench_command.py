@@ -20,8 +20,12 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nothing"], "there is no workload 'nothing'; choose train, quality or tables."),
+        (
+            ["nothing"],
+            "there is no workload 'nothing'; choose ttft, mixed, many, step, train, quality, conformance or tables.",
+        ),
         (["train", "--peer", "vllm"], "workload train has no peer 'vllm'; choose peft."),
+        (["ttft", "--engine", "vllm"], "workload ttft has no engine 'vllm'; choose embedded."),
         (["train", "--engine", "vllm"], "workload train has no engine 'vllm'; leave --engine out."),
         (["train", "--data", "no/folder"], "no data sets in no/folder"),
         (["train", "--only", "nothing"], "nothing called 'nothing' to measure; choose from prompt-tuning, p-tuning"),
@@ -29,7 +33,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     ],
 )
 def test_what_is_not_there_is_refused_with_what_is(monkeypatch, capsys, tmp_path, arguments, sentence):
-    if "--data" not in arguments and arguments[0] == "train":
+    if "--data" not in arguments and arguments[0] != "tables":
         arguments = [*arguments, "--data", tmp_path]
     assert bench(monkeypatch, *arguments) == 2
     assert sentence in capsys.readouterr().err
@@ -65,3 +69,21 @@ def test_a_failed_cell_fails_the_command_and_keeps_nothing(monkeypatch, capsys, 
     (sentence,) = json.loads(capsys.readouterr().out)["failed"]
     assert sentence.startswith("sst2/manual: manual failed: UnknownModel")
     assert not (tmp_path / "results").exists()
+
+
+def test_conformance_needs_no_data_and_tables_fill_the_readme(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert bench(monkeypatch, "conformance", "--only", "llama", "--only", "mamba", "--data", "no/folder") == 0
+    assert "train/largest_difference" in capsys.readouterr().out
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("# Us\n<!-- conformance -->\nold\n<!-- /conformance -->\nbehind\n")
+    assert bench(monkeypatch, "tables") == 0
+    text = (tmp_path / "README.md").read_text()
+    assert "old" not in text
+    assert text.startswith("# Us\n<!-- conformance -->\n\n| model | train |")
+    assert "| Mamba | refused: has linear_attention layers, whose state no key/value prefix can carry" in text
+    assert text.endswith("<!-- /conformance -->\nbehind\n")
+    assert "| Llama |" in (tmp_path / "docs" / "benchmarks.md").read_text()
+    (tmp_path / "README.md").write_text("no markers")
+    assert bench(monkeypatch, "tables") != 0
+    assert "the README must have <!-- conformance -->" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foreword.bench.measure import Spread, interleaved, times_better
+from foreword.bench.measure import Spread, compared, interleaved, times_better
 
 
 def test_candidates_take_turns_and_the_first_turn_does_not_count():
@@ -27,3 +27,9 @@ def test_a_disturbed_turn_cancels_in_the_ratio():
 def test_spread_is_median_and_quartiles():
     assert Spread.of([5.0, 1.0, 2.0, 3.0, 4.0]) == Spread(3.0, 2.0, 4.0)
     assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)
+
+
+def test_a_record_keeps_everybodys_seconds_and_a_ratio_a_peer():
+    found = compared({"us": [1.0, 2.0], "them": [0.5, 1.0]}, "us")
+    assert found["runs"]["us"]["seconds"]["median"] == 1.5
+    assert found["ratios"] == {"them": {"median": 0.5, "low": 0.5, "high": 0.5}}

@@ -25,6 +25,7 @@ class Counting:
     about: ClassVar[str] = "It counts."
     peers: ClassVar[tuple[Peer, ...]] = (HERE, AWAY)
     engines: ClassVar[tuple[str, ...]] = ()
+    reads_data: ClassVar[bool] = False
     measured: list[str] = field(default_factory=list)
     steps: int = 1
     seen_peers: tuple[str, ...] = ()

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from foreword.bench.conformance.families import FAMILIES
+from foreword.bench.readme import with_matrix
 from foreword.bench.record import Record, Results
 from foreword.bench.registry import WORKLOADS
 from foreword.bench.tables import page
+from foreword.errors import BenchError
 
 ROOT = Path(__file__).parents[2]
 FACTS = {
@@ -20,6 +25,16 @@ FACTS = {
 def test_the_page_is_not_stale():
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert text == page(WORKLOADS, Results(ROOT / "bench" / "results")), "run `foreword bench tables`"
+
+
+def test_the_matrix_in_the_readme_is_not_stale():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == with_matrix(text, Results(ROOT / "bench" / "results")), "run `foreword bench tables`"
+
+
+def test_every_family_is_in_the_matrix():
+    measured = {record.key for record in Results(ROOT / "bench" / "results").all("conformance")}
+    assert measured == set(FAMILIES), "run `foreword bench conformance`"
 
 
 def test_a_page_with_a_losing_row(tmp_path):
@@ -62,3 +77,25 @@ def test_records_of_one_machine_share_a_line(tmp_path):
     assert text.count("2 cores of A") == 1
     assert text.index("| p-tuning | 32 |") < text.index("| p-tuning-v2 | 32 |")
     assert "Measured 2026-01-02 to 2026-01-03, seed 0, commit abc, def" in " ".join(text.split())
+
+
+def test_a_peer_that_nothing_drives_yet_stays_on_the_page_and_is_not_met(tmp_path):
+    def spread(value):
+        return {"median": value, "low": value, "high": value}
+
+    run = {"seconds": spread(2.0), "tokens_per_second": spread(32.0)}
+    found = {"runs": {"foreword": run, "peft": run}, "ratios": {"peft": spread(1.0)}, "same_tokens": {"peft": 1.0}}
+    Results(tmp_path).keep(Record("mixed", "at-once", {"seed": 0}, FACTS, found))
+    text = page(WORKLOADS, Results(tmp_path))
+    assert "| `peft` | 32 | **1** (1 to 1) | 1.00 |" in text
+    assert "| `vllm` | missing | missing | missing |" in text
+    assert "missing until the issue 'vLLM engine' brings it" in " ".join(text.split())
+    assert "| at-once/peft | >= 8 | 1 | **not met** |" in text
+    assert "| at-once/vllm | >= 1.5 | not measured | **not met** |" in text
+
+
+@pytest.mark.parametrize("text", ["", "<!-- conformance -->", "<!-- /conformance --><!-- conformance -->"])
+def test_a_readme_without_its_markers_is_refused(text):
+    with pytest.raises(BenchError, match="must have <!-- conformance -->"):
+        with_matrix(text, Results(ROOT / "bench" / "results"))
+    assert with_matrix(text, Results(ROOT / "nowhere")) == text

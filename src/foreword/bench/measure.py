@@ -7,8 +7,9 @@ it, and mostly cancels in the ratio.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,21 @@ def interleaved(candidates: Sequence[str], rounds: int, measure: Callable[[str, 
 def times_better(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
     """How many times better we are at a cost (seconds, bytes), turn by turn: theirs over ours."""
     return Spread.of([other / own for own, other in zip(ours, theirs, strict=True)])
+
+
+def compared(seconds: Mapping[str, Sequence[float]], ours: str) -> dict[str, Any]:
+    """What a record keeps of candidates that took turns at one piece of work.
+
+    Args:
+        seconds: of every candidate, a turn each.
+        ours: which of them is Foreword.
+
+    Returns:
+        ``runs`` with the ``seconds`` of every candidate, and ``ratios`` of every peer: how many times faster we are.
+    """
+    return {
+        "runs": {name: {"seconds": Spread.of(figures).to_json()} for name, figures in seconds.items()},
+        "ratios": {
+            name: times_better(seconds[ours], figures).to_json() for name, figures in seconds.items() if name != ours
+        },
+    }

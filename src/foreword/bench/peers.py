@@ -31,11 +31,13 @@ class Peer:
         key: as in ``--peer``.
         about: what it is and the settings that it runs with.
         needs: packages that its Python must have; none for peers that are a few lines of our own.
+        awaits: the issue that brings it; empty if it can be measured.
     """
 
     key: str
     about: str
     needs: tuple[str, ...] = ()
+    awaits: str = ""
 
     @property
     def variable(self) -> str:
@@ -49,6 +51,8 @@ class Peer:
 
     def missing(self) -> str | None:
         """Why it cannot be measured, as a sentence; ``None`` if it can."""
+        if self.awaits:
+            return f"{self.key} is missing: nothing here drives it yet; the issue '{self.awaits}' brings it."
         if self.versions is None:
             return f"{self.key} is missing: {self.python} does not run; correct {self.variable}."
         absent = [name for name, version in self.versions.items() if version is None]

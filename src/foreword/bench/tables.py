@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from foreword.bench.peers import Peer
 from foreword.bench.record import Record, Results
 from foreword.bench.workload import Limit, Workload
 
@@ -41,7 +42,11 @@ def _section(workload: Workload, records: Sequence[Record]) -> str:
 
 
 def _peers(workload: Workload) -> list[str]:
-    return ["\n".join(_wrapped(f"`{peer.key}`: {peer.about}.", "- ") for peer in workload.peers)]
+    return ["\n".join(_wrapped(f"`{peer.key}`: {peer.about}{_awaited(peer)}.", "- ") for peer in workload.peers)]
+
+
+def _awaited(peer: Peer) -> str:
+    return f"; missing until the issue '{peer.awaits}' brings it" if peer.awaits else ""
 
 
 def _goals(limits: Sequence[Limit]) -> str:

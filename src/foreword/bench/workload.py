@@ -95,12 +95,14 @@ class Workload(Protocol):
         about: how it is measured and what is compared, as a paragraph of the docs.
         peers: whom Foreword can be measured beside.
         engines: what ``--engine`` may say; none for work that no engine does.
+        reads_data: whether it needs the folder of the data sets.
     """
 
     name: ClassVar[str]
     about: ClassVar[str]
     peers: ClassVar[Sequence[Peer]]
     engines: ClassVar[Sequence[str]]
+    reads_data: ClassVar[bool]
 
     def cells(self, options: Options) -> list[Cell]:
         """All measurements, in the order in which they are made."""

@@ -19,7 +19,13 @@ TABLES = "tables"
 
 
 def bench(
-    workload: Annotated[str, typer.Argument(help="train or quality; tables writes the docs' page from the results.")],
+    workload: Annotated[
+        str,
+        typer.Argument(
+            help="ttft, mixed, many, step, train, quality or conformance; tables writes the docs' page and the "
+            "README's matrix from the results."
+        ),
+    ],
     peer: Annotated[
         list[str] | None, typer.Option(help="Measure beside this peer only; may be repeated.", show_default="all")
     ] = None,
@@ -49,9 +55,18 @@ def bench(
 
     if workload == TABLES:
         _write_page(Results(results), out or Path("docs/benchmarks.md"))
+        if out is None:
+            _write_matrix(Results(results), Path("README.md"))
         return
     chosen = _find(workload, engine)
-    wanted = Options(_folder(data), model or options.default_model(), _peers(chosen, peer), steps, limit, seed)
+    wanted = Options(
+        _folder(data) if chosen.reads_data else data,
+        model or options.default_model(),
+        _peers(chosen, peer),
+        steps,
+        limit,
+        seed,
+    )
     options.quiet_libraries()
     outcome = run(chosen, wanted, Results(results), options.say, only=only or (), again=again)
     if out is not None:
@@ -91,8 +106,20 @@ def _write_page(results: Results, path: Path) -> None:
     from foreword.bench.registry import WORKLOADS
     from foreword.bench.tables import page
 
+    _write(path, page(WORKLOADS, results))
+
+
+def _write_matrix(results: Results, path: Path) -> None:
+    """Where there is no README, as outside of a checkout, there is nothing to fill in."""
+    from foreword.bench.readme import with_matrix
+
+    if path.is_file():
+        _write(path, with_matrix(path.read_text(encoding="utf-8"), results))
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(page(WORKLOADS, results), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}; give another file with --out.") from error
     options.say(f"wrote {path}")

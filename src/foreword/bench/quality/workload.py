@@ -40,6 +40,7 @@ class Quality:
     )
     peers: ClassVar[Sequence[Peer]] = PEERS
     engines: ClassVar[Sequence[str]] = ()
+    reads_data: ClassVar[bool] = True
 
     def cells(self, options: Options) -> list[Cell]:
         return [

@@ -52,6 +52,7 @@ class Train:
     )
     peers: ClassVar[Sequence[Peer]] = (PEFT,)
     engines: ClassVar[Sequence[str]] = ()
+    reads_data: ClassVar[bool] = True
 
     def cells(self, options: Options) -> list[Cell]:
         return [

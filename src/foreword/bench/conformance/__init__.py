@@ -1,0 +1,1 @@
+"""The `conformance` workload: every model family beside plain Transformers."""

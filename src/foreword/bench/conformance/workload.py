@@ -1,0 +1,88 @@
+"""`Conformance`: which families do what, as differences to plain Transformers; the matrix of the README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+from foreword.bench.conformance import table
+from foreword.bench.peers import Peer
+from foreword.bench.record import Record
+from foreword.bench.workload import Cell, Limit, Options, Say, Summary
+
+GOAL = 1e-4
+
+PEFT = Peer("peft", "loads what Foreword exports, around the stock model, in this very process", needs=("peft",))
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """See ``about``."""
+
+    name: ClassVar[str] = "conformance"
+    about: ClassVar[str] = (
+        "Tiny models with random weights of many families in float32, each beside the same weights in plain "
+        "Transformers with eager attention: the largest difference. train: logits of rows of different lengths in one "
+        "ragged batch behind a learned prefix, gradients recorded, beside `past_key_values` a row at a time "
+        "(encoder-decoders: soft tokens in front of the encoder, beside `inputs_embeds`). checkpointing: gradients "
+        "with and without. embedded engine: requests with different prefixes, learned and static, together in the "
+        "engine and each alone in Transformers: scores of words, and by how much the logit of a greedy token is below "
+        "the highest (encoders: scores at a place of the text). PEFT round trip: logits of the exported folder in "
+        "PEFT. refused: what loading the model, or the step itself, says."
+    )
+    peers: ClassVar[Sequence[Peer]] = (PEFT,)
+    engines: ClassVar[Sequence[str]] = ("embedded",)
+    reads_data: ClassVar[bool] = False
+
+    def cells(self, options: Options) -> list[Cell]:
+        from foreword.bench.conformance.families import FAMILIES
+
+        settings = {"peers": list(options.peers), "seed": options.seed}
+        return [
+            Cell(key, {**settings, "title": family.title}, partial(_measure, key, options))
+            for key, family in FAMILIES.items()
+        ]
+
+    def summary(self, records: Sequence[Record]) -> Summary:
+        limits = []
+        for column in table.TITLES:
+            found = [record.found[column]["difference"] for record in records if "difference" in record.found[column]]
+            limits.append(Limit(f"{column}/largest_difference", GOAL, max(found, default=None), at_most=True))
+        return Summary({}, limits)
+
+    def tables(self, records: Sequence[Record]) -> str:
+        return table.markdown(records)
+
+
+def _measure(key: str, options: Options, say: Say) -> dict[str, Any]:
+    from foreword.bench.conformance.checks import CHECKS
+    from foreword.bench.conformance.families import FAMILIES
+    from foreword.bench.conformance.subject import Subject
+    from foreword.errors import UnsupportedModel, UsageError
+
+    with TemporaryDirectory() as folder:
+        try:
+            subject = Subject.of(FAMILIES[key], Path(folder), options.seed)
+        except UnsupportedModel as error:
+            say(f"  refused: {error}")
+            return {column: _refused(error, folder, key) for column in table.TITLES}
+        found: dict[str, Any] = {}
+        for column in table.TITLES:
+            if column == PEFT.key and PEFT.key not in options.peers:
+                found[column] = {"missing": "PEFT was not there, or not wanted"}
+                continue
+            try:
+                found[column] = CHECKS[column](subject)
+            except (UnsupportedModel, UsageError) as error:
+                found[column] = _refused(error, folder, key)
+            say(f"  {column}: {found[column]}")
+    return found
+
+
+def _refused(error: Exception, folder: str, key: str) -> dict[str, str]:
+    """What it says, with the model's name in place of where it was saved."""
+    return {"refused": str(error).replace(folder, key)}

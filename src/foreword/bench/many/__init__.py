@@ -1,0 +1,1 @@
+"""The `many` workload: a thousand published prefixes in a bounded memory."""

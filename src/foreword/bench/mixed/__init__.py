@@ -1,0 +1,1 @@
+"""The `mixed` workload: many requests behind many learned prefixes, all at once."""

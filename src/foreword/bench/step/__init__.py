@@ -1,0 +1,1 @@
+"""The `step` workload: one decode step, and one prefill, beside nothing but their matrix products."""

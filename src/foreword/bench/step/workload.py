@@ -1,0 +1,179 @@
+"""`Step`: one decode step and one prefill, beside their matrix products alone and beside Transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from foreword.bench import markdown
+from foreword.bench.candidate import Candidate
+from foreword.bench.material import requests
+from foreword.bench.measure import Spread, compared, interleaved, times_better
+from foreword.bench.peers import Peer
+from foreword.bench.record import Record
+from foreword.bench.workload import Cell, Limit, Options, Say, Summary
+
+OURS = "foreword"
+PRODUCTS = "products"
+CONTEXT = 128
+PREFILL = "prefill"
+PREFILL_TOKENS = 2000
+ROUNDS = 20
+PREFILL_ROUNDS = 5
+# Batch and how many times as long as the products alone a step may take; 4 is only looked at.
+BATCHES: Mapping[int, float | None] = {1: 2.0, 4: None, 16: 1.5, 64: 1.5}
+PREFILL_GOAL = 1.5
+
+TRANSFORMERS = Peer("transformers", "the stock model with SDPA attention, a `DynamicCache` and a greedy choice")
+LLAMACPP = Peer("llamacpp", "llama.cpp at the same batch and context", awaits="llama.cpp engine")
+
+
+@dataclass(frozen=True)
+class Step:
+    """See ``about``."""
+
+    name: ClassVar[str] = "step"
+    about: ClassVar[str] = (
+        f"One decode step of B answers, each about {CONTEXT} tokens long (128 in the middle of the turns), and one "
+        f"prompt of {PREFILL_TOKENS:,} tokens until its first token: `Engine.step`, called by hand. products: the "
+        "matrix products of the same tokens in the same process, one after another and nothing else: q/k/v merged, o, "
+        "gate/up merged and down of every layer with weights of its own, and the output matrix for the rows that "
+        "choose. floor: the bytes of those weights over the memory bandwidth measured in the same turns; no step that "
+        "reads its weights from memory is faster."
+    )
+    peers: ClassVar[Sequence[Peer]] = (TRANSFORMERS, LLAMACPP)
+    engines: ClassVar[Sequence[str]] = ("embedded",)
+    reads_data: ClassVar[bool] = True
+
+    def cells(self, options: Options) -> list[Cell]:
+        steps = [Cell(_key(batch), _settings(options, batch), partial(_step, options, batch)) for batch in BATCHES]
+        return [*steps, Cell(PREFILL, _prefill_settings(options), partial(_prefill, options))]
+
+    def summary(self, records: Sequence[Record]) -> Summary:
+        found = {record.key: record.found for record in records}
+        ratios = {f"{key}/{peer}": spread["median"] for key in found for peer, spread in found[key]["ratios"].items()}
+        goals = {_key(batch): goal for batch, goal in BATCHES.items()} | {PREFILL: PREFILL_GOAL}
+        limits = [
+            Limit(f"{key}/over_products", goal, found[key]["over_products"]["median"] if key in found else None, True)
+            for key, goal in goals.items()
+            if goal is not None
+        ]
+        return Summary(ratios, limits)
+
+    def tables(self, records: Sequence[Record]) -> str:
+        names = [peer.key for peer in self.peers]
+        columns = (
+            "work",
+            "seconds",
+            "products",
+            "over products (quartiles)",
+            "floor",
+            *(f"`{name}`" for name in names),
+        )
+        order = [*map(_key, BATCHES), PREFILL]
+        known = sorted((record for record in records if record.key in order), key=lambda r: order.index(r.key))
+        return markdown.table(columns, [_row(record, names) for record in known])
+
+
+def _row(record: Record, peers: Sequence[str]) -> list[str]:
+    found = record.found
+    return [
+        record.key,
+        markdown.milliseconds(found["runs"][OURS]["seconds"]),
+        markdown.milliseconds(found["products"]),
+        markdown.times(found["over_products"]),
+        markdown.milliseconds(found["floor"]) if "floor" in found else "-",
+        *(markdown.times(found["ratios"].get(name)) for name in peers),
+    ]
+
+
+def _key(batch: int) -> str:
+    return f"b{batch}"
+
+
+def _settings(options: Options, batch: int) -> dict[str, Any]:
+    rounds = options.steps or ROUNDS
+    return {
+        "peers": list(options.peers),
+        "model": options.model,
+        "dtype": "bfloat16",
+        "batch": batch,
+        # Half of the turns come before the context that is named, half behind it.
+        "prompt_tokens": CONTEXT - rounds // 2,
+        "rounds": rounds,
+        "seed": options.seed,
+    }
+
+
+def _prefill_settings(options: Options) -> dict[str, Any]:
+    tokens = min(PREFILL_TOKENS, options.limit or PREFILL_TOKENS)
+    rounds = options.steps or PREFILL_ROUNDS
+    return {**_settings(options, 1), "prompt_tokens": tokens, "rounds": rounds}
+
+
+def _sides(options: Options, settings: Mapping[str, Any], stack: ExitStack) -> dict[str, Candidate]:
+    mine = {**settings, "text": requests(options.data)}
+    ours = stack.enter_context(Candidate(OURS, "foreword.bench.step.side:start", mine))
+    theirs = {**settings, "model": ours.ask("folder"), "prompts": ours.ask("prompts")}
+    return {OURS: ours} | {
+        peer: stack.enter_context(Candidate(peer, f"foreword.bench.step.{peer}_side:start", theirs))
+        for peer in options.peers
+    }
+
+
+def _step(options: Options, batch: int, say: Say) -> dict[str, Any]:
+    settings = _settings(options, batch)
+    rounds = settings["rounds"]
+    with ExitStack() as stack:
+        sides = _sides(options, settings, stack)
+        weights = sides[OURS].ask("weights")
+        bandwidths: list[float] = []
+
+        def measure(name: str, turn: int) -> float:
+            if name != PRODUCTS:
+                return sides[name].ask("step")
+            bandwidths.append(sides[OURS].ask("bandwidth"))
+            return sides[OURS].ask("products", rows=batch, output_rows=batch)
+
+        for name, side in sides.items():
+            side.ask("begin", **({"tokens": rounds + 2} if name == OURS else {}))
+        seconds = interleaved([OURS, PRODUCTS, *options.peers], rounds, measure)
+    floor = [weights / bandwidth for bandwidth in bandwidths[1:]]
+    found = {
+        **_found(seconds, say),
+        "weights_bytes": weights,
+        "bytes_per_second": Spread.of(bandwidths[1:]).to_json(),
+        "floor": Spread.of(floor).to_json(),
+        "over_floor": times_better(floor, seconds[OURS]).to_json(),
+    }
+    return found
+
+
+def _prefill(options: Options, say: Say) -> dict[str, Any]:
+    settings = _prefill_settings(options)
+    with ExitStack() as stack:
+        sides = _sides(options, settings, stack)
+
+        def measure(name: str, turn: int) -> float:
+            if name != PRODUCTS:
+                return sides[name].ask("prefill")
+            return sides[OURS].ask("products", rows=settings["prompt_tokens"], output_rows=1)
+
+        seconds = interleaved([OURS, PRODUCTS, *options.peers], settings["rounds"], measure)
+    return _found(seconds, say)
+
+
+def _found(seconds: Mapping[str, Sequence[float]], say: Say) -> dict[str, Any]:
+    """Figures of all, with the products apart: they are no peer but what bounds us."""
+    others = {name: figures for name, figures in seconds.items() if name != PRODUCTS}
+    over = times_better(seconds[PRODUCTS], seconds[OURS])
+    for name, figures in seconds.items():
+        say(f"  {name}: {Spread.of(figures).median * 1e3:.2f} ms")
+    return {
+        **compared(others, OURS),
+        "products": Spread.of(seconds[PRODUCTS]).to_json(),
+        "over_products": over.to_json(),
+    }

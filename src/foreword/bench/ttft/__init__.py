@@ -1,0 +1,1 @@
+"""The `ttft` workload: time to the first token behind a long static prompt."""

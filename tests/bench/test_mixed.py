@@ -1,0 +1,65 @@
+"""The `mixed` workload: all sides do the same work on a tiny model, and what the figures come to."""
+
+from __future__ import annotations
+
+import pytest
+
+from foreword.bench.mixed import foreword_side, padded_side, peft_side
+from foreword.bench.mixed.workload import GOALS, Mixed, same_tokens
+from foreword.bench.record import Results
+from foreword.bench.run import run
+from foreword.bench.workload import Options
+
+TEXT = " ".join(f"I want lamp {number} of order {number * 37}." for number in range(60))
+
+
+@pytest.fixture
+def settings(roomy_folder):
+    sizes = {"requests": 5, "prefixes": 2, "length": 8, "prompt_tokens": 12, "output_tokens": 6}
+    return {"model": roomy_folder, "dtype": "float32", "text": TEXT, "seed": 1, **sizes}
+
+
+def test_all_sides_give_the_same_answers(settings, tmp_path):
+    ours = foreword_side.start(settings)
+    theirs = {**settings, "folders": ours["export"](folder=str(tmp_path)), "prompts": ours["prompts"]()}
+    answers = {"foreword": ours["run"]()["tokens"]}
+    assert [len(answer) for answer in answers["foreword"]] == [6] * 5
+    assert len({tuple(answer) for answer in answers["foreword"]}) > 1
+    for name, start in (("peft", peft_side.start), ("transformers_padded", padded_side.start)):
+        found = start(theirs)["run"]()
+        answers[name] = found["tokens"]
+        assert found["seconds"] > 0
+    assert same_tokens(answers) == {"peft": 1.0, "transformers_padded": 1.0}
+
+
+def test_lora_does_as_much_work_with_an_adapter_for_every_prefix(settings):
+    side = peft_side.start_lora({**settings, "prompts": [[5, 6, 7]] * 5})
+    tokens = side["run"]()["tokens"]
+    assert [len(answer) for answer in tokens] == [6] * 5
+    assert tokens[0] == tokens[2] == tokens[4] != tokens[1]
+
+
+def test_the_workload_from_end_to_end(roomy_folder, tiny_data, tmp_path):
+    workload = Mixed()
+    wanted = Options(tiny_data, roomy_folder, tuple(peer.key for peer in workload.peers), steps=1, limit=4)
+    outcome = run(workload, wanted, Results(tmp_path), lambda line: None)
+    assert outcome.failed == []
+    assert [sentence.split()[0] for sentence in outcome.missing] == ["vllm", "vllm_lora"]
+    (record,) = outcome.records
+    assert set(record.found["runs"]) == {"foreword", "peft", "peft_lora", "transformers_padded"}
+    assert set(outcome.summary.ratios) == {f"at-once/{name}" for name in ("peft", "peft_lora", "transformers_padded")}
+    table = workload.tables(outcome.records)
+    assert "| `vllm` | missing | missing | missing |" in table
+    assert table.splitlines()[2].startswith("| foreword | ")
+
+
+@pytest.mark.parametrize(("share", "met"), [(1.0, True), (0.99, False)])
+def test_what_is_too_slow_is_not_met(make_record, share, met):
+    ratios = {name: {"median": goal * share, "low": 0.0, "high": 99.0} for name, goal in GOALS.items()}
+    summary = Mixed().summary([make_record("mixed", "at-once", {"runs": {}, "ratios": ratios})])
+    assert [limit.met for limit in summary.limits] == [met] * len(GOALS)
+    assert not any(limit.met for limit in Mixed().summary([]).limits)
+
+
+def test_an_answer_counts_up_to_its_first_difference():
+    assert same_tokens({"foreword": [[1, 2, 3, 4]], "peft": [[1, 2, 9, 4]]}) == {"peft": 0.5}
