@@ -91,9 +91,13 @@ class Candidate:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with this very code on the path of any Python, and without threads that spin while another has its turn."""
+    """Ours, with this very code on the path of any Python.
+
+    How threads wait is left as it is: `OMP_WAIT_POLICY=passive` would make waking them at every small operation what is
+    measured.
+    """
     source = str(Path(__file__).parents[2])
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    settled = {**quiet, "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
+    settled = {**quiet, "TOKENIZERS_PARALLELISM": "false"}
     return {**settled, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}

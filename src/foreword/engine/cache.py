@@ -30,16 +30,27 @@ class PagedCache:
     A page is free (it holds nothing), held by one or several sequences, or idle: nobody holds it, but its content is
     known by a key and may be used again. Idle pages are given away in the order in which they were let go.
 
+    Args:
+        reuse: whether pages of tokens are known after they were computed; those of prefixes always are.
+
     Attributes:
         keys, values: one ``[kv_heads * pages * PAGE, dim]`` a layer, head after head.
     """
 
-    def __init__(self, shapes: tuple[LayerShape, ...], pages: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        shapes: tuple[LayerShape, ...],
+        pages: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        reuse: bool = True,
+    ) -> None:
         self.pages = pages
         self.rows = pages * PAGE
         self.keys = [torch.zeros(self.rows * s.kv_heads, s.key_dim, dtype=dtype, device=device) for s in shapes]
         self.values = [torch.zeros(self.rows * s.kv_heads, s.value_dim, dtype=dtype, device=device) for s in shapes]
-        self._shapes = shapes
+        self._shapes, self._reuse = shapes, reuse
         self._unused = list(range(pages - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._holders = [0] * pages
@@ -97,6 +108,8 @@ class PagedCache:
 
     def remember(self, sequence: Sequence) -> None:
         """Make the full pages of a sequence known, now that they are computed."""
+        if not self._reuse:
+            return
         for index in range(len(sequence.keys), sequence.computed // PAGE):
             key = self._chain(sequence, index)
             sequence.keys.append(key)

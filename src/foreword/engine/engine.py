@@ -50,6 +50,7 @@ class Engine:
         max_batch: sequences a step at most.
         step_tokens: tokens a step at most.
         max_waiting: requests that may wait; more are refused at once.
+        reuse: requests that begin with tokens of others, behind the same prefix, do not run them again.
         max_model_len: positions a request may take, prefix and answer included; the model's context by default.
         allow_other_weights: serve prefixes made for other weights of the same architecture.
         start: step in a thread of its own; without it, somebody has to call `step`.
@@ -66,6 +67,7 @@ class Engine:
         max_batch: int = 64,
         step_tokens: int = 512,
         max_waiting: int = 4096,
+        reuse: bool = True,
         max_model_len: int | None = None,
         allow_other_weights: bool = False,
         start: bool = True,
@@ -81,7 +83,7 @@ class Engine:
         self._lm, self._end_ids = lm, lm.end_ids
         self._step_tokens, self._max_waiting = step_tokens, max_waiting
         pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
-        self.cache = PagedCache(lm.identity.layers, pages, lm.dtype, lm.device)
+        self.cache = PagedCache(lm.identity.layers, pages, lm.dtype, lm.device, reuse=reuse)
         self.scheduler = Scheduler(self.cache, step_tokens, max_batch)
         self._runner = Runner(lm, self.cache)
         self._residents = Residents(lm.model, lm.dtype, lm.device)

@@ -34,7 +34,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
         bank.publish(Task(_name(index), "p-tuning-v2", prefix))
     each = prefixes[0].nbytes
     prompts = windows(lm.tokenizer, settings["text"], settings["requests"], settings["prompt_tokens"])
-    side = _Side(Engine(lm), bank, [lm.tokenizer.decode(ids) for ids in prompts], settings, each)
+    side = _Side(Engine(lm, reuse=False), bank, [lm.tokenizer.decode(ids) for ids in prompts], settings, each)
     return {"bound": lambda: side.bound, "traffic": side.traffic, "disturbance": side.disturbance}
 
 

@@ -32,7 +32,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     lm = load_model(settings["model"], dtype=settings["dtype"], device="cpu")
     prefixes = made_prefixes(lm, settings["text"], settings["prefixes"], settings["length"], settings["seed"])
     prompts = windows(lm.tokenizer, settings["text"], settings["requests"], settings["prompt_tokens"])
-    side = _Side(Engine(lm), prompts, prefixes, settings["output_tokens"])
+    side = _Side(Engine(lm, reuse=False), prompts, prefixes, settings["output_tokens"])
     return {
         "export": lambda folder: _export(lm, prefixes, Path(folder)),
         "folder": lambda: str(pull(settings["model"], print)),

@@ -20,7 +20,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     lm = load_model(settings["model"], dtype=settings["dtype"], device="cpu")
     products = Products(Shapes.of(lm.model.config.get_text_config()), lm.dtype)
     prompts = windows(lm.tokenizer, settings["text"], settings["batch"], settings["prompt_tokens"])
-    side = _Side(Engine(lm, start=False), prompts)
+    side = _Side(Engine(lm, start=False, reuse=False), prompts)
     return {
         "bandwidth": Bandwidth(),
         "begin": side.begin,

@@ -36,7 +36,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
         found = windows(lm.tokenizer, settings["requests"], count, settings["question_tokens"])
         return [lm.tokenizer.decode(ids) for ids in found]
 
-    side = _Side(Engine(lm), bank, text)
+    side = _Side(Engine(lm, reuse=False), bank, text)
     return {"publish": publish, "questions": questions, "ask": side.ask}
 
 
