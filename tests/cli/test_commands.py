@@ -302,6 +302,16 @@ def test_sampling_flags_reach_the_engine(run):
     assert cut["text"] == text[: text.index(text[2:4])]
 
 
+def test_beams(run):
+    ask = ("generate", "Once", "--max-tokens", 12)
+    assert run(*ask, "--beams", 1, "--json").json == run(*ask, "--json").json
+    best = run(*ask, "--beams", 4, "--json").json
+    assert best["usage"]["completion_tokens"] == len(best["token_ids"])
+    assert run(*ask, "--beams", 4).out == best["text"] + "\n"
+    assert "beam search takes no temperature" in run(*ask, "--beams", 4, "--temperature", 1).err
+    assert "width must be between 1 and" in run(*ask, "--beams", 40).err
+
+
 def test_constraint_flags_give_the_answer_its_form(run, tmp_path):
     ask = ("generate", "Once", "--max-tokens", 24)
     assert set(run(*ask, "--regex", "[ab]{3}", "--json").json["text"]) <= {"a", "b"}

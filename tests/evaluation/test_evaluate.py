@@ -208,3 +208,10 @@ def test_generation_defaults_give_way_to_the_request():
     assert generation_params(task).stop == ("\n",)
     assert generation_params(task, max_tokens=9, stop=None).max_tokens == 9
     assert generation_params(None).max_tokens == 128
+
+
+@pytest.mark.parametrize("bias", [{"great": 1.0}, {"7": "much"}, {"7": None}, [7, 1.0], {"7.5": 1.0}])
+def test_a_default_bias_that_is_none_is_refused(bias):
+    with pytest.raises(UsageError, match=r"the default logit_bias of task 't' must be .* found .*; publish"):
+        generation_params(labelled(generation={"logit_bias": bias}))
+    assert generation_params(labelled(generation={"logit_bias": {"7": 1}})).logit_bias == {7: 1.0}

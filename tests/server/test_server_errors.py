@@ -42,9 +42,12 @@ UNSUPPORTED = [
     (CHAT, "tools", [{"type": "function"}]),
     (CHAT, "tool_choice", "required"),
     (CHAT, "reasoning_effort", "low"),
+    (CHAT, "use_beam_search", True),
     (TEXT, "echo", True),
     (TEXT, "best_of", 2),
     (TEXT, "suffix", "end"),
+    (TEXT, "use_beam_search", True),
+    (TEXT, "prompt_logprobs", 1),
     (TEXT, "typical_p", 0.1),
     (TEXT, "messages", []),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -78,6 +79,26 @@ def test_structured_outputs(client: openai.OpenAI, form: dict[str, Any]) -> None
     )
     text = answer.choices[0].text
     assert json.loads(text).keys() == {"n"} if "json" in form else len(text) == 3 and set(text) <= {"a", "b"}
+
+
+def test_only_constraints_are_compiled_beside_the_event_loop(
+    client: openai.OpenAI, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, inside = type(house.engine).submit, []
+
+    def watched(engine: Any, request: Any) -> Any:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            inside.append(False)
+        else:
+            inside.append(True)
+        return submit(engine, request)
+
+    monkeypatch.setattr(type(house.engine), "submit", watched)
+    for extra in ({}, {"structured_outputs": {"regex": "ab"}}):
+        client.completions.create(model="poet", prompt="Hi", max_tokens=4, extra_body=extra)
+    assert inside == [True, False]
 
 
 def test_options_reach_the_engine(client: openai.OpenAI, house: House) -> None:

@@ -11,10 +11,10 @@ from tokenizers import processors
 
 from encoder_decoders import END, FAMILIES, PAD, random_model, tiny_encoder_decoder
 from foreword.bank.bank import Bank
-from foreword.core import SamplingParams, Task
+from foreword.core import Constraint, SamplingParams, Task
 from foreword.engine.decoder import DecoderEngine
 from foreword.engine.protocol import Request
-from foreword.errors import EngineError, TemplateError, UnsupportedOption, UsageError
+from foreword.errors import EngineError, RequestError, TemplateError, UnsupportedOption, UsageError
 from foreword.evaluation.evaluate import classify, evaluate
 from foreword.models.load import wrap
 from foreword.prompts.lower import empty
@@ -183,6 +183,33 @@ def test_what_is_not_answered_is_refused():
         engine.submit(Request.of(prompt, SamplingParams()))
     with pytest.raises(EngineError, match="is closed"):
         classify(engine, soft_task(lm), [{"text": TEXT}])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"repetition_penalty": 1.2},
+        {"presence_penalty": 1.0},
+        {"frequency_penalty": 1.0},
+        {"logit_bias": {5: 1.0}},
+        {"min_tokens": 2},
+        {"logprobs": 0},
+        {"constraint": Constraint.choice(["a"])},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_options_of_an_answer_are_refused_by_name(option):
+    lm = tiny_encoder_decoder("t5")
+    prompt = request.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, causal=False, decoder=True)
+    with DecoderEngine(lm) as engine, pytest.raises(UnsupportedOption, match=f"takes no {next(iter(option))}; leave"):
+        engine.submit(Request.of(prompt, SamplingParams(**option)))
+
+
+def test_a_prompt_is_measured_from_where_the_decoder_begins():
+    lm = tiny_encoder_decoder("t5")
+    prompt = request.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, causal=False, decoder=True)
+    with DecoderEngine(lm) as engine, pytest.raises(RequestError, match="name the place that its decoder begins at"):
+        engine.likelihood([replace(prompt, places=())])
 
 
 @pytest.mark.parametrize("method", ["p-tuning-v2", "prefix-tuning", "lora", "lora-hybrid", "pet", "autoprompt"])

@@ -12,7 +12,8 @@ from foreword.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from foreword.core import Constraint, Task
-    from foreword.engine.protocol import Stream
+    from foreword.engine.engine import Engine
+    from foreword.engine.protocol import Request, Stream
     from foreword.models import LanguageModel
     from foreword.text.request import Prompt
 
@@ -32,6 +33,7 @@ def generate(
     choice: Annotated[list[str] | None, typer.Option("--choice", help="One of these texts.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer.")] = None,
+    beams: Annotated[int | None, typer.Option(help="Search with so many beams, and print the best.")] = None,
     model: options.ModelName = None,
     bank: options.BankRoot = None,
     dtype: options.Dtype = "auto",
@@ -75,7 +77,10 @@ def generate(
         )
     request = Request.of(prompt, params)
     with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
-        answer = _answer(engine.submit(request), aloud=not json)
+        if beams is None:
+            answer = _answer(engine.submit(request), aloud=not json)
+        else:
+            answer = _searched(engine, request, beams, aloud=not json)
     if not answer.text and answer.finish_reason == "stop":
         options.say("the model ended its answer at once; a system task is meant to be asked over chat (serve).")
     usage = {
@@ -104,6 +109,18 @@ def _answer(stream: Stream, *, aloud: bool) -> _Answer:
             print(chunk.text, end="", flush=True)
     text = "".join(chunk.text for chunk in chunks)
     return _Answer(text, [token for chunk in chunks for token in chunk.token_ids], chunks[-1].finish_reason)
+
+
+def _searched(engine: Engine, request: Request, beams: int, *, aloud: bool) -> _Answer:
+    """The best answer of a beam search, which is known only at its end."""
+    from foreword.engine.beams import beam_search
+
+    best = beam_search(engine, request, beams)[0]
+    said = best.token_ids[:-1] if best.ended else best.token_ids  # a token that ends is not part of the text
+    text = engine.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if aloud:
+        print(text, end="", flush=True)
+    return _Answer(text, list(best.token_ids), "stop" if best.ended else "length")
 
 
 def _named(words: list[str], task: str | None, has_fields: bool) -> tuple[str | None, str | None]:

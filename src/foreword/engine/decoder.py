@@ -15,7 +15,7 @@ from foreword.engine.answer import Answer
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.engine.residents import Residents
-from foreword.errors import EngineError, UnsupportedOption
+from foreword.errors import EngineError, RequestError, UnsupportedOption
 from foreword.models import LanguageModel
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.text.detokenize import Detokenizer
@@ -85,11 +85,18 @@ class DecoderEngine:
         self._check_open()
         for prompt in prompts:
             self._admission.check_prompt(prompt, choice.longest)
-        pieces = scorer.pieces(self._lm, prompts, choice, self._residents, BATCH_TOKENS)
-        for piece in pieces:
-            piece.run()
-        self._counters["scored"] += len(prompts)
-        return scorer.gathered(pieces, prompts, choice.labels)
+        return self._read(prompts, scorer.by_choice(choice))
+
+    def likelihood(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """See `EngineProtocol.likelihood`. The decoder begins at a prompt's first place, which has to be named."""
+        self._check_open()
+        for prompt in prompts:
+            self._admission.check_prompt(prompt, 0)
+            if not prompt.places:
+                raise RequestError(f"{self.name} is an encoder-decoder; name the place that its decoder begins at.")
+        asked = [scorer.measured(prompt) for prompt in prompts]
+        found = self._read(asked, scorer.following(BATCH_TOKENS))
+        return list(found[:, 0].split([len(prompt.places) for prompt in asked]))
 
     def statistics(self) -> dict[str, float]:
         """Counters since the start, and how many requests are ``waiting``."""
@@ -107,6 +114,13 @@ class DecoderEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _read(self, prompts: Sequence[Prompt], reading: scorer.Reading) -> Tensor:
+        pieces = scorer.pieces(self._lm, prompts, reading, self._residents, BATCH_TOKENS)
+        for piece in pieces:
+            piece.run()
+        self._counters["scored"] += len(prompts)
+        return scorer.gathered(pieces, prompts, reading.labels)
 
     def _check_open(self) -> None:
         if not self.alive:

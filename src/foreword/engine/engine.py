@@ -13,6 +13,7 @@ from weakref import ref
 
 from torch import Tensor
 
+from foreword.core import SamplingParams
 from foreword.engine import sampler, scorer
 from foreword.engine.admission import Admission
 from foreword.engine.cache import PAGE, PagedCache
@@ -127,17 +128,17 @@ class Engine:
         """See `EngineProtocol.score`. Runs between the steps of generation, in pieces of a step's size."""
         for prompt in prompts:
             self._admission.check_prompt(prompt, choice.longest)
-        pieces = scorer.pieces(self._lm, prompts, choice, self._residents, self._step_tokens)
-        self._hand_over(self._pieces, pieces)
-        try:
-            return scorer.gathered(pieces, prompts, choice.labels)
-        except CancelledError:
-            raise EngineError("the engine was closed while it scored; start it again.") from None
-        except Exception as error:
-            raise EngineError(f"the engine could not score: {type(error).__name__}: {error}") from error
-        finally:
-            for piece in pieces:
-                piece.scores.cancel()
+        return self._read(prompts, scorer.by_choice(choice))
+
+    def likelihood(self, prompts: Items[Prompt]) -> list[Tensor]:
+        """See `EngineProtocol.likelihood`. Runs as `score` does, with the logits of a step's tokens at a time."""
+        if not self.causal:
+            raise UnsupportedModel(f"{self.name} is an encoder, which sees what follows; ask a causal model.")
+        for prompt in prompts:
+            self._admission.check_prompt(prompt, 0)
+        asked = [scorer.measured(prompt) for prompt in prompts]
+        found = self._read([prompt for prompt in asked if prompt.places], scorer.following(self._step_tokens))
+        return list(found[:, 0].split([len(prompt.places) for prompt in asked]))
 
     @property
     def alive(self) -> bool:
@@ -149,6 +150,10 @@ class Engine:
         if not self.causal:
             raise UnsupportedModel(f"{self.name} is an encoder, which writes no text; classify or tag with it.")
         self._admission.check(request)
+
+    def ending(self, params: SamplingParams) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self._end_ids.union(params.stop_token_ids) if not params.ignore_eos else frozenset(params.stop_token_ids)
 
     def statistics(self) -> dict[str, float]:
         """``waiting``, ``running``, ``pages``, ``free_pages``, and counters since the start.
@@ -188,6 +193,19 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _read(self, prompts: Items[Prompt], reading: scorer.Reading) -> Tensor:
+        pieces = scorer.pieces(self._lm, prompts, reading, self._residents, self._step_tokens)
+        self._hand_over(self._pieces, pieces)
+        try:
+            return scorer.gathered(pieces, prompts, reading.labels)
+        except CancelledError:
+            raise EngineError("the engine was closed while it scored; start it again.") from None
+        except Exception as error:
+            raise EngineError(f"the engine could not score: {type(error).__name__}: {error}") from error
+        finally:
+            for piece in pieces:
+                piece.scores.cancel()
 
     def _waits(self) -> int:
         return len(self._arrivals) + self.scheduler.waits
@@ -235,7 +253,7 @@ class Engine:
             return self._end(sequence, "error", error=sequence.error or NOT_FINITE)
         self._counters["tokens_generated"] += 1
         sequence.generated.append(token)
-        ends = self._ends(sequence, token)
+        ends = token in self.ending(sequence.request.sampling)
         text = "" if ends else sequence.detokenizer.push(token)  # a token that ends is not part of the text
         new = Chunk(text, (token,), logprobs=sequence.logprobs)
         if ends or sequence.detokenizer.stopped or sequence.complete:
@@ -248,10 +266,6 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason, last: Chunk) -> None:
         self.scheduler.remove(sequence)
         _put(sequence, replace(last, text=last.text + sequence.detokenizer.finish(), finish_reason=reason))
-
-    def _ends(self, sequence: Sequence, token: int) -> bool:
-        params = sequence.request.sampling
-        return token in params.stop_token_ids or (token in self._end_ids and not params.ignore_eos)
 
     def _end(
         self,

@@ -149,6 +149,16 @@ class EngineProtocol(Protocol):
         """Scores ``[answers, labels]`` float32: a prompt has an answer for each of its places, mostly one."""
         ...
 
+    def likelihood(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        """Log-probability of the prompts' own tokens, each given all before it, prefix included: ``[places]`` float32
+        for each prompt, of the token behind each of its places; without places, of every token but the first, which
+        nothing is run before, and but soft ones.
+
+        Raises RequestError, PromptTooLong or ModelMismatch for a prompt that can never be run, UnsupportedModel for an
+        encoder.
+        """
+        ...
+
     def statistics(self) -> dict[str, float]:
         """Counters and gauges: queue, batch, tokens, cache."""
         ...

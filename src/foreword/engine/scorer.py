@@ -1,10 +1,10 @@
-"""Scores of labels behind many prompts, in ragged batches of a bounded size."""
+"""Scores of labels behind many prompts, or of the prompts' own tokens, in ragged batches of a bounded size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 
@@ -13,10 +13,27 @@ from torch import Tensor
 
 from foreword.core import Front
 from foreword.engine.residents import Residents
+from foreword.errors import RequestError
 from foreword.models import LanguageModel
 from foreword.text.question import Question
+from foreword.text.ragged import lay_out
 from foreword.text.request import Prompt
 from foreword.text.scoring import Choice
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of prompts.
+
+    Attributes:
+        forward: scores ``[answers, labels]`` of questions behind one front: an answer for each of a question's places.
+        size: tokens that a question takes in a batch.
+        labels: how many labels there are.
+    """
+
+    forward: Callable[[LanguageModel, Front, list[Question]], Tensor]
+    size: Callable[[Question], int]
+    labels: int
 
 
 @dataclass(eq=False)
@@ -46,7 +63,7 @@ class Piece:
 def pieces(
     lm: LanguageModel,
     prompts: Sequence[Prompt],
-    choice: Choice,
+    reading: Reading,
     residents: Residents,
     budget: int,
 ) -> list[Piece]:
@@ -57,7 +74,7 @@ def pieces(
         budget: tokens a piece at most (a longer prompt is a piece of its own).
     """
     found = []
-    for places in _divide(prompts, choice, budget):
+    for places in _divide(prompts, reading.size, budget):
         first = prompts[places[0]]
         front = Front(
             prefix=residents.prefix(first.prefix, first.prefix_length),
@@ -65,7 +82,7 @@ def pieces(
             adapter=residents.adapter(first.adapter),
         )
         questions = [prompts[place].question for place in places]
-        found.append(Piece(places, partial(_forward, lm, front, questions, choice)))
+        found.append(Piece(places, partial(reading.forward, lm, front, questions)))
     return found
 
 
@@ -79,24 +96,70 @@ def gathered(pieces: Sequence[Piece], prompts: Sequence[Prompt], labels: int) ->
     return scores
 
 
-@torch.inference_mode()
-def _forward(lm: LanguageModel, front: Front, questions: list[Question], choice: Choice) -> Tensor:
-    batch, rows = choice.lay_out(front, questions, lm.device)
-    return choice.scores(lm.hidden(batch, rows) if choice.hidden else lm.logits(batch, rows)).float().cpu()
+def by_choice(choice: Choice) -> Reading:
+    """The scores of a choice's labels."""
+
+    @torch.inference_mode()
+    def forward(lm: LanguageModel, front: Front, questions: list[Question]) -> Tensor:
+        batch, rows = choice.lay_out(front, questions, lm.device)
+        return choice.scores(lm.hidden(batch, rows) if choice.hidden else lm.logits(batch, rows)).float().cpu()
+
+    return Reading(forward, choice.size, choice.labels)
 
 
-def _divide(prompts: Sequence[Prompt], choice: Choice, budget: int) -> Iterator[list[int]]:
-    """Prompts behind the same front, of similar lengths, with what their choice adds within the budget."""
+def following(at_once: int) -> Reading:
+    """The log-probability of the token that stands behind each place: one label, that token.
+
+    Args:
+        at_once: rows of logits that are held at a time; a question with more places is run once for each part of them.
+    """
+
+    @torch.inference_mode()
+    def forward(lm: LanguageModel, front: Front, questions: list[Question]) -> Tensor:
+        run = [Question(question.token_ids[: _read(question)], question.places) for question in questions]
+        batch, rows = lay_out(front, run, lm.device, decoder=lm.decoder)
+        tokens = [question.token_ids[place + 1] for question in questions for place in question.places]
+        parts = zip(rows.split(at_once), torch.tensor(tokens, device=lm.device).split(at_once), strict=True)
+        return torch.cat([_logprobs(lm.logits(batch, part), wanted) for part, wanted in parts])[:, None].cpu()
+
+    return Reading(forward, _read, 1)
+
+
+def measured(prompt: Prompt) -> Prompt:
+    """The prompt with the places whose next tokens are measured: its own, or else all that have one.
+
+    A soft token is not in the vocabulary, so nothing predicts it. Raises RequestError for a place without a next token.
+    """
+    ids = prompt.token_ids
+    found = tuple(place for place in range(len(ids) - 1) if ids[place + 1] >= 0)
+    if wrong := set(prompt.places) - set(found):
+        raise RequestError(f"no token of the vocabulary stands behind place {min(wrong)} of the prompt; leave it out.")
+    return replace(prompt, places=prompt.places or found)
+
+
+def _read(question: Question) -> int:
+    """Tokens of a question up to its last place: what stands behind is predicted and never run."""
+    return question.places[-1] + 1
+
+
+def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """``[K]`` float32 of ``tokens [K]`` from logits ``[K, vocab]``."""
+    # A log-softmax would be one more copy of the whole vocabulary.
+    return logits.gather(1, tokens[:, None])[:, 0].float() - logits.float().logsumexp(-1)
+
+
+def _divide(prompts: Sequence[Prompt], size: Callable[[Question], int], budget: int) -> Iterator[list[int]]:
+    """Prompts behind the same front, of similar lengths, within the budget."""
     order = sorted(range(len(prompts)), key=lambda i: (*_front(prompts[i]), len(prompts[i].token_ids)))
     piece: list[int] = []
     tokens = 0
     for place in order:
-        size = choice.size(prompts[place].question)
-        if piece and (_front(prompts[place]) != _front(prompts[piece[0]]) or tokens + size > budget):
+        more = size(prompts[place].question)
+        if piece and (_front(prompts[place]) != _front(prompts[piece[0]]) or tokens + more > budget):
             yield piece
             piece, tokens = [], 0
         piece.append(place)
-        tokens += size
+        tokens += more
     if piece:
         yield piece
 

@@ -78,15 +78,26 @@ def tag(engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]])
 
 
 def generation_params(task: Task | None, **overrides: Any) -> SamplingParams:
-    """The task's generation defaults, with what a request says in their place."""
+    """The task's generation defaults, with what a request says in their place. Raises UsageError for a wrong value."""
     known = {field.name for field in fields(SamplingParams)} - OF_REQUESTS
     defaults = {} if task is None else {k: v for k, v in task.generation.items() if k in known}
-    if "logit_bias" in defaults:  # JSON has no numbers for keys
-        defaults["logit_bias"] = {int(token): bias for token, bias in defaults["logit_bias"].items()}
+    if task is not None and "logit_bias" in defaults:
+        defaults["logit_bias"] = _biases(task.name, defaults["logit_bias"])
     for name in ("stop", "stop_token_ids"):
         if name in defaults:
             defaults[name] = tuple(defaults[name])
     return SamplingParams(**(defaults | {k: v for k, v in overrides.items() if v is not None}))
+
+
+def _biases(name: str, found: Any) -> dict[int, float]:
+    """A default ``logit_bias`` by token id: JSON has no numbers for keys."""
+    try:
+        return {int(token): float(bias) for token, bias in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UsageError(
+            f"the default logit_bias of task '{name}' must be an object of token ids to numbers, found "
+            f"{str(found)[:60]}; publish the task again."
+        ) from None
 
 
 def _template(task: Task) -> Template:

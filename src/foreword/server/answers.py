@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive
 
 from foreword.engine.protocol import Chunk, EngineProtocol, FinishReason, Request, Stream, TokenLogprob
@@ -23,16 +24,12 @@ class Answer:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-def submit_all(engine: EngineProtocol, requests: Sequence[Request]) -> list[Stream]:
+async def submit_all(engine: EngineProtocol, requests: Sequence[Request]) -> list[Stream]:
     """Submit all requests, or none: if one is refused, those before it are cancelled."""
-    streams: list[Stream] = []
-    try:
-        for request in requests:
-            streams.append(engine.submit(request))
-    except Exception:
-        _cancel(streams)
-        raise
-    return streams
+    if any(request.sampling.constraint is not None for request in requests):
+        # A constraint is compiled as it is submitted, which may take long and would hold up every other client.
+        return await run_in_threadpool(_submit_all, engine, requests)
+    return _submit_all(engine, requests)
 
 
 async def gather(streams: Sequence[Stream]) -> list[Answer]:
@@ -75,6 +72,17 @@ async def held(receive: Receive, streams: Sequence[Stream]) -> AsyncIterator[Non
     finally:
         watcher.cancel()
         _cancel(streams)
+
+
+def _submit_all(engine: EngineProtocol, requests: Sequence[Request]) -> list[Stream]:
+    streams: list[Stream] = []
+    try:
+        for request in requests:
+            streams.append(engine.submit(request))
+    except Exception:
+        _cancel(streams)
+        raise
+    return streams
 
 
 def _cancel(streams: Sequence[Stream]) -> None:

@@ -81,7 +81,7 @@ class Completions:
         requests = [copy for each in asked for copy in each.copies(body.n or 1)]
         ref = task.ref if task is not None else self.engine.name
         envelope = Envelope(dialect, body.model or ref, ref)
-        streams = submit_all(self.engine, requests)
+        streams = await submit_all(self.engine, requests)
         if body.stream:
             return EventStream(events(envelope, streams, body), streams)
         async with held(http.receive, streams):

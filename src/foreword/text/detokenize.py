@@ -58,11 +58,12 @@ class Detokenizer:
 
     def _release(self, fresh: str) -> str:
         text = self._held + fresh
-        ends = [text.find(stop) for stop in self._stop if stop in text and self._left < 0]
+        ends = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0 and self._left < 0]
         if ends:
             self.stopped = True
             self._held = ""
-            return text[: min(ends)]
+            # Whichever was complete first, as if the text had come a character at a time and not in tokens.
+            return text[: min(ends)[1]]
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
