@@ -77,7 +77,7 @@ def low_rank(lm, names, seed=1) -> Adapter:
 
     def pair(name):
         module = dict(lm.model.named_modules())[name]
-        into, out = module.weight.shape if type(module).__name__ == "Conv1D" else module.weight.shape[::-1]
+        into, out = module.weight.shape if type(module).__name__.endswith("Conv1D") else module.weight.shape[::-1]
         return LowRank(torch.randn(3, into, generator=generator) * 0.2, torch.randn(out, 3, generator=generator) * 0.2)
 
     return Adapter({name: pair(name) for name in names}, scale=1.5)

@@ -52,6 +52,26 @@ def test_a_changed_weight_is_noticed():
         torch.testing.assert_close(linear(x), 2 * before)
 
 
+def test_another_tensor_in_a_weight_is_noticed():
+    linear = copy.deepcopy(tiny_model("llama").model.model.layers[0].mlp)
+    x = torch.randn(1, 3, 48)
+    with torch.no_grad():
+        before = linear(x)
+        linear.down_proj.weight.data = 2 * linear.down_proj.weight.data
+        torch.testing.assert_close(linear(x), 2 * before)
+        linear.to(torch.bfloat16)
+        assert linear(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_layer_that_learns_is_not_packed():
+    linear = copy.deepcopy(tiny_model("llama").model.model.layers[0].mlp).requires_grad_()
+    x = torch.randn(1, 3, 48)
+    with torch.no_grad():
+        before = linear(x)
+        linear.down_proj.weight.data.mul_(2.0)
+        torch.testing.assert_close(linear(x), 2 * before)
+
+
 def test_a_copy_has_products_of_its_own():
     mlp = tiny_model("llama").model.model.layers[0].mlp
     x = torch.randn(1, 3, 48)
@@ -106,7 +126,7 @@ def test_two_threads_do_not_mix():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bias_and_shapes(kind, dtype):
     layers = nn.ModuleList([kind(24, 40), kind(24, 24)] if kind is nn.Linear else [kind(40, 24), kind(24, 24)])
-    layers = layers.to(dtype)
+    layers = layers.to(dtype).requires_grad_(False)
     for layer in layers:
         nn.init.normal_(layer.bias)
     x = torch.randn(2, 5, 24).to(dtype)

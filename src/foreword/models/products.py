@@ -34,7 +34,7 @@ class Product:
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         self.members = tuple(members)
-        self._versions: tuple[int, ...] = ()
+        self._versions: tuple[tuple[int, int, torch.dtype], ...] = ()
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
         self._made: tuple[Tensor, Sequence[Tensor]] | None = None
@@ -66,7 +66,7 @@ class Product:
         return [_matrix(member).shape[0] for member in self.members]
 
     def _multiply(self, x: Tensor) -> Tensor:
-        versions = tuple(member.weight._version for member in self.members)  # type: ignore[union-attr]
+        versions = tuple(map(_version, self.members))
         if self._weight is None or versions != self._versions:
             self._pack()
             self._versions = versions
@@ -130,8 +130,11 @@ def pack(model: nn.Module, run: Callable[[], object]) -> int:
 
 
 def _packs(module: nn.Module) -> bool:
+    """Whether a layer is frozen, on a CPU, and of a dtype that packs. One that learns may be written behind its version
+    count (``weight.data.copy_``), so nothing is kept of it."""
     weight = module.weight
-    return isinstance(weight, Tensor) and weight.device.type == "cpu" and usable(weight.dtype)
+    frozen = isinstance(weight, Tensor) and not weight.requires_grad
+    return frozen and weight.device.type == "cpu" and usable(weight.dtype)
 
 
 @cache
@@ -174,6 +177,13 @@ def _siblings(layers: Sequence[nn.Module], run: Callable[[], object]) -> list[li
         grouped.add(module)
         last = x
     return groups
+
+
+def _version(module: nn.Module) -> tuple[int, int, torch.dtype]:
+    """Changes with the weight: in place, or for another tensor (``weight.data = ...`` leaves the count as it is)."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight._version, weight.data_ptr(), weight.dtype
 
 
 def _matrix(module: nn.Module) -> Tensor:
