@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +16,7 @@ from foreword.engine.cache import PAGE, PagedCache
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy
+from foreword.models.load import wrap
 from models import CAUSAL, tiny_model
 
 # The windows of the tiny Mistral (6) and Gemma 3 (8) are shorter than the longer prefixes and longer than the others.
@@ -278,6 +280,19 @@ def test_who_gives_way_answers_as_if_nothing_had_happened():
         answer = tokens_of(stream)
         assert len(answer) == 3 * PAGE
         assert_greedy("llama", stream.request, answer)
+
+
+def test_weights_that_change_are_asked_without_reuse():
+    known = tiny_model("llama")
+    lm = wrap(copy.deepcopy(known.model), known.tokenizer, name="changing")
+    answers = []
+    with Engine(lm, cache_bytes=1 << 20, reuse=False) as engine, Engine(lm, cache_bytes=1 << 20, reuse=False) as fresh:
+        asked = ask(3 * PAGE, max_tokens=8)
+        answers.append(tokens_of(engine.submit(asked)))
+        with torch.no_grad():
+            lm.model.model.layers[0].self_attn.k_proj.weight.mul_(-3.0)
+        answers += [tokens_of(each.submit(asked)) for each in (engine, fresh)]
+    assert answers[1] == answers[2] != answers[0]
 
 
 @pytest.mark.parametrize("sharing", [2, 12])

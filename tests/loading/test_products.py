@@ -63,6 +63,16 @@ def test_another_tensor_in_a_weight_is_noticed():
         assert linear(x.bfloat16()).dtype == torch.bfloat16
 
 
+def test_a_changed_bias_is_noticed():
+    linear = nn.Linear(8, 8).requires_grad_(False)
+    layers, x = nn.ModuleList([linear]), torch.randn(1, 8)
+    assert pack(layers, lambda: layers[0](x)) == 1
+    with torch.no_grad():
+        before = layers[0](x)
+        linear.bias.add_(1.0)
+        torch.testing.assert_close(layers[0](x), before + 1.0)
+
+
 def test_a_layer_that_learns_is_not_packed():
     linear = copy.deepcopy(tiny_model("llama").model.model.layers[0].mlp).requires_grad_()
     x = torch.randn(1, 3, 48)

@@ -110,6 +110,8 @@ class CachedAttention:
             for own, seen in zip(self._own, seen_own, strict=True)
         ]
         out = found[0][0] if len(found) == 1 else torch.cat([part for part, _ in found], dim=1)
+        if not self._shared and rule.sinks is None:
+            return out
         lse = found[0][1] if len(found) == 1 else torch.cat([part for _, part in found], dim=1)
         for shared, seen in zip(self._shared, seen_shared, strict=True):
             keys, values = shared.prefix.keys[layer][None], shared.prefix.values[layer][None]

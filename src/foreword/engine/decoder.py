@@ -37,12 +37,16 @@ BATCH_TOKENS = 4096
 
 
 def evaluator(
-    lm: LanguageModel, *, cache_bytes: int = 1 << 30, allow_other_weights: bool = False
+    lm: LanguageModel, *, cache_bytes: int = 1 << 30, allow_other_weights: bool = False, reuse: bool = True
 ) -> Engine | DecoderEngine:
-    """The engine that measures a model: the one that serves it, except for an encoder-decoder, which nothing serves."""
+    """The engine that measures a model: the one that serves it, except for an encoder-decoder, which nothing serves.
+
+    Args:
+        reuse: see `Engine`; not for a model whose weights change meanwhile.
+    """
     if isinstance(lm, EncoderDecoder):
         return DecoderEngine(lm, allow_other_weights=allow_other_weights)
-    return Engine(lm, cache_bytes=cache_bytes, allow_other_weights=allow_other_weights)
+    return Engine(lm, cache_bytes=cache_bytes, allow_other_weights=allow_other_weights, reuse=reuse)
 
 
 class DecoderEngine:

@@ -241,7 +241,7 @@ class Engine:
     def _postprocess(self, plan: list[Work], chosen: list[int | None]) -> None:
         tokens = iter(chosen)
         self._counters["steps"] += 1
-        self._counters["tokens_run"] += sum(work.end - work.start for work in plan)
+        self._counters["tokens_run"] += sum(work.tokens for work in plan)
         for work in plan:
             work.sequence.computed = work.end
             self.cache.remember(work.sequence)

@@ -45,7 +45,7 @@ class Runner:
         adapters = tuple(work.sequence.adapter for work in plan)
         device = self._lm.device
         return Batch(
-            lengths=tuple(work.end - work.start for work in plan),
+            lengths=tuple(work.tokens for work in plan),
             parents=(None,) * len(plan),
             prefixes=tuple(work.sequence.prefix for work in plan),
             token_ids=torch.tensor([max(token, 0) for token in tokens], device=device),

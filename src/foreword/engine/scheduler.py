@@ -74,7 +74,8 @@ class Scheduler:
 
     @property
     def sequences(self) -> list[Sequence]:
-        return [*self.running, *self.waiting]
+        """All of them; asked for at every step, so those that wait are not put in order."""
+        return list(self._number)
 
     def add(self, sequence: Sequence) -> None:
         self._number[sequence] = next(self._numbers)

@@ -34,7 +34,7 @@ class Product:
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         self.members = tuple(members)
-        self._versions: tuple[tuple[int, int, torch.dtype], ...] = ()
+        self._versions: tuple[tuple[object, ...], ...] = ()
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
         self._made: tuple[Tensor, Sequence[Tensor]] | None = None
@@ -179,11 +179,12 @@ def _siblings(layers: Sequence[nn.Module], run: Callable[[], object]) -> list[li
     return groups
 
 
-def _version(module: nn.Module) -> tuple[int, int, torch.dtype]:
-    """Changes with the weight: in place, or for another tensor (``weight.data = ...`` leaves the count as it is)."""
-    weight = module.weight
+def _version(module: nn.Module) -> tuple[object, ...]:
+    """Changes with weight and bias, in place or for another tensor: ``weight.data = ...`` leaves the count as it is."""
+    weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
-    return weight._version, weight.data_ptr(), weight.dtype
+    of_bias = (bias._version, bias.data_ptr()) if bias is not None else ()
+    return weight._version, weight.data_ptr(), weight.dtype, *of_bias
 
 
 def _matrix(module: nn.Module) -> Tensor:

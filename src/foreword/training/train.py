@@ -96,7 +96,8 @@ def train(
     way = WAYS.get(run.method.name, members)
     way.check(run)
     start = run.learned() if run.learns else None  # what cannot start is said before anything is written
-    with evaluator(lm, cache_bytes=CACHE_BYTES) as engine:
+    # What is learned may be the model itself: keys of its earlier weights must not answer for it.
+    with evaluator(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
         folder = RunFolder.open(run)
         untaught = before(run, engine, say)
         if start is not None:

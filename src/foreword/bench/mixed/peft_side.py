@@ -8,7 +8,10 @@ from typing import Any
 
 import peft
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
+
+from foreword.errors import BenchError
 
 RANK = 8
 
@@ -19,6 +22,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     model: Any = peft.PeftModel.from_pretrained(_base(settings), first, adapter_name="t0")
     for index, folder in enumerate(others, 1):
         model.load_adapter(folder, adapter_name=f"t{index}")
+    _check_prefix(model, settings["prompts"][0])
     return {"run": _Prefixes(model.eval(), settings).run}
 
 
@@ -67,6 +71,31 @@ class _Mixed:
         with torch.inference_mode():
             answers = _generate(self._model, self._prompts, self._how, adapter_names=self._names)
         return {"seconds": time.perf_counter() - began, "tokens": answers}
+
+
+@torch.inference_mode()
+def _check_prefix(model: Any, prompt: list[int]) -> None:
+    """Raise BenchError unless `generate` answers as the forward of the same model does, prefix included."""
+    how = GenerationConfig(
+        max_new_tokens=2,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    ids = torch.tensor([prompt])
+    found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how)
+    read = found.sequences[:, :-1]
+    seen = torch.stack(found.logits, dim=1)
+    expected = model(input_ids=read, attention_mask=torch.ones_like(read)).logits[:, -2:]
+    bare = model.get_base_model()(input_ids=read).logits[:, -2:]
+    # Rounding is far less than what a prefix does.
+    if (seen - expected).norm() > 0.1 * (bare - expected).norm():
+        raise BenchError(
+            f"PEFT {peft.__version__} loses its prefix in `generate` of Transformers {transformers.__version__}; "
+            "install transformers below 5.24."
+        )
 
 
 def _how(settings: Mapping[str, Any]) -> GenerationConfig:

@@ -37,7 +37,7 @@ def _figures(settings: Mapping[str, Any]) -> dict[str, Any]:
     task = replace(run.task("full"), method="full")
     weights = [weight.requires_grad_() for weight in lm.model.parameters()]
     began = time.perf_counter()
-    with Engine(lm, cache_bytes=CACHE_BYTES) as engine:
+    with Engine(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:  # its weights change
         _learn(run, learned, weights, Scorer(run, engine, task, learned))
     seconds = time.perf_counter() - began
     figures = judged(lm, learned.become(lm, task), settings)
