@@ -17,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from foreword.core import Adapter, Batch
 from foreword.errors import ModelMismatch, UnsupportedModel
 
+_KEPT = "_foreword_adapters"
+
 
 def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
     """``(in, out)`` widths of every linear layer that an adapter can change, by module name; not the output matrix."""
@@ -57,9 +59,19 @@ def check_adapter(adapter: Adapter, model: nn.Module, what: str) -> None:
 class AdapterLayers:
     """The linear layers of one model, and what is added to their output in the forward that runs now.
 
-    A hook goes on a layer when an adapter first changes it, and reads what `use` has set. It stays set until the next
-    forward, since gradient checkpointing runs layers again during the backward pass.
+    A hook goes on a layer when an adapter first changes it, and reads what `use` has set. Where gradients are recorded
+    it stays set until the next forward, since checkpointing runs layers again during the backward pass. A model has one
+    of these, whoever wraps it (`of`): what one wrapper left behind must not change the forward of another.
     """
+
+    @classmethod
+    def of(cls, model: nn.Module) -> AdapterLayers:
+        """The one of a model, which keeps it."""
+        known = vars(model).get(_KEPT)
+        if known is None:
+            known = cls(model)
+            setattr(model, _KEPT, known)
+        return known
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -79,6 +91,10 @@ class AdapterLayers:
             if adapter is not None:
                 self._hook(adapter)
                 self._active.append((adapter, _tokens_of(adapter, batch)))
+
+    def clear(self) -> None:
+        """Nothing is added any more."""
+        self._active = []
 
     def check_met(self, name: str) -> None:
         """Raise UnsupportedModel unless every changed layer ran as a module in the forward that just ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from engine.reference import TOLERANCE, ask, learned, random_ids, stock_model, tokens_of
 from engine.test_engine import run, stepped
 from foreword.adapters import linear_layers
-from foreword.core import Adapter, Front, LowRank, SamplingParams, soft_id
+from foreword.core import Adapter, Batch, Front, LowRank, SamplingParams, soft_id
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import ModelMismatch, RequestError, UnsupportedModel
@@ -180,3 +181,20 @@ def test_an_adapter_hook_refuses_a_layer_that_sees_other_tokens():
     hooks.use(Batch((2, 3), (None, None), (None, None), torch.arange(5), adapters=(changes, None)))
     with pytest.raises(UnsupportedModel, match="an adapter cannot find its own"):
         layer(torch.zeros(1, 2, 4))
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_an_adapter_does_not_outlive_its_forward(learning):
+    """Nor does it reach another wrapper of the same model, or the model itself."""
+    lm = tiny_model("llama")
+    other = replace(lm, name="another wrapper")
+    batch = Batch.behind(Front(), [[5, 6, 7]])
+    rows = torch.tensor([2])
+    with torch.no_grad():
+        before = other.logits(batch, rows)
+    with torch.set_grad_enabled(learning):
+        changed = lm.logits(Batch.behind(Front(adapter=adapter("llama")), [[5, 6, 7]]), rows).detach()
+    assert not torch.allclose(changed, before, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(other.logits(batch, rows), before)
+        torch.testing.assert_close(lm.logits(batch, rows), before)

@@ -43,7 +43,7 @@ def model(family: str) -> LanguageModel:
 
 
 def pet(folder: Path, **changes) -> Recipe:
-    settings = {"method": "pet", "init": "auto", "length": None, "lr": 0.02, "max_steps": 12}
+    settings = {"method": "pet", "init": "auto", "length": None, "lr": 0.02, "max_steps": 30}
     return recipe(folder, **{**settings, **changes})
 
 
@@ -147,7 +147,7 @@ def test_all_weights_of_several_patterns(tmp_path):
     """Every pattern starts from the model as it was."""
     lm = model("bert")
     before = weights(lm)
-    changes = {"template": PATTERNS, "unlabeled": unlabeled(tmp_path), "weights": "all", "lr": 3e-3}
+    changes = {"template": PATTERNS, "unlabeled": unlabeled(tmp_path), "weights": "all", "lr": 1e-3, "max_steps": 30}
     outcome = train(lm, pet(tmp_path, **changes))
     assert outcome.metrics["accuracy"] > 0.95
     assert is_as_it_was(lm, before)

@@ -49,7 +49,7 @@ class LanguageModel:
     _adapters: AdapterLayers = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._adapters = AdapterLayers(self.model)
+        self._adapters = AdapterLayers.of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -108,8 +108,12 @@ class LanguageModel:
     @contextmanager
     def _adapted(self, batch: Batch) -> Iterator[None]:
         self._adapters.use(batch)
-        yield
-        self._adapters.check_met(self.name)
+        try:
+            yield
+            self._adapters.check_met(self.name)
+        finally:
+            if not torch.is_grad_enabled():
+                self._adapters.clear()
 
 
 def forward(model: Any, batch: Batch, rows: Tensor, run: Pass, first_position: int) -> Tensor:
