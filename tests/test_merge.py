@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreword.dense_attention import SHORT, Rule, Seen, attend_grouped, attend_with_lse, merge, with_sinks
+from foreword.dense_attention import SHORT, Rule, Seen, attend, attend_grouped, attend_with_lse, merge, with_sinks
 from foreword.errors import TrainingError
 
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
@@ -85,6 +85,31 @@ def test_merged_halves_equal_one_softmax(case):
     torch.testing.assert_close(merged.double(), expected, atol=LIMITS[dtype], rtol=LIMITS[dtype])
     grouped = attend_grouped(query, key, value, mask, Rule(scale))
     torch.testing.assert_close(grouped.double(), expected, atol=LIMITS[dtype], rtol=LIMITS[dtype])
+
+
+@pytest.mark.parametrize("sees", ["all", "causal", "half blind"])
+@pytest.mark.parametrize("scale", [0.125, 0.09])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_many_scores_in_bfloat16_are_near_one_softmax(rows, scale, sees, monkeypatch):
+    """Scores of up to 4 are rounded by 2 ** -7 at most, so a weight is off by 1.6 % at most."""
+    length, keys = 64, 300
+    query, key, value = tensors(rows, 6, 2, length, keys, 64, 64, torch.bfloat16, 6)
+    mask = torch.ones(1, 1, length, keys, dtype=torch.bool)
+    if sees != "all":
+        mask = mask.tril(keys - length)
+    if sees == "half blind":
+        mask[:, :, : length // 2] = False
+    seen = None if sees == "all" else Seen(mask)
+    with torch.no_grad():
+        out, lse = attend_with_lse(query, key, value, seen, Rule(scale))
+        assert torch.equal(attend(query, key, value, seen, Rule(scale)), out)
+        monkeypatch.setattr("foreword.dense_attention.MANY", 1 << 60)
+        flash = attend_with_lse(query, key, value, seen, Rule(scale))
+    assert not torch.equal(out, flash[0]), "both went the same way"
+    expected, expected_lse = plain(query, key, value, mask, scale)
+    torch.testing.assert_close(out.double(), expected, atol=LIMITS[torch.bfloat16], rtol=LIMITS[torch.bfloat16])
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-2, rtol=1e-3)
+    assert lse.dtype == torch.float32
 
 
 def test_a_part_that_sees_nothing_weighs_nothing():

@@ -302,3 +302,20 @@ def test_garbage_is_refused_or_the_same(path: Path, make_prefix: Make, data: st.
         assert read_prefix(path).digest == make_prefix().digest
     with suppress(CorruptFile):
         read_header(path)
+
+
+def test_large_numbers_whose_sum_overflows_are_finite(tmp_path, make_prefix):
+    prefix = make_prefix(dtype=torch.float32)
+    prefix.keys[0].fill_(3e38)
+    write_prefix(tmp_path / "p", prefix, method="test", provenance={})
+    assert torch.equal(read_prefix(tmp_path / "p").keys[0], prefix.keys[0])
+
+
+def test_what_becomes_of_the_file_does_not_change_what_was_read(tmp_path, make_prefix):
+    prefix = make_prefix()
+    write_prefix(tmp_path / "p", prefix, method="test", provenance={})
+    found = read_prefix(tmp_path / "p")
+    with open(tmp_path / "p", "r+b") as file:
+        file.write(bytes((tmp_path / "p").stat().st_size))
+    assert found.keys[0].ne(0).any()
+    assert_same(found, prefix)

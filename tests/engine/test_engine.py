@@ -306,3 +306,18 @@ def test_prefixes_in_pages_or_not_read_once_or_with_each(length, sharing, monkey
     run(engine)
     for stream in streams:
         assert_greedy("qwen3", stream.request, tokens_of(stream))
+
+
+@pytest.mark.parametrize("pooled", [0, 256])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss"])
+def test_prompts_in_pieces_with_prefixes_and_answers_beside_them(name, pooled, monkeypatch):
+    monkeypatch.setattr("foreword.engine.attention.PIECE", 3)
+    monkeypatch.setattr("foreword.engine.cache.POOLED", pooled)
+    engine = stepped(name, pages=64)
+    prefixes = [learned(name, 7, 1), learned(name, 6, 2), None]
+    streams = [
+        engine.submit(ask(length, length, prefixes[length % 3], max_tokens=5)) for length in (1, 2, 3, 4, 11, 13, 17)
+    ]
+    run(engine)
+    for stream in streams:
+        assert_greedy(name, stream.request, tokens_of(stream))

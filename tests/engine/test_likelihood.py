@@ -71,8 +71,8 @@ def test_no_more_logits_are_held_than_a_step_has_tokens(monkeypatch):
         seen.append(len(rows))
         return whole(lm, batch, rows, **options)
 
-    monkeypatch.setattr(LanguageModel, "logits", logits_of)
     with Engine(tiny_model("llama"), cache_bytes=1 << 20, step_tokens=16) as engine:
+        monkeypatch.setattr(LanguageModel, "logits", logits_of)
         (found,) = engine.likelihood([Prompt(random_ids(50, 1), None, 0)])
     assert seen == [16, 16, 16, 1]
     assert found.shape == (49,)

@@ -16,6 +16,7 @@ from foreword.bank.store import Store
 from foreword.core import ModelIdentity, Task
 from foreword.errors import BankError, CorruptFile, PublishConflict, UnknownTask, UsageError
 from foreword.home import home
+from foreword.workers import release_workers
 
 _NOTHING_PUBLISHED = "nothing was published; the version served before is still served"
 _NOTHING_READ = "check that the place exists and may be read"
@@ -59,6 +60,7 @@ class Bank:
                 self._check_model(task)
             published = write_version(folder, task, number=store.claim(task.name))
             self._serve(task.name, published.version, folder)
+        release_workers()  # an engine may be running in another thread
         return published
 
     def load(self, ref: str) -> Task:
@@ -66,7 +68,9 @@ class Bank:
         `CorruptFile`."""
         with self._door(_NOTHING_READ):
             name, version = self._resolve(ref)
-            return read_version(self._store.folder(name, version), name, version)
+            task = read_version(self._store.folder(name, version), name, version)
+        release_workers()  # an engine may be running in another thread
+        return task
 
     def describe(self, ref: str) -> dict[str, Any]:
         """The content of ``task.json``, without loading tensors. Raises as `load` does."""

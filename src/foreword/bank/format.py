@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +89,28 @@ def read_version(folder: Path, name: str, version: str | None = None) -> Task:
         CorruptFile: anything missing, altered, malformed or from a newer Foreword.
     """
     record = read_record(folder, name, version)
-    for file, entry in record["files"].items():
+    # Files are hashed while their tensors are read: of a long prefix, either takes as long as the other.
+    with ThreadPoolExecutor(1) as hashing:
+        checked = hashing.submit(_check_served, folder, record["files"])
+        try:
+            return _read_task(folder, record)
+        finally:
+            checked.result()  # that a file was altered says more than what follows from it
+
+
+def _check_served(folder: Path, files: Mapping[str, Any]) -> None:
+    for file, entry in files.items():
         if file != CARD:
             check_file(folder / file, **entry)
+
+
+def _read_task(folder: Path, record: Mapping[str, Any]) -> Task:
     model = ModelIdentity.from_json(record["model"])
-    prefix = _read_member(folder / PREFIX, model)
     words, bias = record["verbalizer"], record.get("bias")
     return Task(
-        name=name,
+        name=record["name"],
         method=record["method"],
-        prefix=prefix,
+        prefix=_read_member(folder / PREFIX, model),
         kind=record["kind"],
         text=record["text"],
         template=record["template"],

@@ -86,8 +86,7 @@ def read_prefix(path: str | os.PathLike[str]) -> KVPrefix:
     where = str(path)
     with open_file(path) as stream:
         header = _checked_header(read_container(stream, where), where)
-        stream.seek(0)
-        tensors = load_tensors(stream.read(), where)
+    tensors = load_tensors(path)
     prefix = _build(header, tensors, where)
     if prefix.digest != header["digest"]:
         raise CorruptFile(

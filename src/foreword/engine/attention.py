@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from foreword.core import Batch, KVPrefix
-from foreword.dense_attention import Rule, Seen, attend_with_lse, merge, with_sinks
+from foreword.dense_attention import Rule, Seen, attend, attend_with_lse, merge, with_sinks
 from foreword.engine.cache import PagedCache
 from foreword.engine.scheduler import Work
+from foreword.engine.sequence import Sequence
 
 SHORT = 64
 """Keys up to which a context is not worth a product of its own."""
@@ -23,31 +24,44 @@ GATHERED = 1024
 sequence's own: one product over different prefixes is quicker than a product for each, and a merge."""
 
 
+PIECE = 128
+"""Tokens whose scores over many keys are made at a time, few enough to stay in a CPU's cache."""
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Own tokens ``start..end`` of a sequence."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+
 @dataclass
 class _Shared:
-    """All tokens of the step that stand behind one prefix: one dense product for all their queries.
+    """Tokens of the step that stand behind one prefix: one dense product for all their queries.
 
     Attributes:
         prefix: its tensors are used where they lie.
-        tokens: ``[n]`` places of the tokens in the step.
+        tokens: ``[n]`` places of the tokens in the step, in ascending order.
         at: ``[n]`` how many keys are in front of each, the prefix included.
     """
 
     prefix: KVPrefix
-    tokens: Tensor
+    tokens: Tensor | slice
     at: Tensor
 
     def seen(self, window: int | None) -> Seen | None:
         """What ``n`` tokens see of ``P`` positions; ``None`` if every token sees the whole prefix."""
         if window is None or int(self.at.max()) < window:
             return None
-        keys = torch.arange(self.prefix.length, device=self.tokens.device)
+        keys = torch.arange(self.prefix.length, device=self.at.device)
         return Seen((keys[None, :] > self.at[:, None] - window)[None, None])
 
 
 @dataclass
 class _Own:
-    """Works that lie together in the step and run equally many tokens, over what the cache holds of each.
+    """Spans that lie together in the step and are equally long, over what the cache holds of each.
 
     Attributes:
         start, end: places of their tokens in the step.
@@ -86,8 +100,8 @@ class CachedAttention:
         rows = [work.sequence.rows[work.sequence.front_length :][work.start : work.end] for work in plan]
         self._rows = torch.from_numpy(np.concatenate(rows)).to(self._device)[None]
         dense = _dense(plan)
-        self._shared = [self._make_shared(plan, batch, prefix) for prefix in dense]
-        self._own = [self._make_own(plan[first:last], batch, first, dense) for first, last in _alike(plan)]
+        self._shared = [piece for prefix in dense for piece in self._make_shared(plan, batch, prefix)]
+        self._own = [self._make_own(spans, start, dense) for start, spans in _alike(plan)]
         self._written: dict[int, Tensor] = {}
         self._seen: dict[int | None, tuple[list[Seen | None], list[Seen | None]]] = {}
 
@@ -105,20 +119,19 @@ class CachedAttention:
             self._seen[window] = [s.seen(window) for s in self._shared], [o.seen(window) for o in self._own]
         seen_shared, seen_own = self._seen[window]
         self._write(layer, key, value)
-        found = [
-            self._attend(own, seen, layer, query, rule, key.shape[0])
-            for own, seen in zip(self._own, seen_own, strict=True)
-        ]
-        out = found[0][0] if len(found) == 1 else torch.cat([part for part, _ in found], dim=1)
+        parts = [self._read(own, layer, query, key.shape[0]) for own in self._own]
         if not self._shared and rule.sinks is None:
-            return out
-        lse = found[0][1] if len(found) == 1 else torch.cat([part for _, part in found], dim=1)
+            outs = [attend(*part, seen, rule) for part, seen in zip(parts, seen_own, strict=True)]
+            return _joined(outs)
+        found = [attend_with_lse(*part, seen, rule) for part, seen in zip(parts, seen_own, strict=True)]
+        out, lse = (_joined(each) for each in zip(*found, strict=True))
         for shared, seen in zip(self._shared, seen_shared, strict=True):
             keys, values = shared.prefix.keys[layer][None], shared.prefix.values[layer][None]
             other, other_lse = attend_with_lse(query[None, :, shared.tokens], keys, values, seen, rule)
             at = shared.tokens
-            out = out.index_copy(1, at, merge(out[:, at], lse[:, at], other[0], other_lse[0]))
-            lse = lse.index_copy(1, at, torch.logaddexp(lse[:, at], other_lse[0])) if rule.sinks is not None else lse
+            out[:, at] = merge(out[:, at], lse[:, at], other[0], other_lse[0])
+            if rule.sinks is not None:
+                lse[:, at] = torch.logaddexp(lse[:, at], other_lse[0])
         return with_sinks(out, lse, rule.sinks)
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
@@ -129,41 +142,50 @@ class CachedAttention:
         self._cache.keys[layer].index_copy_(0, self._written[heads], key.flatten(0, 1))
         self._cache.values[layer].index_copy_(0, self._written[heads], value.flatten(0, 1))
 
-    def _attend(
-        self, own: _Own, seen: Seen | None, layer: int, query: Tensor, rule: Rule, kv_heads: int
-    ) -> tuple[Tensor, Tensor]:
-        """``[heads, R * T, dim]`` and the log-sum-exp ``[heads, R * T]``."""
+    def _read(self, own: _Own, layer: int, query: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[R, heads, T, key_dim]``, keys and values ``[R, kv_heads, C, dim]``."""
         rows, count = own.table.shape
         if kv_heads not in own.places:
             own.places[kv_heads] = self._cache.every_head(own.table, kv_heads)
         # ``index_select`` copies whole rows and is about ten times as fast on a CPU as ``keys[places]``.
         keys = self._cache.keys[layer].index_select(0, own.places[kv_heads]).view(rows, kv_heads, count, -1)
         values = self._cache.values[layer].index_select(0, own.places[kv_heads]).view(rows, kv_heads, count, -1)
-        queries = query[:, own.start : own.end].unflatten(1, (rows, -1)).transpose(0, 1)
-        out, lse = attend_with_lse(queries, keys, values, seen, rule)
-        return out.transpose(0, 1).flatten(1, 2), lse.transpose(0, 1).flatten(1, 2)
+        return query[:, own.start : own.end].unflatten(1, (rows, -1)).transpose(0, 1), keys, values
 
-    def _make_shared(self, plan: Items[Work], batch: Batch, prefix: KVPrefix) -> _Shared:
+    def _make_shared(self, plan: Items[Work], batch: Batch, prefix: KVPrefix) -> Iterator[_Shared]:
         members = [index for index, work in enumerate(plan) if work.sequence.prefix is prefix]
         tokens = [place for i in members for place in range(batch.starts[i], batch.starts[i + 1])]
         at = [prefix.length + own for i in members for own in range(plan[i].start, plan[i].end)]
-        return _Shared(prefix, self._tensor(tokens), self._tensor(at))
+        for first in range(0, len(tokens), PIECE):
+            piece = slice(first, first + PIECE)
+            yield _Shared(prefix, self._places(tokens[piece]), self._tensor(at[piece]))
 
-    def _make_own(self, works: Items[Work], batch: Batch, first: int, dense: Items[KVPrefix]) -> _Own:
+    def _make_own(self, spans: Items[_Span], start: int, dense: Items[KVPrefix]) -> _Own:
         # Behind a prefix with a product of its own, a sequence reads only its own tokens.
-        skipped = [work.sequence.front_length if work.sequence.prefix in dense else 0 for work in works]
-        ahead = [work.sequence.front_length - skip for work, skip in zip(works, skipped, strict=True)]
-        table = self._cache.table([w.sequence for w in works], [w.end for w in works], skipped)
-        ends = [list(range(n + w.start + 1, n + w.end + 1)) for n, w in zip(ahead, works, strict=True)]
+        skipped = [s.sequence.front_length if s.sequence.prefix in dense else 0 for s in spans]
+        ahead = [s.sequence.front_length - skip for s, skip in zip(spans, skipped, strict=True)]
+        table = self._cache.table([s.sequence for s in spans], [s.end for s in spans], skipped)
+        ends = [list(range(n + s.start + 1, n + s.end + 1)) for n, s in zip(ahead, spans, strict=True)]
         return _Own(
-            start=batch.starts[first],
-            end=batch.starts[first + len(works)],
+            start=start,
+            end=start + sum(span.end - span.start for span in spans),
             table=torch.from_numpy(table).to(self._device),
             ends=self._tensor(ends),
         )
 
+    def _places(self, numbers: list[int]) -> Tensor | slice:
+        """Neighbours are a view, which copies nothing."""
+        first, last = numbers[0], numbers[-1]
+        return slice(first, last + 1) if last - first + 1 == len(numbers) else self._tensor(numbers)
+
     def _tensor(self, numbers: list) -> Tensor:
         return torch.tensor(numbers, device=self._device)
+
+
+def _joined(parts: Items[Tensor]) -> Tensor:
+    """``[R, heads, T, ...]`` of all spans -> ``[heads, N, ...]``, in the order of the step."""
+    flat = [part.transpose(0, 1).flatten(1, 2) for part in parts]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
 
 def _dense(plan: Items[Work]) -> list[KVPrefix]:
@@ -177,15 +199,22 @@ def _dense(plan: Items[Work]) -> list[KVPrefix]:
     return [prefix for prefix, n in behind.items() if not paged[prefix] or n * prefix.length > GATHERED]
 
 
-def _alike(plan: Items[Work]) -> Iterator[tuple[int, int]]:
-    """Neighbours in the plan that are one product: prompt chunks alone; single tokens together with others that see
-    similarly many keys."""
-    first, single = 0, 0
-    for index, work in enumerate(plan):
+def _alike(plan: Items[Work]) -> Iterator[tuple[int, list[_Span]]]:
+    """The step's tokens in products, each with the place of its first: pieces of a prompt, each of which reads what is
+    in front of its last token; single tokens together with others that see similarly many keys."""
+    start, alike, fewest = 0, list[_Span](), 0
+    for work in plan:
         keys = work.sequence.front_length + work.end
-        if index and (work.tokens > 1 or keys > max(SHORT, 2 * single)):
-            yield first, index
-            first = index
-        if first == index:
-            single = keys
-    yield first, len(plan)
+        if alike and (work.tokens > 1 or keys > max(SHORT, 2 * fewest)):
+            yield start, alike
+            start, alike = start + len(alike), []
+        if work.tokens == 1:
+            fewest = fewest if alike else keys
+            alike.append(_Span(work.sequence, work.start, work.end))
+            continue
+        for first in range(work.start, work.end, PIECE):
+            last = min(first + PIECE, work.end)
+            yield start, [_Span(work.sequence, first, last)]
+            start += last - first
+    if alike:
+        yield start, alike

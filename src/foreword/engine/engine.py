@@ -31,6 +31,7 @@ from foreword.models import LanguageModel
 from foreword.text.detokenize import Detokenizer
 from foreword.text.request import Prompt
 from foreword.text.scoring import Choice
+from foreword.workers import release_workers
 
 T = TypeVar("T")
 
@@ -96,7 +97,10 @@ class Engine:
         self._lock = threading.Lock()  # nothing arrives once the engine is closed
         self._closed = False
         self._loop = Loop(self.step, self._crash)
+        if lm.causal:
+            self._runner.warm_up()
         if start:
+            release_workers()  # of the thread that loaded the model; from now on another one runs it
             self._loop.start()
 
     def submit(self, request: Request) -> AnswerStream:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from foreword.adapters import check_adapter
 from foreword.core import Adapter, KVPrefix
 from foreword.engine.protocol import Request
+from foreword.workers import release_workers
 
 
 class Residents:
@@ -87,4 +88,5 @@ class Residents:
             whole = prefix.to(dtype=self._dtype, device=self._device)
             if whole is not prefix:  # an entry that holds its own key would never go away
                 self._converted[prefix] = whole
+                release_workers()  # what a caller's thread converted, the engine's uses
         return whole

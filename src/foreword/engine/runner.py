@@ -7,11 +7,14 @@ from collections.abc import Sequence as Items
 import torch
 from torch import Tensor
 
-from foreword.core import Batch, embedded
+from foreword.core import Batch, Front, embedded
 from foreword.engine.attention import CachedAttention
 from foreword.engine.cache import PagedCache
 from foreword.engine.scheduler import Work
 from foreword.models import LanguageModel
+
+WARM_UP = 32
+"""Tokens of the forward that warms up."""
 
 
 class Runner:
@@ -30,6 +33,14 @@ class Runner:
         # Without a sampling row the output matrix still gets one, which is cheaper than a special case.
         rows = torch.tensor(last or [0], device=self._lm.device)
         return self._lm.logits(batch, rows, attend=attend)[: len(last)]
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """One short forward beside the cache, so that no request waits for what a model does at its first use, such as
+        laying out its weights."""
+        device = self._lm.device
+        batch = Batch.behind(Front(), [[0] * WARM_UP], device=device)
+        self._lm.logits(batch, torch.tensor([WARM_UP - 1], device=device))
 
     def _batch(self, plan: Items[Work]) -> Batch:
         tokens: list[int] = []

@@ -12,6 +12,7 @@ from torch import Tensor
 from foreword.core import Batch, Bos, Front, KVPrefix
 from foreword.errors import PromptTooLong, UsageError
 from foreword.models import LanguageModel
+from foreword.workers import release_workers
 
 if TYPE_CHECKING:
     from foreword.prompts.base import PromptEncoder
@@ -51,6 +52,7 @@ def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix |
             "learn a prefix instead."
         )
     prefix = activations(lm, token_ids, behind)
+    release_workers()  # an engine may be running in another thread
     # The ids hold the beginning-of-text token, if there is one; a request behind them must not bring another.
     known = None if behind is not None and behind.length else tuple(token_ids)
     return replace(prefix, token_ids=known, bos="prefix")

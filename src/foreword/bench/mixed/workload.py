@@ -24,7 +24,7 @@ PREFIXES = 32
 LENGTH = 32
 PROMPT_TOKENS = 64
 OUTPUT_TOKENS = 64
-ROUNDS = 5
+ROUNDS = 3
 GOALS = {"peft": 8.0, "transformers_padded": 2.0, "vllm": 1.5}
 
 PEFT = Peer(

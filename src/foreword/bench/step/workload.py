@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from statistics import mean
 from typing import Any, ClassVar
 
 from foreword.bench import markdown
@@ -21,7 +22,10 @@ PRODUCTS = "products"
 CONTEXT = 128
 PREFILL = "prefill"
 PREFILL_TOKENS = 2000
-ROUNDS = 20
+ROUNDS = 12
+# A turn runs so many steps, one right after another as in serving: the first after another candidate's turn finds
+# cold caches and sleeping threads, which is not what a step costs.
+STEPS = 4
 PREFILL_ROUNDS = 5
 # Batch and how many times as long as the products alone a step may take; 4 is only looked at.
 BATCHES: Mapping[int, float | None] = {1: 2.0, 4: None, 16: 1.5, 64: 1.5}
@@ -37,12 +41,12 @@ class Step:
 
     name: ClassVar[str] = "step"
     about: ClassVar[str] = (
-        f"One decode step of B answers, each about {CONTEXT} tokens long (128 in the middle of the turns), and one "
-        f"prompt of {PREFILL_TOKENS:,} tokens until its first token: `Engine.step`, called by hand. products: the "
-        "matrix products of the same tokens in the same process, one after another and nothing else: q/k/v merged, o, "
-        "gate/up merged and down of every layer with weights of its own, and the output matrix for the rows that "
-        "choose. floor: the bytes of those weights over the memory bandwidth measured in the same turns; no step that "
-        "reads its weights from memory is faster."
+        f"One decode step of B answers, each about {CONTEXT} tokens long (128 in the middle of the turns), mean of "
+        f"{STEPS} in a row, and one prompt of {PREFILL_TOKENS:,} tokens until its first token: `Engine.step`, called "
+        "by hand. products: the matrix products of the same tokens in the same process, as many times in a row and "
+        "nothing else: q/k/v merged, o, gate/up merged and down of every layer with weights of its own, and the output "
+        "matrix for the rows that choose. floor: the bytes of those weights over the memory bandwidth measured in the "
+        "same turns; no step that reads its weights from memory is faster."
     )
     peers: ClassVar[Sequence[Peer]] = (TRANSFORMERS, LLAMACPP)
     engines: ClassVar[Sequence[str]] = ("embedded",)
@@ -102,8 +106,9 @@ def _settings(options: Options, batch: int) -> dict[str, Any]:
         "dtype": "bfloat16",
         "batch": batch,
         # Half of the turns come before the context that is named, half behind it.
-        "prompt_tokens": CONTEXT - rounds // 2,
+        "prompt_tokens": CONTEXT - rounds * STEPS // 2,
         "rounds": rounds,
+        "steps": STEPS,
         "seed": options.seed,
     }
 
@@ -111,7 +116,7 @@ def _settings(options: Options, batch: int) -> dict[str, Any]:
 def _prefill_settings(options: Options) -> dict[str, Any]:
     tokens = min(PREFILL_TOKENS, options.limit or PREFILL_TOKENS)
     rounds = options.steps or PREFILL_ROUNDS
-    return {**_settings(options, 1), "prompt_tokens": tokens, "rounds": rounds}
+    return {**_settings(options, 1), "prompt_tokens": tokens, "rounds": rounds, "steps": 1}
 
 
 def _sides(options: Options, settings: Mapping[str, Any], stack: ExitStack) -> dict[str, Candidate]:
@@ -126,20 +131,21 @@ def _sides(options: Options, settings: Mapping[str, Any], stack: ExitStack) -> d
 
 def _step(options: Options, batch: int, say: Say) -> dict[str, Any]:
     settings = _settings(options, batch)
-    rounds = settings["rounds"]
+    rounds, steps = settings["rounds"], settings["steps"]
     with ExitStack() as stack:
         sides = _sides(options, settings, stack)
         weights = sides[OURS].ask("weights")
         bandwidths: list[float] = []
 
         def measure(name: str, turn: int) -> float:
+            ask = sides[OURS if name == PRODUCTS else name].ask
             if name != PRODUCTS:
-                return sides[name].ask("step")
-            bandwidths.append(sides[OURS].ask("bandwidth"))
-            return sides[OURS].ask("products", rows=batch, output_rows=batch)
+                return mean(ask("step") for _ in range(steps))
+            bandwidths.append(ask("bandwidth"))
+            return mean(ask("products", rows=batch, output_rows=batch) for _ in range(steps))
 
         for name, side in sides.items():
-            side.ask("begin", **({"tokens": rounds + 2} if name == OURS else {}))
+            side.ask("begin", **({"tokens": (rounds + 1) * steps + 1} if name == OURS else {}))
         seconds = interleaved([OURS, PRODUCTS, *options.peers], rounds, measure)
     floor = [weights / bandwidth for bandwidth in bandwidths[1:]]
     found = {
