@@ -178,7 +178,7 @@ def _write_parts(folder: Path, task: Task) -> list[str]:
     return names
 
 
-def _read_parts(folder: Path, record: dict[str, Any], hidden: int) -> dict[str, Any]:
+def _read_parts(folder: Path, record: Mapping[str, Any], hidden: int) -> dict[str, Any]:
     """Fields of the task that have files of their own besides prefixes."""
     files, parts = record["files"], {}
     if SOFT in files:

@@ -82,7 +82,7 @@ class KVPrefix:
         ]
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for tensor in (*self.keys, *self.values):
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).flatten().numpy())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).flatten().numpy().data)
         return digest.hexdigest()
 
     def head(self, length: int) -> KVPrefix:
