@@ -93,8 +93,7 @@ class Candidate:
 def _environment() -> dict[str, str]:
     """Ours, with this very code on the path of any Python.
 
-    How threads wait is left as it is: `OMP_WAIT_POLICY=passive` would make waking them at every small operation what is
-    measured.
+    How threads wait is the same for all, as the command line sets it.
     """
     source = str(Path(__file__).parents[2])
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
