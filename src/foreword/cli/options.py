@@ -65,10 +65,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Between small operations threads wait actively, some tens of microseconds, and then let go of the core. On two free
-    # cores a step of 16 answers takes 45 ms so, and 57 if they let go at once. Where another process keeps a core busy
-    # it takes 175 ms, and 72 if they let go at once: OMP_WAIT_POLICY=passive is for such machines. PyTorch's own default
-    # waits thirty times as long.
+    # Between small operations threads wait actively, some tens of microseconds, and then let go of the core. On two
+    # free cores a step of 16 answers takes 45 ms so, and 57 if they let go at once. Where another process keeps a core
+    # busy it takes 175 ms, and 72 if they let go at once: OMP_WAIT_POLICY=passive is for such machines. PyTorch's own
+    # default waits thirty times as long.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from transformers.utils import logging as chatter
