@@ -12,13 +12,14 @@ import pytest
 import foreword
 
 SOURCE = Path(foreword.__file__).parent
-EVERYWHERE = {"core", "errors", "home", "version"}
+EVERYWHERE = {"core", "errors", "home", "version", "workers"}
 # "is used by", read the other way: what each room may import, beside the nouns that all may.
 USES = {
     "core": set(),
     "errors": set(),
     "home": set(),
     "version": set(),
+    "workers": set(),
     "dense_attention": set(),
     "attention": {"dense_attention"},
     "adapters": set(),
@@ -29,7 +30,7 @@ USES = {
     "engine": {"models", "adapters", "attention", "dense_attention", "text"},
     "evaluation": {"engine", "text"},
     "training": {"models", "attention", "text", "prompts", "engine", "evaluation"},
-    "server": {"text", "bank", "evaluation", "engine"},
+    "server": {"text", "bank", "evaluation", "engine", "prompts", "interop"},
     "interop": {"models", "adapters", "attention", "text", "prompts", "bank"},
     "bench": None,
     "demo": None,

@@ -19,10 +19,14 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
     │   ├── UnknownTask       no such task or version
     │   ├── CorruptFile       truncated, altered or not ours
     │   └── PublishConflict   the name is taken or reserved, or another writer won
+    ├── AccessError           who asks may not: no key, or one that does not reach so far
+    │   ├── Forbidden
+    │   └── LimitReached      a rate limit or a quota
     ├── TrainingError         a run that cannot start, go on or be resumed
     ├── BenchError            a measurement that failed, or results that do not fit together
     └── EngineError           the engine is stopped or broken
-        └── EngineBusy        too many requests are waiting
+        ├── EngineBusy        too many requests are waiting
+        └── AnswerTimeout     an answer took longer than the server allows
 """
 
 
@@ -32,6 +36,8 @@ class ForewordError(Exception):
     exit_status = 1
     http_status = 500
     code = "internal_error"
+    retry_after: float | None = None
+    """Seconds after which the same request may go through, if it ever may."""
 
 
 class UsageError(ForewordError):
@@ -58,6 +64,11 @@ class RequestError(UsageError):
 
 class PromptTooLong(RequestError):
     code = "context_length_exceeded"
+
+
+class BodyTooLarge(RequestError):
+    http_status = 413
+    code = "request_too_large"
 
 
 class UnsupportedOption(RequestError):
@@ -101,6 +112,25 @@ class PublishConflict(BankError):
     code = "conflict"
 
 
+class AccessError(ForewordError):
+    http_status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(AccessError):
+    http_status = 403
+    code = "permission_denied"
+
+
+class LimitReached(AccessError):
+    http_status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, sentence: str, retry_after: float) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
+
+
 class TrainingError(ForewordError):
     code = "training_error"
 
@@ -117,3 +147,9 @@ class EngineError(ForewordError):
 class EngineBusy(EngineError):
     http_status = 429
     code = "engine_busy"
+    retry_after = 1.0
+
+
+class AnswerTimeout(EngineError):
+    http_status = 504
+    code = "timeout"

@@ -92,7 +92,7 @@ def test_generation_and_scoring_take_turns():
     stream = engine.submit(ask(3, max_tokens=6))
     scoring = threading.Thread(target=engine.score, args=([Prompt(random_ids(14, 0), None, 0)] * 6, PLAIN))
     scoring.start()
-    while not engine._pieces:
+    while not engine._jobs:
         pass
     for done in range(1, 7):
         engine.step()
@@ -135,7 +135,7 @@ def test_a_forward_that_fails_is_an_error_for_its_caller_only(monkeypatch):
     with Engine(lm, cache_bytes=1 << 20) as engine:
         with monkeypatch.context() as broken:
             broken.setattr(WordChoice, "scores", lambda choice, outputs: 1 / 0)
-            with pytest.raises(EngineError, match="could not score: ZeroDivisionError"):
+            with pytest.raises(EngineError, match="could not do this: ZeroDivisionError"):
                 engine.score(prompts("llama"), TRIE)
         found = engine.score(prompts("llama")[:1], TRIE)
     torch.testing.assert_close(found[0], brute_force("llama", prompts("llama")[0]), atol=1e-4, rtol=0)
@@ -153,7 +153,7 @@ def test_closing_while_it_scores():
 
     thread = threading.Thread(target=score)
     thread.start()
-    while not engine._pieces:
+    while not engine._jobs:
         pass
     engine.close()
     thread.join(10)

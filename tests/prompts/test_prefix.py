@@ -8,8 +8,9 @@ import torch
 from foreword.core import KVPrefix
 from foreword.errors import PromptTooLong, UsageError
 from foreword.models import LanguageModel
+from foreword.models.activations import activations
 from foreword.prompts.init import random_values, text
-from foreword.prompts.lower import activations, lower, lower_tokens
+from foreword.prompts.lower import lower, lower_tokens
 from foreword.prompts.prefix import PrefixValues, prefix_of, rows_of
 from foreword.prompts.registry import method
 from models import CAUSAL, ENCODERS, tiny_model

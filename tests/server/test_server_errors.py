@@ -43,7 +43,6 @@ UNSUPPORTED = [
     (CHAT, "tool_choice", "required"),
     (CHAT, "reasoning_effort", "low"),
     (CHAT, "use_beam_search", True),
-    (TEXT, "echo", True),
     (TEXT, "best_of", 2),
     (TEXT, "suffix", "end"),
     (TEXT, "use_beam_search", True),
@@ -199,6 +198,8 @@ def test_probes(house: House) -> None:
 
 class BrokenStream:
     """Gives some text, and then what it was told to give."""
+
+    reused = 0
 
     def __init__(self, request: Request, ending: Sequence[Chunk | Exception]) -> None:
         self.request = request

@@ -15,6 +15,7 @@ from foreword.bank.bank import Bank
 from foreword.core import Task
 from foreword.engine.engine import Engine
 from foreword.errors import ModelMismatch, RequestError, UnknownTask
+from foreword.server.access import Caller
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
 from foreword.server.resident import ResidentTasks
@@ -141,7 +142,7 @@ def test_concurrent_requests_load_a_version_once(house: House, tmp_path: Path) -
     table = TaskTable(house.engine, bank, {})
 
     async def resolve_all() -> list[Task | None]:
-        waiting = [asyncio.create_task(table.resolve("slow", None)) for _ in range(8)]
+        waiting = [asyncio.create_task(table.resolve("slow", None, Caller())) for _ in range(8)]
         await asyncio.sleep(0.05)
         waiting[0].cancel()
         return await asyncio.gather(*waiting[1:])
@@ -159,9 +160,9 @@ def test_a_failed_load_is_tried_again(house: House, tmp_path: Path) -> None:
     path.unlink()
     table = TaskTable(house.engine, bank, {})
     with pytest.raises(Exception, match=r"prefix\.safetensors"):
-        asyncio.run(table.resolve("late", None))
+        asyncio.run(table.resolve("late", None, Caller()))
     path.write_bytes(content)
-    loaded = asyncio.run(table.resolve("late", None))
+    loaded = asyncio.run(table.resolve("late", None, Caller()))
     assert loaded is not None
     assert loaded.ref == task.ref
 
@@ -169,9 +170,9 @@ def test_a_failed_load_is_tried_again(house: House, tmp_path: Path) -> None:
 def test_nothing_named(house: House) -> None:
     table = TaskTable(house.engine, None, {})
     with pytest.raises(RequestError, match="model is missing"):
-        asyncio.run(table.resolve(None, None))
+        asyncio.run(table.resolve(None, None, Caller()))
     with pytest.raises(UnknownTask, match="there is only tiny-llama"):
-        asyncio.run(table.resolve("something", None))
+        asyncio.run(table.resolve("something", None, Caller()))
 
 
 def test_the_task_used_longest_ago_leaves_first(house: House) -> None:

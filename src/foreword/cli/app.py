@@ -18,6 +18,7 @@ from foreword.cli import (
     export,
     generate,
     import_,
+    key,
     models,
     publish,
     serve,
@@ -43,6 +44,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("classify")(classify.classify)
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
+app.command("key")(key.key)
 app.add_typer(bank.app, name="bank")
 app.command("bench")(bench.bench)
 app.add_typer(import_.app, name="import")

@@ -22,7 +22,7 @@ def bench(
     workload: Annotated[
         str,
         typer.Argument(
-            help="ttft, mixed, many, step, train, quality or conformance; tables writes the docs' page and the "
+            help="ttft, mixed, many, step, serve, train, quality or conformance; tables writes the docs' page and the "
             "README's matrix from the results."
         ),
     ],

@@ -87,10 +87,16 @@ def open_model(name: str | None, dtype: str, device: str, trust_remote_code: boo
     )
 
 
-def open_engine(lm: LanguageModel, *, allow_other_weights: bool = False, max_model_len: int | None = None) -> Engine:
+def open_engine(lm: LanguageModel, *, allow_other_weights: bool = False, **limits: int | None) -> Engine:
+    """The embedded engine.
+
+    Args:
+        limits: see `Engine`; its own where there is none.
+    """
     from foreword.engine.engine import Engine
 
-    return Engine(lm, allow_other_weights=allow_other_weights, max_model_len=max_model_len)
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    return Engine(lm, allow_other_weights=allow_other_weights, **given)  # type: ignore[arg-type]
 
 
 def find_task(

@@ -52,7 +52,9 @@ def publish(
     if run is not None:
         task = _of_run(name, Path(run))
     elif prefix is not None:
-        task = _of_file(name, Path(prefix), template, verbalizer)
+        from foreword.interop.prefix_task import prefix_task
+
+        task = prefix_task(name, Path(prefix), template, verbalizer)
     else:
         from foreword.prompts.static import static_task
 
@@ -76,26 +78,3 @@ def _of_run(name: str, run: Path) -> Task:
     if not folder.is_dir():
         raise UsageError(f"{run} holds no finished run; give the folder that foreword train --out wrote.")
     return with_fields(read_version(folder, RUN_TASK), name=name)
-
-
-def _of_file(name: str, file: Path, template: str | None, verbalizer: str | None) -> Task:
-    from foreword.bank.format import read_header, read_prefix
-    from foreword.core import Task
-    from foreword.text.template import Template, decode_escapes
-    from foreword.text.verbalizer import Verbalizer
-
-    if not file.is_file():
-        raise UsageError(f"{file} is not a file; give a prefix.safetensors file.")
-    found, header = read_prefix(file), read_header(file)
-    if found.token_ids is not None:
-        raise UsageError(f"{file} is a static prefix without its text; publish the text itself with --text.")
-    parsed = Template.parse(decode_escapes(template)) if template is not None else None
-    if parsed is not None:
-        parsed.require_answer()
-    if (parsed is not None and parsed.has_mask) != (verbalizer is not None):
-        raise UsageError("a --template with {mask} and a --verbalizer go together; give both, or neither.")
-    if parsed is not None and parsed.soft_tokens:
-        raise UsageError("a prefix file has no values for {soft:N}; take it out of --template.")
-    source = parsed.source if parsed is not None else None
-    words = dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
-    return Task(name, header["method"], found, template=source, verbalizer=words, provenance=header["provenance"])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import socket
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +17,7 @@ from foreword.errors import UsageError
 if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.models import LanguageModel
+    from foreword.server.access import Gate
 
 
 def serve(
@@ -22,8 +27,19 @@ def serve(
     multi_task_prompt: Annotated[
         str | None, typer.Option(help="JSON rows {task_id, prompt | system}, served beside the bank.")
     ] = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(help="File of API keys, made by foreword key.", envvar="FOREWORD_API_KEYS"),
+    ] = None,
     prefix_bytes: Annotated[int, typer.Option(help="Bound of the loaded prefixes, in bytes.")] = 1 << 30,
     max_model_len: Annotated[int | None, typer.Option(help="Positions a request may take.")] = None,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 4096,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Bound of a request's body, in bytes.")] = 64 << 20,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that an answer may take.")] = 600.0,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Web page that may ask from a browser; may be repeated.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Write no line for every request.")] = False,
     model: options.ModelName = None,
     bank: options.BankRoot = None,
     dtype: options.Dtype = "auto",
@@ -33,12 +49,15 @@ def serve(
 ) -> None:
     """Serve the base model and every task of the bank over the OpenAI API.
 
+    Requests need an API key if --api-keys names a file of them, or the variable FOREWORD_API_KEY holds one.
+
     Example: foreword serve --port 8000
     """
     if engine != "embedded":
         raise UsageError(f"engine {engine!r} is not in this version; use --engine embedded.")
     if prefix_bytes < 0:
         raise UsageError(f"--prefix-bytes must be 0 or more, got {prefix_bytes}.")
+    gate = _gate(api_keys)
     # Said at once if the port is taken; it opens only when the engine can answer.
     _bind(host, port).close()
     lm = options.open_model(model, dtype, device, trust_remote_code)
@@ -49,19 +68,46 @@ def serve(
     from foreword.server.app import create_app
 
     store = options.open_bank(bank)
-    with options.open_engine(lm, allow_other_weights=allow_other_weights, max_model_len=max_model_len) as running:
+    limits = {"max_model_len": max_model_len, "max_waiting": max_waiting}
+    with options.open_engine(lm, allow_other_weights=allow_other_weights, **limits) as running:
         app = create_app(
             running,
             store,
             prefix_bytes=prefix_bytes,
             extra_tasks=extra,
             allow_other_weights=allow_other_weights,
+            gate=gate,
+            answer_seconds=timeout,
+            body_bytes=max_body_bytes,
+            origins=cors_origin or (),
         )
+        if not quiet:
+            _write_journal()
         names = {*extra, *store.names()}
         with _bind(host, port) as door:
             options.say(f"serving {lm.name} and {len(names)} tasks at http://{host}:{door.getsockname()[1]}")
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
             uvicorn.Server(config).run(sockets=[door])
+
+
+def _gate(file: Path | None) -> Gate:
+    """Who may ask: the keys of a file, and the one of the environment, which may do everything."""
+    from foreword.server.access import Gate
+    from foreword.server.keys import KeyRing
+
+    ring = KeyRing.of(file, os.environ.get("FOREWORD_API_KEY"))
+    return Gate(ring, file.with_name(f"{file.name}.used") if file is not None else None)
+
+
+def _write_journal() -> None:
+    """Lines of the requests go to stderr, as they are."""
+    from foreword.server.journal import LOGGER
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
 
 
 # Seconds that answers on their way have to finish once the server is told to stop.

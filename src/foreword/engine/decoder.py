@@ -8,14 +8,14 @@ from itertools import groupby
 
 from torch import Tensor
 
-from foreword.core import Batch, Front, SamplingParams
+from foreword.core import Batch, Front, KVPrefix, SamplingParams
 from foreword.engine import scorer
 from foreword.engine.admission import Admission
 from foreword.engine.answer import Answer
 from foreword.engine.engine import Engine
-from foreword.engine.protocol import Request
+from foreword.engine.protocol import Request, TokenLogprob
 from foreword.engine.residents import Residents
-from foreword.errors import EngineError, RequestError, UnsupportedOption
+from foreword.errors import EngineError, RequestError, UnsupportedModel, UnsupportedOption
 from foreword.models import LanguageModel
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.text.detokenize import Detokenizer
@@ -102,6 +102,14 @@ class DecoderEngine:
         found = self._read(asked, scorer.following(BATCH_TOKENS))
         return list(found[:, 0].split([len(prompt.places) for prompt in asked]))
 
+    def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
+        """Raises UnsupportedModel: the prompt of an encoder-decoder is read as a whole."""
+        raise UnsupportedModel(f"{self.name} is an encoder-decoder, which reads its prompt as a whole.")
+
+    def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
+        """Raises UnsupportedModel: an encoder-decoder takes soft tokens alone."""
+        raise UnsupportedModel(f"{self.name} is an encoder-decoder, which takes no text in front; learn a soft prompt.")
+
     def statistics(self) -> dict[str, float]:
         """Counters since the start, and how many requests are ``waiting``."""
         return {**self._counters, "waiting": len(self._waiting)}
@@ -122,7 +130,7 @@ class DecoderEngine:
     def _read(self, prompts: Sequence[Prompt], reading: scorer.Reading) -> Tensor:
         pieces = scorer.pieces(self._lm, prompts, reading, self._residents, BATCH_TOKENS)
         for piece in pieces:
-            piece.run()
+            piece.job.run()
         self._counters["scored"] += len(prompts)
         return scorer.gathered(pieces, prompts, reading.labels)
 

@@ -7,20 +7,23 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 from weakref import ref
 
 from torch import Tensor
 
-from foreword.core import SamplingParams
+from foreword.core import KVPrefix, SamplingParams
 from foreword.engine import sampler, scorer
 from foreword.engine.admission import Admission
 from foreword.engine.cache import PAGE, PagedCache
 from foreword.engine.chooser import chooser
 from foreword.engine.grammar import Grammars
+from foreword.engine.job import Job
 from foreword.engine.loop import Loop
-from foreword.engine.protocol import Chunk, FinishReason, Request
+from foreword.engine.protocol import Chunk, FinishReason, Request, TokenLogprob
 from foreword.engine.residents import Residents
 from foreword.engine.runner import Runner
 from foreword.engine.scheduler import Scheduler, Work
@@ -28,6 +31,7 @@ from foreword.engine.sequence import Sequence
 from foreword.engine.stream import AnswerStream
 from foreword.errors import EngineBusy, EngineError, UnsupportedModel
 from foreword.models import LanguageModel
+from foreword.models.activations import activations, check_room
 from foreword.text.detokenize import Detokenizer
 from foreword.text.request import Prompt
 from foreword.text.scoring import Choice
@@ -92,7 +96,7 @@ class Engine:
         self._admission = Admission(self.identity, self.context, pages * PAGE, allow_other_weights)
         self._grammars = Grammars(lm.tokenizer, lm.identity.vocab_size, lm.end_ids)
         self._arrivals: deque[Sequence] = deque()
-        self._pieces: deque[scorer.Piece] = deque()
+        self._jobs: deque[Job] = deque()
         self._counters = Counter(dict.fromkeys(COUNTERS, 0))
         self._lock = threading.Lock()  # nothing arrives once the engine is closed
         self._closed = False
@@ -136,13 +140,42 @@ class Engine:
 
     def likelihood(self, prompts: Items[Prompt]) -> list[Tensor]:
         """See `EngineProtocol.likelihood`. Runs as `score` does, with the logits of a step's tokens at a time."""
-        if not self.causal:
-            raise UnsupportedModel(f"{self.name} is an encoder, which sees what follows; ask a causal model.")
+        self._check_causal()
         for prompt in prompts:
             self._admission.check_prompt(prompt, 0)
         asked = [scorer.measured(prompt) for prompt in prompts]
         found = self._read([prompt for prompt in asked if prompt.places], scorer.following(self._step_tokens))
         return list(found[:, 0].split([len(prompt.places) for prompt in asked]))
+
+    def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
+        """See `EngineProtocol.prompt_logprobs`."""
+        self._check_causal()
+        self._admission.check_prompt(prompt, 0)
+        asked = scorer.measured(replace(prompt, places=()))
+        top = min(top, self.identity.vocab_size)
+        if not asked.places:
+            return []
+        rows = self._read([asked], scorer.following(self._step_tokens, top)).tolist()
+        return [
+            TokenLogprob(
+                asked.token_ids[place + 1], row[0], tuple(zip(map(int, row[1 : 1 + top]), row[1 + top :], strict=True))
+            )
+            for place, row in zip(asked.places, rows, strict=True)
+        ]
+
+    def prefill(self, token_ids: Items[int]) -> KVPrefix:
+        """See `EngineProtocol.prefill`. Runs between the steps of generation, a step's tokens at a time."""
+        if not self.causal:
+            raise UnsupportedModel(f"{self.name} is an encoder, whose text sees the request too; learn a prefix.")
+        check_room(self.name, self.context, len(token_ids), None)
+        prefix: KVPrefix | None = None
+        for first in range(0, len(token_ids), self._step_tokens):
+            part = token_ids[first : first + self._step_tokens]
+            job = Job(partial(activations, self._lm, part, prefix))
+            with self._handed_over([job]):
+                prefix = job.result()
+        assert prefix is not None
+        return prefix
 
     @property
     def alive(self) -> bool:
@@ -177,7 +210,7 @@ class Engine:
 
     def step(self) -> bool:
         """Schedule, run, postprocess. Returns whether there was work."""
-        scored = self._score_piece()
+        worked = self._do_job()
         self._receive()
         plan = self.scheduler.schedule()
         try:
@@ -185,7 +218,7 @@ class Engine:
                 self._postprocess(plan, self._run(plan))
         except Exception as error:  # one bad step fails its requests, not the engine
             self._fail(plan, error)
-        return scored or bool(plan)
+        return worked or bool(plan)
 
     def close(self) -> None:
         """Stop stepping; unfinished requests end as cancelled."""
@@ -200,16 +233,26 @@ class Engine:
 
     def _read(self, prompts: Items[Prompt], reading: scorer.Reading) -> Tensor:
         pieces = scorer.pieces(self._lm, prompts, reading, self._residents, self._step_tokens)
-        self._hand_over(self._pieces, pieces)
-        try:
+        with self._handed_over([piece.job for piece in pieces]):
             return scorer.gathered(pieces, prompts, reading.labels)
+
+    @contextmanager
+    def _handed_over(self, jobs: Items[Job]) -> Iterator[None]:
+        """Let the engine's thread do jobs; in the block, wait for their results."""
+        self._hand_over(self._jobs, jobs)
+        try:
+            yield
         except CancelledError:
-            raise EngineError("the engine was closed while it scored; start it again.") from None
+            raise EngineError("the engine was closed before it was done; start it again.") from None
         except Exception as error:
-            raise EngineError(f"the engine could not score: {type(error).__name__}: {error}") from error
+            raise EngineError(f"the engine could not do this: {type(error).__name__}: {error}") from error
         finally:
-            for piece in pieces:
-                piece.scores.cancel()
+            for job in jobs:
+                job.cancel()
+
+    def _check_causal(self) -> None:
+        if not self.causal:
+            raise UnsupportedModel(f"{self.name} is an encoder, which sees what follows; ask a causal model.")
 
     def _waits(self) -> int:
         return len(self._arrivals) + self.scheduler.waits
@@ -221,12 +264,12 @@ class Engine:
             queue.extend(items)
         self._loop.wake()
 
-    def _score_piece(self) -> bool:
-        if not self._pieces:
+    def _do_job(self) -> bool:
+        if not self._jobs:
             return False
-        piece = self._pieces.popleft()
-        piece.run()
-        self._counters["scored"] += len(piece.places)
+        job = self._jobs.popleft()
+        job.run()
+        self._counters["scored"] += job.scored
         return True
 
     def _receive(self) -> None:
@@ -298,8 +341,8 @@ class Engine:
         self._receive()
         for sequence in self.scheduler.sequences:
             self._end(sequence, reason, error=error)
-        while self._pieces:
-            self._pieces.popleft().scores.cancel()
+        while self._jobs:
+            self._jobs.popleft().cancel()
 
 
 def _put(sequence: Sequence, chunk: Chunk) -> None:

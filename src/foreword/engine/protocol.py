@@ -159,6 +159,20 @@ class EngineProtocol(Protocol):
         """
         ...
 
+    def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
+        """What the model thought of a prompt's own tokens, and of the ``top`` most probable in their places: of every
+        token but the first and soft ones. Raises as `likelihood` does.
+        """
+        ...
+
+    def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
+        """Keys and values of a text that runs alone, computed between the steps of whatever is answered meanwhile.
+
+        Raises PromptTooLong for a text that leaves no room for a request, UsageError for none, UnsupportedModel for an
+        encoder.
+        """
+        ...
+
     def statistics(self) -> dict[str, float]:
         """Counters and gauges: queue, batch, tokens, cache."""
         ...

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.core import Front
+from foreword.engine.job import Job
 from foreword.engine.residents import Residents
 from foreword.errors import RequestError
 from foreword.models import LanguageModel
@@ -36,28 +36,17 @@ class Reading:
     labels: int
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Piece:
-    """Prompts that are scored in one forward, by the engine's thread between two steps of generation.
+    """Prompts that are scored in one forward.
 
     Attributes:
         places: which of the caller's prompts they are.
-        forward: scores ``[answers, labels]`` of those prompts, in their order.
-        scores: what the caller waits for.
+        job: makes the scores ``[answers, labels]`` of those prompts, in their order.
     """
 
     places: list[int]
-    forward: Callable[[], Tensor]
-    scores: Future[Tensor] = field(default_factory=Future)
-
-    def run(self) -> None:
-        """Keep the scores, or the error; nothing if the caller has gone."""
-        if not self.scores.set_running_or_notify_cancel():
-            return
-        try:
-            self.scores.set_result(self.forward())
-        except Exception as error:  # it belongs to the caller, not to the engine
-            self.scores.set_exception(error)
+    job: Job[Tensor]
 
 
 def pieces(
@@ -82,7 +71,7 @@ def pieces(
             adapter=residents.adapter(first.adapter),
         )
         questions = [prompts[place].question for place in places]
-        found.append(Piece(places, partial(reading.forward, lm, front, questions)))
+        found.append(Piece(places, Job(partial(reading.forward, lm, front, questions), len(places))))
     return found
 
 
@@ -92,7 +81,7 @@ def gathered(pieces: Sequence[Piece], prompts: Sequence[Prompt], labels: int) ->
     scores = torch.empty(starts[-1], labels)
     for piece in pieces:
         rows = [row for place in piece.places for row in range(starts[place], starts[place + 1])]
-        scores[rows] = piece.scores.result()
+        scores[rows] = piece.job.result()
     return scores
 
 
@@ -107,11 +96,13 @@ def by_choice(choice: Choice) -> Reading:
     return Reading(forward, choice.size, choice.labels)
 
 
-def following(at_once: int) -> Reading:
-    """The log-probability of the token that stands behind each place: one label, that token.
+def following(at_once: int, top: int = 0) -> Reading:
+    """The log-probability of the token that stands behind each place.
 
     Args:
         at_once: rows of logits that are held at a time; a question with more places is run once for each part of them.
+        top: how many of the most probable tokens are read, too. Behind the first column stand their ids, best first,
+            and behind these their log-probabilities.
     """
 
     @torch.inference_mode()
@@ -120,9 +111,9 @@ def following(at_once: int) -> Reading:
         batch, rows = lay_out(front, run, lm.device, decoder=lm.decoder)
         tokens = [question.token_ids[place + 1] for question in questions for place in question.places]
         parts = zip(rows.split(at_once), torch.tensor(tokens, device=lm.device).split(at_once), strict=True)
-        return torch.cat([_logprobs(lm.logits(batch, part), wanted) for part, wanted in parts])[:, None].cpu()
+        return torch.cat([_logprobs(lm.logits(batch, part), wanted, top) for part, wanted in parts]).cpu()
 
-    return Reading(forward, _read, 1)
+    return Reading(forward, _read, 1 + 2 * top)
 
 
 def measured(prompt: Prompt) -> Prompt:
@@ -142,10 +133,13 @@ def _read(question: Question) -> int:
     return question.places[-1] + 1
 
 
-def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """``[K]`` float32 of ``tokens [K]`` from logits ``[K, vocab]``."""
+def _logprobs(logits: Tensor, tokens: Tensor, top: int) -> Tensor:
+    """``[K, 1 + 2 * top]`` float32 of ``tokens [K]`` from logits ``[K, vocab]``."""
     # A log-softmax would be one more copy of the whole vocabulary.
-    return logits.gather(1, tokens[:, None])[:, 0].float() - logits.float().logsumexp(-1)
+    total = logits.float().logsumexp(-1)[:, None]
+    own = logits.gather(1, tokens[:, None]).float() - total
+    best = logits.float().topk(top)  # ids below 2 ** 24 are exact in float32
+    return torch.cat([own, best.indices.float(), best.values - total], dim=1)
 
 
 def _divide(prompts: Sequence[Prompt], size: Callable[[Question], int], budget: int) -> Iterator[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from foreword.text.verbalizer import Verbalizer
 
 if TYPE_CHECKING:
     import torch
+
+Seen = Callable[[Sequence[Prompt]], object]
 
 
 def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_field: str = "label") -> Report:
@@ -49,8 +51,13 @@ def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_f
     raise TemplateError(f"task '{task.name}' has a template without {{mask}} or {{target:...}}; it cannot be scored.")
 
 
-def classify(engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+def classify(
+    engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]], seen: Seen | None = None
+) -> list[dict[str, float]]:
     """Probability of every label for every input, in the order of the labels.
+
+    Args:
+        seen: is told the prompts before they are scored.
 
     Raises:
         UsageError: the task has no labels to choose from, or labels words.
@@ -61,11 +68,18 @@ def classify(engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, A
     if task.head is None and (task.verbalizer is None or not template.has_mask):
         raise UsageError(f"task '{task.name}' has no verbalizer; ask it with generate, or train one with {{mask}}.")
     prompts = [_prompt(engine, task, values) for values in inputs]
+    if seen is not None:
+        seen(prompts)
     return [_by_label(task, row) for row in _probs(engine, task, prompts).tolist()]
 
 
-def tag(engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]]) -> list[list[dict[str, float]]]:
+def tag(
+    engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]], seen: Seen | None = None
+) -> list[list[dict[str, float]]]:
     """Probability of every tag for every word of every input.
+
+    Args:
+        seen: is told the prompts before they are scored.
 
     Raises:
         UsageError: the task labels whole texts.
@@ -73,6 +87,8 @@ def tag(engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]])
     if task.head is None or not task.head.per_token:
         raise UsageError(f"task '{task.name}' labels whole texts, not their words; classify with it.")
     prompts = [_prompt(engine, task, values) for values in inputs]
+    if seen is not None:
+        seen(prompts)
     probs = _probs(engine, task, prompts).split([len(prompt.places) for prompt in prompts])
     return [[_by_label(task, word) for word in words.tolist()] for words in probs]
 

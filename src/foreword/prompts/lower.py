@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from foreword.core import Batch, Bos, Front, KVPrefix
-from foreword.errors import PromptTooLong, UsageError
+from foreword.errors import UsageError
 from foreword.models import LanguageModel
+from foreword.models.activations import activations, collected, stacked
 from foreword.workers import release_workers
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def lower(lm: LanguageModel, source: PromptEncoder | Front) -> KVPrefix:
             "put them inside the rows."
         )
     batch = Batch.behind(front, [], device=lm.device)
-    return replace(_stack(lm, front.prefix, *_collect(lm, batch)), bos=_bos(front))
+    return replace(stacked(lm, front.prefix, *collected(lm, batch)), bos=_bos(front))
 
 
 def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix | None = None) -> KVPrefix:
@@ -53,30 +53,14 @@ def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix |
         )
     prefix = activations(lm, token_ids, behind)
     release_workers()  # an engine may be running in another thread
+    return of_text(prefix, token_ids, behind)
+
+
+def of_text(prefix: KVPrefix, token_ids: Sequence[int], behind: KVPrefix | None = None) -> KVPrefix:
+    """Keys and values of a text as the prefix of a static task, or, behind another, of a learned one."""
     # The ids hold the beginning-of-text token, if there is one; a request behind them must not bring another.
     known = None if behind is not None and behind.length else tuple(token_ids)
     return replace(prefix, token_ids=known, bos="prefix")
-
-
-def activations(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix | None = None) -> KVPrefix:
-    """Keys and values of a text that runs alone: what a learned prefix starts from.
-
-    Those of an encoder are near what the text gives in front of a request, and not the same, since there it sees the
-    request too.
-
-    Raises:
-        PromptTooLong: the tokens leave no room for a request.
-        UsageError: there are no tokens.
-    """
-    if not token_ids:
-        raise UsageError("the text has no tokens; a static prefix needs at least one.")
-    used = len(token_ids) + (behind.length if behind is not None else 0)
-    if lm.context is not None and used >= lm.context:
-        raise PromptTooLong(
-            f"the text has {used} tokens, the context of {lm.name} is {lm.context}; shorten it so that a request fits."
-        )
-    batch = Batch.behind(Front(behind), [tuple(token_ids)], device=lm.device)
-    return _stack(lm, behind, *_collect(lm, batch))
 
 
 def empty(lm: LanguageModel) -> KVPrefix:
@@ -84,27 +68,6 @@ def empty(lm: LanguageModel) -> KVPrefix:
     keys = tuple(torch.zeros(s.kv_heads, 0, s.key_dim, dtype=lm.dtype) for s in lm.identity.layers)
     values = tuple(torch.zeros(s.kv_heads, 0, s.value_dim, dtype=lm.dtype) for s in lm.identity.layers)
     return KVPrefix(lm.identity, keys, values, offset=0)
-
-
-@torch.no_grad()
-def _collect(lm: LanguageModel, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-    """Keys and values ``[kv_heads, N, dim]`` of the batch's tokens, a layer each."""
-    keys: dict[int, Tensor] = {}
-    values: dict[int, Tensor] = {}
-
-    def collect(layer: int, key: Tensor, value: Tensor) -> None:
-        keys[layer], values[layer] = key.contiguous(), value.contiguous()
-
-    lm.hidden(batch, torch.zeros(1, dtype=torch.long, device=lm.device), on_keys=collect)
-    layers = range(len(lm.identity.layers))
-    return [keys[layer] for layer in layers], [values[layer] for layer in layers]
-
-
-def _stack(lm: LanguageModel, first: KVPrefix | None, keys: list[Tensor], values: list[Tensor]) -> KVPrefix:
-    if first is not None and first.length:
-        keys = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(first.keys, keys, strict=True)]
-        values = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(first.values, values, strict=True)]
-    return KVPrefix(lm.identity, tuple(keys), tuple(values), offset=keys[0].shape[1])
 
 
 def _bos(front: Front) -> Bos:

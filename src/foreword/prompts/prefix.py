@@ -11,9 +11,9 @@ from torch import Tensor
 from foreword.core import Bos, Front, KVPrefix, ModelIdentity
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
+from foreword.models.activations import activations
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import Start
-from foreword.prompts.lower import activations
 from foreword.prompts.reparam import Reparam, Values, projection
 
 

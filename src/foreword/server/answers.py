@@ -11,7 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive
 
 from foreword.engine.protocol import Chunk, EngineProtocol, FinishReason, Request, Stream, TokenLogprob
+from foreword.errors import AnswerTimeout
 from foreword.server.failures import unfinished
+from foreword.server.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -24,30 +26,45 @@ class Answer:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-async def submit_all(engine: EngineProtocol, requests: Sequence[Request]) -> list[Stream]:
-    """Submit all requests, or none: if one is refused, those before it are cancelled."""
-    if any(request.sampling.constraint is not None for request in requests):
-        # A constraint is compiled as it is submitted, which may take long and would hold up every other client.
-        return await run_in_threadpool(_submit_all, engine, requests)
-    return _submit_all(engine, requests)
+async def submit_all(engine: EngineProtocol, requests: Sequence[Sequence[Request]], watch: Watch) -> list[Stream]:
+    """Submit all requests, or none: if one is refused, those before it are cancelled.
 
-
-async def gather(streams: Sequence[Stream]) -> list[Answer]:
-    """All answers, complete, in the order of their streams. Raises EngineError for one that ended early."""
-    return list(await asyncio.gather(*map(_complete, streams)))
-
-
-async def merge(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Chunk]]:
-    """Chunks of all streams as they come, each with the index of its stream.
-
-    Raises EngineError for an answer that ended early.
+    Args:
+        requests: for every prompt, one for each of its answers.
+        watch: over all answers.
     """
+    if any(each.sampling.constraint is not None for copies in requests for each in copies):
+        # A constraint is compiled as it is submitted, which may take long and would hold up every other client.
+        return await run_in_threadpool(_submit_all, engine, requests, watch)
+    return _submit_all(engine, requests, watch)
+
+
+async def gather(streams: Sequence[Stream], seconds: float | None) -> list[Answer]:
+    """All answers, complete, in the order of their streams.
+
+    Raises EngineError for one that ended early, AnswerTimeout if they take more than ``seconds``.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return list(await asyncio.gather(*map(_complete, streams)))
+    except TimeoutError:
+        raise _late(seconds) from None
+
+
+async def merge(streams: Sequence[Stream], seconds: float | None) -> AsyncIterator[tuple[int, Chunk]]:
+    """Chunks of all streams as they come, each with the index of its stream. Raises as `gather` does."""
+    loop = asyncio.get_running_loop()
+    end = None if seconds is None else loop.time() + seconds
     queue: asyncio.Queue[tuple[int, Chunk | Exception]] = asyncio.Queue()
     pumps = [asyncio.create_task(_pump(index, stream, queue)) for index, stream in enumerate(streams)]
     left = len(streams)
     try:
         while left:
-            index, chunk = await queue.get()
+            try:
+                async with asyncio.timeout_at(end):
+                    index, chunk = await queue.get()
+            except TimeoutError:
+                raise _late(seconds) from None
             if isinstance(chunk, Exception):
                 raise chunk
             yield index, chunk
@@ -74,11 +91,15 @@ async def held(receive: Receive, streams: Sequence[Stream]) -> AsyncIterator[Non
         _cancel(streams)
 
 
-def _submit_all(engine: EngineProtocol, requests: Sequence[Request]) -> list[Stream]:
+def _late(seconds: float | None) -> AnswerTimeout:
+    return AnswerTimeout(f"the answer took more than the {seconds:g} s that this server allows; ask for fewer tokens.")
+
+
+def _submit_all(engine: EngineProtocol, requests: Sequence[Sequence[Request]], watch: Watch) -> list[Stream]:
     streams: list[Stream] = []
     try:
-        for request in requests:
-            streams.append(engine.submit(request))
+        for copies in requests:
+            streams += watch.over([engine.submit(each) for each in copies])
     except Exception:
         _cancel(streams)
         raise

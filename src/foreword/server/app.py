@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
-from foreword.errors import EngineError
-from foreword.server import failures
+from foreword.server import described, failures
+from foreword.server.access import Access, Gate
+from foreword.server.bounds import Bounds
 from foreword.server.catalogue import Catalogue
 from foreword.server.classify import classify_router
-from foreword.server.completions import completions_router
+from foreword.server.completions import Completions, completions_router
+from foreword.server.journal import Journal
+from foreword.server.keys import KeyRing
+from foreword.server.manage import tasks_router
+from foreword.server.manager import Manager
+from foreword.server.metrics import Metrics
 from foreword.server.models import models_router
+from foreword.server.probes import probes_router
 from foreword.server.tag import tag_router
 from foreword.server.tasks import TaskTable
+from foreword.server.tokenize import tokenize_router
 from foreword.version import __version__
 
 if TYPE_CHECKING:
     from foreword.bank.bank import Bank
+
+BODY_BYTES = 64 << 20
+SAVE_SECONDS = 5.0
 
 
 def create_app(
@@ -30,6 +45,10 @@ def create_app(
     prefix_bytes: int | None = None,
     extra_tasks: Mapping[str, Task] | None = None,
     allow_other_weights: bool = False,
+    gate: Gate | None = None,
+    answer_seconds: float | None = None,
+    body_bytes: int = BODY_BYTES,
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """The application; whoever made the engine closes it.
 
@@ -40,33 +59,60 @@ def create_app(
         extra_tasks: tasks that live only as long as this process, by the name that requests use; they hide
             tasks of the bank with the same name.
         allow_other_weights: serve tasks made for other weights of the same architecture, as the engine does.
+        gate: who may ask; everybody may do everything without one.
+        answer_seconds: an answer that takes longer is ended; no bound if ``None``.
+        body_bytes: of a request's body at most.
+        origins: web pages that may ask from a browser; none without.
 
     Raises:
         ModelMismatch: one of ``extra_tasks`` was made for another model.
     """
     extra = dict(extra_tasks or {})
+    gate = gate or Gate(KeyRing())
     tasks = TaskTable(engine, bank, extra, prefix_bytes=prefix_bytes, allow_other_weights=allow_other_weights)
     catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights)
+    metrics = Metrics(engine.statistics, tasks.resident)
+    manager = Manager(engine, bank, tasks, catalogue) if bank is not None else None
     # Without redirects a wrong path is a 404 in OpenAI's shape, and no POST is sent twice.
-    app = FastAPI(title="Foreword", version=__version__, redirect_slashes=False)
+    app = FastAPI(
+        title="Foreword",
+        version=__version__,
+        redirect_slashes=False,
+        lifespan=_saving(gate),
+        responses=described.EVERYWHERE,
+    )
     failures.install(app)
     app.include_router(models_router(catalogue))
-    app.include_router(completions_router(engine, tasks))
-    app.include_router(classify_router(engine, tasks))
-    app.include_router(tag_router(engine, tasks))
-    _add_probes(app, engine)
+    app.include_router(completions_router(Completions(engine, tasks, metrics, answer_seconds)))
+    app.include_router(classify_router(engine, tasks, metrics))
+    app.include_router(tag_router(engine, tasks, metrics))
+    app.include_router(tokenize_router(engine, tasks))
+    app.include_router(tasks_router(manager))
+    app.include_router(probes_router(engine, metrics))
+    # The last one added is the first to see a request.
+    app.add_middleware(Access, gate=gate)
+    app.add_middleware(Bounds, body_bytes=body_bytes)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Journal, metrics=metrics)
     return app
 
 
-def _add_probes(app: FastAPI, engine: EngineProtocol) -> None:
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """The process is up."""
-        return {"status": "ok"}
+def _saving(gate: Gate) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Write down what is used of quotas, once in a while and at the end."""
 
-    @app.get("/ready")
-    async def ready() -> dict[str, str]:
-        """The engine can answer: the port opens only then, and this fails when it no longer can."""
-        if not engine.alive:
-            raise EngineError("the engine has stopped; start the server again.")
-        return {"status": "ready", "model": engine.name}
+    async def save() -> None:
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            await run_in_threadpool(gate.save)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        saving = asyncio.create_task(save())
+        try:
+            yield
+        finally:
+            saving.cancel()
+            gate.save()
+
+    return lifespan

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from foreword.bank.names import is_name, split_ref
 from foreword.core import ModelIdentity, Task
 from foreword.engine.protocol import EngineProtocol
-from foreword.errors import CorruptFile, ModelMismatch, UnknownTask
+from foreword.errors import CorruptFile, ModelMismatch, PublishConflict, UnknownTask
 from foreword.server.tasks import unknown_model
 
 if TYPE_CHECKING:
@@ -62,6 +62,21 @@ class Catalogue:
         except UnknownTask:
             raise self._unknown(name) from None
         return self._bank_entry(name, self._bank.describe(name))
+
+    def task_of(self, name: str) -> str:
+        """The task that ``name`` or ``name@version`` is of; the base model's name, which may hold an @, as it is."""
+        return name if name == self._base else split_ref(name)[0]
+
+    def names(self) -> list[str]:
+        """The tasks of this model that are in the bank."""
+        return [e["id"] for e in self._task_entries([n for n in self._bank_names() if n not in self._extra])]
+
+    def check_own(self, name: str) -> None:
+        """Raise PublishConflict for a name that is not of the bank."""
+        if name in self._extra or name == self._base:
+            raise PublishConflict(
+                f"'{name}' is not in the bank: it was given when the server started, and stays as it is."
+            )
 
     def _bank_names(self) -> list[str]:
         return self._bank.names() if self._bank is not None else []

@@ -7,40 +7,50 @@ from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
+from fastapi import Request as HttpRequest
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import RequestError, UsageError
 from foreword.evaluation.evaluate import classify
+from foreword.server.access import caller_of
+from foreword.server.described import CLASSES
+from foreword.server.metrics import Metrics
 from foreword.server.schema import ClassifyRequest
+from foreword.server.scored import Scored
 from foreword.server.tasks import TaskTable
 from foreword.text.template import Template
 
 
-def classify_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
-    router = APIRouter(prefix="/v1")
+def classify_router(engine: EngineProtocol, tasks: TaskTable, metrics: Metrics) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["answers"])
     # The model scores one piece at a time; more threads would only keep the others from the bank.
     limiter = CapacityLimiter(2)
 
-    @router.post("/classify")
-    async def classify_inputs(body: ClassifyRequest) -> dict[str, Any]:
+    @router.post("/classify", responses=CLASSES)
+    async def classify_inputs(body: ClassifyRequest, http: HttpRequest) -> dict[str, Any]:
         """The label of every input, and the probability of each label."""
-        task = await tasks.resolve(body.model, body.task_id)
+        caller = caller_of(http)
+        task = await tasks.resolve(body.model, body.task_id, caller)
         if task is None:
             raise UsageError("the base model has no verbalizer; name a task that was trained to classify.")
-        found = await to_thread.run_sync(_probs, engine, task, body.inputs, limiter=limiter)
+        caller.admit()
+        scored = Scored(metrics, task.name, caller, http.state.note)
+        found = await to_thread.run_sync(_probs, engine, task, body.inputs, scored, limiter=limiter)
         data = [
             {"index": index, "label": max(probs, key=probs.__getitem__), "probs": probs}
             for index, probs in enumerate(found)
         ]
-        return {"object": "list", "model": body.model or task.ref, "data": data}
+        return {"object": "list", "model": body.model or task.ref, "data": data, "usage": scored.usage()}
 
     return router
 
 
-def _probs(engine: EngineProtocol, task: Task, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, float]]:
+def _probs(
+    engine: EngineProtocol, task: Task, inputs: Sequence[str | Mapping[str, Any]], scored: Scored
+) -> list[dict[str, float]]:
     rows = [_fields(task, each, f"input[{index}]") for index, each in enumerate(inputs)]
-    return classify(engine, task, rows)
+    return classify(engine, task, rows, scored)
 
 
 def _fields(task: Task, given: str | Mapping[str, Any], where: str) -> Mapping[str, Any]:

@@ -7,56 +7,71 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from foreword.core import SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
 from foreword.evaluation.evaluate import generation_params
+from foreword.server.access import caller_of
 from foreword.server.answers import gather, held, submit_all
+from foreword.server.described import CHAT, COMPLETION
 from foreword.server.events import EventStream, events
+from foreword.server.logprobs import prompt_logprobs
+from foreword.server.metrics import Metrics
 from foreword.server.schema import ChatRequest, CompletionRequest, Generation
 from foreword.server.tasks import TaskTable
-from foreword.server.wire import Chat, Dialect, Envelope, Text, prompt_token_ids, usage
+from foreword.server.watch import Watch
+from foreword.server.wire import Chat, Dialect, Echo, Envelope, Text, prompt_token_ids, usage
 from foreword.text import request
 from foreword.text.request import Prompt
 
 
-def completions_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
-    router = APIRouter(prefix="/v1")
-    completions = Completions(engine, tasks)
+def completions_router(service: Completions) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["answers"])
 
-    @router.post("/chat/completions", response_model=None)
+    @router.post("/chat/completions", response_model=None, responses=CHAT)
     async def chat(body: ChatRequest, http: HttpRequest) -> Response:
         """Answer a conversation."""
-        return await completions.chat(body, http)
+        return await service.chat(body, http)
 
-    @router.post("/completions", response_model=None)
+    @router.post("/completions", response_model=None, responses=COMPLETION)
     async def complete(body: CompletionRequest, http: HttpRequest) -> Response:
         """Continue texts or token ids, or fill the task's template and answer."""
-        return await completions.complete(body, http)
+        return await service.complete(body, http)
 
     return router
 
 
 @dataclass(frozen=True, eq=False)
 class Completions:
-    """Both endpoints: they differ in how a request becomes prompts and in the dialect of the answer."""
+    """Both endpoints: they differ in how a request becomes prompts and in the dialect of the answer.
+
+    Attributes:
+        seconds: an answer that takes longer is ended; no bound if ``None``.
+    """
 
     engine: EngineProtocol
     tasks: TaskTable
+    metrics: Metrics
+    seconds: float | None = None
 
     async def chat(self, body: ChatRequest, http: HttpRequest) -> Response:
-        task = await self._task(body)
+        task = await self._task(body, http)
         prompt = request.from_messages(self.engine.tokenizer, task, body.messages)
         return await self._answer(body, http, Chat(self.engine.tokenizer), task, [prompt])
 
     async def complete(self, body: CompletionRequest, http: HttpRequest) -> Response:
-        task = await self._task(body)
-        return await self._answer(body, http, Text(self.engine.tokenizer), task, self._prompts(body, task))
+        task = await self._task(body, http)
+        prompts = self._prompts(body, task)
+        echoes = await run_in_threadpool(self._echoes, body, prompts) if body.echo else []
+        return await self._answer(body, http, Text(self.engine.tokenizer, echoes), task, prompts)
 
-    async def _task(self, body: Generation) -> Task | None:
-        task = await self.tasks.resolve(body.model, body.task_id)
+    async def _task(self, body: Generation, http: HttpRequest) -> Task | None:
+        caller = caller_of(http)
+        task = await self.tasks.resolve(body.model, body.task_id, caller)
         request.require_generation(task)
+        caller.admit()
         return task
 
     def _prompts(self, body: CompletionRequest, task: Task | None) -> list[Prompt]:
@@ -68,6 +83,21 @@ class Completions:
             for each in body.prompts
         ]
 
+    def _echoes(self, body: CompletionRequest, prompts: Sequence[Prompt]) -> list[Echo]:
+        """One for every choice. Runs the model if the prompts' own log-probabilities are wanted."""
+        tokenizer, top = self.engine.tokenizer, body.wanted_logprobs
+        echoes = []
+        for given, prompt in zip(body.prompts or [None], prompts, strict=True):
+            text = (
+                given if isinstance(given, str) else tokenizer.decode([each for each in prompt.token_ids if each >= 0])
+            )
+            logprobs = None
+            if top is not None:
+                known = self.engine.prompt_logprobs(prompt, top)
+                logprobs = prompt_logprobs(tokenizer, prompt.token_ids, known)
+            echoes += [Echo(text, logprobs)] * (body.n or 1)
+        return echoes
+
     async def _answer(
         self,
         body: Generation,
@@ -78,14 +108,17 @@ class Completions:
     ) -> Response:
         group = task.name if task is not None else ""
         asked = [Request.of(each, sampling(body, task, each, self.engine.context), group) for each in prompts]
-        requests = [copy for each in asked for copy in each.copies(body.n or 1)]
+        requests = [each.copies(body.n or 1) for each in asked]
         ref = task.ref if task is not None else self.engine.name
         envelope = Envelope(dialect, body.model or ref, ref)
-        streams = await submit_all(self.engine, requests)
+        note = http.state.note
+        note["model"] = ref
+        watch = Watch(self.metrics, group or self.engine.name, caller_of(http), note)
+        streams = await submit_all(self.engine, requests, watch)
         if body.stream:
-            return EventStream(events(envelope, streams, body), streams)
+            return EventStream(events(envelope, streams, body, self.seconds), streams)
         async with held(http.receive, streams):
-            return await _whole(envelope, streams, body)
+            return await _whole(envelope, streams, body, self.seconds)
 
 
 def sampling(body: Generation, task: Task | None, prompt: Prompt, context: int | None) -> SamplingParams:
@@ -122,8 +155,8 @@ def sampling(body: Generation, task: Task | None, prompt: Prompt, context: int |
     )
 
 
-async def _whole(envelope: Envelope, streams: Sequence[Stream], body: Generation) -> Response:
-    answers = await gather(streams)
+async def _whole(envelope: Envelope, streams: Sequence[Stream], body: Generation, seconds: float | None) -> Response:
+    answers = await gather(streams, seconds)
     choices = [envelope.dialect.choice(index, answer) for index, answer in enumerate(answers)]
     if body.return_token_ids:
         for choice, answer, stream in zip(choices, answers, streams, strict=True):

@@ -39,10 +39,12 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def events(envelope: Envelope, streams: Sequence[Stream], body: Generation) -> AsyncIterator[str]:
+async def events(
+    envelope: Envelope, streams: Sequence[Stream], body: Generation, seconds: float | None
+) -> AsyncIterator[str]:
     """Every event of a response, the last one being ``[DONE]``, or an error after which nothing comes."""
     try:
-        async for piece in _pieces(envelope, streams, body):
+        async for piece in _pieces(envelope, streams, body, seconds):
             yield f"data: {_json(piece)}\n\n"
         yield "data: [DONE]\n\n"
     except Exception as error:  # the status is sent already, so the body has to tell
@@ -52,14 +54,16 @@ async def events(envelope: Envelope, streams: Sequence[Stream], body: Generation
         yield f"event: error\ndata: {json.dumps(error_body(error))}\n\n"
 
 
-async def _pieces(envelope: Envelope, streams: Sequence[Stream], body: Generation) -> AsyncIterator[dict[str, Any]]:
+async def _pieces(
+    envelope: Envelope, streams: Sequence[Stream], body: Generation, seconds: float | None
+) -> AsyncIterator[dict[str, Any]]:
     # With usage asked for, OpenAI's other events carry it as null.
     more = {"usage": None} if body.include_usage else {}
     count = 0
     for index, stream in enumerate(streams):
         for choice in _opening(envelope, index, stream, body):
             yield envelope.piece([choice]) | more
-    async for index, chunk in merge(streams):
+    async for index, chunk in merge(streams, seconds):
         count += len(chunk.token_ids)
         for choice in _choices(envelope, index, chunk, body):
             yield envelope.piece([choice]) | more

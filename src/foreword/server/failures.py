@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,9 +19,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ForewordError)
     async def known(request: Request, error: ForewordError) -> Response:
-        # Clients retry a 409 by themselves, and no retry turns a task into one of this model.
-        headers = {"x-should-retry": "false"} if isinstance(error, ModelMismatch) else None
-        return _response(error.http_status, error_body(error), headers)
+        return refusal(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -34,6 +33,20 @@ def install(app: FastAPI) -> None:
     async def unexpected(request: Request, error: Exception) -> Response:
         # Starlette raises it again behind this answer, so that uvicorn logs the traceback.
         return _response(500, error_body(error))
+
+
+def refusal(error: ForewordError) -> Response:
+    """The answer to a request that cannot be served."""
+    headers = {}
+    if isinstance(error, ModelMismatch):
+        # Clients retry a 409 by themselves, and no retry turns a task into one of this model.
+        headers["x-should-retry"] = "false"
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.http_status == 401:
+        # A browser asks for the key in a window of its own: any user name, the key as password.
+        headers["WWW-Authenticate"] = 'Bearer, Basic realm="Foreword", charset="UTF-8"'
+    return _response(error.http_status, error_body(error), headers)
 
 
 def error_body(error: Exception) -> dict[str, Any]:

@@ -46,6 +46,19 @@ def text_logprobs(tokenizer: Any, logprobs: Sequence[TokenLogprob], start: int) 
     }
 
 
+def prompt_logprobs(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """The same for the tokens of a prompt, of which the first has nothing in front that it could follow."""
+    known = text_logprobs(tokenizer, logprobs, 0) or {"tokens": [], "token_logprobs": [], "top_logprobs": []}
+    blind = len(token_ids) - len(known["tokens"])
+    tokens = [*(_decoded(tokenizer, each) for each in token_ids[:blind]), *known["tokens"]]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [None] * blind + known["token_logprobs"],
+        "top_logprobs": [None] * blind + known["top_logprobs"],
+        "text_offset": list(accumulate(map(len, tokens[:-1]), initial=0)),
+    }
+
+
 def _named(tokenizer: Any, logprob: TokenLogprob) -> dict[str, float]:
     """The most probable tokens and the chosen one by their texts; those without one of their own by their ids."""
     named: dict[str, float] = {}

@@ -73,6 +73,11 @@ def _is_prompt(value: object) -> bool:
     return isinstance(value, str) or any(is_list_of(fits)(value) for fits in (is_text, is_int, ids))
 
 
+def shown(example: dict[str, Any]) -> ConfigDict:
+    """The OpenAPI page shows this example."""
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
 class Body(BaseModel):
     """What all bodies share: which task is asked, and that nothing unknown is let through."""
 
@@ -219,6 +224,12 @@ class Generation(Body):
 class ChatRequest(Generation):
     """``POST /v1/chat/completions``."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "support", "messages": [{"role": "user", "content": "Where is my order?"}]}]
+        }
+    )
+
     usual_tokens = 1024
 
     messages: Annotated[
@@ -275,6 +286,10 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """``POST /v1/completions``: one of ``prompt`` and ``inputs``."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "smollm2-135m", "prompt": "Once upon a time", "max_tokens": 16}]}
+    )
+
     usual_tokens = 16
 
     prompt: Annotated[
@@ -284,7 +299,7 @@ class CompletionRequest(Generation):
     inputs: dict[str, Any] | None = Field(None, description="Values for the fields of the task's template.")
 
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
-    echo: Annotated[Any, only(False)] = None
+    echo: bool | None = Field(None, description="Puts the prompt in front of the answer, and its logprobs if asked.")
     best_of: Annotated[Any, only(1)] = None
     suffix: Annotated[Any, only()] = None
 
@@ -322,6 +337,8 @@ def _is_input(value: object) -> bool:
 class TagRequest(Body):
     """``POST /v1/tag``."""
 
+    model_config = shown({"model": "slots", "input": ["play some jazz"]})
+
     input: Annotated[
         str | dict[str, Any] | list[str | list[str] | dict[str, Any]],
         shaped(
@@ -338,6 +355,10 @@ class TagRequest(Body):
 class ClassifyRequest(Body):
     """``POST /v1/classify``."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "sentiment", "input": ["A fine film.", {"text": "Dull."}]}]}
+    )
+
     input: Annotated[
         str | dict[str, Any] | list[str | dict[str, Any]],
         shaped(
@@ -349,3 +370,53 @@ class ClassifyRequest(Body):
     @property
     def inputs(self) -> list[str | dict[str, Any]]:
         return self.input if isinstance(self.input, list) else [self.input]
+
+
+class TokenizeRequest(Body):
+    """``POST /v1/tokenize``: one of ``prompt``, ``messages`` and ``inputs``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "support", "messages": [{"role": "user", "content": "Hello"}]}]}
+    )
+
+    prompt: str | None = None
+    messages: Annotated[
+        list[dict[str, Any]] | None,
+        shaped("a list, not empty, of messages", is_list_of(lambda v: isinstance(v, dict))),
+    ] = None
+    inputs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if [self.prompt, self.messages, self.inputs].count(None) != 2:
+            raise PydanticCustomError("invalid_value", "must hold one of prompt, messages and inputs")
+        return self
+
+
+class TaskRequest(BaseModel):
+    """``POST /v1/tasks``: one of ``system`` and ``prompt``."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"name": "support", "system": "You answer for a shop. Be brief."}]},
+    )
+
+    name: str = Field(description="Lower-case letters, digits, dot, dash and underscore; 64 characters at most.")
+    system: str | None = Field(None, description="A system turn that stands in front of every conversation.")
+    prompt: str | None = Field(None, description="Text that stands in front of every prompt, without chat template.")
+    replace: bool | None = Field(None, description="Publish over a task that belongs to another model.")
+
+    @model_validator(mode="after")
+    def _check_text(self) -> Self:
+        if (self.system is None) == (self.prompt is None):
+            raise PydanticCustomError("invalid_value", "must hold either system or prompt")
+        return self
+
+
+class RollbackRequest(BaseModel):
+    """``POST /v1/tasks/{name}/rollback``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"version": "0001"}]})
+
+    version: str | None = Field(None, description="A version or its number; the one before without.")

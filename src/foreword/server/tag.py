@@ -7,12 +7,17 @@ from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
+from fastapi import Request as HttpRequest
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UsageError
 from foreword.evaluation.evaluate import tag
+from foreword.server.access import caller_of
+from foreword.server.described import TAGS
+from foreword.server.metrics import Metrics
 from foreword.server.schema import TagRequest
+from foreword.server.scored import Scored
 from foreword.server.tasks import TaskTable
 from foreword.text.request import words_of
 from foreword.text.template import Template
@@ -20,30 +25,33 @@ from foreword.text.template import Template
 Input = str | list[str] | Mapping[str, Any]
 
 
-def tag_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
-    router = APIRouter(prefix="/v1")
+def tag_router(engine: EngineProtocol, tasks: TaskTable, metrics: Metrics) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["answers"])
     limiter = CapacityLimiter(2)
 
-    @router.post("/tag")
-    async def tag_inputs(body: TagRequest) -> dict[str, Any]:
+    @router.post("/tag", responses=TAGS)
+    async def tag_inputs(body: TagRequest, http: HttpRequest) -> dict[str, Any]:
         """The words of every input, a tag for each, and the tag's probability."""
-        task = await tasks.resolve(body.model, body.task_id)
+        caller = caller_of(http)
+        task = await tasks.resolve(body.model, body.task_id, caller)
         if task is None:
             raise UsageError("the base model tags nothing; name a task that was trained to tag words.")
-        data = await to_thread.run_sync(_tagged, engine, task, body.inputs, limiter=limiter)
-        return {"object": "list", "model": body.model or task.ref, "data": data}
+        caller.admit()
+        scored = Scored(metrics, task.name, caller, http.state.note)
+        data = await to_thread.run_sync(_tagged, engine, task, body.inputs, scored, limiter=limiter)
+        return {"object": "list", "model": body.model or task.ref, "data": data, "usage": scored.usage()}
 
     return router
 
 
-def _tagged(engine: EngineProtocol, task: Task, inputs: Sequence[Input]) -> list[dict[str, Any]]:
+def _tagged(engine: EngineProtocol, task: Task, inputs: Sequence[Input], scored: Scored) -> list[dict[str, Any]]:
     if task.head is None or not task.head.per_token or task.template is None:
         raise UsageError(f"task '{task.name}' labels whole texts, not their words; ask /v1/classify.")
     template = Template.parse(task.template)
     field = template.only_field()
     rows = [each if isinstance(each, Mapping) else {field: each} for each in inputs]
     words = [words_of(template, row, f"input[{index}]") for index, row in enumerate(rows)]
-    found = tag(engine, task, [{field: each} for each in words])
+    found = tag(engine, task, [{field: each} for each in words], scored)
     data = []
     for index, (row, probs) in enumerate(zip(words, found, strict=True)):
         tags = [max(word, key=word.__getitem__) for word in probs]

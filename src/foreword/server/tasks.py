@@ -12,6 +12,7 @@ from foreword.bank.names import check_name, hint, is_name, split_ref
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import PublishConflict, RequestError, UnknownTask
+from foreword.server.access import Caller
 from foreword.server.resident import ResidentTasks
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class TaskTable:
         self._bank = bank
         self._extra = extra
         self._allow_other_weights = allow_other_weights
-        self._resident = ResidentTasks(prefix_bytes)
+        self.resident = ResidentTasks(prefix_bytes)
         self._loading: dict[str, asyncio.Task[Task]] = {}
         for name, task in extra.items():
             check_name(name)
@@ -54,21 +55,28 @@ class TaskTable:
                 raise PublishConflict(f"the name {name!r} belongs to the base model; choose another name.")
             self._check_model(name, task)
 
-    async def resolve(self, model: str | None, task_id: int | str | None) -> Task | None:
+    async def current(self, name: str) -> Task:
+        """The version of a task of the bank that is served now, in memory. Raises UnknownTask, ModelMismatch."""
+        ref = await run_in_threadpool(self._pinned, name)
+        return self.resident.get(ref) or await self._loaded(ref)
+
+    async def resolve(self, model: str | None, task_id: int | str | None, caller: Caller) -> Task | None:
         """The task that a request names, or ``None`` for the base model.
 
         Raises:
+            Forbidden: it is not for this caller, whether or not there is one.
             RequestError: nothing is named, or two different things are.
             UnknownTask: there is no such task or version.
             ModelMismatch: the task was made for another model.
         """
         name = self._named(model, task_id)
+        caller.check(name if name == self._base else split_ref(name)[0])
         if name == self._base:
             return None
         if name in self._extra:
             return self._extra[name]
         ref = await run_in_threadpool(self._pinned, name)
-        return self._resident.get(ref) or await self._loaded(ref)
+        return self.resident.get(ref) or await self._loaded(ref)
 
     def _named(self, model: str | None, task_id: int | str | None) -> str:
         if task_id is None:
@@ -114,8 +122,12 @@ class TaskTable:
         assert self._bank is not None
         task = await run_in_threadpool(self._bank.load, ref)
         self._check_model(task.name, task)
-        self._resident.add(task)
+        self.resident.add(task)
         return task
+
+    def check_model(self, task: Task) -> None:
+        """Raise ModelMismatch for a task of another model."""
+        self._check_model(task.name, task)
 
     def _check_model(self, name: str, task: Task) -> None:
         task.prefix.model.check(self._identity, f"task '{name}'", allow_other_weights=self._allow_other_weights)

@@ -63,22 +63,48 @@ class Chat:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that is to stand in front of its answer.
+
+    Attributes:
+        text: as it was sent, or of the ids that were.
+        logprobs: of its tokens, as ``choices[].logprobs`` has them; ``None`` if nobody asked.
+    """
+
+    text: str
+    logprobs: dict[str, Any] | None
+
+
 class Text:
-    """``/v1/completions``."""
+    """``/v1/completions``; with echoes, one for every choice, in front of the answers."""
 
     id_prefix = "cmpl-"
     whole = "text_completion"
     piece = "text_completion"
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, echoes: Sequence[Echo] = ()) -> None:
         self._tokenizer = tokenizer
+        self._echoes = echoes
         self._offsets: dict[int, int] = {}  # characters of every choice's tokens so far
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
-        return self._choice(index, answer.text, answer.finish_reason, answer.logprobs)
+        echo = self.opening(index)
+        choice = self._choice(index, answer.text, answer.finish_reason, answer.logprobs)
+        if echo is None:
+            return choice
+        parts = [each["logprobs"] for each in (echo, choice) if each["logprobs"] is not None]
+        logprobs = {name: [entry for part in parts for entry in part[name]] for name in parts[0]} if parts else None
+        return {**choice, "text": echo["text"] + choice["text"], "logprobs": logprobs}
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        return None
+        if not self._echoes:
+            return None
+        echo = self._echoes[index]
+        if echo.logprobs is not None:
+            tokens = echo.logprobs["tokens"]
+            self._offsets[index] = sum(map(len, tokens))
+        return {"index": index, "text": echo.text, "logprobs": echo.logprobs, "finish_reason": None}
 
     def pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
         return [self._choice(index, chunk.text, chunk.finish_reason, chunk.logprobs)]

@@ -18,6 +18,7 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import BenchError
 from foreword.models.load import load_model
+from foreword.server.access import Caller
 from foreword.server.tasks import TaskTable
 from foreword.text.request import from_text
 
@@ -99,7 +100,7 @@ class _Side:
 
     async def _times(self, name: str, row: int, tokens: int) -> AsyncGenerator[float]:
         """When every token of an answer came, in seconds."""
-        task = await self._tasks.resolve(name, None)
+        task = await self._tasks.resolve(name, None, Caller())
         assert task is not None
         self._note(task.prefix)
         prompt = from_text(self._engine.tokenizer, task, self._prompts[row])

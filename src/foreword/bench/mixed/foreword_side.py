@@ -18,8 +18,8 @@ from foreword.engine.protocol import Chunk, Request
 from foreword.errors import BenchError
 from foreword.interop.export import export_peft
 from foreword.models import LanguageModel
+from foreword.models.activations import activations
 from foreword.models.load import load_model, pull
-from foreword.prompts.lower import activations
 
 # Share of the spread of real keys and values by which those of a prefix are moved, so that none is that of a text.
 NOISE = 0.1

@@ -106,6 +106,8 @@ def _how(settings: Mapping[str, Any]) -> GenerationConfig:
 
 
 def _generate(model: Any, rows: list[list[int]], how: GenerationConfig, **more: Any) -> list[list[int]]:
+    # What a configuration leaves at None, `generate` takes from the model's own: an answer would end with its text.
+    model.generation_config.eos_token_id = None
     ids = torch.tensor(rows)
     found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how, **more)
     return found[:, ids.shape[1] :].tolist()

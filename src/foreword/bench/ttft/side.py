@@ -16,6 +16,7 @@ from foreword.engine.protocol import Request
 from foreword.errors import BenchError
 from foreword.models.load import load_model
 from foreword.prompts.static import static_task
+from foreword.server.access import Caller
 from foreword.server.tasks import TaskTable
 from foreword.text.request import from_text
 
@@ -62,7 +63,7 @@ class _Side:
         return await asyncio.gather(*(self._first(question, published, began) for question in questions))
 
     async def _first(self, question: str, published: bool, began: float) -> tuple[float, float, int]:
-        task = await self._tasks.resolve(TASK if published else self._engine.name, None)
+        task = await self._tasks.resolve(TASK if published else self._engine.name, None, Caller())
         found = time.perf_counter() - began
         prompt = from_text(self._engine.tokenizer, task, question if published else self._policy + question)
         stream = self._engine.submit(Request.of(prompt, SamplingParams(max_tokens=1, ignore_eos=True)))

@@ -1,0 +1,1 @@
+"""The `serve` workload: what the server costs over the engine behind it."""

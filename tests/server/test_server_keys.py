@@ -1,0 +1,224 @@
+"""API keys: who gets through, how far a key reaches, and how much it may use."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from typer.testing import CliRunner
+
+from foreword.bank.bank import Bank
+from foreword.cli.app import app as command
+from foreword.engine.engine import Engine
+from foreword.errors import LimitReached, UsageError
+from foreword.server.access import Gate
+from foreword.server.allowance import Allowance
+from foreword.server.app import create_app
+from foreword.server.background import serve_in_background
+from foreword.server.keys import Key, KeyRing, digest_of, read_keys
+from server.running import House, chat_model, publish_all
+
+ADMIN, POETS, SLOW = "fw-admin", "fw-poets", "fw-slow"
+
+
+def key(name: str, secret: str, **more: object) -> Key:
+    return Key(name=name, sha256=digest_of(secret), **more)  # type: ignore[arg-type]
+
+
+def ring() -> KeyRing:
+    return KeyRing(
+        [
+            key("boss", ADMIN, admin=True),
+            key("poets", POETS, tasks=["po*", "stor?"]),
+            key("slow", SLOW, requests_per_minute=2),
+        ]
+    )
+
+
+@contextmanager
+def guarded(folder: Path, gate: Gate, **options: object) -> Iterator[House]:
+    lm, bank = chat_model(), Bank(folder)
+    publish_all(bank, lm)
+    app_of = partial(create_app, bank=bank, gate=gate, **options)  # type: ignore[arg-type]
+    with Engine(lm, cache_bytes=1 << 22) as engine, serve_in_background(app_of(engine)) as url:
+        yield House(url, lm, engine, bank)
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with guarded(tmp_path_factory.mktemp("bank"), Gate(ring())) as house:
+        yield house
+
+
+def client(house: House, secret: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{house.url}/v1", api_key=secret, max_retries=0)
+
+
+@pytest.mark.parametrize(
+    "path", ["/ready", "/metrics", "/docs", "/openapi.json", "/v1/models", "/v1/tasks", "/v1/tasks/poet", "/nothing"]
+)
+def test_every_path_needs_a_key_but_health(guard, path):
+    for headers in ({}, {"Authorization": "Bearer fw-other"}, {"Authorization": "Basic !"}, {"Authorization": "x"}):
+        found = httpx.get(guard.url + path, headers=headers)
+        assert found.status_code == 401
+        assert found.json()["error"]["code"] == "invalid_api_key"
+        assert "Bearer" in found.headers["www-authenticate"]
+    assert httpx.get(guard.url + "/health").status_code == 200
+
+
+def test_a_post_without_a_key_is_refused_before_it_is_read(guard):
+    found = httpx.post(f"{guard.url}/v1/chat/completions", content=b"{")
+    assert found.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {POETS}"},
+        {"Authorization": f"bearer {POETS}"},
+        {"Authorization": "Basic " + base64.b64encode(f"anybody:{POETS}".encode()).decode()},
+        {"api-key": POETS},
+        {"x-api-key": POETS},
+    ],
+)
+def test_a_key_is_shown_in_any_of_the_usual_ways(guard, headers):
+    assert httpx.get(f"{guard.url}/v1/models", headers=headers).status_code == 200
+
+
+def test_a_key_sees_and_asks_only_what_it_reaches(guard):
+    with client(guard, POETS) as poets, client(guard, ADMIN) as boss:
+        assert {model.id for model in poets.models.list()} == {"poet", "story"}
+        assert {model.id for model in boss.models.list()} >= {guard.lm.name, "poet", "kind", "mood"}
+        assert poets.completions.create(model="poet", prompt="a", max_tokens=2).choices[0].text
+        for name in ("kind", "nothing", guard.lm.name):
+            with pytest.raises(openai.PermissionDeniedError, match="does not reach"):
+                poets.completions.create(model=name, prompt="a", max_tokens=2)
+        with pytest.raises(openai.PermissionDeniedError):
+            poets.models.retrieve("kind")
+    headers = {"Authorization": f"Bearer {POETS}"}
+    for path, body in (
+        ("completions", {"task_id": "kind", "prompt": "a"}),
+        ("classify", {"model": "mood", "input": "a"}),
+        ("tokenize", {"model": "kind", "prompt": "a"}),
+    ):
+        assert httpx.post(f"{guard.url}/v1/{path}", json=body, headers=headers).status_code == 403
+    shown = httpx.get(f"{guard.url}/v1/tasks", headers=headers).json()["data"]
+    assert {task["name"] for task in shown} == {"poet", "story"}
+
+
+def test_only_an_administrator_changes_tasks_and_reads_metrics(guard):
+    poets, boss = ({"Authorization": f"Bearer {secret}"} for secret in (POETS, ADMIN))
+    for method, path in (
+        ("POST", "/v1/tasks"),
+        ("DELETE", "/v1/tasks/poet"),
+        ("POST", "/v1/tasks/poet/rollback"),
+        ("POST", "/v1/tasks/poet/pin"),
+        ("POST", "/v1/tasks/poet/unpin"),
+        ("POST", "/v1/tasks/poet/warm"),
+        ("GET", "/metrics"),
+    ):
+        assert httpx.request(method, guard.url + path, headers=poets).status_code == 403
+    assert httpx.get(f"{guard.url}/metrics", headers=boss).status_code == 200
+
+
+def test_requests_a_minute(guard):
+    with client(guard, SLOW) as slow:
+        for _ in range(2):
+            slow.completions.create(model="poet", prompt="a", max_tokens=1)
+        with pytest.raises(openai.RateLimitError, match="2 requests a minute") as refused:
+            slow.completions.create(model="poet", prompt="a", max_tokens=1)
+    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 30
+    assert refused.value.code == "rate_limit_exceeded"
+
+
+def test_tokens_of_prompts_answers_and_cancelled_streams_are_counted(tmp_path):
+    limited = KeyRing([key("small", POETS, tokens_per_minute=40, tokens_per_day=60)])
+    ledger = tmp_path / "used"
+    with guarded(tmp_path / "bank", Gate(limited, ledger)) as house, client(house, POETS) as small:
+        used = small.completions.create(model="poet", prompt="abcdefgh", max_tokens=40).usage
+        assert used is not None
+        assert used.total_tokens > 40
+        with pytest.raises(openai.RateLimitError, match="40 tokens a minute"):
+            small.completions.create(model="poet", prompt="a", max_tokens=1)
+        headers = {"Authorization": f"Bearer {POETS}"}
+        refused = httpx.post(f"{house.url}/v1/classify", json={"model": "mood", "input": "a"}, headers=headers)
+        assert refused.status_code == 429
+    assert json.loads(ledger.read_text())["small"]["used"] == used.total_tokens
+
+
+def test_a_quota_outlives_the_server_and_ends_with_the_day(tmp_path):
+    today = datetime.now(UTC).date()
+    ledger = tmp_path / "used"
+    one = key("small", POETS, tokens_per_day=10)
+    ledger.write_text(json.dumps({"small": {"day": today.isoformat(), "used": 10}}))
+    with guarded(tmp_path / "bank", Gate(KeyRing([one]), ledger)) as house, client(house, POETS) as small:
+        with pytest.raises(openai.RateLimitError, match="10 tokens of today") as refused:
+            small.completions.create(model="poet", prompt="a", max_tokens=1)
+        assert 0 < int(refused.value.response.headers["retry-after"]) <= 86_400
+    now = datetime.now(UTC)
+    clock = [now]
+    allowance = Allowance(one, used=10, day=today.isoformat(), now=lambda: clock[0])
+    with pytest.raises(LimitReached):
+        allowance.admit()
+    clock[0] = now + timedelta(days=1)
+    allowance.admit()
+
+
+def test_what_was_used_comes_back_steadily():
+    clock = [0.0]
+    allowance = Allowance(key("k", "s", requests_per_minute=6, tokens_per_minute=60), clock=lambda: clock[0])
+    for _ in range(6):
+        allowance.admit()
+    with pytest.raises(LimitReached) as refused:
+        allowance.admit()
+    assert refused.value.retry_after == pytest.approx(10)
+    clock[0] = 10.0
+    allowance.admit()
+    clock[0] = 100.0
+    allowance.charge(180)
+    with pytest.raises(LimitReached, match="60 tokens") as refused:
+        allowance.admit()
+    assert refused.value.retry_after == pytest.approx(121)
+    clock[0] = 222.0
+    allowance.admit()
+
+
+def test_the_command_makes_keys_that_the_server_takes(tmp_path):
+    file = tmp_path / "keys.jsonl"
+    runner = CliRunner()
+    made = runner.invoke(command, ["key", "shop", "--api-keys", str(file), "--task", "po*", "--json"])
+    assert made.exit_code == 0, made.output
+    secret = json.loads(made.stdout)["key"]
+    assert secret not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert runner.invoke(command, ["key", "boss", "--api-keys", str(file), "--admin"]).exit_code == 0
+    shop, boss = read_keys(file)
+    assert KeyRing([shop, boss]).find(secret) == shop
+    assert (shop.tasks, shop.admin, boss.tasks, boss.admin) == (["po*"], False, ["*"], True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([], "holds no key"),
+        (["{"], "line 1"),
+        (['{"name": "a", "sha256": "ab"}'], "line 1: sha256"),
+        (['{"name": "a", "sha256": "' + "a" * 64 + '", "speed": 1}'], "line 1: speed"),
+        (['{"name": "a", "sha256": "' + "a" * 64 + '"}', '{"name": "a", "sha256": "' + "b" * 64 + '"}'], "line 2"),
+    ],
+)
+def test_a_file_of_keys_that_is_wrong_is_refused(lines, said, tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=said):
+        read_keys(file)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_keys(tmp_path / "none")
