@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -33,6 +34,20 @@ _COUNTED = frozenset(
 )
 
 
+class Times(NamedTuple):
+    """Of the answers of one task, in seconds.
+
+    Attributes:
+        first: until an answer's first token.
+        between: from one token to the next.
+        whole: until its last.
+    """
+
+    first: Callable[[float], None]
+    between: Callable[[float], None]
+    whole: Callable[[float], None]
+
+
 class Metrics:
     """Histograms and counters of one server, in a registry of its own.
 
@@ -57,14 +72,10 @@ class Metrics:
         """Count one response; ``route`` is the path's pattern, so that there are few of them."""
         self._responses.labels(route, status).inc()
 
-    def first_token(self, task: str, seconds: float) -> None:
-        self._first.labels(self._label(task)).observe(seconds)
-
-    def next_token(self, task: str, seconds: float) -> None:
-        self._between.labels(self._label(task)).observe(seconds)
-
-    def answered(self, task: str, seconds: float) -> None:
-        self._whole.labels(self._label(task)).observe(seconds)
+    def times(self, task: str) -> Times:
+        """Where the times of a request's answers go, looked up once: there is one for every token."""
+        label = self._label(task)
+        return Times(*(each.labels(label).observe for each in (self._first, self._between, self._whole)))
 
     def used(self, task: str, prompt: int, cached: int, answer: int) -> None:
         """Count the tokens of one request."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from foreword.engine.protocol import Chunk, Stream
 from foreword.server.access import Caller
-from foreword.server.metrics import Metrics
+from foreword.server.metrics import Metrics, Times
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Watch:
 
     def over(self, streams: Sequence[Stream]) -> Sequence[Stream]:
         """The same answers, watched."""
-        began = time.perf_counter()
-        return [Watched(stream, self, began, first=not index) for index, stream in enumerate(streams)]
+        began, times = time.perf_counter(), self.metrics.times(self.task)
+        return [Watched(stream, self, times, began, first=not index) for index, stream in enumerate(streams)]
 
 
 class Watched:
@@ -39,13 +39,14 @@ class Watched:
     Args:
         stream: the answer.
         watch: who wants to know.
+        times: of its task.
         began: when it was asked for, by `time.perf_counter`.
         first: its prompt counts; that of a further answer to the same prompt does not.
     """
 
-    def __init__(self, stream: Stream, watch: Watch, began: float, *, first: bool) -> None:
+    def __init__(self, stream: Stream, watch: Watch, times: Times, began: float, *, first: bool) -> None:
         self.request, self.reused = stream.request, 0
-        self._stream, self._watch, self._began = stream, watch, began
+        self._stream, self._watch, self._times, self._began = stream, watch, times, began
         self._last: float | None = None
         self._tokens = 0
         self._open = True
@@ -71,14 +72,14 @@ class Watched:
         if chunk.token_ids:
             self._tokens += len(chunk.token_ids)
             if self._last is None:
-                watch.metrics.first_token(watch.task, now - self._began)
+                self._times.first(now - self._began)
                 watch.note.setdefault("first_token_seconds", round(now - self._began, 4))
             else:
-                watch.metrics.next_token(watch.task, now - self._last)
+                self._times.between(now - self._last)
             self._last = now
         if chunk.finish_reason is not None:
             if chunk.finish_reason in ("stop", "length"):
-                watch.metrics.answered(watch.task, now - self._began)
+                self._times.whole(now - self._began)
             self._close()
 
     def _close(self) -> None:

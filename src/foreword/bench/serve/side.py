@@ -32,4 +32,10 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
             pass
         return time.perf_counter() - began
 
-    return {"direct": direct, "prompts": lambda: prompts, "place": lambda: {"url": url, "model": engine.name}}
+    # The port is open for as long as somebody holds the stack.
+    return {
+        "close": stack.close,
+        "direct": direct,
+        "place": lambda: {"url": url, "model": engine.name},
+        "prompts": lambda: prompts,
+    }
