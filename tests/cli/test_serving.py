@@ -1,0 +1,114 @@
+"""``foreword serve`` as operators run it: keys, a journal, and an end that drops nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from cli.conftest import Run
+
+
+class Served:
+    """A server in a process of its own; what it writes is collected."""
+
+    def __init__(self, folder: Path, home: Path, *flags: str) -> None:
+        self.lines: list[str] = []
+        environment = {**os.environ, "FOREWORD_MODEL": str(folder), "FOREWORD_HOME": str(home)}
+        command = [sys.executable, "-m", "foreword", "serve", "--port", "0", *flags]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=home.parent)
+        self._ready = threading.Event()
+        self.url = ""
+        threading.Thread(target=self._read, daemon=True).start()
+        assert self._ready.wait(90), self.lines
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith("serving "):
+                self.url = line.split(" at ")[1].strip()
+                self._ready.set()
+        self._ready.set()
+
+    @property
+    def journal(self) -> list[dict]:
+        return [json.loads(line) for line in self.lines if line.startswith("{")]
+
+
+@pytest.fixture
+def served(folder: Path, tmp_path: Path, run: Run) -> Iterator[tuple[Served, str]]:
+    made = run("key", "shop", "--api-keys", "keys.jsonl", "--json")
+    server = Served(folder, tmp_path / "home", "--api-keys", str(tmp_path / "keys.jsonl"))
+    yield server, made.json["key"]
+    if server.process.poll() is None:
+        server.process.kill()
+    server.process.wait()
+
+
+def test_answers_on_their_way_are_finished_before_the_end(served):
+    server, secret = served
+    assert httpx.get(f"{server.url}/v1/models").status_code == 401
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=secret, max_retries=0) as client:
+        model = client.models.list().data[0].id
+        asked = {"model": model, "prompt": "Once", "max_tokens": 200, "extra_body": {"ignore_eos": True}}
+        with client.completions.with_streaming_response.create(**asked, stream=True) as answer:
+            lines = answer.iter_lines()
+            first = next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            events = [first, *(line for line in lines if line)]
+    assert events[-1] == "data: [DONE]"
+    assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert server.process.wait(timeout=30) in (0, -signal.SIGTERM)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/health")
+    last = server.journal[-1]
+    assert (last["path"], last["status"], last["key"]) == ("/v1/completions", 200, "shop")
+    assert last["answer_tokens"] == 200
+    assert secret not in "\n".join(server.lines)
+
+
+def test_a_key_in_the_environment_closes_the_server(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FOREWORD_API_KEY", "fw-one")
+    server = Served(folder, tmp_path / "home", "--quiet")
+    try:
+        assert httpx.get(f"{server.url}/v1/models").status_code == 401
+        assert httpx.get(f"{server.url}/metrics", headers={"Authorization": "Bearer fw-one"}).status_code == 200
+        assert server.journal == []
+    finally:
+        server.process.terminate()
+        server.process.wait(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--api-keys", "none.jsonl"), "cannot be read as a file of keys"),
+        (("--api-keys", "empty.jsonl"), "holds no key"),
+        (("--max-body-bytes", 3), "max-body-bytes"),
+        (("--timeout", 0), "timeout"),
+    ],
+)
+def test_settings_that_are_wrong_are_said_before_the_model_loads(run, tmp_path, flags, said):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    refused = run("serve", "--port", 0, *flags)
+    assert refused.status == 2
+    assert said in refused.err
+    assert "loading" not in refused.err
+
+
+def test_a_key_is_added_once(run, tmp_path):
+    assert run("key", "shop", "--api-keys", "keys.jsonl", "--task", "a*", "--task", "b").out.startswith("fw-")
+    again = run("key", "shop", "--api-keys", "keys.jsonl")
+    assert again.status == 2
+    assert "a key 'shop' already" in again.err
+    assert len((tmp_path / "keys.jsonl").read_text().splitlines()) == 1
