@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model("llama").model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def endless(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with so many positions that it can write for minutes."""
+    long = tmp_path_factory.mktemp("models") / "endless-llama"
+    shutil.copytree(folder, long)
+    config = json.loads((long / "config.json").read_text())
+    (long / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 200_000}))
+    return long
 
 
 @pytest.fixture

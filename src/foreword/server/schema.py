@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from foreword.core import MOST_LOGPROBS, Constraint
+from foreword.evaluation.answering import CHAT_TOKENS
 
 
 def only(*neutral: object) -> AfterValidator:
@@ -219,7 +220,7 @@ class Generation(Body):
 class ChatRequest(Generation):
     """``POST /v1/chat/completions``."""
 
-    usual_tokens = 1024
+    usual_tokens = CHAT_TOKENS
 
     messages: Annotated[
         list[dict[str, Any]],
