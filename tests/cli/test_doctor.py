@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -48,35 +49,43 @@ def test_all_is_well(run, published, folder):
     assert "\x1b" not in shown.out
 
 
-def test_packages_are_those_of_the_metadata(run):
+def test_packages_are_those_of_the_metadata():
     found = {each.what: each for each in check_installation()}
     assert found["python"].found == ".".join(map(str, sys.version_info[:3]))
-    assert found["torch"].found == metadata.version("torch")
-    assert found["torch"].state == "good"
-    assert "extra [eval]" in found
-    assert "extra [dev]" not in found
+    assert (found["torch"].state, found["torch"].found) == ("good", metadata.version("torch"))
+    extras = {what for what in found if what.startswith("extra")}
+    assert extras == {f"extra [{name}]" for name in metadata.metadata("foreword").get_all("Provides-Extra")} - {
+        "extra [dev]"
+    }
 
 
-def test_a_package_that_is_missing_or_of_another_version(run, monkeypatch):
-    real = metadata.version
-    others = {"fsspec": "2020.1", "sacrebleu": "1.0"}
-
-    def version(name: str) -> str:
-        if name == "uvicorn":
-            raise metadata.PackageNotFoundError(name)
-        return others.get(name) or real(name)
-
-    monkeypatch.setattr(metadata, "version", version)
+def test_packages_that_are_missing_or_of_another_version(run, tmp_path, monkeypatch):
+    """Against descriptions of packages as pip writes them, found before the real ones."""
+    needs = ["old>=2,<3", "absent>=1", "torch>=2", "elsewhere; sys_platform == 'plan9'"]
+    of_extra = ["old>=2; extra == 'more'", "torch>=2; extra == 'fine'", "absent; extra == 'dev'"]
+    head = ["Requires-Python: >=3.11", *(f"Provides-Extra: {name}" for name in ("more", "fine", "dev"))]
+    describe(tmp_path, "foreword", "1.0", *head, *(f"Requires-Dist: {need}" for need in needs + of_extra))
+    describe(tmp_path, "old", "1.0")
+    monkeypatch.syspath_prepend(tmp_path)
     found = run("doctor", "--json")
     assert found.status == 1
-    broken = {each["what"]: each for each in of(found, "installation", "broken")}
-    assert set(broken) == {"fsspec", "uvicorn"}
-    assert broken["fsspec"]["found"].startswith("2020.1, runs with ")
-    assert broken["uvicorn"]["mend"].startswith("pip install 'uvicorn")
-    (extra,) = (each for each in of(found, "installation", "note") if each["what"] == "extra [eval]")
-    assert "pip install 'foreword[eval]'" in extra["mend"]
+    checked = {each["what"]: (each["state"], each["found"], each["mend"]) for each in of(found, "installation")}
+    assert checked["old"] == ("broken", "1.0, runs with <3,>=2", "pip install 'old<3,>=2'")
+    assert checked["absent"] == ("broken", "not installed", "pip install 'absent>=1'")
+    assert checked["torch"][0] == "good"
+    assert checked["extra [more]"][0] == "note"
+    assert checked["extra [more]"][2] == "if you need it: pip install 'foreword[more]'"
+    assert checked["extra [fine]"][0] == "good"
+    assert not {"elsewhere", "extra [dev]"} & set(checked)
     assert "foreword: 2 of " in found.err
-    assert "uvicorn: not installed; pip install" in found.err
+    assert "old: 1.0, runs with <3,>=2; pip install 'old<3,>=2'" in found.err
+
+
+def describe(folder: Path, name: str, version: str, *lines: str) -> None:
+    """What pip leaves of a package that it has installed."""
+    (folder / f"{name}-{version}.dist-info").mkdir()
+    head = ["Metadata-Version: 2.4", f"Name: {name}", f"Version: {version}", *lines]
+    (folder / f"{name}-{version}.dist-info" / "METADATA").write_text("\n".join(head) + "\n")
 
 
 def test_a_damaged_task_and_one_of_another_model(run, published, tmp_path):

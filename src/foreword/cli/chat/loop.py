@@ -66,7 +66,8 @@ class Loop:
                     raise
                 options.say(f"foreword: {error}")
             except KeyboardInterrupt:  # in the moments before and after an answer
-                continue
+                if not self._keyboard.interactive:
+                    raise
 
     @property
     def _name(self) -> str:
