@@ -8,6 +8,8 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
     │   ├── DataError         a file of examples: names the file and the line
     │   ├── TemplateError     a template, or a field that it needs
     │   ├── VerbalizerError   a verbalizer, or a label outside it
+    │   ├── SettingError      one setting of a run or a model, by its name
+    │   ├── RecipeError       a recipe: names the file and the line, and shows it
     │   └── RequestError      one request to an engine
     │       ├── PromptTooLong
     │       └── UnsupportedOption
@@ -23,6 +25,8 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
     │   ├── Forbidden
     │   └── LimitReached      a rate limit or a quota
     ├── TrainingError         a run that cannot start, go on or be resumed
+    ├── Interrupted           the user pressed Ctrl-C: says what is left and how to go on
+    ├── DoctorError           something that was checked is broken
     ├── BenchError            a measurement that failed, or results that do not fit together
     └── EngineError           the engine is stopped or broken
         ├── EngineBusy        too many requests are waiting
@@ -56,6 +60,18 @@ class TemplateError(UsageError):
 
 class VerbalizerError(UsageError):
     code = "invalid_verbalizer"
+
+
+class SettingError(UsageError):
+    """``key`` names the setting as recipes spell it, so that a recipe can show the line it stands in."""
+
+    def __init__(self, key: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.key = key
+
+
+class RecipeError(UsageError):
+    code = "invalid_recipe"
 
 
 class RequestError(UsageError):
@@ -133,6 +149,15 @@ class LimitReached(AccessError):
 
 class TrainingError(ForewordError):
     code = "training_error"
+
+
+class Interrupted(ForewordError):
+    exit_status = 130
+    code = "interrupted"
+
+
+class DoctorError(ForewordError):
+    code = "broken_installation"
 
 
 class BenchError(ForewordError):

@@ -16,6 +16,7 @@ import torch
 from foreword.bank import digests
 from foreword.bank.bank import Bank
 from foreword.bank.format import check_version, read_version, write_version
+from foreword.bank.local import LocalStore
 from foreword.bank.record import content_digest
 from foreword.core import KVPrefix, ModelIdentity, Task
 from foreword.errors import BankError, CorruptFile, PublishConflict, UnknownTask, UsageError
@@ -460,3 +461,39 @@ def test_removing_a_task_takes_it_off_first(bank: Bank, make_task: MakeTask, mon
         with pytest.raises(BankError, match=r"Permission denied; it may be there in part, so remove it again"):
             bank.remove("sst2")
     assert bank.names() == []
+
+
+def test_trying_to_write_leaves_nothing(bank: Bank, tmp_path: Path, make_task: MakeTask) -> None:
+    bank.try_write()
+    assert not (tmp_path / "bank").exists()
+    bank.publish(make_task())
+    before = sorted((tmp_path / "bank").rglob("*"))
+    bank.try_write()
+    assert sorted((tmp_path / "bank").rglob("*")) == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BankError, match="nothing can be published there; make it writable, or choose another"):
+        Bank(tmp_path / "file" / "bank").try_write()
+
+
+@pytest.mark.parametrize("verb", ["commit", "write_current"])
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interrupted_publish_is_whole_or_not_there(
+    bank: Bank, make_task: MakeTask, monkeypatch: pytest.MonkeyPatch, verb: str, after: bool
+) -> None:
+    """Ctrl-C right before or behind each of the two strokes that make a version exist and serve it."""
+    first = bank.publish(make_task())
+    stroke = getattr(LocalStore, verb)
+
+    def interrupted(*args: Any) -> None:
+        if after:
+            stroke(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, verb, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bank.publish(make_task(seed=1))
+    served = verb == "write_current" and after
+    assert len(bank.versions("sst2")) == 1 + served
+    assert (bank.current("sst2") == first.version) is not served
+    assert bank.verify() == []

@@ -110,6 +110,13 @@ def test_life_of_a_task(bank: Bank, make_task: MakeTask) -> None:
         bank.load("sst2")
 
 
+def test_trying_to_write_leaves_nothing(bank: Bank, url: str) -> None:
+    bank.try_write()
+    assert bank.names() == []
+    fs, root = fsspec.url_to_fs(url)
+    assert fs.find(root) == []
+
+
 def test_stamp(bank: Bank, make_task: MakeTask) -> None:
     stamps = [bank.stamp()]
     for change in (lambda: bank.publish(make_task()), lambda: bank.publish(make_task(seed=1))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from foreword.cli import main
 from models import byte_tokenizer, tiny_model
@@ -41,6 +43,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model("llama").model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def endless(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with so many positions that it can write for minutes, and no wish to end."""
+    long = tmp_path_factory.mktemp("models") / "endless-llama"
+    shutil.copytree(folder, long)
+    config = json.loads((long / "config.json").read_text())
+    (long / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 200_000}))
+    weights = load_file(long / "model.safetensors")
+    # Of what ends an answer; some other token is always more probable.
+    weights["lm_head.weight"][[config["eos_token_id"], byte_tokenizer().eos_token_id]] = 0
+    save_file(weights, long / "model.safetensors", metadata={"format": "pt"})
+    return long
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ import re
 import pytest
 
 from foreword.errors import UsageError
-from foreword.training.recipe import Recipe, read_recipe
+from foreword.training.recipe import Recipe
+from foreword.training.recipe_file import RecipeFile
 
 
 def read(tmp_path, text: str):
     file = tmp_path / "recipe.yaml"
     file.write_text(text, encoding="utf-8")
-    return read_recipe(file)
+    return RecipeFile.read(file).values
 
 
 def test_flags_as_keys(tmp_path):
@@ -35,30 +36,6 @@ def test_labels_are_text_as_spelled(tmp_path):
         tmp_path, "data: d.jsonl\nverbalizer:\n  yes: ' good'\n  no: [' bad', ' poor']\n  1: ' one'\n  null: ' x'\n"
     )
     assert list(found["verbalizer"]) == ["yes", "no", "1", "null"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("- a\n- b\n", "is not a mapping; write flags as keys"),
-        ("", "is not a mapping"),
-        ("a: [1\n", "is not YAML: while parsing a flow sequence"),
-        ("lr: 1\nlr: 2\n", "is not YAML: key 'lr' stands twice"),
-        ("a: !!python/object/apply:os.system ['true']\n", "is not YAML: could not determine a constructor"),
-    ],
-)
-def test_what_is_no_recipe(text, message, tmp_path):
-    with pytest.raises(UsageError, match=re.escape(message)) as caught:
-        read(tmp_path, text)
-    assert "\n" not in str(caught.value)
-
-
-def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(UsageError, match="cannot be read: No such file or directory; check the path"):
-        read_recipe(tmp_path / "nothing.yaml")
-    (tmp_path / "latin.yaml").write_bytes("data: caf\xe9".encode("latin-1"))
-    with pytest.raises(UsageError, match=r"is not UTF-8 text \(byte 9\)"):
-        read_recipe(tmp_path / "latin.yaml")
 
 
 @pytest.mark.parametrize(

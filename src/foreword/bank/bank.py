@@ -35,6 +35,11 @@ class Bank:
     def __init__(self, root: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None) -> None:
         self._store = _open_store(os.fspath(root), Path(cache) if cache else home() / "cache" / "bank")
 
+    @property
+    def place(self) -> str:
+        """The folder or the URL."""
+        return self._store.place
+
     def __repr__(self) -> str:
         return f"Bank({self._store.place!r})"
 
@@ -126,6 +131,11 @@ class Bank:
             names = [name] if name is not None else sorted(self._store.tasks())
             return [problem for each in names for problem in self._problems(each)]
 
+    def try_write(self) -> None:
+        """Raise `BankError` unless something could be published here; publishes nothing."""
+        with self._door("nothing can be published there; make it writable, or choose another with --bank"):
+            self._store.try_write()
+
     def stamp(self) -> object:
         """A cheap value that changes whenever another version of any task is served, or a task is removed."""
         with self._door(_NOTHING_READ):
@@ -213,8 +223,10 @@ class Bank:
             self._store.commit(name, version, folder)
             self._check_race(name, version)
             self._store.write_current(name, version)
-        except OSError as error:
+        except (OSError, KeyboardInterrupt) as error:
             if self._store.read_current(name) == f"{version}\n".encode():
+                if isinstance(error, KeyboardInterrupt):
+                    raise
                 raise BankError(
                     f"{name}@{version} is served now, but {self._store.place} did not confirm it "
                     f"({error.strerror}); check the disk, then publish again."

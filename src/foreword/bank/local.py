@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -92,6 +93,15 @@ class LocalStore:
         sync_folder(self._root / task)
         shutil.rmtree(self._root / task)
         sync_folder(self._root)
+
+    def try_write(self) -> None:
+        if self._root.is_dir():
+            trial = self._root / temporary_name()
+            write_file(trial, b"")
+            return trial.unlink()
+        above = next(folder for folder in self._root.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
 
     def stamp(self) -> object:
         found = []

@@ -21,7 +21,7 @@ from typing import Any
 
 from foreword.bank.digests import check_bytes, check_file
 from foreword.bank.document import MEND
-from foreword.bank.durable import make_folder, write_file
+from foreword.bank.durable import make_folder, temporary_name, write_file
 from foreword.bank.format import read_record
 from foreword.bank.names import is_name, is_version, number_of
 from foreword.bank.record import parse_record
@@ -109,6 +109,11 @@ class RemoteStore:
         self._delete(f"{task}/current")
         self._delete(task)
         shutil.rmtree(self._cache / task, ignore_errors=True)
+
+    def try_write(self) -> None:
+        trial = temporary_name()
+        self._put(trial, b"")
+        self._delete(trial)
 
     def stamp(self) -> object:
         # Which entry of a listing tells a change (ETag, generation, time) differs by store: take them all.

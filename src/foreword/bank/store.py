@@ -67,6 +67,10 @@ class Store(Protocol):
         """Delete ``current`` first, then everything else of the task."""
         ...
 
+    def try_write(self) -> None:
+        """Write a small object and take it away again; a place that is not there yet stays so."""
+        ...
+
     def stamp(self) -> object:
         """Changes whenever a ``current`` was written or deleted."""
         ...

@@ -45,6 +45,7 @@ class Candidate:
             self._send(settings)
             self._answer()
         except BaseException:
+            self._process.kill()  # it may be in the middle of loading
             self.close()
             raise
 

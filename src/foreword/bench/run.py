@@ -10,6 +10,7 @@ from foreword.bench.facts import facts
 from foreword.bench.record import Record, Results
 from foreword.bench.workload import Cell, Options, Say, Summary, Workload
 from foreword.errors import BenchError, UsageError
+from foreword.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ def run(
     cells = _chosen(workload.cells(options), only)
     versions = _versions(workload, present)
     failed: list[str] = []
-    for cell in cells:
-        if again or not _measured(results, workload, cell):
+    wanted = [cell for cell in cells if again or not _measured(results, workload, cell)]
+    with Progress("measuring", len(wanted), "cells") as progress:
+        for cell in wanted:
             say(f"{workload.name} {cell.key}")
             try:
                 found = cell.measure(say)
@@ -71,6 +73,7 @@ def run(
                 say(failed[-1])
             else:
                 results.keep(record)
+            progress.advance()
     records = [record for cell in cells if (record := results.find(workload.name, cell.key)) is not None]
     return Outcome(records, workload.summary(records), missing, failed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from foreword.cli import (
     bank,
     bench,
     cache,
+    chat,
     classify,
     demo,
     doctor,
@@ -24,10 +26,12 @@ from foreword.cli import (
     serve,
     train,
 )
-from foreword.errors import ForewordError
+from foreword.cli.interruption import Commands
+from foreword.errors import ForewordError, Interrupted
 from foreword.version import __version__
 
 app = typer.Typer(
+    cls=Commands,
     help="Learn, compress and serve what comes before every request.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -43,6 +47,7 @@ app.command("cache")(cache.cache)
 app.command("eval")(evaluate.evaluate)
 app.command("classify")(classify.classify)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
 app.command("key")(key.key)
 app.add_typer(bank.app, name="bank")
@@ -71,5 +76,7 @@ def main() -> None:
     try:
         app(prog_name="foreword")
     except ForewordError as error:
+        if isinstance(error, Interrupted):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop but this
         print(f"foreword: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

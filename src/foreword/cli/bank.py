@@ -8,19 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import options
+from foreword.cli.completion import task_names
+from foreword.cli.interruption import publishing
 from foreword.errors import CorruptFile, UsageError
 
 if TYPE_CHECKING:
     from foreword.bank.bank import Bank
+    from foreword.core import Task
+    from foreword.models import LanguageModel
 
 app = typer.Typer(help="Tasks and their versions.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Name of the task.")]
+Name = Annotated[str, typer.Argument(help="Name of the task.", autocompletion=task_names)]
 
 
 @app.command("list")
 def list_tasks(bank: options.BankRoot = None, json: options.Json = False) -> None:
-    """All tasks with their served version."""
+    """All tasks with their served version.
+
+    Example: foreword bank list
+    """
     store = options.open_bank(bank)
     rows = [_row(store, name) for name in store.names()]
     widths = [max((len(row[key]) for row in rows), default=0) for key in _COLUMNS]
@@ -43,11 +50,14 @@ def _row(store: Bank, name: str) -> dict[str, str]:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Task, or task@version.")],
+    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=task_names)],
     bank: options.BankRoot = None,
     json: options.Json = False,
 ) -> None:
-    """Everything recorded about a version, and the versions there are."""
+    """Everything recorded about a version, and the versions there are.
+
+    Example: foreword bank show support@3
+    """
     store = options.open_bank(bank)
     record = store.describe(name)
     found = {**record, "versions": store.versions(record["name"])}
@@ -56,11 +66,14 @@ def show(
 
 @app.command()
 def verify(
-    name: Annotated[str | None, typer.Argument(help="One task only.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One task only.", autocompletion=task_names)] = None,
     bank: options.BankRoot = None,
     json: options.Json = False,
 ) -> None:
-    """Check sizes and digests of every file."""
+    """Check sizes and digests of every file.
+
+    Example: foreword bank verify
+    """
     problems = options.open_bank(bank).verify(name)
     if json or not problems:
         options.emit({"problems": problems}, "everything checks", json)
@@ -75,7 +88,10 @@ def rollback(
     bank: options.BankRoot = None,
     json: options.Json = False,
 ) -> None:
-    """Serve an earlier version."""
+    """Serve an earlier version.
+
+    Example: foreword bank rollback support --version 2
+    """
     served = options.open_bank(bank).rollback(name, version)
     options.emit({"task": f"{name}@{served}"}, f"{name} is served as {served}", json)
 
@@ -87,7 +103,10 @@ def remove(
     bank: options.BankRoot = None,
     json: options.Json = False,
 ) -> None:
-    """Remove a task, or one version that is not served."""
+    """Remove a task, or one version that is not served.
+
+    Example: foreword bank remove support --version 1
+    """
     options.open_bank(bank).remove(name, version)
     removed = name if version is None else f"{name}@{version}"
     options.emit({"removed": removed}, f"removed {removed}", json)
@@ -96,8 +115,10 @@ def remove(
 @app.command()
 def compose(
     name: Annotated[str, typer.Argument(help="Name of the new task.")],
-    first: Annotated[str, typer.Argument(help="Task whose prefix stands first.")],
-    then: Annotated[str, typer.Argument(help="Static task whose text is lowered behind it.")],
+    first: Annotated[str, typer.Argument(help="Task whose prefix stands first.", autocompletion=task_names)],
+    then: Annotated[
+        str, typer.Argument(help="Static task whose text is lowered behind it.", autocompletion=task_names)
+    ],
     replace: options.Replace = False,
     model: options.ModelName = None,
     bank: options.BankRoot = None,
@@ -119,34 +140,39 @@ def compose(
         raise UsageError(f"task '{then}' is learned and cannot be computed again behind another; name a static task.")
     if turn := next((ref for ref, task in ((first, front), (then, behind)) if task.kind == "system"), None):
         raise UsageError(f"task '{turn}' is a system turn, which cannot be stacked; publish its text with --text.")
-    lm = options.open_model(model, dtype, device)
-    for ref, task in ((first, front), (then, behind)):
-        task.prefix.model.check(lm.identity, f"task '{ref}'")
+    with publishing(store, name):
+        lm = options.open_model(model, dtype, device)
+        for ref, task in ((first, front), (then, behind)):
+            task.prefix.model.check(lm.identity, f"task '{ref}'")
+        task = store.publish(_stacked(lm, name, front, behind), replace=replace, reserved=[lm.name])
+    length = task.prefix.length
+    options.emit({"task": task.ref, "length": length}, f"published {task.ref} ({length} positions)", json)
+
+
+def _stacked(lm: LanguageModel, name: str, front: Task, behind: Task) -> Task:
+    """A task whose prefix is one prefix and the text of another task lowered behind it."""
     from foreword.core import Task
     from foreword.prompts.lower import lower_tokens
 
-    prefix = lower_tokens(lm, behind.prefix.token_ids, behind=front.prefix.to(dtype=lm.dtype, device=lm.device))
-    parents = {"parents": [front.ref, behind.ref]}
-    task = store.publish(
-        Task(
-            name,
-            "composed",
-            prefix,
-            template=front.template,
-            verbalizer=front.verbalizer,
-            generation=front.generation,
-            provenance=parents,
-        ),
-        replace=replace,
-        reserved=[lm.name],
+    before = front.prefix.to(dtype=lm.dtype, device=lm.device)
+    return Task(
+        name,
+        "composed",
+        lower_tokens(lm, behind.prefix.token_ids or (), behind=before),
+        template=front.template,
+        verbalizer=front.verbalizer,
+        generation=front.generation,
+        provenance={"parents": [front.ref, behind.ref]},
     )
-    options.emit({"task": task.ref, "length": prefix.length}, f"published {task.ref} ({prefix.length} positions)", json)
 
 
 @app.command()
 def ensemble(
     name: Annotated[str, typer.Argument(help="Name of the new task.")],
-    tasks: Annotated[list[str], typer.Argument(help="Learned tasks or task@version, two or more.", metavar="TASK")],
+    tasks: Annotated[
+        list[str],
+        typer.Argument(help="Learned tasks or task@version, two or more.", metavar="TASK", autocompletion=task_names),
+    ],
     vote: Annotated[
         bool, typer.Option("--vote", help="Answer by a vote of the members.", show_default="mean probability")
     ] = False,

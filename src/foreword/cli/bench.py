@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import options
+from foreword.cli.interruption import command_line, going_on
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,12 +69,19 @@ def bench(
         seed,
     )
     options.quiet_libraries()
-    outcome = run(chosen, wanted, Results(results), options.say, only=only or (), again=again)
+    with going_on(lambda: _left(results, again)):
+        outcome = run(chosen, wanted, Results(results), options.say, only=only or (), again=again)
     if out is not None:
         write_json(out, outcome.to_json())
     options.emit(outcome.to_json(), _text(outcome), json)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+def _left(results: Path, again: bool) -> str:
+    """What an interrupted measurement leaves behind, and how it goes on."""
+    leaving = ", leaving out --again" if again else ""
+    return f"what was measured is kept in {results}; go on with{leaving}: {command_line()}"
 
 
 def _find(name: str, engine: str | None) -> Workload:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from foreword.cli import options
+from foreword.cli.interruption import command_line, going_on
+from foreword.progress import Progress
 
 
 def cache(
@@ -32,15 +34,17 @@ def cache(
     for prompt in prompts:
         check_free(prompt.name, [model or options.default_model()])
     store = options.open_bank(bank)
-    lm = options.open_model(model, dtype, device, trust_remote_code)
-    from foreword.prompts.static import static_task
+    published: list[dict[str, Any]] = []
+    with going_on(lambda: f"{len(published)} of {len(prompts)} prompts are published; start again: {command_line()}"):
+        lm = options.open_model(model, dtype, device, trust_remote_code)
+        from foreword.prompts.static import static_task
 
-    published = []
-    for prompt in prompts:
-        task = store.publish(
-            static_task(lm, prompt.name, prompt.kind, prompt.text), replace=replace, reserved=[lm.name]
-        )
-        options.say(f"published {task.ref} ({task.prefix.length} positions)")
-        published.append({"task": task.ref, "length": task.prefix.length, "prefix_bytes": task.prefix.nbytes})
+        with Progress("publishing", len(prompts), "prompts") as progress:
+            for prompt in prompts:
+                task = static_task(lm, prompt.name, prompt.kind, prompt.text)
+                task = store.publish(task, replace=replace, reserved=[lm.name])
+                options.say(f"published {task.ref} ({task.prefix.length} positions)")
+                published.append({"task": task.ref, "length": task.prefix.length, "prefix_bytes": task.prefix.nbytes})
+                progress.advance()
     total = sum(row["prefix_bytes"] for row in published)
     options.emit({"tasks": published}, f"published {len(published)} tasks ({total:,} bytes)", json)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foreword.cli import options
+from foreword.cli.completion import task_names
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ Answer = tuple[list[dict[str, Any]], list[str]]
 
 
 def classify(
-    name: Annotated[str, typer.Argument(help="Task, or task@version.")],
+    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=task_names)],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to classify; - reads lines from stdin.")],
     model: options.ModelName = None,
     bank: options.BankRoot = None,

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foreword.cli import options
+from foreword.cli.completion import task_names
+from foreword.cli.interruption import command_line, going_on
 from foreword.errors import UnknownTask, UsageError
 from foreword.home import default_model
+from foreword.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from foreword.bank.bank import Bank
     from foreword.core import Task
+    from foreword.engine.protocol import EngineProtocol
     from foreword.evaluation.report import Report
     from foreword.models import LanguageModel
     from foreword.text.rows import Row
@@ -26,11 +30,14 @@ _WITH_RATINGS = ("ratings", "json")
 
 def evaluate(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Task, or task@version.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Task, or task@version.", autocompletion=task_names)] = None,
     data: Annotated[str | None, typer.Option(help="Examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
     compare: Annotated[
         list[str] | None,
-        typer.Option(help="Another task to run on the same examples, or base for the base model; may be repeated."),
+        typer.Option(
+            help="Another task to run on the same examples, or base for the base model; may be repeated.",
+            autocompletion=task_names,
+        ),
     ] = None,
     label_field: Annotated[str, typer.Option(help="Field that holds the label.")] = "label",
     limit: Annotated[int | None, typer.Option(help="Use the first N examples.", min=1)] = None,
@@ -65,9 +72,10 @@ def evaluate(
     rows = _rows(data, limit)
     tasks = _found(options.open_bank(bank), names, model or default_model())
     _check_tasks(tasks, per_class)
-    lm = options.open_model(model, dtype, device, trust_remote_code)
-    asked = _asked(tasks, lm, allow_other_weights)
-    reports = _reports(lm, asked, rows, label_field, allow_other_weights)
+    with going_on(lambda: f"nothing was written; start again: {command_line()}"):
+        lm = options.open_model(model, dtype, device, trust_remote_code)
+        asked = _asked(tasks, lm, allow_other_weights)
+        reports = _reports(lm, asked, rows, label_field, allow_other_weights)
     if predictions is not None:
         from foreword.evaluation.report import write_predictions
 
@@ -161,11 +169,28 @@ def _reports(
     from foreword.engine.decoder import evaluator
     from foreword.evaluation.evaluate import evaluate as run_evaluate
 
-    with evaluator(lm, allow_other_weights=allow_other_weights) as engine:
+    with (
+        evaluator(lm, allow_other_weights=allow_other_weights) as engine,
+        Progress("evaluating", _questions(tasks, len(rows)), "questions", watch=lambda: _answered(engine)),
+    ):
         reports = {task.ref: run_evaluate(engine, task, rows, label_field=label_field) for task in tasks}
     if missing := sorted({name for report in reports.values() for name in report.unmeasured}):
         options.say(f"not measured: {', '.join(missing)}; they need: pip install 'foreword[eval]'")
     return reports
+
+
+def _questions(tasks: Sequence[Task], rows: int) -> int:
+    """How much an engine is asked: every member of an ensemble; a text, and how probable the right one is."""
+    from foreword.text.template import Template
+
+    writes = [Template.parse(task.template or "").target is not None for task in tasks]
+    return rows * sum(2 if text else 1 + len(task.members) for task, text in zip(tasks, writes, strict=True))
+
+
+def _answered(engine: EngineProtocol) -> int:
+    counted = engine.statistics()
+    written = counted["requests"] - counted["waiting"] - counted.get("running", 0)
+    return int(counted["scored"] + max(written, 0))
 
 
 def _write_sheet(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from foreword.cli import options
+from foreword.cli.completion import task_names
 
 app = typer.Typer(help="Tasks for other programs.", no_args_is_help=True)
 
@@ -19,7 +20,7 @@ def _export() -> None:
 
 @app.command()
 def peft(
-    name: Annotated[str, typer.Argument(help="Task, or task@version.")],
+    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=task_names)],
     path: Annotated[Path, typer.Argument(help="Folder to write; it must not exist, or be empty.")],
     model: options.ModelName = None,
     bank: options.BankRoot = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import options
+from foreword.cli.completion import task_names
 from foreword.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 
 
 def generate(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[NAME] TEXT|-", help="Task, and the text.")] = None,
-    task: Annotated[str | None, typer.Option("--task", help="The task, instead of NAME.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME] TEXT|-", help="Task, and the text.", autocompletion=task_names)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="The task, instead of NAME.", autocompletion=task_names)
+    ] = None,
     field: Annotated[list[str] | None, typer.Option("--field", help="k=v for the task's template.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens at most.", show_default="the task's, else 128")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default="the task's, else 0")] = None,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import options
+from foreword.cli.interruption import publishing
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.interop.checkpoint import Checkpoint
     from foreword.interop.wording import Wording
-    from foreword.models import LanguageModel
 
 app = typer.Typer(help="Prompts that other programs learned.", no_args_is_help=True)
 
@@ -60,9 +60,12 @@ def peft(
     checkpoint = read_peft(source)
     named = model or base_model(checkpoint)
     name = _name(checkpoint, publish, named)
-    lm = options.open_model(named, dtype, device, trust_remote_code)
-    task = import_peft(lm, checkpoint, name, task_id=task_id, wording=wording)
-    _publish(task, lm, bank, replace, json)
+    store = options.open_bank(bank)
+    with publishing(store, name):
+        lm = options.open_model(named, dtype, device, trust_remote_code)
+        task = import_peft(lm, checkpoint, name, task_id=task_id, wording=wording)
+        task = store.publish(task, replace=replace, reserved=[lm.name])
+    _say_published(task, json)
 
 
 @app.command()
@@ -91,9 +94,12 @@ def ptuning_v2(
     checkpoint = read_ptuning(source)
     named = model or base_model(checkpoint)
     name = _name(checkpoint, publish, named)
-    lm = options.open_model(named, dtype, device, trust_remote_code)
-    task = import_ptuning(lm, checkpoint, name, prefix_only=prefix_only, wording=wording)
-    _publish(task, lm, bank, replace, json)
+    store = options.open_bank(bank)
+    with publishing(store, name):
+        lm = options.open_model(named, dtype, device, trust_remote_code)
+        task = import_ptuning(lm, checkpoint, name, prefix_only=prefix_only, wording=wording)
+        task = store.publish(task, replace=replace, reserved=[lm.name])
+    _say_published(task, json)
 
 
 def _wording(template: str | None, verbalizer: str | None) -> Wording:
@@ -114,8 +120,7 @@ def _name(checkpoint: Checkpoint, publish: str | None, model: str | None) -> str
     return name
 
 
-def _publish(task: Task, lm: LanguageModel, bank: str | None, replace: bool, json: bool) -> None:
-    task = options.open_bank(bank).publish(task, replace=replace, reserved=[lm.name])
+def _say_published(task: Task, json: bool) -> None:
     data = {"task": task.ref, "method": task.method, "length": task.prefix.length, "bytes": task.nbytes}
     text = f"published {task.ref} ({task.method}, {task.prefix.length} positions, {task.nbytes:,} bytes)"
     options.emit(data, text, json)

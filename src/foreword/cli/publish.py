@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import options
+from foreword.cli.completion import task_names
+from foreword.cli.interruption import publishing
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def publish(
-    name: Annotated[str, typer.Argument(help="Name of the task.")],
+    name: Annotated[str, typer.Argument(help="Name of the task.", autocompletion=task_names)],
     system: Annotated[str | None, typer.Option(help="File with a system prompt, or -.")] = None,
     text: Annotated[str | None, typer.Option(help="File with text that stands in front, or -.")] = None,
     run: Annotated[str | None, typer.Option(help="Folder of a training run.")] = None,
@@ -49,19 +51,20 @@ def publish(
 
     reserved = [model or options.default_model()]
     check_free(name, reserved)
-    if run is not None:
-        task = _of_run(name, Path(run))
-    elif prefix is not None:
-        from foreword.interop.prefix_task import prefix_task
+    with publishing(store, name):
+        if run is not None:
+            task = _of_run(name, Path(run))
+        elif prefix is not None:
+            from foreword.interop.prefix_task import prefix_task
 
-        task = prefix_task(name, Path(prefix), template, verbalizer)
-    else:
-        from foreword.prompts.static import static_task
+            task = prefix_task(name, Path(prefix), template, verbalizer)
+        else:
+            from foreword.prompts.static import static_task
 
-        source = options.read_text(system or text or "")
-        lm = options.open_model(model, dtype, device, trust_remote_code)
-        task = static_task(lm, name, "system" if system is not None else "prompt", source)
-    task = store.publish(task, replace=replace, reserved=reserved)
+            source = options.read_text(system or text or "")
+            lm = options.open_model(model, dtype, device, trust_remote_code)
+            task = static_task(lm, name, "system" if system is not None else "prompt", source)
+        task = store.publish(task, replace=replace, reserved=reserved)
     data = {"task": task.ref, "length": task.prefix.length, "prefix_bytes": task.prefix.nbytes}
     options.emit(data, f"published {task.ref} ({task.prefix.length} positions, {task.prefix.nbytes:,} bytes)", json)
 

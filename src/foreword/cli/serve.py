@@ -13,6 +13,7 @@ import typer
 
 from foreword.cli import options
 from foreword.errors import UsageError
+from foreword.progress import Progress
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -141,4 +142,9 @@ def _extra_tasks(lm: LanguageModel, file: str | None) -> dict[str, Task]:
     from foreword.prompts.static import static_task
     from foreword.text.prompt_rows import read_prompts
 
-    return {prompt.name: static_task(lm, prompt.name, prompt.kind, prompt.text) for prompt in read_prompts(file)}
+    prompts, tasks = read_prompts(file), {}
+    with Progress("computing", len(prompts), "prompts") as progress:
+        for prompt in prompts:
+            tasks[prompt.name] = static_task(lm, prompt.name, prompt.kind, prompt.text)
+            progress.advance()
+    return tasks

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foreword.cli import options
+from foreword.cli.interruption import command_line, going_on
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
+    from foreword.training.recipe import Recipe
+    from foreword.training.recipe_file import RecipeFile
     from foreword.training.train import Outcome
 
 
@@ -105,9 +108,15 @@ def train(
 
     Example: foreword train --data reviews.jsonl --template 'Review: {text}\\nSentiment:{mask}' --publish reviews
     """
-    given = _given(context, recipe)
+    file, given = _given(context, recipe)
+    with file.blamed():
+        _train(file, given)
+
+
+def _train(file: RecipeFile, given: dict[str, Any]) -> None:
+    """Learn, keep and publish what flags and recipe say."""
     run = _recipe({key: value for key, value in given.items() if key not in _ELSEWHERE})
-    name, place = given.get("publish"), given.get("bank")
+    name, place = given["publish"], given["bank"]
     store = options.open_bank(place)
     if name is not None:
         from foreword.bank.bank import check_free
@@ -117,27 +126,30 @@ def train(
                 "--weights all changes the model itself, which no task can carry; leave --publish out, and load what "
                 "was learned with --model FOLDER."
             )
-        check_free(name, [given.get("model") or options.default_model()])
+        with file.blamed("publish"):
+            check_free(name, [given["model"] or options.default_model()])
+    _check(file, run)
     out_folder = run.out or _default_out(name or run.method)
-    lm = options.open_model(given.get("model"), given["dtype"], given["device"], given.get("trust_remote_code", False))
-    from foreword.bank.format import write_version
-    from foreword.training.train import train as run_train
+    with going_on(lambda: _left(out_folder)):
+        lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
+        from foreword.bank.format import write_version
+        from foreword.training.train import train as run_train
 
-    transfer = options.find_task(run.parent, place, lm) if run.parent is not None else None
-    outcome = run_train(
-        lm,
-        with_fields(run, out=out_folder),
-        name=name or "run",
-        transfer=transfer,
-        say=options.say,
-    )
-    task = outcome.task
-    if int(os.environ.get("RANK", "0")):
-        return  # the first process of a distributed run writes and publishes
-    if outcome.model is None:
-        write_version(_fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
-    if name is not None:
-        task = store.publish(task, replace=given["replace"], reserved=[lm.name])
+        transfer = options.find_task(run.parent, place, lm) if run.parent is not None else None
+        outcome = run_train(
+            lm,
+            with_fields(run, out=out_folder),
+            name=name or "run",
+            transfer=transfer,
+            say=options.say,
+        )
+        task = outcome.task
+        if int(os.environ.get("RANK", "0")):
+            return  # the first process of a distributed run writes and publishes
+        if outcome.model is None:
+            write_version(_fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
+        if name is not None:
+            task = store.publish(task, replace=given["replace"], reserved=[lm.name])
     options.emit(
         {
             "n": outcome.n,
@@ -151,7 +163,7 @@ def train(
             "model": str(outcome.model) if outcome.model is not None else None,
         },
         _summary(outcome, task.ref if name is not None else None),
-        json,
+        given["json"],
     )
 
 
@@ -162,15 +174,16 @@ RUN_TASK = "run"
 _ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code", "replace", "json", "recipe")
 
 
-def _given(context: typer.Context, recipe: str | None) -> dict[str, Any]:
-    """Flags over the recipe's keys over environment and defaults."""
-    from foreword.training.recipe import check_type, read_recipe
+def _given(context: typer.Context, recipe: str | None) -> tuple[RecipeFile, dict[str, Any]]:
+    """The recipe, and flags over its keys over environment and defaults."""
+    from foreword.training.recipe import check_type
+    from foreword.training.recipe_file import RecipeFile
 
-    keys = read_recipe(recipe) if recipe is not None else {}
-    if unknown := sorted(set(keys) - (set(context.params) - {"recipe", "json"})):
-        raise UsageError(f"recipe {recipe} has an unknown key {unknown[0]!r}; use the names of the flags.")
-    for name in sorted(set(keys) & set(_ELSEWHERE)):
-        check_type(name, keys[name], optional=True)
+    file = RecipeFile.read(recipe) if recipe is not None else RecipeFile.none()
+    file.check_keys(set(context.params) - {"recipe", "json"})
+    with file.blamed():
+        for name in sorted(set(file.values) & set(_ELSEWHERE)):
+            check_type(name, file.values[name], optional=True)
     typed = {
         name: value
         for name, value in context.params.items()
@@ -178,20 +191,46 @@ def _given(context: typer.Context, recipe: str | None) -> dict[str, Any]:
     }
     # An option that may be given several times is an empty tuple where it is not given.
     usual = {name: None if value == () else value for name, value in context.params.items()}
-    return {**usual, **keys, **typed}
+    return file.without(typed), {**usual, **file.values, **typed}
 
 
-def _recipe(values: dict[str, Any]):
+def _recipe(values: dict[str, Any]) -> Recipe:
     from foreword.text.template import decode_escapes
     from foreword.training.recipe import Recipe
 
     if values.get("data") is None:
         raise UsageError("there is nothing to learn from; pass --data FILE, or a recipe that names it.")
-    if values.get("template") is not None:
-        given = [values["template"]] if isinstance(values["template"], str) else values["template"]
-        decoded = [decode_escapes(each) if isinstance(each, str) else each for each in given]
-        values = {**values, "template": decoded[0] if len(decoded) == 1 else decoded}
-    return Recipe(**values)
+    template = values["template"]
+    if isinstance(template, str):
+        template = decode_escapes(template)
+    elif isinstance(template, list | tuple):
+        decoded = [decode_escapes(each) if isinstance(each, str) else each for each in template]
+        template = decoded[0] if len(decoded) == 1 else decoded
+    return Recipe(**{**values, "template": template})
+
+
+def _check(file: RecipeFile, run: Recipe) -> None:
+    """Raise now for a template, words or a method that would be refused once the model is loaded."""
+    from foreword.text.template import Template
+    from foreword.text.verbalizer import Verbalizer
+
+    with file.blamed("template"):
+        for source in run.templates:
+            Template.parse(source)
+    with file.blamed("verbalizer"):
+        if run.verbalizer is not None:
+            Verbalizer.parse(run.verbalizer)
+    options.quiet_libraries()
+    from foreword.prompts.registry import method
+
+    method(run.method, **run.options)
+
+
+def _left(out: str) -> str:
+    """What a run leaves behind that is stopped, and how it goes on."""
+    if not (Path(out) / "recipe.json").is_file():
+        return f"nothing was written; start again: {command_line()}"
+    return f"what was learned is in {out}; go on with: {command_line('--resume', '--out', out)}"
 
 
 def _default_out(name: str) -> str:

@@ -22,7 +22,7 @@ from transformers import (
 
 from foreword import attention
 from foreword.core import Batch, Front
-from foreword.errors import ModelError, UnknownModel, UnsupportedModel, UsageError
+from foreword.errors import ModelError, SettingError, UnknownModel, UnsupportedModel, UsageError
 from foreword.home import default_model
 from foreword.models import gguf
 from foreword.models.encoder_decoder import EncoderDecoder
@@ -61,7 +61,7 @@ def load_model(
     name = name or default_model()
     target = _device(device)
     if dtype not in ("auto", *DTYPES):
-        raise UsageError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}.")
+        raise SettingError("dtype", f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}.")
     source = _source(name, progress)
     attention.register()
     model, tokenizer = _load(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
@@ -160,7 +160,7 @@ def _device(device: str) -> str:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device not in available:
-        raise UsageError(f"unknown device {device!r}; choose auto, cpu, cuda or mps.")
+        raise SettingError("device", f"unknown device {device!r}; choose auto, cpu, cuda or mps.")
     if not available[device]:
         raise UsageError(f"this machine has no {device} device; use --device cpu.")
     # Under torchrun or accelerate launch every process has a GPU of its own.

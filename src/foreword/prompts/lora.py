@@ -12,7 +12,7 @@ from torch import nn
 
 from foreword.adapters import check_adapter, linear_layers
 from foreword.core import Adapter, Front, LowRank
-from foreword.errors import UsageError
+from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import Start
@@ -74,7 +74,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise UsageError(f"--rank must be at least 1, got {self.rank}.")
+            raise SettingError("rank", f"--rank must be at least 1, got {self.rank}.")
 
     def encoder(self, lm: LanguageModel, start: Start) -> PromptEncoder:
         if start.length or start.token_ids is not None or start.soft is not None:

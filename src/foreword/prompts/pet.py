@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from foreword.core import Front
-from foreword.errors import UsageError
+from foreword.errors import SettingError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import Start
@@ -56,13 +56,13 @@ class Pet:
 
     def __post_init__(self) -> None:
         if self.weights not in WEIGHTS:
-            raise UsageError(f"--weights must be {' or '.join(WEIGHTS)}, got {self.weights!r}.")
+            raise SettingError("weights", f"--weights must be {' or '.join(WEIGHTS)}, got {self.weights!r}.")
         if self.weights == "all" and self.rank is not None:
-            raise UsageError("--rank is of an adapter, and --weights all learns none; leave one of them out.")
+            raise SettingError("rank", "--rank is of an adapter, and --weights all learns none; leave one of them out.")
         if self.lm_weight is not None and self.unlabeled is None:
-            raise UsageError("--lm-weight is for texts without labels; give them with --unlabeled FILE.")
+            raise SettingError("lm_weight", "--lm-weight is for texts without labels; give them with --unlabeled FILE.")
         if self.lm_weight is not None and not 0 <= self.lm_weight < float("inf"):
-            raise UsageError(f"--lm-weight must be 0 or more, got {self.lm_weight}.")
+            raise SettingError("lm_weight", f"--lm-weight must be 0 or more, got {self.lm_weight}.")
 
     @property
     def lr(self) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foreword.core import Bos, Front, KVPrefix, ModelIdentity
-from foreword.errors import UsageError
+from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import activations
 from foreword.prompts.base import PromptEncoder
@@ -131,9 +131,13 @@ def _still(freeze_first: bool, start: Start) -> int:
     if not freeze_first:
         return 0
     if start.prefix is None and start.token_ids is None:
-        raise UsageError("--freeze-first would freeze random values; start from text (--init auto) or leave it out.")
+        raise SettingError(
+            "freeze_first", "--freeze-first would freeze random values; start from text (--init auto) or leave it out."
+        )
     if start.length < 2:
-        raise UsageError("--freeze-first leaves nothing to learn of one virtual token; use a larger --length.")
+        raise SettingError(
+            "freeze_first", "--freeze-first leaves nothing to learn of one virtual token; use a larger --length."
+        )
     return 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from foreword.errors import UsageError
+from foreword.errors import SettingError
 from foreword.prompts.base import Method
 from foreword.prompts.lora import LoRA, LoRAHybrid
 from foreword.prompts.manual import Manual
@@ -37,12 +37,12 @@ def method(name: str, **options: Any) -> Method:
         UsageError: there is no such method, or it has no such option; both are listed.
     """
     if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}; choose {', '.join(METHODS)}.")
+        raise SettingError("method", f"unknown method {name!r}; choose {', '.join(METHODS)}.")
     takes = {field.metadata.get("flag", field.name): field.name for field in fields(METHODS[name])}
     for option in options:
         if option not in takes:
             known = ", ".join(map(_flag, takes)) or "none"
-            raise UsageError(f"--method {name} has no option {_flag(option)}; it takes {known}.")
+            raise SettingError(option, f"--method {name} has no option {_flag(option)}; it takes {known}.")
     return replace(METHODS[name], **{takes[option]: value for option, value in options.items()})
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foreword.core import Bos, Front, soft_id
-from foreword.errors import UsageError
+from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import Start
@@ -89,7 +89,9 @@ class PTuning:
 
     def __post_init__(self) -> None:
         if self.reparam not in REPARAMS:
-            raise UsageError(f"--encoder of p-tuning must be {' or '.join(REPARAMS)}, got {self.reparam!r}.")
+            raise SettingError(
+                "encoder", f"--encoder of p-tuning must be {' or '.join(REPARAMS)}, got {self.reparam!r}."
+            )
         if self.hidden is not None and self.hidden < 1:
             raise UsageError(f"--hidden must be at least 1, got {self.hidden}.")
 

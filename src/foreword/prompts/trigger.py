@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.core import Front
-from foreword.errors import UsageError
+from foreword.errors import SettingError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import Start
@@ -70,5 +70,5 @@ class AutoPrompt:
 
     def encoder(self, lm: LanguageModel, start: Start) -> TriggerTokens:
         if start.token_ids is None:
-            raise UsageError("--method autoprompt starts from real tokens; use --init vocab or text.")
+            raise SettingError("method", "--method autoprompt starts from real tokens; use --init vocab or text.")
         return TriggerTokens(lm, start.token_ids)

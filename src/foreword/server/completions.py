@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 
 from foreword.core import SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
-from foreword.evaluation.evaluate import generation_params
+from foreword.evaluation.answering import answer_params
 from foreword.server.access import caller_of
 from foreword.server.answers import gather, held, submit_all
 from foreword.server.described import CHAT, COMPLETION
@@ -127,17 +127,14 @@ def sampling(body: Generation, task: Task | None, prompt: Prompt, context: int |
     Args:
         prompt: bounds a default by the room that it leaves in ``context``; what a client asks for is never cut.
     """
-    defaults = task.generation if task is not None else {}
-    learned = task is not None and task.kind == "learned"
-    usual = int(defaults.get("max_tokens", body.usual_tokens))
-    temperature = body.temperature
-    if temperature is None:
-        temperature = defaults.get("temperature", 0.0 if learned else 1.0)
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
-    return generation_params(
+    return answer_params(
         task,
-        max_tokens=body.answer_tokens or prompt.fitting(usual, context),
-        temperature=temperature,
+        prompt,
+        context,
+        body.usual_tokens,
+        max_tokens=body.answer_tokens,
+        temperature=body.temperature,
         top_p=body.top_p,
         top_k=max(body.top_k, 0) if body.top_k is not None else None,
         seed=body.seed,

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from foreword.core import MOST_LOGPROBS, Constraint
+from foreword.evaluation.answering import CHAT_TOKENS
 
 
 def only(*neutral: object) -> AfterValidator:
@@ -224,13 +225,9 @@ class Generation(Body):
 class ChatRequest(Generation):
     """``POST /v1/chat/completions``."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"model": "support", "messages": [{"role": "user", "content": "Where is my order?"}]}]
-        }
-    )
+    model_config = shown({"model": "support", "messages": [{"role": "user", "content": "Where is my order?"}]})
 
-    usual_tokens = 1024
+    usual_tokens = CHAT_TOKENS
 
     messages: Annotated[
         list[dict[str, Any]],
@@ -286,9 +283,7 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """``POST /v1/completions``: one of ``prompt`` and ``inputs``."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "smollm2-135m", "prompt": "Once upon a time", "max_tokens": 16}]}
-    )
+    model_config = shown({"model": "smollm2-135m", "prompt": "Once upon a time", "max_tokens": 16})
 
     usual_tokens = 16
 
@@ -355,9 +350,7 @@ class TagRequest(Body):
 class ClassifyRequest(Body):
     """``POST /v1/classify``."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "sentiment", "input": ["A fine film.", {"text": "Dull."}]}]}
-    )
+    model_config = shown({"model": "sentiment", "input": ["A fine film.", {"text": "Dull."}]})
 
     input: Annotated[
         str | dict[str, Any] | list[str | dict[str, Any]],
@@ -375,9 +368,7 @@ class ClassifyRequest(Body):
 class TokenizeRequest(Body):
     """``POST /v1/tokenize``: one of ``prompt``, ``messages`` and ``inputs``."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "support", "messages": [{"role": "user", "content": "Hello"}]}]}
-    )
+    model_config = shown({"model": "support", "messages": [{"role": "user", "content": "Hello"}]})
 
     prompt: str | None = None
     messages: Annotated[

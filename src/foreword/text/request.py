@@ -133,6 +133,11 @@ def from_messages(
     return _verbatim(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
 
 
+def answers_one_message(task: Task | None) -> bool:
+    """Whether the task answers a single message through its template, and so takes no conversation."""
+    return _only_field(task) is not None
+
+
 def from_ids(task: Task | None, token_ids: Sequence[int]) -> Prompt:
     """Ready-made token ids behind the whole prefix. Raises RequestError if there is nothing to run."""
     if token_ids and min(token_ids) < 0:

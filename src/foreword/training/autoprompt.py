@@ -11,7 +11,7 @@ from typing import Any
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
-from foreword.errors import UsageError
+from foreword.errors import SettingError
 from foreword.evaluation.curves import write_curves
 from foreword.models import LanguageModel
 from foreword.prompts.lower import lower_tokens
@@ -36,11 +36,13 @@ UNUSED = ("lr", "epochs", "patience", "accumulate", "checkpointing", "members", 
 def check(run: Run) -> None:
     """Raise UsageError for a run that writes text, or a flag that a search does not use."""
     if run.material.verbalizer is None:
-        raise UsageError("--method autoprompt searches with the words of labels; give a --template with {mask}.")
+        raise SettingError(
+            "method", "--method autoprompt searches with the words of labels; give a --template with {mask}."
+        )
     run.recipe.refuse(*UNUSED)
     check_alone("--method autoprompt")
     if run.recipe.init == "labels":
-        raise UsageError("--init labels would put the answers into the trigger; use --init vocab or text.")
+        raise SettingError("init", "--init labels would put the answers into the trigger; use --init vocab or text.")
 
 
 def learn(run: Run, engine: EngineProtocol, task: Task, start: Learned, folder: RunFolder, say: Say) -> Result:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from foreword.errors import DataError, TemplateError, UsageError
+from foreword.errors import DataError, SettingError, TemplateError, UsageError
 from foreword.evaluation.evaluate import label_index, label_of, tags_of
 from foreword.prompts import init
 from foreword.text.request import words_of
@@ -108,7 +108,9 @@ class Material:
     def label_words(self) -> str:
         """The words of all labels. Raises UsageError if there are none."""
         if self.verbalizer is None and not self.head_labels:
-            raise UsageError("--init labels needs labels to choose from, and this run generates text; use --init auto.")
+            raise SettingError(
+                "init", "--init labels needs labels to choose from, and this run generates text; use --init auto."
+            )
         if self.verbalizer is None:
             return " ".join(self.head_labels)
         return "".join(word for words in self.verbalizer.words.values() for word in words)

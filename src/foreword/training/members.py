@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
-from foreword.errors import UsageError
+from foreword.errors import SettingError
 from foreword.prompts.lora import LoRA
 from foreword.training.figures import best, report_of, shown
 from foreword.training.fit import fit
@@ -27,7 +27,9 @@ def check(run: Run) -> None:
     prefixes = method.length and not isinstance(method, LoRA) and not template.inner_soft(run.lm.causal)
     if run.recipe.members > 1 and (not prefixes or run.material.head_labels):
         what = "a head" if run.material.head_labels else f"--method {method.name} here"
-        raise UsageError(f"--members is for prefixes alone, and {what} has more or less than that; leave it out.")
+        raise SettingError(
+            "members", f"--members is for prefixes alone, and {what} has more or less than that; leave it out."
+        )
     WarmStart.of(run)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from foreword.core import Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import EngineProtocol
-from foreword.errors import UsageError
+from foreword.errors import SettingError
 from foreword.evaluation.evaluate import classify, evaluate
 from foreword.text.rows import Row, read_rows
 from foreword.text.template import Template
@@ -40,8 +40,10 @@ def check(run: Run) -> None:
     """Raise UsageError unless there are words to fill patterns with and no flag that PET does not use; DataError or
     TemplateError that names the row without label that is wrong."""
     if run.material.verbalizer is None:
-        raise UsageError(
-            "--method pet learns to fill {mask} with the words of labels; give such a --template, or use --method lora."
+        raise SettingError(
+            "method",
+            "--method pet learns to fill {mask} with the words of labels; give such a --template, or use --method "
+            "lora.",
         )
     run.recipe.refuse("members", "warm_start")
     if run.recipe.weights == "all":

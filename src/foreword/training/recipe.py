@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from foreword.errors import UsageError
+from foreword.errors import SettingError
 
 _WHAT = {
     str: "text",
@@ -138,28 +134,33 @@ class Recipe:
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"{_flag(name)} must be above 0, got {value}.")
+                raise SettingError(name, f"{_flag(name)} must be above 0, got {value}.")
         if not 0 <= self.seed < 2**32:
-            raise UsageError(f"--seed must be from 0 to 4294967295, got {self.seed}.")
+            raise SettingError("seed", f"--seed must be from 0 to 4294967295, got {self.seed}.")
         if self.epochs is not None and self.max_steps is not None:
-            raise UsageError("--epochs and --max-steps both set the length of the run; give one of them.")
+            raise SettingError(
+                "max_steps", "--epochs and --max-steps both set the length of the run; give one of them."
+            )
         if isinstance(self.warm_start, str):
-            raise UsageError(f"--warm-start must be a list of recipes, got {self.warm_start!r}.")
+            raise SettingError("warm_start", f"--warm-start must be a list of recipes, got {self.warm_start!r}.")
         if self.head not in (None, "verbalizer", "linear"):
-            raise UsageError(f"--head must be verbalizer or linear, got {self.head!r}.")
+            raise SettingError("head", f"--head must be verbalizer or linear, got {self.head!r}.")
         if self.accumulate > self.batch_size:
-            raise UsageError(f"--accumulate {self.accumulate} is more than the {self.batch_size} examples of a step.")
+            raise SettingError(
+                "accumulate",
+                f"--accumulate {self.accumulate} is more than the {self.batch_size} examples of a step.",
+            )
         if self.resume and self.out is None:
-            raise UsageError("--resume needs --out RUN, the run to go on with.")
+            raise SettingError("resume", "--resume needs --out RUN, the run to go on with.")
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The templates as given, none if they are to be guessed. Raises UsageError for one that is no text."""
+        """The templates as given, none if they are to be guessed. Raises SettingError for one that is no text."""
         if self.template is None:
             return ()
         given = (self.template,) if isinstance(self.template, str) else tuple(self.template)
         if not given or not all(isinstance(each, str) for each in given):
-            raise UsageError(f"--template must be text or a list of texts, got {self.template!r}.")
+            raise SettingError("template", f"--template must be text or a list of texts, got {self.template!r}.")
         return given
 
     @property
@@ -174,11 +175,13 @@ class Recipe:
         return self.init.removeprefix("task:") if self.init.startswith("task:") else None
 
     def refuse(self, *names: str, because: str = "") -> None:
-        """Raise UsageError if one of these flags was given: the method does not use it, perhaps for a reason."""
+        """Raise SettingError if one of these flags was given: the method does not use it, perhaps for a reason."""
         for field in fields(self):
             if field.name in names and getattr(self, field.name) != field.default:
                 why = f" {because}" if because else ""
-                raise UsageError(f"--method {self.method}{why} does not use {_flag(field.name)}; leave it out.")
+                raise SettingError(
+                    field.name, f"--method {self.method}{why} does not use {_flag(field.name)}; leave it out."
+                )
 
     def batch_of(self, rows: int) -> int:
         """Examples a step: none twice, however few there are."""
@@ -215,49 +218,11 @@ def _flag(name: str) -> str:
 
 
 def check_type(name: str, value: object, *, optional: bool) -> None:
-    """Raise UsageError unless the value of a recipe's key is what its flag takes."""
+    """Raise SettingError unless the value of a recipe's key is what its flag takes."""
     expected = _TYPES.get(name, (str,))
     if value is None and optional:
         return
     # To Python, True is a whole number; to a person it is not.
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         what = " or ".join(_WHAT[kind] for kind in expected if not (kind is int and float in expected))
-        raise UsageError(f"{_flag(name)} must be {what}, got {value!r}.")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as its authors mean it: keys are text as spelled (a label may be called ``yes``), a key stands once, and
-    ``5e-3`` is a number, which YAML 1.1 only sees with a point."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            key.tag = "tag:yaml.org,2002:str"
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """A YAML recipe with flags as keys (``batch_size`` or ``batch-size``).
-
-    Raises:
-        UsageError: not YAML, or not a mapping.
-    """
-    try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_Loader)
-    except OSError as error:
-        raise UsageError(f"recipe {path} cannot be read: {error.strerror}; check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"recipe {path} is not a mapping; write flags as keys, such as 'method: p-tuning-v2'.")
-    return {key.replace("-", "_"): value for key, value in data.items()}
+        raise SettingError(name, f"{_flag(name)} must be {what}, got {value!r}.")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from foreword.core import Bos, Head, Task
-from foreword.errors import TemplateError, UsageError
+from foreword.errors import SettingError, TemplateError
 from foreword.models import LanguageModel
 from foreword.prompts import init
 from foreword.prompts.base import Method
@@ -93,8 +93,9 @@ class Run:
         """Virtual tokens: those of the template, or as many as are asked for."""
         slots = self.material.template.soft_tokens if self.method.soft else 0
         if slots and self.recipe.length not in (None, slots):
-            raise UsageError(
-                f"--length {self.recipe.length} contradicts the {slots} soft tokens of the template; leave it out."
+            raise SettingError(
+                "length",
+                f"--length {self.recipe.length} contradicts the {slots} soft tokens of the template; leave it out.",
             )
         return slots or self.recipe.length or self._usual_length
 
@@ -235,17 +236,20 @@ class Run:
     def _check_flags(self) -> None:
         ignored = [name for name in LEARNING if getattr(self.recipe, name) is not None]
         if not self.learns and (ignored or self.recipe.init != "auto"):
-            flag = (ignored or ["init"])[0].replace("_", "-")
-            raise UsageError(f"--method {self.method.name} learns nothing, so --{flag} would be ignored; leave it out.")
+            key = (ignored or ["init"])[0]
+            flag = f"--{key.replace('_', '-')}"
+            raise SettingError(
+                key, f"--method {self.method.name} learns nothing, so {flag} would be ignored; leave it out."
+            )
         if self.recipe.length is not None and not self.method.length:
-            raise UsageError(f"--method {self.method.name} has no virtual tokens, so leave --length out.")
+            raise SettingError("length", f"--method {self.method.name} has no virtual tokens, so leave --length out.")
         if self.material.template.soft_tokens and not self.method.soft:
             raise TemplateError(
                 f"the template has {{soft:N}} slots, which --method {self.method.name} does not learn; take them out, "
                 "or use p-tuning."
             )
         if self.recipe.calibrate and not self.material.labels:
-            raise UsageError("--calibrate is for labels, and this run generates text; leave it out.")
+            raise SettingError("calibrate", "--calibrate is for labels, and this run generates text; leave it out.")
 
     def _generation(self) -> dict[str, Any]:
         if self.material.labels:
@@ -276,7 +280,7 @@ class Run:
         recipe = self.recipe
         if recipe.init_text is not None:
             if recipe.init not in ("auto", "text"):
-                raise UsageError(f"--init-text is for --init text, not --init {recipe.init}.")
+                raise SettingError("init_text", f"--init-text is for --init text, not --init {recipe.init}.")
             return init.text(self.lm, recipe.init_text)
         if self.transfer is not None:
             return init.transfer(self.transfer, soft=self.method.soft)
@@ -284,7 +288,7 @@ class Run:
         makers = self._makers()
         if kind not in makers:
             mend = "give it with --init-text" if kind == "text" else f"choose {', '.join(makers)}, text or task:NAME"
-            raise UsageError(f"--init {kind} has nothing to start from; {mend}.")
+            raise SettingError("init", f"--init {kind} has nothing to start from; {mend}.")
         return makers[kind]()
 
     def _makers(self) -> dict[str, Callable[[], init.Initializer]]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from foreword.errors import TrainingError, UsageError
+from foreword.errors import SettingError, TrainingError, UsageError
 from foreword.training.data import Example
 from foreword.training.folder import RunFolder
 from foreword.training.learner import Learner
@@ -44,7 +44,7 @@ class PrefixTrainer(Trainer):
         try:
             super().__init__(learner, arguments(run, folder), callbacks=callbacks, **data)
         except (ValueError, RuntimeError, ImportError) as error:
-            raise UsageError(f"--report-to {run.recipe.report_to} cannot be used: {error}") from error
+            raise SettingError("report_to", f"--report-to {run.recipe.report_to} cannot be used: {error}") from error
         if run.batch_size < run.recipe.accumulate * self.args.world_size:
             raise UsageError(
                 f"a step has {run.batch_size} examples for {self.args.world_size} processes with "

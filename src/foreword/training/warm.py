@@ -14,7 +14,8 @@ import torch
 from foreword.errors import TrainingError, UsageError
 from foreword.training.learned import Learned
 from foreword.training.losses import mean_loss
-from foreword.training.recipe import Recipe, read_recipe
+from foreword.training.recipe import Recipe
+from foreword.training.recipe_file import RecipeFile
 from foreword.training.run import Run
 
 # What a warm start's recipe says; the rest is that of the run that it is for.
@@ -66,23 +67,22 @@ class WarmStart:
 
 
 def _other(run: Run, file: str) -> Run:
-    keys = read_recipe(file)
-    if unknown := sorted(set(keys) - set(KEYS)):
-        raise UsageError(f"recipe {file} of --warm-start has the key {unknown[0]!r}; it takes {', '.join(KEYS)}.")
-    if "data" not in keys:
+    found, own = RecipeFile.read(file), run.recipe
+    found.check_keys(KEYS)
+    if "data" not in found.values:
         raise UsageError(f"recipe {file} of --warm-start names no data; write 'data: FILE'.")
-    own = run.recipe
-    recipe = Recipe(
-        **keys,
-        method=own.method,
-        length=own.length,
-        seed=own.seed,
-        batch_size=own.batch_size,
-        init=own.init if own.parent is None else "random",
-        init_text=own.init_text,
-        **own.options,
-    )
-    other = Run.of(run.lm, recipe)
+    with found.blamed():
+        recipe = Recipe(
+            **found.values,
+            method=own.method,
+            length=own.length,
+            seed=own.seed,
+            batch_size=own.batch_size,
+            init=own.init if own.parent is None else "random",
+            init_text=own.init_text,
+            **own.options,
+        )
+        other = Run.of(run.lm, recipe)
     if other.length != run.length:
         raise UsageError(f"recipe {file} of --warm-start has {other.length} virtual tokens, the run {run.length}.")
     return other

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foreword.errors import UsageError
+from foreword.errors import SettingError, UsageError
 from foreword.training.material import Material
 from foreword.training.recipe import Recipe
 
@@ -23,16 +23,19 @@ def class_weights(recipe: Recipe, material: Material) -> Mapping[str, float] | N
         return None
     labels = material.labels
     if not labels:
-        raise UsageError("--class-weights is for labels, and this run generates text; leave it out.")
+        raise SettingError("class_weights", "--class-weights is for labels, and this run generates text; leave it out.")
     if recipe.class_weights == "balanced":
         seen = [place for row in material.train_rows for place in material.answers(row)]
         return {label: len(seen) / (len(labels) * max(1, seen.count(at))) for at, label in enumerate(labels)}
     given = _read_weights(recipe.class_weights)
     if unknown := sorted(set(given) - set(labels)):
-        raise UsageError(f"--class-weights names {unknown[0]!r}, which is no label (labels: {', '.join(labels[:12])}).")
+        raise SettingError(
+            "class_weights",
+            f"--class-weights names {unknown[0]!r}, which is no label (labels: {', '.join(labels[:12])}).",
+        )
     for label, weight in given.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            raise UsageError(f"--class-weights gives '{label}' {weight!r}; write a number above 0.")
+            raise SettingError("class_weights", f"--class-weights gives '{label}' {weight!r}; write a number above 0.")
     return {label: float(given.get(label, 1.0)) for label in labels}
 
 
@@ -42,9 +45,10 @@ def _read_weights(source: str | Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         found = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(
+        raise SettingError(
+            "class_weights",
             f"--class-weights {source[:40]!r} is neither balanced, JSON nor a JSON file ({error}); write it as "
-            '{"rare": 3.0}.'
+            '{"rare": 3.0}.',
         ) from error
     if not isinstance(found, dict):
         raise UsageError('--class-weights must be an object of label and weight, such as {"rare": 3.0}.')

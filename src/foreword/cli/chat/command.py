@@ -1,0 +1,62 @@
+"""``foreword chat``: parse, load, and hold the conversation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from foreword.cli import options
+from foreword.cli.completion import task_names
+from foreword.errors import UnsupportedModel, UsageError
+from foreword.home import home
+
+
+def chat(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Task, or task@version.", show_default="the base model", autocompletion=task_names),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="The task, instead of NAME.", autocompletion=task_names)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an answer at most.", show_default="the task's, else 1024", min=1)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy.", show_default="the task's, else 1; 0 for learned tasks")
+    ] = None,
+    model: options.ModelName = None,
+    bank: options.BankRoot = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    allow_other_weights: options.OtherWeights = False,
+) -> None:
+    """Talk with the base model or a task; /help in it lists what else it knows.
+
+    Every line of a pipe is a question, and stdout has nothing but the answers.
+
+    Example: foreword chat support
+    """
+    if name is not None and task is not None:
+        raise UsageError("NAME and --task are the same; give one of them.")
+    asked = name or task
+    store = options.open_bank(bank)
+    if asked is not None and asked != (model or options.default_model()):
+        store.describe(asked)  # said before the model is loaded
+    lm = options.open_model(model, dtype, device, trust_remote_code)
+    if not lm.causal and not lm.decoder:
+        raise UnsupportedModel(f"{lm.name} is an encoder, which writes no text; ask it with foreword classify.")
+    from foreword.cli.chat.loop import Loop
+    from foreword.cli.chat.talk import Talk
+
+    with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
+        talk = Talk(
+            engine,
+            lambda ref: options.find_task(ref, bank, lm, allow_other_weights=allow_other_weights),
+            max_tokens,
+            temperature,
+        )
+        talk.turn_to(asked)
+        Loop(talk, store, home() / "chat_history").run()

@@ -1,0 +1,64 @@
+"""The engine: one short answer behind a prefix, or one label where the model writes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from foreword.cli import options
+from foreword.cli.doctor.finding import Finding
+from foreword.cli.figures import Meter
+from foreword.errors import EngineError, ForewordError
+
+if TYPE_CHECKING:
+    from foreword.models import LanguageModel
+
+FRONT = "The quick brown fox"
+REQUEST = " jumps over the lazy"
+TOKENS = 8
+
+
+def check_engine(lm: LanguageModel) -> list[Finding]:
+    """Start it, ask it once, and stop it."""
+    if lm.decoder:
+        return [Finding("engine", "serving", "note", "no engine serves encoder-decoders; they learn and are evaluated")]
+    try:
+        return [_generated(lm) if lm.causal else _scored(lm)]
+    except ForewordError as error:
+        return [Finding("engine", "answer", "broken", str(error))]
+
+
+def _generated(lm: LanguageModel) -> Finding:
+    from foreword.core import SamplingParams
+    from foreword.engine.protocol import Request
+    from foreword.prompts.static import static_task
+    from foreword.text import request
+
+    task = static_task(lm, "doctor", "prompt", FRONT)
+    prompt = request.from_text(lm.tokenizer, task, REQUEST)
+    with options.open_engine(lm) as engine:
+        meter = Meter()
+        stream = engine.submit(Request.of(prompt, SamplingParams(max_tokens=TOKENS, ignore_eos=True)))
+        for chunk in stream:
+            meter.take(chunk)
+            if chunk.error is not None:
+                raise EngineError(chunk.error)
+    return Finding("engine", "answer behind a prefix", "good", str(meter.figures(stream)))
+
+
+def _scored(lm: LanguageModel) -> Finding:
+    import torch
+
+    from foreword.core import Head
+    from foreword.prompts.lower import activations
+    from foreword.text.request import Prompt
+    from foreword.text.scoring import head_choice
+
+    front, ids = (tuple(lm.tokenizer(text).input_ids) for text in (FRONT, REQUEST))
+    prompt = Prompt(ids, activations(lm, front), len(front))
+    width = lm.identity.hidden_size
+    head = Head(("one", "other"), torch.zeros(2, width), torch.tensor([1.0, 0.0]))
+    with options.open_engine(lm) as engine:
+        scores = engine.score([prompt], head_choice(head))[0].tolist()
+    if scores[0] - scores[1] != 1.0:
+        return Finding("engine", "label behind a prefix", "broken", f"scores {scores}, expected them 1 apart")
+    return Finding("engine", "label behind a prefix", "good", f"{len(front)} positions in front of {len(ids)} tokens")

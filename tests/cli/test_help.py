@@ -1,0 +1,78 @@
+"""Every command's help: quick, with an example, and the examples are commands that there are."""
+
+from __future__ import annotations
+
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+
+from foreword.cli.app import app
+
+# Seconds of processor time.
+BUDGET = 0.3
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that does something, with the words that lead to it."""
+    below = getattr(command, "commands", None)
+    if below is None:
+        yield path, command
+        return
+    for name, each in below.items():
+        yield from commands(each, (*path, name))
+
+
+ROOT = typer.main.get_command(app)
+ALL = dict(commands(ROOT))
+
+
+def examples(command: Any) -> list[list[str]]:
+    """Command lines of a help text: everything behind ``foreword`` up to the end of the paragraph or a semicolon."""
+    _, _, behind = command.help.partition("Example")
+    lines = behind.partition(":")[2].partition("\n\n")[0].replace("\n", " ").split(";")
+    return [shlex.split(line.strip())[1:] for line in lines]
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_help_has_an_example(path, run):
+    shown = run(*path, "--help")
+    assert shown.status == 0
+    assert f"Usage: foreword {' '.join(path)}" in shown.out
+    assert f"foreword {' '.join(path)}" in shown.out.partition("Example")[2]
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_examples_are_commands_that_there_are(path):
+    for words in examples(ALL[path]):
+        assert tuple(words[: len(path)]) == path
+        context = ROOT.make_context("foreword", list(words))
+        ALL[path].make_context(path[-1], list(words[len(path) :]), parent=context)
+
+
+def test_every_option_says_what_it_is_for():
+    for path, command in ALL.items():
+        for parameter in command.params:
+            assert parameter.help, f"foreword {' '.join(path)}: {parameter.name}"
+
+
+def test_what_changes_or_measures_speaks_json():
+    """All but what only talks: a conversation, and a server."""
+    silent = {path for path, command in ALL.items() if "json" not in {each.name for each in command.params}}
+    assert silent == {("chat",), ("serve",)}
+
+
+def test_help_is_quick():
+    """The best of three, since other work on the machine only ever makes it slower."""
+    times = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "foreword", "--help"], check=True, capture_output=True, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(times) <= BUDGET, times
