@@ -46,25 +46,31 @@ GREEDY = {"top_k": 1, "max_new_tokens": STEPS}
 Load = Callable[..., Pipeline]
 
 
-@pytest.fixture
-def load(base: Callable[[str], Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Loads the tiny Llama as rtp-llm's programs load a model; all engines stop when the test ends."""
+@pytest.fixture(scope="module")
+def load(base: Callable[[str], Base], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
+    """Loads the tiny Llama as rtp-llm's programs load a model; all engines stop in the end."""
     pipelines = []
 
-    def load(rows: Any = ROWS, **config: Any) -> Pipeline:
-        if rows is not None:
-            file = tmp_path / "prompts.json"
-            file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-            monkeypatch.setenv("MULTI_TASK_PROMPT", str(file))
-        model = ModelFactory.from_huggingface(str(base("llama").folder), ModelConfig(**config))
+    def load(rows: Any = None, **config: Any) -> Pipeline:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.delenv("MULTI_TASK_PROMPT", raising=False)
+            if rows is not None:
+                file = tmp_path_factory.mktemp("rows") / "prompts.json"
+                file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+                environment.setenv("MULTI_TASK_PROMPT", str(file))
+            model = ModelFactory.from_huggingface(str(base("llama").folder), ModelConfig(**config))
         pipelines.append(Pipeline(model, model.tokenizer))
         return pipelines[-1]
 
-    monkeypatch.delenv("MULTI_TASK_PROMPT", raising=False)
-    monkeypatch.delenv("MULTI_TASK_PROMPT_STR", raising=False)
     yield load
     for pipeline in pipelines:
         pipeline.stop()
+
+
+@pytest.fixture(scope="module")
+def pipeline(load: Load) -> Pipeline:
+    """One with static prompts, for all tests that only ask."""
+    return load(ROWS)
 
 
 @torch.no_grad()
@@ -140,8 +146,8 @@ pipeline.stop()
     assert len(behind) > 1
 
 
-def test_static_prompts_and_the_base_model(base, load):
-    made, pipeline = base("llama"), load()
+def test_static_prompts_and_the_base_model(base, pipeline):
+    made = base("llama")
     answers = {None: [plain(made, question) for question in QUESTIONS]}
     for task, text in TEXTS.items():
         answers[task] = [plain(made, text + question) for question in QUESTIONS]
@@ -167,7 +173,7 @@ def chatglm(made: Base, folder: Path) -> tuple[Path, DynamicCache, int]:
 @pytest.mark.parametrize("made_by", [peft_prefix, chatglm])
 def test_both_together_are_one_forward_over_both(base, load, tmp_path, made_by):
     made = base("llama")
-    pipeline = load(ptuning_path=str(made_by(made, tmp_path / "given")[0]))
+    pipeline = load(ROWS, ptuning_path=str(made_by(made, tmp_path / "given")[0]))
     expected = {}
     for task, text in {**TEXTS, None: ""}.items():
         _, past, start = made_by(made, tmp_path / f"past-{task}")  # a past grows, so each answer takes its own
@@ -181,7 +187,7 @@ def test_both_together_are_one_forward_over_both(base, load, tmp_path, made_by):
 def test_penalties_know_the_static_text_behind_a_learned_prefix(base, load, tmp_path):
     made = base("llama")
     folder, _, _ = peft_prefix(made, tmp_path)
-    pipeline = load(ptuning_path=str(folder))
+    pipeline = load(ROWS, ptuning_path=str(folder))
     options = {**GREEDY, "repetition_penalty": 5.0}
     stacked = last(pipeline(QUESTIONS, options, task_id=1))
     assert stacked == last(pipeline([TEXTS["1"] + question for question in QUESTIONS], options))
@@ -217,8 +223,7 @@ def test_a_system_row_is_the_models_own_system_turn(base, tmp_path):
     assert found == [plain(made, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi", past, start)]
 
 
-def test_answers_grow(load):
-    pipeline = load(None)
+def test_answers_grow(pipeline):
     results = list(pipeline(QUESTIONS, GREEDY))
     assert len(results) == STEPS
     assert [result.finished for result in results] == [False] * (STEPS - 1) + [True]
@@ -231,25 +236,23 @@ def test_answers_grow(load):
         assert list(pipeline(QUESTIONS, {**GREEDY, name: False, "return_incremental": True})) == results[-1:]
 
 
-def test_one_text_is_a_batch_of_one(load):
-    pipeline = load()
+def test_one_text_is_a_batch_of_one(pipeline):
     assert last(pipeline(QUESTIONS[0], GREEDY, task_id=1)) == last(pipeline(QUESTIONS[:1], GREEDY, task_id=1))
 
 
-def test_who_stops_listening_stops_the_answer(load):
-    pipeline = load(None)
+def test_who_stops_listening_stops_the_answer(pipeline):
     engine = pipeline.model.engine
+    before = engine.statistics()["cancelled"]
     results = pipeline(QUESTIONS, top_k=1, max_new_tokens=150)
     next(results)
     del results
     assert last(pipeline("x", GREEDY))
-    assert engine.statistics()["cancelled"] == len(QUESTIONS)
+    assert engine.statistics()["cancelled"] == before + len(QUESTIONS)
     pipeline(QUESTIONS, GREEDY)  # never read
     assert last(pipeline("x", GREEDY))
 
 
-def test_sampling(load):
-    pipeline = load()
+def test_sampling(pipeline):
     options = {"max_new_tokens": 8, "temperature": 1.5, "top_p": 0.95, "random_seed": 7}
     first = last(pipeline(QUESTIONS, options))
     assert first == last(pipeline(QUESTIONS, options))
@@ -260,8 +263,7 @@ def test_sampling(load):
     assert options == {"max_new_tokens": 8, "temperature": 1.5, "top_p": 0.95, "random_seed": 7}, "it was changed"
 
 
-def test_several_answers(load):
-    pipeline = load()
+def test_several_answers(pipeline):
     options = {"max_new_tokens": 6, "random_seed": 7, "num_return_sequences": 3}
     rows = last(pipeline(QUESTIONS, options))
     assert [len(row) for row in rows] == [3, 3, 3]
@@ -270,8 +272,8 @@ def test_several_answers(load):
     assert last(pipeline(QUESTIONS[:1], {**options, "num_return_sequences": 1})) == [rows[0][:1]]
 
 
-def test_stop_words_end_an_answer_and_are_no_part_of_it(base, load):
-    made, pipeline = base("llama"), load(None)
+def test_stop_words_end_an_answer_and_are_no_part_of_it(base, pipeline):
+    made = base("llama")
     question = QUESTIONS[0]
     whole = plain(made, question, steps=40)
     at = next(i for i in range(6, len(whole)) if whole[i : i + 2].isascii() and whole.find(whole[i : i + 2]) == i)
@@ -289,7 +291,7 @@ def test_stop_words_end_an_answer_and_are_no_part_of_it(base, load):
 
 def test_an_answer_ends_where_the_context_does(base, load):
     """rtp-llm's default of 1000 tokens is no error in front of a smaller context."""
-    made, pipeline = base("llama"), load(None, max_seq_len=40)
+    made, pipeline = base("llama"), load(max_seq_len=40)
     assert last(pipeline("x" * 30, top_k=1)) == [plain(made, "x" * 30, steps=10)]
 
 
@@ -317,15 +319,14 @@ def test_an_answer_ends_where_the_context_does(base, load):
         ({"task_id": 3}, UnknownTask, "no task_id '3'; there are 1, 2, code-review"),
     ],
 )
-def test_what_cannot_be_answered_is_said_before_anything_runs(load, options, error, says):
-    pipeline = load()
+def test_what_cannot_be_answered_is_said_before_anything_runs(pipeline, options, error, says):
+    before = pipeline.model.engine.statistics()["requests"]
     with pytest.raises(error, match=says):
         pipeline(QUESTIONS, options)
-    assert pipeline.model.engine.statistics()["requests"] == 0
+    assert pipeline.model.engine.statistics()["requests"] == before
 
 
-def test_what_does_nothing_is_taken(load):
-    pipeline = load()
+def test_what_does_nothing_is_taken(pipeline):
     nothing = {
         "num_beams": 1,
         "return_logits": False,
@@ -337,27 +338,27 @@ def test_what_does_nothing_is_taken(load):
 
 
 @pytest.mark.parametrize("prompt", [[], None, 3, ["a", 3], {"a": "b"}])
-def test_a_prompt_is_a_text_or_a_list_of_texts(load, prompt):
+def test_a_prompt_is_a_text_or_a_list_of_texts(pipeline, prompt):
     with pytest.raises(RequestError, match="a text or a list of texts"):
-        load(None)(prompt)
+        pipeline(prompt)
 
 
 def test_without_static_prompts_a_task_id_says_how_to_give_them(load):
     with pytest.raises(UnknownTask, match="set MULTI_TASK_PROMPT"):
-        load(None)("x", task_id=1)
+        load()("x", task_id=1)
 
 
 def test_rows_in_the_environment_itself(base, load, monkeypatch):
     monkeypatch.setenv("MULTI_TASK_PROMPT_STR", '[{"task_id": 1, "prompt": "line\nline"}]')  # a bare line break
-    found = last(load(None)("x", {**GREEDY, "task_id": 1}))
+    found = last(load()("x", {**GREEDY, "task_id": 1}))
     assert found == [plain(base("llama"), "line\nlinex")]
     monkeypatch.setenv("MULTI_TASK_PROMPT_STR", '[{"task_id": 1}]')
     with pytest.raises(DataError, match=r"\$MULTI_TASK_PROMPT_STR row 1 needs"):
-        load(None)
+        load()
 
 
 def test_a_stopped_pipeline_says_so(load):
-    pipeline = load(None)
+    pipeline = load()
     results = pipeline("x", top_k=1, max_new_tokens=200)
     next(results)
     pipeline.stop()
