@@ -186,12 +186,13 @@ def test_both_together_are_one_forward_over_both(base, load, tmp_path, made_by):
 
 def test_penalties_know_the_static_text_behind_a_learned_prefix(base, load, tmp_path):
     made = base("llama")
-    folder, _, _ = peft_prefix(made, tmp_path)
-    pipeline = load(ROWS, ptuning_path=str(folder))
+    text = "".join(map(chr, range(32, 127)))  # what an answer could hold
+    pipeline = load([{"task_id": 1, "prompt": text}], ptuning_path=str(peft_prefix(made, tmp_path)[0]))
     options = {**GREEDY, "repetition_penalty": 5.0}
     stacked = last(pipeline(QUESTIONS, options, task_id=1))
-    assert stacked == last(pipeline([TEXTS["1"] + question for question in QUESTIONS], options))
-    assert stacked != last(pipeline(QUESTIONS, GREEDY, task_id=1))
+    assert stacked == last(pipeline([text + question for question in QUESTIONS], options))
+    assert not any(map(str.isprintable, filter(str.isascii, "".join(stacked))))
+    assert any(map(str.isascii, "".join(last(pipeline(QUESTIONS, GREEDY, task_id=1)))))
 
 
 def test_where_texts_share_a_token_the_joined_text_is_run():
@@ -203,9 +204,10 @@ def test_where_texts_share_a_token_the_joined_text_is_run():
     apart = stack.prompt(tokenizer, "\nfilm", all_ids=False)
     assert (apart.prefix, apart.prefix_length) == (both, 11)
     assert [*stack.token_ids, *apart.token_ids] == tokenizer.encode("a grea\nfilm")
-    merged = stack.prompt(tokenizer, "t film", all_ids=False)
+    merged = stack.prompt(tokenizer, "t film, a bad film, 你好", all_ids=False)
     assert (merged.prefix, merged.prefix_length) == (front.prefix, 9)
-    assert list(merged.token_ids) == tokenizer.encode("a great film")
+    assert list(merged.token_ids) == tokenizer.encode("a great film, a bad film, 你好")
+    assert len(merged.token_ids) > len(stack.token_ids)
     assert tuple(merged.token_ids[: len(stack.token_ids)]) != stack.token_ids
     for whole in (stack.prompt(tokenizer, "\nfilm", all_ids=True), stack.prompt(tokenizer, "", all_ids=False)):
         assert whole.prefix is front.prefix
