@@ -32,7 +32,7 @@ USES = {
     "evaluation": {"engine", "text"},
     "training": {"models", "attention", "text", "prompts", "engine", "evaluation", "progress"},
     "server": {"text", "bank", "evaluation", "engine", "prompts", "interop"},
-    "interop": {"models", "adapters", "attention", "text", "prompts", "bank"},
+    "interop": {"models", "adapters", "attention", "text", "prompts", "bank", "engine"},
     "bench": None,
     "demo": None,
     "cli": None,

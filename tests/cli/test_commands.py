@@ -377,10 +377,13 @@ def test_port_in_use(run):
 
 
 def test_serve_in_a_process_of_its_own(folder, tmp_path, run):
-    """A real process on a real port: static task, unknown name, publishing while it runs, a clean end."""
+    """A real process on a real port: static tasks, unknown name, publishing while it runs, a clean end."""
     (tmp_path / "policy.txt").write_text("Be kind.")
     run("publish", "kind", "--system", "policy.txt")
-    command = [sys.executable, "-m", "foreword", "serve", "--port", "0"]
+    prompts = {1: " <|im_start|>system\nBe kind.<|im_end|>\n", "code": "你是一位严谨的程序员："}
+    rows = [{"task_id": task_id, "prompt": prompt} for task_id, prompt in prompts.items()]
+    (tmp_path / "prompts.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    command = [sys.executable, "-m", "foreword", "serve", "--port", "0", "--multi-task-prompt", "prompts.json"]
     environment = {**os.environ, "FOREWORD_MODEL": str(folder), "FOREWORD_HOME": str(tmp_path / "home")}
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
     try:
@@ -390,7 +393,7 @@ def test_serve_in_a_process_of_its_own(folder, tmp_path, run):
         wait_for(f"{url}/ready")
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         names = [model.id for model in client.models.list()]
-        assert names[1:] == ["kind"]
+        assert names[1:] == ["1", "code", "kind"]
         message = [{"role": "user", "content": "hello"}]
         system = [{"role": "system", "content": "Be kind."}, *message]
         task = client.chat.completions.create(model="kind", messages=message, max_tokens=6, temperature=0)
@@ -399,6 +402,13 @@ def test_serve_in_a_process_of_its_own(folder, tmp_path, run):
         assert task.usage.prompt_tokens == base.usage.prompt_tokens
         with pytest.raises(openai.NotFoundError, match="kind"):
             client.chat.completions.create(model="kin", messages=message)
+        for task_id, prompt in prompts.items():
+            joined = client.completions.create(model=names[0], prompt=prompt + "你好", max_tokens=6, temperature=0)
+            for named in (task_id, str(task_id)):
+                ask = {"model": names[0], "prompt": "你好", "max_tokens": 6, "temperature": 0}
+                found = client.completions.create(**ask, extra_body={"task_id": named})
+                assert found.choices[0].text == joined.choices[0].text
+                assert found.usage.prompt_tokens == joined.usage.prompt_tokens
         run("publish", "later", "--text", "policy.txt")
         assert client.completions.create(model="later", prompt="x", max_tokens=2).choices
     finally:

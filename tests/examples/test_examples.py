@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 from examples.conftest import EXAMPLES, Load
 from foreword.bank.bank import Bank
 from foreword.cli import main as cli_main
-from models import save_tiny
+from foreword.core import Task
+from foreword.interop.export import export_peft
+from foreword.prompts.lower import lower_tokens
+from models import save_tiny, tiny_model
 
 REVIEWS = [{"text": text, "label": label} for text, label in (("good", "positive"), ("bad", "negative"))] * 6
 FACTS = [
@@ -111,3 +115,16 @@ def test_slot_filling(command, data, tmp_path):
     task = Bank(tmp_path / "bank").load("slots")
     assert task.head is not None
     assert task.head.per_token
+
+
+def test_rtp_multi_task(run, tiny_llama, tmp_path, monkeypatch):
+    lm = tiny_model("llama")
+    monkeypatch.setenv("FOREWORD_MODEL", str(tiny_llama))
+    monkeypatch.delenv("PTUNING_PATH", raising=False)
+    alone = [ast.literal_eval(line) for line in run("rtp_multi_task.py").splitlines()]
+    export_peft(lm, Task("p", "static", lower_tokens(lm, range(60, 70))), tmp_path / "prefix")
+    monkeypatch.setenv("PTUNING_PATH", str(tmp_path / "prefix"))
+    stacked = [ast.literal_eval(line) for line in run("rtp_multi_task.py").splitlines()]
+    assert all(len(line) == 1 for line in (*alone, *stacked))
+    ends = [str(found) for found in (alone[39], alone[-1], stacked[39], stacked[-1])]
+    assert len(set(ends)) == 4, "something in front made no difference"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.models import LanguageModel
     from foreword.server.access import Gate
+    from foreword.text.prompt_rows import StaticPrompt
 
 
 def serve(
@@ -61,9 +62,10 @@ def serve(
     gate = _gate(api_keys)
     # Said at once if the port is taken; it opens only when the engine can answer.
     _bind(host, port).close()
+    prompts = _prompts(multi_task_prompt, model)
     lm = options.open_model(model, dtype, device, trust_remote_code)
     _check_length(max_model_len, lm.context)
-    extra = _extra_tasks(lm, multi_task_prompt)
+    extra = _extra_tasks(lm, prompts)
     import uvicorn
 
     from foreword.server.app import create_app
@@ -136,13 +138,23 @@ def _bind(host: str, port: int) -> socket.socket:
     return door
 
 
-def _extra_tasks(lm: LanguageModel, file: str | None) -> dict[str, Task]:
+def _prompts(file: str | None, model: str | None) -> list[StaticPrompt]:
+    """The rows of a file of static prompts, their names checked before the model is loaded."""
     if file is None:
-        return {}
-    from foreword.prompts.static import static_task
+        return []
+    from foreword.bank.bank import check_free
     from foreword.text.prompt_rows import read_prompts
 
-    prompts, tasks = read_prompts(file), {}
+    prompts = read_prompts(file)
+    for prompt in prompts:
+        check_free(prompt.name, [model or options.default_model()])
+    return prompts
+
+
+def _extra_tasks(lm: LanguageModel, prompts: list[StaticPrompt]) -> dict[str, Task]:
+    from foreword.prompts.static import static_task
+
+    tasks = {}
     with Progress("computing", len(prompts), "prompts") as progress:
         for prompt in prompts:
             tasks[prompt.name] = static_task(lm, prompt.name, prompt.kind, prompt.text)

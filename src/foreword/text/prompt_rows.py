@@ -23,32 +23,36 @@ class StaticPrompt:
 
 def read_prompts(path: str | Path) -> list[StaticPrompt]:
     """Rows of a JSON array, or of JSON lines. Raises DataError that names the row."""
-    rows = _rows(Path(path))
+    return parse_prompts(read_utf8(Path(path)), str(path))
+
+
+def parse_prompts(text: str, where: str) -> list[StaticPrompt]:
+    """The same from the text of a file; ``where`` names it in errors."""
+    rows = _rows(text, where)
     if not rows:
-        raise DataError(f"{path} has no prompts; give at least one row.")
-    prompts = [_prompt(row, f"{path} row {number}") for number, row in enumerate(rows, 1)]
+        raise DataError(f"{where} has no prompts; give at least one row.")
+    prompts = [_prompt(row, f"{where} row {number}") for number, row in enumerate(rows, 1)]
     names = Counter(prompt.name for prompt in prompts)
     if twice := next((name for name, count in names.items() if count > 1), None):
-        raise DataError(f"{path} has task_id {twice!r} twice; give every prompt its own.")
+        raise DataError(f"{where} has task_id {twice!r} twice; give every prompt its own.")
     return prompts
 
 
-def _rows(file: Path) -> list[Any]:
-    text = read_utf8(file)
+def _rows(text: str, where: str) -> list[Any]:
     if text.lstrip().startswith("["):
-        return _loads(text, file, 1)
+        return _loads(text, where, 1)
     # Not splitlines(): U+2028 and U+0085 end no line in JSON, and may stand inside a string.
     lines = enumerate(text.split("\n"), 1)
-    return [_loads(line, file, number) for number, line in lines if line.strip()]
+    return [_loads(line, where, number) for number, line in lines if line.strip()]
 
 
-def _loads(text: str, file: Path, line: int) -> Any:
+def _loads(text: str, where: str, line: int) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, strict=False)  # rtp-llm takes prompts with bare line breaks in them
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{file} is not JSON ({error.msg}, line {line + error.lineno - 1} column {error.colno}); write an array of "
-            'rows such as {"task_id": 1, "prompt": "..."}.'
+            f"{where} is not JSON ({error.msg}, line {line + error.lineno - 1} column {error.colno}); write an array "
+            'of rows such as {"task_id": 1, "prompt": "..."}.'
         ) from error
 
 

@@ -1,0 +1,110 @@
+"""`ModelFactory` and `ModelConfig`: how rtp-llm's programs load a model; `Model` is what they get."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from foreword.core import Task
+from foreword.engine.engine import Engine
+from foreword.engine.protocol import Request, Stream
+from foreword.errors import UnsupportedModel, UnsupportedOption, UsageError
+from foreword.interop.rtp.fronts import Fronts, prompts_of, ptuning_task
+from foreword.interop.rtp.generate_config import GenerateConfig
+from foreword.models import LanguageModel, load_model
+from foreword.text.prompt_rows import StaticPrompt
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What rtp-llm's ``ModelConfig`` says that means something here.
+
+    Attributes:
+        ptuning_path: a checkpoint of P-tuning v2 (THUDM, ChatGLM2 and later), or a folder that PEFT saved.
+        max_seq_len: positions that a request may take, prefix and answer included; 0 is the model's context.
+        model_type: taken and not needed: the model's own configuration says it.
+        async_mode: taken and not needed: requests are always batched while they come.
+        seq_size_per_block: taken and not needed: the cache has pages of its own size.
+        lora_infos: not supported here; serve an imported LoRA as a task.
+    """
+
+    ptuning_path: str | None = None
+    max_seq_len: int = 0
+    model_type: str = ""
+    async_mode: bool = True
+    seq_size_per_block: int = 8
+    lora_infos: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.lora_infos:
+            raise UnsupportedOption(
+                "lora_infos is not supported; make each LoRA a task with `foreword import peft` and ask it by name."
+            )
+        if self.max_seq_len < 0:
+            raise UsageError(f"max_seq_len must be 0 (the model's context) or more, got {self.max_seq_len}.")
+
+
+class ModelFactory:
+    """Loads models."""
+
+    @staticmethod
+    def from_huggingface(
+        model_path_or_name: str, model_config: ModelConfig | None = None, revision: str | None = None
+    ) -> Model:
+        """Load a model, compute the static prompts that ``MULTI_TASK_PROMPT`` names, and start an engine.
+
+        Args:
+            model_path_or_name: a Hub id, a folder, a ``.gguf`` file or ``smollm2-135m`` (built in).
+            model_config: see there.
+            revision: not supported; give the folder of the revision.
+
+        Raises:
+            UnknownModel, UnsupportedModel: there is no such model, or it cannot carry a prefix or write.
+            ModelMismatch: the P-tuning prefix was made for another model.
+            DataError: the file of static prompts is malformed.
+            PromptTooLong: one of them leaves no room for a request.
+        """
+        config = model_config if model_config is not None else ModelConfig()
+        if not isinstance(config, ModelConfig):
+            raise UsageError(f"model_config must be a ModelConfig, found {config!r}.")
+        if revision is not None:
+            raise UnsupportedOption(f"revision={revision!r} is not supported; fetch it and give its folder instead.")
+        prompts = prompts_of()  # before the model, which takes its time
+        lm = load_model(model_path_or_name)
+        ptuning = ptuning_task(lm, config.ptuning_path) if config.ptuning_path else None
+        return Model(lm, ptuning, prompts, max_seq_len=config.max_seq_len)
+
+
+class Model:
+    """A model whose engine runs until `stop`.
+
+    Args:
+        lm: a causal model.
+        ptuning: a prefix in front of every request, or ``None``.
+        prompts: static prompts, in front of requests that name them.
+        max_seq_len: positions that a request may take; 0 is the model's context.
+
+    Attributes:
+        tokenizer: of the model.
+        engine: answers; its statistics are worth a look.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, ptuning: Task | None, prompts: list[StaticPrompt], *, max_seq_len: int = 0
+    ) -> None:
+        if not lm.causal or lm.decoder:
+            raise UnsupportedModel(f"{lm.name} ({lm.identity.architecture}) continues no text; give a causal model.")
+        self.tokenizer = lm.tokenizer
+        self._fronts = Fronts(lm, ptuning, prompts)
+        self.engine = Engine(lm, max_model_len=max_seq_len or None)
+
+    def submit(self, text: str, config: GenerateConfig) -> list[Stream]:
+        """Ask for the answers to one prompt; hold on to them, or they are cancelled."""
+        prompt = self._fronts.prompt(config.task, text, all_ids=config.repetition_penalty != 1)
+        sampling = config.sampling(self.tokenizer, lambda usual: prompt.fitting(usual, self.engine.context))
+        request = Request.of(prompt, sampling, group=config.task or "")
+        return [self.engine.submit(copy) for copy in request.copies(max(1, config.num_return_sequences))]
+
+    def stop(self) -> None:
+        """Stop the engine; answers on their way end with an error."""
+        self.engine.close()

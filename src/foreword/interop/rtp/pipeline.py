@@ -1,0 +1,117 @@
+"""`Pipeline`: prompts in, growing answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foreword.engine.protocol import Stream
+from foreword.errors import EngineError, RequestError, UsageError
+from foreword.interop.rtp.generate_config import GenerateConfig
+from foreword.interop.rtp.model import Model
+
+
+@dataclass(frozen=True)
+class GenerateResponse:
+    """All answers of a call, as far as they have come.
+
+    Attributes:
+        batch_response: the text of every prompt's answer; a list of texts each with ``num_return_sequences``, and for
+            a single prompt that list itself.
+        finished: whether nothing more will come.
+    """
+
+    batch_response: list[str] | list[list[str]]
+    finished: bool
+
+
+class Pipeline:
+    """Asks a model; any number of threads may call it at once.
+
+    Args:
+        model: from `ModelFactory`.
+        tokenizer: ``model.tokenizer``, as rtp-llm's programs give it.
+
+    Raises:
+        UsageError: the tokenizer of another model.
+    """
+
+    def __init__(self, model: Model, tokenizer: Any = None) -> None:
+        if tokenizer is not None and tokenizer is not model.tokenizer:
+            raise UsageError("the tokenizer must be the model's own; give model.tokenizer.")
+        self.model = model
+        self.tokenizer = model.tokenizer
+
+    def __call__(
+        self, prompt: str | Sequence[str], generate_config: Mapping[str, Any] | None = None, **options: Any
+    ) -> Iterator[GenerateResponse]:
+        """Submit prompts at once, which then run together, and give a result a step as their answers grow.
+
+        Args:
+            prompt: one text or several, taken verbatim: no chat template.
+            generate_config: see `GenerateConfig`.
+            options: the same by name; they come before ``generate_config``.
+
+        Raises:
+            RequestError: a prompt or an option that can never be answered.
+            UnsupportedOption: an option that would change the answer and is not supported.
+            UnknownTask: there is no such ``task_id``.
+            EngineBusy: too many requests are waiting.
+            EngineError: the pipeline was stopped, or the engine failed; also while results come.
+        """
+        config = GenerateConfig.parse({**(generate_config or {}), **options})
+        texts = [prompt] if isinstance(prompt, str) else _checked(prompt)
+        answers = [[_Answer(stream) for stream in self.model.submit(text, config)] for text in texts]
+        return _responses(answers, config, alone=isinstance(prompt, str))
+
+    def stop(self) -> None:
+        """Stop the model."""
+        self.model.stop()
+
+
+class _Answer:
+    """One answer as it grows: its text so far, and the last piece of it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream  # an answer that nobody holds would be cancelled
+        self._chunks = iter(stream)
+        self.text, self.new, self.finished = "", "", False
+
+    def advance(self) -> None:
+        """Wait for its next piece, if there is one."""
+        self.new = ""
+        if self.finished:
+            return
+        chunk = next(self._chunks)
+        if chunk.error is not None:
+            raise EngineError(chunk.error)
+        if chunk.finish_reason == "cancelled":
+            raise EngineError("the pipeline was stopped while it answered; load the model again.")
+        self.new, self.finished = chunk.text, chunk.finish_reason is not None
+        self.text += chunk.text
+
+
+def _checked(prompts: Sequence[str]) -> list[str]:
+    if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(text, str) for text in prompts):
+        raise RequestError(f"the prompt must be a text or a list of texts, found {prompts!r:.80}.")
+    return list(prompts)
+
+
+def _responses(answers: list[list[_Answer]], config: GenerateConfig, *, alone: bool) -> Iterator[GenerateResponse]:
+    every = [answer for row in answers for answer in row]
+    finished = False
+    while not finished:
+        for answer in every:  # the engine steps all of them together, so none waits long for another
+            answer.advance()
+        finished = all(answer.finished for answer in every)
+        if finished or config.streaming:
+            yield GenerateResponse(_texts(answers, config, alone), finished)
+
+
+def _texts(answers: list[list[_Answer]], config: GenerateConfig, alone: bool) -> list[str] | list[list[str]]:
+    only_new = config.return_incremental and config.streaming
+    rows = [[answer.new if only_new else answer.text for answer in row] for row in answers]
+    if config.num_return_sequences == 0 or alone:
+        return [text for row in rows for text in row]
+    return rows
