@@ -33,8 +33,14 @@ def start(args: list[str], cwd: Path, env: dict[str, str], **options) -> subproc
         text=True,
         cwd=cwd,
         env=env,
+        preexec_fn=_heed_ctrl_c,
         **options,
     )
+
+
+def _heed_ctrl_c() -> None:
+    """Whoever runs the tests in the background ignores SIGINT, and a child inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(happened, process: subprocess.Popen[str]) -> None:
@@ -59,6 +65,7 @@ class Terminal:
         pid, self._leader = pty.fork()
         if pid == 0:
             os.chdir(cwd)
+            _heed_ctrl_c()
             os.execve(sys.executable, [sys.executable, "-m", "foreword", *map(str, args)], env)
         self._pid = pid
         self.shown = ""

@@ -253,7 +253,7 @@ def test_reserved_names_are_refused_before_any_work(run, reviews, tmp_path):
         (("serve", "--max-model-len", 0), "--max-model-len"),
         (("serve", "--prefix-bytes", -1), "--prefix-bytes"),
         (("serve", "--engine", "warp"), "embedded"),
-        (("train", "recipe.yaml"), "--trust-remote-code must be"),
+        (("train", "recipe.yaml"), "line 2: trust-remote-code must be"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(run, reviews, tmp_path, command, said):

@@ -78,5 +78,7 @@ def main() -> None:
     except ForewordError as error:
         if isinstance(error, Interrupted):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop but this
+            if sys.stderr.isatty():
+                print(file=sys.stderr)  # behind the ^C that the terminal shows
         print(f"foreword: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
