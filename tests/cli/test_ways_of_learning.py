@@ -59,7 +59,7 @@ def test_flags_of_pet_may_stand_in_a_recipe(run, reviews, tmp_path):
     )
     wrong = run("train", recipe)
     assert wrong.status == 2
-    assert "--lm-weight must be a number, got 'some'" in wrong.err
+    assert "line 4: lm-weight must be a number, got 'some'" in wrong.err
 
 
 def test_help_shows_the_defaults_that_are_used(run):
