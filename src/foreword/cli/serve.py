@@ -42,7 +42,7 @@ def serve(
     quiet: Annotated[bool, typer.Option(help="Write no line for every request.")] = False,
     ui: Annotated[
         bool | None,
-        typer.Option("--ui/--no-ui", help="A page at /ui.", show_default="where the extra [ui] is installed"),
+        typer.Option("--ui/--no-ui", help="A page at /ui.", show_default="with the extra [ui]"),
     ] = None,
     model: options.ModelName = None,
     bank: options.BankRoot = None,

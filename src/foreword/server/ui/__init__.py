@@ -1,1 +1,1 @@
-"""The page at ``/ui``: `mount.mount_ui` puts it on the application. Gradio (the extra ``[ui]``) is imported only here."""
+"""The page at ``/ui``: `mount.mount_ui` puts it on the application. Only this room imports Gradio."""

@@ -54,7 +54,7 @@ def mount_ui(app: FastAPI, base: str, bank: Bank | None) -> None:
 
     @app.get(PATH, include_in_schema=False)
     async def ui() -> Response:
-        return RedirectResponse(f"{PATH}/")
+        return RedirectResponse("ui/")  # relative, so that a proxy may put a path in front
 
     gr.mount_gradio_app(
         app,
@@ -69,8 +69,7 @@ def mount_ui(app: FastAPI, base: str, bank: Bank | None) -> None:
         pwa=False,
         mcp_server=False,
         enable_monitoring=False,
-        show_error=True,
-        max_file_size=0,
+        show_error=False,
         app_kwargs={"middleware": [Middleware(Doorkeeper)]},
     )
 
@@ -84,10 +83,18 @@ class Doorkeeper:
 
     FILES = ("/assets/", "/static/", "/gradio_api/heartbeat/")
     PATHS = frozenset(
-        {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"}
-        | {
-            f"/gradio_api/{name}"
-            for name in ("info", "startup-events", "theme.css", "queue/join", "queue/data", "cancel")
+        {
+            "/",
+            "/config",
+            "/theme.css",
+            "/favicon.ico",
+            "/manifest.json",
+            "/gradio_api/cancel",
+            "/gradio_api/info",
+            "/gradio_api/queue/data",
+            "/gradio_api/queue/join",
+            "/gradio_api/startup-events",
+            "/gradio_api/theme.css",
         }
     )
 
@@ -105,13 +112,11 @@ def _theme():
     """Fonts of the visitor's own system: nothing is fetched from elsewhere."""
     import gradio as gr
 
-    system = [
-        gr.themes.Font(name)
-        for name in ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
-    ]
-    mono = [gr.themes.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
+    system = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
+    mono = ("ui-monospace", "Consolas", "monospace")
     hues = {"primary_hue": gr.themes.colors.teal, "neutral_hue": gr.themes.colors.slate}
-    return gr.themes.Default(**hues, radius_size=gr.themes.sizes.radius_md, font=system, font_mono=mono)
+    fonts = {"font": map(gr.themes.Font, system), "font_mono": map(gr.themes.Font, mono)}
+    return gr.themes.Default(**hues, **fonts)
 
 
 def _read(name: str) -> str:

@@ -240,10 +240,10 @@ class Page:
         return board.done(f"{task}@{served}", "now_served")
 
 
-def _missing(models: Sequence[str], text: str) -> str | None:
+def _missing(models: Sequence[str], text: str | None) -> str | None:
     if not models:
         return board.mistake("nothing_chosen")
-    return None if text.strip() else board.mistake("nothing_typed")
+    return None if text and text.strip() else board.mistake("nothing_typed")
 
 
 def _choices(offered: list[str], chosen: Sequence[str], usual: list[str]) -> Update:

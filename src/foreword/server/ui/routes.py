@@ -116,8 +116,8 @@ def fields_of(text: str) -> dict[str, str] | None:
 
 
 def _headers(key: str) -> dict[str, str]:
-    # A key of other characters is none; the server says so, and httpx need not.
-    return {"Authorization": f"Bearer {key.strip().encode(errors='replace').decode('ascii', 'replace')}"} if key else {}
+    # Headers are ASCII: a key of other characters becomes one that the server does not know either.
+    return {"Authorization": f"Bearer {key.strip().encode('ascii', 'replace').decode()}"} if key else {}
 
 
 async def _check(response: httpx.Response) -> None:
