@@ -61,7 +61,7 @@ class Visitor:
     def open(self, url: str, *, ready: bool = True) -> Visitor:
         self.page.goto(f"{url}/ui")
         if ready:
-            expect(self.page.locator("#models").get_by_label("tiny-llama")).not_to_have_count(0)
+            expect(self.page.locator("#models .token").first).to_be_visible()
         return self
 
     def tab(self, name: str) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from foreword.bank.bank import Bank
 
 PATH = "/ui"
+_ICON = (
+    '<link rel="icon" href="data:image/svg+xml,<svg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 8 8%22>'
+    '<path fill=%22%230d9488%22 d=%22M0 0h3v8H0z%22/><path fill=%22%2394a3b8%22 d=%22M4 0h4v3H4zM4 4h4v4H4z%22/></svg>">'
+)
 
 
 def has_ui() -> bool:
@@ -62,7 +66,7 @@ def mount_ui(app: FastAPI, base: str, bank: Bank | None) -> None:
         PATH,
         theme=_theme(),
         css=_read("page.css"),
-        head=f"<script>{_read('page.js')}</script>",
+        head=f"{_ICON}<script>{_read('page.js')}</script>",
         footer_links=[],
         run_history=False,
         ssr_mode=False,

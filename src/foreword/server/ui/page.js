@@ -32,3 +32,5 @@ const foreword = {
 };
 foreword.language();
 document.addEventListener("keydown", foreword.pressed, true);
+// Gradio's own idea of Shift+Enter, which is to submit.
+document.addEventListener("keypress", (event) => event.target.closest("#question, #sample") && event.stopPropagation(), true);
