@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+expect.set_options(timeout=15_000)  # other tests share the cores
 ARTEFACTS = Path(__file__).parents[2] / "runs" / "ui"
 DESKTOP = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
@@ -58,10 +59,9 @@ class Visitor:
         if message.type == "error":
             self.complaints.append(message.text)
 
-    def open(self, url: str, *, ready: bool = True) -> Visitor:
+    def open(self, url: str) -> Visitor:
         self.page.goto(f"{url}/ui")
-        if ready:
-            expect(self.page.locator("#models .token").first).to_be_visible()
+        expect(self.page.locator("#models .token").first).to_be_visible()
         return self
 
     def tab(self, name: str) -> None:

@@ -10,8 +10,10 @@ import httpx
 import pytest
 
 from foreword.bank.bank import Bank
+from foreword.server.access import Gate
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
+from foreword.server.keys import Key, KeyRing, digest_of
 from server.running import House, label_task, learned_task, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with Playwright and Chromium")
@@ -243,32 +245,37 @@ def test_a_phone(visit: Callable[..., Visitor], house: House):
         visitor.keep(f"{name.lower()}-phone")
 
 
-def test_a_server_that_wants_a_key(visit: Callable[..., Visitor], house: House):
-    app = create_app(house.engine, house.bank, ui=True)
-
-    async def guarded(scope, receive, send) -> None:
-        """Only the key opens the API; the page itself holds nothing."""
-        headers = dict(scope.get("headers", ()))
-        if scope.get("path", "").startswith("/v1") and headers.get(b"authorization") != b"Bearer secret":
-            from starlette.responses import JSONResponse
-
-            error = {"error": {"message": "this server wants an API key; send one.", "code": "invalid_api_key"}}
-            return await JSONResponse(error, 401)(scope, receive, send)
-        await inner(scope, receive, send)
-
-    inner = app.build_middleware_stack()
-    app.middleware_stack = guarded
+def test_a_key_reaches_as_far_as_anywhere_else(visit: Callable[..., Visitor], house: House):
+    keys = [("boss", "fw-boss", ["*"], True), ("guest", "fw-guest", ["po*"], False)]
+    ring = KeyRing(Key(name=n, sha256=digest_of(secret), tasks=t, admin=a) for n, secret, t, a in keys)
+    app = create_app(house.engine, house.bank, gate=Gate(ring), ui=True)
     with serve_in_background(app) as url:
-        visitor = visit().open(url, ready=False)
-        page = visitor.page
-        expect(page.get_by_role("alert")).to_have_text("this server wants an API key; send one.")
-        page.locator("#key input").fill("wrong")
-        page.locator("#key input").press("Enter")
-        expect(page.get_by_role("alert")).to_be_visible()
-        page.locator("#key input").fill("secret")
-        page.locator("#key input").press("Enter")
-        expect(page.get_by_role("alert")).to_have_count(0)
-        expect(visitor.ask("Hello", BASE, "poet").first.locator(".text")).to_be_visible()
+        assert httpx.get(f"{url}/ui/").status_code == 401
+        guest = visit(http_credentials={"username": "", "password": "fw-guest"}).open(url)
+        assert guest.page.locator("#models .token").all_inner_texts() == ["poet"]
+        expect(guest.ask("Hello").first.locator(".text")).to_be_visible()
+        guest.tab("Tasks")
+        guest.page.locator("#rollback").click()
+        expect(guest.page.locator("#done").get_by_role("alert")).to_contain_text(
+            "the key 'guest' is no administrator's"
+        )
+        boss = visit(http_credentials={"username": "", "password": "fw-boss"}).open(url)
+        assert BASE in boss.page.locator("#models .token").all_inner_texts()
+
+
+def test_a_server_without_a_bank(visit: Callable[..., Visitor], house: House):
+    app = create_app(house.engine, None, extra_tasks={"story": house.bank.load("story")}, ui=True)
+    with serve_in_background(app) as url:
+        visitor = visit().open(url)
+        expect(visitor.ask("Hello", BASE, "story").nth(1).locator(".text")).to_be_visible()
+        visitor.tab("Tasks")
+        expect(visitor.page.locator("#tasks").get_by_role("alert")).to_contain_text("this server has no bank")
+
+
+def test_no_other_site_asks_through_the_page(house: House):
+    path = f"{house.url}/ui/gradio_api/queue/join"
+    assert httpx.post(path, json={}, headers={"Origin": "https://elsewhere.example"}).status_code == 403
+    assert httpx.post(path, json={}, headers={"Origin": house.url}).status_code == 422
 
 
 def test_only_the_doors_that_the_page_needs(house: House):

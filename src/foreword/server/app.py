@@ -101,7 +101,7 @@ def create_app(
     if ui:
         from foreword.server.ui.mount import mount_ui
 
-        mount_ui(app, engine.name, bank)
+        mount_ui(app, engine.name)
     return app
 
 

@@ -123,8 +123,6 @@ def _table(
     if versioned:
         columns["version"] = lambda row: f"<code>{escape(row.version)}</code>"
     columns |= _COLUMNS
-    if all(row.length is None for row in rows):
-        del columns["length"]
     heads = "".join(f'<th scope="col">{both(key)}</th>' for key in columns)
     body = "".join(f"<tr>{''.join(_cell(key, show(row)) for key, show in columns.items())}</tr>" for row in rows)
     return (
@@ -153,7 +151,7 @@ def _metrics(row: Version) -> str:
 _COLUMNS: dict[str, Callable[[Version], str]] = {
     "kind": lambda row: escape(row.kind),
     "method": lambda row: escape(row.method),
-    "length": lambda row: "" if row.length is None else f"{row.length:,}",
+    "labels": lambda row: escape(", ".join(row.labels)),
     "size": lambda row: _size(row.bytes),
     "metrics": _metrics,
     "created": lambda row: escape(row.created.replace("T", " ").removesuffix("Z")[:16]),

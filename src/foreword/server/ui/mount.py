@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from importlib.resources import files
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from foreword.errors import UsageError
 
-if TYPE_CHECKING:
-    from foreword.bank.bank import Bank
-
 PATH = "/ui"
 _ICON = (
-    '<link rel="icon" href="data:image/svg+xml,<svg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 8 8%22>'
-    '<path fill=%22%230d9488%22 d=%22M0 0h3v8H0z%22/><path fill=%22%2394a3b8%22 d=%22M4 0h4v3H4zM4 4h4v4H4z%22/></svg>">'
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'><path fill='#0d9488' d='M0 0h3v8H0z'/>"
+    "<path fill='#94a3b8' d='M4 0h4v3H4zM4 4h4v4H4z'/></svg>"
 )
 
 
@@ -34,13 +32,12 @@ def check_ui() -> None:
         raise UsageError("the page at /ui needs Gradio; run `pip install 'foreword[ui]'`, or serve with --no-ui.")
 
 
-def mount_ui(app: FastAPI, base: str, bank: Bank | None) -> None:
-    """Put the page at ``/ui``. It asks the application itself, with the key that the visitor types.
+def mount_ui(app: FastAPI, base: str) -> None:
+    """Put the page at ``/ui``. It asks the application itself, with the key that the visitor's browser shows.
 
     Args:
         app: with all its routes and middleware, which hold for the page as for any other client.
         base: the base model's name.
-        bank: whose versions it shows.
 
     Raises:
         UsageError: Gradio is not installed.
@@ -48,13 +45,13 @@ def mount_ui(app: FastAPI, base: str, bank: Bank | None) -> None:
     check_ui()
     import gradio as gr
 
-    from foreword.server.ui.bank_shelf import BankShelf
     from foreword.server.ui.inside import Inside
     from foreword.server.ui.page import Page
     from foreword.server.ui.routes import Routes
+    from foreword.server.ui.shelf import Shelf
 
     routes = Routes(Inside(app))
-    page = Page(routes, BankShelf(routes, bank), base)
+    page = Page(routes, Shelf(routes), base)
 
     @app.get(PATH, include_in_schema=False)
     async def ui() -> Response:
@@ -66,7 +63,7 @@ def mount_ui(app: FastAPI, base: str, bank: Bank | None) -> None:
         PATH,
         theme=_theme(),
         css=_read("page.css"),
-        head=f"{_ICON}<script>{_read('page.js')}</script>",
+        head=f'<link rel="icon" href="data:image/svg+xml,{quote(_ICON)}"><script>{_read("page.js")}</script>',
         footer_links=[],
         run_history=False,
         ssr_mode=False,
@@ -80,6 +77,8 @@ def mount_ui(app: FastAPI, base: str, bank: Bank | None) -> None:
 
 class Doorkeeper:
     """Lets through what the page asks for, and not the rest that Gradio can do: uploads, files, proxies, monitoring.
+
+    Nor what another site's page asks for: browsers send the key that their visitor typed along with that too.
 
     Args:
         app: Gradio's.
@@ -106,10 +105,21 @@ class Doorkeeper:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] == "http" and path not in self.PATHS and not path.startswith(self.FILES):
-            return await PlainTextResponse("there is nothing here.", 404)(scope, receive, send)
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if path not in self.PATHS and not path.startswith(self.FILES):
+                return await PlainTextResponse("there is nothing here.", 404)(scope, receive, send)
+            if _from_elsewhere(Headers(scope=scope)):
+                return await PlainTextResponse("only this server's own page may ask here.", 403)(scope, receive, send)
         await self._app(scope, receive, send)
+
+
+def _from_elsewhere(headers: Headers) -> bool:
+    """Whether another site's page sent a request; browsers say so in headers that no page can set."""
+    if headers.get("sec-fetch-site") in ("same-origin", "none"):
+        return False
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
 def _theme():

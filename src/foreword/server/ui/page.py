@@ -9,7 +9,7 @@ import gradio as gr
 
 from foreword.server.ui import board
 from foreword.server.ui.column import Column, compare
-from foreword.server.ui.routes import Question, Refused, Routes
+from foreword.server.ui.routes import Pass, Question, Refused, Routes
 from foreword.server.ui.shelf import Shelf, Version
 from foreword.server.ui.words import Say, say_in
 
@@ -18,7 +18,7 @@ Update = dict[str, Any]
 
 
 class Page:
-    """One page for all visitors; what one of them types stays in his browser, his key too.
+    """One page for all visitors. Their browsers show a key, if there are keys, and the page shows it to the server.
 
     Args:
         routes: answers questions.
@@ -46,13 +46,6 @@ class Page:
             self.language = gr.Radio(
                 [("English", "en"), ("中文", "zh")], value="en", show_label=False, container=False, elem_id="language"
             )
-        self.key = self._said(
-            gr.Textbox,
-            lambda say: {"label": say("key"), "info": say("key_hint")},
-            type="password",
-            visible=False,
-            elem_id="key",
-        )
         self.notice = gr.HTML(elem_id="notice")
         with gr.Tabs():
             with self._said(gr.Tab, lambda say: {"label": say("playground")}, id="playground"):
@@ -141,27 +134,27 @@ class Page:
 
     def _listen(self) -> None:
         words = list(self._words)
-        lists = [self.key, self.notice, self.models, self.labellers, self.tasks, self.task]
-        chosen = [self.key, self.models, self.labellers, self.task]
+        lists = [self.notice, self.models, self.labellers, self.tasks, self.task]
+        chosen = [self.models, self.labellers, self.task]
         versions = [self.version, self.versions]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         self.blocks.load(self._speak, self.language, [self.language, *words], js="foreword.language", **quiet)
         self.language.input(self._speak, self.language, [self.language, *words], js="foreword.remember", **quiet)
-        for event in (self.blocks.load, self.key.submit, self.key.blur, self.refresh.click):
-            event(self._list, chosen, lists, **quiet).then(self._versions, [self.key, self.task], versions, **quiet)
+        for event in (self.blocks.load, self.refresh.click):
+            event(self._list, chosen, lists, **quiet).then(self._versions, self.task, versions, **quiet)
 
         asking = self.ask.click(
             self._ask,
-            [self.key, self.models, self.question, self.form, self.max_tokens, self.temperature],
+            [self.models, self.question, self.form, self.max_tokens, self.temperature],
             self.answers,
             **quiet,
         )
         self.stop.click(None, cancels=[asking], api_visibility="private")
-        self.label.click(self._classify, [self.key, self.labellers, self.sample], self.probabilities, **quiet)
-        self.task.input(self._versions, [self.key, self.task], versions, **quiet)
-        rolled = self.rollback.click(self._rollback, [self.key, self.task, self.version], self.done, **quiet)
-        rolled.then(self._list, chosen, lists, **quiet).then(self._versions, [self.key, self.task], versions, **quiet)
+        self.label.click(self._classify, [self.labellers, self.sample], self.probabilities, **quiet)
+        self.task.input(self._versions, self.task, versions, **quiet)
+        rolled = self.rollback.click(self._rollback, [self.task, self.version], self.done, **quiet)
+        rolled.then(self._list, chosen, lists, **quiet).then(self._versions, self.task, versions, **quiet)
 
     def _said(self, kind: Callable[..., Made], words: Callable[[Say], Update], **fixed: Any) -> Made:
         """A component whose words follow the language."""
@@ -174,39 +167,40 @@ class Page:
         return [language, *(gr.update(**words(say)) for words in self._words.values())]
 
     async def _list(
-        self, key: str, models: Sequence[str], labellers: Sequence[str], task: str | None
+        self, models: Sequence[str], labellers: Sequence[str], task: str | None, visit: gr.Request
     ) -> list[Update | str]:
         """Everything that the server offers; what is chosen stays chosen if it is still there."""
         try:
-            names = [model["id"] for model in await self._routes.models(key)]
-            served = await self._shelf.tasks(key)
+            names = [model["id"] for model in await self._routes.models(_pass(visit))]
         except Refused as error:
-            asked = error.status in (401, 403)
-            return [gr.update(visible=asked or bool(key)), board.problem(str(error)), *([gr.skip()] * 4)]
-        learned = [each.task for each in served if each.kind == "learned"]
+            return [board.problem(str(error)), *([gr.skip()] * 4)]
+        try:
+            served = await self._shelf.tasks(_pass(visit))
+        except Refused as error:  # a server without a bank has tasks all the same
+            return ["", _choices(names, models, names[:2]), gr.skip(), board.problem(str(error)), gr.skip()]
+        labelling = [each.task for each in served if each.labels]
         stored = [each.task for each in served]
         return [
-            gr.skip(),
             "",
             _choices(names, models, names[:2]),
-            _choices(learned, labellers, learned[:1]),
+            _choices(labelling, labellers, labelling[:1]),
             board.tasks(served),
             gr.update(choices=stored, value=task if task in stored else next(iter(stored), None)),
         ]
 
-    async def _versions(self, key: str, task: str | None) -> list[Update | str]:
+    async def _versions(self, task: str | None, visit: gr.Request) -> list[Update | str]:
         """The versions of a task, of which the one before the served is offered."""
         if not task:
             return [gr.update(choices=[], value=None), ""]
         try:
-            found = await self._shelf.versions(key, task)
+            found = await self._shelf.versions(_pass(visit), task)
         except Refused as error:
             return [gr.update(choices=[], value=None), board.problem(str(error))]
         versions = [each.version for each in found]
         return [gr.update(choices=versions, value=_before(found)), board.versions(task, found)]
 
     async def _ask(
-        self, key: str, models: Sequence[str], text: str, form: str, max_tokens: int, temperature: float
+        self, models: Sequence[str], text: str, form: str, max_tokens: int, temperature: float, visit: gr.Request
     ) -> AsyncIterator[str]:
         if mistake := _missing(models, text):
             yield mistake
@@ -214,30 +208,34 @@ class Page:
         question = Question(text, form == "chat", int(max_tokens), float(temperature))
 
         def ask(model: str) -> AsyncIterator[Column]:
-            return self._routes.ask(key, model, question, model == self._base)
+            return self._routes.ask(_pass(visit), model, question, model == self._base)
 
         async for columns in compare(models, ask):
             yield board.answers(columns)
 
-    async def _classify(self, key: str, tasks: Sequence[str], text: str) -> str:
+    async def _classify(self, tasks: Sequence[str], text: str, visit: gr.Request) -> str:
         if mistake := _missing(tasks, text):
             return mistake
         found = {}
         for task in tasks:
             try:
-                found[task] = await self._routes.classify(key, task, text)
+                found[task] = await self._routes.classify(_pass(visit), task, text)
             except Refused as error:
                 found[task] = str(error)
         return board.probabilities(found)
 
-    async def _rollback(self, key: str, task: str | None, version: str | None) -> str:
+    async def _rollback(self, task: str | None, version: str | None, visit: gr.Request) -> str:
         if not task or not version:
             return board.mistake("no_version")
         try:
-            served = await self._shelf.rollback(key, task, version)
+            served = await self._shelf.rollback(_pass(visit), task, version)
         except Refused as error:
             return board.problem(str(error))
         return board.done(f"{task}@{served}", "now_served")
+
+
+def _pass(visit: gr.Request) -> Pass:
+    return visit.headers.get("authorization")
 
 
 def _missing(models: Sequence[str], text: str | None) -> str | None:

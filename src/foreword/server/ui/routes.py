@@ -1,4 +1,4 @@
-"""`Routes`: what the page asks of its own server, over the routes that everybody uses."""
+"""`Routes`: what the page asks of its own server, over the paths that everybody uses."""
 
 from __future__ import annotations
 
@@ -14,17 +14,12 @@ import httpx
 
 from foreword.server.ui.column import Column
 
+Pass = str | None
+"""What a visitor's browser shows the server with every request: its Authorization header, if there are keys."""
+
 
 class Refused(Exception):
-    """The server said no. ``str(error)`` is its sentence.
-
-    Attributes:
-        status: the HTTP status.
-    """
-
-    def __init__(self, sentence: str, status: int) -> None:
-        super().__init__(sentence)
-        self.status = status
+    """The server said no. ``str(error)`` is its sentence."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class Question:
 
 
 class Routes:
-    """The server's routes, with the key that the visitor typed: the page may do what that key may do.
+    """The server's routes, with the key that the visitor shows: the page may do what that key may do.
 
     Args:
         transport: how requests reach the server.
@@ -66,21 +61,21 @@ class Routes:
         # No timeout: an answer may wait for its turn, and the visitor can stop it.
         self._client = httpx.AsyncClient(transport=transport, base_url="http://foreword", timeout=None)
 
-    async def models(self, key: str) -> list[dict[str, Any]]:
+    async def models(self, shown: Pass) -> list[dict[str, Any]]:
         """The base model, then its tasks. Raises Refused, as all methods do."""
-        return (await self.get("/v1/models", key))["data"]
+        return (await self.get("/v1/models", shown))["data"]
 
-    async def classify(self, key: str, model: str, text: str) -> dict[str, float]:
+    async def classify(self, shown: Pass, model: str, text: str) -> dict[str, float]:
         """The probability of each label."""
         body = {"model": model, "input": [fields_of(text) or text]}
-        return (await self.post("/v1/classify", key, body))["data"][0]["probs"]
+        return (await self.post("/v1/classify", shown, body))["data"][0]["probs"]
 
-    async def ask(self, key: str, model: str, question: Question, base: bool) -> AsyncIterator[Column]:
+    async def ask(self, shown: Pass, model: str, question: Question, base: bool) -> AsyncIterator[Column]:
         """One answer, again and again as it grows; a refusal ends it with its sentence."""
         column, start = Column(model), time.perf_counter()
         path, body = question.request(model, base)
         try:
-            async with self._client.stream("POST", path, json=body, headers=_headers(key)) as response:
+            async with self._client.stream("POST", path, json=body, headers=_headers(shown)) as response:
                 await _check(response)
                 async with aclosing(_events(response)) as events:
                     async for event in events:
@@ -90,16 +85,16 @@ class Routes:
             column = dataclasses.replace(column, error=str(error))
         yield dataclasses.replace(column, done=True)
 
-    async def get(self, path: str, key: str) -> dict[str, Any]:
+    async def get(self, path: str, shown: Pass) -> dict[str, Any]:
         """A JSON answer."""
-        return await self._answer("GET", path, key, None)
+        return await self._answer("GET", path, shown, None)
 
-    async def post(self, path: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def post(self, path: str, shown: Pass, body: Mapping[str, Any]) -> dict[str, Any]:
         """A JSON answer to a JSON body."""
-        return await self._answer("POST", path, key, body)
+        return await self._answer("POST", path, shown, body)
 
-    async def _answer(self, method: str, path: str, key: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        response = await self._client.request(method, path, json=body, headers=_headers(key))
+    async def _answer(self, method: str, path: str, shown: Pass, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        response = await self._client.request(method, path, json=body, headers=_headers(shown))
         await _check(response)
         return response.json()
 
@@ -115,16 +110,15 @@ def fields_of(text: str) -> dict[str, str] | None:
     return found if found and all(isinstance(value, str) for value in found.values()) else None
 
 
-def _headers(key: str) -> dict[str, str]:
-    # Headers are ASCII: a key of other characters becomes one that the server does not know either.
-    return {"Authorization": f"Bearer {key.strip().encode('ascii', 'replace').decode()}"} if key else {}
+def _headers(shown: Pass) -> dict[str, str]:
+    return {"Authorization": shown} if shown else {}
 
 
 async def _check(response: httpx.Response) -> None:
     if response.is_success:
         return
     await response.aread()
-    raise Refused(_sentence(response), response.status_code)
+    raise Refused(_sentence(response))
 
 
 def _sentence(response: httpx.Response) -> str:
@@ -141,7 +135,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             continue
         event = json.loads(line.removeprefix("data: "))
         if "error" in event:
-            raise Refused(event["error"]["message"], response.status_code)
+            raise Refused(event["error"]["message"])
         yield event
 
 
