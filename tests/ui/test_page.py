@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -72,7 +73,9 @@ def test_base_and_tasks_side_by_side(visitor: Visitor, house: House):
         expect(card.get_by_role("heading")).to_contain_text(model)
         assert seen(card.locator(".text").inner_text()) == seen(written(house, model, "Who are you?"))
         expect(card.locator(".figures")).to_contain_text("first token")
-        assert all("–" not in figure for figure in card.locator("dd").all_inner_texts())
+        assert re.fullmatch(r"\d+ ms|\d+\.\d\d s", card.locator("dd").nth(0).inner_text())
+        assert re.fullmatch(r"\d+ of \d+", card.locator("dd").nth(2).inner_text())
+    assert float(cards.nth(1).locator("dd").nth(1).inner_text()) > 0
     expect(cards.nth(1).get_by_role("heading")).to_contain_text(house.bank.current("poet"))
     cached = int(cards.nth(1).locator("dd").nth(2).inner_text().split()[0])
     assert cached >= house.bank.load("poet").prefix.length
@@ -108,7 +111,7 @@ def test_fields_of_a_template(visitor: Visitor, house: House):
 
 def test_classifying(visitor: Visitor, house: House):
     visitor.tab("Classify")
-    visitor.choose("labellers", "mood", "poet")
+    visitor.choose("labellers", "mood", "pair")
     visitor.page.locator("#sample textarea").fill("a fine day")
     visitor.page.locator("#sample textarea").press("Enter")
     cards = visitor.page.locator("#probabilities .card")
@@ -122,7 +125,7 @@ def test_classifying(visitor: Visitor, house: House):
     expect(bars.nth(0)).to_contain_text(f"{probs[best]:.1%}")
     width = bars.nth(0).locator("i").evaluate("bar => bar.offsetWidth / bar.parentElement.offsetWidth")
     assert width == pytest.approx(probs[best], abs=0.02)
-    expect(cards.nth(1).get_by_role("alert")).to_contain_text("task 'poet' has no template")
+    expect(cards.nth(1).get_by_role("alert")).to_contain_text("a text, and the template of task 'pair' has 2 fields")
     visitor.keep("classify-desktop")
 
 

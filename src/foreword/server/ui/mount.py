@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from importlib.util import find_spec
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -57,13 +57,17 @@ def mount_ui(app: FastAPI, base: str) -> None:
     async def ui() -> Response:
         return RedirectResponse("ui/")  # relative, so that a proxy may put a path in front
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        return Response(_ICON, media_type="image/svg+xml")
+
     gr.mount_gradio_app(
         app,
         page.blocks,
         PATH,
         theme=_theme(),
         css=_read("page.css"),
-        head=f'<link rel="icon" href="data:image/svg+xml,{quote(_ICON)}"><script>{_read("page.js")}</script>',
+        head=f"<script>{_read('page.js')}</script>",
         footer_links=[],
         run_history=False,
         ssr_mode=False,
