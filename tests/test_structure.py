@@ -78,7 +78,7 @@ def test_rooms_use_only_what_the_design_draws(file):
 
 
 def test_the_server_knows_only_the_engine_protocol():
-    for file in (SOURCE / "server").glob("*.py"):
+    for file in (SOURCE / "server").rglob("*.py"):
         used = {name for name in imports(file) if name.startswith("engine")}
         assert used <= {"engine.protocol"}, f"{file} uses {used}"
 

@@ -42,6 +42,10 @@ def serve(
         list[str] | None, typer.Option(help="Web page that may ask from a browser; may be repeated.")
     ] = None,
     quiet: Annotated[bool, typer.Option(help="Write no line for every request.")] = False,
+    ui: Annotated[
+        bool | None,
+        typer.Option("--ui/--no-ui", help="A page at /ui.", show_default="with the extra [ui]"),
+    ] = None,
     model: options.ModelName = None,
     bank: options.BankRoot = None,
     dtype: options.Dtype = "auto",
@@ -49,7 +53,7 @@ def serve(
     trust_remote_code: options.RemoteCode = False,
     allow_other_weights: options.OtherWeights = False,
 ) -> None:
-    """Serve the base model and every task of the bank over the OpenAI API.
+    """Serve the base model and every task of the bank over the OpenAI API, with a page to try them.
 
     Requests need an API key if --api-keys names a file of them, or the variable FOREWORD_API_KEY holds one.
 
@@ -60,6 +64,11 @@ def serve(
     if prefix_bytes < 0:
         raise UsageError(f"--prefix-bytes must be 0 or more, got {prefix_bytes}.")
     gate = _gate(api_keys)
+    from foreword.server.ui.mount import PATH, check_ui, has_ui
+
+    if ui:
+        check_ui()
+    shown = has_ui() if ui is None else ui
     # Said at once if the port is taken; it opens only when the engine can answer.
     _bind(host, port).close()
     prompts = _prompts(multi_task_prompt, model)
@@ -83,12 +92,14 @@ def serve(
             answer_seconds=timeout,
             body_bytes=max_body_bytes,
             origins=cors_origin or (),
+            ui=shown,
         )
         if not quiet:
             _write_journal()
         names = {*extra, *store.names()}
         with _bind(host, port) as door:
-            options.say(f"serving {lm.name} and {len(names)} tasks at http://{host}:{door.getsockname()[1]}")
+            page = f", and a page to try them at {PATH}" if shown else ""
+            options.say(f"serving {lm.name} and {len(names)} tasks at http://{host}:{door.getsockname()[1]}{page}")
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
             uvicorn.Server(config).run(sockets=[door])
 

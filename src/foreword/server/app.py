@@ -49,6 +49,7 @@ def create_app(
     answer_seconds: float | None = None,
     body_bytes: int = BODY_BYTES,
     origins: Sequence[str] = (),
+    ui: bool = False,
 ) -> FastAPI:
     """The application; whoever made the engine closes it.
 
@@ -63,9 +64,11 @@ def create_app(
         answer_seconds: an answer that takes longer is ended; no bound if ``None``.
         body_bytes: of a request's body at most.
         origins: web pages that may ask from a browser; none without.
+        ui: also the page at ``/ui``, which needs the extra ``[ui]``.
 
     Raises:
         ModelMismatch: one of ``extra_tasks`` was made for another model.
+        UsageError: ``ui`` without its extra.
     """
     extra = dict(extra_tasks or {})
     gate = gate or Gate(KeyRing())
@@ -95,6 +98,10 @@ def create_app(
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(Journal, metrics=metrics)
+    if ui:
+        from foreword.server.ui.mount import mount_ui
+
+        mount_ui(app, engine.name)
     return app
 
 

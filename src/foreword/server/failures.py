@@ -43,10 +43,13 @@ def refusal(error: ForewordError) -> Response:
         headers["x-should-retry"] = "false"
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
+    response = _response(error.http_status, error_body(error), headers)
     if error.http_status == 401:
-        # A browser asks for the key in a window of its own: any user name, the key as password.
-        headers["WWW-Authenticate"] = 'Bearer, Basic realm="Foreword", charset="UTF-8"'
-    return _response(error.http_status, error_body(error), headers)
+        # A browser asks for the key in a window of its own: any user name, the key as password. Chromium takes a
+        # header for one challenge, whatever commas are in it, so each has its own.
+        response.headers.append("WWW-Authenticate", "Bearer")
+        response.headers.append("WWW-Authenticate", 'Basic realm="Foreword", charset="UTF-8"')
+    return response
 
 
 def error_body(error: Exception) -> dict[str, Any]:

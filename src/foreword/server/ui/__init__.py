@@ -1,0 +1,1 @@
+"""The page at ``/ui``: `mount.mount_ui` puts it on the application. Only this room imports Gradio."""

@@ -1,0 +1,141 @@
+"""`mount_ui`: the page on the application, with only the doors that it needs."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from foreword.errors import UsageError
+
+PATH = "/ui"
+_ICON = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'><path fill='#0d9488' d='M0 0h3v8H0z'/>"
+    "<path fill='#94a3b8' d='M4 0h4v3H4zM4 4h4v4H4z'/></svg>"
+)
+
+
+def has_ui() -> bool:
+    """Whether the extra is installed."""
+    return find_spec("gradio") is not None
+
+
+def check_ui() -> None:
+    """Raise UsageError where it is not."""
+    if not has_ui():
+        raise UsageError("the page at /ui needs Gradio; run `pip install 'foreword[ui]'`, or serve with --no-ui.")
+
+
+def mount_ui(app: FastAPI, base: str) -> None:
+    """Put the page at ``/ui``. It asks the application itself, with the key that the visitor's browser shows.
+
+    Args:
+        app: with all its routes and middleware, which hold for the page as for any other client.
+        base: the base model's name.
+
+    Raises:
+        UsageError: Gradio is not installed.
+    """
+    check_ui()
+    import gradio as gr
+
+    from foreword.server.ui.inside import Inside
+    from foreword.server.ui.page import Page
+    from foreword.server.ui.routes import Routes
+    from foreword.server.ui.shelf import Shelf
+
+    routes = Routes(Inside(app))
+    page = Page(routes, Shelf(routes), base)
+
+    @app.get(PATH, include_in_schema=False)
+    async def ui() -> Response:
+        return RedirectResponse("ui/")  # relative, so that a proxy may put a path in front
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        return Response(_ICON, media_type="image/svg+xml")
+
+    gr.mount_gradio_app(
+        app,
+        page.blocks,
+        PATH,
+        theme=_theme(),
+        css=_read("page.css"),
+        head=f"<script>{_read('page.js')}</script>",
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        show_error=False,
+        app_kwargs={"middleware": [Middleware(Doorkeeper)]},
+    )
+
+
+class Doorkeeper:
+    """Lets through what the page asks for, and not the rest that Gradio can do: uploads, files, proxies, monitoring.
+
+    Nor what another site's page asks for: browsers send the key that their visitor typed along with that too.
+
+    Args:
+        app: Gradio's.
+    """
+
+    FILES = ("/assets/", "/static/", "/gradio_api/heartbeat/")
+    PATHS = frozenset(
+        {
+            "/",
+            "/config",
+            "/theme.css",
+            "/favicon.ico",
+            "/manifest.json",
+            "/gradio_api/cancel",
+            "/gradio_api/info",
+            "/gradio_api/queue/data",
+            "/gradio_api/queue/join",
+            "/gradio_api/startup-events",
+            "/gradio_api/theme.css",
+        }
+    )
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if path not in self.PATHS and not path.startswith(self.FILES):
+                return await PlainTextResponse("there is nothing here.", 404)(scope, receive, send)
+            if _from_elsewhere(Headers(scope=scope)):
+                return await PlainTextResponse("only this server's own page may ask here.", 403)(scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+def _from_elsewhere(headers: Headers) -> bool:
+    """Whether another site's page sent a request; browsers say so in headers that no page can set."""
+    if headers.get("sec-fetch-site") in ("same-origin", "none"):
+        return False
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+
+
+def _theme():
+    """Fonts of the visitor's own system: nothing is fetched from elsewhere."""
+    import gradio as gr
+
+    system = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
+    mono = ("ui-monospace", "Consolas", "monospace")
+    hues = {"primary_hue": gr.themes.colors.teal, "neutral_hue": gr.themes.colors.slate}
+    fonts = {"font": map(gr.themes.Font, system), "font_mono": map(gr.themes.Font, mono)}
+    return gr.themes.Default(**hues, **fonts)
+
+
+def _read(name: str) -> str:
+    return files("foreword.server.ui").joinpath(name).read_text(encoding="utf-8")
