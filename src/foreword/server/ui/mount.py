@@ -128,13 +128,16 @@ def _from_elsewhere(headers: Headers) -> bool:
 
 def _theme():
     """Fonts of the visitor's own system: nothing is fetched from elsewhere."""
-    import gradio as gr
+    from gradio import themes
 
     system = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
     mono = ("ui-monospace", "Consolas", "monospace")
-    hues = {"primary_hue": gr.themes.colors.teal, "neutral_hue": gr.themes.colors.slate}
-    fonts = {"font": map(gr.themes.Font, system), "font_mono": map(gr.themes.Font, mono)}
-    return gr.themes.Default(**hues, **fonts)
+    return themes.Default(
+        primary_hue=themes.colors.teal,
+        neutral_hue=themes.colors.slate,
+        font=[themes.Font(name) for name in system],
+        font_mono=[themes.Font(name) for name in mono],
+    )
 
 
 def _read(name: str) -> str:

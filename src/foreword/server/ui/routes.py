@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +128,7 @@ def _sentence(response: httpx.Response) -> str:
         return f"the server answered with status {response.status_code}."
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
     """The objects of a stream. Raises Refused for one that tells of an error."""
     async for line in response.aiter_lines():
         if not line.startswith("data: ") or line == "data: [DONE]":
