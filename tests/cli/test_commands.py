@@ -389,7 +389,7 @@ def test_serve_in_a_process_of_its_own(folder, tmp_path, run):
     try:
         assert server.stderr is not None
         line = next(line for line in server.stderr if "serving" in line)
-        url = line.split(" at ")[1].strip()
+        url = line.split(" at ")[1].split(",")[0].strip()
         wait_for(f"{url}/ready")
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         names = [model.id for model in client.models.list()]

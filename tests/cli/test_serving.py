@@ -36,7 +36,7 @@ class Served:
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
             if line.startswith("serving "):
-                self.url = line.split(" at ")[1].strip()
+                self.url = line.split(" at ")[1].split(",")[0].strip()
                 self._ready.set()
         self._ready.set()
 

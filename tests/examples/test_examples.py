@@ -124,7 +124,6 @@ def test_rtp_multi_task(run, tiny_llama, tmp_path, monkeypatch):
     alone = [ast.literal_eval(line) for line in run("rtp_multi_task.py").splitlines()]
     export_peft(lm, Task("p", "static", lower_tokens(lm, range(60, 70))), tmp_path / "prefix")
     monkeypatch.setenv("PTUNING_PATH", str(tmp_path / "prefix"))
-    stacked = [ast.literal_eval(line) for line in run("rtp_multi_task.py").splitlines()]
-    assert all(len(line) == 1 for line in (*alone, *stacked))
-    ends = [str(found) for found in (alone[39], alone[-1], stacked[39], stacked[-1])]
-    assert len(set(ends)) == 4, "something in front made no difference"
+    behind = [ast.literal_eval(line) for line in run("rtp_multi_task.py").splitlines()]
+    assert all(len(answers) == 1 for answers in (*alone, *behind))
+    assert alone[-1] != behind[-1], "the learned prefix made no difference"
