@@ -22,7 +22,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     [
         (
             ["nothing"],
-            "there is no workload 'nothing'; choose ttft, mixed, many, step, train, quality, conformance or tables.",
+            "there is no workload 'nothing'; choose ttft, mixed, many, step, serve, train, quality, conformance or tables.",
         ),
         (["train", "--peer", "vllm"], "workload train has no peer 'vllm'; choose peft."),
         (["ttft", "--engine", "vllm"], "workload ttft has no engine 'vllm'; choose embedded."),
