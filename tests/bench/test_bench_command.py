@@ -22,7 +22,8 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     [
         (
             ["nothing"],
-            "there is no workload 'nothing'; choose ttft, mixed, many, step, serve, train, quality, conformance or tables.",
+            "there is no workload 'nothing'; "
+            "choose ttft, mixed, many, step, serve, train, quality, conformance or tables.",
         ),
         (["train", "--peer", "vllm"], "workload train has no peer 'vllm'; choose peft."),
         (["ttft", "--engine", "vllm"], "workload ttft has no engine 'vllm'; choose embedded."),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foreword.cli import options
-from foreword.cli.interruption import command_line, going_on
+from foreword.cli.interruption import command_line, going_on, served
 from foreword.progress import Progress
+
+if TYPE_CHECKING:
+    from foreword.bank.bank import Bank
 
 
 def cache(
@@ -35,7 +39,8 @@ def cache(
         check_free(prompt.name, [model or options.default_model()])
     store = options.open_bank(bank)
     published: list[dict[str, Any]] = []
-    with going_on(lambda: f"{len(published)} of {len(prompts)} prompts are published; start again: {command_line()}"):
+    before = {prompt.name: served(store, prompt.name) for prompt in prompts}
+    with going_on(lambda: _left(store, before)):
         lm = options.open_model(model, dtype, device, trust_remote_code)
         from foreword.prompts.static import static_task
 
@@ -48,3 +53,13 @@ def cache(
                 progress.advance()
     total = sum(row["prefix_bytes"] for row in published)
     options.emit({"tasks": published}, f"published {len(published)} tasks ({total:,} bytes)", json)
+
+
+def _left(bank: Bank, before: Mapping[str, str | None]) -> str:
+    """How much of a file was published when it was stopped: the bank knows it better than whoever was interrupted.
+
+    Args:
+        before: the versions that were served when it began, by task.
+    """
+    count = sum(served(bank, name) != version for name, version in before.items())
+    return f"{count} of {len(before)} prompts are published; start again: {command_line()}"

@@ -32,10 +32,10 @@ def going_on(how: Callable[[], str]) -> Iterator[None]:
 @contextmanager
 def publishing(bank: Bank, name: str) -> Iterator[None]:
     """Say whether a task was published if the work in this block is interrupted."""
-    before = _served(bank, name)
+    before = served(bank, name)
 
     def left() -> str:
-        now = _served(bank, name)
+        now = served(bank, name)
         if now != before:
             return f"{name}@{now} was published"
         return f"nothing was published; start again: {command_line()}"
@@ -61,7 +61,8 @@ def command_line(*flags: str) -> str:
     return shlex.join([*typed, *added])
 
 
-def _served(bank: Bank, name: str) -> str | None:
+def served(bank: Bank, name: str) -> str | None:
+    """The version that is served; ``None`` if there is none, or none that can be read."""
     try:
         return bank.current(name)
     except ForewordError:
