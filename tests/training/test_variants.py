@@ -236,7 +236,7 @@ def test_a_warm_start_learns_from_other_data_too(tmp_path, capsys):
     assert f"warm start on {data}: loss" in said
     assert outcome.metrics["accuracy"] > 0.95
     other.write_text(json.dumps({"data": data, "lr": 1.0}))
-    with pytest.raises(UsageError, match=r"has the key 'lr'; it takes data, template"):
+    with pytest.raises(UsageError, match=r"line 1: there is no key 'lr'; it takes data, head, label_field"):
         train(lm, recipe(tmp_path, warm_start=[str(other)], out=str(tmp_path / "b")))
 
 
