@@ -32,6 +32,7 @@ USES = {
     "evaluation": {"engine", "text"},
     "training": {"models", "attention", "text", "prompts", "engine", "evaluation", "progress"},
     "server": {"text", "bank", "evaluation", "engine", "prompts", "interop"},
+    "vllm": {"text", "bank", "engine", "models", "server"},
     "interop": {"models", "adapters", "attention", "text", "prompts", "bank", "engine"},
     "bench": None,
     "demo": None,

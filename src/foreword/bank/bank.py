@@ -11,9 +11,11 @@ from typing import Any
 from foreword.bank.format import check_version, read_version, write_version
 from foreword.bank.local import LocalStore
 from foreword.bank.names import check_name, hint, is_name, is_version, matching, number_of, split_ref
+from foreword.bank.prefix_file import read_prefix
 from foreword.bank.remote import RemoteStore
 from foreword.bank.store import Store
-from foreword.core import ModelIdentity, Task
+from foreword.bank.version_files import split_source
+from foreword.core import KVPrefix, ModelIdentity, Task
 from foreword.errors import BankError, CorruptFile, PublishConflict, UnknownTask, UsageError
 from foreword.home import home
 from foreword.workers import release_workers
@@ -76,6 +78,22 @@ class Bank:
             task = read_version(self._store.folder(name, version), name, version)
         release_workers()  # an engine may be running in another thread
         return task
+
+    def prefix(self, source: str) -> KVPrefix:
+        """One prefix without the rest of its task, by what it remembers as its source.
+
+        Raises `UnknownTask` for a source that no bank gives, `CorruptFile`.
+        """
+        found = split_source(source)
+        if found is None:
+            raise UnknownTask(
+                f"{source[:80]!r} names no prefix of a bank; load the task, and take its prefix's source."
+            )
+        name, version, file = found
+        with self._door(_NOTHING_READ):
+            prefix = read_prefix(self._store.folder(name, version) / file, source)
+        release_workers()  # an engine may be running in another thread
+        return prefix
 
     def describe(self, ref: str) -> dict[str, Any]:
         """The content of ``task.json``, without loading tensors. Raises as `load` does."""

@@ -27,6 +27,7 @@ from foreword.bank.version_files import (
     SOFT,
     member_file,
     member_files,
+    name_source,
 )
 from foreword.core import KVPrefix, ModelIdentity, Task
 from foreword.errors import BankError, CorruptFile, UsageError
@@ -105,12 +106,11 @@ def _check_served(folder: Path, files: Mapping[str, Any]) -> None:
 
 
 def _read_task(folder: Path, record: Mapping[str, Any]) -> Task:
-    model = ModelIdentity.from_json(record["model"])
     words, bias = record["verbalizer"], record.get("bias")
     return Task(
         name=record["name"],
         method=record["method"],
-        prefix=_read_member(folder / PREFIX, model),
+        prefix=_read_member(folder, PREFIX, record),
         kind=record["kind"],
         text=record["text"],
         template=record["template"],
@@ -118,10 +118,10 @@ def _read_task(folder: Path, record: Mapping[str, Any]) -> Task:
         generation=record["generation"],
         provenance=record["provenance"],
         bias=None if bias is None else {label: float(value) for label, value in bias.items()},
-        members=tuple(_read_member(folder / file, model) for file in member_files(record["files"])),
+        members=tuple(_read_member(folder, file, record) for file in member_files(record["files"])),
         combine=record.get("combine", "mean"),
         version=record["version"],
-        **_read_parts(folder, record, model.hidden_size),
+        **_read_parts(folder, record, record["model"]["hidden_size"]),
     )
 
 
@@ -191,10 +191,10 @@ def _read_parts(folder: Path, record: Mapping[str, Any], hidden: int) -> dict[st
     return parts
 
 
-def _read_member(path: Path, model: ModelIdentity) -> KVPrefix:
-    prefix = read_prefix(path)
-    if prefix.model != model:
-        raise CorruptFile(f"{path}: task.json and the prefix name different models; {MEND}.")
+def _read_member(folder: Path, file: str, record: Mapping[str, Any]) -> KVPrefix:
+    prefix = read_prefix(folder / file, name_source(record["name"], record["version"], file))
+    if prefix.model != ModelIdentity.from_json(record["model"]):
+        raise CorruptFile(f"{folder / file}: task.json and the prefix name different models; {MEND}.")
     return prefix
 
 

@@ -78,8 +78,11 @@ def write_prefix(path: str | os.PathLike[str], prefix: KVPrefix, *, method: str,
     write_file(Path(path), save(_named_tensors(prefix), metadata))
 
 
-def read_prefix(path: str | os.PathLike[str]) -> KVPrefix:
+def read_prefix(path: str | os.PathLike[str], source: str = "") -> KVPrefix:
     """Read and check one prefix; its tensors are on the CPU in the stored dtype.
+
+    Args:
+        source: what it is to remember as the place that it came from.
 
     Raises `CorruptFile` for whatever is wrong with the file, `BankError` if it cannot be opened.
     """
@@ -87,7 +90,7 @@ def read_prefix(path: str | os.PathLike[str]) -> KVPrefix:
     with open_file(path) as stream:
         header = _checked_header(read_container(stream, where), where)
     tensors = load_tensors(path)
-    prefix = _build(header, tensors, where)
+    prefix = _build(header, tensors, where, source)
     if prefix.digest != header["digest"]:
         raise CorruptFile(
             f"{where} was altered: expected prefix digest {header['digest'][:12]}, found {prefix.digest[:12]}; {MEND}."
@@ -181,7 +184,7 @@ def _check_length(token_ids: list[int] | None, length: int, where: str) -> None:
         )
 
 
-def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor], where: str) -> KVPrefix:
+def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor], where: str, source: str) -> KVPrefix:
     model = ModelIdentity.from_json(header["model"])
     layers = range(len(model.layers))
     token_ids = header["token_ids"]
@@ -193,6 +196,7 @@ def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor], where: str)
             offset=header["offset"],
             token_ids=None if token_ids is None else tuple(token_ids),
             bos=header["bos"],
+            source=source,
         )
     except (KeyError, UsageError) as error:
         raise CorruptFile(f"{where}: the tensors do not make a prefix ({error}); {MEND}.") from error

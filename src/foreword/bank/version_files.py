@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 
 from foreword.bank import adapter_file
+from foreword.bank.names import is_name, is_version, split_ref
 
 RECORD = "task.json"
 CARD = "README.md"
@@ -28,6 +29,20 @@ def member_files(files: Collection[str]) -> list[str]:
     """Those of ``files`` that hold further prefixes, in their order."""
     numbers = sorted(int(found[1]) for found in map(_MEMBER.fullmatch, files) if found)
     return [member_file(number) for number in numbers]
+
+
+def name_source(name: str, version: str, file: str) -> str:
+    """What a prefix remembers as the place that it came from: ``task@version/prefix.safetensors``."""
+    return f"{name}@{version}/{file}"
+
+
+def split_source(source: str) -> tuple[str, str, str] | None:
+    """Task, version and file of a source; ``None`` for anything else, which is never used as a path."""
+    ref, _, file = source.partition("/")
+    name, version = split_ref(ref)
+    if not (is_name(name) and is_version(version) and (file == PREFIX or _MEMBER.fullmatch(file))):
+        return None
+    return name, str(version), file
 
 
 def unknown_files(files: Collection[str]) -> list[str]:

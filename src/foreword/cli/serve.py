@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import options
+from foreword.cli.engines import ENGINES, Asked, vllm_command
 from foreword.errors import UsageError
-from foreword.progress import Progress
 
 if TYPE_CHECKING:
-    from foreword.core import Task
-    from foreword.models import LanguageModel
     from foreword.server.access import Gate
-    from foreword.text.prompt_rows import StaticPrompt
 
 
 def serve(
-    engine: Annotated[str, typer.Option(help="embedded.")] = "embedded",
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve, for --engine vllm.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="embedded or vllm.")] = "embedded",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8000,
     multi_task_prompt: Annotated[
@@ -46,6 +46,9 @@ def serve(
         bool | None,
         typer.Option("--ui/--no-ui", help="A page at /ui.", show_default="with the extra [ui]"),
     ] = None,
+    print_command: Annotated[
+        bool, typer.Option("--print-command", help="Print the vllm serve line that does the same, and serve nothing.")
+    ] = False,
     model: options.ModelName = None,
     bank: options.BankRoot = None,
     dtype: options.Dtype = "auto",
@@ -59,10 +62,16 @@ def serve(
 
     Example: foreword serve --port 8000
     """
-    if engine != "embedded":
-        raise UsageError(f"engine {engine!r} is not in this version; use --engine embedded.")
+    if engine not in ENGINES:
+        raise UsageError(f"engine {engine!r} is not in this version; choose {' or '.join(ENGINES)}.")
     if prefix_bytes < 0:
         raise UsageError(f"--prefix-bytes must be 0 or more, got {prefix_bytes}.")
+    asked = Asked(
+        model, bank, dtype, device, trust_remote_code, allow_other_weights, multi_task_prompt, prefix_bytes,
+        max_model_len, max_waiting, tuple(flags or ()),
+    )  # fmt: skip
+    if print_command:
+        return print(vllm_command(asked, engine, host, port))
     gate = _gate(api_keys)
     from foreword.server.ui.mount import PATH, check_ui, has_ui
 
@@ -71,17 +80,12 @@ def serve(
     shown = has_ui() if ui is None else ui
     # Said at once if the port is taken; it opens only when the engine can answer.
     _bind(host, port).close()
-    prompts = _prompts(multi_task_prompt, model)
-    lm = options.open_model(model, dtype, device, trust_remote_code)
-    _check_length(max_model_len, lm.context)
-    extra = _extra_tasks(lm, prompts)
-    import uvicorn
+    with ENGINES[engine](asked) as (running, extra):
+        import uvicorn
 
-    from foreword.server.app import create_app
+        from foreword.server.app import create_app
 
-    store = options.open_bank(bank)
-    limits = {"max_model_len": max_model_len, "max_waiting": max_waiting}
-    with options.open_engine(lm, allow_other_weights=allow_other_weights, **limits) as running:
+        store = options.open_bank(bank)
         app = create_app(
             running,
             store,
@@ -99,7 +103,8 @@ def serve(
         names = {*extra, *store.names()}
         with _bind(host, port) as door:
             page = f", and a page to try them at {PATH}" if shown else ""
-            options.say(f"serving {lm.name} and {len(names)} tasks at http://{host}:{door.getsockname()[1]}{page}")
+            address = f"http://{host}:{door.getsockname()[1]}"
+            options.say(f"serving {running.name} and {len(names)} tasks at {address}{page}")
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
             uvicorn.Server(config).run(sockets=[door])
 
@@ -128,11 +133,6 @@ def _write_journal() -> None:
 GRACE = 10
 
 
-def _check_length(asked: int | None, context: int | None) -> None:
-    if asked is not None and not 2 <= asked <= (context or asked):
-        raise UsageError(f"--max-model-len must be from 2 to the model's context of {context}, got {asked}.")
-
-
 def _bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises UsageError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -147,27 +147,3 @@ def _bind(host: str, port: int) -> socket.socket:
         mend = "choose another --host" if isinstance(error, socket.gaierror) else "choose another --port, or 0"
         raise UsageError(f"cannot listen on {host}:{port} ({reason}); {mend}.") from error
     return door
-
-
-def _prompts(file: str | None, model: str | None) -> list[StaticPrompt]:
-    """The rows of a file of static prompts, their names checked before the model is loaded."""
-    if file is None:
-        return []
-    from foreword.bank.bank import check_free
-    from foreword.text.prompt_rows import read_prompts
-
-    prompts = read_prompts(file)
-    for prompt in prompts:
-        check_free(prompt.name, [model or options.default_model()])
-    return prompts
-
-
-def _extra_tasks(lm: LanguageModel, prompts: list[StaticPrompt]) -> dict[str, Task]:
-    from foreword.prompts.static import static_task
-
-    tasks = {}
-    with Progress("computing", len(prompts), "prompts") as progress:
-        for prompt in prompts:
-            tasks[prompt.name] = static_task(lm, prompt.name, prompt.kind, prompt.text)
-            progress.advance()
-    return tasks

@@ -30,6 +30,8 @@ class KVPrefix:
         token_ids: the ``P`` token ids of a static prefix; ``None`` for a learned one, which is never sliced.
         bos: whether the beginning-of-text token is inside the prefix, is put in front of the request, or is
             not used at all.
+        source: where a bank keeps it, as `Bank.prefix` takes it; empty for one that was never stored. Engines in
+            other processes read it there, and hold it against its digest.
     """
 
     model: ModelIdentity
@@ -38,6 +40,7 @@ class KVPrefix:
     offset: int
     token_ids: tuple[int, ...] | None = None
     bos: Bos = "request"
+    source: str = ""
 
     def __post_init__(self) -> None:
         if len(self.keys) != len(self.model.layers) or len(self.values) != len(self.model.layers):
@@ -97,7 +100,7 @@ class KVPrefix:
             raise UsageError(f"a learned prefix of {self.length} positions cannot be cut to {length}.")
         keys = tuple(key[:, :length] for key in self.keys)
         values = tuple(value[:, :length] for value in self.values)
-        return KVPrefix(self.model, keys, values, length, self.token_ids[:length], self.bos)
+        return KVPrefix(self.model, keys, values, length, self.token_ids[:length], self.bos, self.source)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> KVPrefix:
         """The same prefix with its tensors in another dtype or on another device; itself if nothing changes."""
@@ -105,4 +108,4 @@ class KVPrefix:
         values = tuple(v.to(dtype=dtype, device=device) for v in self.values)
         if all(new is old for new, old in zip((*keys, *values), (*self.keys, *self.values), strict=True)):
             return self
-        return KVPrefix(self.model, keys, values, self.offset, self.token_ids, self.bos)
+        return KVPrefix(self.model, keys, values, self.offset, self.token_ids, self.bos, self.source)

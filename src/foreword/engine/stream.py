@@ -18,7 +18,7 @@ class AnswerStream:
         on_cancel: called after `cancelled` was set.
     """
 
-    def __init__(self, request: Request, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, request: Request, on_cancel: Callable[[], object]) -> None:
         self.request = request
         self.reused = 0
         self.cancelled = False

@@ -62,7 +62,7 @@ def load_model(
     target = _device(device)
     if dtype not in ("auto", *DTYPES):
         raise SettingError("dtype", f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}.")
-    source = _source(name, progress)
+    source = locate(name, progress)
     attention.register()
     model, tokenizer = _load(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
     model.to(target).eval().requires_grad_(False)
@@ -71,7 +71,7 @@ def load_model(
 
 def pull(name: str, progress: Callable[[str], None]) -> Path:
     """Make a model's folder ready and return it. Raises UnknownModel."""
-    source = _source(name, progress)
+    source = locate(name, progress)
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download
@@ -89,7 +89,7 @@ def wrap(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -
         return _encoder_decoder(model, tokenizer, name, folder)
     start = _first_position(model)
     proof = prove(model, start)
-    limit = _positions(model.config.get_text_config())
+    limit = positions(model.config.get_text_config())
     lm = LanguageModel(
         name,
         model,
@@ -126,7 +126,7 @@ def _encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None)
         raise UnsupportedModel(f"{kind} cannot take soft tokens: its forward failed with {error!r}.") from error
 
 
-def _positions(config: Any) -> int | None:
+def positions(config: Any) -> int | None:
     """Positions for which a token's rotation does not depend on what else is in the batch.
 
     LongRoPE changes the frequencies of all tokens as soon as one stands beyond the original length: a long request
@@ -139,7 +139,8 @@ def _positions(config: Any) -> int | None:
     return min((limit for limit in limits if limit), default=None)
 
 
-def _source(name: str, progress: Callable[[str], None]) -> str:
+def locate(name: str, progress: Callable[[str], None]) -> str:
+    """A folder, or a Hub id as it is. Raises UnknownModel."""
     if name == gguf.BUILTIN:
         return str(gguf.builtin_folder(progress))
     if name.endswith(".gguf"):
@@ -168,8 +169,8 @@ def _device(device: str) -> str:
 
 
 def _load(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
-    config, tokenizer = _described(source, name, trust_remote_code)
-    auto = _auto_class(config)
+    config, tokenizer = describe(source, name, trust_remote_code)
+    auto = auto_class(config)
     model, missing = _weights(auto, config, source, name, dtype, trust_remote_code)
     if missing and auto is AutoModelForMaskedLM:
         # A sentence encoder or a classifier: its hidden states are whole, only the words' matrix was never there.
@@ -205,7 +206,7 @@ def _weights(
     return model, sorted(found["missing_keys"])
 
 
-def _described(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+def describe(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     """Configuration and tokenizer."""
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -219,7 +220,8 @@ def _described(source: str, name: str, trust_remote_code: bool) -> tuple[Any, An
         raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAMES}.") from error
 
 
-def _auto_class(config: Any) -> Any:
+def auto_class(config: Any) -> Any:
+    """Transformers' class for a model of this kind."""
     if getattr(config, "is_encoder_decoder", False):
         return AutoModelForSeq2SeqLM
     names = getattr(config, "architectures", None) or []

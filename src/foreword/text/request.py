@@ -133,6 +133,16 @@ def from_messages(
     return _verbatim(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
 
 
+def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Sequence[int]) -> Prompt:
+    """A conversation that somebody else rendered with the model's chat template, a system task's turn included."""
+    if _is_static(task):
+        return _joined(task, token_ids)
+    leading = list(seam.specials(tokenizer)[0])
+    ids = list(token_ids)
+    bare = ids[len(leading) :] if ids[: len(leading)] == leading else ids
+    return _verbatim(task, [*leading, *bare] if _request_has_bos(task) else bare)
+
+
 def answers_one_message(task: Task | None) -> bool:
     """Whether the task answers a single message through its template, and so takes no conversation."""
     return _only_field(task) is not None

@@ -1,0 +1,151 @@
+"""The engines that ``foreword serve`` can run, each opened by a function of its own."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foreword.cli import options
+from foreword.errors import UsageError
+from foreword.home import default_bank, default_model
+from foreword.progress import Progress
+
+if TYPE_CHECKING:
+    from foreword.core import Task
+    from foreword.engine.protocol import EngineProtocol
+    from foreword.models import LanguageModel
+    from foreword.text.prompt_rows import StaticPrompt
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed of the engine and its model."""
+
+    model: str | None
+    bank: str | None
+    dtype: str
+    device: str
+    trust_remote_code: bool
+    allow_other_weights: bool
+    multi_task_prompt: str | None
+    prefix_bytes: int
+    max_model_len: int | None
+    max_waiting: int
+    flags: tuple[str, ...]
+
+
+Served = tuple["EngineProtocol", dict[str, "Task"]]
+"""An engine that can answer, and the tasks that live as long as it."""
+
+
+@contextmanager
+def embedded(asked: Asked) -> Iterator[Served]:
+    """PyTorch, in this process."""
+    if asked.flags:
+        raise UsageError(f"the embedded engine takes no flags behind --, found {shlex.join(asked.flags)}.")
+    prompts = _prompts(asked.multi_task_prompt, asked.model)
+    lm = options.open_model(asked.model, asked.dtype, asked.device, asked.trust_remote_code)
+    _check_length(asked.max_model_len, lm.context)
+    extra = _extra_tasks(lm, prompts)
+    limits = {"max_model_len": asked.max_model_len, "max_waiting": asked.max_waiting}
+    with options.open_engine(lm, allow_other_weights=asked.allow_other_weights, **limits) as running:
+        yield running, extra
+
+
+@contextmanager
+def vllm(asked: Asked) -> Iterator[Served]:
+    """vLLM, in processes of its own."""
+    _check_vllm(asked)
+    from foreword.vllm.door import check_version
+
+    check_version()
+    options.quiet_libraries()
+    from foreword.models.outline import outline
+    from foreword.vllm.engine import VllmEngine
+
+    described = outline(asked.model, trust_remote_code=asked.trust_remote_code, progress=options.say)
+    _check_length(asked.max_model_len, described.context)
+    with VllmEngine(
+        described,
+        _place(asked.bank),
+        flags=_flags(asked),
+        prefix_bytes=asked.prefix_bytes,
+        max_waiting=asked.max_waiting,
+        max_model_len=asked.max_model_len,
+        allow_other_weights=asked.allow_other_weights,
+    ) as running:
+        yield running, {}
+
+
+ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {"embedded": embedded, "vllm": vllm}
+
+
+def vllm_command(asked: Asked, engine: str, host: str, port: int) -> str:
+    """The line that serves the same tasks with vLLM's own server. Raises UsageError for another engine."""
+    if engine != "vllm":
+        raise UsageError("--print-command prints a line for vLLM; add --engine vllm.")
+    _check_vllm(asked)
+    from foreword.models.load import pull
+    from foreword.vllm.door import arguments
+
+    name = asked.model or default_model()
+    length = [] if asked.max_model_len is None else ["--max-model-len", str(asked.max_model_len)]
+    address = ["--served-model-name", name, "--host", host, "--port", str(port)]
+    flags = [*address, *length, *_flags(asked)]
+    line = arguments(str(pull(name, options.say)), _place(asked.bank), asked.prefix_bytes, flags)
+    return f"VLLM_PLUGINS=foreword vllm serve {shlex.join(line)}"
+
+
+def _check_vllm(asked: Asked) -> None:
+    if asked.multi_task_prompt is not None:
+        raise UsageError(
+            f"vLLM serves what is in a bank: run `foreword cache {asked.multi_task_prompt}` first, and leave "
+            "--multi-task-prompt out."
+        )
+    if asked.device != "auto":
+        raise UsageError("vLLM chooses its device when it is installed; leave --device out.")
+
+
+def _flags(asked: Asked) -> list[str]:
+    given = ["--trust-remote-code"] if asked.trust_remote_code else []
+    given += ["--dtype", asked.dtype] if asked.dtype != "auto" else []
+    return [*given, *asked.flags]
+
+
+def _place(bank: str | None) -> str:
+    """The bank as processes that start in another folder find it."""
+    place = bank or default_bank()
+    return place if "://" in place else str(Path(place).expanduser().absolute())
+
+
+def _check_length(asked: int | None, context: int | None) -> None:
+    if asked is not None and not 2 <= asked <= (context or asked):
+        raise UsageError(f"--max-model-len must be from 2 to the model's context of {context}, got {asked}.")
+
+
+def _prompts(file: str | None, model: str | None) -> list[StaticPrompt]:
+    """The rows of a file of static prompts, their names checked before the model is loaded."""
+    if file is None:
+        return []
+    from foreword.bank.bank import check_free
+    from foreword.text.prompt_rows import read_prompts
+
+    prompts = read_prompts(file)
+    for prompt in prompts:
+        check_free(prompt.name, [model or default_model()])
+    return prompts
+
+
+def _extra_tasks(lm: LanguageModel, prompts: list[StaticPrompt]) -> dict[str, Any]:
+    from foreword.prompts.static import static_task
+
+    tasks = {}
+    with Progress("computing", len(prompts), "prompts") as progress:
+        for prompt in prompts:
+            tasks[prompt.name] = static_task(lm, prompt.name, prompt.kind, prompt.text)
+            progress.advance()
+    return tasks

@@ -1,0 +1,72 @@
+"""`outline`: what a model is, for engines that load its weights by themselves: identity, tokenizer, context."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from foreword.core import LayerShape, ModelIdentity
+from foreword.errors import UnsupportedModel
+from foreword.home import default_model
+from foreword.models.fingerprint import identify
+from foreword.models.load import auto_class, describe, positions, pull
+
+TOKENS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A causal model without its weights.
+
+    Attributes:
+        name: what the user called it; it is served under this name.
+        folder: where its files are.
+        tokenizer: its tokenizer.
+        identity: what a prefix must agree with; the same that `load_model` finds.
+        context: positions that it can take, prefix included; ``None`` without a limit.
+    """
+
+    name: str
+    folder: Path
+    tokenizer: Any
+    identity: ModelIdentity
+    context: int | None
+
+
+def outline(
+    name: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> Outline:
+    """Describe a model by its files. Its layers are seen in a forward on no device, so nothing is computed.
+
+    Whether it carries a prefix rightly is not proved here: `load_model` did, when the prefix was made.
+
+    Args: as for `load_model`.
+
+    Raises:
+        UnknownModel: there is no such model.
+        UnsupportedModel: not a causal model, or one whose layers do not show.
+    """
+    name = name or default_model()
+    folder = pull(name, progress)
+    config, tokenizer = describe(str(folder), name, trust_remote_code)
+    if auto_class(config) is not AutoModelForCausalLM:
+        raise UnsupportedModel(f"{name} ({type(config).__name__}) is no causal model; serve it with --engine embedded.")
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            ids = torch.zeros(1, TOKENS, dtype=torch.long)
+            layers = model.eval()(input_ids=ids, use_cache=True).past_key_values.layers
+            shapes = tuple(LayerShape(int(e.keys.shape[1]), e.keys.shape[-1], e.values.shape[-1]) for e in layers)
+    except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise UnsupportedModel(f"{name} ({type(config).__name__}) shows no keys and values: {error!r}.") from error
+    identity = identify(model, tokenizer, shapes, folder)
+    return Outline(name, folder, tokenizer, identity, positions(config.get_text_config()))

@@ -1,0 +1,282 @@
+"""`TaskEndpoint`: tasks as models of stock ``vllm serve``.
+
+Chat, completions and the list of models are taken over, everything else of vLLM's server stays as it is. A request
+that names a task becomes one for vLLM itself, with the task's tokens in front and a note for the connector; templates,
+tools, streaming and sampling are vLLM's own.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from foreword.bank.bank import Bank
+from foreword.core import Task
+from foreword.errors import ForewordError, RequestError, UnsupportedOption
+from foreword.models.outline import Outline, outline
+from foreword.server.access import Caller
+from foreword.server.catalogue import Catalogue
+from foreword.server.failures import refusal
+from foreword.server.tasks import TaskTable
+from foreword.text import request as asking
+from foreword.text.request import Prompt
+from foreword.vllm import door
+from foreword.vllm.adapters import AdapterFolders
+from foreword.vllm.connector import PREFIX_BYTES
+from foreword.vllm.front import Fronted, Fronting, check_plain
+
+# Options that would change what stands in the places of the prefix, or show it.
+_REFUSED_BY_ALL = ("kv_transfer_params",)
+_REFUSED_BY_TASKS = ("cache_salt", "echo", "use_beam_search", "prompt_embeds", "truncate_prompt_tokens", "suffix")
+_REFUSED_BY_LEARNED = ("prompt_logprobs", "skip_reading_prefix_cache")
+_STATE = "foreword"
+
+
+class TaskEndpoint:
+    """An endpoint plugin of vLLM; ``VLLM_PLUGINS=foreword`` lets it in."""
+
+    name = "foreword"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Take over three routes."""
+        checks = [Depends(door.validate_json_request)]
+
+        @app.post("/v1/chat/completions", dependencies=checks)
+        async def chat(request: door.ChatCompletionRequest, raw_request: Request) -> Response:
+            return await _answered(raw_request, request, door.create_chat_completion)
+
+        @app.post("/v1/completions", dependencies=checks)
+        async def complete(request: door.CompletionRequest, raw_request: Request) -> Response:
+            return await _answered(raw_request, request, door.create_completion)
+
+        @app.get("/v1/models")
+        async def models(raw_request: Request) -> Response:
+            shown = await door.show_available_models(raw_request)
+            served = _served(raw_request)
+            return shown if served is None else await served.listed(shown)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Open the bank that the connector was given; without the connector, everything stays vLLM's own."""
+        setattr(state, _STATE, None)
+        config = getattr(engine_client, "vllm_config", None)
+        transfer = getattr(config, "kv_transfer_config", None)
+        if config is None or transfer is None or transfer.kv_connector != door.CONNECTOR:
+            return
+        extra = transfer.kv_connector_extra_config
+        name = state.openai_serving_models.base_model_paths[0].name
+        described = await run_in_threadpool(outline, config.model_config.model)
+        setattr(
+            state, _STATE, Tasks(name, described, extra["bank"], extra.get("prefix_bytes", PREFIX_BYTES), config, state)
+        )
+
+
+def _served(request: Request) -> Tasks | None:
+    return getattr(request.app.state, _STATE)
+
+
+async def _answered(http: Request, body: Any, answer: Any) -> Response:
+    served = _served(http)
+    if served is None:
+        return await answer(body, http)
+    try:
+        return await served.answer(http, body, answer)
+    except ForewordError as error:
+        return refusal(error)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What the table of tasks asks of an engine."""
+
+    name: str
+    identity: Any
+
+
+class Tasks:
+    """The tasks of a bank, in front of vLLM's own handlers.
+
+    Args:
+        name: under which the base model is served.
+        described: the base model.
+        bank: as the connector has it.
+        prefix_bytes: bound of the prefixes that are kept in this process.
+        config: vLLM's.
+        state: of the application, with vLLM's handlers.
+    """
+
+    def __init__(self, name: str, described: Outline, bank: str, prefix_bytes: int, config: Any, state: Any) -> None:
+        self._base = name
+        self._tokenizer = described.tokenizer
+        self._models = state.openai_serving_models
+        self._chat = state.openai_serving_chat
+        self._key: str = config.kv_transfer_config.engine_id
+        self._front = Fronting(described.tokenizer, self._key)
+        self._takes_adapters = config.lora_config is not None
+        self._adapters = AdapterFolders()
+        model: Any = _Model(name, described.identity)
+        store = Bank(bank)
+        self._table = TaskTable(model, store, {}, prefix_bytes=prefix_bytes)
+        self._catalogue = Catalogue(model, store, {})
+
+    async def listed(self, shown: Response) -> Response:
+        """vLLM's list of models, and the tasks behind it."""
+        content = json.loads(bytes(shown.body))
+        own = {each["id"] for each in content["data"]}
+        entries = await run_in_threadpool(self._catalogue.entries)
+        content["data"] += [entry for entry in entries if entry["id"] not in own and entry["id"] != self._base]
+        return JSONResponse(content)
+
+    async def answer(self, http: Request, body: Any, handler: Any) -> Response:
+        """vLLM's answer behind the prefix of the task that is named. Raises a ForewordError for one that cannot be."""
+        _refuse(body, _REFUSED_BY_ALL, "only this server writes it")
+        if body.model is None or self._models.is_base_model(body.model) or body.model in self._models.lora_requests:
+            return await handler(body, http)
+        task = await self._table.resolve(body.model, None, Caller())
+        assert task is not None
+        asking.require_generation(task)
+        _check_options(body, task)
+        named = body.model
+        if isinstance(body, door.ChatCompletionRequest):
+            body.model = self._base
+            prompts = [await self._conversation(task, body)]
+        else:
+            prompts = self._texts(task, body)
+        self._put_in_front(task, body, prompts)
+        body.model = self._model_of(task)
+        return await _renamed(await handler(body, http), named)
+
+    def _texts(self, task: Task, body: Any) -> list[Prompt]:
+        given = body.prompt
+        if isinstance(given, str) or (given and isinstance(given[0], int)):
+            given = [given]
+        if not given:
+            raise RequestError("prompt is missing; send a text or token ids.")
+        return [
+            asking.from_text(self._tokenizer, task, each) if isinstance(each, str) else asking.from_ids(task, each)
+            for each in given
+        ]
+
+    async def _conversation(self, task: Task, body: Any) -> Prompt:
+        """A chat, rendered by vLLM wherever the task leaves the chat template to it: tools are its own affair."""
+        if _has_other_content(body.messages):
+            raise UnsupportedOption("a task takes text alone in its messages; send images and audio to the base model.")
+        if asking.answers_one_message(task) or task.kind == "prompt":
+            if body.tools:
+                raise UnsupportedOption(
+                    f"task '{task.name}' renders its text by itself, without tools; leave them out."
+                )
+            return asking.from_messages(self._tokenizer, task, body.messages)
+        asked = body
+        if task.kind == "system":
+            asked = body.model_copy(update={"messages": [{"role": "system", "content": task.text}, *body.messages]})
+        rendered = await self._chat.render_chat_request(asked)
+        if not isinstance(rendered, tuple):
+            raise RequestError(rendered.error.message)
+        return asking.from_rendered(self._tokenizer, task, door.token_ids(rendered[1][0]))
+
+    def _put_in_front(self, task: Task, body: Any, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            check_plain(prompt)
+        penalized = (body.repetition_penalty or 1.0) != 1.0
+        # One note for all prompts of a request: any part of a static prefix is right, a learned one is used whole.
+        length = min(prompt.prefix_length for prompt in prompts)
+        prefix = next((prompt.prefix for prompt in prompts if prompt.prefix is not None), None) if length else None
+        if penalized and len(prompts) > 1 and prefix is not None and prefix.token_ids is None:
+            raise UnsupportedOption(
+                "repetition_penalty behind a learned prefix takes one prompt a request; send them apart."
+            )
+        whole = [self._fronted(prompt, prefix, length, penalized) for prompt in prompts]
+        if isinstance(body, door.ChatCompletionRequest):
+            # vLLM renders messages itself unless it finds their tokens here.
+            body.kv_transfer_params = {**(whole[0].transfer or {}), "prompt_token_ids": list(whole[0].token_ids)}
+        else:
+            body.prompt = [list(each.token_ids) for each in whole]
+            body.kv_transfer_params = whole[0].transfer
+        body.cache_salt = None if whole[0].injection is None else whole[0].injection.salt
+
+    def _fronted(self, prompt: Prompt, prefix: Any, length: int, penalized: bool) -> Fronted:
+        behind = prompt.token_ids
+        if prompt.prefix is not None and prompt.prefix.token_ids is not None:
+            behind = (*prompt.prefix.token_ids[length : prompt.prefix_length], *behind)
+        return self._front(behind, prefix, length, penalized=penalized)
+
+    def _model_of(self, task: Task) -> str:
+        """The name by which vLLM answers it: the base model's, or that of the task's LoRA."""
+        if task.adapter is None:
+            return self._base
+        if not self._takes_adapters:
+            raise RequestError(
+                f"task '{task.name}' has a LoRA of rank {task.adapter.rank}, and vLLM was started without; start it "
+                f"with --enable-lora --max-lora-rank {task.adapter.rank}."
+            )
+        # By this name no client can ask for the LoRA without its prefix.
+        name = f"{task.ref}#{self._key}"
+        if name not in self._models.lora_requests:
+            self._models.lora_requests[name] = door.LoRARequest(name, *self._adapters.of(task.adapter)[1:])
+        return name
+
+
+def _check_options(body: Any, task: Task) -> None:
+    _refuse(body, _REFUSED_BY_TASKS, f"it cannot be used with the task '{task.name}'")
+    if task.prefix.length and task.prefix.token_ids is None:
+        why = f"the prefix of task '{task.name}' was learned, and vLLM would run what stands in its places"
+        _refuse(body, _REFUSED_BY_LEARNED, why)
+
+
+def _refuse(body: Any, options: Sequence[str], why: str) -> None:
+    further = getattr(body, "vllm_xargs", None) or {}
+    for option in options:
+        if any(
+            value is not None and value is not False for value in (getattr(body, option, None), further.get(option))
+        ):
+            raise UnsupportedOption(f"{option} is not supported: {why}; leave it out.")
+
+
+def _has_other_content(messages: Sequence[Any]) -> bool:
+    parts = [part for each in messages if isinstance(each.get("content"), list) for part in each["content"]]
+    return any(not isinstance(part, str) and part.get("type") not in (None, "text") for part in parts)
+
+
+async def _renamed(response: Response, name: str) -> Response:
+    """The same answer, under the name that was asked for."""
+    if isinstance(response, StreamingResponse):
+        response.body_iterator = _renamed_events(response.body_iterator, name)
+        return response
+    content = json.loads(bytes(response.body))
+    if response.status_code != 200:
+        return response
+    return JSONResponse(_named(content, name), headers=_own_headers(response))
+
+
+def _own_headers(response: Response) -> dict[str, str]:
+    return {key: value for key, value in response.headers.items() if key not in ("content-length", "content-type")}
+
+
+def _named(content: dict[str, Any], name: str) -> dict[str, Any]:
+    content["model"] = name
+    # What stands for a learned prefix is nobody's business, nor is what the connector was told.
+    content.pop("kv_transfer_params", None)
+    return content
+
+
+async def _renamed_events(events: Any, name: str) -> AsyncIterator[str]:
+    async for event in events:
+        text = event if isinstance(event, str) else bytes(event).decode()
+        lines = text.split("\n")
+        yield "\n".join(_renamed_line(line, name) for line in lines)
+
+
+def _renamed_line(line: str, name: str) -> str:
+    head, sep, data = line.partition("data: ")
+    if not sep or not data.startswith("{"):
+        return line
+    content = json.loads(data)
+    return f"{head}{sep}{json.dumps(_named(content, name), ensure_ascii=False)}" if "model" in content else line

@@ -1,0 +1,325 @@
+"""`VllmEngine`: vLLM behind the protocol that server, evaluation and benchmarks know."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+import uuid
+from collections import Counter
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+from weakref import ref
+
+import torch
+
+from foreword.core import Adapter, KVPrefix
+from foreword.engine.admission import Admission
+from foreword.engine.protocol import Chunk, Request, TokenLogprob
+from foreword.engine.stream import AnswerStream
+from foreword.errors import EngineBusy, EngineError, RequestError, UnsupportedModel, UsageError
+from foreword.models.outline import Outline
+from foreword.text.request import Prompt
+from foreword.text.scoring import Choice, WordChoice
+from foreword.vllm import door, wording
+from foreword.vllm.adapters import AdapterFolders
+from foreword.vllm.front import Fronted, Fronting, check_plain
+
+T = TypeVar("T")
+
+COUNTERS = ("requests", "tokens_run", "tokens_generated", "cancelled", "failed", "scored", "preempted", "tokens_reused")
+# Requests of one call that are scored at the same time.
+SCORED_AT_ONCE = 256
+
+
+class VllmEngine:
+    """Generates and scores with prefixes of a bank, on vLLM.
+
+    vLLM runs in processes of its own; here a thread keeps the event loop that talks to them. Close the engine, or use
+    it as a context manager: those processes end with it.
+
+    Args:
+        outline: the model.
+        bank: where the workers read prefixes, as `Bank` takes it.
+        flags: of ``vllm serve``.
+        prefix_bytes: bound of the prefixes that a worker keeps in memory.
+        max_waiting: requests that may be on their way; more are refused at once.
+        max_model_len: positions a request may take, prefix and answer included; the model's context by default.
+        allow_other_weights: serve prefixes made for other weights of the same architecture.
+
+    Raises:
+        UsageError: flags that vLLM does not take.
+        EngineError: vLLM did not start; its own log says why.
+    """
+
+    def __init__(
+        self,
+        outline: Outline,
+        bank: str,
+        *,
+        flags: Sequence[str] = (),
+        prefix_bytes: int = 1 << 30,
+        max_waiting: int = 4096,
+        max_model_len: int | None = None,
+        allow_other_weights: bool = False,
+    ) -> None:
+        self.name, self.tokenizer, self.identity = outline.name, outline.tokenizer, outline.identity
+        self.causal, self.decoder = True, False
+        self._max_waiting = max_waiting
+        self._counters = Counter(dict.fromkeys(COUNTERS, 0))
+        self._gauges: dict[str, float] = {"waiting": 0, "running": 0, "cache_usage": 0.0}
+        self._active = 0
+        self._lock = threading.Lock()
+        self._adapters = AdapterFolders()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="foreword-vllm", daemon=True)
+        self._thread.start()
+        length = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
+        arguments = door.arguments(str(outline.folder), bank, prefix_bytes, [*length, *flags])
+        try:
+            self._llm = self._run(_started(arguments, self._record))
+        except (UsageError, UnsupportedModel):
+            self._stop_loop()
+            raise
+        except Exception as error:
+            self._stop_loop()
+            raise EngineError(f"vLLM did not start ({error}); what it printed says why.") from error
+        self._closed = False
+        atexit.register(self.close)
+        config = self._llm.vllm_config
+        self.context: int | None = config.model_config.max_model_len
+        self._front = Fronting(self.tokenizer, config.kv_transfer_config.engine_id)
+        self._takes_adapters = config.lora_config is not None
+        self._admission = Admission(self.identity, self.context, config.model_config.max_model_len, allow_other_weights)
+
+    def submit(self, request: Request) -> AnswerStream:
+        """Queue a request and return its stream; see `EngineProtocol.submit`."""
+        self._admission.check(request)
+        prompt = self._fronted(request)
+        params = wording.sampling(request.sampling, prompt.transfer)
+        adapter = self._adapter(request.adapter)
+        stream = AnswerStream(request, lambda: answering.cancel())
+        with self._lock:
+            if not self.alive:
+                raise EngineError("the engine is stopped.")
+            if self._active >= self._max_waiting:
+                raise EngineBusy(f"{self._active} requests are on their way, as many as may; ask again in a while.")
+            self._active += 1
+            self._counters["requests"] += 1
+        # Whoever lets go of the stream no longer wants the answer, so it is held weakly.
+        answer = self._answer(prompt, params, adapter, request, ref(stream))
+        answering = asyncio.run_coroutine_threadsafe(answer, self._loop)
+        return stream
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[list[Chunk]]:
+        """All answers in the order of their requests, each as the chunks it came in; they run together."""
+        streams = [self.submit(request) for request in requests]
+        for stream in streams:
+            yield list(stream)
+
+    def score(self, prompts: Sequence[Prompt], choice: Choice) -> torch.Tensor:
+        """See `EngineProtocol.score`. A request for every question and inner node of the words' trie.
+
+        Raises UnsupportedModel for a head: vLLM gives no hidden states beside answers.
+        """
+        if not isinstance(choice, WordChoice):
+            raise UnsupportedModel("vLLM gives no hidden states to heads; serve this task with --engine embedded.")
+        for prompt in prompts:
+            self._admission.check_prompt(prompt, choice.longest)
+        trie = choice.trie
+        below: dict[int | None, list[int]] = {}
+        for node, parent in enumerate(trie.parents):
+            below.setdefault(parent, []).append(node)
+        asked = [
+            (row, nodes, self._scored(prompt, trie.tokens, _path(trie.parents, parent)))
+            for row, prompt in enumerate(prompts)
+            for parent, nodes in below.items()
+        ]
+        found = torch.full((len(prompts), len(trie.tokens)), -torch.inf)
+        outputs = self._run(
+            self._outputs(
+                [
+                    (
+                        prompt,
+                        wording.scoring([trie.tokens[node] for node in nodes], prompt.transfer),
+                        prompts[row].adapter,
+                    )
+                    for row, nodes, prompt in asked
+                ]
+            )
+        )
+        for (row, nodes, _), output in zip(asked, outputs, strict=True):
+            (entry,) = output.outputs[0].logprobs
+            found[row, nodes] = torch.tensor([entry[trie.tokens[node]].logprob for node in nodes])
+        self._counters["scored"] += len(prompts)
+        return trie.label_scores(found)
+
+    def likelihood(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        """See `EngineProtocol.likelihood`. A static prefix is run anew for it.
+
+        Raises RequestError for a learned prefix, which vLLM cannot read through.
+        """
+        found = []
+        for prompt in prompts:
+            every = [each.logprob for each in self.prompt_logprobs(replace(prompt, places=()), 0)]
+            places = prompt.places or range(len(prompt.token_ids) - 1)
+            found.append(torch.tensor([every[place] for place in places]))
+        return found
+
+    def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
+        """See `EngineProtocol.prompt_logprobs`. Raises as `likelihood` does."""
+        self._admission.check_prompt(prompt, 1)
+        if prompt.prefix is not None and prompt.prefix.token_ids is None:
+            raise RequestError(
+                "vLLM gives no log-probabilities of a prompt behind a learned prefix: it would run what stands in the "
+                "prefix's places; leave echo and prompt_logprobs out, or serve with --engine embedded."
+            )
+        whole = self._fronted(prompt)
+        (output,) = self._run(self._outputs([(Fronted(whole.token_ids, None), wording.reading(top), prompt.adapter)]))
+        behind = range(prompt.prefix_length + 1, len(whole.token_ids))
+        return [wording.logprob(whole.token_ids[at], output.prompt_logprobs[at], top) for at in behind]
+
+    def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
+        """Refused: vLLM's workers keep their keys and values. Raises UnsupportedModel."""
+        raise UnsupportedModel(
+            "the vLLM engine computes no prefix; run `foreword publish` or `foreword cache` beside the server, which "
+            "sees what is published at once."
+        )
+
+    @property
+    def alive(self) -> bool:
+        """False once it is closed or broken."""
+        return not self._closed and not self._llm.errored
+
+    def statistics(self) -> dict[str, float]:
+        """``waiting``, ``running``, ``cache_usage`` (a share), and counters since the start."""
+        return {**self._counters, **self._gauges}
+
+    def close(self) -> None:
+        """End vLLM's processes; unfinished requests end as cancelled."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        self._run(self._end_all())
+        self._stop_loop()
+        self._adapters.close()
+
+    def __enter__(self) -> VllmEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _fronted(self, asked: Request | Prompt) -> Fronted:
+        check_plain(asked)
+        penalized = isinstance(asked, Request) and asked.sampling.repetition_penalty != 1.0
+        return self._front(asked.token_ids, asked.prefix, asked.prefix_length, penalized=penalized)
+
+    def _scored(self, prompt: Prompt, tokens: Sequence[int], path: Sequence[int]) -> Fronted:
+        return self._fronted(replace(prompt, token_ids=(*prompt.token_ids, *(tokens[node] for node in path))))
+
+    def _adapter(self, adapter: Adapter | None) -> Any:
+        if adapter is None:
+            return None
+        if not self._takes_adapters:
+            raise RequestError(
+                f"this task has a LoRA of rank {adapter.rank}, and vLLM was started without; start it with "
+                f"-- --enable-lora --max-lora-rank {adapter.rank}."
+            )
+        return door.LoRARequest(*self._adapters.of(adapter))
+
+    async def _answer(
+        self,
+        prompt: Fronted,
+        params: Any,
+        adapter: Any,
+        request: Request,
+        reader: ref[AnswerStream],
+    ) -> None:
+        last = Chunk("", (), "cancelled")
+        try:
+            outputs = self._llm.generate(prompt.prompt, params, uuid.uuid4().hex, lora_request=adapter)
+            async for output in outputs:
+                chunk = wording.chunk(output)
+                self._counters["tokens_generated"] += len(chunk.token_ids)
+                if (stream := reader()) is None or stream.cancelled:
+                    await outputs.aclose()
+                elif chunk.finish_reason is not None:
+                    last = chunk
+                else:
+                    stream.reused = max(stream.reused, (output.num_cached_tokens or 0) - request.prefix_length)
+                    stream.put(chunk)
+                del stream
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            last = Chunk("", (), "error", error=_sentence(error))
+        with self._lock:
+            self._active -= 1
+            self._counters["cancelled"] += last.finish_reason == "cancelled"
+            self._counters["failed"] += last.finish_reason == "error"
+        if (stream := reader()) is not None:
+            stream.put(last)
+
+    async def _outputs(self, asked: Sequence[tuple[Fronted, Any, Adapter | None]]) -> list[Any]:
+        """The only output of each request, some at a time."""
+        gate = asyncio.Semaphore(SCORED_AT_ONCE)
+
+        async def one(prompt: Fronted, params: Any, adapter: Adapter | None) -> Any:
+            async with gate:
+                generated: AsyncGenerator[Any] = self._llm.generate(
+                    prompt.prompt, params, uuid.uuid4().hex, lora_request=self._adapter(adapter)
+                )
+                async for output in generated:
+                    if output.outputs[0].finish_reason == "error":
+                        raise EngineError(wording.chunk(output).error or "vLLM failed.")
+                    return output
+                raise EngineError("vLLM ended a request without an answer.")
+
+        return await asyncio.gather(*(one(*each) for each in asked))
+
+    def _record(self, scheduler: Any, iteration: Any) -> None:
+        """Statistics of a step, in the loop's thread."""
+        if scheduler is not None:
+            waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
+            self._gauges.update(
+                waiting=waiting, running=scheduler.num_running_reqs, cache_usage=scheduler.kv_cache_usage
+            )
+            self._counters["tokens_reused"] += scheduler.prefix_cache_stats.hits
+        if iteration is not None:
+            self._counters["tokens_run"] += iteration.num_prompt_tokens + iteration.num_generation_tokens
+            self._counters["preempted"] += iteration.num_preempted_reqs
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _end_all(self) -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._llm.shutdown()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _started(arguments: list[str], record: Any) -> Any:
+    return door.start(arguments, record)
+
+
+def _path(parents: Sequence[int | None], node: int | None) -> list[int]:
+    """Nodes from the root down to ``node``."""
+    path = []
+    while node is not None:
+        path.append(node)
+        node = parents[node]
+    return path[::-1]
+
+
+def _sentence(error: Exception) -> str:
+    return f"vLLM did not answer: {' '.join(str(error).split()) or repr(error)}"
