@@ -47,6 +47,7 @@ class ForewordConnector(door.KVConnectorBase_V1, door.SupportsHMA):
             raise UsageError(f"{door.CONNECTOR} needs the place of its bank; give kv_connector_extra_config a 'bank'.")
         self._groups = door.groups(kv_cache_config)
         self._loads: list[Load] = []
+        self._refused: dict[str, str] = {}
         self._injector: Injector | None = None
         if role is door.KVConnectorRole.WORKER:
             self._injector = Injector(vllm_config, self._groups, Bank(place), int(extra("prefix_bytes", PREFIX_BYTES)))
@@ -58,8 +59,9 @@ class ForewordConnector(door.KVConnectorBase_V1, door.SupportsHMA):
         injection = Injection.found_in(request.kv_transfer_params)
         if injection is None:
             return 0, False
-        if self._refused(injection, request):
+        if reason := self._refused.get(request.request_id) or self._refusal(injection, request):
             # vLLM would run the placeholders. It is made to wait for a load instead, which then fails.
+            self._refused[request.request_id] = reason
             request.skip_reading_prefix_cache = False
             return max(1, injection.length - num_computed_tokens), True
         # A last token is always run: its logits are what is asked for.
@@ -73,22 +75,23 @@ class ForewordConnector(door.KVConnectorBase_V1, door.SupportsHMA):
         held = tuple(map(tuple, blocks.get_block_ids()))
         stop = min(injection.length, request.num_tokens - 1)
         start = stop - num_external_tokens
-        refused = self._refused(injection, request)
+        refused = self._refused.get(request.request_id)
         self._loads.append(Load(request.request_id, injection, start, stop, held, refused))
 
     def build_connector_meta(self, scheduler_output: Any) -> Loads:
         loads, self._loads = self._loads, []
         return Loads(loads)
 
-    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+    def request_finished(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
+        self._refused.pop(request.request_id, None)
         return False, None
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        return False, None
+        return self.request_finished(request, block_ids)
 
-    def _refused(self, injection: Injection, request: Any) -> str | None:
+    def _refusal(self, injection: Injection, request: Any) -> str | None:
         """Why a request must not be answered. Placeholders that are run would make the answer nonsense."""
         if not injection.trusted(self._kv_transfer_config.engine_id):
             return "it names a prefix by itself; name a task as the model"
