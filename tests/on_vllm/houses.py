@@ -46,6 +46,9 @@ CONFIGS = {
 # Shorter and longer than a block of 32 or 128, whole blocks and all but.
 LENGTHS = (1, 2, 5, 16, 31, 32, 33, 48, 63, 64, 65, 96, 100, 127, 128, 129, 200, 256, 299, 300)
 TURNS = 3
+BLOCK = 32
+# Of a request of 364 tokens at most, twelve: four of the longest fill the cache, and others wait or give way.
+BLOCKS = 49
 
 
 def save_model(family: str, folder: Path) -> Path:

@@ -22,24 +22,9 @@ from foreword.text.verbalizer import WordTrie
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from on_vllm.houses import House, open_house, save_model, tokens, vllm_engine
+from on_vllm.houses import BLOCK, tokens
 
-BLOCK = 32
-# Of a request of 364 tokens at most, twelve: four of the longest fill the cache, and all others have to wait or give way.
-BLOCKS = 49
 IDS = (5, 17, 90, 200, 31)
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory) -> House:
-    place = tmp_path_factory.mktemp("vllm")
-    return open_house(save_model("llama", place / "model"), place / "bank")
-
-
-@pytest.fixture(scope="module")
-def engine(house):
-    with vllm_engine(house, "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS)) as running:
-        yield running
 
 
 def asked(task, ids=IDS, **sampling) -> Request:

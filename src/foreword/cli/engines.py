@@ -90,14 +90,14 @@ def vllm_command(asked: Asked, engine: str, host: str, port: int) -> str:
         raise UsageError("--print-command prints a line for vLLM; add --engine vllm.")
     _check_vllm(asked)
     from foreword.models.load import pull
-    from foreword.vllm.door import arguments
+    from foreword.vllm.door import arguments, program
 
     name = asked.model or default_model()
     length = [] if asked.max_model_len is None else ["--max-model-len", str(asked.max_model_len)]
     address = ["--served-model-name", name, "--host", host, "--port", str(port)]
     flags = [*address, *length, *_flags(asked)]
     line = arguments(str(pull(name, options.say)), _place(asked.bank), asked.prefix_bytes, flags)
-    return f"VLLM_PLUGINS=foreword vllm serve {shlex.join(line)}"
+    return f"VLLM_PLUGINS=foreword {shlex.join([*program(), *line])}"
 
 
 def _check_vllm(asked: Asked) -> None:

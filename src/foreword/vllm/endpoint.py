@@ -151,7 +151,8 @@ class Tasks:
             prompts = self._texts(task, body)
         self._put_in_front(task, body, prompts)
         body.model = self._model_of(task)
-        return await _renamed(await handler(body, http), named)
+        hidden = 0 if task.prefix.token_ids is not None else task.prefix.length
+        return await _Disguise(named, hidden).response(await handler(body, http))
 
     def _texts(self, task: Task, body: Any) -> list[Prompt]:
         given = body.prompt
@@ -174,9 +175,9 @@ class Tasks:
                     f"task '{task.name}' renders its text by itself, without tools; leave them out."
                 )
             return asking.from_messages(self._tokenizer, task, body.messages)
-        asked = body
-        if task.kind == "system":
-            asked = body.model_copy(update={"messages": [{"role": "system", "content": task.text}, *body.messages]})
+        turn = [{"role": "system", "content": task.text}] if task.kind == "system" else []
+        # A copy: rendering changes a request, and vLLM does so once more with the tokens that come of it.
+        asked = body.model_copy(update={"messages": [*turn, *body.messages]}, deep=True)
         rendered = await self._chat.render_chat_request(asked)
         if not isinstance(rendered, tuple):
             raise RequestError(rendered.error.message)
@@ -245,38 +246,45 @@ def _has_other_content(messages: Sequence[Any]) -> bool:
     return any(not isinstance(part, str) and part.get("type") not in (None, "text") for part in parts)
 
 
-async def _renamed(response: Response, name: str) -> Response:
-    """The same answer, under the name that was asked for."""
-    if isinstance(response, StreamingResponse):
-        response.body_iterator = _renamed_events(response.body_iterator, name)
-        return response
-    content = json.loads(bytes(response.body))
-    if response.status_code != 200:
-        return response
-    return JSONResponse(_named(content, name), headers=_own_headers(response))
+@dataclass(frozen=True)
+class _Disguise:
+    """An answer of vLLM's as one of the task.
 
+    Attributes:
+        name: under which it was asked.
+        hidden: leading tokens of the prompt that are placeholders, and nobody's business.
+    """
 
-def _own_headers(response: Response) -> dict[str, str]:
-    return {key: value for key, value in response.headers.items() if key not in ("content-length", "content-type")}
+    name: str
+    hidden: int
 
+    async def response(self, response: Response) -> Response:
+        if isinstance(response, StreamingResponse):
+            response.body_iterator = self._events(response.body_iterator)
+            return response
+        if response.status_code != 200:
+            return response
+        kept = {key: value for key, value in response.headers.items() if key not in ("content-length", "content-type")}
+        return JSONResponse(self._object(json.loads(bytes(response.body))), headers=kept)
 
-def _named(content: dict[str, Any], name: str) -> dict[str, Any]:
-    content["model"] = name
-    # What stands for a learned prefix is nobody's business, nor is what the connector was told.
-    content.pop("kv_transfer_params", None)
-    return content
+    async def _events(self, events: Any) -> AsyncIterator[str]:
+        async for event in events:
+            text = event if isinstance(event, str) else bytes(event).decode()
+            yield "\n".join(map(self._line, text.split("\n")))
 
+    def _line(self, line: str) -> str:
+        head, sep, data = line.partition("data: ")
+        if head or not sep or not data.startswith("{"):
+            return line
+        return f"data: {json.dumps(self._object(json.loads(data)), ensure_ascii=False)}"
 
-async def _renamed_events(events: Any, name: str) -> AsyncIterator[str]:
-    async for event in events:
-        text = event if isinstance(event, str) else bytes(event).decode()
-        lines = text.split("\n")
-        yield "\n".join(_renamed_line(line, name) for line in lines)
-
-
-def _renamed_line(line: str, name: str) -> str:
-    head, sep, data = line.partition("data: ")
-    if not sep or not data.startswith("{"):
-        return line
-    content = json.loads(data)
-    return f"{head}{sep}{json.dumps(_named(content, name), ensure_ascii=False)}" if "model" in content else line
+    def _object(self, content: dict[str, Any]) -> dict[str, Any]:
+        if "model" in content:
+            content["model"] = self.name
+        content.pop("kv_transfer_params", None)
+        for each in (content, *content.get("choices", ())):
+            if self.hidden and each.get("prompt_token_ids") is not None:
+                each["prompt_token_ids"] = each["prompt_token_ids"][self.hidden :]
+            if self.hidden:
+                each.pop("prompt_text", None)
+        return content
