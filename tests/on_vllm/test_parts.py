@@ -150,6 +150,18 @@ def test_placeholders_are_no_special_tokens_and_static_prefixes_keep_their_own()
         front((1, 2), prefix(source=""), 5)
 
 
+def test_soft_tokens_stand_at_their_places():
+    tokenizer = byte_tokenizer()
+    soft = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    found = Fronting(tokenizer, KEY, torch.float32)((7, -2, 8, -1), prefix(), 5, soft=soft).prompt
+    assert found["prompt_is_token_ids"] == [True] * 6 + [False, True, False]
+    assert found["prompt_embeds"][[6, 8]].tolist() == [[3.0, 4.0], [1.0, 2.0]]
+    assert not found["prompt_embeds"][:6].any()
+    assert found["prompt_token_ids"][5::2] == [7, 8]
+    with pytest.raises(RequestError, match="enable-prompt-embeds"):
+        Fronting(tokenizer, KEY)((7, -1), None, 0, soft=soft)
+
+
 def test_salts_keep_prefixes_and_servers_apart():
     notes = [
         Injection.of(prefix(seed=1), 5, KEY),

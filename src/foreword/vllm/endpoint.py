@@ -30,7 +30,7 @@ from foreword.text.request import Prompt
 from foreword.vllm import door
 from foreword.vllm.adapters import AdapterFolders
 from foreword.vllm.connector import PREFIX_BYTES
-from foreword.vllm.front import Fronted, Fronting, check_plain
+from foreword.vllm.front import Fronted, Fronting
 
 # Options that would change what stands in the places of the prefix, or show it.
 _REFUSED_BY_ALL = ("kv_transfer_params",)
@@ -184,8 +184,6 @@ class Tasks:
         return asking.from_rendered(self._tokenizer, task, door.token_ids(rendered[1][0]))
 
     def _put_in_front(self, task: Task, body: Any, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            check_plain(prompt)
         penalized = (body.repetition_penalty or 1.0) != 1.0
         # One note for all prompts of a request: any part of a static prefix is right, a learned one is used whole.
         length = min(prompt.prefix_length for prompt in prompts)

@@ -24,7 +24,7 @@ from foreword.text.request import Prompt
 from foreword.text.scoring import Choice, WordChoice
 from foreword.vllm import door, wording
 from foreword.vllm.adapters import AdapterFolders
-from foreword.vllm.front import Fronted, Fronting, check_plain
+from foreword.vllm.front import Fronted, Fronting
 
 T = TypeVar("T")
 
@@ -89,7 +89,8 @@ class VllmEngine:
         atexit.register(self.close)
         config = self._llm.vllm_config
         self.context: int | None = config.model_config.max_model_len
-        self._front = Fronting(self.tokenizer, config.kv_transfer_config.engine_id)
+        soft = config.model_config.dtype if config.model_config.enable_prompt_embeds else None
+        self._front = Fronting(self.tokenizer, config.kv_transfer_config.engine_id, soft)
         self._takes_adapters = config.lora_config is not None
         self._admission = Admission(self.identity, self.context, config.model_config.max_model_len, allow_other_weights)
 
@@ -213,9 +214,9 @@ class VllmEngine:
         self.close()
 
     def _fronted(self, asked: Request | Prompt) -> Fronted:
-        check_plain(asked)
         penalized = isinstance(asked, Request) and asked.sampling.repetition_penalty != 1.0
-        return self._front(asked.token_ids, asked.prefix, asked.prefix_length, penalized=penalized)
+        front = asked.prefix, asked.prefix_length
+        return self._front(asked.token_ids, *front, soft=asked.soft, penalized=penalized)
 
     def _scored(self, prompt: Prompt, tokens: Sequence[int], path: Sequence[int]) -> Fronted:
         return self._fronted(replace(prompt, token_ids=(*prompt.token_ids, *(tokens[node] for node in path))))
