@@ -34,9 +34,9 @@ def cache(spec) -> SimpleNamespace:
 )
 def test_other_states_than_keys_and_values_are_refused_by_name(spec):
     with pytest.raises(UnsupportedModel, match=type(spec).__name__):
-        door.check_model(settings(), cache(spec))
+        door.check_cache(settings(), cache(spec))
 
 
 def test_keys_and_values_are_served():
     for spec in (kinds.FullAttentionSpec(**USUAL), kinds.SlidingWindowSpec(**USUAL, sliding_window=8)):
-        door.check_model(settings(), cache(spec))
+        door.check_cache(settings(), cache(spec))

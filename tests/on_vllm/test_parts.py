@@ -219,7 +219,7 @@ def test_tested_versions_pass(monkeypatch, found):
 def settings(**more):
     parallel = SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1)
     transfer = SimpleNamespace(kv_load_failure_policy="fail")
-    model = SimpleNamespace(architecture="SomeForCausalLM")
+    model = SimpleNamespace(architecture="SomeForCausalLM", use_mla=False)
     usual = {
         "model_config": model,
         "speculative_config": None,
@@ -232,6 +232,7 @@ def settings(**more):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        ({"model_config": SimpleNamespace(architecture="DeepForCausalLM", use_mla=True)}, "DeepForCausalLM .*MLA"),
         ({"speculative_config": SimpleNamespace(method="eagle")}, "draft model .eagle."),
         ({"kv_transfer_config": SimpleNamespace(kv_load_failure_policy="recompute")}, "kv_load_failure_policy"),
         (
@@ -244,7 +245,7 @@ def test_settings_that_would_lose_a_prefix_are_refused(more, said):
     from foreword.errors import UnsupportedModel
 
     with pytest.raises(UnsupportedModel, match=said):
-        door.check_model(settings(**more), SimpleNamespace(kv_cache_groups=[]))
+        door.check_settings(settings(**more))
 
 
 @pytest.mark.parametrize("flag", ["--model", "--kv-transfer-config", "--kv_transfer_config={}"])
