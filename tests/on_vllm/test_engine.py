@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foreword.core import Constraint, SamplingParams
+from foreword.core import Adapter, Constraint, LowRank, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy, PromptTooLong, RequestError, UnsupportedModel
@@ -255,6 +255,9 @@ def test_cancelling_frees_the_place(house, engine):
 
 
 def test_what_can_never_run_is_refused_by_name(house, engine):
+    pair = LowRank(torch.zeros(4, 64), torch.zeros(128, 4))
+    with pytest.raises(RequestError, match="--enable-lora --max-lora-rank 8"):
+        engine.submit(Request(IDS, adapter=Adapter({"model.layers.0.self_attn.q_proj": pair})))
     learned = learned_tasks(house)[0].prefix
     with pytest.raises(PromptTooLong):
         engine.submit(asked(house.tasks[-1], range(250), max_tokens=4))

@@ -219,7 +219,7 @@ def test_tested_versions_pass(monkeypatch, found):
 def settings(**more):
     parallel = SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1)
     transfer = SimpleNamespace(kv_load_failure_policy="fail")
-    model = SimpleNamespace(architecture="SomeForCausalLM", use_mla=False)
+    model = SimpleNamespace(architecture="SomeForCausalLM", use_mla=False, enable_prompt_embeds=False)
     usual = {
         "model_config": model,
         "speculative_config": None,
@@ -232,7 +232,10 @@ def settings(**more):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"model_config": SimpleNamespace(architecture="DeepForCausalLM", use_mla=True)}, "DeepForCausalLM .*MLA"),
+        (
+            {"model_config": SimpleNamespace(architecture="DeepForCausalLM", use_mla=True, enable_prompt_embeds=False)},
+            "DeepForCausalLM .*MLA",
+        ),
         ({"speculative_config": SimpleNamespace(method="eagle")}, "draft model .eagle."),
         ({"kv_transfer_config": SimpleNamespace(kv_load_failure_policy="recompute")}, "kv_load_failure_policy"),
         (

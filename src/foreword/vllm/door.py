@@ -72,6 +72,7 @@ _NAMES = {
     "SupportsHMA": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "UniformTypeKVCacheSpecs": "vllm.v1.kv_cache_interface",
     "UsageContext": "vllm.usage.usage_lib",
+    "current_platform": "vllm.platforms",
     "create_chat_completion": "vllm.entrypoints.openai.chat_completion.api_router",
     "create_completion": "vllm.entrypoints.openai.completion.api_router",
     "extract_layer_index": "vllm.model_executor.models.utils",
@@ -186,6 +187,11 @@ def check_settings(config: Any) -> None:
             f"a draft model ({config.speculative_config.method}) keeps a cache of its own, which has no prefix; serve "
             f"{name} without --speculative-config."
         )
+    if config.model_config.enable_prompt_embeds and config.lora_config is not None:
+        raise UnsupportedModel(
+            "vLLM 0.32 stops at the first request when --enable-prompt-embeds and --enable-lora are both given; leave "
+            "one of them out."
+        )
     parallel = config.parallel_config
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         raise UnsupportedModel("prefixes are not split by position; serve without context parallelism.")
@@ -234,6 +240,11 @@ class Layer:
         device = self.module.kv_cache.device
         rows = (keys.to(device, non_blocking=True), values.to(device, non_blocking=True))
         self.module.impl.do_kv_cache_update(self.module, *rows, self.module.kv_cache, at.to(device, non_blocking=True))
+
+
+def mixes_up_adapters() -> bool:
+    """Whether rows without a LoRA get another's: the CPU kernels of 0.32 take slot -1, which is the last one."""
+    return _vllm("current_platform").is_cpu()
 
 
 def token_ids(rendered: Any) -> list[int]:
