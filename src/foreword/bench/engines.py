@@ -108,7 +108,8 @@ def _vllm(settings: Mapping[str, Any]) -> EngineProtocol:
 
 
 def _vllm_settings() -> dict[str, Any]:
-    environment = {name: os.environ.get(name, value) for name, value in VLLM_ENVIRONMENT.items()}
+    chosen = {name: value for name, value in VLLM_ENVIRONMENT.items() if name.startswith("VLLM_CPU_")}
+    environment = {name: os.environ.get(name, value) for name, value in chosen.items()}
     return {"engine": "vllm", "flags": list(VLLM_FLAGS), "environment": environment}
 
 

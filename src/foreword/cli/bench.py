@@ -30,7 +30,12 @@ def bench(
     peer: Annotated[
         list[str] | None, typer.Option(help="Measure beside this peer only; may be repeated.", show_default="all")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine that does the work, if there is a choice.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Engine that does the work, if there is a choice: embedded or vllm.", show_default="embedded"
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Measure only this, such as sst2/p-tuning-v2; may be repeated.")
     ] = None,
