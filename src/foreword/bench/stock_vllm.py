@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,13 @@ class StockVllm:
         arguments = [str(pull(model, print)), *VLLM_FLAGS, *flags]
         self._llm = self._loop.run_until_complete(_started(arguments))
         self._count = 0
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End vLLM's processes."""
+        atexit.unregister(self.close)
+        self._loop.run_until_complete(self._end())
+        self._loop.close()
 
     def answers(self, prompts: Sequence[Any], tokens: int, adapters: Sequence[Any] = ()) -> list[Answer]:
         """The answers, in the order of their prompts.
@@ -62,6 +70,13 @@ class StockVllm:
         if len(found) != params.max_tokens:
             raise BenchError(f"vLLM ended an answer after {len(found)} of {params.max_tokens} tokens.")
         return Answer(time.perf_counter() - began, found)
+
+    async def _end(self) -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._llm.shutdown()
 
 
 async def _started(arguments: Sequence[str]) -> Any:

@@ -54,8 +54,8 @@ UNCACHED = Peer(
 )
 VLLM = Peer(
     "vllm",
-    "vLLM by itself, the policy sent along and found again by its automatic prefix caching, but for the first request "
-    f"of a process; compiled and warmed up: {VLLM_SETTINGS}",
+    "vLLM by itself, the policy sent along and found again by its automatic prefix caching, in blocks of 128 tokens as "
+    f"it chooses on CPUs, but for the first request of a process; compiled and warmed up: {VLLM_SETTINGS}",
     either=VLLM_PACKAGES,
     environment=VLLM_ENVIRONMENT,
 )
