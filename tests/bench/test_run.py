@@ -135,3 +135,10 @@ def test_the_json_says_what_was_wanted_and_found(tmp_path):
 )
 def test_what_was_not_measured_is_not_met(limit, met):
     assert limit.met is met
+
+
+def test_one_of_several_packages_is_enough():
+    assert Peer("here", "a peer", either=("no-such-package", "pytest")).missing() is None
+    lacking = Peer("here", "a peer", either=("no-such-package", "nor-this"), lives_with="there").missing() or ""
+    assert "has no package no-such-package or nor-this" in lacking
+    assert "FOREWORD_BENCH_THERE_PYTHON" in lacking

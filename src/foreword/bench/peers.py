@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -31,18 +32,26 @@ class Peer:
         key: as in ``--peer``.
         about: what it is and the settings that it runs with.
         needs: packages that its Python must have; none for peers that are a few lines of our own.
+        either: packages that are the same thing; one of them must be there, too.
+        lives_with: the peer whose Python it shares; empty for one with a Python of its own.
+        environment: of its process, unless ours says otherwise.
+        beside: engines that it is measured beside; empty for all.
         awaits: the issue that brings it; empty if it can be measured.
     """
 
     key: str
     about: str
     needs: tuple[str, ...] = ()
+    either: tuple[str, ...] = ()
+    lives_with: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+    beside: tuple[str, ...] = ()
     awaits: str = ""
 
     @property
     def variable(self) -> str:
         """Environment variable that names its Python, for packages that cannot be installed beside ours."""
-        return f"FOREWORD_BENCH_{self.key.upper()}_PYTHON"
+        return f"FOREWORD_BENCH_{(self.lives_with or self.key).upper()}_PYTHON"
 
     @property
     def python(self) -> str:
@@ -55,7 +64,9 @@ class Peer:
             return f"{self.key} is missing: nothing here drives it yet; the issue '{self.awaits}' brings it."
         if self.versions is None:
             return f"{self.key} is missing: {self.python} does not run; correct {self.variable}."
-        absent = [name for name, version in self.versions.items() if version is None]
+        absent = [name for name in self.needs if self.versions[name] is None]
+        if self.either and not any(self.versions[name] for name in self.either):
+            absent.append(" or ".join(self.either))
         if not absent:
             return None
         return (
@@ -67,7 +78,8 @@ class Peer:
     def versions(self) -> dict[str, Any] | None:
         """Versions of what it needs, ``None`` for what is absent; ``None`` altogether if its Python does not run."""
         try:
-            done = subprocess.run([self.python, "-c", _LOOK, *self.needs], capture_output=True, text=True, timeout=60)
+            looking = [self.python, "-c", _LOOK, *self.needs, *self.either]
+            done = subprocess.run(looking, capture_output=True, text=True, timeout=60)
             return json.loads(done.stdout) if done.returncode == 0 else None
         except (OSError, ValueError, subprocess.TimeoutExpired):
             return None
