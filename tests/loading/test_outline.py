@@ -1,0 +1,34 @@
+"""A model described without its weights is the model that is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from foreword.errors import UnknownModel, UnsupportedModel
+from foreword.models import load_model
+from foreword.models.outline import outline
+from models import CAUSAL, save_tiny
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_identity_and_context_are_those_of_the_loaded_model(family, tmp_path):
+    folder = str(save_tiny(family, tmp_path / "model"))
+    described, loaded = outline(folder), load_model(folder)
+    assert described.identity == loaded.identity
+    assert described.context == loaded.context
+    assert described.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
+    if described.linear is not None:
+        name, shape = described.linear
+        assert tuple(loaded.model.get_submodule(name).weight.shape) == shape
+
+
+def test_the_built_in_model():
+    described, loaded = outline(), load_model()
+    assert (described.identity, described.context) == (loaded.identity, loaded.context)
+
+
+def test_other_models_are_refused(tmp_path):
+    with pytest.raises(UnsupportedModel, match="no causal model"):
+        outline(str(save_tiny("bert", tmp_path / "bert")))
+    with pytest.raises(UnknownModel):
+        outline(str(tmp_path / "nothing"))
