@@ -65,7 +65,8 @@ def outline(
         raise UnsupportedModel(f"{name} ({type(config).__name__}) is no causal model; serve it with --engine embedded.")
     try:
         with torch.device("meta"), torch.no_grad():
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            # Some experts multiply in bfloat16 alone.
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
             ids = torch.zeros(1, TOKENS, dtype=torch.long)
             layers = model.eval()(input_ids=ids, use_cache=True).past_key_values.layers
             shapes = tuple(LayerShape(int(e.keys.shape[1]), e.keys.shape[-1], e.values.shape[-1]) for e in layers)
