@@ -62,7 +62,9 @@ def outline(
         raise UnsupportedModel(f"{name} ({type(config).__name__}) is no causal model; serve it with --engine embedded.")
     try:
         with torch.device("meta"), torch.no_grad():
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            # Products of experts are described for bfloat16 alone; shapes are the same in any dtype.
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+            model.config.pad_token_id = None  # with one, GPT-2 looks at the tokens, and on no device there are none
             ids = torch.zeros(1, TOKENS, dtype=torch.long)
             layers = model.eval()(input_ids=ids, use_cache=True).past_key_values.layers
             shapes = tuple(LayerShape(int(e.keys.shape[1]), e.keys.shape[-1], e.values.shape[-1]) for e in layers)
