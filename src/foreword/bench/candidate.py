@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from foreword.errors import BenchError
+
+# vLLM takes five to end its own processes.
+SECONDS_TO_END = 30
 
 
 class Candidate:
@@ -23,12 +28,20 @@ class Candidate:
         factory: ``module:function`` that makes it there.
         settings: for the function; JSON values.
         python: whose Python.
+        environment: of the process, unless ours says otherwise.
 
     Raises:
         BenchError: it could not be made.
     """
 
-    def __init__(self, name: str, factory: str, settings: Mapping[str, Any], python: str = sys.executable) -> None:
+    def __init__(
+        self,
+        name: str,
+        factory: str,
+        settings: Mapping[str, Any],
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         try:
             self._process = subprocess.Popen(
@@ -37,7 +50,8 @@ class Candidate:
                 stdout=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
-                env=_environment(),
+                env=_environment(environment or {}),
+                start_new_session=True,  # an engine may have processes of its own, which end with it
             )
         except OSError as error:
             raise BenchError(f"{name} cannot be started: {python}: {error.strerror}; give another Python.") from error
@@ -45,7 +59,7 @@ class Candidate:
             self._send(settings)
             self._answer()
         except BaseException:
-            self._process.kill()  # it may be in the middle of loading
+            self._kill()  # it may be in the middle of loading
             self.close()
             raise
 
@@ -54,6 +68,21 @@ class Candidate:
         self._send({"ask": what, "with": arguments})
         return self._answer()
 
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Questions in the block are answered in time, or the process ends. Raises BenchError if it had to."""
+        late = threading.Event()
+        timer = threading.Timer(seconds, lambda: (late.set(), self._kill()))
+        timer.start()
+        try:
+            yield
+        except BenchError as error:
+            if late.is_set():
+                raise BenchError(f"{self.name} failed: it did not answer within {seconds:g} seconds") from error
+            raise
+        finally:
+            timer.cancel()
+
     def close(self) -> None:
         """End the process."""
         for pipe in (self._process.stdin, self._process.stdout):
@@ -61,10 +90,10 @@ class Candidate:
                 assert pipe is not None
                 pipe.close()
         try:
-            self._process.wait(timeout=10)
+            self._ended(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._kill()
+            self._ended()
 
     def __enter__(self) -> Candidate:
         return self
@@ -73,8 +102,25 @@ class Candidate:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._process.kill()  # it may be in the middle of a long answer
+            self._kill()  # it may be in the middle of a long answer
         self.close()
+
+    def _kill(self) -> None:
+        """The process, unless it is known to have ended, and those that it started."""
+        if self._process.returncode is None:
+            self._sweep()
+
+    def _ended(self, seconds: float | None = None) -> int:
+        """Its status; those that it started end with it, if they have not yet. Raises subprocess.TimeoutExpired."""
+        first = self._process.returncode is None
+        status = self._process.wait(seconds)
+        if first:
+            self._sweep()
+        return status
+
+    def _sweep(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _send(self, data: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -85,19 +131,19 @@ class Candidate:
     def _answer(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        reply = json.loads(line) if line else {"error": f"it ended without an answer, status {self._process.wait()}"}
+        reply = json.loads(line) if line else {"error": f"it ended without an answer, status {self._ended()}"}
         if "error" in reply:
             raise BenchError(f"{self.name} failed: {reply['error']}")
         return reply["answer"]
 
 
-def _environment() -> dict[str, str]:
-    """Ours, with this very code on the path of any Python.
+def _environment(wanted: Mapping[str, str]) -> dict[str, str]:
+    """Ours, and what is wanted besides, with this very code on the path of any Python.
 
     How threads wait is the same for all, as the command line sets it.
     """
     source = str(Path(__file__).parents[2])
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    settled = {**quiet, "TOKENIZERS_PARALLELISM": "false"}
+    settled = {**quiet, "TOKENIZERS_PARALLELISM": "false", **wanted}
     return {**settled, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -31,12 +31,14 @@ class Peer:
         key: as in ``--peer``.
         about: what it is and the settings that it runs with.
         needs: packages that its Python must have; none for peers that are a few lines of our own.
+        either: packages that are the same thing; one of them must be there, too.
         awaits: the issue that brings it; empty if it can be measured.
     """
 
     key: str
     about: str
     needs: tuple[str, ...] = ()
+    either: tuple[str, ...] = ()
     awaits: str = ""
 
     @property
@@ -55,7 +57,9 @@ class Peer:
             return f"{self.key} is missing: nothing here drives it yet; the issue '{self.awaits}' brings it."
         if self.versions is None:
             return f"{self.key} is missing: {self.python} does not run; correct {self.variable}."
-        absent = [name for name, version in self.versions.items() if version is None]
+        absent = [name for name in self.needs if self.versions[name] is None]
+        if self.either and not any(self.versions[name] for name in self.either):
+            absent.append(" or ".join(self.either))
         if not absent:
             return None
         return (
@@ -67,7 +71,8 @@ class Peer:
     def versions(self) -> dict[str, Any] | None:
         """Versions of what it needs, ``None`` for what is absent; ``None`` altogether if its Python does not run."""
         try:
-            done = subprocess.run([self.python, "-c", _LOOK, *self.needs], capture_output=True, text=True, timeout=60)
+            looking = [self.python, "-c", _LOOK, *self.needs, *self.either]
+            done = subprocess.run(looking, capture_output=True, text=True, timeout=60)
             return json.loads(done.stdout) if done.returncode == 0 else None
         except (OSError, ValueError, subprocess.TimeoutExpired):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -83,7 +84,7 @@ def _steps(dataset: DataSet, approach: Approach, options: Options) -> int:
 
 
 def _measure(dataset: DataSet, approach: Approach, rate: float | None, options: Options, say: Say) -> dict[str, Any]:
-    python = {peer.key: peer.python for peer in PEERS}.get(approach.by)
+    python = {peer.key: peer.python for peer in PEERS}.get(approach.by, sys.executable)
     with TemporaryDirectory() as folder:
         files = dataset.write(options.data, Path(folder), options.limit)
         settings = {
@@ -94,7 +95,7 @@ def _measure(dataset: DataSet, approach: Approach, rate: float | None, options: 
             "metric": dataset.metric,
         }
         factory = f"foreword.bench.quality.{approach.worker}:start"
-        with Candidate(approach.name, factory, settings, *([python] if python else [])) as candidate:
+        with Candidate(approach.name, factory, settings, python) as candidate:
             found = candidate.ask("figures")
     say(f"  {dataset.metric} {found['test']:.4f} on {found['n']} rows in {found['seconds']:.0f} s")
     return found
