@@ -29,5 +29,5 @@ def test_a_padding_token_is_no_matter(tmp_path):
 
 
 def test_an_encoder_is_refused(tmp_path):
-    with pytest.raises(UnsupportedModel, match="is no causal model; serve it with --engine embedded"):
+    with pytest.raises(UnsupportedModel, match=r"is no causal model \(BertConfig\); serve it with --engine embedded"):
         outline(str(save_tiny("bert", tmp_path)))

@@ -59,7 +59,7 @@ def outline(
     folder = pull(name, progress)
     config, tokenizer = describe(str(folder), name, trust_remote_code)
     if auto_class(config) is not AutoModelForCausalLM:
-        raise UnsupportedModel(f"{name} ({type(config).__name__}) is no causal model; serve it with --engine embedded.")
+        raise UnsupportedModel(f"{name} is no causal model ({type(config).__name__}); serve it with --engine embedded.")
     try:
         with torch.device("meta"), torch.no_grad():
             # Products of experts are described for bfloat16 alone; shapes are the same in any dtype.
