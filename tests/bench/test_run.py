@@ -112,12 +112,6 @@ def test_a_peer_may_live_in_another_python(monkeypatch):
     assert "does not run; correct FOREWORD_BENCH_HERE_PYTHON" in (peer.missing() or "")
 
 
-def test_one_of_two_packages_is_enough():
-    assert Peer("here", "a peer", either=("no-such-package", "pytest")).missing() is None
-    neither = Peer("here", "a peer", either=("no-such-package", "nor-this")).missing()
-    assert "has no package no-such-package or nor-this; install it there" in (neither or "")
-
-
 def test_the_json_says_what_was_wanted_and_found(tmp_path):
     found = run(Counting(), options(), Results(tmp_path), lambda line: None, only=["a"]).to_json()
     assert found["ratios"] == {"a/x": 1, "a/y": 2}
@@ -141,3 +135,10 @@ def test_the_json_says_what_was_wanted_and_found(tmp_path):
 )
 def test_what_was_not_measured_is_not_met(limit, met):
     assert limit.met is met
+
+
+def test_one_of_several_packages_is_enough():
+    assert Peer("here", "a peer", either=("no-such-package", "pytest")).missing() is None
+    lacking = Peer("here", "a peer", either=("no-such-package", "nor-this"), lives_with="there").missing() or ""
+    assert "has no package no-such-package or nor-this" in lacking
+    assert "FOREWORD_BENCH_THERE_PYTHON" in lacking

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from foreword.bench import maker
 from foreword.bench.markdown import MISSING
 from foreword.bench.record import Results
 from foreword.bench.run import run
@@ -16,12 +17,11 @@ def options(model, data, *peers):
     return Options(data, model, peers, steps=2, limit=300)
 
 
-def test_the_workload_from_end_to_end(roomy_folder, tiny_data, tmp_path):
+def test_the_workload_from_end_to_end(roomy_folder, tiny_data, tmp_path, no_vllm):
     workload, lines = Ttft(), []
     outcome = run(workload, options(roomy_folder, tiny_data, "uncached", "vllm"), Results(tmp_path), lines.append)
     assert outcome.failed == []
-    (sentence,) = outcome.missing
-    assert sentence == "vllm is missing: nothing here drives it yet; the issue 'vLLM engine' brings it."
+    assert outcome.missing == [f"vllm {no_vllm}"]
     found = {record.key: record.found for record in outcome.records}
     assert set(found) == {"warm/1", "warm/8", "cold"}
     assert found["warm/8"]["published"]["tokens"] == 300
@@ -34,11 +34,13 @@ def test_the_workload_from_end_to_end(roomy_folder, tiny_data, tmp_path):
 
 
 def test_both_sides_answer_the_same_question(roomy_folder, tiny_data, tmp_path):
-    given = {"model": roomy_folder, "dtype": "float32", "bank": str(tmp_path), "policy": "No lamp. " * 60}
-    answers = side.start({**given, "policy_tokens": 200, "requests": "Where is my order? " * 9, "question_tokens": 20})
-    assert answers["publish"]()["tokens"] == 200
-    questions = answers["questions"](count=4)
+    given = {"model": roomy_folder, "dtype": "float32", "bank": str(tmp_path), "task": "rules"}
+    make = maker.start(given)
+    policy = make["cut"](text="No lamp. " * 60, tokens=200)
+    assert make["publish_text"](name="rules", text=policy)["tokens"] == 200
+    questions = make["texts"](text="Where is my order? " * 9, count=4, tokens=20)
     assert len(set(questions)) == 4
+    answers = side.start({**given, "policy": policy})
     published, sent = (answers["ask"](questions=questions, published=how) for how in (True, False))
     assert published["tokens"] == sent["tokens"]
     assert published["seconds"] > 0
@@ -58,3 +60,19 @@ def test_what_is_too_slow_is_not_met(make_record, times, over, met):
     ]
     assert [limit.met for limit in Ttft().summary(records).limits] == [met] * 3
     assert [limit.met for limit in Ttft().summary([]).limits] == [False] * 3
+
+
+def test_vllm_is_compared_with_its_own_cache_after_a_restart(make_record):
+    peers = {"uncached": spread(16.0), "vllm": spread(1.5)}
+    found = {"runs": {"foreword": {"seconds": spread(0.1)}}, "ratios": peers}
+    records = [make_record("ttft", f"vllm/{key}", found) for key in ("warm/1", "warm/8")]
+    parts = {"over_warm": spread(2.0), "after": spread(0.05), "load": spread(0.02)}
+    records.append(make_record("ttft", "vllm/cold", {**found, **parts}))
+    limits = {limit.name: limit.met for limit in Ttft().summary(records).limits}
+    assert limits == {
+        "vllm/warm/1/uncached": True,
+        "vllm/warm/8/uncached": True,
+        "vllm/cold/over_warm": False,
+        "vllm/cold/vllm": True,
+    }
+    assert Ttft().tables(records).startswith("With `--engine vllm`:\n\n| request |")

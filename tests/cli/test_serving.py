@@ -68,7 +68,7 @@ def test_answers_on_their_way_are_finished_before_the_end(served):
             events = [first, *(line for line in lines if line)]
     assert events[-1] == "data: [DONE]"
     assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-    assert server.process.wait(timeout=30) in (0, -signal.SIGTERM)
+    assert server.process.wait(timeout=30) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/health")
     last = server.journal[-1]

@@ -22,5 +22,6 @@ def house(tmp_path_factory) -> House:
 
 @pytest.fixture(scope="session")
 def engine(house) -> Iterator:
-    with vllm_engine(house, "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS)) as running:
+    small = ("--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS))
+    with vllm_engine(house, *small, "--enable-prompt-embeds") as running:
         yield running

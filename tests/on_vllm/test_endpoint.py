@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -87,7 +88,7 @@ def shop(tmp_path_factory) -> Iterator[Shop]:
     lm, bank = load_model(dtype="float32"), Bank(place / "bank")
     publish_all(bank, lm)
     port = free_port()
-    extra = "--dtype float32 --enforce-eager --max-model-len 2048 --enable-lora --max-lora-rank 8"
+    extra = "--dtype float32 --enforce-eager --max-model-len 2048 --enable-lora --max-lora-rank 8 --max-loras 2"
     tools = "--enable-prompt-tokens-details --enable-auto-tool-choice --tool-call-parser hermes"
     typed = ["serve", "--engine", "vllm", "--bank", bank.place, "--port", str(port), "--print-command", "--"]
     line = subprocess.run(
@@ -167,6 +168,22 @@ def test_the_base_model_is_itself_and_not_a_task_s(shop):
     (expected,) = shop.expected([from_text(shop.lm.tokenizer, None, TEXT)])
     answer = shop.client().completions.create(model=BASE, prompt=TEXT, temperature=0, max_tokens=TOKENS)
     assert answer.choices[0].text == expected
+
+
+def test_tasks_with_and_without_a_lora_run_in_one_batch(shop):
+    names = ["hybrid", BASE, "learned", "desk"] * 3
+    tasks = {name: None if name == BASE else shop.bank.load(name) for name in set(names)}
+    expected = dict(
+        zip(tasks, shop.expected([from_text(shop.lm.tokenizer, t, TEXT) for t in tasks.values()]), strict=True)
+    )
+
+    def ask(name: str) -> str:
+        answer = shop.client().completions.create(model=name, prompt=TEXT, temperature=0, max_tokens=TOKENS)
+        assert answer.model == name
+        return answer.choices[0].text
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert list(pool.map(ask, names)) == [expected[name] for name in names]
 
 
 def test_many_prompts_in_one_request(shop):

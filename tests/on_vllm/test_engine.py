@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foreword.core import Constraint, SamplingParams
+from foreword.core import Adapter, Constraint, LowRank, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy, PromptTooLong, RequestError, UnsupportedModel
@@ -105,6 +105,32 @@ def test_any_part_of_a_static_prefix_is_exact(house, engine):
 def test_penalties_know_nothing_of_placeholders(house, engine, penalty):
     requests = [asked(task, max_tokens=20, **penalty) for task in house.tasks[:6]]
     assert tokens(engine, requests) == house.expected(requests)
+
+
+def test_soft_tokens_inside_a_request_are_its_own(house, engine):
+    spread = float(house.lm.model.get_input_embeddings().weight.std())
+    draw = torch.Generator().manual_seed(3)
+    requests = []
+    for task in [*house.tasks[:6], None]:
+        for penalty in (1.0, 1.5):
+            soft = torch.randn(3, house.lm.identity.hidden_size, generator=draw) * spread
+            front = {"prefix": task.prefix, "prefix_length": task.prefix.length} if task is not None else {}
+            sampling = SamplingParams(max_tokens=12, ignore_eos=True, repetition_penalty=penalty)
+            requests.append(Request((5, -1, 17, -3, -2, *range(40, 80)), soft=soft, sampling=sampling, **front))
+    assert tokens(engine, requests) == house.expected(requests)
+    # Same ids, other soft tokens: whatever vLLM keeps of one request is nothing to the next.
+    others = [replace(request, soft=-request.soft) for request in requests]
+    assert tokens(engine, others) == house.expected(others) != house.expected(requests)
+
+
+def test_soft_tokens_are_scored(house, engine):
+    soft = torch.randn(2, house.lm.identity.hidden_size, generator=torch.Generator().manual_seed(4))
+    task = learned_tasks(house)[1]
+    prompts = [Prompt((-1, 9, -2, 8), task.prefix, task.prefix.length, soft=soft)]
+    trie = WordTrie.build([(0, (40,)), (1, (41, 43))], 2)
+    with Engine(house.lm) as embedded:
+        expected = embedded.score(prompts, WordChoice(trie))
+    assert torch.allclose(engine.score(prompts, WordChoice(trie)), expected, atol=1e-4)
 
 
 def test_logprobs_are_the_embedded_engine_s(house, engine):
@@ -229,17 +255,16 @@ def test_cancelling_frees_the_place(house, engine):
 
 
 def test_what_can_never_run_is_refused_by_name(house, engine):
+    pair = LowRank(torch.zeros(4, 64), torch.zeros(128, 4))
+    with pytest.raises(RequestError, match="--enable-lora --max-lora-rank 8"):
+        engine.submit(Request(IDS, adapter=Adapter({"model.layers.0.self_attn.q_proj": pair})))
     learned = learned_tasks(house)[0].prefix
     with pytest.raises(PromptTooLong):
         engine.submit(asked(house.tasks[-1], range(250), max_tokens=4))
     with pytest.raises(RequestError, match="publish it"):
         engine.submit(Request(IDS, replace(learned, source=""), learned.length))
-    with pytest.raises(RequestError, match="soft tokens"):
-        engine.submit(Request((-1, *IDS), soft=torch.zeros(1, house.lm.identity.hidden_size)))
     with pytest.raises(UnsupportedModel, match="foreword publish"):
         engine.prefill(IDS)
-    with pytest.raises(RequestError, match="soft tokens"):
-        engine.score([Prompt((-1, *IDS), None, 0, soft=torch.zeros(1, 64))], WordChoice(WordTrie.build([(0, (1,))], 1)))
 
 
 def test_too_many_requests_are_refused_at_once(house, engine, monkeypatch):

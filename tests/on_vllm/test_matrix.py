@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm-full")
 
 from on_vllm.houses import LENGTHS, open_house, save_model, tokens, vllm_engine
+from server.running import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -36,10 +39,11 @@ def test_mixed_requests_get_the_embedded_engine_s_tokens(house, asked, block, ca
         assert tokens(engine, requests[::-1]) == expected[::-1]  # once more, from what is cached by now
 
 
-def test_each_of_two_workers_takes_its_heads(house, asked):
+def test_each_of_two_workers_takes_its_heads(house, asked, monkeypatch):
     if house.lm.identity.layers[0].kv_heads % 2:
         pytest.skip("an odd number of heads is not divided in two")
     requests, expected = asked
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # by itself it gives every worker a NUMA node
     with vllm_engine(house, "--tensor-parallel-size", "2", "--max-model-len", "512") as engine:
         assert tokens(engine, requests) == expected
 
@@ -60,3 +64,53 @@ def test_what_fails_to_load_fails_alone_with_groups_of_layers(house):
         chunks = list(engine.submit(Request.of(from_ids(lost, (1, 2, 3)), SamplingParams(max_tokens=4))))
         assert chunks[-1].finish_reason == "error"
         assert tokens(engine, good) == house.expected(good)
+
+
+def test_the_command_serves_and_ends(house, tmp_path):
+    import signal
+    import subprocess
+    import sys
+
+    import httpx
+
+    from on_vllm.test_endpoint import free_port, wait_for
+
+    port, log = free_port(), tmp_path / "log"
+    typed = ["serve", "--engine", "vllm", "--model", house.folder, "--bank", house.bank.place, "--port", str(port)]
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "foreword", *typed, "--max-model-len", "512", "--", "--enforce-eager"],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    wait_for(f"http://127.0.0.1:{port}/ready", server, log)
+    body = {"model": "t3", "prompt": [1, 2, 3], "max_tokens": 4, "temperature": 0}
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(30) == 0, log.read_text()[-3000:]
+    wait_until(lambda: not _group_lives(server.pid))  # vLLM's processes are gone, too
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--nonsense", "3"], "unrecognized arguments: --nonsense"), (["--kv-transfer-config", "{}"], "set by Foreword")],
+)
+def test_wrong_flags_are_one_sentence(flags, said):
+    import subprocess
+    import sys
+
+    typed = [sys.executable, "-m", "foreword", "serve", "--engine", "vllm", "--port", "0", "--", *flags]
+    done = subprocess.run(typed, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert "usage:" not in done.stderr

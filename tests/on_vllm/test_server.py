@@ -46,14 +46,14 @@ def expected(house, task) -> str:
 
 def test_completions_whole_and_streamed(house, url):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
-    for name in ("t3", "t5"):
+    for name in ("t3", "t4"):
         asked = {"model": name, "prompt": TEXT, "max_tokens": 8, "temperature": 0, "extra_body": {"ignore_eos": True}}
         answer = client.completions.create(**asked)
         text = expected(house, house.bank.load(name))
         # A character that is not complete at the end is shown by one engine and not by the other.
-        assert answer.choices[0].text == text.removesuffix("\ufffd")
+        assert answer.choices[0].text.rstrip("\ufffd") == text.rstrip("\ufffd")
         streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True))
-        assert streamed == answer.choices[0].text
+        assert streamed.rstrip("\ufffd") == text.rstrip("\ufffd")
         assert answer.usage.prompt_tokens_details.cached_tokens >= house.bank.load(name).prefix.length
 
 

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +33,9 @@ class Peer:
         about: what it is and the settings that it runs with.
         needs: packages that its Python must have; none for peers that are a few lines of our own.
         either: packages that are the same thing; one of them must be there, too.
+        lives_with: the peer whose Python it shares; empty for one with a Python of its own.
+        environment: of its process, unless ours says otherwise.
+        beside: engines that it is measured beside; empty for all.
         awaits: the issue that brings it; empty if it can be measured.
     """
 
@@ -39,12 +43,15 @@ class Peer:
     about: str
     needs: tuple[str, ...] = ()
     either: tuple[str, ...] = ()
+    lives_with: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+    beside: tuple[str, ...] = ()
     awaits: str = ""
 
     @property
     def variable(self) -> str:
         """Environment variable that names its Python, for packages that cannot be installed beside ours."""
-        return f"FOREWORD_BENCH_{self.key.upper()}_PYTHON"
+        return f"FOREWORD_BENCH_{(self.lives_with or self.key).upper()}_PYTHON"
 
     @property
     def python(self) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from foreword.bench.engines import ENGINES
 from foreword.bench.facts import facts
+from foreword.bench.peers import Peer
 from foreword.bench.record import Record, Results
 from foreword.bench.workload import Cell, Options, Say, Summary, Workload
 from foreword.errors import BenchError, UsageError
@@ -54,12 +56,13 @@ def run(
 
     Raises:
         UsageError: there is no such cell.
-        BenchError: a record there was made with other settings.
+        BenchError: the engine cannot be run here, or a record there was made with other settings.
     """
+    engine = _engine(workload, options)
     present, missing = _present(workload, options, say)
     options = replace(options, peers=present)
     cells = _chosen(workload.cells(options), only)
-    versions = _versions(workload, present)
+    versions = _versions([*(peer for peer in workload.peers if peer.key in present), *engine])
     failed: list[str] = []
     wanted = [cell for cell in cells if again or not _measured(results, workload, cell)]
     with Progress("measuring", len(wanted), "cells") as progress:
@@ -120,12 +123,21 @@ def _measured(results: Results, workload: Workload, cell: Cell) -> bool:
     return True
 
 
-def _versions(workload: Workload, present: Sequence[str]) -> dict[str, str]:
+def _engine(workload: Workload, options: Options) -> list[Peer]:
+    """Where the engine runs, if one does the work. Raises BenchError if it cannot."""
+    if options.engine not in workload.engines:
+        return []
+    place = ENGINES[options.engine].place
+    if (why := place.missing()) is not None:
+        raise BenchError(why)
+    return [place]
+
+
+def _versions(candidates: Sequence[Peer]) -> dict[str, str]:
     """Of everything that the candidates run on."""
     from importlib.metadata import version
 
     found = {name: version(name) for name in ("torch", "transformers")}
-    for peer in workload.peers:
-        if peer.key in present:
-            found |= {name: found_version for name, found_version in (peer.versions or {}).items() if found_version}
+    for peer in candidates:
+        found |= {name: found_version for name, found_version in (peer.versions or {}).items() if found_version}
     return found

@@ -15,7 +15,8 @@ _HEAD = """\
 
 Written by `foreword bench tables` from the records in `bench/results`; do not edit by hand. Every ratio says how many
 times better Foreword is, from candidates that took turns in one run on one machine: compare ratios, not times. A row
-that loses stays in its table. `foreword bench NAME` measures again; what is there already is not repeated.
+that loses stays in its table. `foreword bench NAME` measures again; what is there already is not repeated. vLLM is
+looked for in the Python that `$FOREWORD_BENCH_VLLM_PYTHON` names, and other peers likewise.
 """
 
 

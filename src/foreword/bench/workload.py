@@ -25,6 +25,7 @@ class Options:
         steps: in place of the workload's own number, for a short look.
         limit: rows of every file at most, likewise.
         seed: of data order and initial values.
+        engine: what does the work, for workloads that have `Workload.engines`.
     """
 
     data: Path
@@ -33,6 +34,7 @@ class Options:
     steps: int | None = None
     limit: int | None = None
     seed: int = 0
+    engine: str = "embedded"
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Workload(Protocol):
         name: as in ``foreword bench NAME``.
         about: how it is measured and what is compared, as a paragraph of the docs.
         peers: whom Foreword can be measured beside.
-        engines: what ``--engine`` may say; none for work that no engine does.
+        engines: what ``--engine`` may say, the first one if it says nothing; none for work that no engine does.
         reads_data: whether it needs the folder of the data sets.
     """
 

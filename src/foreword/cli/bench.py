@@ -30,7 +30,12 @@ def bench(
     peer: Annotated[
         list[str] | None, typer.Option(help="Measure beside this peer only; may be repeated.", show_default="all")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine that does the work, if there is a choice.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Engine that does the work, if there is a choice: embedded or vllm.", show_default="embedded"
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Measure only this, such as sst2/p-tuning-v2; may be repeated.")
     ] = None,
@@ -59,14 +64,15 @@ def bench(
         if out is None:
             _write_matrix(Results(results), Path("README.md"))
         return
-    chosen = _find(workload, engine)
+    chosen, used = _find(workload, engine)
     wanted = Options(
         _folder(data) if chosen.reads_data else data,
         model or options.default_model(),
-        _peers(chosen, peer),
+        _peers(chosen, peer, used),
         steps,
         limit,
         seed,
+        used,
     )
     options.quiet_libraries()
     with going_on(lambda: _left(results, again)):
@@ -84,7 +90,8 @@ def _left(results: Path, again: bool) -> str:
     return f"what was measured is kept in {results}; go on with{leaving}: {command_line()}"
 
 
-def _find(name: str, engine: str | None) -> Workload:
+def _find(name: str, engine: str | None) -> tuple[Workload, str]:
+    """The workload, and the engine that does the work; none is called by the empty name."""
     from foreword.bench.registry import WORKLOADS
 
     if name not in WORKLOADS:
@@ -93,15 +100,21 @@ def _find(name: str, engine: str | None) -> Workload:
     if engine is not None and engine not in workload.engines:
         known = f"choose {', '.join(workload.engines)}" if workload.engines else "leave --engine out"
         raise UsageError(f"workload {name} has no engine {engine!r}; {known}.")
-    return workload
+    return workload, engine or next(iter(workload.engines), "")
 
 
-def _peers(workload: Workload, wanted: list[str] | None) -> tuple[str, ...]:
-    known = [peer.key for peer in workload.peers]
+def _peers(workload: Workload, wanted: list[str] | None, engine: str) -> tuple[str, ...]:
+    known = [peer.key for peer in workload.peers if not peer.beside or engine in peer.beside]
     for name in wanted or ():
         if name not in known:
-            raise UsageError(f"workload {workload.name} has no peer {name!r}; choose {', '.join(known)}.")
+            raise UsageError(
+                f"workload {workload.name} has no peer {name!r}{_with(engine)}; choose {', '.join(known)}."
+            )
     return tuple(known if wanted is None else wanted)
+
+
+def _with(engine: str) -> str:
+    return f" beside the engine {engine}" if engine else ""
 
 
 def _folder(data: Path) -> Path:

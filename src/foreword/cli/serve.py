@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -80,6 +81,8 @@ def serve(
     shown = has_ui() if ui is None else ui
     # Said at once if the port is taken; it opens only when the engine can answer.
     _bind(host, port).close()
+    # uvicorn gives answers their time and then raises the signal again, which must not skip the engine's own end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ENGINES[engine](asked) as (running, extra):
         import uvicorn
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from foreword.core import LayerShape, ModelIdentity
@@ -30,6 +31,7 @@ class Outline:
         tokenizer: its tokenizer.
         identity: what a prefix must agree with; the same that `load_model` finds.
         context: positions that it can take, prefix included; ``None`` without a limit.
+        linear: name and ``[out, in]`` of the first linear layer within its layers; ``None`` if there is no plain one.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Outline:
     tokenizer: Any
     identity: ModelIdentity
     context: int | None
+    linear: tuple[str, tuple[int, int]] | None = None
 
 
 def outline(
@@ -71,4 +74,11 @@ def outline(
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedModel(f"{name} ({type(config).__name__}) shows no keys and values: {error!r}.") from error
     identity = identify(model, tokenizer, shapes, folder)
-    return Outline(name, folder, tokenizer, identity, positions(config.get_text_config()))
+    context = positions(config.get_text_config())
+    return Outline(name, folder, tokenizer, identity, context, _first_linear(model))
+
+
+def _first_linear(model: nn.Module) -> tuple[str, tuple[int, int]] | None:
+    linears = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    inner = ((name, (each.out_features, each.in_features)) for name, each in linears if ".layers." in name)
+    return next(inner, None)

@@ -53,8 +53,11 @@ async def gather(streams: Sequence[Stream], seconds: float | None) -> list[Answe
 
 async def merge(streams: Sequence[Stream], seconds: float | None) -> AsyncIterator[tuple[int, Chunk]]:
     """Chunks of all streams as they come, each with the index of its stream. Raises as `gather` does."""
-    loop = asyncio.get_running_loop()
-    end = None if seconds is None else loop.time() + seconds
+    end = None if seconds is None else asyncio.get_running_loop().time() + seconds
+    if len(streams) == 1:  # mostly so; a task and a queue would cost more than all else that is done for a token
+        async for chunk in _until(_checked(streams[0]), end, seconds):
+            yield 0, chunk
+        return
     queue: asyncio.Queue[tuple[int, Chunk | Exception]] = asyncio.Queue()
     pumps = [asyncio.create_task(_pump(index, stream, queue)) for index, stream in enumerate(streams)]
     left = len(streams)
@@ -115,6 +118,18 @@ async def _checked(stream: Stream) -> AsyncIterator[Chunk]:
     async for chunk in stream:
         if chunk.finish_reason in ("cancelled", "error"):
             raise unfinished(chunk.error)
+        yield chunk
+
+
+async def _until(chunks: AsyncIterator[Chunk], end: float | None, seconds: float | None) -> AsyncIterator[Chunk]:
+    while True:
+        try:
+            async with asyncio.timeout_at(end):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise _late(seconds) from None
         yield chunk
 
 

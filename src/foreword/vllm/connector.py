@@ -40,7 +40,8 @@ class ForewordConnector(door.KVConnectorBase_V1, door.SupportsHMA):
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any = None) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        door.check_model(vllm_config, kv_cache_config)
+        door.check_settings(vllm_config)
+        door.check_cache(vllm_config, kv_cache_config)
         extra = self._kv_transfer_config.get_from_extra_config
         place = extra("bank", None)
         if not place:

@@ -5,13 +5,12 @@ What is used of vLLM is not its public API and changes between releases, so othe
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from packaging.specifiers import SpecifierSet
 
@@ -73,6 +72,7 @@ _NAMES = {
     "SupportsHMA": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "UniformTypeKVCacheSpecs": "vllm.v1.kv_cache_interface",
     "UsageContext": "vllm.usage.usage_lib",
+    "current_platform": "vllm.platforms",
     "create_chat_completion": "vllm.entrypoints.openai.chat_completion.api_router",
     "create_completion": "vllm.entrypoints.openai.completion.api_router",
     "extract_layer_index": "vllm.model_executor.models.utils",
@@ -160,28 +160,37 @@ def start(arguments: Sequence[str], on_statistics: Callable[[Any, Any], None]) -
 
         def log_engine_initialized(self) -> None: ...
 
+    def refuse(message: str) -> NoReturn:
+        raise UsageError(f"vLLM does not take its flags: {message}; `vllm serve --help` lists what it takes.")
+
     register()
     model, *flags = arguments
     engine_args = _vllm("AsyncEngineArgs")
-    parser = engine_args.add_cli_args(_vllm("FlexibleArgumentParser")(exit_on_error=False))
-    try:
-        parsed = parser.parse_args(["--model", model, *flags])
-    except (SystemExit, argparse.ArgumentError) as error:
-        raise UsageError(
-            f"vLLM does not take {' '.join(flags)}: {error}; `vllm serve --help` lists what it takes."
-        ) from error
-    return _vllm("AsyncLLM").from_engine_args(
-        engine_args.from_cli_args(parsed), usage_context=_vllm("UsageContext").API_SERVER, stat_loggers=[Logger]
+    parser = engine_args.add_cli_args(_vllm("FlexibleArgumentParser")())
+    parser.error = refuse
+    args = engine_args.from_cli_args(parser.parse_args(["--model", model, *flags]))
+    usage = _vllm("UsageContext").API_SERVER
+    config = args.create_engine_config(usage)
+    check_settings(config)
+    return _vllm("AsyncLLM").from_vllm_config(
+        config, usage_context=usage, stat_loggers=[Logger], disable_log_stats=args.disable_log_stats
     )
 
 
-def check_model(config: Any, cache: Any) -> None:
+def check_settings(config: Any) -> None:
     """Raise UnsupportedModel for a model or a setting that would use a prefix wrongly or not at all."""
     name = config.model_config.architecture
+    if config.model_config.use_mla:
+        raise UnsupportedModel(f"{name} keeps latent states (MLA), which no key/value prefix carries on vLLM.")
     if config.speculative_config is not None:
         raise UnsupportedModel(
             f"a draft model ({config.speculative_config.method}) keeps a cache of its own, which has no prefix; serve "
             f"{name} without --speculative-config."
+        )
+    if config.model_config.enable_prompt_embeds and config.lora_config is not None:
+        raise UnsupportedModel(
+            "vLLM 0.32 stops at the first request when --enable-prompt-embeds and --enable-lora are both given; leave "
+            "one of them out."
         )
     parallel = config.parallel_config
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
@@ -191,6 +200,11 @@ def check_model(config: Any, cache: Any) -> None:
         raise UnsupportedModel(
             "a learned prefix that cannot be loaded cannot be computed either; set kv_load_failure_policy to 'fail'."
         )
+
+
+def check_cache(config: Any, cache: Any) -> None:
+    """The same for what vLLM keeps of each layer, which it knows when it has loaded the model."""
+    name = config.model_config.architecture
     served, refused = (tuple(map(_vllm, names)) for names in (_SERVED, _REFUSED))
     for group in cache.kv_cache_groups:
         for spec in _specs(group):
@@ -226,6 +240,11 @@ class Layer:
         device = self.module.kv_cache.device
         rows = (keys.to(device, non_blocking=True), values.to(device, non_blocking=True))
         self.module.impl.do_kv_cache_update(self.module, *rows, self.module.kv_cache, at.to(device, non_blocking=True))
+
+
+def mixes_up_adapters() -> bool:
+    """Whether rows without a LoRA get another's: the CPU kernels of 0.32 take slot -1, which is the last one."""
+    return _vllm("current_platform").is_cpu()
 
 
 def token_ids(rendered: Any) -> list[int]:

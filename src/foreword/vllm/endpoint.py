@@ -28,9 +28,9 @@ from foreword.server.tasks import TaskTable
 from foreword.text import request as asking
 from foreword.text.request import Prompt
 from foreword.vllm import door
-from foreword.vllm.adapters import AdapterFolders
+from foreword.vllm.adapters import Adapters
 from foreword.vllm.connector import PREFIX_BYTES
-from foreword.vllm.front import Fronted, Fronting, check_plain
+from foreword.vllm.front import Fronted, Fronting
 
 # Options that would change what stands in the places of the prefix, or show it.
 _REFUSED_BY_ALL = ("kv_transfer_params",)
@@ -119,8 +119,7 @@ class Tasks:
         self._chat = state.openai_serving_chat
         self._key: str = config.kv_transfer_config.engine_id
         self._front = Fronting(described.tokenizer, self._key)
-        self._takes_adapters = config.lora_config is not None
-        self._adapters = AdapterFolders()
+        self._adapters = Adapters(described, config)
         model: Any = _Model(name, described.identity)
         store = Bank(bank)
         self._table = TaskTable(model, store, {}, prefix_bytes=prefix_bytes)
@@ -137,8 +136,11 @@ class Tasks:
     async def answer(self, http: Request, body: Any, handler: Any) -> Response:
         """vLLM's answer behind the prefix of the task that is named. Raises a ForewordError for one that cannot be."""
         _refuse(body, _REFUSED_BY_ALL, "only this server writes it")
-        if body.model is None or self._models.is_base_model(body.model) or body.model in self._models.lora_requests:
+        if body.model in self._models.lora_requests:
             return await handler(body, http)
+        if body.model is None or self._models.is_base_model(body.model):
+            named, body.model = body.model or self._base, self._model_of(None)
+            return await _Disguise(named, 0).response(await handler(body, http))
         task = await self._table.resolve(body.model, None, Caller())
         assert task is not None
         asking.require_generation(task)
@@ -184,8 +186,6 @@ class Tasks:
         return asking.from_rendered(self._tokenizer, task, door.token_ids(rendered[1][0]))
 
     def _put_in_front(self, task: Task, body: Any, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            check_plain(prompt)
         penalized = (body.repetition_penalty or 1.0) != 1.0
         # One note for all prompts of a request: any part of a static prefix is right, a learned one is used whole.
         length = min(prompt.prefix_length for prompt in prompts)
@@ -209,19 +209,15 @@ class Tasks:
             behind = (*prompt.prefix.token_ids[length : prompt.prefix_length], *behind)
         return self._front(behind, prefix, length, penalized=penalized)
 
-    def _model_of(self, task: Task) -> str:
-        """The name by which vLLM answers it: the base model's, or that of the task's LoRA."""
-        if task.adapter is None:
+    def _model_of(self, task: Task | None) -> str:
+        """The name by which vLLM answers it: the base model's, or that of a LoRA."""
+        written = self._adapters.of(task.adapter if task is not None else None)
+        if written is None:
             return self._base
-        if not self._takes_adapters:
-            raise RequestError(
-                f"task '{task.name}' has a LoRA of rank {task.adapter.rank}, and vLLM was started without; start it "
-                f"with --enable-lora --max-lora-rank {task.adapter.rank}."
-            )
         # By this name no client can ask for the LoRA without its prefix.
-        name = f"{task.ref}#{self._key}"
+        name = f"{written[0]}#{self._key}"
         if name not in self._models.lora_requests:
-            self._models.lora_requests[name] = door.LoRARequest(name, *self._adapters.of(task.adapter)[1:])
+            self._models.lora_requests[name] = door.LoRARequest(name, *written[1:])
         return name
 
 

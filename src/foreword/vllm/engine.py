@@ -23,8 +23,8 @@ from foreword.models.outline import Outline
 from foreword.text.request import Prompt
 from foreword.text.scoring import Choice, WordChoice
 from foreword.vllm import door, wording
-from foreword.vllm.adapters import AdapterFolders
-from foreword.vllm.front import Fronted, Fronting, check_plain
+from foreword.vllm.adapters import Adapters
+from foreword.vllm.front import Fronted, Fronting
 
 T = TypeVar("T")
 
@@ -71,7 +71,6 @@ class VllmEngine:
         self._gauges: dict[str, float] = {"waiting": 0, "running": 0, "cache_usage": 0.0}
         self._active = 0
         self._lock = threading.Lock()
-        self._adapters = AdapterFolders()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="foreword-vllm", daemon=True)
         self._thread.start()
@@ -89,8 +88,9 @@ class VllmEngine:
         atexit.register(self.close)
         config = self._llm.vllm_config
         self.context: int | None = config.model_config.max_model_len
-        self._front = Fronting(self.tokenizer, config.kv_transfer_config.engine_id)
-        self._takes_adapters = config.lora_config is not None
+        soft = config.model_config.dtype if config.model_config.enable_prompt_embeds else None
+        self._front = Fronting(self.tokenizer, config.kv_transfer_config.engine_id, soft)
+        self._adapters = Adapters(outline, config)
         self._admission = Admission(self.identity, self.context, config.model_config.max_model_len, allow_other_weights)
 
     def submit(self, request: Request) -> AnswerStream:
@@ -98,7 +98,7 @@ class VllmEngine:
         self._admission.check(request)
         prompt = self._fronted(request)
         params = wording.sampling(request.sampling, prompt.transfer)
-        adapter = self._adapter(request.adapter)
+        adapter = self._adapters.request(request.adapter)
         stream = AnswerStream(request, lambda: answering.cancel())
         with self._lock:
             if not self.alive:
@@ -213,22 +213,12 @@ class VllmEngine:
         self.close()
 
     def _fronted(self, asked: Request | Prompt) -> Fronted:
-        check_plain(asked)
         penalized = isinstance(asked, Request) and asked.sampling.repetition_penalty != 1.0
-        return self._front(asked.token_ids, asked.prefix, asked.prefix_length, penalized=penalized)
+        front = asked.prefix, asked.prefix_length
+        return self._front(asked.token_ids, *front, soft=asked.soft, penalized=penalized)
 
     def _scored(self, prompt: Prompt, tokens: Sequence[int], path: Sequence[int]) -> Fronted:
         return self._fronted(replace(prompt, token_ids=(*prompt.token_ids, *(tokens[node] for node in path))))
-
-    def _adapter(self, adapter: Adapter | None) -> Any:
-        if adapter is None:
-            return None
-        if not self._takes_adapters:
-            raise RequestError(
-                f"this task has a LoRA of rank {adapter.rank}, and vLLM was started without; start it with "
-                f"-- --enable-lora --max-lora-rank {adapter.rank}."
-            )
-        return door.LoRARequest(*self._adapters.of(adapter))
 
     async def _answer(
         self,
@@ -270,7 +260,7 @@ class VllmEngine:
         async def one(prompt: Fronted, params: Any, adapter: Adapter | None) -> Any:
             async with gate:
                 generated: AsyncGenerator[Any] = self._llm.generate(
-                    prompt.prompt, params, uuid.uuid4().hex, lora_request=self._adapter(adapter)
+                    prompt.prompt, params, uuid.uuid4().hex, lora_request=self._adapters.request(adapter)
                 )
                 async for output in generated:
                     if output.outputs[0].finish_reason == "error":

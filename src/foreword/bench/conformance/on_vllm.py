@@ -21,12 +21,6 @@ from foreword.models.outline import outline
 from foreword.prompts.lower import lower_tokens
 
 FACTORY = "foreword.bench.conformance.vllm_side:start"
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "OMP_WAIT_POLICY": "passive",
-}
 # A start takes half a minute on two free cores.
 SECONDS = 600
 # Of vLLM; the embedded engine says more, so that what is among them is found there whatever its rank.
@@ -46,7 +40,10 @@ def on_vllm(subject: Subject) -> Mapping[str, Any]:
         expected = answered(engine, bank, asked, MOST_LOGPROBS)
     settings = {"model": str(subject.folder), "bank": bank.place, "log": str(subject.folder / "vllm.log")}
     try:
-        with Candidate("vLLM", FACTORY, settings, VLLM.python, ENVIRONMENT) as candidate, candidate.within(SECONDS):
+        with (
+            Candidate("vLLM", FACTORY, settings, VLLM.python, VLLM.environment) as candidate,
+            candidate.within(SECONDS),
+        ):
             found = candidate.ask("answers", asked=asked, top=TOP)
     except BenchError as error:
         return {"failed": str(error).removeprefix("vLLM failed: ")}

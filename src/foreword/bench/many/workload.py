@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -10,6 +11,8 @@ from typing import Any, ClassVar
 
 from foreword.bench import markdown
 from foreword.bench.candidate import Candidate
+from foreword.bench.engines import EMBEDDED, ENGINES, by_engine, key_of, sectioned
+from foreword.bench.maker import MAKER
 from foreword.bench.material import requests
 from foreword.bench.measure import Spread, compared, interleaved
 from foreword.bench.peers import Peer
@@ -50,43 +53,53 @@ class Many:
         "k-th with a weight of 1/k (zipf). Resident bytes are those of all prefixes that anybody holds, running "
         f"requests included, at their most. cold: by how much {RUNNING} running answers are later because a request "
         "that joins them has to load its prefix from disk, beside one whose prefix is in memory, counted in their "
-        "decode steps."
+        "decode steps. With vLLM, whose worker reads prefixes again by itself, the same bound holds there, too; those "
+        "bytes are not in the figure."
     )
     peers: ClassVar[Sequence[Peer]] = (ONE,)
-    engines: ClassVar[Sequence[str]] = ("embedded",)
+    engines: ClassVar[Sequence[str]] = (EMBEDDED, "vllm")
     reads_data: ClassVar[bool] = True
 
     def cells(self, options: Options) -> list[Cell]:
         traffic = [
-            Cell(key, {**_settings(options), "skew": skew}, partial(_traffic, options, skew))
+            Cell(key_of(options.engine, key), {**_settings(options), "skew": skew}, partial(_traffic, options, skew))
             for key, skew in TRAFFIC.items()
         ]
-        return [*traffic, Cell(COLD, _cold_settings(options), partial(_cold, options))]
+        return [*traffic, Cell(key_of(options.engine, COLD), _cold_settings(options), partial(_cold, options))]
 
     def summary(self, records: Sequence[Record]) -> Summary:
-        found = {record.key: record.found for record in records}
         ratios = {
-            f"{key}/{peer}": spread["median"]
-            for key in TRAFFIC
-            if key in found
-            for peer, spread in found[key]["ratios"].items()
+            f"{record.key}/{peer}": spread["median"]
+            for record in records
+            for peer, spread in record.found.get("ratios", {}).items()
         }
         limits = []
-        for key in TRAFFIC:
-            limits.append(Limit(f"{key}/{ONE.key}", THROUGHPUT_GOAL, ratios.get(f"{key}/{ONE.key}")))
-            share = found[key]["resident_bytes"] / found[key]["bound_bytes"] if key in found else None
-            limits.append(Limit(f"{key}/resident_share_of_bound", 1.0, share, at_most=True))
-        steps = found[COLD]["added_steps"]["median"] if COLD in found else None
-        return Summary(ratios, [*limits, Limit("cold/added_steps", STEPS_GOAL, steps, at_most=True)])
+        for engine, measured in by_engine(records).items() or [(EMBEDDED, {})]:
+            limits += _limits(engine, {key: record.found for key, record in measured.items()}, ratios)
+        return Summary(ratios, limits)
 
     def tables(self, records: Sequence[Record]) -> str:
-        found = {record.key: record.found for record in records}
-        columns = ("traffic", "tokens/s", "behind one prefix", "times (quartiles)", "loads a round", "bytes, bound")
-        rows = [_row(key, found[key]) for key in TRAFFIC if key in found]
-        parts = [markdown.table(columns, rows)] if rows else []
-        if COLD in found:
-            parts.append(_cold_sentence(found[COLD]))
-        return "\n\n".join(parts)
+        return sectioned({engine: _table(measured) for engine, measured in by_engine(records).items()})
+
+
+def _limits(engine: str, found: Mapping[str, Any], ratios: Mapping[str, float]) -> list[Limit]:
+    limits = []
+    for key in TRAFFIC:
+        name = key_of(engine, key)
+        limits.append(Limit(f"{name}/{ONE.key}", THROUGHPUT_GOAL, ratios.get(f"{name}/{ONE.key}")))
+        share = found[key]["resident_bytes"] / found[key]["bound_bytes"] if key in found else None
+        limits.append(Limit(f"{name}/resident_share_of_bound", 1.0, share, at_most=True))
+    steps = found[COLD]["added_steps"]["median"] if COLD in found else None
+    return [*limits, Limit(f"{key_of(engine, COLD)}/added_steps", STEPS_GOAL, steps, at_most=True)]
+
+
+def _table(measured: Mapping[str, Record]) -> str:
+    columns = ("traffic", "tokens/s", "behind one prefix", "times (quartiles)", "loads a round", "bytes, bound")
+    rows = [_row(key, measured[key].found) for key in TRAFFIC if key in measured]
+    parts = [markdown.table(columns, rows)] if rows else []
+    if COLD in measured:
+        parts.append(_cold_sentence(measured[COLD].found))
+    return "\n\n".join(parts)
 
 
 def _row(key: str, found: Mapping[str, Any]) -> list[str]:
@@ -124,6 +137,7 @@ def _settings(options: Options) -> dict[str, Any]:
         "output_tokens": OUTPUT_TOKENS,
         "rounds": options.steps or ROUNDS,
         "seed": options.seed,
+        **ENGINES[options.engine].settings(),
     }
 
 
@@ -138,15 +152,25 @@ def _cold_settings(options: Options) -> dict[str, Any]:
     }
 
 
-def _side(options: Options, settings: Mapping[str, Any], folder: str) -> Candidate:
-    return Candidate(OURS, SIDE, {**settings, "text": requests(options.data), "bank": folder})
+@contextmanager
+def _side(options: Options, settings: Mapping[str, Any]) -> Iterator[tuple[Candidate, int]]:
+    """The engine in front of a bank that goes with it, and its bound in bytes."""
+    text = requests(options.data)
+    with TemporaryDirectory() as bank:
+        given = {**settings, "bank": bank}
+        with Candidate("maker", MAKER, given) as maker:
+            bound = settings["resident"] * maker.ask("publish", text=text)
+            prompts = maker.ask("texts", text=text, count=settings["requests"], tokens=settings["prompt_tokens"])
+        given |= {"prompts": prompts, "prefix_bytes": bound}
+        with ENGINES[options.engine].candidate(OURS, SIDE, given) as side:
+            yield side, bound
 
 
 def _traffic(options: Options, skew: float, say: Say) -> dict[str, Any]:
     settings = _settings(options)
     names = [OURS, *options.peers]
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    with TemporaryDirectory() as folder, _side(options, settings, folder) as side:
+    with _side(options, settings) as (side, bound):
 
         def measure(name: str, turn: int) -> float:
             answer = side.ask("traffic", skew=skew if name == OURS else None, turn=turn)
@@ -155,7 +179,6 @@ def _traffic(options: Options, skew: float, say: Say) -> dict[str, Any]:
             return answer["seconds"]
 
         seconds = interleaved(names, settings["rounds"], measure)
-        bound = side.ask("bound")
     found = compared(seconds, OURS)
     for name in names:
         speed = [answer["tokens"] / answer["seconds"] for answer in answers[name][1:]]
@@ -170,7 +193,7 @@ def _traffic(options: Options, skew: float, say: Say) -> dict[str, Any]:
 
 def _cold(options: Options, say: Say) -> dict[str, Any]:
     settings = _cold_settings(options)
-    with TemporaryDirectory() as folder, _side(options, settings, folder) as side:
+    with _side(options, settings) as (side, _):
         rounds = [side.ask("disturbance") for _ in range(settings["rounds"] + 1)][1:]
     added = Spread.of([(each["cold"] - each["warm"]) / each["step"] for each in rounds])
     say(f"  a cold prefix adds {added.median:.2f} decode steps")

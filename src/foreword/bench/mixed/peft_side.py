@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -28,13 +29,27 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
 
 def start_lora(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     """Random adapters, one for every prefix of the other sides: what they answer is of no interest, only how fast."""
+    return {"run": _Mixed(_adapted(settings).eval(), settings).run}
+
+
+def start_saving(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """The same adapters as folders, for others who run them."""
+
+    def save(folder: str) -> list[str]:
+        _adapted(settings).save_pretrained(folder)
+        return [str(Path(folder) / f"t{index}") for index in range(settings["prefixes"])]
+
+    return {"save": save}
+
+
+def _adapted(settings: Mapping[str, Any]) -> Any:
     torch.manual_seed(settings["seed"])
     # Not the untrained zeros: whatever might be skipped for them would not be skipped for learned ones.
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=RANK, target_modules="all-linear", init_lora_weights=False)
     model: Any = peft.get_peft_model(_base(settings), config, adapter_name="t0")
     for index in range(1, settings["prefixes"]):
         model.add_adapter(f"t{index}", config)
-    return {"run": _Mixed(model.eval(), settings).run}
+    return model
 
 
 def _base(settings: Mapping[str, Any]) -> Any:

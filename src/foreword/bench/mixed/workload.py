@@ -1,4 +1,4 @@
-"""`Mixed`: tokens a second of requests behind many learned prefixes, beside PEFT and Transformers."""
+"""`Mixed`: tokens a second of requests behind many learned prefixes, beside PEFT, Transformers and vLLM."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ from typing import Any, ClassVar
 
 from foreword.bench import markdown
 from foreword.bench.candidate import Candidate
+from foreword.bench.engines import (
+    EMBEDDED,
+    ENGINES,
+    VLLM_ENVIRONMENT,
+    VLLM_PACKAGES,
+    VLLM_SETTINGS,
+    by_engine,
+    key_of,
+    sectioned,
+)
+from foreword.bench.maker import MAKER
 from foreword.bench.material import requests
 from foreword.bench.measure import Spread, compared, interleaved
 from foreword.bench.peers import Peer
@@ -44,12 +55,30 @@ PADDED = Peer(
     "one batch of all requests, every row with a copy of its own prefix in a `DynamicCache`, and a greedy loop; all "
     "rows are equally long, so there is no padding in it",
 )
-VLLM = Peer("vllm", "vLLM with our connector, compiled and warmed up", awaits="vLLM engine")
-VLLM_LORA = Peer("vllm_lora", "vLLM's multi-LoRA, compiled and warmed up", awaits="vLLM engine")
+VLLM = Peer(
+    "vllm",
+    f"vLLM with our connector, compiled and warmed up, the same prefixes in a bank: {VLLM_SETTINGS}",
+    either=VLLM_PACKAGES,
+    environment=VLLM_ENVIRONMENT,
+    beside=(EMBEDDED,),
+)
+VLLM_LORA = Peer(
+    "vllm_lora",
+    "vLLM without our connector, but with as many LoRA adapters as `peft_lora`, random ones that PEFT saved, 32 of "
+    "them in a batch and 64 in memory; the same settings as `vllm`, warmed up (on CPUs vLLM compiles nothing that has "
+    "adapters)",
+    needs=("peft",),
+    either=VLLM_PACKAGES,
+    lives_with=VLLM.key,
+    environment=VLLM_ENVIRONMENT,
+)
+FOREWORD_SIDE = "foreword.bench.mixed.foreword_side:start"
+SAVING_SIDE = "foreword.bench.mixed.peft_side:start_saving"
 _SIDES = {
     PEFT.key: "foreword.bench.mixed.peft_side:start",
     PEFT_LORA.key: "foreword.bench.mixed.peft_side:start_lora",
     PADDED.key: "foreword.bench.mixed.padded_side:start",
+    VLLM_LORA.key: "foreword.bench.mixed.vllm_lora_side:start",
 }
 
 
@@ -66,11 +95,11 @@ class Mixed:
         "fall either way, and everything behind it differs."
     )
     peers: ClassVar[Sequence[Peer]] = (PEFT, PEFT_LORA, PADDED, VLLM, VLLM_LORA)
-    engines: ClassVar[Sequence[str]] = ("embedded",)
+    engines: ClassVar[Sequence[str]] = (EMBEDDED, "vllm")
     reads_data: ClassVar[bool] = True
 
     def cells(self, options: Options) -> list[Cell]:
-        return [Cell(KEY, _settings(options), partial(_measure, options))]
+        return [Cell(key_of(options.engine, KEY), _settings(options), partial(_measure, options))]
 
     def summary(self, records: Sequence[Record]) -> Summary:
         ratios = {
@@ -78,13 +107,25 @@ class Mixed:
             for record in records
             for peer, spread in record.found["ratios"].items()
         }
-        goals = {f"{KEY}/{peer}": goal for peer, goal in GOALS.items()}
+        goals = {
+            f"{key_of(engine, KEY)}/{peer.key}": GOALS[peer.key]
+            for engine in by_engine(records) or (EMBEDDED,)
+            for peer in _beside(engine)
+            if peer.key in GOALS
+        }
         return Summary(ratios, [Limit(name, goal, ratios.get(name)) for name, goal in goals.items()])
 
     def tables(self, records: Sequence[Record]) -> str:
         columns = ("by", "tokens/s", "times faster (quartiles)", "same tokens")
-        names = (OURS, *(peer.key for peer in self.peers))
-        return markdown.table(columns, [_row(record, name) for record in records for name in names])
+        tables = {}
+        for engine, measured in by_engine(records).items():
+            names = (OURS, *(peer.key for peer in _beside(engine)))
+            tables[engine] = markdown.table(columns, [_row(measured[KEY], name) for name in names])
+        return sectioned(tables)
+
+
+def _beside(engine: str) -> list[Peer]:
+    return [peer for peer in Mixed.peers if not peer.beside or engine in peer.beside]
 
 
 def _row(record: Record, name: str) -> list[str]:
@@ -111,6 +152,7 @@ def _settings(options: Options) -> dict[str, Any]:
         "output_tokens": OUTPUT_TOKENS,
         "rounds": options.steps or ROUNDS,
         "seed": options.seed,
+        **ENGINES[options.engine].settings(),
     }
 
 
@@ -135,19 +177,34 @@ def _measure(options: Options, say: Say) -> dict[str, Any]:
 
 
 def _sides(options: Options, settings: Mapping[str, Any], folder: str, stack: ExitStack) -> dict[str, Candidate]:
-    text = {"text": requests(options.data)}
-    ours = stack.enter_context(Candidate(OURS, "foreword.bench.mixed.foreword_side:start", {**settings, **text}))
-    theirs = {
-        **settings,
-        "model": ours.ask("folder"),
-        "folders": ours.ask("export", folder=folder),
-        "prompts": ours.ask("prompts"),
-    }
-    return {OURS: ours} | {
-        peer.key: stack.enter_context(Candidate(peer.key, _SIDES[peer.key], theirs, peer.python))
-        for peer in Mixed.peers
-        if peer.key in options.peers
-    }
+    given = {**settings, "bank": f"{folder}/bank"}
+    text = requests(options.data)
+    with Candidate("maker", MAKER, given) as maker:
+        maker.ask("publish", text=text)
+        given |= {
+            "prompts": maker.ask("tokens", text=text, count=settings["requests"], tokens=settings["prompt_tokens"]),
+            "folders": maker.ask("export", text=text, folder=f"{folder}/peft"),
+        }
+        place = maker.ask("folder")
+    theirs = {**given, "model": place, "adapters": _adapters(options, {**given, "model": place}, folder)}
+    sides = {OURS: stack.enter_context(ENGINES[options.engine].candidate(OURS, FOREWORD_SIDE, given))}
+    for peer in Mixed.peers:
+        if peer.key not in options.peers:
+            continue
+        if peer.key == VLLM.key:
+            side = ENGINES["vllm"].candidate(peer.key, FOREWORD_SIDE, given)
+        else:
+            side = Candidate(peer.key, _SIDES[peer.key], theirs, peer.python, peer.environment)
+        sides[peer.key] = stack.enter_context(side)
+    return sides
+
+
+def _adapters(options: Options, settings: Mapping[str, Any], folder: str) -> list[str]:
+    """Folders of the adapters that vLLM runs, if it does."""
+    if VLLM_LORA.key not in options.peers:
+        return []
+    with Candidate("adapters", SAVING_SIDE, settings, VLLM_LORA.python, VLLM_LORA.environment) as saving:
+        return saving.ask("save", folder=f"{folder}/lora")
 
 
 def tokens_in(answers: Sequence[Sequence[int]]) -> int:
@@ -159,7 +216,7 @@ def same_tokens(answers: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, flo
     return {
         name: sum(map(_same, answers[OURS], theirs)) / len(theirs)
         for name, theirs in answers.items()
-        if name not in (OURS, PEFT_LORA.key)
+        if name not in (OURS, PEFT_LORA.key, VLLM_LORA.key)
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,17 @@ from typing import Any, ClassVar
 
 from foreword.bench import markdown
 from foreword.bench.candidate import Candidate
+from foreword.bench.engines import (
+    EMBEDDED,
+    ENGINES,
+    VLLM_ENVIRONMENT,
+    VLLM_PACKAGES,
+    VLLM_SETTINGS,
+    by_engine,
+    key_of,
+    sectioned,
+)
+from foreword.bench.maker import MAKER
 from foreword.bench.material import policy, requests
 from foreword.bench.measure import Spread, compared, interleaved, times_better
 from foreword.bench.peers import Peer
@@ -20,6 +32,8 @@ from foreword.bench.workload import Cell, Limit, Options, Say, Summary
 
 OURS = "foreword"
 SIDE = "foreword.bench.ttft.side:start"
+VLLM_SIDE = "foreword.bench.ttft.vllm_side:start"
+TASK = "policy"
 POLICY = "tau2_retail"
 POLICY_TOKENS = 1000
 QUESTION_TOKENS = 32
@@ -30,9 +44,22 @@ CONCURRENCY = {"warm/1": 1, "warm/8": 8}
 COLD = "cold"
 WARM_GOAL = 15.0
 COLD_GOAL = 1.3
+# vLLM's own cache is gone after a restart, and a published policy is not.
+RESTART_GOAL = 1.0
 
-UNCACHED = Peer("uncached", "the same engine in the same process, the policy sent along and nothing of it reused")
-VLLM = Peer("vllm", "vLLM with automatic prefix caching", awaits="vLLM engine")
+UNCACHED = Peer(
+    "uncached",
+    "the same engine in the same process, the policy sent along and nothing of it reused; beside our engine on vLLM, "
+    "vLLM by itself under a salt of its own for every request",
+)
+VLLM = Peer(
+    "vllm",
+    "vLLM by itself, the policy sent along and found again by its automatic prefix caching, in blocks of 128 tokens as "
+    f"it chooses on CPUs, but for the first request of a process; compiled and warmed up: {VLLM_SETTINGS}",
+    either=VLLM_PACKAGES,
+    environment=VLLM_ENVIRONMENT,
+)
+Ask = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -48,15 +75,15 @@ class Ttft:
         f"{WARM} requests after it."
     )
     peers: ClassVar[Sequence[Peer]] = (UNCACHED, VLLM)
-    engines: ClassVar[Sequence[str]] = ("embedded",)
+    engines: ClassVar[Sequence[str]] = (EMBEDDED, "vllm")
     reads_data: ClassVar[bool] = True
 
     def cells(self, options: Options) -> list[Cell]:
         warm = [
-            Cell(key, _settings(options, ROUNDS), partial(_warm, options, concurrency))
+            Cell(key_of(options.engine, key), _settings(options, ROUNDS), partial(_warm, options, concurrency))
             for key, concurrency in CONCURRENCY.items()
         ]
-        return [*warm, Cell(COLD, _settings(options, STARTS), partial(_cold, options))]
+        return [*warm, Cell(key_of(options.engine, COLD), _settings(options, STARTS), partial(_cold, options))]
 
     def summary(self, records: Sequence[Record]) -> Summary:
         ratios = {
@@ -64,25 +91,34 @@ class Ttft:
             for record in records
             for peer, spread in record.found["ratios"].items()
         }
-        over = {record.key: record.found["over_warm"]["median"] for record in records if record.key == COLD}
-        limits = [Limit(f"{key}/uncached", WARM_GOAL, ratios.get(f"{key}/uncached")) for key in CONCURRENCY]
-        return Summary(ratios, [*limits, Limit("cold/over_warm", COLD_GOAL, over.get(COLD), at_most=True)])
+        limits = []
+        for engine, measured in by_engine(records).items() or [(EMBEDDED, {})]:
+            warm = [f"{key_of(engine, key)}/{UNCACHED.key}" for key in CONCURRENCY]
+            limits += [Limit(name, WARM_GOAL, ratios.get(name)) for name in warm]
+            cold = key_of(engine, COLD)
+            over = measured[COLD].found["over_warm"]["median"] if COLD in measured else None
+            limits.append(Limit(f"{cold}/over_warm", COLD_GOAL, over, at_most=True))
+            if engine == VLLM.key:
+                limits.append(Limit(f"{cold}/{VLLM.key}", RESTART_GOAL, ratios.get(f"{cold}/{VLLM.key}")))
+        return Summary(ratios, limits)
 
     def tables(self, records: Sequence[Record]) -> str:
-        columns = ("request", "by", "first token", "times faster (quartiles)")
-        rows = []
-        for record in _ordered(records):
-            rows += markdown.peer_rows(record.key, record.found, OURS, [peer.key for peer in self.peers])
-            if record.key == COLD:
-                over = markdown.times(record.found["over_warm"])
-                seconds = markdown.milliseconds(record.found["after"])
-                load = markdown.milliseconds(record.found["load"])
-                rows += [["of which loading", OURS, load, "-"], ["after it", OURS, seconds, f"first / warm {over}"]]
-        return markdown.table(columns, rows)
+        return sectioned({engine: _table(measured) for engine, measured in by_engine(records).items()})
 
 
-def _ordered(records: Sequence[Record]) -> list[Record]:
-    return [record for key in (*CONCURRENCY, COLD) for record in records if record.key == key]
+def _table(measured: Mapping[str, Record]) -> str:
+    columns = ("request", "by", "first token", "times faster (quartiles)")
+    rows = []
+    for key in (*CONCURRENCY, COLD):
+        if key not in measured:
+            continue
+        found = measured[key].found
+        rows += markdown.peer_rows(key, found, OURS, [peer.key for peer in Ttft.peers])
+        if key == COLD:
+            over, seconds = markdown.times(found["over_warm"]), markdown.milliseconds(found["after"])
+            load = markdown.milliseconds(found["load"])
+            rows += [["of which loading", OURS, load, "-"], ["after it", OURS, seconds, f"first / warm {over}"]]
+    return markdown.table(columns, rows)
 
 
 def _settings(options: Options, rounds: int) -> dict[str, Any]:
@@ -95,35 +131,83 @@ def _settings(options: Options, rounds: int) -> dict[str, Any]:
         "question_tokens": QUESTION_TOKENS,
         "rounds": options.steps or rounds,
         "seed": options.seed,
+        **ENGINES[options.engine].settings(),
     }
 
 
-def _side(options: Options, settings: Mapping[str, Any], bank: Path) -> Candidate:
-    texts = {"policy": policy(options.data, POLICY), "requests": requests(options.data)}
-    return Candidate(OURS, SIDE, {**settings, **texts, "bank": str(bank)})
+@dataclass(frozen=True)
+class _Made:
+    """What was made before anybody is measured.
+
+    Attributes:
+        given: settings of the sides, with the policy as it is published.
+        published: its ``tokens`` and ``bytes``.
+    """
+
+    given: Mapping[str, Any]
+    published: Mapping[str, int]
+    questions: Sequence[str]
+
+
+def _made(options: Options, settings: Mapping[str, Any], bank: Path, questions: int) -> _Made:
+    given = {**settings, "bank": str(bank), "task": TASK}
+    with Candidate("maker", MAKER, given) as maker:
+        text = maker.ask("cut", text=policy(options.data, POLICY), tokens=settings["policy_tokens"])
+        published = maker.ask("publish_text", name=TASK, text=text)
+        texts = maker.ask("texts", text=requests(options.data), count=questions, tokens=QUESTION_TOKENS)
+    return _Made({**given, "policy": text}, published, texts)
+
+
+def _ours(options: Options, made: _Made) -> Candidate:
+    return ENGINES[options.engine].candidate(OURS, SIDE, made.given)
+
+
+def _stock(made: _Made) -> Candidate:
+    return Candidate(VLLM.key, VLLM_SIDE, made.given, VLLM.python, VLLM.environment)
+
+
+def _own_uncached(options: Options) -> bool:
+    """Whether our own side is `uncached`, too. An engine that reuses what it computed cannot be."""
+    return UNCACHED.key in options.peers and not ENGINES[options.engine].reuses
+
+
+def _asks_stock(options: Options) -> bool:
+    return VLLM.key in options.peers or (UNCACHED.key in options.peers and not _own_uncached(options))
 
 
 def _names(options: Options) -> list[str]:
-    return [OURS, *(key for key in options.peers if key == UNCACHED.key)]
+    return [OURS, *options.peers]
 
 
 def _warm(options: Options, concurrency: int, say: Say) -> dict[str, Any]:
     settings = _settings(options, ROUNDS)
     rounds = settings["rounds"]
-    with TemporaryDirectory() as folder, _side(options, settings, Path(folder)) as side:
-        published = side.ask("publish")
-        questions = side.ask("questions", count=concurrency * (rounds + 1))
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        made = _made(options, settings, Path(folder), concurrency * (rounds + 1))
+        asks = _asks(options, made, stack)
         tokens: dict[str, list[list[int]]] = {name: [] for name in _names(options)}
 
         def measure(name: str, turn: int) -> float:
-            asked = questions[turn * concurrency : (turn + 1) * concurrency]
-            answer = side.ask("ask", questions=asked, published=name == OURS)
+            answer = asks[name](questions=made.questions[turn * concurrency : (turn + 1) * concurrency])
             tokens[name].append(answer["tokens"])
             return answer["seconds"]
 
         found = compared(interleaved(_names(options), rounds, measure), OURS)
     _say(found, say)
-    return {**found, "published": published, "same_first_tokens": _same(tokens)}
+    return {**found, "published": made.published, "same_first_tokens": _same(tokens)}
+
+
+def _asks(options: Options, made: _Made, stack: ExitStack) -> dict[str, Ask]:
+    """How each is asked."""
+    ours = stack.enter_context(_ours(options, made))
+    asks = {OURS: partial(ours.ask, "ask", published=True)}
+    if _own_uncached(options):
+        asks[UNCACHED.key] = partial(ours.ask, "ask", published=False)
+    if _asks_stock(options):
+        stock = stack.enter_context(_stock(made))
+        asks.setdefault(UNCACHED.key, partial(stock.ask, "ask", fresh=True))
+        asks[VLLM.key] = partial(stock.ask, "ask", fresh=False)
+    return asks
 
 
 def _same(tokens: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, float]:
@@ -140,25 +224,31 @@ def _same(tokens: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, float]:
 def _cold(options: Options, say: Say) -> dict[str, Any]:
     settings = _settings(options, STARTS)
     with TemporaryDirectory() as folder:
-        with _side(options, settings, Path(folder)) as side:
-            published = side.ask("publish")
-            questions = side.ask("questions", count=WARM + 2)
+        made = _made(options, settings, Path(folder), WARM + 2)
+        sent, first, *others = ([question] for question in made.questions)
         seconds: dict[str, list[float]] = {name: [] for name in ("first", "load", "after", *_names(options)[1:])}
         for turn in range(settings["rounds"]):
             say(f"  start {turn + 1} of {settings['rounds']}")
-            with _side(options, settings, Path(folder)) as side:
-                first, *after = (side.ask("ask", questions=[each], published=True) for each in questions[1:])
-                seconds["first"].append(first["seconds"])
-                seconds["load"].append(first["found_seconds"])
+            with _ours(options, made) as side:
+                cold, *after = (side.ask("ask", questions=each, published=True) for each in (first, *others))
+                seconds["first"].append(cold["seconds"])
+                seconds["load"].append(cold["found_seconds"])
                 seconds["after"].append(statistics.median(answer["seconds"] for answer in after))
-                for name in _names(options)[1:]:
-                    seconds[name].append(side.ask("ask", questions=questions[:1], published=False)["seconds"])
+                if _own_uncached(options):
+                    seconds[UNCACHED.key].append(side.ask("ask", questions=sent, published=False)["seconds"])
+            if _asks_stock(options):
+                with _stock(made) as stock:
+                    theirs = {VLLM.key: stock.ask("ask", questions=first, fresh=False)}
+                    if not _own_uncached(options):
+                        theirs[UNCACHED.key] = stock.ask("ask", questions=sent, fresh=True)
+                for name in theirs.keys() & seconds.keys():
+                    seconds[name].append(theirs[name]["seconds"])
     figures = {OURS: seconds["first"], **{name: seconds[name] for name in _names(options)[1:]}}
     found = compared(figures, OURS)
     _say(found, say)
     return {
         **found,
-        "published": published,
+        "published": made.published,
         "load": Spread.of(seconds["load"]).to_json(),
         "after": Spread.of(seconds["after"]).to_json(),
         "over_warm": times_better(seconds["after"], seconds["first"]).to_json(),
