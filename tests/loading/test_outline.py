@@ -1,4 +1,4 @@
-"""`outline` finds by a model's files what `load_model` finds by running it."""
+"""A model described without its weights is the model that is loaded."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import json
 
 import pytest
 
-from foreword.errors import UnsupportedModel
+from foreword.errors import UnknownModel, UnsupportedModel
 from foreword.models import load_model
 from foreword.models.outline import outline
 from models import CAUSAL, save_tiny
 
 
 @pytest.mark.parametrize("family", CAUSAL)
-def test_it_is_the_identity_of_the_loaded_model(family, tmp_path):
-    folder = save_tiny(family, tmp_path)
-    lm, described = load_model(str(folder)), outline(str(folder))
-    assert described.identity == lm.identity
-    assert described.context == lm.context
+def test_identity_and_context_are_those_of_the_loaded_model(family, tmp_path):
+    folder = str(save_tiny(family, tmp_path / "model"))
+    described, loaded = outline(folder), load_model(folder)
+    assert described.identity == loaded.identity
+    assert described.context == loaded.context
+    assert described.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
+    if described.linear is not None:
+        name, shape = described.linear
+        assert tuple(loaded.model.get_submodule(name).weight.shape) == shape
 
 
 def test_a_padding_token_is_no_matter(tmp_path):
@@ -28,6 +32,13 @@ def test_a_padding_token_is_no_matter(tmp_path):
     assert outline(str(folder)).identity == load_model(str(folder)).identity
 
 
-def test_an_encoder_is_refused(tmp_path):
-    with pytest.raises(UnsupportedModel, match=r"is no causal model \(BertConfig\); serve it with --engine embedded"):
-        outline(str(save_tiny("bert", tmp_path)))
+def test_the_built_in_model():
+    described, loaded = outline(), load_model()
+    assert (described.identity, described.context) == (loaded.identity, loaded.context)
+
+
+def test_other_models_are_refused(tmp_path):
+    with pytest.raises(UnsupportedModel, match="no causal model"):
+        outline(str(save_tiny("bert", tmp_path / "bert")))
+    with pytest.raises(UnknownModel):
+        outline(str(tmp_path / "nothing"))

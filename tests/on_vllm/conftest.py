@@ -22,6 +22,6 @@ def house(tmp_path_factory) -> House:
 
 @pytest.fixture(scope="session")
 def engine(house) -> Iterator:
-    small = ("--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS))
+    small = ("--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS), "--max-num-batched-tokens", "64")
     with vllm_engine(house, *small, "--enable-prompt-embeds") as running:
         yield running

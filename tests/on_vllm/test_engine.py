@@ -67,6 +67,15 @@ def test_requests_that_run_until_they_must_give_way_go_on_rightly(house, engine)
     assert engine.statistics()["preempted"] > before
 
 
+def test_long_requests_are_run_in_pieces(house, engine):
+    draw = random.Random(8)
+    requests = [
+        asked(task, [draw.randrange(250) for _ in range(150)])  # a step runs 64 tokens
+        for task in (*house.tasks[::3], None)
+    ]
+    assert tokens(engine, requests) == house.expected(requests)
+
+
 def test_two_tasks_with_the_same_placeholders_share_no_block(house, engine):
     one, other = house.publish("one", 100, length=4 * BLOCK), house.publish("other", 101, length=4 * BLOCK)
     requests = [asked(one), asked(other), asked(one)]

@@ -65,7 +65,7 @@ def outline(
         raise UnsupportedModel(f"{name} is no causal model ({type(config).__name__}); serve it with --engine embedded.")
     try:
         with torch.device("meta"), torch.no_grad():
-            # Products of experts are described for bfloat16 alone; shapes are the same in any dtype.
+            # Some experts multiply in bfloat16 alone.
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
             model.config.pad_token_id = None  # with one, GPT-2 looks at the tokens, and on no device there are none
             ids = torch.zeros(1, TOKENS, dtype=torch.long)
