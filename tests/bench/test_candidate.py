@@ -52,6 +52,21 @@ def test_one_that_fails_or_dies_says_so(question, said):
         candidate.ask(question)
 
 
+def test_one_that_is_late_is_ended():
+    with Candidate("sleepy", f"{HERE}:sleepy", {}) as candidate:
+        with candidate.within(60):
+            candidate.ask("sleep", seconds=0.01)
+        late = pytest.raises(BenchError, match=r"^sleepy failed: it did not answer within 0.5 seconds$")
+        with late, candidate.within(0.5):
+            candidate.ask("sleep", seconds=60)
+
+
+def test_what_fails_in_time_says_so():
+    failing = pytest.raises(BenchError, match="ZeroDivision")
+    with Candidate("mortal", f"{HERE}:mortal", {}) as candidate, failing, candidate.within(60):
+        candidate.ask("fail")
+
+
 def test_a_python_that_is_not_there():
     with pytest.raises(BenchError, match=r"no/such/python.*give another Python"):
         Candidate("nobody", f"{HERE}:echo", {}, "no/such/python")

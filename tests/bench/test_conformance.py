@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from foreword.bench.conformance import checks
+from foreword.bench.conformance import checks, on_vllm
 from foreword.bench.conformance.families import FAMILIES
 from foreword.bench.conformance.subject import Subject
-from foreword.bench.conformance.workload import GOAL, Conformance
+from foreword.bench.conformance.vllm_side import ended
+from foreword.bench.conformance.workload import GOAL, VLLM, Conformance
 from foreword.bench.record import Results
 from foreword.bench.run import run
 from foreword.bench.workload import Options
+from foreword.errors import EngineError
 
 COLUMNS = ("train", "checkpointing", "engine", "peft")
 
@@ -38,7 +42,7 @@ def test_families_that_conform(tmp_path):
     assert found["gemma3"]["train"]["gradients"] < GOAL
     assert found["bart"]["engine"]["refused"].startswith("bart is an encoder-decoder")
     assert found["bart"]["peft"]["difference"] < GOAL
-    assert all(limit.met for limit in outcome.summary.limits)
+    assert all(limit.met for limit in outcome.summary.limits[: len(COLUMNS)])
     table = Conformance().tables(outcome.records)
     assert "| refused: is an encoder-decoder (BartForConditionalGeneration) |" in table
 
@@ -48,14 +52,15 @@ def test_families_that_are_refused_say_why(tmp_path, key):
     (record,) = measured(tmp_path, key).records
     assert len({record.found[column]["refused"] for column in COLUMNS}) == 1
     row = Conformance().tables([record]).splitlines()[-1]
-    assert row.endswith(" | refused | refused | refused |")
+    assert row.endswith(" | refused | refused | refused | refused |")
     assert "refused: " in row
 
 
-def test_without_peft_its_column_is_missing(tmp_path):
+def test_without_peft_or_vllm_their_columns_are_missing(tmp_path):
     (record,) = measured(tmp_path, "qwen3", peers=()).records
     assert "missing" in record.found["peft"]
-    assert Conformance().tables([record]).splitlines()[-1].endswith("| missing |")
+    assert "missing" in record.found["vllm"]
+    assert Conformance().tables([record]).splitlines()[-1].endswith("| missing | missing |")
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -66,13 +71,93 @@ def test_other_weights_would_be_seen(opt, tmp_path, monkeypatch, column):
     if column == "checkpointing":
         monkeypatch.setattr("foreword.training.checkpointing._is_rate", lambda name, value: False)
     assert checks.CHECKS[column](broken)["difference"] > 100 * GOAL
-    assert set(checks.CHECKS) == set(COLUMNS)
+    assert set(checks.CHECKS) == {*COLUMNS, "vllm"}
+
+
+@pytest.fixture
+def in_its_place(monkeypatch, request):
+    """Puts a candidate of the tests in vLLM's place."""
+    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath / "tests"))
+    monkeypatch.setenv(VLLM.variable, sys.executable)
+    return lambda name: monkeypatch.setattr(on_vllm, "FACTORY", f"bench.candidates:{name}")
+
+
+def test_on_vllm_a_lost_prefix_is_a_number(opt, in_its_place):
+    in_its_place("embedded")
+    found = on_vllm.on_vllm(opt)
+    assert found["difference"] < GOAL
+    assert found["same_tokens"]
+    in_its_place("forgetful")
+    found = on_vllm.on_vllm(opt)
+    assert found["difference"] > 1000 * GOAL
+    assert not found["same_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("dying", "failed: it ended without an answer, status 7"), ("refusing", "refused: has odd heads")],
+)
+def test_however_vllm_ends_is_its_cell(tmp_path, in_its_place, name, shown, monkeypatch):
+    monkeypatch.setattr("foreword.bench.peers.Peer.missing", lambda peer: None)
+    in_its_place(name)
+    outcome = measured(tmp_path, "qwen2", peers=("vllm",))
+    assert outcome.failed == []
+    (record,) = outcome.records
+    assert str(tmp_path) not in str(record.found["vllm"])
+    assert "difference" in record.found["engine"]
+    assert Conformance().tables([record]).splitlines()[-1].endswith(f"| missing | {shown} |")
+    assert not outcome.summary.limits[-1].met
+
+
+def test_steps_are_compared_until_the_tokens_part():
+    known = (7, ((7, -0.5), (8, -1.0), (9, -3.0)))
+    assert on_vllm.compared([[known, known]], [[known, known]]) == {"difference": 0.0, "same_tokens": True}
+    swapped = (8, ((8, -0.75), (7, -0.875)))
+    parted = on_vllm.compared([[swapped, (1, ((1, -99.0),))]], [[known, known]])
+    assert parted == {"difference": 0.375, "same_tokens": False}
+    unknown = (7, ((7, -0.5), (1, -1.0)))
+    assert on_vllm.compared([[unknown]], [[known]])["difference"] == 2.0
+    assert "no numbers" in on_vllm.compared([[known, (7, ((7, float("nan")),))]], [[known, known]])["failed"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "found"),
+    [
+        ("foreword.errors.UnsupportedModel: X keeps  other state.", {"refused": "X keeps other state."}),
+        ("RuntimeError: Unsupported heads: 12", {"refused": "vLLM says Unsupported heads: 12"}),
+        ("ValueError: Available memory is less", {"failed": "vLLM says Available memory is less"}),
+        ("Loading: 100%", {"failed": "vLLM did not start."}),
+    ],
+)
+def test_what_vllm_died_of_is_found_in_what_it_printed(raised, found):
+    log = (
+        "Loading: 50%\n"
+        "(Worker pid=1) ERROR 11-28 19:40:00 [w.py:1] Traceback (most recent call last):\n"
+        f"(Worker pid=1) ERROR 11-28 19:40:00 [w.py:1] {raised}\n"
+        "(EngineCore pid=1) ERROR 11-28 19:40:01 [core.py:2] Exception: WorkerProc initialization failed due to\n"
+        "RuntimeError: Engine core initialization failed. See root cause above.\n"
+        "(MainProcess pid=1) ERROR vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.\n"
+    )
+    assert ended(log, EngineError("vLLM did not start.")) == found
+
+
+@pytest.mark.parametrize(
+    ("found", "row"),
+    [
+        ({"difference": 0.0}, "| Llama | 0 | 0 | 0 | 0 | missing |"),
+        ({"refused": "X hides it."}, "| Llama | refused: hides it | refused | refused | refused | missing |"),
+    ],
+)
+def test_a_record_from_before_a_column_lacks_it(make_record, found, row):
+    record = make_record("conformance", "llama", dict.fromkeys(COLUMNS, found))
+    record.settings["title"] = "Llama"
+    assert Conformance().tables([record]).splitlines()[-1] == row
 
 
 def test_a_larger_difference_is_not_met(make_record):
-    found = {column: {"difference": 1e-6} for column in COLUMNS}
+    found = {column: {"difference": 1e-6} for column in checks.CHECKS}
     records = [make_record("conformance", "llama", found)]
-    assert [limit.met for limit in Conformance().summary(records).limits] == [True] * 4
+    assert [limit.met for limit in Conformance().summary(records).limits] == [True] * 5
     records.append(make_record("conformance", "opt", {**found, "engine": {"difference": 2e-4}}))
-    assert [limit.met for limit in Conformance().summary(records).limits] == [True, True, False, True]
+    assert [limit.met for limit in Conformance().summary(records).limits] == [True, True, False, True, True]
     assert not any(limit.met for limit in Conformance().summary([]).limits)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from foreword.errors import UnknownModel, UnsupportedModel
@@ -20,6 +22,14 @@ def test_identity_and_context_are_those_of_the_loaded_model(family, tmp_path):
     if described.linear is not None:
         name, shape = described.linear
         assert tuple(loaded.model.get_submodule(name).weight.shape) == shape
+
+
+def test_a_padding_token_is_no_matter(tmp_path):
+    """With one, GPT-2 looks at its tokens, which are on no device."""
+    folder = save_tiny("gpt2", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": 257}))
+    assert outline(str(folder)).identity == load_model(str(folder)).identity
 
 
 def test_the_built_in_model():

@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -66,6 +67,21 @@ class Candidate:
         """The answer to a question. Raises BenchError if there is none."""
         self._send({"ask": what, "with": arguments})
         return self._answer()
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Questions in the block are answered in time, or the process ends. Raises BenchError if it had to."""
+        late = threading.Event()
+        timer = threading.Timer(seconds, lambda: (late.set(), self._kill()))
+        timer.start()
+        try:
+            yield
+        except BenchError as error:
+            if late.is_set():
+                raise BenchError(f"{self.name} failed: it did not answer within {seconds:g} seconds") from error
+            raise
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         """End the process."""

@@ -62,11 +62,12 @@ def outline(
     folder = pull(name, progress)
     config, tokenizer = describe(str(folder), name, trust_remote_code)
     if auto_class(config) is not AutoModelForCausalLM:
-        raise UnsupportedModel(f"{name} ({type(config).__name__}) is no causal model; serve it with --engine embedded.")
+        raise UnsupportedModel(f"{name} is no causal model ({type(config).__name__}); serve it with --engine embedded.")
     try:
         with torch.device("meta"), torch.no_grad():
             # Some experts multiply in bfloat16 alone.
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+            model.config.pad_token_id = None  # with one, GPT-2 looks at the tokens, and on no device there are none
             ids = torch.zeros(1, TOKENS, dtype=torch.long)
             layers = model.eval()(input_ids=ids, use_cache=True).past_key_values.layers
             shapes = tuple(LayerShape(int(e.keys.shape[1]), e.keys.shape[-1], e.values.shape[-1]) for e in layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from foreword.bench.conformance import table
+from foreword.bench.engines import VLLM_PACKAGES
 from foreword.bench.peers import Peer
 from foreword.bench.record import Record
 from foreword.bench.workload import Cell, Limit, Options, Say, Summary
@@ -17,6 +18,19 @@ from foreword.bench.workload import Cell, Limit, Options, Say, Summary
 GOAL = 1e-4
 
 PEFT = Peer("peft", "loads what Foreword exports, around the stock model, in this very process", needs=("peft",))
+VLLM = Peer(
+    "vllm",
+    "vLLM with our connector, in float32, eager, with blocks of 32 positions; a process for every family",
+    either=VLLM_PACKAGES,
+    environment={
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_WAIT_POLICY": "passive",
+    },
+)
+
+_PEERS = {PEFT.key: "PEFT", VLLM.key: "vLLM"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +46,11 @@ class Conformance:
         "with and without. embedded engine: requests with different prefixes, learned and static, together in the "
         "engine and each alone in Transformers: scores of words, and by how much the logit of a greedy token is below "
         "the highest (encoders: scores at a place of the text). PEFT round trip: logits of the exported folder in "
-        "PEFT. refused: what loading the model, or the step itself, says."
+        "PEFT. vLLM: log-probabilities of the five most probable tokens of greedy steps, beside the embedded engine's, "
+        "behind nothing, a learned prefix of 37 positions, a static one, and a part of it. refused: what loading the "
+        "model, or the step itself, says. failed: how vLLM ended."
     )
-    peers: ClassVar[Sequence[Peer]] = (PEFT,)
+    peers: ClassVar[Sequence[Peer]] = (PEFT, VLLM)
     engines: ClassVar[Sequence[str]] = ("embedded",)
     reads_data: ClassVar[bool] = False
 
@@ -48,14 +64,22 @@ class Conformance:
         ]
 
     def summary(self, records: Sequence[Record]) -> Summary:
-        limits = []
-        for column in table.TITLES:
-            found = [record.found[column]["difference"] for record in records if "difference" in record.found[column]]
-            limits.append(Limit(f"{column}/largest_difference", GOAL, max(found, default=None), at_most=True))
+        limits = [
+            Limit(f"{column}/largest_difference", GOAL, _largest(column, records), at_most=True)
+            for column in table.TITLES
+        ]
         return Summary({}, limits)
 
     def tables(self, records: Sequence[Record]) -> str:
         return table.markdown(records)
+
+
+def _largest(column: str, records: Sequence[Record]) -> float | None:
+    """The largest difference; ``None`` if there is none, or if one could not be told."""
+    cells = [table.cell(record, column) for record in records]
+    if any("failed" in cell for cell in cells):
+        return None
+    return max((cell["difference"] for cell in cells if "difference" in cell), default=None)
 
 
 def _measure(key: str, options: Options, say: Say) -> dict[str, Any]:
@@ -69,20 +93,21 @@ def _measure(key: str, options: Options, say: Say) -> dict[str, Any]:
             subject = Subject.of(FAMILIES[key], Path(folder), options.seed)
         except UnsupportedModel as error:
             say(f"  refused: {error}")
-            return {column: _refused(error, folder, key) for column in table.TITLES}
+            return dict.fromkeys(table.TITLES, _named({"refused": str(error)}, folder, key))
         found: dict[str, Any] = {}
         for column in table.TITLES:
-            if column == PEFT.key and PEFT.key not in options.peers:
-                found[column] = {"missing": "PEFT was not there, or not wanted"}
+            if column in _PEERS and column not in options.peers:
+                found[column] = {"missing": f"{_PEERS[column]} was not there, or not wanted"}
                 continue
             try:
                 found[column] = CHECKS[column](subject)
             except (UnsupportedModel, UsageError) as error:
-                found[column] = _refused(error, folder, key)
+                found[column] = {"refused": str(error)}
+            found[column] = _named(found[column], folder, key)
             say(f"  {column}: {found[column]}")
     return found
 
 
-def _refused(error: Exception, folder: str, key: str) -> dict[str, str]:
-    """What it says, with the model's name in place of where it was saved."""
-    return {"refused": str(error).replace(folder, key)}
+def _named(found: Mapping[str, Any], folder: str, key: str) -> dict[str, Any]:
+    """What was said, with the model's name in place of where it was saved."""
+    return {name: said.replace(folder, key) if isinstance(said, str) else said for name, said in found.items()}
