@@ -15,6 +15,7 @@ from foreword.core.sampling import MOST_LOGPROBS
 from foreword.engine.engine import Engine
 
 
+@pytest.mark.slow  # one more start
 def test_sinks_experts_and_windows_are_the_embedded_engine_s(tmp_path, monkeypatch):
     """No other model here has them."""
     monkeypatch.delenv(VLLM.variable, raising=False)  # it runs in this very Python
