@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
+    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -18,7 +19,11 @@ from transformers import (
     GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    OlmoConfig,
+    OPTConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
     RobertaConfig,
 )
@@ -36,7 +41,8 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
 }
-GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
+SHARED = {**SIZES, "num_key_value_heads": 2}
+GROUPED = {**SHARED, "head_dim": 16}
 CONFIGS = {
     "llama": lambda: LlamaConfig(**GROUPED),
     "mistral": lambda: MistralConfig(**GROUPED, sliding_window=6),
@@ -63,10 +69,17 @@ CONFIGS = {
     ),
     "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=48, n_layer=3, n_head=4, n_positions=256),
     "gpt_neox": lambda: GPTNeoXConfig(**SIZES),
+    "qwen2": lambda: Qwen2Config(**SHARED),
+    "opt": lambda: OPTConfig(**SIZES, word_embed_proj_dim=48, ffn_dim=64),
+    "phi3": lambda: Phi3Config(**SHARED, pad_token_id=None),
+    "olmo": lambda: OlmoConfig(**SHARED),
+    "cohere": lambda: CohereConfig(**SHARED),
     "bert": lambda: BertConfig(**SIZES),
     "roberta": lambda: RobertaConfig(**SIZES, pad_token_id=1),
 }
 CAUSAL = ("llama", "mistral", "qwen3", "gemma2", "gemma3", "gpt_oss", "gpt2", "gpt_neox")
+# Alike to one of those in everything but their layers, so only answers are compared.
+FURTHER = ("qwen2", "opt", "phi3", "olmo", "cohere")
 ENCODERS = ("bert", "roberta")
 
 
