@@ -14,7 +14,7 @@ from engine.test_engine import run, stepped
 from foreword.core import SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Chunk, Request
-from foreword.engine.stream import AnswerStream, Bell
+from foreword.engine.stream import AnswerStream
 from foreword.errors import EngineError
 from models import tiny_model
 
@@ -226,8 +226,8 @@ def test_closing_ends_every_stream():
 
 def test_a_stream_put_before_it_is_read():
     stream = AnswerStream(ask(1), lambda: None)
-    stream.put(Chunk("a", (1,)), Bell())
-    stream.put(Chunk("b", (2,), "stop"), Bell())
+    stream.put(Chunk("a", (1,)))
+    stream.put(Chunk("b", (2,), "stop"))
 
     async def read() -> str:
         return "".join([chunk.text async for chunk in stream])

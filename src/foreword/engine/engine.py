@@ -28,7 +28,7 @@ from foreword.engine.residents import Residents
 from foreword.engine.runner import Runner
 from foreword.engine.scheduler import Scheduler, Work
 from foreword.engine.sequence import Sequence
-from foreword.engine.stream import AnswerStream, Bell
+from foreword.engine.stream import AnswerStream
 from foreword.errors import EngineBusy, EngineError, UnsupportedModel
 from foreword.models import LanguageModel
 from foreword.models.activations import activations, check_room
@@ -97,7 +97,6 @@ class Engine:
         self._grammars = Grammars(lm.tokenizer, lm.identity.vocab_size, lm.end_ids)
         self._arrivals: deque[Sequence] = deque()
         self._jobs: deque[Job] = deque()
-        self._bell = Bell()
         self._counters = Counter(dict.fromkeys(COUNTERS, 0))
         self._lock = threading.Lock()  # nothing arrives once the engine is closed
         self._closed = False
@@ -219,7 +218,6 @@ class Engine:
                 self._postprocess(plan, self._run(plan))
         except Exception as error:  # one bad step fails its requests, not the engine
             self._fail(plan, error)
-        self._bell.ring()
         return worked or bool(plan)
 
     def close(self) -> None:
@@ -310,11 +308,11 @@ class Engine:
         elif len(sequence.generated) == sequence.request.sampling.max_tokens:
             self._finish(sequence, "length", new)
         else:
-            self._put(sequence, new)
+            _put(sequence, new)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, last: Chunk) -> None:
         self.scheduler.remove(sequence)
-        self._put(sequence, replace(last, text=last.text + sequence.detokenizer.finish(), finish_reason=reason))
+        _put(sequence, replace(last, text=last.text + sequence.detokenizer.finish(), finish_reason=reason))
 
     def _end(
         self,
@@ -325,7 +323,7 @@ class Engine:
         self.scheduler.remove(sequence)
         self._counters["cancelled"] += reason == "cancelled"
         self._counters["failed"] += reason == "error"
-        self._put(sequence, Chunk("", (), reason, error))
+        _put(sequence, Chunk("", (), reason, error))
 
     def _fail(self, plan: list[Work], error: Exception) -> None:
         sentence = f"the engine could not run this request: {type(error).__name__}: {error}"
@@ -343,12 +341,12 @@ class Engine:
         self._receive()
         for sequence in self.scheduler.sequences:
             self._end(sequence, reason, error=error)
-        self._bell.ring()
         while self._jobs:
             self._jobs.popleft().cancel()
 
-    def _put(self, sequence: Sequence, chunk: Chunk) -> None:
-        stream = sequence.stream()
-        if stream is not None:
-            stream.reused = sequence.reused or 0
-            stream.put(chunk, self._bell)
+
+def _put(sequence: Sequence, chunk: Chunk) -> None:
+    stream = sequence.stream()
+    if stream is not None:
+        stream.reused = sequence.reused or 0
+        stream.put(chunk)

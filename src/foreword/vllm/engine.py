@@ -17,7 +17,7 @@ import torch
 from foreword.core import Adapter, KVPrefix
 from foreword.engine.admission import Admission
 from foreword.engine.protocol import Chunk, Request, TokenLogprob
-from foreword.engine.stream import AnswerStream, Bell
+from foreword.engine.stream import AnswerStream
 from foreword.errors import EngineBusy, EngineError, RequestError, UnsupportedModel, UsageError
 from foreword.models.outline import Outline
 from foreword.text.request import Prompt
@@ -240,7 +240,7 @@ class VllmEngine:
                     last = chunk
                 else:
                     stream.reused = max(stream.reused, (output.num_cached_tokens or 0) - request.prefix_length)
-                    _put(stream, chunk)
+                    stream.put(chunk)
                 del stream
         except asyncio.CancelledError:
             pass
@@ -251,7 +251,7 @@ class VllmEngine:
             self._counters["cancelled"] += last.finish_reason == "cancelled"
             self._counters["failed"] += last.finish_reason == "error"
         if (stream := reader()) is not None:
-            _put(stream, last)
+            stream.put(last)
 
     async def _outputs(self, asked: Sequence[tuple[Fronted, Any, Adapter | None]]) -> list[Any]:
         """The only output of each request, some at a time."""
@@ -296,13 +296,6 @@ class VllmEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-def _put(stream: AnswerStream, chunk: Chunk) -> None:
-    """Hand a chunk over at once: vLLM's answers come one by one."""
-    bell = Bell()
-    stream.put(chunk, bell)
-    bell.ring()
 
 
 async def _started(arguments: list[str], record: Any) -> Any:
