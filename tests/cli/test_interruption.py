@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,9 @@ def test_publishing_says_what_is_true(tmp_path, env):
     os.mkfifo(tmp_path / "never.txt")
     process = start(["publish", "mine", "--text", "never.txt"], tmp_path, env)
     with open(tmp_path / "never.txt", "w"):
+        # Opening let it go on. In the microseconds until it waits for the text, a signal is noted by Python and not
+        # looked at before the text comes, which here is never.
+        time.sleep(0.3)
         line = said(process)
     assert line == "foreword: stopped; nothing was published; start again: foreword publish mine --text never.txt"
 
