@@ -184,6 +184,8 @@ def test_tasks_with_and_without_a_lora_run_in_one_batch(shop):
 
     with ThreadPoolExecutor(len(names)) as pool:
         assert list(pool.map(ask, names)) == [expected[name] for name in names]
+    shown = [each.id for each in shop.client().models.list().data]
+    assert not [name for name in shown if "adapter" in name]  # a LoRA alone is nobody's model
 
 
 def test_many_prompts_in_one_request(shop):

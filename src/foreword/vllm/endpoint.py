@@ -8,6 +8,7 @@ tools, streaming and sampling are vLLM's own.
 from __future__ import annotations
 
 import json
+import secrets
 from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class TaskEndpoint:
             return
         extra = transfer.kv_connector_extra_config
         name = state.openai_serving_models.base_model_paths[0].name
-        described = await run_in_threadpool(outline, config.model_config.model)
+        model = config.model_config
+        described = await run_in_threadpool(outline, model.model, trust_remote_code=model.trust_remote_code)
         setattr(
             state, _STATE, Tasks(name, described, extra["bank"], extra.get("prefix_bytes", PREFIX_BYTES), config, state)
         )
@@ -117,8 +119,8 @@ class Tasks:
         self._tokenizer = described.tokenizer
         self._models = state.openai_serving_models
         self._chat = state.openai_serving_chat
-        self._key: str = config.kv_transfer_config.engine_id
-        self._front = Fronting(described.tokenizer, self._key)
+        self._front = Fronting(described.tokenizer, config.kv_transfer_config.engine_id)
+        self._names: dict[str, str] = {}
         self._adapters = Adapters(described, config)
         model: Any = _Model(name, described.identity)
         store = Bank(bank)
@@ -128,6 +130,8 @@ class Tasks:
     async def listed(self, shown: Response) -> Response:
         """vLLM's list of models, and the tasks behind it."""
         content = json.loads(bytes(shown.body))
+        # vLLM lists every LoRA that it has, also those that only stand behind a task.
+        content["data"] = [each for each in content["data"] if each["id"] not in self._names.values()]
         own = {each["id"] for each in content["data"]}
         entries = await run_in_threadpool(self._catalogue.entries)
         content["data"] += [entry for entry in entries if entry["id"] not in own and entry["id"] != self._base]
@@ -215,7 +219,7 @@ class Tasks:
         if written is None:
             return self._base
         # By this name no client can ask for the LoRA without its prefix.
-        name = f"{written[0]}#{self._key}"
+        name = self._names.setdefault(written[0], f"{written[0]}#{secrets.token_hex(16)}")
         if name not in self._models.lora_requests:
             self._models.lora_requests[name] = door.LoRARequest(name, *written[1:])
         return name

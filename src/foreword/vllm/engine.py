@@ -232,7 +232,7 @@ class VllmEngine:
         try:
             outputs = self._llm.generate(prompt.prompt, params, uuid.uuid4().hex, lora_request=adapter)
             async for output in outputs:
-                chunk = wording.chunk(output)
+                chunk = wording.chunk(output, request.sampling.logprobs)
                 self._counters["tokens_generated"] += len(chunk.token_ids)
                 if (stream := reader()) is None or stream.cancelled:
                     await outputs.aclose()

@@ -67,23 +67,26 @@ def reading(top: int) -> Any:
     )
 
 
-def chunk(output: Any) -> Chunk:
-    """A piece of an answer, from a ``RequestOutput`` with what is new."""
+def chunk(output: Any, top: int | None = None) -> Chunk:
+    """A piece of an answer, from a ``RequestOutput`` with what is new.
+
+    Args:
+        top: how many of the most probable tokens were asked for.
+    """
     (found,) = output.outputs
     reason = None if found.finish_reason is None else _FINISHED.get(found.finish_reason, "stop")
     ids = tuple(found.token_ids)
     logprobs = ()
     if found.logprobs is not None:
-        logprobs = tuple(logprob(token, entry) for token, entry in zip(ids, found.logprobs, strict=True))
+        logprobs = tuple(logprob(token, entry, top or 0) for token, entry in zip(ids, found.logprobs, strict=True))
     return Chunk(found.text, ids, reason, _BROKEN if reason == "error" else None, logprobs)
 
 
-def logprob(token: int, entry: Mapping[int, Any], top: int | None = None) -> TokenLogprob:
+def logprob(token: int, entry: Mapping[int, Any], top: int) -> TokenLogprob:
     """One token's, from vLLM's table of the most probable ones and itself."""
     ranked = sorted(entry.items(), key=lambda item: item[1].rank)
-    # The chosen one is in the table whatever its rank.
-    most = len(ranked) if top is None else top
-    return TokenLogprob(token, entry[token].logprob, tuple((id_, found.logprob) for id_, found in ranked[:most]))
+    # The chosen one is in the table whatever its rank, and is not always among those that were asked for.
+    return TokenLogprob(token, entry[token].logprob, tuple((id_, found.logprob) for id_, found in ranked[:top]))
 
 
 def _structured(constraint: Constraint) -> Any:
