@@ -72,6 +72,11 @@ def serve(
         max_model_len, max_waiting, tuple(flags or ()),
     )  # fmt: skip
     if print_command:
+        if api_keys is not None or cors_origin or allow_other_weights or os.environ.get("FOREWORD_API_KEY"):
+            raise UsageError(
+                "API keys, --cors-origin and --allow-other-weights are of Foreword's own server, which vllm serve does "
+                "not have; leave them out, or serve without --print-command."
+            )
         return print(vllm_command(asked, engine, host, port))
     gate = _gate(api_keys)
     from foreword.server.ui.mount import PATH, check_ui, has_ui

@@ -37,6 +37,8 @@ from foreword.vllm.front import Fronted, Fronting
 _REFUSED_BY_ALL = ("kv_transfer_params",)
 _REFUSED_BY_TASKS = ("cache_salt", "echo", "use_beam_search", "prompt_embeds", "truncate_prompt_tokens", "suffix")
 _REFUSED_BY_LEARNED = ("prompt_logprobs", "skip_reading_prefix_cache")
+# Options of the chat template, which tasks with a text or a template of their own do not go through.
+_REFUSED_BY_TEXTS = ("tools", "documents", "chat_template", "chat_template_kwargs", "continue_final_message")
 _STATE = "foreword"
 
 
@@ -162,6 +164,8 @@ class Tasks:
 
     def _texts(self, task: Task, body: Any) -> list[Prompt]:
         given = body.prompt
+        if not body.add_special_tokens:
+            raise UnsupportedOption("add_special_tokens is the task's own affair; leave it out, or send token ids.")
         if isinstance(given, str) or (given and isinstance(given[0], int)):
             given = [given]
         if not given:
@@ -176,10 +180,7 @@ class Tasks:
         if _has_other_content(body.messages):
             raise UnsupportedOption("a task takes text alone in its messages; send images and audio to the base model.")
         if asking.answers_one_message(task) or task.kind == "prompt":
-            if body.tools:
-                raise UnsupportedOption(
-                    f"task '{task.name}' renders its text by itself, without tools; leave them out."
-                )
+            _refuse(body, _REFUSED_BY_TEXTS, f"task '{task.name}' makes its text by itself")
             return asking.from_messages(self._tokenizer, task, body.messages)
         turn = [{"role": "system", "content": task.text}] if task.kind == "system" else []
         # A copy: rendering changes a request, and vLLM does so once more with the tokens that come of it.

@@ -71,11 +71,11 @@ class VllmEngine:
         self._gauges: dict[str, float] = {"waiting": 0, "running": 0, "cache_usage": 0.0}
         self._active = 0
         self._lock = threading.Lock()
+        length = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
+        arguments = door.arguments(str(outline.folder), bank, prefix_bytes, [*length, *flags])
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="foreword-vllm", daemon=True)
         self._thread.start()
-        length = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
-        arguments = door.arguments(str(outline.folder), bank, prefix_bytes, [*length, *flags])
         try:
             self._llm = self._run(_started(arguments, self._record))
         except (UsageError, UnsupportedModel):
