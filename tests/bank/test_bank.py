@@ -73,6 +73,40 @@ def test_round_trip(bank: Bank, make_task: MakeTask, make_prefix: MakePrefix) ->
     assert bank.verify() == []
 
 
+def test_an_outline_is_the_task_without_the_values(bank: Bank, make_task: MakeTask, make_prefix: MakePrefix) -> None:
+    members = (make_prefix(seed=1), make_prefix(seed=2))
+    ref = bank.publish(make_task("t", prefix=make_prefix(dtype=torch.bfloat16, token_ids=(1, 2, 3)))).ref
+    ensemble = bank.publish(make_task("e", template="{a}{mask}", verbalizer={"x": ("x",)}, members=members)).ref
+    for each in (ref, ensemble):
+        whole, outline = bank.load(each), bank.outline(each)
+        assert (outline.ref, outline.template, outline.provenance) == (whole.ref, whole.template, whole.provenance)
+        pairs = zip((whole.prefix, *whole.members), (outline.prefix, *outline.members), strict=True)
+        for held, outlined in pairs:
+            assert outlined.digest == held.digest
+            assert (outlined.model, outlined.offset, outlined.bos) == (held.model, held.offset, held.bos)
+            assert (outlined.token_ids, outlined.source) == (held.token_ids, held.source)
+            assert [key.shape for key in outlined.keys] == [key.shape for key in held.keys]
+            assert outlined.keys[0].dtype == held.keys[0].dtype
+            assert all(tensor.is_meta for tensor in (*outlined.keys, *outlined.values))
+        assert outline.nbytes == 0 < whole.nbytes
+
+
+def test_an_outline_reads_no_value_and_checks_everything_else(bank: Bank, tmp_path: Path, make_task: MakeTask) -> None:
+    folder = folder_of(tmp_path, bank.publish(make_task("t")))
+    path = folder / "prefix.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    assert bank.outline("t").prefix.length == 3
+    with pytest.raises(CorruptFile):
+        bank.load("t")
+    with pytest.raises(CorruptFile):
+        bank.prefix(bank.outline("t").prefix.source)
+    path.write_bytes(raw[:-4])
+    with pytest.raises(CorruptFile):
+        bank.outline("t")
+
+
 def test_manual_template_with_empty_prefix(bank: Bank, make_task: MakeTask, make_prefix: MakePrefix) -> None:
     bank.publish(make_task(prefix=make_prefix(length=0), method="manual", template="{text}: {mask}"))
     assert bank.load("sst2").prefix.length == 0

@@ -253,6 +253,10 @@ def test_reserved_names_are_refused_before_any_work(run, reviews, tmp_path):
         (("serve", "--max-model-len", 0), "--max-model-len"),
         (("serve", "--prefix-bytes", -1), "--prefix-bytes"),
         (("serve", "--engine", "warp"), "embedded"),
+        (("serve", "--print-command"), "add --engine vllm"),
+        (("serve", "--engine", "vllm", "--print-command", "--api-keys", "keys.jsonl"), "API keys"),
+        (("serve", "--engine", "vllm", "--print-command", "--cors-origin", "https://a.example"), "--cors-origin"),
+        (("serve", "--engine", "vllm", "--print-command", "--allow-other-weights"), "--allow-other-weights"),
         (("train", "recipe.yaml"), "line 2: trust-remote-code must be"),
     ],
 )

@@ -301,6 +301,31 @@ def test_options_that_would_go_wrong_are_400(shop, model, option):
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("model", "option", "why"),
+    [
+        ("asks", {"tools": [{"type": "function", "function": {"name": "return_lamp"}}]}, "tools"),
+        ("asks", {"chat_template": "{{ messages }}"}, "chat_template"),
+        ("asks", {"add_generation_prompt": False}, "add_generation_prompt"),
+        ("story", {"add_generation_prompt": False}, "add_generation_prompt"),
+        ("story", {"continue_final_message": True, "add_generation_prompt": False}, "continue_final_message"),
+    ],
+    ids=str,
+)
+def test_options_of_the_chat_template_are_refused_where_none_is_used(shop, model, option, why):
+    asked = {"model": model, "messages": QUESTION, "max_tokens": 2}
+    answer = shop.post("/v1/chat/completions", **asked, **option)
+    assert answer.status_code == 400, answer.text
+    assert why in answer.json()["error"]["message"]
+    assert shop.post("/v1/chat/completions", **asked).status_code == 200
+
+
+def test_special_tokens_are_the_task_s_own_affair(shop):
+    answer = shop.post("/v1/completions", model="learned", prompt=TEXT, max_tokens=2, add_special_tokens=False)
+    assert answer.status_code == 400
+    assert "add_special_tokens" in answer.json()["error"]["message"]
+
+
 def test_no_name_is_served_as_the_base_model(shop):
     for call in (
         lambda: shop.client().completions.create(model="lerned", prompt=TEXT),

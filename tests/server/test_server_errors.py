@@ -228,7 +228,7 @@ class BrokenEngine:
         self.identity, self.context = engine.identity, engine.context
         self.score, self.statistics, self.close = engine.score, engine.statistics, engine.close
         self._ending = ending
-        self.alive = True
+        self.alive, self.reads_bank = True, engine.reads_bank
 
     def submit(self, request: Request) -> BrokenStream:
         assert request.sampling != SamplingParams()

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from foreword.bank.format import check_version, read_version, write_version
+from foreword.bank.format import check_version, outline_version, read_version, write_version
 from foreword.bank.local import LocalStore
 from foreword.bank.names import check_name, hint, is_name, is_version, matching, number_of, split_ref
 from foreword.bank.prefix_file import read_prefix
@@ -78,6 +78,13 @@ class Bank:
             task = read_version(self._store.folder(name, version), name, version)
         release_workers()  # an engine may be running in another thread
         return task
+
+    def outline(self, ref: str) -> Task:
+        """The task as `load` gives it, without the values of its prefixes (see `outline_prefix`): for engines whose
+        workers read them by themselves. Raises as `load` does, but for no fault of those values."""
+        with self._door(_NOTHING_READ):
+            name, version = self._resolve(ref)
+            return outline_version(self._store.folder(name, version), name, version)
 
     def prefix(self, source: str) -> KVPrefix:
         """One prefix without the rest of its task, by what it remembers as its source.

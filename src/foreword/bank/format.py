@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from foreword.bank.digests import check_file, file_sha256
 from foreword.bank.document import MEND
 from foreword.bank.durable import sync_folder, write_file
 from foreword.bank.head_file import read_head, write_head
-from foreword.bank.prefix_file import read_header, read_prefix, write_prefix
+from foreword.bank.prefix_file import outline_prefix, read_header, read_prefix, write_prefix
 from foreword.bank.record import make_record, parse_record, write_record
 from foreword.bank.soft_file import read_soft, write_soft
 from foreword.bank.version_files import (
@@ -34,6 +34,7 @@ from foreword.errors import BankError, CorruptFile, UsageError
 
 __all__ = [
     "check_version",
+    "outline_version",
     "read_header",
     "read_prefix",
     "read_record",
@@ -94,9 +95,18 @@ def read_version(folder: Path, name: str, version: str | None = None) -> Task:
     with ThreadPoolExecutor(1) as hashing:
         checked = hashing.submit(_check_served, folder, record["files"])
         try:
-            return _read_task(folder, record)
+            return _read_task(folder, record, read_prefix)
         finally:
             checked.result()  # that a file was altered says more than what follows from it
+
+
+def outline_version(folder: Path, name: str, version: str | None = None) -> Task:
+    """The same task without the values of its prefixes, see `outline_prefix`. Raises as `read_version` does, but for no
+    fault of those values."""
+    record = read_record(folder, name, version)
+    prefixes = {PREFIX, *member_files(record["files"])}
+    _check_served(folder, {file: entry for file, entry in record["files"].items() if file not in prefixes})
+    return _read_task(folder, record, outline_prefix)
 
 
 def _check_served(folder: Path, files: Mapping[str, Any]) -> None:
@@ -105,12 +115,15 @@ def _check_served(folder: Path, files: Mapping[str, Any]) -> None:
             check_file(folder / file, **entry)
 
 
-def _read_task(folder: Path, record: Mapping[str, Any]) -> Task:
+ReadPrefix = Callable[[Path, str], KVPrefix]
+
+
+def _read_task(folder: Path, record: Mapping[str, Any], read: ReadPrefix) -> Task:
     words, bias = record["verbalizer"], record.get("bias")
     return Task(
         name=record["name"],
         method=record["method"],
-        prefix=_read_member(folder, PREFIX, record),
+        prefix=_read_member(folder, PREFIX, record, read),
         kind=record["kind"],
         text=record["text"],
         template=record["template"],
@@ -118,7 +131,7 @@ def _read_task(folder: Path, record: Mapping[str, Any]) -> Task:
         generation=record["generation"],
         provenance=record["provenance"],
         bias=None if bias is None else {label: float(value) for label, value in bias.items()},
-        members=tuple(_read_member(folder, file, record) for file in member_files(record["files"])),
+        members=tuple(_read_member(folder, file, record, read) for file in member_files(record["files"])),
         combine=record.get("combine", "mean"),
         version=record["version"],
         **_read_parts(folder, record, record["model"]["hidden_size"]),
@@ -191,8 +204,8 @@ def _read_parts(folder: Path, record: Mapping[str, Any], hidden: int) -> dict[st
     return parts
 
 
-def _read_member(folder: Path, file: str, record: Mapping[str, Any]) -> KVPrefix:
-    prefix = read_prefix(folder / file, name_source(record["name"], record["version"], file))
+def _read_member(folder: Path, file: str, record: Mapping[str, Any], read: ReadPrefix) -> KVPrefix:
+    prefix = read(folder / file, name_source(record["name"], record["version"], file))
     if prefix.model != ModelIdentity.from_json(record["model"]):
         raise CorruptFile(f"{folder / file}: task.json and the prefix name different models; {MEND}.")
     return prefix

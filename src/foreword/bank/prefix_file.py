@@ -100,6 +100,26 @@ def read_prefix(path: str | os.PathLike[str], source: str = "") -> KVPrefix:
     return prefix
 
 
+def outline_prefix(path: str | os.PathLike[str], source: str = "") -> KVPrefix:
+    """A prefix without its values: keys and values are on the meta device, and its digest is what the header says.
+
+    Whoever reads the values by ``source`` holds them against that digest. Raises as `read_prefix` does, but for no
+    fault of the values.
+    """
+    import torch
+
+    where = str(path)
+    with open_file(path) as stream:
+        container = read_container(stream, where)
+    header = _checked_header(container, where)
+    # Layers of one shape share a tensor: there is nothing in it, and a thousand tasks have sixty thousand of them.
+    shapes = {tensor.shape for tensor in container.tensors.values()}
+    empty = {shape: torch.empty(shape, dtype=getattr(torch, header["dtype"]), device="meta") for shape in shapes}
+    prefix = _build(header, {name: empty[tensor.shape] for name, tensor in container.tensors.items()}, where, source)
+    vars(prefix)["digest"] = header["digest"]  # where the property keeps what it has computed
+    return prefix
+
+
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked header of a prefix file, without loading tensors. Raises as `read_prefix` does."""
     with open_file(path) as stream:

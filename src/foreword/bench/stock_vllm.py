@@ -34,14 +34,14 @@ class StockVllm:
     def __init__(self, model: str, flags: Sequence[str] = ()) -> None:
         self._loop = asyncio.new_event_loop()
         arguments = [str(pull(model, print)), *VLLM_FLAGS, *flags]
-        self._llm = self._loop.run_until_complete(_started(arguments))
+        self._llm = self._loop.run_until_complete(door.start(arguments, lambda scheduler, iteration: None))
         self._count = 0
         atexit.register(self.close)
 
     def close(self) -> None:
         """End vLLM's processes."""
         atexit.unregister(self.close)
-        self._loop.run_until_complete(self._end())
+        self._loop.run_until_complete(door.end(self._llm))
         self._loop.close()
 
     def answers(self, prompts: Sequence[Any], tokens: int, adapters: Sequence[Any] = ()) -> list[Answer]:
@@ -70,14 +70,3 @@ class StockVllm:
         if len(found) != params.max_tokens:
             raise BenchError(f"vLLM ended an answer after {len(found)} of {params.max_tokens} tokens.")
         return Answer(time.perf_counter() - began, found)
-
-    async def _end(self) -> None:
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._llm.shutdown()
-
-
-async def _started(arguments: Sequence[str]) -> Any:
-    return door.start(arguments, lambda scheduler, iteration: None)

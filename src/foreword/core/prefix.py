@@ -68,8 +68,9 @@ class KVPrefix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all key and value tensors."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        """Bytes of all key and value tensors; none of those on the meta device, which have no values."""
+        tensors = (*self.keys, *self.values)
+        return sum(t.numel() * t.element_size() for t in tensors if t.device.type != "meta")
 
     @cached_property
     def digest(self) -> str:

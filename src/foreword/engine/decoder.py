@@ -59,7 +59,7 @@ class DecoderEngine:
 
     def __init__(self, lm: EncoderDecoder, *, allow_other_weights: bool = False) -> None:
         self.name, self.tokenizer, self.identity, self.context = lm.name, lm.tokenizer, lm.identity, lm.context
-        self.causal, self.decoder, self.alive = False, True, True
+        self.causal, self.decoder, self.reads_bank, self.alive = False, True, False, True
         self._lm = lm
         self._residents = Residents(lm.model, lm.dtype, lm.device)
         self._admission = Admission(lm.identity, lm.context, sys.maxsize, allow_other_weights)

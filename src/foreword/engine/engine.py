@@ -84,7 +84,7 @@ class Engine:
                 "but nothing serves it; use a causal model or an encoder."
             )
         self.name, self.tokenizer, self.identity = lm.name, lm.tokenizer, lm.identity
-        self.causal, self.decoder = lm.causal, lm.decoder
+        self.causal, self.decoder, self.reads_bank = lm.causal, lm.decoder, False
         self.context = min((n for n in (lm.context, max_model_len) if n is not None), default=None)
         self._lm, self._end_ids = lm, lm.end_ids
         self._step_tokens, self._max_waiting = step_tokens, max_waiting

@@ -127,7 +127,10 @@ class Stream(Protocol):
 
 
 class EngineProtocol(Protocol):
-    """An engine serves one model; `tokenizer`, `identity`, `context`, `causal` and `decoder` describe it."""
+    """An engine serves one model; `tokenizer`, `identity`, `context`, `causal` and `decoder` describe it.
+
+    One that `reads_bank` has workers that read prefixes by themselves, by their source: tasks for it need no values.
+    """
 
     name: str
     tokenizer: Any
@@ -135,6 +138,7 @@ class EngineProtocol(Protocol):
     context: int | None
     causal: bool
     decoder: bool
+    reads_bank: bool
 
     @property
     def alive(self) -> bool:

@@ -26,7 +26,8 @@ class TaskTable:
     is used by the next request; versions never change, so a loaded one needs no second look.
 
     Args:
-        engine: its name means the base model, and its model must be the tasks' own.
+        engine: its name means the base model, and its model must be the tasks' own; one that reads the bank itself gets
+            tasks without the values of their prefixes.
         bank: where tasks are, if anywhere.
         extra: tasks of this process alone; they come before the bank's.
         prefix_bytes: bound of the prefixes of loaded tasks, in bytes.
@@ -45,6 +46,7 @@ class TaskTable:
         self._base = engine.name
         self._identity = engine.identity
         self._bank = bank
+        self._outlined = engine.reads_bank
         self._extra = extra
         self._allow_other_weights = allow_other_weights
         self.resident = ResidentTasks(prefix_bytes)
@@ -120,7 +122,8 @@ class TaskTable:
 
     async def _load(self, ref: str) -> Task:
         assert self._bank is not None
-        task = await run_in_threadpool(self._bank.load, ref)
+        read = self._bank.outline if self._outlined else self._bank.load
+        task = await run_in_threadpool(read, ref)
         self._check_model(task.name, task)
         self.resident.add(task)
         return task

@@ -5,6 +5,7 @@ What is used of vLLM is not its public API and changes between releases, so othe
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -143,8 +144,8 @@ def arguments(model: str, bank: str, prefix_bytes: int, flags: Sequence[str]) ->
 _OURS = {"--model": "--model in front of the --", "--kv-transfer-config": "nothing: it names the bank"}
 
 
-def start(arguments: Sequence[str], on_statistics: Callable[[Any, Any], None]) -> Any:
-    """An engine with the arguments of `vllm serve`; call it in the event loop that will use it.
+async def start(arguments: Sequence[str], on_statistics: Callable[[Any, Any], None]) -> Any:
+    """An engine with the arguments of `vllm serve`, for the event loop that this runs in.
 
     Args:
         on_statistics: gets the scheduler's and the iteration's statistics after every step; either may be ``None``.
@@ -175,6 +176,15 @@ def start(arguments: Sequence[str], on_statistics: Callable[[Any, Any], None]) -
     return _vllm("AsyncLLM").from_vllm_config(
         config, usage_context=usage, stat_loggers=[Logger], disable_log_stats=args.disable_log_stats
     )
+
+
+async def end(llm: Any) -> None:
+    """End an engine's processes, and with them everything that its event loop still waits for."""
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    llm.shutdown()
 
 
 def check_settings(config: Any) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import secrets
 from argparse import Namespace
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from foreword.bank.bank import Bank
 from foreword.core import Task
@@ -31,6 +31,7 @@ from foreword.text.request import Prompt
 from foreword.vllm import door
 from foreword.vllm.adapters import Adapters
 from foreword.vllm.connector import PREFIX_BYTES
+from foreword.vllm.disguise import Disguise
 from foreword.vllm.front import Fronted, Fronting
 
 # Options that would change what stands in the places of the prefix, or show it.
@@ -102,6 +103,7 @@ class _Model:
 
     name: str
     identity: Any
+    reads_bank: bool = True
 
 
 class Tasks:
@@ -146,7 +148,7 @@ class Tasks:
             return await handler(body, http)
         if body.model is None or self._models.is_base_model(body.model):
             named, body.model = body.model or self._base, self._model_of(None)
-            return await _Disguise(named, 0).response(await handler(body, http))
+            return await Disguise(named, 0).response(await handler(body, http))
         task = await self._table.resolve(body.model, None, Caller())
         assert task is not None
         asking.require_generation(task)
@@ -160,7 +162,7 @@ class Tasks:
         self._put_in_front(task, body, prompts)
         body.model = self._model_of(task)
         hidden = 0 if task.prefix.token_ids is not None else task.prefix.length
-        return await _Disguise(named, hidden).response(await handler(body, http))
+        return await Disguise(named, hidden).response(await handler(body, http))
 
     def _texts(self, task: Task, body: Any) -> list[Prompt]:
         given = body.prompt
@@ -181,6 +183,10 @@ class Tasks:
             raise UnsupportedOption("a task takes text alone in its messages; send images and audio to the base model.")
         if asking.answers_one_message(task) or task.kind == "prompt":
             _refuse(body, _REFUSED_BY_TEXTS, f"task '{task.name}' makes its text by itself")
+            if not body.add_generation_prompt:
+                raise UnsupportedOption(
+                    f"task '{task.name}' makes its text by itself; leave add_generation_prompt out."
+                )
             return asking.from_messages(self._tokenizer, task, body.messages)
         turn = [{"role": "system", "content": task.text}] if task.kind == "system" else []
         # A copy: rendering changes a request, and vLLM does so once more with the tokens that come of it.
@@ -245,47 +251,3 @@ def _refuse(body: Any, options: Sequence[str], why: str) -> None:
 def _has_other_content(messages: Sequence[Any]) -> bool:
     parts = [part for each in messages if isinstance(each.get("content"), list) for part in each["content"]]
     return any(not isinstance(part, str) and part.get("type") not in (None, "text") for part in parts)
-
-
-@dataclass(frozen=True)
-class _Disguise:
-    """An answer of vLLM's as one of the task.
-
-    Attributes:
-        name: under which it was asked.
-        hidden: leading tokens of the prompt that are placeholders, and nobody's business.
-    """
-
-    name: str
-    hidden: int
-
-    async def response(self, response: Response) -> Response:
-        if isinstance(response, StreamingResponse):
-            response.body_iterator = self._events(response.body_iterator)
-            return response
-        if response.status_code != 200:
-            return response
-        kept = {key: value for key, value in response.headers.items() if key not in ("content-length", "content-type")}
-        return JSONResponse(self._object(json.loads(bytes(response.body))), headers=kept)
-
-    async def _events(self, events: Any) -> AsyncIterator[str]:
-        async for event in events:
-            text = event if isinstance(event, str) else bytes(event).decode()
-            yield "\n".join(map(self._line, text.split("\n")))
-
-    def _line(self, line: str) -> str:
-        head, sep, data = line.partition("data: ")
-        if head or not sep or not data.startswith("{"):
-            return line
-        return f"data: {json.dumps(self._object(json.loads(data)), ensure_ascii=False)}"
-
-    def _object(self, content: dict[str, Any]) -> dict[str, Any]:
-        if "model" in content:
-            content["model"] = self.name
-        content.pop("kv_transfer_params", None)
-        for each in (content, *content.get("choices", ())):
-            if self.hidden and each.get("prompt_token_ids") is not None:
-                each["prompt_token_ids"] = each["prompt_token_ids"][self.hidden :]
-            if self.hidden:
-                each.pop("prompt_text", None)
-        return content

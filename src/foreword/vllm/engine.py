@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import ref
@@ -65,7 +66,7 @@ class VllmEngine:
         allow_other_weights: bool = False,
     ) -> None:
         self.name, self.tokenizer, self.identity = outline.name, outline.tokenizer, outline.identity
-        self.causal, self.decoder = True, False
+        self.causal, self.decoder, self.reads_bank = True, False, True
         self._max_waiting = max_waiting
         self._counters = Counter(dict.fromkeys(COUNTERS, 0))
         self._gauges: dict[str, float] = {"waiting": 0, "running": 0, "cache_usage": 0.0}
@@ -76,22 +77,30 @@ class VllmEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="foreword-vllm", daemon=True)
         self._thread.start()
+        self._held = ExitStack()
+        self._held.callback(self._stop_loop)
         try:
-            self._llm = self._run(_started(arguments, self._record))
+            self._llm = self._run(door.start(arguments, self._record))
         except (UsageError, UnsupportedModel):
-            self._stop_loop()
+            self._held.close()
             raise
         except Exception as error:
-            self._stop_loop()
+            self._held.close()
             raise EngineError(f"vLLM did not start ({error}); what it printed says why.") from error
+        self._held.callback(lambda: self._run(door.end(self._llm)))
         self._closed = False
         atexit.register(self.close)
         config = self._llm.vllm_config
         self.context: int | None = config.model_config.max_model_len
         soft = config.model_config.dtype if config.model_config.enable_prompt_embeds else None
-        self._front = Fronting(self.tokenizer, config.kv_transfer_config.engine_id, soft)
-        self._adapters = Adapters(outline, config)
         self._admission = Admission(self.identity, self.context, config.model_config.max_model_len, allow_other_weights)
+        try:
+            self._front = Fronting(self.tokenizer, config.kv_transfer_config.engine_id, soft)
+            self._adapters = Adapters(outline, config)
+        except Exception:
+            self.close()  # nobody else holds what has been started
+            raise
+        self._held.callback(self._adapters.close)
 
     def submit(self, request: Request) -> AnswerStream:
         """Queue a request and return its stream; see `EngineProtocol.submit`."""
@@ -161,24 +170,15 @@ class VllmEngine:
         Raises RequestError for a learned prefix, which vLLM cannot read through.
         """
         found = []
-        for prompt in prompts:
-            every = [each.logprob for each in self.prompt_logprobs(replace(prompt, places=()), 0)]
+        for prompt, entries in zip(prompts, self._read(prompts, 0), strict=True):
             places = prompt.places or range(len(prompt.token_ids) - 1)
-            found.append(torch.tensor([every[place] for place in places]))
+            found.append(torch.tensor([entries[place].logprob for place in places]))
         return found
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`. Raises as `likelihood` does."""
-        self._admission.check_prompt(prompt, 1)
-        if prompt.prefix is not None and prompt.prefix.token_ids is None:
-            raise RequestError(
-                "vLLM gives no log-probabilities of a prompt behind a learned prefix: it would run what stands in the "
-                "prefix's places; leave echo and prompt_logprobs out, or serve with --engine embedded."
-            )
-        whole = self._fronted(prompt)
-        (output,) = self._run(self._outputs([(Fronted(whole.token_ids, None), wording.reading(top), prompt.adapter)]))
-        behind = range(prompt.prefix_length + 1, len(whole.token_ids))
-        return [wording.logprob(whole.token_ids[at], output.prompt_logprobs[at], top) for at in behind]
+        (entries,) = self._read([prompt], top)
+        return entries
 
     def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
         """Refused: vLLM's workers keep their keys and values. Raises UnsupportedModel."""
@@ -202,9 +202,7 @@ class VllmEngine:
             return
         self._closed = True
         atexit.unregister(self.close)
-        self._run(self._end_all())
-        self._stop_loop()
-        self._adapters.close()
+        self._held.close()
 
     def __enter__(self) -> VllmEngine:
         return self
@@ -220,6 +218,27 @@ class VllmEngine:
     def _scored(self, prompt: Prompt, tokens: Sequence[int], path: Sequence[int]) -> Fronted:
         return self._fronted(replace(prompt, token_ids=(*prompt.token_ids, *(tokens[node] for node in path))))
 
+    def _read(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
+        """Of every prompt's own tokens but the first, all prompts together."""
+        for prompt in prompts:
+            self._admission.check_prompt(prompt, 1)
+            if prompt.prefix is not None and prompt.prefix.token_ids is None:
+                raise RequestError(
+                    "vLLM gives no log-probabilities of a prompt behind a learned prefix: it would run what stands in "
+                    "the prefix's places; leave echo and prompt_logprobs out, or serve with --engine embedded."
+                )
+        whole = [self._fronted(prompt).token_ids for prompt in prompts]
+        params = wording.reading(top)
+        asked = [(Fronted(ids, None), params, prompt.adapter) for ids, prompt in zip(whole, prompts, strict=True)]
+        outputs = self._run(self._outputs(asked))
+        return [
+            [
+                wording.logprob(ids[at], output.prompt_logprobs[at], top)
+                for at in range(prompt.prefix_length + 1, len(ids))
+            ]
+            for prompt, ids, output in zip(prompts, whole, outputs, strict=True)
+        ]
+
     async def _answer(
         self,
         prompt: Fronted,
@@ -230,7 +249,10 @@ class VllmEngine:
     ) -> None:
         last = Chunk("", (), "cancelled")
         try:
-            outputs = self._llm.generate(prompt.prompt, params, uuid.uuid4().hex, lora_request=adapter)
+            # To vLLM, the lowest comes first; it looks only behind --scheduling-policy priority.
+            outputs = self._llm.generate(
+                prompt.prompt, params, uuid.uuid4().hex, lora_request=adapter, priority=-request.priority
+            )
             async for output in outputs:
                 chunk = wording.chunk(output, request.sampling.logprobs)
                 self._counters["tokens_generated"] += len(chunk.token_ids)
@@ -285,21 +307,10 @@ class VllmEngine:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _end_all(self) -> None:
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._llm.shutdown()
-
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-async def _started(arguments: list[str], record: Any) -> Any:
-    return door.start(arguments, record)
 
 
 def _path(parents: Sequence[int | None], node: int | None) -> list[int]:

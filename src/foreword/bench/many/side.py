@@ -56,7 +56,7 @@ class _Side:
 
         Returns:
             ``seconds``, ``tokens``, how many ``loads`` from disk, and the most ``resident_bytes`` of prefixes that
-            anybody held, requests included.
+            anybody in this process held, requests included.
         """
         count, total = len(self._prompts), self._settings["prefixes"]
         seed = self._settings["seed"] * 1000 + turn

@@ -53,8 +53,8 @@ class Many:
         "k-th with a weight of 1/k (zipf). Resident bytes are those of all prefixes that anybody holds, running "
         f"requests included, at their most. cold: by how much {RUNNING} running answers are later because a request "
         "that joins them has to load its prefix from disk, beside one whose prefix is in memory, counted in their "
-        "decode steps. With vLLM, whose worker reads prefixes again by itself, the same bound holds there, too; those "
-        "bytes are not in the figure."
+        "decode steps. vLLM's worker reads prefixes and bounds them by itself; what it loads and holds cannot be seen "
+        "from outside, and is left out."
     )
     peers: ClassVar[Sequence[Peer]] = (ONE,)
     engines: ClassVar[Sequence[str]] = (EMBEDDED, "vllm")
@@ -87,8 +87,9 @@ def _limits(engine: str, found: Mapping[str, Any], ratios: Mapping[str, float]) 
     for key in TRAFFIC:
         name = key_of(engine, key)
         limits.append(Limit(f"{name}/{ONE.key}", THROUGHPUT_GOAL, ratios.get(f"{name}/{ONE.key}")))
-        share = found[key]["resident_bytes"] / found[key]["bound_bytes"] if key in found else None
-        limits.append(Limit(f"{name}/resident_share_of_bound", 1.0, share, at_most=True))
+        if engine == EMBEDDED:
+            share = found[key]["resident_bytes"] / found[key]["bound_bytes"] if key in found else None
+            limits.append(Limit(f"{name}/resident_share_of_bound", 1.0, share, at_most=True))
     steps = found[COLD]["added_steps"]["median"] if COLD in found else None
     return [*limits, Limit(f"{key_of(engine, COLD)}/added_steps", STEPS_GOAL, steps, at_most=True)]
 
@@ -104,14 +105,15 @@ def _table(measured: Mapping[str, Record]) -> str:
 
 def _row(key: str, found: Mapping[str, Any]) -> list[str]:
     runs = found["runs"]
+    held, bound = found.get("resident_bytes"), found["bound_bytes"] / 1e6
     one = f"{runs[ONE.key]['tokens_per_second']['median']:.4g}" if ONE.key in runs else markdown.MISSING
     return [
         key,
         f"{runs[OURS]['tokens_per_second']['median']:.4g}",
         one,
         markdown.times(found["ratios"].get(ONE.key)),
-        f"{found['loads']['median']:g}",
-        f"{found['resident_bytes'] / 1e6:.3g} MB of {found['bound_bytes'] / 1e6:.3g} MB",
+        f"{found['loads']['median']:g}" if "loads" in found else markdown.MISSING,
+        f"{markdown.MISSING if held is None else f'{held / 1e6:.3g} MB'} of {bound:.3g} MB",
     ]
 
 
@@ -183,12 +185,12 @@ def _traffic(options: Options, skew: float, say: Say) -> dict[str, Any]:
     for name in names:
         speed = [answer["tokens"] / answer["seconds"] for answer in answers[name][1:]]
         found["runs"][name]["tokens_per_second"] = Spread.of(speed).to_json()
-    return {
-        **found,
-        "loads": Spread.of([answer["loads"] for answer in answers[OURS][1:]]).to_json(),
-        "resident_bytes": max(answer["resident_bytes"] for answer in answers[OURS]),
-        "bound_bytes": bound,
+    ours = answers[OURS]
+    seen = {
+        "loads": Spread.of([answer["loads"] for answer in ours[1:]]).to_json(),
+        "resident_bytes": max(answer["resident_bytes"] for answer in ours),
     }
+    return {**found, **(seen if options.engine == EMBEDDED else {}), "bound_bytes": bound}
 
 
 def _cold(options: Options, say: Say) -> dict[str, Any]:
