@@ -19,6 +19,7 @@ from foreword.demo import corpus, demo
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.models import LanguageModel, load_model
+from foreword.prompts.compose import compose
 from foreword.prompts.lower import lower, lower_tokens
 from foreword.prompts.static import static_task
 from foreword.server.app import create_app
@@ -118,6 +119,25 @@ def test_the_command_line_gives_the_same_tokens(lm, tmp_path, monkeypatch, capsy
     command(monkeypatch, "generate", "learned", text, *arguments)
     found = json.loads(capsys.readouterr().out)
     assert found["token_ids"] == plain_greedy(lm, lm.tokenizer(text).input_ids, task.prefix, TOKENS)
+
+
+def test_a_stack_answers_as_its_joined_parts(lm):
+    """Texts behind a learned prefix: the logits and the greedy tokens of plain Transformers over both."""
+    front = Task("learned", "p-tuning-v2", learned_prefix(lm))
+    texts = [static_task(lm, name, "prompt", text) for name, text in (("a", "You know Europe."), ("b", " Be brief.\n"))]
+    stack = compose(lm, "stack", [front, *texts])
+    assert stack.exact
+    for text in ("The capital of France is", "The highest mountain is"):
+        ids = lm.tokenizer(text).input_ids
+        joined = lm.tokenizer(f"You know Europe. Be brief.\n{text}").input_ids
+        expected = plain_greedy(lm, joined, front.prefix, TOKENS)
+        assert plain_greedy(lm, ids, stack.task.prefix, TOKENS) == expected
+        with Engine(lm, cache_bytes=1 << 26) as engine:
+            prompt = request.from_text(lm.tokenizer, stack.task, text)
+            (answer,) = engine.generate([Request.of(prompt, SamplingParams(max_tokens=TOKENS))])
+            assert [token for chunk in answer for token in chunk.token_ids] == expected
+    both = compose(lm, "both", [texts[0], front])
+    assert (both.exact, both.task.prefix.length) == (False, texts[0].prefix.length + front.prefix.length)
 
 
 def test_logits_behind_a_long_policy_equal_the_uncached_prompt(lm):

@@ -49,8 +49,8 @@ class Scorer:
 
     def _of_template(self, task: Task) -> dict[str, float]:
         report = evaluate(self.engine, task, self.run.held, label_field=self.run.material.label_field)
-        loss = sum(prediction.surprise or 0.0 for prediction in report.predictions) / report.n
-        first = next(iter(report.metrics.values()))
+        loss, first = report.loss, next(iter(report.metrics.values()))
+        assert loss is not None  # only of generated texts there may be none
         return {**report.metrics, "loss": loss, "score": first + 1e-4 / (1 + loss)}
 
     @torch.inference_mode()
