@@ -23,7 +23,7 @@ from foreword.text.scoring import Choice, HeadChoice, word_choice
 from foreword.training.data import Draw, Example, Reader, schedule
 from foreword.training.encoder_decoder import check_encoder_decoder
 from foreword.training.learned import Learned
-from foreword.training.losses import AnswerLoss, LabelLoss, Loss
+from foreword.training.losses import AnswerLoss, LabelLoss, Loss, SharedLoss
 from foreword.training.material import Material
 from foreword.training.recipe import Recipe
 from foreword.training.weights import class_weights
@@ -170,6 +170,10 @@ class Run:
 
     def loss(self, learned: Learned) -> Loss:
         """What is minimized; a head's values come from ``learned``."""
+        return self.shared_loss(learned)
+
+    def shared_loss(self, learned: Learned) -> SharedLoss:
+        """The part of `loss` that others may share a forward with: all of it, mostly."""
         if not self.material.labels:
             return AnswerLoss()
         weights = class_weights(self.recipe, self.material)
