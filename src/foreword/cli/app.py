@@ -23,6 +23,7 @@ from foreword.cli import (
     key,
     models,
     publish,
+    search,
     serve,
     train,
 )
@@ -42,6 +43,7 @@ app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 app.command("train")(train.train)
+app.command("search")(search.search)
 app.command("publish")(publish.publish)
 app.command("cache")(cache.cache)
 app.command("eval")(evaluate.evaluate)

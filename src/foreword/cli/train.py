@@ -14,6 +14,8 @@ from foreword.cli.interruption import command_line, going_on
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from foreword.training.recipe import Recipe
     from foreword.training.recipe_file import RecipeFile
     from foreword.training.train import Outcome
@@ -108,14 +110,14 @@ def train(
 
     Example: foreword train --data reviews.jsonl --template 'Review: {text}\\nSentiment:{mask}' --publish reviews
     """
-    file, given = _given(context, recipe)
+    file, given = given_values(context, recipe, set(context.params))
     with file.blamed():
         _train(file, given)
 
 
 def _train(file: RecipeFile, given: dict[str, Any]) -> None:
     """Learn, keep and publish what flags and recipe say."""
-    run = _recipe({key: value for key, value in given.items() if key not in _ELSEWHERE})
+    run = recipe_of({key: value for key, value in given.items() if key not in ELSEWHERE})
     name, place = given["publish"], given["bank"]
     store = options.open_bank(place)
     if name is not None:
@@ -128,9 +130,9 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
             )
         with file.blamed("publish"):
             check_free(name, [given["model"] or options.default_model()])
-    _check(file, run)
-    out_folder = run.out or _default_out(name or run.method)
-    with going_on(lambda: _left(out_folder)):
+    check_early(file, run)
+    out_folder = run.out or default_out(name or run.method)
+    with going_on(lambda: left(out_folder)):
         lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
         from foreword.bank.format import write_version
         from foreword.training.train import train as run_train
@@ -147,7 +149,7 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
         if int(os.environ.get("RANK", "0")):
             return  # the first process of a distributed run writes and publishes
         if outcome.model is None:
-            write_version(_fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
+            write_version(fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
         if name is not None:
             task = store.publish(task, replace=given["replace"], reserved=[lm.name])
     options.emit(
@@ -171,18 +173,24 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
 RUN_TASK = "run"
 
 # Keys of a recipe that are not hyper-parameters of the run.
-_ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code", "replace", "json", "recipe")
+ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code", "replace", "json", "recipe")
 
 
-def _given(context: typer.Context, recipe: str | None) -> tuple[RecipeFile, dict[str, Any]]:
-    """The recipe, and flags over its keys over environment and defaults."""
+def given_values(
+    context: typer.Context, recipe: str | None, known: Collection[str]
+) -> tuple[RecipeFile, dict[str, Any]]:
+    """The recipe, and flags over its keys over environment and defaults.
+
+    Args:
+        known: keys that the recipe may have.
+    """
     from foreword.training.recipe import check_type
     from foreword.training.recipe_file import RecipeFile
 
     file = RecipeFile.read(recipe) if recipe is not None else RecipeFile.none()
-    file.check_keys(set(context.params) - {"recipe", "json"})
+    file.check_keys(set(known) - {"recipe", "json"})
     with file.blamed():
-        for name in sorted(set(file.values) & set(_ELSEWHERE)):
+        for name in sorted(set(file.values) & set(ELSEWHERE)):
             check_type(name, file.values[name], optional=True)
     typed = {
         name: value
@@ -194,7 +202,8 @@ def _given(context: typer.Context, recipe: str | None) -> tuple[RecipeFile, dict
     return file.without(typed), {**usual, **file.values, **typed}
 
 
-def _recipe(values: dict[str, Any]) -> Recipe:
+def recipe_of(values: dict[str, Any]) -> Recipe:
+    """The hyper-parameters among what was given. Raises UsageError and its kin."""
     from foreword.text.template import decode_escapes
     from foreword.training.recipe import Recipe
 
@@ -209,7 +218,7 @@ def _recipe(values: dict[str, Any]) -> Recipe:
     return Recipe(**{**values, "template": template})
 
 
-def _check(file: RecipeFile, run: Recipe) -> None:
+def check_early(file: RecipeFile, run: Recipe) -> None:
     """Raise now for a template, words or a method that would be refused once the model is loaded."""
     from foreword.text.template import Template
     from foreword.text.verbalizer import Verbalizer
@@ -226,20 +235,20 @@ def _check(file: RecipeFile, run: Recipe) -> None:
     method(run.method, **run.options)
 
 
-def _left(out: str) -> str:
+def left(out: str) -> str:
     """What a run leaves behind that is stopped, and how it goes on."""
     if not (Path(out) / "recipe.json").is_file():
         return f"nothing was written; start again: {command_line()}"
     return f"what was learned is in {out}; go on with: {command_line('--resume', '--out', out)}"
 
 
-def _default_out(name: str) -> str:
+def default_out(name: str) -> str:
     import time
 
     return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _fresh(folder: Path) -> Path:
+def fresh(folder: Path) -> Path:
     """An empty folder; a resumed run writes its task anew."""
     import shutil
 

@@ -55,9 +55,19 @@ class Run:
 
     @classmethod
     def of(
-        cls, lm: LanguageModel, recipe: Recipe, transfer: Task | None = None, material: Material | None = None
+        cls,
+        lm: LanguageModel,
+        recipe: Recipe,
+        transfer: Task | None = None,
+        material: Material | None = None,
+        like: Run | None = None,
     ) -> Run:
-        """Read the data and check every row. Raises UsageError and its kin, or ModelMismatch."""
+        """Read the data and check every row. Raises UsageError and its kin, or ModelMismatch.
+
+        Args:
+            material: the data, where it has been read already.
+            like: a run on the same rows; where its examples are the same tokens, they are shared.
+        """
         if transfer is not None:
             transfer.prefix.model.check(lm.identity, f"the task to start from, '{recipe.parent}',")
         if material is None:
@@ -68,6 +78,8 @@ class Run:
         run._check_flags()
         if run.method.soft and not run.material.template.soft_tokens and not lm.causal:
             run = cls(lm, recipe, material.with_soft(run.length), transfer)
+        if like is not None and run._reads_as(like):
+            run.__dict__["examples"] = like.examples  # as the cached property would keep its own
         run._check_rows()
         return run
 
@@ -231,6 +243,11 @@ class Run:
     def _slots(self) -> bool:
         """Whether the template says where soft tokens go."""
         return self.method.soft and self.material.template.soft_tokens > 0
+
+    def _reads_as(self, other: Run) -> bool:
+        """Whether another run's examples are the same tokens, and fit here."""
+        alike = (self.layout, self.material.templates) == (other.layout, other.material.templates)
+        return alike and self.reader.has_room(max(example.size for example in other.examples))
 
     def _check_rows(self) -> None:
         """Read all of them now, so that none fails after an hour."""
