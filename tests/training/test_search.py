@@ -110,7 +110,7 @@ def test_new_points_take_the_place_of_losers(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("space", "trials", "saves"),
     [
-        (SPACE, None, 6),
+        (SPACE, None, 3),
         ({"lr": {"low": 1e-3, "high": 0.3, "log": True}}, 6, 3),
         pytest.param(SPACE, None, 1, marks=pytest.mark.slow),
         pytest.param({"lr": {"low": 1e-3, "high": 0.3, "log": True}}, 6, 1, marks=pytest.mark.slow),
@@ -237,7 +237,8 @@ def test_proposed_points_differ_and_depend_on_what_was_heard_alone():
 
     def heard(source: Proposed, number: int) -> None:
         source.hear(number, 1, number / 20)
-        source.end(number, number / 20 if number % 3 else None)
+        state = ("failed", "dropped", "complete")[number % 3]
+        source.end(Trial(number, {}, 10, 4, state=state, best=number / 20))
 
     first = Proposed(space, seed=1)
     asked = []

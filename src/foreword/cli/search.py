@@ -171,6 +171,7 @@ def _write_recipe(found: Found, given: Mapping[str, Any]) -> Path:
     """The winner's recipe as it would be written by hand: what was given, with the winner's values in it."""
     import yaml
 
+    from foreword.training.folder import RunFolder
     from foreword.training.recipe import Recipe
 
     usual = {field.name: field.default for field in fields(Recipe) if field.name not in ("out", "resume")}
@@ -181,9 +182,8 @@ def _write_recipe(found: Found, given: Mapping[str, Any]) -> Path:
     where = {key: given[key] for key in elsewhere if given[key] not in (None, False, "auto")}
     values = {**where, **values, **found.winner.point}
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    file = found.folder / WINNER
-    file.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    return file
+    RunFolder(found.folder).write_text(WINNER, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return found.folder / WINNER
 
 
 def _emit(found: Found, task: Task, recipe: Path, *, published: bool, json: bool) -> None:
@@ -212,11 +212,10 @@ def _text(found: Found, ref: str | None, recipe: Path) -> str:
     from foreword.evaluation.table import table
     from foreword.training.search.points import spelled
 
-    first = next(name for name in found.winner.at_best if name not in ("step", "score"))
-    names = list(dict.fromkeys((first, "loss")))
+    names = list(found.winner.headline)
     rows = [["trial", *found.winner.point, *names, "steps", ""]]
     for trial in found.trials:
-        figures = [f"{trial.at_best[name]:.4f}" if name in trial.at_best else "-" for name in names]
+        figures = [f"{trial.headline[name]:.4f}" if name in trial.headline else "-" for name in names]
         values = [spelled(value) for value in trial.point.values()]
         rows.append([str(trial.number), *values, *figures, f"{trial.step}/{trial.steps}", trial.state])
     shown = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())

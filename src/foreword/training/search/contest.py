@@ -54,7 +54,7 @@ class Entry:
             like: a run of another point, whose examples it shares if they are the same tokens.
         """
         recipe = self.plan.recipe(self.recipe, point)
-        transfer = self.transfers[recipe.parent] if recipe.parent is not None else None
+        transfer = self.transfers.get(recipe.parent) if recipe.parent is not None else None
         with varied(point):
             return Run.of(self.lm, recipe, transfer, self.material, like)
 
@@ -84,11 +84,11 @@ class Contest:
         self._together = Together(entry.lm)
         self._saved = 0
 
-    def run(self, ended: Callable[[int], object] = lambda count: None) -> None:
+    def run(self, news: Callable[[], object] = lambda: None) -> None:
         """To the end, from the start or from where an earlier process was.
 
         Args:
-            ended: is told how many trials have ended.
+            news: called whenever a trial was evaluated or has ended.
 
         Raises:
             TrainingError: no trial could be learned to its end, or what was kept cannot be read.
@@ -101,13 +101,13 @@ class Contest:
             for lane in judged:
                 self._note(lane)
             self._halve([lane for lane in judged if not lane.ended])
-            for lane in [lane for lane in self._together.lanes if lane.ended]:
+            over = [lane for lane in self._together.lanes if lane.ended]
+            for lane in over:
                 self._end(lane)
             self._fill()
-            if judged:
+            if judged or over:
                 self._save()
-            ended(sum(trial.state != "learning" for trial in self.trials))
-        self._save()
+                news()
         if self.champion is None:
             raise TrainingError(f"no trial could be learned to its end; {self._faults()}")
 
@@ -167,9 +167,9 @@ class Contest:
 
     def _leave(self, lane: Lane) -> None:
         trial = self._trial(lane)
-        self._points.end(trial.number, trial.best if trial.state == "complete" else None)
+        self._points.end(trial)
         self._together.leave(lane)
-        self._say(f"trial {trial.number} ({shown(trial.point)}) {trial.state} after {trial.step} steps{_how(trial)}")
+        self._say(f"trial {trial.number} ({shown(trial.point)}) {trial.state} after {trial.step} steps: {_how(trial)}")
 
     def _faults(self) -> str:
         return next((trial.why for trial in self.trials if trial.why), "all were dropped") + "."
@@ -211,7 +211,7 @@ class Contest:
             for place, figures in enumerate(trial.evaluations, 1):
                 self._points.hear(trial.number, place, figures["score"])
             if trial.state != "learning":
-                self._points.end(trial.number, trial.best if trial.state == "complete" else None)
+                self._points.end(trial)
         lanes = {name: self._restored(name, kept, tensors) for name, kept in state["lanes"].items()}
         for name in state["learning"]:
             self._together.join(lanes[name])
@@ -233,10 +233,5 @@ class Contest:
 
 
 def _how(trial: Trial) -> str:
-    """The figure that trials are compared by, or what went wrong."""
-    if trial.why:
-        return f": {trial.why}"
-    return f": {', '.join(f'{name} {value:.4g}' for name, value in trial.at_best.items() if name in _SHOWN)}"
-
-
-_SHOWN = ("accuracy", "f1", "loss")
+    """The figures that trials are compared by, or what went wrong."""
+    return trial.why or ", ".join(f"{name} {value:.4g}" for name, value in trial.headline.items())

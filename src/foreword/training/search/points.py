@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from foreword.errors import UsageError
 from foreword.training.search.space import Listed, Point, Space
+from foreword.training.search.trial import Trial
 
 if TYPE_CHECKING:
-    from optuna.trial import Trial
+    from optuna.trial import Trial as Asked
 
 # How often a point that was tried already is asked for again before the space counts as exhausted.
 ATTEMPTS = 100
@@ -32,8 +33,8 @@ class Points(Protocol):
         """How a trial stands after its first, second, ... evaluation; more is better."""
         ...
 
-    def end(self, number: int, score: float | None) -> None:
-        """A trial has ended with a score, or without one, because it was dropped or failed."""
+    def end(self, trial: Trial) -> None:
+        """A trial has ended, as its state says."""
         ...
 
 
@@ -61,8 +62,8 @@ class Grid:
     def hear(self, number: int, evaluation: int, score: float) -> None:
         del number, evaluation, score
 
-    def end(self, number: int, score: float | None) -> None:
-        del number, score
+    def end(self, trial: Trial) -> None:
+        del trial
 
 
 class Proposed:
@@ -86,13 +87,13 @@ class Proposed:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space, self._seed = optuna, space, seed
         self._study = optuna.create_study(direction="maximize")
-        self._trials: list[Trial] = []
+        self._asked: list[Asked] = []
         self._seen: list[Point] = []
 
     def ask(self) -> Point | None:
         for attempt in range(ATTEMPTS):
             # A sampler of its own for every point: what it draws must not depend on what was drawn before a restart.
-            drawn = random.Random(f"{self._seed} {len(self._trials)} {attempt}").randrange(2**32)
+            drawn = random.Random(f"{self._seed} {len(self._asked)} {attempt}").randrange(2**32)
             self._study.sampler = self._optuna.samplers.TPESampler(seed=drawn, constant_liar=True)
             trial = self._study.ask()
             point = _suggested(trial, self._space)
@@ -108,23 +109,22 @@ class Proposed:
         self._take(trial, _suggested(trial, self._space))
 
     def hear(self, number: int, evaluation: int, score: float) -> None:
-        self._trials[number].report(score, evaluation)
+        self._asked[number].report(score, evaluation)
 
-    def end(self, number: int, score: float | None) -> None:
-        state = self._optuna.trial.TrialState
-        trial = self._trials[number]
-        if score is not None:
-            self._study.tell(trial, score)
+    def end(self, trial: Trial) -> None:
+        states = self._optuna.trial.TrialState
+        if trial.state == "complete":
+            self._study.tell(self._asked[trial.number], trial.best)
         else:
-            heard = self._study.trials[trial.number].intermediate_values
-            self._study.tell(trial, state=state.PRUNED if heard else state.FAIL)
+            ended = states.PRUNED if trial.state == "dropped" else states.FAIL
+            self._study.tell(self._asked[trial.number], state=ended)
 
-    def _take(self, trial: Trial, point: Point) -> None:
-        self._trials.append(trial)
+    def _take(self, asked: Asked, point: Point) -> None:
+        self._asked.append(asked)
         self._seen.append(point)
 
 
-def _suggested(trial: Trial, space: Space) -> Point:
+def _suggested(trial: Asked, space: Space) -> Point:
     found: dict[str, Any] = {}
     for name, domain in space.domains.items():
         if isinstance(domain, Listed):

@@ -105,11 +105,13 @@ def search(
     first = _read(entry)
     with evaluator(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
         settings = {**first.settings(), **plan.to_json(), **dict.fromkeys(plan.space.domains)}
+        settings["transfer"] = {name: task.prefix.digest for name, task in entry.transfers.items()}
         folder = RunFolder.at(recipe.out, "search", settings, resume=recipe.resume)
         untaught = before(first, engine, say)
         contest = Contest(entry, first, engine, folder, say)
-        with Progress("searching", plan.trials, "trials") as progress, checkpointed(lm, recipe.checkpointing):
-            contest.run(lambda ended: _kept(contest, folder, progress, ended))
+        count = min(plan.trials, plan.space.size or plan.trials)
+        with Progress("searching", count, "trials") as progress, checkpointed(lm, recipe.checkpointing):
+            contest.run(lambda: _keep(contest, folder, progress))
         lane = contest.champion
         if lane is None:
             raise TrainingError("no trial could be learned to its end.")
@@ -163,8 +165,8 @@ def _result(lane: Lane, engine: EngineProtocol, name: str) -> Result:
     return Result(*best(run, engine, tasks), parameters=lane.learned.parameter_count)
 
 
-def _kept(contest: Contest, folder: RunFolder, progress: Progress, ended: int) -> None:
+def _keep(contest: Contest, folder: RunFolder, progress: Progress) -> None:
     """What is known of the trials, for whoever looks on."""
-    progress.reach(ended)
+    progress.reach(sum(trial.state != "learning" for trial in contest.trials))
     lines = [json.dumps(trial.to_json(), ensure_ascii=False) for trial in contest.trials]
     folder.write_text(TRIALS, "".join(f"{line}\n" for line in lines))

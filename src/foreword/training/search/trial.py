@@ -43,6 +43,12 @@ class Trial:
         """The figures of its best evaluation; empty before the first."""
         return next((each for each in self.evaluations if each["score"] == self.best), {})
 
+    @property
+    def headline(self) -> dict[str, float]:
+        """Of those, the figure that tasks are compared by, and the loss."""
+        names = [name for name in self.at_best if name not in ("step", "score")]
+        return {name: self.at_best[name] for name in dict.fromkeys((*names[:1], "loss")) if name in self.at_best}
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
