@@ -145,10 +145,12 @@ class Contest:
     def _halve(self, lanes: list[Lane]) -> None:
         """Drop those of them that lose at the rung that they have come to."""
         eta = self._entry.plan.eta
+        if eta is None:
+            return
         arrived = {self._trial(lane).number: lane for lane in lanes}
-        for rung in rungs(eta, EVALUATIONS) if eta is not None else ():
+        for rung in rungs(eta, EVALUATIONS):
             here = [self.trials[number] for number in arrived if len(self.trials[number].evaluations) == rung]
-            for trial in losers(self.trials, here, rung, eta or 1):
+            for trial in losers(self.trials, here, rung, eta):
                 trial.state = "dropped"
                 self._leave(arrived[trial.number])
 
@@ -180,8 +182,10 @@ class Contest:
         tensors = {f"{name}:{key}": value for name, lane in lanes.items() for key, value in lane.tensors().items()}
         self._saved += 1
         file = f"lanes-{self._saved}.safetensors"
-        self._folder.path.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in tensors.items()}, self._folder.path / file)
+        try:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, self._folder.path / file)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"{self._folder.path / file} cannot be written: {error}; use another --out.") from error
         self._folder.write_state(
             {
                 "tensors": file,
