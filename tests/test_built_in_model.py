@@ -239,3 +239,39 @@ def test_demo(monkeypatch, capsys, tmp_path):
     assert found["accuracy_after"] >= found["accuracy_before"] + 0.2
     assert found["ttft_cached_s"] < found["ttft_uncached_s"]
     assert Bank(tmp_path / "demo" / "bank").names() == ["customer-care", "shop-policy"]
+
+
+@pytest.mark.slow
+@needs_data
+def test_a_search_learns_what_its_winner_learns_alone(tmp_path):
+    """Real rows and the real model in float32: four trials in one batch, two of which stop early."""
+    from dataclasses import replace
+
+    from foreword.text.rows import read_rows
+    from foreword.training.recipe import Recipe
+    from foreword.training.search.plan import Plan
+    from foreword.training.search.search import search
+    from foreword.training.train import train
+
+    files = {}
+    for name, part, count in (("data", "train", 64), ("eval", "dev", 24)):
+        file = tmp_path / f"{part}.jsonl"
+        file.write_text("".join(json.dumps(row.values) + "\n" for row in read_rows(SST2 / f"{part}.jsonl")[:count]))
+        files[name] = str(file)
+    recipe = Recipe(
+        **files,
+        template="Review: {text}\nSentiment:{mask}",
+        verbalizer={"positive": " great", "negative": " bad"},
+        max_steps=5,
+        batch_size=4,
+        out=str(tmp_path / "search"),
+    )
+    model = load_model("smollm2-135m", dtype="float32", progress=lambda line: None)
+    plan = Plan.of({"lr": [2e-3, 1e-2], "length": [4, 12]}, halving=2)
+    found = search(model, recipe, plan, say=lambda line: None)
+    assert {trial.state for trial in found.trials} == {"complete", "dropped"}
+    alone = train(model, replace(found.recipe, out=str(tmp_path / "alone")), say=lambda line: None)
+    assert found.metrics == pytest.approx(alone.metrics, abs=1e-4)
+    ours, theirs = found.task.prefix, alone.task.prefix
+    for one, other in zip((*ours.keys, *ours.values), (*theirs.keys, *theirs.values), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)

@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import flags, options, recipes
 from foreword.cli.interruption import going_on
-from foreword.cli.train import (
-    ELSEWHERE,
-    RUN_TASK,
-    check_early,
-    default_out,
-    fresh,
-    given_values,
-    left,
-    recipe_of,
-)
+from foreword.cli.train import ELSEWHERE, RUN_TASK, default_out, fresh, left
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,8 +22,6 @@ if TYPE_CHECKING:
     from foreword.training.search.plan import Plan
     from foreword.training.search.search import Found
 
-# Keys of a recipe that say how to search.
-SEARCH = ("search", "trials", "at_once", "halving")
 WINNER = "winner.yaml"
 
 
@@ -55,31 +44,35 @@ def search(
     halving: Annotated[
         str | None, typer.Option(help="At every rung one trial in so many goes on; or off.", show_default="3")
     ] = None,
-    method: Annotated[
-        str, typer.Option(help="p-tuning-v2, prefix-tuning, p-tuning, prompt-tuning, lora or lora-hybrid.")
-    ] = "p-tuning-v2",
+    method: flags.Method = "p-tuning-v2",
     data: Annotated[str | None, typer.Option(help="Training examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
     eval: Annotated[  # noqa: A002 - the flag is called --eval
         str | None, typer.Option("--eval", help="Evaluation examples.", show_default="a tenth of --data")
     ] = None,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="How an example becomes text; may be given several times.",
-            show_default="{the text field}\\nLabel:{mask}",
-        ),
-    ] = None,
-    verbalizer: Annotated[
-        str | None, typer.Option(help="Words of every label: JSON or a file.", show_default="the labels' names")
-    ] = None,
-    label_field: Annotated[str, typer.Option(help="Field that holds the label.")] = "label",
-    target_field: Annotated[str | None, typer.Option(help="Field that holds the text to generate.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="60 to 320, by size")] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples a step of each trial.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the points, the order of examples and random values.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
-    out: Annotated[str | None, typer.Option(help="Run folder.", show_default="runs/search-TIME")] = None,
+    template: flags.Template = None,
+    verbalizer: flags.Verbalizer = None,
+    label_field: flags.LabelField = "label",
+    target_field: flags.TargetField = None,
+    head: flags.Head = None,
+    length: flags.Length = None,
+    init: flags.Init = "auto",
+    init_text: flags.InitText = None,
+    lr: flags.Lr = None,
+    epochs: flags.Epochs = None,
+    max_steps: flags.MaxSteps = None,
+    batch_size: flags.BatchSize = 16,
+    accumulate: flags.Accumulate = 1,
+    checkpointing: flags.Checkpointing = False,
+    patience: flags.Patience = None,
+    class_weights: flags.ClassWeights = None,
+    calibrate: flags.Calibrate = False,
+    rank: flags.Rank = None,
+    encoder: flags.Encoder = None,
+    projection: flags.Projection = None,
+    freeze_first: flags.FreezeFirst = None,
+    seed: flags.Seed = 0,
+    resume: flags.Resume = False,
+    out: flags.Out = None,
     publish: Annotated[str | None, typer.Option(help="Publish the best task under this name.")] = None,
     replace: options.Replace = False,
     model: options.ModelName = None,
@@ -91,14 +84,13 @@ def search(
 ) -> None:
     """Learn with many settings side by side in one run, and publish what does best.
 
-    Every other key of a train recipe may stand in the recipe, too.
+    Flags without --vary are the same for all trials.
 
     Example: foreword search --data reviews.jsonl --vary 'lr=[1e-3, 5e-3]' --vary 'length=[8, 32]' --publish reviews
     """
     from foreword.training.recipe import Recipe
 
-    own = {*SEARCH, *ELSEWHERE, *Recipe.keys()}
-    file, given = given_values(context, recipe, own)
+    file, given = recipes.given(context, recipe, ELSEWHERE, ("search", *Recipe.keys()))
     flagged = [f"search.{flag.partition('=')[0].strip().replace('-', '_')}" for flag in vary or ()]
     with file.without(flagged).blamed():
         _search(file, given)
@@ -110,7 +102,7 @@ def _search(file: RecipeFile, given: dict[str, Any]) -> None:
     from foreword.training.search.plan import HALVING, Plan
 
     keys = Recipe.keys()
-    base = recipe_of({key: given[key] for key in keys if key in given})
+    base = recipes.recipe({key: given[key] for key in keys if key in given})
     halving = given["halving"] if given["halving"] is not None else HALVING
     plan = Plan.of(_varied(given), given["trials"], given["at_once"], halving)
     name = given["publish"]
@@ -120,7 +112,7 @@ def _search(file: RecipeFile, given: dict[str, Any]) -> None:
 
         with file.blamed("publish"):
             check_free(name, [given["model"] or options.default_model()])
-    check_early(file, base)
+    recipes.check(file, base)
     plan.check(base)
     out = base.out or default_out("search")
     with going_on(lambda: left(out)):

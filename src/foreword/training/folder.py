@@ -24,17 +24,14 @@ class RunFolder:
     @classmethod
     def open(cls, run: Run) -> RunFolder:
         """Make or reopen the folder of a run. Raises TrainingError rather than mixing two runs."""
-        return cls.at(run.recipe.out, run.method.name, run.settings(), resume=run.recipe.resume)
+        recipe = run.recipe
+        out = Path(recipe.out or f"runs/{run.method.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        return cls.at(out, run.settings(), resume=recipe.resume)
 
     @classmethod
-    def at(cls, out: str | None, name: str, settings: Mapping[str, Any], *, resume: bool) -> RunFolder:
-        """Make or reopen a folder for what has these settings. Raises TrainingError as `open` does.
-
-        Args:
-            out: its path; by default ``runs/NAME-TIME``.
-            resume: there must be such a run already; else there must be none.
-        """
-        folder = cls(Path(out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    def at(cls, path: Path, settings: Mapping[str, Any], *, resume: bool) -> RunFolder:
+        """The same by what must be equal for a run to be resumed."""
+        folder = cls(path)
         if not is_first():
             return folder
         if folder._recipe.is_file():

@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 # Tokens that share a forward at most, unless a single one has more. More are no faster and hold more memory.
-TOKENS = 2048
+TOKENS = 1024
 
 
 def passes(items: Sequence[tuple[T, int]], tokens: int = TOKENS) -> Iterator[list[T]]:

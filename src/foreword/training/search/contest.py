@@ -56,7 +56,7 @@ class Entry:
         recipe = self.plan.recipe(self.recipe, point)
         transfer = self.transfers.get(recipe.parent) if recipe.parent is not None else None
         with varied(point):
-            return Run.of(self.lm, recipe, transfer, self.material, like)
+            return Run.of(self.lm, recipe, transfer, self.material, like=like)
 
 
 class Contest:

@@ -106,7 +106,8 @@ def search(
     with evaluator(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
         settings = {**first.settings(), **plan.to_json(), **dict.fromkeys(plan.space.domains)}
         settings["transfer"] = {name: task.prefix.digest for name, task in entry.transfers.items()}
-        folder = RunFolder.at(recipe.out, "search", settings, resume=recipe.resume)
+        out = Path(recipe.out or f"runs/search-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder = RunFolder.at(out, settings, resume=recipe.resume)
         untaught = before(first, engine, say)
         contest = Contest(entry, first, engine, folder, say)
         count = min(plan.trials, plan.space.size or plan.trials)
