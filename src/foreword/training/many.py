@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +63,7 @@ def train_many(
         UsageError: there is nothing to learn, or a setting is wrong.
         TrainingError: the run folder holds another run, or cannot be written.
     """
+    meet()
     folder = RunFolder.at(plan.out, plan.settings(lm, transfer), resume=plan.recipe.resume)
     many = _Many(lm, plan, users, held, keep, transfer, say, Ledger(folder.path, rank()))
     many.learn()
@@ -150,12 +151,7 @@ class _Many:
         with Progress("learning", len(names), "tasks") as progress:
             progress.reach(len(ended - begun), before=True)
             while self._fill(group, queue, engine, shared, inputs) or group.lanes:
-                done = group.step()
-                for lane in done:
-                    group.leave(lane)
-                self._finish([lane for lane in done if lane.name not in ended], engine, shared, inputs)
-                for _ in done:
-                    progress.advance()
+                progress.advance(self._advance(group, engine, shared, inputs, ended))
                 if time.monotonic() - snapshot >= SNAPSHOT:
                     self.ledger.keep(group.lanes, inputs)
                     snapshot = time.monotonic()
@@ -174,6 +170,21 @@ class _Many:
                 self.say(f"{name} cannot be learned: {error}")
                 self._note(name, "failed", why=str(error), inputs=inputs[name])
         return came
+
+    def _advance(
+        self,
+        group: Together,
+        engine: EngineProtocol,
+        shared: Shared,
+        inputs: Mapping[str, str],
+        ended: Collection[str],
+    ) -> int:
+        """A step of all, and the end of those for whom it was the last: how many. Nothing holds them afterwards."""
+        done = group.step()
+        for lane in done:
+            group.leave(lane)
+        self._finish([lane for lane in done if lane.name not in ended], engine, shared, inputs)
+        return len(done)
 
     def _lane(self, name: str, engine: EngineProtocol, shared: Shared) -> Lane:
         recipe = self.plan.recipe_of(name)
