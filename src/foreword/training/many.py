@@ -68,7 +68,8 @@ def train_many(
     many = _Many(lm, plan, users, held, keep, transfer, say, Ledger(folder.path, rank()))
     many.learn()
     meet()
-    return [record for name, record in sorted(many.ledger.ended().items()) if name in users.names]
+    wanted = set(users.names)
+    return [record for name, record in sorted(many.ledger.ended().items()) if name in wanted]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class _Many:
 
     def _survey(self) -> Iterator[str]:
         """Look at everybody's rows before anything is learned: the names of those who can be learned from."""
-        good, reasons = 0, []
+        good, reasons, known = 0, [], self.ledger.ended()
         for name in self.users.names:
             try:
                 material = self.material(name)
@@ -104,7 +105,7 @@ class _Many:
                     )
             except UsageError as error:
                 reasons.append(f"{name}: {error}")
-                if is_mine(name):
+                if is_mine(name) and known.get(name, {}).get("why") != str(error):
                     self._note(name, "left out", why=str(error))
                 continue
             good += 1
