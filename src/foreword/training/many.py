@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,11 +63,13 @@ def train_many(
         UsageError: there is nothing to learn, or a setting is wrong.
         TrainingError: the run folder holds another run, or cannot be written.
     """
+    meet()
     folder = RunFolder.at(plan.out, plan.settings(lm, transfer), resume=plan.recipe.resume)
     many = _Many(lm, plan, users, held, keep, transfer, say, Ledger(folder.path, rank()))
     many.learn()
     meet()
-    return [record for name, record in sorted(many.ledger.ended().items()) if name in users.names]
+    wanted = set(users.names)
+    return [record for name, record in sorted(many.ledger.ended().items()) if name in wanted]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class _Many:
 
     def _survey(self) -> Iterator[str]:
         """Look at everybody's rows before anything is learned: the names of those who can be learned from."""
-        good, reasons = 0, []
+        good, reasons, known = 0, [], self.ledger.ended()
         for name in self.users.names:
             try:
                 material = self.material(name)
@@ -103,7 +105,7 @@ class _Many:
                     )
             except UsageError as error:
                 reasons.append(f"{name}: {error}")
-                if is_mine(name):
+                if is_mine(name) and known.get(name, {}).get("why") != str(error):
                     self._note(name, "left out", why=str(error))
                 continue
             good += 1
@@ -150,12 +152,7 @@ class _Many:
         with Progress("learning", len(names), "tasks") as progress:
             progress.reach(len(ended - begun), before=True)
             while self._fill(group, queue, engine, shared, inputs) or group.lanes:
-                done = group.step()
-                for lane in done:
-                    group.leave(lane)
-                self._finish([lane for lane in done if lane.name not in ended], engine, shared, inputs)
-                for _ in done:
-                    progress.advance()
+                progress.advance(self._advance(group, engine, shared, inputs, ended))
                 if time.monotonic() - snapshot >= SNAPSHOT:
                     self.ledger.keep(group.lanes, inputs)
                     snapshot = time.monotonic()
@@ -174,6 +171,21 @@ class _Many:
                 self.say(f"{name} cannot be learned: {error}")
                 self._note(name, "failed", why=str(error), inputs=inputs[name])
         return came
+
+    def _advance(
+        self,
+        group: Together,
+        engine: EngineProtocol,
+        shared: Shared,
+        inputs: Mapping[str, str],
+        ended: Collection[str],
+    ) -> int:
+        """A step of all, and the end of those for whom it was the last: how many. Nothing holds them afterwards."""
+        done = group.step()
+        for lane in done:
+            group.leave(lane)
+        self._finish([lane for lane in done if lane.name not in ended], engine, shared, inputs)
+        return len(done)
 
     def _lane(self, name: str, engine: EngineProtocol, shared: Shared) -> Lane:
         recipe = self.plan.recipe_of(name)

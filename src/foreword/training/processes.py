@@ -30,11 +30,14 @@ def is_mine(name: str) -> bool:
 
 
 def meet() -> None:
-    """Wait until all processes are here. Some may have hours more to do than others."""
+    """Wait until all processes are here. Some may have hours more to do than others, so it has to be called before
+    anything else brings them together, with a patience of minutes."""
     if count() > 1:
-        from accelerate import PartialState
+        from torch import distributed
 
-        PartialState(cpu=True, timeout=timedelta(days=30)).wait_for_everyone()
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo", timeout=timedelta(days=30))
+        distributed.barrier()
 
 
 def check_alone(what: str) -> None:

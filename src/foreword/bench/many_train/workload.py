@@ -47,9 +47,9 @@ class ManyTrain:
     name: ClassVar[str] = "many-train"
     about: ClassVar[str] = (
         "One training step of 32 users' prefixes (P-tuning v2, 32 virtual tokens), each on two of the user's own 64 "
-        "rows of SST-2: forward, backward, clipping and AdamW. Speed in bfloat16, each side in a process of its own and "
-        "taking turns. That both learn the same is seen in float32: the largest difference of any number of any prefix "
-        "after a whole run of 10 steps with its schedule and its evaluations."
+        "rows of SST-2: forward, backward, clipping and AdamW. Speed in bfloat16, each side in a process of its own "
+        "and taking turns. That both learn the same is seen in float32: the largest difference of any number of any "
+        "prefix after a whole run of 10 steps with its schedule and its evaluations."
     )
     peers: ClassVar[Sequence[Peer]] = (SEQUENTIAL,)
     engines: ClassVar[Sequence[str]] = ()
@@ -112,10 +112,10 @@ def _measure(options: Options, say: Say) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         users = _users(options, settings, Path(folder))
         with ExitStack() as stack:
-            found = _speed(_sides(settings, users, "bfloat16", ENDLESS, stack), settings, say)
-        with ExitStack() as stack:
-            sides = _sides(settings, users, "float32", settings["steps"], stack)
-            apart = _difference(sides, settings["steps"], Path(folder), say)
+            names = (OURS, *settings["peers"])
+            sides = {name: stack.enter_context(_side(name, settings, users, "bfloat16", ENDLESS)) for name in names}
+            found = _speed(sides, settings, say)
+        apart = _difference(settings, users, Path(folder), say)
     return {**found, "difference": apart}
 
 
@@ -132,14 +132,9 @@ def _users(options: Options, settings: Mapping[str, Any], folder: Path) -> Path:
     return users
 
 
-def _sides(
-    settings: Mapping[str, Any], users: Path, dtype: str, max_steps: int, stack: ExitStack
-) -> dict[str, Candidate]:
-    def side(name: str) -> Candidate:
-        given = {**settings, "users": str(users), "dtype": dtype, "max_steps": max_steps, "together": name == OURS}
-        return stack.enter_context(Candidate(name, "foreword.bench.many_train.side:start", given))
-
-    return {name: side(name) for name in (OURS, *settings["peers"])}
+def _side(name: str, settings: Mapping[str, Any], users: Path, dtype: str, max_steps: int) -> Candidate:
+    given = {**settings, "users": str(users), "dtype": dtype, "max_steps": max_steps, "together": name == OURS}
+    return Candidate(name, "foreword.bench.many_train.side:start", given)
 
 
 def _speed(sides: Mapping[str, Candidate], settings: Mapping[str, Any], say: Say) -> dict[str, Any]:
@@ -155,20 +150,22 @@ def _speed(sides: Mapping[str, Candidate], settings: Mapping[str, Any], say: Say
     return {"runs": runs, "ratios": ratios}
 
 
-def _difference(sides: Mapping[str, Candidate], steps: int, folder: Path, say: Say) -> float | None:
-    """The largest between any two numbers that should be the same; ``None`` without a peer."""
+def _difference(settings: Mapping[str, Any], users: Path, folder: Path, say: Say) -> float | None:
+    """The largest between any two numbers that should be the same; ``None`` without a peer.
+
+    Nothing is timed here, so the sides take no turns: only one is in memory at a time.
+    """
+    if not settings["peers"]:
+        return None
     learned = {}
-    for name, side in sides.items():
-        for _ in range(steps):
-            side.ask("step")
-        side.ask("save", path=str(folder / f"{name}.safetensors"))
-        learned[name] = load_file(folder / f"{name}.safetensors")
-    apart = [
-        float((tensor - other[key]).abs().max())
-        for name, other in learned.items()
-        if name != OURS
-        for key, tensor in learned[OURS].items()
-    ]
-    if apart:
-        say(f"  prefixes are {max(apart):.1e} apart after {steps} steps of float32")
-    return max(apart) if apart else None
+    for name in (OURS, *settings["peers"]):
+        file = folder / f"{name}.safetensors"
+        with _side(name, settings, users, "float32", settings["steps"]) as side:
+            for _ in range(settings["steps"]):
+                side.ask("step")
+            side.ask("save", path=str(file))
+        learned[name] = load_file(file)
+    ours = learned.pop(OURS)
+    apart = max(float((ours[key] - other[key]).abs().max()) for other in learned.values() for key in ours)
+    say(f"  prefixes are {apart:.1e} apart after {settings['steps']} steps of float32")
+    return apart
