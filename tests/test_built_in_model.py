@@ -19,6 +19,7 @@ from foreword.demo import corpus, demo
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.models import LanguageModel, load_model
+from foreword.prompts.compose import compose
 from foreword.prompts.lower import lower, lower_tokens
 from foreword.prompts.static import static_task
 from foreword.server.app import create_app
@@ -120,6 +121,25 @@ def test_the_command_line_gives_the_same_tokens(lm, tmp_path, monkeypatch, capsy
     assert found["token_ids"] == plain_greedy(lm, lm.tokenizer(text).input_ids, task.prefix, TOKENS)
 
 
+def test_a_stack_answers_as_its_joined_parts(lm):
+    """Texts behind a learned prefix: the logits and the greedy tokens of plain Transformers over both."""
+    front = Task("learned", "p-tuning-v2", learned_prefix(lm))
+    texts = [static_task(lm, name, "prompt", text) for name, text in (("a", "You know Europe."), ("b", " Be brief.\n"))]
+    stack = compose(lm, "stack", [front, *texts])
+    assert stack.exact
+    for text in ("The capital of France is", "The highest mountain is"):
+        ids = lm.tokenizer(text).input_ids
+        joined = lm.tokenizer(f"You know Europe. Be brief.\n{text}").input_ids
+        expected = plain_greedy(lm, joined, front.prefix, TOKENS)
+        assert plain_greedy(lm, ids, stack.task.prefix, TOKENS) == expected
+        with Engine(lm, cache_bytes=1 << 26) as engine:
+            prompt = request.from_text(lm.tokenizer, stack.task, text)
+            (answer,) = engine.generate([Request.of(prompt, SamplingParams(max_tokens=TOKENS))])
+            assert [token for chunk in answer for token in chunk.token_ids] == expected
+    both = compose(lm, "both", [texts[0], front])
+    assert (both.exact, both.task.prefix.length) == (False, texts[0].prefix.length + front.prefix.length)
+
+
 def test_logits_behind_a_long_policy_equal_the_uncached_prompt(lm):
     policy = static_task(lm, "support", "system", demo.policy())
     messages = [{"role": "user", "content": "How long do I have to send something back?"}]
@@ -219,3 +239,39 @@ def test_demo(monkeypatch, capsys, tmp_path):
     assert found["accuracy_after"] >= found["accuracy_before"] + 0.2
     assert found["ttft_cached_s"] < found["ttft_uncached_s"]
     assert Bank(tmp_path / "demo" / "bank").names() == ["customer-care", "shop-policy"]
+
+
+@pytest.mark.slow
+@needs_data
+def test_a_search_learns_what_its_winner_learns_alone(tmp_path):
+    """Real rows and the real model in float32: four trials in one batch, two of which stop early."""
+    from dataclasses import replace
+
+    from foreword.text.rows import read_rows
+    from foreword.training.recipe import Recipe
+    from foreword.training.search.plan import Plan
+    from foreword.training.search.search import search
+    from foreword.training.train import train
+
+    files = {}
+    for name, part, count in (("data", "train", 64), ("eval", "dev", 24)):
+        file = tmp_path / f"{part}.jsonl"
+        file.write_text("".join(json.dumps(row.values) + "\n" for row in read_rows(SST2 / f"{part}.jsonl")[:count]))
+        files[name] = str(file)
+    recipe = Recipe(
+        **files,
+        template="Review: {text}\nSentiment:{mask}",
+        verbalizer={"positive": " great", "negative": " bad"},
+        max_steps=5,
+        batch_size=4,
+        out=str(tmp_path / "search"),
+    )
+    model = load_model("smollm2-135m", dtype="float32", progress=lambda line: None)
+    plan = Plan.of({"lr": [2e-3, 1e-2], "length": [4, 12]}, halving=2)
+    found = search(model, recipe, plan, say=lambda line: None)
+    assert {trial.state for trial in found.trials} == {"complete", "dropped"}
+    alone = train(model, replace(found.recipe, out=str(tmp_path / "alone")), say=lambda line: None)
+    assert found.metrics == pytest.approx(alone.metrics, abs=1e-4)
+    ours, theirs = found.task.prefix, alone.task.prefix
+    for one, other in zip((*ours.keys, *ours.values), (*theirs.keys, *theirs.values), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)

@@ -7,7 +7,7 @@ engine differ only in the function that the pass carries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -127,27 +127,54 @@ def register() -> None:
 
 @dataclass
 class _Group:
-    """Sequences of a batch that stand behind the same context, padded to their longest inside attention only.
+    """Sequences of a batch behind contexts of one shape, padded to their longest inside attention only.
 
     Attributes:
-        prefix: stored prefix at the front of the context.
-        spans: ``(start, end)`` of every ancestor among the batch's tokens, eldest first.
+        prefixes: the stored prefix at the front of every context ``0..F-1``, all of one length; or none.
+        spans: ``[F, A]`` places of the ancestors' tokens in every context, eldest first; ``None`` without any.
+        context: ``[R]`` the context of every sequence; ``None`` if they share the only one.
         tokens: ``[R, T]`` places of the sequences' tokens; short rows repeat their last token.
         lengths: ``[R]`` tokens of every sequence.
         valid: ``[R, T]`` True where `tokens` is not padding.
     """
 
-    prefix: KVPrefix | None
-    spans: tuple[tuple[int, int], ...]
+    prefixes: tuple[KVPrefix, ...]
+    spans: Tensor | None
+    context: Tensor | None
     tokens: Tensor
     lengths: Tensor
     valid: Tensor
 
+    @property
+    def behind(self) -> int:
+        """Tokens of every context."""
+        stored = self.prefixes[0].length if self.prefixes else 0
+        return stored + (self.spans.shape[1] if self.spans is not None else 0)
+
+    def sees(self, own: Tensor, stored: Sequence[Tensor]) -> Tensor:
+        """Keys or values that the sequences see: their context, then every row's own tokens.
+
+        Args:
+            own: ``[kv_heads, N, dim]`` of the batch's tokens.
+            stored: ``[kv_heads, P, dim]`` of every prefix.
+
+        Returns:
+            ``[R, kv_heads, A + T, dim]``.
+        """
+        rows = own[:, self.tokens].transpose(0, 1)
+        parts = [torch.stack([each.to(own.dtype) for each in stored])] if stored else []
+        if self.spans is not None:
+            parts.append(own[:, self.spans].transpose(0, 1))
+        if self.context is None:
+            shared = [part.expand(len(rows), -1, -1, -1) for part in parts]
+        else:
+            shared = [part.index_select(0, self.context) for part in parts]
+        return torch.cat([*shared, rows], dim=2) if shared else rows
+
     def mask(self, window: int | None, causal: bool) -> Tensor | None:
         """``[R, 1, T, A + T]`` over ``A`` context tokens and the row's own; None if everything is visible."""
         rows, length = self.tokens.shape
-        stored = self.prefix.length if self.prefix is not None else 0
-        context = stored + sum(end - start for start, end in self.spans)
+        context = self.behind
         own = torch.arange(length, device=self.tokens.device)
         # A padded query repeats the row's last token, so it may look where that one may: no row is all masked.
         at = context + torch.minimum(own[None, :], self.lengths[:, None] - 1)
@@ -166,8 +193,9 @@ class _Group:
 class RaggedAttention:
     """Attention over a `Batch`, differentiable in the prefixes and in everything else.
 
-    Sequences behind the same context are one padded product (the padding is never run through the rest of the
-    model); the context's keys are expanded, not copied into the batch, and their gradients sum over the rows.
+    Sequences behind contexts of the same length are one padded product (the padding is never run through the rest of
+    the model), whichever prefixes these are; a context's keys are never copied into the batch, and their gradients sum
+    over the rows.
 
     Args:
         batch: the layout; its prefixes may carry gradients.
@@ -201,58 +229,80 @@ class RaggedAttention:
             self._masks[window, causal] = [group.mask(window, causal) for group in self._groups]
         outs = []
         for group, mask in zip(self._groups, self._masks[window, causal], strict=True):
-            keys = _context(group, key, layer, lambda prefix: prefix.keys)
-            values = _context(group, value, layer, lambda prefix: prefix.values)
+            keys = group.sees(key, [prefix.keys[layer] for prefix in group.prefixes])
+            values = group.sees(value, [prefix.values[layer] for prefix in group.prefixes])
             out = attend_grouped(query[:, group.tokens].transpose(0, 1), keys, values, mask, rule)
             outs.append(out.transpose(1, 2)[group.valid])
         return torch.cat(outs)[self._order].transpose(0, 1)
 
 
-def _context(group: _Group, own: Tensor, layer: int, stored: Callable[[KVPrefix], tuple[Tensor, ...]]) -> Tensor:
-    """``[R, kv_heads, A + T, dim]``: the shared context, expanded to all rows, then every row's own tokens."""
-    parts = [own[:, start:end] for start, end in group.spans]
-    if group.prefix is not None:
-        parts.insert(0, stored(group.prefix)[layer].to(own.dtype))
-    rows = own[:, group.tokens].transpose(0, 1)
-    shared = [part[None].expand(rows.shape[0], -1, -1, -1) for part in parts]
-    return torch.cat([*shared, rows], dim=2) if shared else rows
+@dataclass(frozen=True)
+class _Context:
+    """What a sequence stands behind.
+
+    Attributes:
+        prefix: stored, at the front.
+        parent: the sequence that it continues.
+        spans: ``(start, end)`` of every ancestor among the batch's tokens, eldest first.
+    """
+
+    prefix: KVPrefix | None
+    parent: int | None
+    spans: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, batch: Batch, index: int) -> _Context:
+        spans: list[tuple[int, int]] = []
+        eldest = index
+        while (parent := batch.parents[eldest]) is not None:
+            spans.insert(0, (batch.starts[parent], batch.starts[parent + 1]))
+            eldest = parent
+        prefix = batch.prefixes[eldest]
+        return cls(prefix if prefix is not None and prefix.length else None, batch.parents[index], tuple(spans))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tokens of the prefix and of all ancestors: contexts of one shape can be stacked."""
+        stored = self.prefix.length if self.prefix is not None else 0
+        return stored, sum(end - start for start, end in self.spans)
 
 
-def _families(batch: Batch) -> list[list[int]]:
-    """Sequences with the same context and similar lengths: one family is one padded product."""
-    siblings: dict[tuple[int | None, int], list[int]] = {}
+def _families(batch: Batch) -> list[list[tuple[int, _Context]]]:
+    """Sequences with contexts of one shape and similar lengths: one family is one padded product."""
+    alike: dict[tuple[int, int], list[tuple[int, _Context]]] = {}
+    known: dict[tuple[int | None, int], _Context] = {}
     for index, (parent, prefix) in enumerate(zip(batch.parents, batch.prefixes, strict=True)):
-        siblings.setdefault((parent, id(prefix)), []).append(index)
-    families: list[list[int]] = []
-    for members in siblings.values():
-        members.sort(key=lambda index: batch.lengths[index])
+        if (parent, id(prefix)) not in known:
+            known[parent, id(prefix)] = _Context.of(batch, index)
+        context = known[parent, id(prefix)]
+        alike.setdefault(context.shape, []).append((index, context))
+    families: list[list[tuple[int, _Context]]] = []
+    for members in alike.values():
+        members.sort(key=lambda member: batch.lengths[member[0]])
         family = [members[0]]
-        for index in members[1:]:
+        for member in members[1:]:
             # Padding costs at most as much again as the shortest row; longer rows start a product of their own.
-            if batch.lengths[index] > 2 * batch.lengths[family[0]]:
+            if batch.lengths[member[0]] > 2 * batch.lengths[family[0][0]]:
                 families.append(family)
                 family = []
-            family.append(index)
+            family.append(member)
         families.append(family)
     return families
 
 
-def _group(batch: Batch, members: list[int]) -> _Group:
+def _group(batch: Batch, family: Sequence[tuple[int, _Context]]) -> _Group:
     device = batch.token_ids.device
-    spans: list[tuple[int, int]] = []
-    eldest = members[0]
-    while (parent := batch.parents[eldest]) is not None:
-        spans.insert(0, (batch.starts[parent], batch.starts[parent + 1]))
-        eldest = parent
-    lengths = torch.tensor([batch.lengths[index] for index in members], device=device)
-    starts = torch.tensor([batch.starts[index] for index in members], device=device)
+    lengths = torch.tensor([batch.lengths[index] for index, _ in family], device=device)
+    starts = torch.tensor([batch.starts[index] for index, _ in family], device=device)
     steps = torch.arange(int(lengths.max()), device=device)
-    tokens = starts[:, None] + torch.minimum(steps[None, :], lengths[:, None] - 1)
-    prefix = batch.prefixes[eldest]
+    contexts = list(dict.fromkeys(context for _, context in family))
+    places = [[place for span in context.spans for place in range(*span)] for context in contexts]
+    which = {context: place for place, context in enumerate(contexts)}
     return _Group(
-        prefix=prefix if prefix is not None and prefix.length else None,
-        spans=tuple(spans),
-        tokens=tokens,
+        prefixes=tuple(context.prefix for context in contexts if context.prefix is not None),
+        spans=torch.tensor(places, device=device) if places[0] else None,
+        context=torch.tensor([which[each] for _, each in family], device=device) if len(contexts) > 1 else None,
+        tokens=starts[:, None] + torch.minimum(steps[None, :], lengths[:, None] - 1),
         lengths=lengths,
         valid=steps[None, :] < lengths[:, None],
     )

@@ -53,7 +53,7 @@ def publish(bank: Bank, identity: ModelIdentity) -> Publish:
 @pytest.mark.parametrize(("flags", "combine"), [((), "mean"), (("--vote",), "vote")])
 def test_members_are_the_prefixes_in_order(run: Run, bank: Bank, publish: Publish, flags, combine: str) -> None:
     names = [publish(name, seed) for seed, name in enumerate("abc")]
-    made = run("bank", "ensemble", "three", *names, *flags, "--json")
+    made = run("bank", "ensemble", *names, "--publish", "three", *flags, "--json")
     assert made.status == 0, made.err
     tasks = [bank.load(name) for name in names]
     task = bank.load("three")
@@ -68,14 +68,23 @@ def test_members_are_the_prefixes_in_order(run: Run, bank: Bank, publish: Publis
 def test_versions_of_one_task_are_members_too(run: Run, bank: Bank, publish: Publish) -> None:
     for seed in range(2):
         publish("a", seed)
-    assert run("bank", "ensemble", "a-2", "a@1", "a@2").status == 0
+    assert run("bank", "ensemble", "a@1", "a@2", "--publish", "a-2").status == 0
     assert len(bank.load("a-2").members) == 1
+
+
+def test_soft_tokens_that_are_in_the_prefix_are_no_hindrance(
+    run: Run, bank: Bank, publish: Publish, identity: ModelIdentity
+) -> None:
+    """A task of prompt tuning keeps its soft tokens for transfer; what is served is its prefix."""
+    names = [publish(name, seed, soft=torch.zeros(4, identity.hidden_size)) for seed, name in enumerate("ab")]
+    assert run("bank", "ensemble", *names, "--publish", "both").status == 0
+    assert (bank.load("both").soft, len(bank.load("both").members)) == (None, 1)
 
 
 def test_its_probabilities_are_the_mean_of_its_members(run: Run, publish: Publish) -> None:
     letters = {"positive": ("y",), "negative": ("n",)}
     names = [publish(name, seed, verbalizer=letters) for seed, name in enumerate("ab")]
-    run("bank", "ensemble", "both", *names)
+    run("bank", "ensemble", *names, "--publish", "both")
     one, other, both = (run("classify", name, "fine", "--json").json["data"][0]["probs"] for name in (*names, "both"))
     assert abs(one["positive"] - other["positive"]) > 1e-2
     assert both == pytest.approx({label: (one[label] + other[label]) / 2 for label in WORDS}, abs=1e-5)
@@ -108,12 +117,12 @@ def test_tasks_that_are_more_than_a_prefix_are_refused(
     static = replace(bank.load("plain"), name="static", method="static", kind="prompt", text="Once", verbalizer=None)
     bank.publish(replace(static, prefix=replace(static.prefix, token_ids=(79, 110, 99, 101))))
     for verb, command in (
-        ("combined", ("ensemble", "new", "plain", "more")),
-        ("combined", ("ensemble", "new", "more", "plain")),
-        ("stacked", ("compose", "new", "more", "static")),
-        ("stacked", ("compose", "new", "plain", "more")),
+        ("combined", ("ensemble", "plain", "more")),
+        ("combined", ("ensemble", "more", "plain")),
+        ("stacked", ("compose", "more", "static")),
+        ("stacked", ("compose", "plain", "more")),
     ):
-        refused = run("bank", *command)
+        refused = run("bank", *command, "--publish", "new")
         assert refused.status == 2
         assert f"task 'more@{bank.current('more')}' has {called}, and only prefixes can be {verb}" in refused.err
     assert bank.names() == ["more", "plain", "static"]
@@ -135,7 +144,7 @@ def test_tasks_that_do_not_ask_the_same_are_refused(
 ) -> None:
     publish("one", 1)
     publish("two", 2, **fields)
-    refused = run("bank", "ensemble", "new", "one", "two")
+    refused = run("bank", "ensemble", "one", "two", "--publish", "new")
     assert refused.status == 2
     assert refused.err.startswith(f"foreword: task 'two@{bank.current('two')}' ")
     assert said.replace("0001-%s", bank.current("one")) in refused.err
@@ -148,22 +157,22 @@ def test_prefixes_that_differ_in_model_or_beginning_are_refused(
     publish("one", 1)
     publish("bos", 2, prefix=replace(random_prefix(identity, 2), bos="prefix"))
     publish("other", 3, prefix=random_prefix(replace(identity, weights="c" * 64), 3))
-    assert "in its beginning-of-text rule;" in run("bank", "ensemble", "new", "one", "bos").err
-    assert "in its model;" in run("bank", "ensemble", "new", "one", "other").err
+    assert "in its beginning-of-text rule;" in run("bank", "ensemble", "one", "bos", "--publish", "new").err
+    assert "in its model;" in run("bank", "ensemble", "one", "other", "--publish", "new").err
 
 
 def test_one_prefix_is_no_ensemble(run: Run, bank: Bank, publish: Publish) -> None:
     publish("one", 1)
     publish("same", 1)
-    assert "needs two tasks or more, found 1" in run("bank", "ensemble", "new", "one").err
-    refused = run("bank", "ensemble", "new", "one", "same")
+    assert "needs two tasks or more, found 1" in run("bank", "ensemble", "one", "--publish", "new").err
+    refused = run("bank", "ensemble", "one", "same", "--publish", "new")
     assert (refused.status, "are the same prefix; name each prefix once" in refused.err) == (2, True)
-    assert "no task 'nothing'" in run("bank", "ensemble", "new", "one", "nothing").err
+    assert "no task 'nothing'" in run("bank", "ensemble", "one", "nothing", "--publish", "new").err
     assert bank.names() == ["one", "same"]
 
 
 def test_names_that_are_taken_or_bad(run: Run, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [publish(name, seed) for seed, name in enumerate("ab")]
-    assert "choose another name" in run("bank", "ensemble", "Not/A/Name", *names).err
+    assert "choose another name" in run("bank", "ensemble", *names, "--publish", "Not/A/Name").err
     monkeypatch.setenv("FOREWORD_MODEL", "smollm2-135m")
-    assert "belongs to the base model" in run("bank", "ensemble", "smollm2-135m", *names).err
+    assert "belongs to the base model" in run("bank", "ensemble", *names, "--publish", "smollm2-135m").err

@@ -101,7 +101,7 @@ def test_compose_is_one_forward_over_both(run, reviews, tmp_path, folder):
     train(run, reviews, "--publish", "soft", "--out", "run")
     (tmp_path / "text.txt").write_text("Once upon a time")
     run("publish", "story", "--text", "text.txt")
-    made = run("bank", "compose", "stack", "soft", "story", "--json")
+    made = run("bank", "compose", "soft", "story", "--publish", "stack", "--json")
     assert made.status == 0, made.err
     assert made.json["length"] == 4 + 16
     stacked = run("generate", "stack", " there", "--max-tokens", 8, "--json").json["token_ids"]
@@ -241,8 +241,11 @@ def test_reserved_names_are_refused_before_any_work(run, reviews, tmp_path):
         (("generate", "kind", "--field", "a=b", "--field", "a=c"), "given twice"),
         (("generate", "kind", "--field", "ab"), "not k=v"),
         (("classify", "kind", "hello"), "has no labels to choose from"),
-        (("bank", "compose", "x", "kind", "story"), "system turn"),
-        (("bank", "compose", "x", "story", "soft"), "is learned"),
+        (("bank", "compose", "kind", "story", "--publish", "x"), "system turn"),
+        (("bank", "compose", "soft", "--publish", "x"), "two tasks or more"),
+        (("bank", "compose", "story", "soft"), "pass --publish NAME, --data FILE or both"),
+        (("bank", "compose", "story", "soft", "--publish", "x", "--limit", 3), "are of --data"),
+        (("bank", "compose", "story", "story", "--data", "reviews.jsonl"), "has no template to ask the examples with"),
         (("bank", "remove", "story", "--version", "0001"), "is being served"),
         (("publish", "x", "--run", "run", "--dtype", "float32"), "needs no model"),
         (("publish", "x", "--prefix", "static"), "publish the text itself"),

@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.reference import learned, logits
 from foreword.core import Batch, KVPrefix, Task
 from foreword.engine.engine import Engine
+from foreword.engine.protocol import Request
 from foreword.errors import (
     DataError,
     ModelMismatch,
@@ -215,3 +217,20 @@ def test_a_default_bias_that_is_none_is_refused(bias):
     with pytest.raises(UsageError, match=r"the default logit_bias of task 't' must be .* found .*; publish"):
         generation_params(labelled(generation={"logit_bias": bias}))
     assert generation_params(labelled(generation={"logit_bias": {"7": 1}})).logit_bias == {7: 1.0}
+
+
+def test_members_of_an_ensemble_answer_in_one_batch(engine, monkeypatch):
+    """And their answer is the mean of what plain Transformers gives behind each of them."""
+    members = [learned("llama", 5, seed) for seed in range(3)]
+    task = labelled(prefix=members[0], members=tuple(members[1:]), verbalizer={"good": ("g",), "bad": ("b",)})
+    asked: list[int] = []
+    score = engine.score
+    monkeypatch.setattr(engine, "score", lambda prompts, choice: asked.append(len(prompts)) or score(prompts, choice))
+    found = classify(engine, task, [{"text": text} for text in TEXTS])
+    assert asked == [3 * len(TEXTS)]
+    words = [engine.tokenizer(word).input_ids[0] for word in "gb"]
+    for text, probs in zip(TEXTS, found, strict=True):
+        ids = tuple(engine.tokenizer(f"{text}:").input_ids)
+        last = [logits("llama", Request(ids, member, 5))[-1, words] for member in members]
+        expected = torch.stack(last).softmax(-1).mean(0)
+        torch.testing.assert_close(torch.tensor([probs["good"], probs["bad"]]), expected, atol=1e-5, rtol=0)

@@ -47,11 +47,11 @@ def answer_loss(lm: LanguageModel, front: Front, examples: list[Example]) -> tor
 
 
 def double(family: str) -> LanguageModel:
-    """A copy in float64 throughout; Llama's own norm goes through float32, PyTorch's does not."""
+    """A copy in float64 throughout; the norm of Llama and Mistral goes through float32, PyTorch's does not."""
     model = copy.deepcopy(tiny_model(family).model).double()
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child).__name__ == "LlamaRMSNorm":
+            if type(child).__name__ in ("LlamaRMSNorm", "MistralRMSNorm"):
                 norm = nn.RMSNorm(child.weight.shape[0], child.variance_epsilon, dtype=torch.float64)
                 norm.weight = child.weight
                 setattr(module, name, norm)

@@ -1,4 +1,4 @@
-"""Two processes of ``accelerate launch`` learn what one does."""
+"""Two processes of ``torchrun`` learn what one does."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ if os.environ.get("RANK", "0") == "0":
 def test_two_processes_give_the_losses_of_one(template, tmp_path):
     settings = {"template": template, "max_steps": 20, "length": 8}
     alone, prefix = losses(recipe(tmp_path, out=str(tmp_path / "one"), **settings))
-    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0")
+    # `accelerate launch --cpu` starts one process, however many are asked for.
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     shared, again = losses(recipe(tmp_path, out=str(tmp_path / "two"), **settings), *launch)
     assert shared == pytest.approx(alone, rel=1e-3)
     for one, two in zip(prefix, again, strict=True):

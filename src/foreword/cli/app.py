@@ -23,8 +23,10 @@ from foreword.cli import (
     key,
     models,
     publish,
+    search,
     serve,
     train,
+    train_many,
 )
 from foreword.cli.interruption import Commands
 from foreword.errors import ForewordError, Interrupted
@@ -42,6 +44,8 @@ app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 app.command("train")(train.train)
+app.command("train-many")(train_many.train_many)
+app.command("search")(search.search)
 app.command("publish")(publish.publish)
 app.command("cache")(cache.cache)
 app.command("eval")(evaluate.evaluate)

@@ -9,13 +9,11 @@ import typer
 
 from foreword.cli import options
 from foreword.cli.completion import task_names
-from foreword.cli.interruption import publishing
-from foreword.errors import CorruptFile, UsageError
+from foreword.cli.compose import compose
+from foreword.errors import CorruptFile
 
 if TYPE_CHECKING:
     from foreword.bank.bank import Bank
-    from foreword.core import Task
-    from foreword.models import LanguageModel
 
 app = typer.Typer(help="Tasks and their versions.", no_args_is_help=True)
 
@@ -112,67 +110,16 @@ def remove(
     options.emit({"removed": removed}, f"removed {removed}", json)
 
 
-@app.command()
-def compose(
-    name: Annotated[str, typer.Argument(help="Name of the new task.")],
-    first: Annotated[str, typer.Argument(help="Task whose prefix stands first.", autocompletion=task_names)],
-    then: Annotated[
-        str, typer.Argument(help="Static task whose text is lowered behind it.", autocompletion=task_names)
-    ],
-    replace: options.Replace = False,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    json: options.Json = False,
-) -> None:
-    """Stack two tasks: a prefix, and a static prompt computed behind it; the first one's template is kept.
-
-    Example: foreword bank compose polite-support polite support
-    """
-    from foreword.bank.ensemble import check_prefix_alone
-
-    store = options.open_bank(bank)
-    front, behind = store.load(first), store.load(then)
-    for part in (front, behind):
-        check_prefix_alone(part, "stacked")
-    if behind.prefix.token_ids is None:
-        raise UsageError(f"task '{then}' is learned and cannot be computed again behind another; name a static task.")
-    if turn := next((ref for ref, task in ((first, front), (then, behind)) if task.kind == "system"), None):
-        raise UsageError(f"task '{turn}' is a system turn, which cannot be stacked; publish its text with --text.")
-    with publishing(store, name):
-        lm = options.open_model(model, dtype, device)
-        for ref, task in ((first, front), (then, behind)):
-            task.prefix.model.check(lm.identity, f"task '{ref}'")
-        task = store.publish(_stacked(lm, name, front, behind), replace=replace, reserved=[lm.name])
-    length = task.prefix.length
-    options.emit({"task": task.ref, "length": length}, f"published {task.ref} ({length} positions)", json)
-
-
-def _stacked(lm: LanguageModel, name: str, front: Task, behind: Task) -> Task:
-    """A task whose prefix is one prefix and the text of another task lowered behind it."""
-    from foreword.core import Task
-    from foreword.prompts.lower import lower_tokens
-
-    before = front.prefix.to(dtype=lm.dtype, device=lm.device)
-    return Task(
-        name,
-        "composed",
-        lower_tokens(lm, behind.prefix.token_ids or (), behind=before),
-        template=front.template,
-        verbalizer=front.verbalizer,
-        generation=front.generation,
-        provenance={"parents": [front.ref, behind.ref]},
-    )
+app.command()(compose)
 
 
 @app.command()
 def ensemble(
-    name: Annotated[str, typer.Argument(help="Name of the new task.")],
     tasks: Annotated[
         list[str],
         typer.Argument(help="Learned tasks or task@version, two or more.", metavar="TASK", autocompletion=task_names),
     ],
+    publish: Annotated[str, typer.Option(help="Name of the new task.")],
     vote: Annotated[
         bool, typer.Option("--vote", help="Answer by a vote of the members.", show_default="mean probability")
     ] = False,
@@ -182,14 +129,14 @@ def ensemble(
 ) -> None:
     """Combine learned tasks with the same template and labels: all answer, the mean or a vote decides.
 
-    Example: foreword bank ensemble reviews-3 reviews@1 reviews@2 reviews@3 --vote
+    Example: foreword bank ensemble reviews@1 reviews@2 reviews@3 --publish reviews-3 --vote
     """
     from foreword.bank.bank import check_free
-    from foreword.bank.ensemble import ensemble as combined
+    from foreword.prompts.ensemble import ensemble as combined
 
     store, reserved = options.open_bank(bank), [options.default_model()]
-    check_free(name, reserved)
-    made = combined(name, [store.load(ref) for ref in tasks], "vote" if vote else "mean")
+    check_free(publish, reserved)
+    made = combined(publish, [store.load(ref) for ref in tasks], "vote" if vote else "mean")
     task = store.publish(made, replace=replace, reserved=reserved)
     data = {"task": task.ref, "members": len(tasks), "combine": task.combine, "bytes": task.nbytes}
     options.emit(data, f"published {task.ref} ({len(tasks)} members, {task.combine}, {task.nbytes:,} bytes)", json)

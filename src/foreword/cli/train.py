@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import flags, options, recipes
 from foreword.cli.interruption import command_line, going_on
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
-    from foreword.training.recipe import Recipe
     from foreword.training.recipe_file import RecipeFile
     from foreword.training.train import Outcome
 
@@ -22,62 +21,36 @@ if TYPE_CHECKING:
 def train(
     context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(help="A YAML recipe: flags as keys; flags given here win.")] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="p-tuning-v2, prefix-tuning, p-tuning, prompt-tuning, pet, autoprompt, lora, lora-hybrid or manual."
-        ),
-    ] = "p-tuning-v2",
+    method: flags.Method = "p-tuning-v2",
     data: Annotated[str | None, typer.Option(help="Training examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
     eval: Annotated[  # noqa: A002 - the flag is called --eval
         str | None, typer.Option("--eval", help="Evaluation examples.", show_default="a tenth of --data")
     ] = None,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="How an example becomes text; may be given several times.",
-            show_default="{the text field}\\nLabel:{mask}",
-        ),
-    ] = None,
-    verbalizer: Annotated[
-        str | None, typer.Option(help="Words of every label: JSON or a file.", show_default="the labels' names")
-    ] = None,
-    label_field: Annotated[str, typer.Option(help="Field that holds the label.")] = "label",
-    target_field: Annotated[str | None, typer.Option(help="Field that holds the text to generate.")] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(help="verbalizer or linear.", show_default="verbalizer; linear for tags and sentence encoders"),
-    ] = None,
-    length: Annotated[int | None, typer.Option(help="Virtual tokens.", show_default="the method's")] = None,
-    init: Annotated[str, typer.Option(help="auto, random, uniform, vocab, text, labels or task:NAME.")] = "auto",
-    init_text: Annotated[str | None, typer.Option(help="Text to start from.")] = None,
+    template: flags.Template = None,
+    verbalizer: flags.Verbalizer = None,
+    label_field: flags.LabelField = "label",
+    target_field: flags.TargetField = None,
+    head: flags.Head = None,
+    length: flags.Length = None,
+    init: flags.Init = "auto",
+    init_text: flags.InitText = None,
     warm_start: Annotated[
         list[str] | None, typer.Option(help="Recipe of a further data set to learn with first; may be repeated.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="the method's")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="60 to 320, by size")] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
-    accumulate: Annotated[int, typer.Option(help="Parts that a step is run in, for less memory.")] = 1,
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Recompute activations, for less memory still.")
-    ] = False,
-    patience: Annotated[
-        int | None, typer.Option(help="Stop after so many evaluations without a better one.", show_default="never")
-    ] = None,
-    class_weights: Annotated[
-        str | None, typer.Option(help="Weight of every label in the loss: balanced, JSON or a file.")
-    ] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Subtract what the task says to empty input.")] = False,
+    lr: flags.Lr = None,
+    epochs: flags.Epochs = None,
+    max_steps: flags.MaxSteps = None,
+    batch_size: flags.BatchSize = 16,
+    accumulate: flags.Accumulate = 1,
+    checkpointing: flags.Checkpointing = False,
+    patience: flags.Patience = None,
+    class_weights: flags.ClassWeights = None,
+    calibrate: flags.Calibrate = False,
     members: Annotated[int, typer.Option(help="Prefixes of an ensemble, each with its own seed.")] = 1,
-    rank: Annotated[int | None, typer.Option(help="Of an adapter (lora, lora-hybrid, pet).", show_default="8")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Of p-tuning: lstm or mlp.", show_default="lstm")] = None,
-    projection: Annotated[
-        bool | None, typer.Option("--projection/--no-projection", help="Of p-tuning-v2: learn through an MLP.")
-    ] = None,
-    freeze_first: Annotated[
-        bool | None, typer.Option("--freeze-first/--learn-first", help="Of a prefix: keep its first token as it is.")
-    ] = None,
+    rank: flags.Rank = None,
+    encoder: flags.Encoder = None,
+    projection: flags.Projection = None,
+    freeze_first: flags.FreezeFirst = None,
     weights: Annotated[
         str | None, typer.Option(help="Of pet: learn an adapter (lora) or a whole model (all).", show_default="lora")
     ] = None,
@@ -91,10 +64,10 @@ def train(
     candidates: Annotated[
         int | None, typer.Option(help="Of autoprompt: triggers that are tried a step.", show_default="24")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of examples and of random values.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    seed: flags.Seed = 0,
+    resume: flags.Resume = False,
     report_to: Annotated[str, typer.Option(help="Tracker of the Transformers Trainer.")] = "none",
-    out: Annotated[str | None, typer.Option(help="Run folder.", show_default="runs/NAME-TIME")] = None,
+    out: flags.Out = None,
     publish: Annotated[str | None, typer.Option(help="Publish the task under this name.")] = None,
     replace: options.Replace = False,
     model: options.ModelName = None,
@@ -108,14 +81,14 @@ def train(
 
     Example: foreword train --data reviews.jsonl --template 'Review: {text}\\nSentiment:{mask}' --publish reviews
     """
-    file, given = _given(context, recipe)
+    file, given = recipes.given(context, recipe, ELSEWHERE)
     with file.blamed():
         _train(file, given)
 
 
 def _train(file: RecipeFile, given: dict[str, Any]) -> None:
     """Learn, keep and publish what flags and recipe say."""
-    run = _recipe({key: value for key, value in given.items() if key not in _ELSEWHERE})
+    run = recipes.recipe({key: value for key, value in given.items() if key not in ELSEWHERE})
     name, place = given["publish"], given["bank"]
     store = options.open_bank(place)
     if name is not None:
@@ -128,9 +101,9 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
             )
         with file.blamed("publish"):
             check_free(name, [given["model"] or options.default_model()])
-    _check(file, run)
-    out_folder = run.out or _default_out(name or run.method)
-    with going_on(lambda: _left(out_folder)):
+    recipes.check(file, run)
+    out_folder = run.out or default_out(name or run.method)
+    with going_on(lambda: left(out_folder)):
         lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
         from foreword.bank.format import write_version
         from foreword.training.train import train as run_train
@@ -147,7 +120,7 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
         if int(os.environ.get("RANK", "0")):
             return  # the first process of a distributed run writes and publishes
         if outcome.model is None:
-            write_version(_fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
+            write_version(fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
         if name is not None:
             task = store.publish(task, replace=given["replace"], reserved=[lm.name])
     options.emit(
@@ -171,75 +144,23 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
 RUN_TASK = "run"
 
 # Keys of a recipe that are not hyper-parameters of the run.
-_ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code", "replace", "json", "recipe")
+ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code", "replace", "json", "recipe")
 
 
-def _given(context: typer.Context, recipe: str | None) -> tuple[RecipeFile, dict[str, Any]]:
-    """The recipe, and flags over its keys over environment and defaults."""
-    from foreword.training.recipe import check_type
-    from foreword.training.recipe_file import RecipeFile
-
-    file = RecipeFile.read(recipe) if recipe is not None else RecipeFile.none()
-    file.check_keys(set(context.params) - {"recipe", "json"})
-    with file.blamed():
-        for name in sorted(set(file.values) & set(_ELSEWHERE)):
-            check_type(name, file.values[name], optional=True)
-    typed = {
-        name: value
-        for name, value in context.params.items()
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
-    # An option that may be given several times is an empty tuple where it is not given.
-    usual = {name: None if value == () else value for name, value in context.params.items()}
-    return file.without(typed), {**usual, **file.values, **typed}
-
-
-def _recipe(values: dict[str, Any]) -> Recipe:
-    from foreword.text.template import decode_escapes
-    from foreword.training.recipe import Recipe
-
-    if values.get("data") is None:
-        raise UsageError("there is nothing to learn from; pass --data FILE, or a recipe that names it.")
-    template = values["template"]
-    if isinstance(template, str):
-        template = decode_escapes(template)
-    elif isinstance(template, list | tuple):
-        decoded = [decode_escapes(each) if isinstance(each, str) else each for each in template]
-        template = decoded[0] if len(decoded) == 1 else decoded
-    return Recipe(**{**values, "template": template})
-
-
-def _check(file: RecipeFile, run: Recipe) -> None:
-    """Raise now for a template, words or a method that would be refused once the model is loaded."""
-    from foreword.text.template import Template
-    from foreword.text.verbalizer import Verbalizer
-
-    with file.blamed("template"):
-        for source in run.templates:
-            Template.parse(source)
-    with file.blamed("verbalizer"):
-        if run.verbalizer is not None:
-            Verbalizer.parse(run.verbalizer)
-    options.quiet_libraries()
-    from foreword.prompts.registry import method
-
-    method(run.method, **run.options)
-
-
-def _left(out: str) -> str:
+def left(out: str) -> str:
     """What a run leaves behind that is stopped, and how it goes on."""
     if not (Path(out) / "recipe.json").is_file():
         return f"nothing was written; start again: {command_line()}"
     return f"what was learned is in {out}; go on with: {command_line('--resume', '--out', out)}"
 
 
-def _default_out(name: str) -> str:
+def default_out(name: str) -> str:
     import time
 
     return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _fresh(folder: Path) -> Path:
+def fresh(folder: Path) -> Path:
     """An empty folder; a resumed run writes its task anew."""
     import shutil
 

@@ -112,6 +112,38 @@ class Batch:
             adapters=(front.adapter,) * len(lengths) if front.adapter is not None else None,
         )
 
+    @classmethod
+    def together(cls, batches: Sequence[Batch]) -> Batch:
+        """One batch of the sequences of several, in their order: rows that stand behind different fronts.
+
+        Nothing of one batch sees anything of another. Raises UsageError for tokens in an engine's cache.
+        """
+        import torch
+
+        if len(batches) == 1:
+            return batches[0]
+        if any(batch.computed is not None for batch in batches):
+            raise UsageError("batches with computed tokens belong to their engine; lay them out as one there.")
+        parents: list[int | None] = []
+        rows, first = [], 0
+        for batch in batches:
+            above = len(parents)
+            parents += [parent if parent is None else parent + above for parent in batch.parents]
+            if batch.embed_rows is not None:
+                rows.append(batch.embed_rows + first)
+            first += batch.starts[-1]
+        embeds = [batch.embeds for batch in batches if batch.embeds is not None]
+        adapters = [each for batch in batches for each in batch.adapters or (None,) * len(batch.lengths)]
+        return cls(
+            lengths=tuple(length for batch in batches for length in batch.lengths),
+            parents=tuple(parents),
+            prefixes=tuple(prefix for batch in batches for prefix in batch.prefixes),
+            token_ids=torch.cat([batch.token_ids for batch in batches]),
+            embeds=torch.cat(embeds) if embeds else None,
+            embed_rows=torch.cat(rows) if rows else None,
+            adapters=tuple(adapters) if any(each is not None for each in adapters) else None,
+        )
+
     @cached_property
     def starts(self) -> tuple[int, ...]:
         """Place of every sequence's first token in ``0..N-1``, and ``N`` at the end."""

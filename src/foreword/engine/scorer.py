@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
 
-from foreword.core import Front
+from foreword.core import Batch, Front
 from foreword.engine.job import Job
 from foreword.engine.residents import Residents
 from foreword.errors import RequestError
@@ -20,18 +20,22 @@ from foreword.text.ragged import lay_out
 from foreword.text.request import Prompt
 from foreword.text.scoring import Choice
 
+Asked = tuple[Front, list[Question]]
+"""Questions behind one front."""
+
 
 @dataclass(frozen=True)
 class Reading:
     """What is read of prompts.
 
     Attributes:
-        forward: scores ``[answers, labels]`` of questions behind one front: an answer for each of a question's places.
+        forward: scores ``[answers, labels]`` of questions, each front with its own: an answer for each of a question's
+            places.
         size: tokens that a question takes in a batch.
         labels: how many labels there are.
     """
 
-    forward: Callable[[LanguageModel, Front, list[Question]], Tensor]
+    forward: Callable[[LanguageModel, Sequence[Asked]], Tensor]
     size: Callable[[Question], int]
     labels: int
 
@@ -64,15 +68,28 @@ def pieces(
     """
     found = []
     for places in _divide(prompts, reading.size, budget):
-        first = prompts[places[0]]
-        front = Front(
-            prefix=residents.prefix(first.prefix, first.prefix_length),
-            inner=residents.soft(first.soft),
-            adapter=residents.adapter(first.adapter),
-        )
-        questions = [prompts[place].question for place in places]
-        found.append(Piece(places, Job(partial(reading.forward, lm, front, questions), len(places))))
+        asked = [
+            (_held(prompts[alike[0]], residents), [prompts[place].question for place in alike])
+            for alike in (list(group) for _, group in groupby(places, lambda place: _front(prompts[place])))
+        ]
+        found.append(Piece(places, Job(partial(reading.forward, lm, asked), len(places))))
     return found
+
+
+def _held(prompt: Prompt, residents: Residents) -> Front:
+    """What a prompt stands behind, as the engine holds it."""
+    return Front(
+        prefix=residents.prefix(prompt.prefix, prompt.prefix_length),
+        inner=residents.soft(prompt.soft),
+        adapter=residents.adapter(prompt.adapter),
+    )
+
+
+def _together(laid_out: Sequence[tuple[Batch, Tensor]]) -> tuple[Batch, Tensor]:
+    """Batches as one, and the places in it."""
+    firsts = [0, *accumulate(batch.starts[-1] for batch, _ in laid_out)]
+    places = [places + first for (_, places), first in zip(laid_out, firsts, strict=False)]
+    return Batch.together([batch for batch, _ in laid_out]), torch.cat(places)
 
 
 def gathered(pieces: Sequence[Piece], prompts: Sequence[Prompt], labels: int) -> Tensor:
@@ -89,8 +106,8 @@ def by_choice(choice: Choice) -> Reading:
     """The scores of a choice's labels."""
 
     @torch.inference_mode()
-    def forward(lm: LanguageModel, front: Front, questions: list[Question]) -> Tensor:
-        batch, rows = choice.lay_out(front, questions, lm.device)
+    def forward(lm: LanguageModel, asked: Sequence[Asked]) -> Tensor:
+        batch, rows = _together([choice.lay_out(front, questions, lm.device) for front, questions in asked])
         return choice.scores(lm.hidden(batch, rows) if choice.hidden else lm.logits(batch, rows)).float().cpu()
 
     return Reading(forward, choice.size, choice.labels)
@@ -106,10 +123,10 @@ def following(at_once: int, top: int = 0) -> Reading:
     """
 
     @torch.inference_mode()
-    def forward(lm: LanguageModel, front: Front, questions: list[Question]) -> Tensor:
-        run = [Question(question.token_ids[: _read(question)], question.places) for question in questions]
-        batch, rows = lay_out(front, run, lm.device, decoder=lm.decoder)
-        tokens = [question.token_ids[place + 1] for question in questions for place in question.places]
+    def forward(lm: LanguageModel, asked: Sequence[Asked]) -> Tensor:
+        run = [(front, [Question(q.token_ids[: _read(q)], q.places) for q in questions]) for front, questions in asked]
+        batch, rows = _together([lay_out(*each, lm.device, decoder=lm.decoder) for each in run])
+        tokens = [q.token_ids[place + 1] for _, questions in asked for q in questions for place in q.places]
         parts = zip(rows.split(at_once), torch.tensor(tokens, device=lm.device).split(at_once), strict=True)
         return torch.cat([_logprobs(lm.logits(batch, part), wanted, top) for part, wanted in parts]).cpu()
 
@@ -143,13 +160,13 @@ def _logprobs(logits: Tensor, tokens: Tensor, top: int) -> Tensor:
 
 
 def _divide(prompts: Sequence[Prompt], size: Callable[[Question], int], budget: int) -> Iterator[list[int]]:
-    """Prompts behind the same front, of similar lengths, within the budget."""
+    """Prompts behind the same front next to each other, by their lengths, within the budget."""
     order = sorted(range(len(prompts)), key=lambda i: (*_front(prompts[i]), len(prompts[i].token_ids)))
     piece: list[int] = []
     tokens = 0
     for place in order:
         more = size(prompts[place].question)
-        if piece and (_front(prompts[place]) != _front(prompts[piece[0]]) or tokens + more > budget):
+        if piece and tokens + more > budget:
             yield piece
             piece, tokens = [], 0
         piece.append(place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,21 @@ if TYPE_CHECKING:
 Seen = Callable[[Sequence[Prompt]], object]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A task and the rows that it is measured on.
+
+    Attributes:
+        task: made for the engine's model.
+        rows: examples with the template's fields and the label, the tags or the target.
+        label_field: the field that holds the label or the tags.
+    """
+
+    task: Task
+    rows: Sequence[Row]
+    label_field: str = "label"
+
+
 def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_field: str = "label") -> Report:
     """Score the labels of a task with ``{mask}`` or a head, or generate for a task with ``{target:...}``.
 
@@ -39,16 +54,22 @@ def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_f
     Raises:
         DataError, TemplateError, VerbalizerError: naming the row that is wrong.
     """
-    if not rows:
-        raise DataError("there are no rows to evaluate; give at least one.")
-    template = _template(task)
-    if task.head is not None and task.head.per_token:
-        return _tagged(engine, task, rows, label_field)
-    if template.has_mask or task.head is not None:
-        return _classified(engine, task, rows, label_field)
-    if template.target is not None:
-        return _generated(engine, task, rows)
-    raise TemplateError(f"task '{task.name}' has a template without {{mask}} or {{target:...}}; it cannot be scored.")
+    return evaluate_all(engine, [Trial(task, rows, label_field)])[0]
+
+
+def evaluate_all(engine: EngineProtocol, trials: Sequence[Trial]) -> list[Report]:
+    """`evaluate` for several tasks: those with the same words as labels are scored in the same batches."""
+    sheets = [_sheet(engine, trial) for trial in trials]
+    alike: dict[Choice, list[_Sheet]] = {}
+    for sheet in sheets:
+        if sheet.choice is not None:
+            alike.setdefault(sheet.choice, []).append(sheet)
+    scores: dict[int, torch.Tensor] = {}
+    for choice, members in alike.items():
+        found = engine.score([prompt for sheet in members for prompt in sheet.prompts], choice)
+        counts = [sum(len(prompt.question.places) for prompt in sheet.prompts) for sheet in members]
+        scores |= zip(map(id, members), found.split(counts), strict=True)
+    return [sheet.report(scores.get(id(sheet))) for sheet in sheets]
 
 
 def classify(
@@ -132,10 +153,19 @@ def choice_of(engine: EngineProtocol, task: Task) -> Choice:
 
 
 def _probs(engine: EngineProtocol, task: Task, prompts: Sequence[Prompt]) -> torch.Tensor:
-    """``[answers, labels]``: the members of an ensemble answer in one batch, calibrated by what they say to nothing."""
+    """``[answers, labels]`` for prompts of one task."""
+    return _combined(task, engine.score(_of_members(task, prompts), choice_of(engine, task)))
+
+
+def _of_members(task: Task, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts behind every member of an ensemble: all of them answer in one batch."""
     prefixes = (task.prefix, *task.members)
-    asked = [_behind(prompt, prefix) if task.members else prompt for prefix in prefixes for prompt in prompts]
-    scores = engine.score(asked, choice_of(engine, task)).unflatten(0, (len(prefixes), -1))
+    return [_behind(prompt, prefix) if task.members else prompt for prefix in prefixes for prompt in prompts]
+
+
+def _combined(task: Task, scores: torch.Tensor) -> torch.Tensor:
+    """Probabilities ``[answers, labels]`` from what the members said, calibrated by what they say to nothing."""
+    scores = scores.unflatten(0, (1 + len(task.members), -1))
     if task.bias is not None:
         scores = scores - scores.new_tensor([task.bias[label] for label in task.labels])
     probs = scores.softmax(-1)
@@ -158,36 +188,76 @@ def _by_label(task: Task, probs: Sequence[float]) -> dict[str, float]:
     return dict(zip(task.labels, probs, strict=True))
 
 
-def _classified(engine: EngineProtocol, task: Task, rows: Sequence[Row], label_field: str) -> Report:
-    expected = [label_of(row, label_field) for row in rows]
+@dataclass(frozen=True, eq=False)
+class _Sheet:
+    """A trial that the engine has yet to answer.
+
+    Attributes:
+        report: scores ``[answers, labels]`` of the prompts, or ``None`` without any -> what the trial found.
+        prompts: to be scored, those of every member of an ensemble.
+        choice: how; ``None`` where a text is being generated.
+    """
+
+    report: Callable[[Any], Report]
+    prompts: Sequence[Prompt] = ()
+    choice: Choice | None = None
+
+
+def _sheet(engine: EngineProtocol, trial: Trial) -> _Sheet:
+    task = trial.task
+    if not trial.rows:
+        raise DataError("there are no rows to evaluate; give at least one.")
+    template = _template(task)
+    if task.head is not None and task.head.per_token:
+        return _tagged(engine, trial)
+    if template.has_mask or task.head is not None:
+        return _classified(engine, trial)
+    if template.target is not None:
+        return _generated(engine, task, trial.rows)
+    raise TemplateError(f"task '{task.name}' has a template without {{mask}} or {{target:...}}; it cannot be scored.")
+
+
+def _classified(engine: EngineProtocol, trial: Trial) -> _Sheet:
+    task, rows = trial.task, trial.rows
+    expected = [label_of(row, trial.label_field) for row in rows]
     places = [label_index(task.labels, label, row) for label, row in zip(expected, rows, strict=True)]
-    prompts = _prompts(engine, task, rows, answer_tokens=choice_of(engine, task).longest)
-    probs = _probs(engine, task, prompts)
-    surprises = _surprises(probs, places)
-    predicted = [task.labels[place] for place in probs.argmax(-1).tolist()]
-    metrics = label_metrics(predicted, expected, probs.max(-1).values.tolist())
-    predictions = [
-        Prediction(e, p, _by_label(task, row), surprise=s)
-        for e, p, row, s in zip(expected, predicted, probs.tolist(), surprises.tolist(), strict=True)
-    ]
-    return Report(len(rows), metrics, predictions)
+    choice = choice_of(engine, task)
+    prompts = _prompts(engine, task, rows, answer_tokens=choice.longest)
+
+    def report(scores: torch.Tensor) -> Report:
+        probs = _combined(task, scores)
+        surprises = _surprises(probs, places)
+        predicted = [task.labels[place] for place in probs.argmax(-1).tolist()]
+        metrics = label_metrics(predicted, expected, probs.max(-1).values.tolist())
+        predictions = [
+            Prediction(e, p, _by_label(task, row), surprise=s)
+            for e, p, row, s in zip(expected, predicted, probs.tolist(), surprises.tolist(), strict=True)
+        ]
+        return Report(len(rows), metrics, predictions)
+
+    return _Sheet(report, _of_members(task, prompts), choice)
 
 
-def _tagged(engine: EngineProtocol, task: Task, rows: Sequence[Row], label_field: str) -> Report:
-    expected = [tags_of(row, label_field) for row in rows]
+def _tagged(engine: EngineProtocol, trial: Trial) -> _Sheet:
+    task, rows = trial.task, trial.rows
+    expected = [tags_of(row, trial.label_field) for row in rows]
     places = [[label_index(task.labels, tag, row) for tag in tags] for tags, row in zip(expected, rows, strict=True)]
     prompts = _prompts(engine, task, rows, answer_tokens=0)
     for tags, prompt, row in zip(expected, prompts, rows, strict=True):
         if len(tags) != len(prompt.places):
             raise DataError(f"{row.where}: there are {len(tags)} tags for {len(prompt.places)} words; give one a word.")
-    probs = _probs(engine, task, prompts)
-    counts = [len(tags) for tags in expected]
-    surprises = _surprises(probs, [place for row in places for place in row]).split(counts)
-    found = [tuple(task.labels[place] for place in row.tolist()) for row in probs.argmax(-1).split(counts)]
-    predictions = [
-        Prediction(e, p, surprise=float(s.mean())) for e, p, s in zip(expected, found, surprises, strict=True)
-    ]
-    return Report(len(rows), tag_metrics(found, expected), predictions)
+
+    def report(scores: torch.Tensor) -> Report:
+        probs = _combined(task, scores)
+        counts = [len(tags) for tags in expected]
+        surprises = _surprises(probs, [place for row in places for place in row]).split(counts)
+        found = [tuple(task.labels[place] for place in row.tolist()) for row in probs.argmax(-1).split(counts)]
+        predictions = [
+            Prediction(e, p, surprise=float(s.mean())) for e, p, s in zip(expected, found, surprises, strict=True)
+        ]
+        return Report(len(rows), tag_metrics(found, expected), predictions)
+
+    return _Sheet(report, _of_members(task, prompts), choice_of(engine, task))
 
 
 def _surprises(probs: torch.Tensor, expected: Sequence[int]) -> torch.Tensor:
@@ -198,20 +268,24 @@ def _surprises(probs: torch.Tensor, expected: Sequence[int]) -> torch.Tensor:
     return -torch.where(chances < 1e-12, 1e-12, chances).log()
 
 
-def _generated(engine: EngineProtocol, task: Task, rows: Sequence[Row]) -> Report:
+def _generated(engine: EngineProtocol, task: Task, rows: Sequence[Row]) -> _Sheet:
     request.require_generation(task)
     template = _template(task)
     wanted = [template.references(row.values, row.where) for row in rows]
     prompts = _prompts(engine, task, rows, answer_tokens=1)
     params = generation_params(task)
     streams = [engine.submit(Request.of(prompt, _within(engine, prompt, params))) for prompt in prompts]
-    predicted = [_answer(stream, row).strip() for stream, row in zip(streams, rows, strict=True)]
-    references = [tuple(text.strip() for text in texts) for texts in wanted]
-    # Of the first reference alone: all of them would take longer than the answers that are measured.
-    first = [texts[0] for texts in wanted]
-    metrics = {**text_metrics(predicted, references), **_perplexity(engine, prompts, rows, first)}
-    predictions = [Prediction(r[0], p, references=r) for r, p in zip(references, predicted, strict=True)]
-    return Report(len(rows), metrics, predictions, unmeasured())
+
+    def report(_: None) -> Report:
+        predicted = [_answer(stream, row).strip() for stream, row in zip(streams, rows, strict=True)]
+        references = [tuple(text.strip() for text in texts) for texts in wanted]
+        # Of the first reference alone: all of them would take longer than the answers that are measured.
+        first = [texts[0] for texts in wanted]
+        metrics = {**text_metrics(predicted, references), **_perplexity(engine, prompts, rows, first)}
+        predictions = [Prediction(r[0], p, references=r) for r, p in zip(references, predicted, strict=True)]
+        return Report(len(rows), metrics, predictions, unmeasured())
+
+    return _Sheet(report)
 
 
 def _perplexity(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,6 +58,17 @@ class Report:
     metrics: dict[str, float]
     predictions: list[Prediction]
     unmeasured: tuple[str, ...] = ()
+
+    @property
+    def loss(self) -> float | None:
+        """Minus the log-probability of what was expected: the mean over rows of labels, over tokens of generated text.
+
+        None for generated text that has no tokens to measure.
+        """
+        if self.predictions[0].references:
+            perplexity = self.metrics.get("perplexity")
+            return math.log(perplexity) if perplexity else None
+        return sum(prediction.surprise or 0.0 for prediction in self.predictions) / self.n
 
     def confusion(self) -> Confusion:
         """Which labels, or which tags, were taken for which. Raises UsageError for generated text."""

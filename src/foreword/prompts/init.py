@@ -43,6 +43,7 @@ class Start:
             those that methods with soft tokens learn; those that it does not name stand inside rows. ``None`` without
             slots in the template: all soft tokens of a causal model stand in front.
         bos: whether the request behind the lead still brings the beginning-of-text token.
+        behind: a prefix that stays as it is and that the virtual tokens stand behind; what is learned includes it.
     """
 
     length: int
@@ -54,6 +55,7 @@ class Start:
     adapter: Adapter | None = None
     lead: tuple[int, ...] | None = None
     bos: Bos = "request"
+    behind: KVPrefix | None = None
 
 
 Initializer = Callable[[int, torch.Generator], Start]

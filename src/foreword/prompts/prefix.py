@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from foreword.core import Bos, Front, KVPrefix, ModelIdentity
 from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
-from foreword.models.activations import activations
+from foreword.models.activations import activations, stacked
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import Start
 from foreword.prompts.reparam import Reparam, Values, projection
@@ -116,18 +116,26 @@ class PrefixTuning:
 
 
 def initial_prefix(lm: LanguageModel, start: Start) -> KVPrefix:
-    """Keys and values of ``length`` positions. Raises UsageError for none."""
+    """Keys and values of ``length`` positions, behind those of ``start.behind``. Raises UsageError for none."""
     if start.length < 1:
         raise UsageError("there is no virtual token to learn; start from a task that has some, or leave --init out.")
     if start.prefix is not None:
+        if start.behind is not None:
+            raise UsageError("another task's prefix cannot go behind a shared one; leave --init out.")
         return start.prefix.to(device=lm.device)
     if start.token_ids is not None:
         # The text begins like any other here; the beginning-of-text token stays with the request.
-        return activations(lm, start.token_ids)
-    return _random(lm, start)
+        found = activations(lm, start.token_ids, start.behind)
+    else:
+        found = _random(lm, start)
+        if start.behind is not None:
+            found = stacked(lm, start.behind, list(found.keys), list(found.values))
+    return replace(found, bos=start.behind.bos) if start.behind is not None else found
 
 
 def _still(freeze_first: bool, start: Start) -> int:
+    if start.behind is not None:
+        return start.behind.length
     if not freeze_first:
         return 0
     if start.prefix is None and start.token_ids is None:

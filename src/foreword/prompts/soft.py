@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foreword.core import Bos, Front, soft_id
+from foreword.core import Bos, Front, KVPrefix, soft_id
 from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
@@ -28,25 +28,33 @@ class SoftTokens(PromptEncoder):
         places: which rows of ``lead`` the first soft tokens take, in order; the others stand inside rows.
         bos: whether the request still brings the beginning-of-text token.
         reparam: how they are learned; directly without.
+        behind: a prefix that they stand behind, as it is.
     """
 
     lead: Tensor
     places: Tensor
 
     def __init__(
-        self, initial: Tensor, lead: Tensor, places: Sequence[int], bos: Bos, reparam: Reparam | None = None
+        self,
+        initial: Tensor,
+        lead: Tensor,
+        places: Sequence[int],
+        bos: Bos,
+        reparam: Reparam | None = None,
+        behind: KVPrefix | None = None,
     ) -> None:
         super().__init__()
         self.values = Values(initial, reparam)
         self.register_buffer("lead", lead, persistent=False)
         self.register_buffer("places", torch.tensor(places, dtype=torch.long, device=lead.device), persistent=False)
         self._bos: Bos = bos
+        self._behind = behind
 
     def front(self) -> Front:
         values = self.values().to(self.lead.dtype)
         ahead = len(self.places)
         soft = self.lead.index_copy(0, self.places, values[:ahead]) if len(self.lead) else None
-        return Front(soft=soft, inner=values[ahead:] if ahead < len(values) else None, bos=self._bos)
+        return Front(self._behind, soft, values[ahead:] if ahead < len(values) else None, bos=self._bos)
 
     @torch.no_grad()
     def soft_tokens(self) -> Tensor:
@@ -109,7 +117,8 @@ def _soft_tokens(lm: LanguageModel, start: Start, reparam: Reparam | None = None
             f"the constant beginning of the template must name the first of {start.length} soft tokens in order, and "
             f"none for a model that reads in both directions; got {[-1 - lead[place] for place in places]}."
         )
-    return SoftTokens(initial, _embeddings(lm, [max(token, 0) for token in lead]), places, start.bos, reparam)
+    behind = start.behind.to(dtype=lm.dtype, device=lm.device) if start.behind is not None else None
+    return SoftTokens(initial, _embeddings(lm, [max(token, 0) for token in lead]), places, start.bos, reparam, behind)
 
 
 def _initial(lm: LanguageModel, start: Start) -> Tensor:

@@ -118,9 +118,13 @@ class Reader:
         end = self.lm.tokenizer.eos_token_id
         return (end,) if end is not None else tuple(sorted(self.lm.end_ids))[:1]
 
+    def has_room(self, size: int) -> bool:
+        """Whether an example of so many tokens fits into the model's context."""
+        return self.lm.context is None or self.length + size + self.longest <= self.lm.context
+
     def _check_fits(self, example: Example) -> None:
         total = self.length + example.size + self.longest
-        if self.lm.context is not None and total > self.lm.context:
+        if not self.has_room(example.size):
             raise DataError(
                 f"the example has {total} tokens with its answer and {self.length} virtual tokens, the context of "
                 f"{self.lm.name} is {self.lm.context}; shorten the row."

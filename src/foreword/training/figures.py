@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
-from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.evaluate import Trial, evaluate, evaluate_all
 from foreword.evaluation.report import Report
 from foreword.training.calibration import calibrated
 from foreword.training.material import Material
@@ -45,9 +45,16 @@ def majority_share(material: Material) -> float:
 
 def best(run: Run, engine: EngineProtocol, tasks: Sequence[Task]) -> tuple[Task, Report]:
     """The task that scores best on the evaluation rows, calibrated if that is asked for."""
-    ready = [_ready(run, engine, task) for task in tasks]
-    found = [(task, report_of(run, engine, task)) for task in ready]
-    return max(found, key=lambda pair: standing(pair[1].metrics))
+    return best_of_each(engine, [(run, tasks)])[0]
+
+
+def best_of_each(engine: EngineProtocol, asked: Sequence[tuple[Run, Sequence[Task]]]) -> list[tuple[Task, Report]]:
+    """`best` for several runs, measured together."""
+    ready = [(run, [_ready(run, engine, task) for task in tasks]) for run, tasks in asked]
+    trials = [Trial(task, run.material.eval_rows, run.material.label_field) for run, tasks in ready for task in tasks]
+    reports = iter(evaluate_all(engine, trials))
+    found = [[(task, next(reports)) for task in tasks] for _, tasks in ready]
+    return [max(pairs, key=lambda pair: standing(pair[1].metrics)) for pairs in found]
 
 
 def report_of(run: Run, engine: EngineProtocol, task: Task) -> Report:

@@ -25,19 +25,25 @@ class RunFolder:
     def open(cls, run: Run) -> RunFolder:
         """Make or reopen the folder of a run. Raises TrainingError rather than mixing two runs."""
         recipe = run.recipe
-        folder = cls(Path(recipe.out or f"runs/{run.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        out = Path(recipe.out or f"runs/{run.method.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        return cls.at(out, run.settings(), resume=recipe.resume)
+
+    @classmethod
+    def at(cls, path: Path, settings: Mapping[str, Any], *, resume: bool) -> RunFolder:
+        """The same by what must be equal for a run to be resumed."""
+        folder = cls(path)
         if not is_first():
             return folder
         if folder._recipe.is_file():
-            if not recipe.resume:
+            if not resume:
                 raise TrainingError(
                     f"{folder.path} holds a run already; pass --resume to go on with it, or another --out."
                 )
-            folder._check_same(run.settings())
-        elif recipe.resume:
+            folder._check_same(settings)
+        elif resume:
             raise TrainingError(f"{folder.path} holds no run to resume; leave out --resume.")
         else:
-            folder._write("recipe.json", run.settings())
+            folder._write("recipe.json", settings)
         return folder
 
     def inside(self, name: str) -> RunFolder:
@@ -98,13 +104,16 @@ class RunFolder:
             )
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:
-        """Whole or not at all, even if the process is killed meanwhile."""
+        self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False))
+
+    def write_text(self, name: str, text: str) -> None:
+        """A file, whole or not at all, even if the process is killed meanwhile."""
         if not is_first():
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             partial = self.path / f".{name}"
-            partial.write_text(json.dumps(data, indent=2, ensure_ascii=False), encoding="utf-8")
+            partial.write_text(text, encoding="utf-8")
             partial.replace(self.path / name)
         except OSError as error:
             raise TrainingError(

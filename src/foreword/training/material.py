@@ -11,7 +11,7 @@ from foreword.errors import DataError, SettingError, TemplateError, UsageError
 from foreword.evaluation.evaluate import label_index, label_of, tags_of
 from foreword.prompts import init
 from foreword.text.request import words_of
-from foreword.text.rows import Row, read_rows
+from foreword.text.rows import Row, data_digest, read_rows
 from foreword.text.template import Soft, Template
 from foreword.text.verbalizer import Verbalizer
 from foreword.training.recipe import Recipe
@@ -29,6 +29,7 @@ class Material:
         label_field: where a row holds its label or its tags.
         train_rows: to learn from.
         eval_rows: to choose the best checkpoint on, and for the final figures.
+        digest: SHA-256 of the data that was read.
     """
 
     templates: tuple[Template, ...]
@@ -38,18 +39,27 @@ class Material:
     label_field: str
     train_rows: list[Row]
     eval_rows: list[Row]
+    digest: str = ""
 
     @classmethod
     def read(cls, recipe: Recipe, *, vocabulary: bool = True) -> Material:
-        """Read and check every row.
+        """Read and check every row. See `of`."""
+        held = read_rows(recipe.eval) if recipe.eval is not None else []
+        made = cls.of(recipe, read_rows(recipe.data), held, vocabulary=vocabulary)
+        return replace(made, digest=data_digest(recipe.data))
+
+    @classmethod
+    def of(cls, recipe: Recipe, rows: list[Row], held: list[Row], *, vocabulary: bool = True) -> Material:
+        """Check every row.
 
         Args:
+            recipe: how rows are to be read, wherever they are from.
+            rows: to learn from, at least one.
+            held: to evaluate on; a tenth of the rows if there are none.
             vocabulary: whether the model has words to choose from; without, labels need a head.
 
         Raises DataError, TemplateError, VerbalizerError or UsageError that says where.
         """
-        rows = read_rows(recipe.data)
-        held = read_rows(recipe.eval) if recipe.eval is not None else []
         per_token = recipe.target_field is None and isinstance(rows[0].values.get(recipe.label_field), list)
         if per_token and recipe.head == "verbalizer":
             raise UsageError(f"field '{recipe.label_field}' holds a tag for every word, which needs --head linear.")

@@ -41,6 +41,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "resume": (bool,),
     "replace": (bool,),
     "trust_remote_code": (bool,),
+    "tasks": (str, Mapping),
+    "at_once": (int,),
+    "min_rows": (int,),
+    "shared_init": (bool,),
+    "shared_length": (int,),
+    "publish_all": (bool,),
+    "no_publish": (bool,),
 }
 
 

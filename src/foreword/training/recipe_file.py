@@ -22,7 +22,7 @@ class RecipeFile:
     Attributes:
         path: as the user named it.
         values: by key, spelled with underscores.
-        places: the line of every key, from 1.
+        places: the line of every key, from 1; of the keys below another as ``OTHER.KEY``.
         lines: the file's own.
     """
 
@@ -48,7 +48,10 @@ class RecipeFile:
         finally:
             if loader is not None:
                 loader.dispose()
-        places = {_key(key.value): key.start_mark.line + 1 for key, _ in node.value}
+        places = _places(node)
+        for key, below in node.value:
+            if isinstance(below, yaml.MappingNode):
+                places |= {f"{_key(key.value)}.{name}": line for name, line in _places(below).items()}
         return replace(bare, values={_key(key): value for key, value in values.items()}, places=places)
 
     @classmethod
@@ -92,6 +95,18 @@ class RecipeFile:
     def _wrong(self, line: int, sentence: str) -> RecipeError:
         shown = f"\n  {line} | {self.lines[line - 1].rstrip()}" if line <= len(self.lines) else ""
         return RecipeError(f"recipe {self.path} line {line}: {sentence}{shown}")
+
+
+def parse_value(text: str) -> Any:
+    """One value as a recipe would have it behind its key. Raises UsageError for what is no YAML."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise UsageError(f"{text!r} is not YAML: {_reason(error)}.") from None
+
+
+def _places(node: yaml.MappingNode) -> dict[str, int]:
+    return {_key(str(key.value)): key.start_mark.line + 1 for key, _ in node.value}
 
 
 def _text(path: str | Path) -> str:

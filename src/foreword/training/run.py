@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.core import Bos, Head, Task
+from foreword.core import Bos, Head, KVPrefix, Task
 from foreword.errors import SettingError, TemplateError
 from foreword.models import LanguageModel
 from foreword.prompts import init
@@ -23,7 +23,7 @@ from foreword.text.scoring import Choice, HeadChoice, word_choice
 from foreword.training.data import Draw, Example, Reader, schedule
 from foreword.training.encoder_decoder import check_encoder_decoder
 from foreword.training.learned import Learned
-from foreword.training.losses import AnswerLoss, LabelLoss, Loss
+from foreword.training.losses import AnswerLoss, LabelLoss, Loss, SharedLoss
 from foreword.training.material import Material
 from foreword.training.recipe import Recipe
 from foreword.training.weights import class_weights
@@ -46,28 +46,43 @@ class Run:
         recipe: the settings.
         material: the data.
         transfer: the task that ``init="task:NAME"`` names.
+        behind: a shared prefix that stays as it is, in front of what is learned and part of what is served.
     """
 
     lm: LanguageModel
     recipe: Recipe
     material: Material
     transfer: Task | None = None
+    behind: KVPrefix | None = None
 
     @classmethod
     def of(
-        cls, lm: LanguageModel, recipe: Recipe, transfer: Task | None = None, material: Material | None = None
+        cls,
+        lm: LanguageModel,
+        recipe: Recipe,
+        transfer: Task | None = None,
+        material: Material | None = None,
+        behind: KVPrefix | None = None,
+        like: Run | None = None,
     ) -> Run:
-        """Read the data and check every row. Raises UsageError and its kin, or ModelMismatch."""
+        """Read the data and check every row. Raises UsageError and its kin, or ModelMismatch.
+
+        Args:
+            material: the data, where it has been read already.
+            like: a run on the same rows; where its examples are the same tokens, they are shared.
+        """
         if transfer is not None:
             transfer.prefix.model.check(lm.identity, f"the task to start from, '{recipe.parent}',")
         if material is None:
             material = Material.read(recipe, vocabulary=lm.vocabulary)
-        run = cls(lm, recipe, material, transfer)
+        run = cls(lm, recipe, material, transfer, behind)
         if lm.decoder:
             check_encoder_decoder(lm, run.method, material)
         run._check_flags()
         if run.method.soft and not run.material.template.soft_tokens and not lm.causal:
-            run = cls(lm, recipe, material.with_soft(run.length), transfer)
+            run = replace(run, material=material.with_soft(run.length))
+        if like is not None and run._reads_as(like):
+            run.__dict__["examples"] = like.examples  # as the cached property would keep its own
         run._check_rows()
         return run
 
@@ -77,11 +92,11 @@ class Run:
 
     def with_seed(self, seed: int) -> Run:
         """The same run with other random numbers, on the same rows."""
-        return Run(self.lm, replace(self.recipe, seed=seed), self.material, self.transfer)
+        return replace(self, recipe=replace(self.recipe, seed=seed))
 
     def with_steps(self, steps: int) -> Run:
         """The same run with another number of steps."""
-        return Run(self.lm, replace(self.recipe, max_steps=steps, epochs=None), self.material, self.transfer)
+        return replace(self, recipe=replace(self.recipe, max_steps=steps, epochs=None))
 
     @property
     def learns(self) -> bool:
@@ -114,6 +129,8 @@ class Run:
     @cached_property
     def bos(self) -> Bos:
         """Where the beginning-of-text token is."""
+        if self.behind is not None:
+            return self.behind.bos
         if self.transfer is not None and self.transfer.prefix.length and not self.method.soft:
             return self.transfer.prefix.bos
         return "prefix" if self.lead.has_text else "request"
@@ -128,6 +145,7 @@ class Run:
     def reader(self) -> Reader:
         longest = 0 if self.words is None else self.words.longest
         ahead = len(self.lead.token_ids) or (self.length if self.lm.causal else 0)
+        ahead += self.behind.length if self.behind is not None else 0
         return Reader(self.lm, self.material, self.layout, ahead, longest)
 
     @cached_property
@@ -170,6 +188,10 @@ class Run:
 
     def loss(self, learned: Learned) -> Loss:
         """What is minimized; a head's values come from ``learned``."""
+        return self.shared_loss(learned)
+
+    def shared_loss(self, learned: Learned) -> SharedLoss:
+        """The part of `loss` that others may share a forward with: all of it, mostly."""
         if not self.material.labels:
             return AnswerLoss()
         weights = class_weights(self.recipe, self.material)
@@ -184,7 +206,7 @@ class Run:
         """Everything trainable at its initial values. Raises UsageError if there is nothing to start from."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
         start = self._initializer()(self.length, generator)
-        start = replace(start, lead=self.lead.token_ids if self._slots else None, bos=self.bos)
+        start = replace(start, lead=self.lead.token_ids if self._slots else None, bos=self.bos, behind=self.behind)
         return Learned(self.method.encoder(self.lm, start), self._head(generator))
 
     def task(self, name: str) -> Task:
@@ -200,7 +222,7 @@ class Run:
             head=self._empty_head(),
             provenance={
                 "foreword": __version__,
-                "data_sha256": data_digest(self.recipe.data),
+                "data_sha256": self.material.digest,
                 "recipe": self.recipe.to_json(),
                 "parents": [self.recipe.parent] if self.recipe.parent is not None else [],
             },
@@ -212,7 +234,7 @@ class Run:
         words = material.verbalizer.words if material.verbalizer is not None else {}
         return {
             **recipe.to_json(),
-            "data": data_digest(recipe.data),
+            "data": material.digest,
             "eval": data_digest(recipe.eval) if recipe.eval is not None else None,
             "unlabeled": data_digest(recipe.unlabeled) if recipe.unlabeled is not None else None,
             "template": [template.source for template in material.templates],
@@ -227,6 +249,11 @@ class Run:
     def _slots(self) -> bool:
         """Whether the template says where soft tokens go."""
         return self.method.soft and self.material.template.soft_tokens > 0
+
+    def _reads_as(self, other: Run) -> bool:
+        """Whether another run's examples are the same tokens, and fit here."""
+        alike = (self.layout, self.material.templates) == (other.layout, other.material.templates)
+        return alike and self.reader.has_room(max(example.size for example in other.examples))
 
     def _check_rows(self) -> None:
         """Read all of them now, so that none fails after an hour."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,9 +12,12 @@ import torch
 from foreword.core import Front, Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
-from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.evaluate import Trial, evaluate_all
+from foreword.evaluation.report import Report
 from foreword.training.data import Example
 from foreword.training.learned import Learned
+from foreword.training.losses import totals
+from foreword.training.passes import passes
 from foreword.training.run import Run
 
 
@@ -36,33 +39,23 @@ class Scorer:
 
     def __call__(self) -> dict[str, float]:
         """Metrics of the task as it stands. Raises TrainingError if it no longer gives numbers."""
-        metrics = self._labels() if self.run.material.labels else self._answers()
+        (metrics,) = scores([self])
         if not math.isfinite(metrics["loss"]):
             raise TrainingError("the loss is no longer a number; start again with a smaller --lr and another --out.")
         return metrics
 
-    def _labels(self) -> dict[str, float]:
-        """Those of the template that does best by its first figure (accuracy, F1 of spans); the loss breaks ties."""
-        tasks = [replace(self.task, template=template.source) for template in self.run.material.templates]
-        found = [self._of_template(self.learned.become(self.run.lm, task)) for task in tasks]
-        return max(found, key=lambda metrics: metrics["score"])
+    def trials(self) -> list[Trial]:
+        """What the engine is asked, once for every template."""
+        material = self.run.material
+        tasks = [replace(self.task, template=template.source) for template in material.templates]
+        learned = [self.learned.become(self.run.lm, task) for task in tasks]
+        return [Trial(task, self.run.held, material.label_field) for task in learned]
 
-    def _of_template(self, task: Task) -> dict[str, float]:
-        report = evaluate(self.engine, task, self.run.held, label_field=self.run.material.label_field)
-        loss = sum(prediction.surprise or 0.0 for prediction in report.predictions) / report.n
-        first = next(iter(report.metrics.values()))
-        return {**report.metrics, "loss": loss, "score": first + 1e-4 / (1 + loss)}
-
-    @torch.inference_mode()
-    def _answers(self) -> dict[str, float]:
-        """Mean loss of the answers' tokens: as good a guide as generating them all, and much quicker."""
+    def pieces(self) -> Iterator[tuple[Front, Sequence[Example]]]:
+        """The held-out rows, some at a time, behind what is learned as it stands."""
         front = self._front(self.learned.become(self.run.lm, self.task))
-        loss, total, weight = self.run.loss(self.learned), 0.0, 0.0
         for start in range(0, len(self._held), self.run.batch_size):
-            piece = self._held[start : start + self.run.batch_size]
-            total += float(loss.total(self.run.lm, front, piece))
-            weight += loss.weight(piece)
-        return {"loss": total / weight, "score": -total / weight}
+            yield front, self._held[start : start + self.run.batch_size]
 
     def _front(self, task: Task) -> Front:
         inner = self.run.material.template.inner_soft(self.run.lm.causal)
@@ -72,3 +65,46 @@ class Scorer:
     @cached_property
     def _held(self) -> Sequence[Example]:
         return sorted(self.run.reader.read(self.run.held), key=lambda example: example.size)
+
+
+def scores(scorers: Sequence[Scorer]) -> list[dict[str, float]]:
+    """Metrics of each, measured together: what they ask is asked in as few forwards as there can be.
+
+    ``score`` is the figure that values are chosen by; ``loss`` may be no number, if those are not.
+    """
+    labels = [scorer for scorer in scorers if scorer.run.material.labels]
+    answers = [scorer for scorer in scorers if not scorer.run.material.labels]
+    found = dict(zip(map(id, labels), _of_labels(labels), strict=True))
+    found |= zip(map(id, answers), _of_answers(answers), strict=True)
+    return [found[id(scorer)] for scorer in scorers]
+
+
+def _of_labels(scorers: Sequence[Scorer]) -> list[dict[str, float]]:
+    """Those of the template that does best by its first figure (accuracy, F1 of spans); the loss breaks ties."""
+    if not scorers:
+        return []
+    asked = [scorer.trials() for scorer in scorers]
+    reports = iter(evaluate_all(scorers[0].engine, [trial for trials in asked for trial in trials]))
+    return [max((_metrics(next(reports)) for _ in trials), key=lambda metrics: metrics["score"]) for trials in asked]
+
+
+def _metrics(report: Report) -> dict[str, float]:
+    loss, first = report.loss, next(iter(report.metrics.values()))
+    assert loss is not None  # only of generated texts there may be none
+    return {**report.metrics, "loss": loss, "score": first + 1e-4 / (1 + loss)}
+
+
+@torch.inference_mode()
+def _of_answers(scorers: Sequence[Scorer]) -> list[dict[str, float]]:
+    """Mean loss of the answers' tokens: as good a guide as generating them all, and much quicker."""
+    losses = [scorer.run.shared_loss(scorer.learned) for scorer in scorers]
+    pieces = [(place, *piece) for place, scorer in enumerate(scorers) for piece in scorer.pieces()]
+    sums, weights = [0.0] * len(scorers), [0.0] * len(scorers)
+    for shared in passes([(piece, sum(example.size for example in piece[2])) for piece in pieces]):
+        lm = scorers[0].run.lm
+        found = totals(lm, [losses[place].ask(lm, front, examples) for place, front, examples in shared])
+        for (place, _, examples), total in zip(shared, found, strict=True):
+            sums[place] += float(total)
+            weights[place] += losses[place].weight(examples)
+    means = [total / weight for total, weight in zip(sums, weights, strict=True)]
+    return [{"loss": mean, "score": -mean} for mean in means]

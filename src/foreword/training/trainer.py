@@ -42,7 +42,7 @@ class PrefixTrainer(Trainer):
         if run.recipe.patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.recipe.patience))
         try:
-            super().__init__(learner, arguments(run, folder), callbacks=callbacks, **data)
+            super().__init__(learner, arguments(run, folder.checkpoints), callbacks=callbacks, **data)
         except (ValueError, RuntimeError, ImportError) as error:
             raise SettingError("report_to", f"--report-to {run.recipe.report_to} cannot be used: {error}") from error
         if run.batch_size < run.recipe.accumulate * self.args.world_size:
@@ -110,11 +110,11 @@ class _Moved(TrainerCallback):
             state.best_model_checkpoint = str(best)
 
 
-def arguments(run: Run, folder: RunFolder) -> TrainingArguments:
-    """One cycle: a tenth of the steps up, then down along a cosine."""
+def arguments(run: Run, checkpoints: Path) -> TrainingArguments:
+    """One cycle: a tenth of the steps up, then down along a cosine. `Lane` follows the same."""
     every = -(-run.steps // EVALUATIONS)
     made = TrainingArguments(
-        output_dir=str(folder.checkpoints),
+        output_dir=str(checkpoints),
         max_steps=run.steps,
         per_device_train_batch_size=run.batch_size,
         gradient_accumulation_steps=run.recipe.accumulate,

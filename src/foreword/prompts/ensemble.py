@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from foreword.core import Combine, Task
 from foreword.errors import UsageError
+from foreword.prompts.alone import check_prefix_alone
 
 
 def ensemble(name: str, tasks: Sequence[Task], combine: Combine) -> Task:
@@ -38,22 +39,6 @@ def ensemble(name: str, tasks: Sequence[Task], combine: Combine) -> Task:
         members=tuple(task.prefix for task in tasks[1:]),
         combine=combine,
     )
-
-
-def check_prefix_alone(task: Task, verb: str) -> None:
-    """Raise UsageError for a task with more than one prefix, where only prefixes can be combined or stacked."""
-    parts = {
-        "soft tokens inside its template": task.soft is not None,
-        "an adapter": task.adapter is not None,
-        "a head": task.head is not None,
-        "a calibration": task.bias is not None,
-        "members of its own": bool(task.members),
-    }
-    if has := [part for part, there in parts.items() if there]:
-        raise UsageError(
-            f"task '{task.ref}' has {' and '.join(has)}, and only prefixes can be {verb}; name tasks that are one "
-            "prefix and nothing else."
-        )
 
 
 def _check_choice(task: Task) -> None:

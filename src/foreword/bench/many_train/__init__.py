@@ -1,0 +1,1 @@
+"""Many tasks' prefixes learned in the same batches, beside one after another."""

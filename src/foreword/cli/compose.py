@@ -1,0 +1,155 @@
+"""``foreword bank compose``."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace as with_fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foreword.cli import options
+from foreword.cli.completion import task_names
+from foreword.cli.interruption import publishing
+from foreword.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from foreword.core import Task
+    from foreword.evaluation.report import Report
+    from foreword.models import LanguageModel
+    from foreword.prompts.compose import Composition, How
+    from foreword.text.rows import Row
+
+# The name of a stack that is only measured.
+UNPUBLISHED = "stack"
+
+HOW: dict[How, str] = {
+    "text": "its text, run behind what stands in front: exact",
+    "first": "as it was learned: exact",
+    "soft": "its soft tokens, run behind what stands in front; learned without it, so an approximation",
+    "rotated": "its keys, turned to their new positions; learned without what stands in front, so an approximation",
+    "template": "its template alone",
+}
+
+
+def compose(
+    tasks: Annotated[
+        list[str],
+        typer.Argument(
+            help="Tasks or task@version, two or more, the first in front.", metavar="TASK", autocompletion=task_names
+        ),
+    ],
+    publish: Annotated[str | None, typer.Option(help="Publish the stack under this name.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Examples to measure the stack and its parts on: JSONL, CSV or Parquet.")
+    ] = None,
+    label_field: Annotated[str, typer.Option(help="Field of --data that holds the label.")] = "label",
+    limit: Annotated[int | None, typer.Option(help="Use the first N examples of --data.", min=1)] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Template of the stack.", show_default="of the last task that has one")
+    ] = None,
+    verbalizer: Annotated[str | None, typer.Option(help="Words of every label for --template: JSON or a file.")] = None,
+    replace: options.Replace = False,
+    model: options.ModelName = None,
+    bank: options.BankRoot = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Stack tasks into one: the first prefix in front, every other one behind it.
+
+    A static task's text is computed anew where it stands, which is exact. A learned prefix behind another is an
+    approximation: --data measures it, and every part alone.
+
+    Example: foreword bank compose polite support --publish polite-support
+    """
+    if publish is None and data is None:
+        raise UsageError("there is nothing to do with the stack; pass --publish NAME, --data FILE or both.")
+    if data is None and (limit is not None or label_field != "label"):
+        raise UsageError("--limit and --label-field are of --data; pass it, or leave them out.")
+    store, reserved = options.open_bank(bank), [model or options.default_model()]
+    words = _words(verbalizer)
+    source = _template(template)
+    if publish is not None:
+        from foreword.bank.bank import check_free
+
+        check_free(publish, reserved)
+    rows = _rows(data, limit) if data is not None else None
+    parts = [store.load(ref) for ref in tasks]
+    with publishing(store, publish) if publish is not None else nullcontext():
+        lm = options.open_model(model, dtype, device)
+        from foreword.prompts.compose import compose as stacked
+
+        made = stacked(lm, publish or UNPUBLISHED, parts, template=source, verbalizer=words)
+        found = _measured(lm, made, rows, label_field) if rows is not None else {}
+        task = with_fields(made.task, provenance={**made.task.provenance, **found})
+        if publish is not None:
+            task = store.publish(task, replace=replace, reserved=[lm.name])
+    _emit(made, task, found, published=publish is not None, json=json)
+
+
+def _words(verbalizer: str | None) -> Mapping[str, tuple[str, ...]] | None:
+    from foreword.text.verbalizer import Verbalizer
+
+    return dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
+
+
+def _template(source: str | None) -> str | None:
+    from foreword.text.template import Template, decode_escapes
+
+    return Template.parse(decode_escapes(source)).source if source is not None else None
+
+
+def _rows(data: str, limit: int | None) -> list[Row]:
+    from foreword.text.rows import read_rows
+
+    return read_rows(data)[:limit]
+
+
+def _measured(lm: LanguageModel, made: Composition, rows: Sequence[Row], label_field: str) -> dict[str, Any]:
+    """Figures of the stack, and of every part by itself with the stack's question."""
+    from foreword.engine.decoder import evaluator
+    from foreword.evaluation.evaluate import evaluate
+    from foreword.progress import Progress
+
+    if made.task.template is None:
+        raise UsageError("the stack has no template to ask the examples with; pass --template.")
+    asked: dict[str, Task] = {task.ref: task for task in made.alone()}
+    with evaluator(lm) as engine, Progress("measuring", len(asked) + 1, "prefixes") as progress:
+        alone = {}
+        for ref, task in asked.items():
+            alone[ref] = _figures(evaluate(engine, task, rows, label_field=label_field))
+            progress.reach(len(alone))
+        together = _figures(evaluate(engine, made.task, rows, label_field=label_field))
+    return {"n": len(rows), "metrics": together, "alone": alone}
+
+
+def _figures(report: Report) -> dict[str, float]:
+    return {**report.metrics, **({"loss": report.loss} if report.loss is not None else {})}
+
+
+def _emit(made: Composition, task: Task, found: Mapping[str, Any], *, published: bool, json: bool) -> None:
+    length = task.prefix.length
+    parts = [
+        {"task": part.task.ref, "length": part.task.prefix.length, "how": part.how, "exact": part.exact}
+        for part in made.parts
+    ]
+    data = {"task": task.ref if published else None, "length": length, "exact": made.exact, "parts": parts, **found}
+    lines = [f"{part['task']}  {part['length']} positions: {HOW[part['how']]}" for part in parts]
+    if found:
+        lines += ["", _table(found, task.ref if published else "together")]
+    elif not made.exact:
+        lines.append("what that costs is unknown until it is measured: pass --data FILE")
+    done = f"published {task.ref} ({length} positions)" if published else f"not published ({length} positions)"
+    options.emit(data, "\n".join([*lines, done]), json)
+
+
+def _table(found: Mapping[str, Any], together: str) -> str:
+    from foreword.evaluation.table import table
+
+    columns = {**{f"{ref} alone": figures for ref, figures in found["alone"].items()}, together: found["metrics"]}
+    names = dict.fromkeys(name for figures in columns.values() for name in figures)
+    rows = [[name, *(f"{c[name]:.4f}" if name in c else "-" for c in columns.values())] for name in names]
+    return table([["", *columns], *rows])

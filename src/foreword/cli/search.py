@@ -1,0 +1,232 @@
+"""``foreword search``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from dataclasses import replace as with_fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foreword.cli import flags, options, recipes
+from foreword.cli.interruption import going_on
+from foreword.cli.train import ELSEWHERE, RUN_TASK, default_out, fresh, left
+from foreword.errors import UsageError
+
+if TYPE_CHECKING:
+    from foreword.core import Task
+    from foreword.training.recipe import Recipe
+    from foreword.training.recipe_file import RecipeFile
+    from foreword.training.search.plan import Plan
+    from foreword.training.search.search import Found
+
+WINNER = "winner.yaml"
+
+
+def search(
+    context: typer.Context,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A YAML recipe of train, with search: in it; flags given here win.")
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=LIST or KEY=RANGE as in search:, such as 'lr=[1e-3, 5e-3]' or 'lr={low: 1e-4, high: 1e-2, log: "
+            "true}'; may be repeated."
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Points to try.", show_default="all of lists, 32 of ranges")
+    ] = None,
+    at_once: Annotated[int | None, typer.Option(help="Trials that learn in one batch.", show_default="16")] = None,
+    halving: Annotated[
+        str | None, typer.Option(help="At every rung one trial in so many goes on; or off.", show_default="3")
+    ] = None,
+    method: flags.Method = "p-tuning-v2",
+    data: Annotated[str | None, typer.Option(help="Training examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
+    eval: Annotated[  # noqa: A002 - the flag is called --eval
+        str | None, typer.Option("--eval", help="Evaluation examples.", show_default="a tenth of --data")
+    ] = None,
+    template: flags.Template = None,
+    verbalizer: flags.Verbalizer = None,
+    label_field: flags.LabelField = "label",
+    target_field: flags.TargetField = None,
+    head: flags.Head = None,
+    length: flags.Length = None,
+    init: flags.Init = "auto",
+    init_text: flags.InitText = None,
+    lr: flags.Lr = None,
+    epochs: flags.Epochs = None,
+    max_steps: flags.MaxSteps = None,
+    batch_size: flags.BatchSize = 16,
+    accumulate: flags.Accumulate = 1,
+    checkpointing: flags.Checkpointing = False,
+    patience: flags.Patience = None,
+    class_weights: flags.ClassWeights = None,
+    calibrate: flags.Calibrate = False,
+    rank: flags.Rank = None,
+    encoder: flags.Encoder = None,
+    projection: flags.Projection = None,
+    freeze_first: flags.FreezeFirst = None,
+    seed: flags.Seed = 0,
+    resume: flags.Resume = False,
+    out: flags.Out = None,
+    publish: Annotated[str | None, typer.Option(help="Publish the best task under this name.")] = None,
+    replace: options.Replace = False,
+    model: options.ModelName = None,
+    bank: options.BankRoot = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    json: options.Json = False,
+) -> None:
+    """Learn with many settings side by side in one run, and publish what does best.
+
+    Flags without --vary are the same for all trials.
+
+    Example: foreword search --data reviews.jsonl --vary 'lr=[1e-3, 5e-3]' --vary 'length=[8, 32]' --publish reviews
+    """
+    from foreword.training.recipe import Recipe
+
+    file, given = recipes.given(context, recipe, ELSEWHERE, ("search", *Recipe.keys()))
+    flagged = [f"search.{flag.partition('=')[0].strip().replace('-', '_')}" for flag in vary or ()]
+    with file.without(flagged).blamed():
+        _search(file, given)
+
+
+def _search(file: RecipeFile, given: dict[str, Any]) -> None:
+    options.quiet_libraries()
+    from foreword.training.recipe import Recipe
+    from foreword.training.search.plan import HALVING, Plan
+
+    keys = Recipe.keys()
+    base = recipes.recipe({key: given[key] for key in keys if key in given})
+    halving = given["halving"] if given["halving"] is not None else HALVING
+    plan = Plan.of(_varied(given), given["trials"], given["at_once"], halving)
+    name = given["publish"]
+    store = options.open_bank(given["bank"])
+    if name is not None:
+        from foreword.bank.bank import check_free
+
+        with file.blamed("publish"):
+            check_free(name, [given["model"] or options.default_model()])
+    recipes.check(file, base)
+    plan.check(base)
+    out = base.out or default_out("search")
+    with going_on(lambda: left(out)):
+        lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
+        from foreword.bank.format import write_version
+        from foreword.training.search.search import search as run_search
+
+        transfers = {
+            parent: task
+            for parent in _parents(plan, base)
+            if (task := options.find_task(parent, given["bank"], lm)) is not None
+        }
+        found = run_search(
+            lm, with_fields(base, out=out), plan, name=name or "run", transfers=transfers, say=options.say
+        )
+        recipe = _write_recipe(found, given)
+        write_version(fresh(found.folder / "task"), with_fields(found.task, name=RUN_TASK))
+        task = found.task
+        if name is not None:
+            task = store.publish(task, replace=given["replace"], reserved=[lm.name])
+    _emit(found, task, recipe, published=name is not None, json=given["json"])
+
+
+def _varied(given: Mapping[str, Any]) -> object:
+    """What the recipe varies, and what flags vary over it."""
+    from foreword.training.recipe_file import parse_value
+
+    varied = given.get("search")
+    for flag in given.get("vary") or ():
+        key, equals, value = flag.partition("=")
+        if not equals:
+            raise UsageError(f"--vary {flag!r} is not KEY=LIST; write it such as 'lr=[1e-3, 5e-3]'.")
+        if varied is not None and not isinstance(varied, Mapping):
+            break  # the recipe's own is wrong, which is said where it is read
+        varied = {**(varied or {}), key.strip().replace("-", "_"): parse_value(value)}
+    if varied is None:
+        raise UsageError("there is nothing to search; pass --vary KEY=LIST, or a recipe with search: in it.")
+    return varied
+
+
+def _parents(plan: Plan, base: Recipe) -> list[str]:
+    """Tasks that some trial starts from."""
+    inits = [point["init"] for point in plan.checked() if "init" in point] or [base.init]
+    return sorted({init.removeprefix("task:") for init in inits if init.startswith("task:")})
+
+
+def _write_recipe(found: Found, given: Mapping[str, Any]) -> Path:
+    """The winner's recipe as it would be written by hand: what was given, with the winner's values in it."""
+    import yaml
+
+    from foreword.training.folder import RunFolder
+    from foreword.training.recipe import Recipe
+
+    usual = {field.name: field.default for field in fields(Recipe) if field.name not in ("out", "resume")}
+    values = {key: given[key] for key in usual if given.get(key) not in (None, usual[key])}
+    if {"epochs", "max_steps"} & set(found.winner.point):
+        values = {key: value for key, value in values.items() if key not in ("epochs", "max_steps")}
+    elsewhere = ("model", "bank", "dtype", "device", "trust_remote_code")
+    where = {key: given[key] for key in elsewhere if given[key] not in (None, False, "auto")}
+    values = {**where, **values, **found.winner.point}
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    RunFolder(found.folder).write_text(WINNER, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return found.folder / WINNER
+
+
+def _emit(found: Found, task: Task, recipe: Path, *, published: bool, json: bool) -> None:
+    from foreword.training.search.search import PICTURE, TRIALS
+
+    ref = task.ref if published else None
+    data = {
+        "n": found.n,
+        "metrics": found.metrics,
+        "task": ref,
+        "metrics_before": found.before,
+        "trained_parameters": found.trained_parameters,
+        "winner": found.winner.to_json(),
+        "trials": [trial.to_json() for trial in found.trials],
+        "savings": found.savings,
+        "seconds": found.seconds,
+        "run": str(found.folder),
+        "recipe": str(recipe),
+        "table": str(found.folder / TRIALS),
+        "picture": str(found.folder / PICTURE),
+    }
+    options.emit(data, _text(found, ref, recipe), json)
+
+
+def _text(found: Found, ref: str | None, recipe: Path) -> str:
+    from foreword.evaluation.table import table
+    from foreword.training.search.points import spelled
+
+    names = list(found.winner.headline)
+    rows = [["trial", *found.winner.point, *names, "steps", ""]]
+    for trial in found.trials:
+        figures = [f"{trial.headline[name]:.4f}" if name in trial.headline else "-" for name in names]
+        values = [spelled(value) for value in trial.point.values()]
+        rows.append([str(trial.number), *values, *figures, f"{trial.step}/{trial.steps}", trial.state])
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
+    published = f"published {ref}" if ref is not None else f"not published; foreword publish NAME --run {found.folder}"
+    return "\n".join([table(rows), "", *_saved(found), shown, f"the winner's recipe is {recipe}", published])
+
+
+def _saved(found: Found) -> list[str]:
+    """What halving and batching saved, each by itself."""
+    spared = found.savings["halving"]
+    lines = [
+        f"halving: {spared['dropped']} of {len(found.trials)} trials dropped, {spared['examples_not_run']:,} of "
+        f"{spared['examples_run'] + spared['examples_not_run']:,} examples not run ({spared['share_not_run']:.0%})"
+    ]
+    for pair in found.savings["batching"]:
+        lines.append(
+            f"batching: a step of {pair['trials']} trials took {pair['seconds_together']:.2f} s together and "
+            f"{pair['seconds_one_by_one']:.2f} s one by one ({pair['times_faster']:.2f}x, {pair['pairs']} measured)"
+        )
+    return (
+        lines if len(lines) > 1 else [*lines, "batching: not measured, since no step was far enough from an evaluation"]
+    )

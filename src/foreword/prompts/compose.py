@@ -1,0 +1,234 @@
+"""Composing: the prefixes of several tasks stacked into one.
+
+Text behind anything is run through the model there, which is exact: the stack gives the logits of the joined input. A
+learned prefix was learned with nothing in front of it, so behind another it is an approximation, however it is moved:
+soft tokens are run again behind what stands there, keys and values have their keys turned to the new positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
+
+from foreword.core import Bos, Front, KVPrefix, Task
+from foreword.errors import TemplateError, UsageError
+from foreword.models import LanguageModel
+from foreword.models.activations import check_room, stacked
+from foreword.prompts.alone import check_prefix_alone
+from foreword.prompts.lower import empty, lower, lower_tokens
+from foreword.prompts.rotate import rotate
+from foreword.prompts.static import static_task
+from foreword.text import seam
+from foreword.text.template import Template
+from foreword.version import __version__
+
+How = Literal["text", "first", "soft", "rotated", "template"]
+"""How a part came into a stack: its text was run; it stands first as it was learned; its soft tokens were run again;
+its keys were turned; or it has no positions and gives its template alone."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One task in a stack."""
+
+    task: Task
+    how: How
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is there what it is alone."""
+        return self.how not in ("soft", "rotated")
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A stack, and what it was made of.
+
+    Attributes:
+        task: not yet published.
+        parts: in their order.
+    """
+
+    task: Task
+    parts: tuple[Part, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether it gives the logits of its parts' joined input, each learned with what stands in front of it."""
+        return all(part.exact for part in self.parts)
+
+    def alone(self) -> list[Task]:
+        """Every part that has positions, asked by itself what the stack is asked."""
+        return [_asking(self.task, part.task) for part in self.parts if part.how != "template"]
+
+
+def compose(
+    lm: LanguageModel,
+    name: str,
+    tasks: Sequence[Task],
+    *,
+    template: str | None = None,
+    verbalizer: Mapping[str, tuple[str, ...]] | None = None,
+) -> Composition:
+    """Stack the prefixes of ``tasks``, the first one in front.
+
+    Static tasks alone become one static task of their joined text. Otherwise the stack is a learned task. The last
+    task that has a template gives it, with its words and its generation defaults.
+
+    Args:
+        lm: the model that all of them were made for.
+        name: of the new task.
+        template: in place of the tasks' own.
+        verbalizer: words for it; by default those of the last task that has some.
+
+    Raises:
+        UsageError: fewer than two tasks, one that is more than a prefix, a system turn, or an encoder.
+        ModelMismatch: a task of another model.
+        UnsupportedModel: a learned prefix would have to move in a model of learned absolute positions.
+        PromptTooLong: the stack leaves no room for a request.
+        TemplateError: ``template`` has soft tokens, or a ``{mask}`` that no words are known for.
+    """
+    _check(lm, tasks)
+    parts = _parts(tasks)
+    question = _question(tasks, template, verbalizer)
+    if all(part.how in ("text", "template") for part in parts):
+        made = static_task(lm, name, "prompt", "".join(part.task.text or "" for part in parts))
+    else:
+        made = Task(name, "composed", _stack(lm, parts))
+    return Composition(replace(made, **question, provenance={**made.provenance, **_provenance(parts)}), parts)
+
+
+def _check(lm: LanguageModel, tasks: Sequence[Task]) -> None:
+    if len(tasks) < 2:
+        raise UsageError(f"a stack needs two tasks or more, found {len(tasks)}; name those to be stacked.")
+    if not lm.causal:
+        raise UsageError(
+            f"{lm.identity.architecture} reads in both directions, where no prefix stands in front of another; learn "
+            "one for both."
+        )
+    for task in tasks:
+        task.prefix.model.check(lm.identity, f"task '{task.ref}'")
+        check_prefix_alone(task, "stacked")
+        if task.kind == "system":
+            raise UsageError(
+                f"task '{task.ref}' is a system turn, which cannot be stacked; publish its text with --text."
+            )
+        if task.prefix.token_ids is not None and task.text is None:
+            raise UsageError(
+                f"task '{task.ref}' is static and has lost its text, so it cannot be run behind another; publish its "
+                "text with --text."
+            )
+    if not any(task.prefix.length for task in tasks):
+        raise UsageError("none of the tasks has a position to stack; name a static task or a learned one.")
+
+
+def _parts(tasks: Sequence[Task]) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    for task in tasks:
+        first = not any(part.how != "template" for part in parts)
+        parts.append(Part(task, _how(task, first)))
+    return tuple(parts)
+
+
+def _how(task: Task, first: bool) -> How:
+    if not task.prefix.length:
+        return "template"
+    if task.prefix.token_ids is not None:
+        return "text"
+    if first:
+        return "first"
+    # Soft tokens between words of a template cannot be run again without them.
+    whole = task.soft is not None and len(task.soft) == task.prefix.length
+    return "soft" if whole else "rotated"
+
+
+def _stack(lm: LanguageModel, parts: Sequence[Part]) -> KVPrefix:
+    """Every part behind those before it; texts side by side are one text, so that words may join."""
+    placed = [part for part in parts if part.how != "template"]
+    before = empty(lm)
+    for together, group in groupby(placed, key=lambda part: part.how == "text"):
+        tasks = [part.task for part in group]
+        for run in [tasks] if together else [[task] for task in tasks]:
+            before = _run(lm, before, run) if together else _learned(lm, before, run[0])
+    return before
+
+
+def _run(lm: LanguageModel, before: KVPrefix, tasks: Sequence[Task]) -> KVPrefix:
+    """Texts behind a prefix, tokenized as a request there would be."""
+    begins = tasks[0].prefix.bos
+    bos = before.bos == "request" and begins != "none"
+    ids = seam.encode(lm.tokenizer, "".join(task.text or "" for task in tasks), bos=bos)
+    return replace(lower_tokens(lm, ids, behind=before), bos=_rule(before, begins))
+
+
+def _learned(lm: LanguageModel, before: KVPrefix, task: Task) -> KVPrefix:
+    """A learned prefix behind another: its soft tokens run there, or its keys turned to where it stands now."""
+    check_room(lm.name, lm.context, task.prefix.length, before)
+    bos = _rule(before, task.prefix.bos)
+    if _how(task, first=not before.length) == "soft":
+        assert task.soft is not None
+        soft = task.soft.to(dtype=lm.dtype, device=lm.device)
+        return replace(lower(lm, Front(before, soft)), bos=bos)
+    moved = rotate(lm, task.prefix.to(device=lm.device), before.length).to(dtype=lm.dtype)
+    return replace(stacked(lm, before, list(moved.keys), list(moved.values)), bos=bos)
+
+
+def _rule(before: KVPrefix, behind: Bos) -> Bos:
+    """Where the beginning-of-text token is for a request behind both: there is only one."""
+    return behind if before.bos == "request" else before.bos
+
+
+def _question(
+    tasks: Sequence[Task], template: str | None, verbalizer: Mapping[str, tuple[str, ...]] | None
+) -> dict[str, object]:
+    """Template, words and generation defaults of a stack."""
+    giver = next((task for task in reversed(tasks) if task.template is not None), None)
+    usual = next((task for task in reversed(tasks) if task.generation), None)
+    if template is None:
+        if verbalizer is not None:
+            raise UsageError("a verbalizer of its own goes with --template; give both, or neither.")
+        words, source = (giver.verbalizer, giver.template) if giver is not None else (None, None)
+        generation = giver.generation if giver is not None else usual.generation if usual is not None else {}
+        return {"template": source, "verbalizer": words, "generation": generation}
+    parsed = Template.parse(template)
+    if parsed.soft_tokens:
+        raise TemplateError("a template for a stack cannot have {soft:N}, which nobody has learned; take it out.")
+    parsed.require_answer()
+    known = next((task.verbalizer for task in reversed(tasks) if task.verbalizer is not None), None)
+    words = verbalizer or known
+    if parsed.has_mask and words is None:
+        raise TemplateError("no task of the stack has words for {mask}; give them with --verbalizer.")
+    if not parsed.has_mask and verbalizer is not None:
+        raise TemplateError("a verbalizer needs a template with {mask}; this one generates text.")
+    return {
+        "template": template,
+        "verbalizer": words if parsed.has_mask else None,
+        "generation": usual.generation if usual is not None else {},
+    }
+
+
+def _asking(stack: Task, part: Task) -> Task:
+    """A part with the question of the stack; soft tokens in it are in the prefix of the part that brought them."""
+    template = stack.template
+    if template is not None and template != part.template:
+        template = Template.parse(template).plain().source
+    return replace(
+        stack,
+        name=part.name,
+        version=part.version,
+        method=part.method,
+        prefix=part.prefix,
+        kind=part.kind,
+        text=part.text,
+        template=template,
+    )
+
+
+def _provenance(parts: Sequence[Part]) -> dict[str, object]:
+    return {
+        "foreword": __version__,
+        "parents": [part.task.ref for part in parts],
+        "parts": [{"task": p.task.ref, "digest": p.task.prefix.digest, "how": p.how} for p in parts],
+    }

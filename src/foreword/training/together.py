@@ -1,0 +1,79 @@
+"""`Together`: runs that learn side by side, a step of each in one ragged batch over one frozen model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from foreword.models import LanguageModel
+from foreword.training.data import Example
+from foreword.training.lane import Lane
+from foreword.training.losses import totals
+from foreword.training.passes import passes
+from foreword.training.score import scores
+
+
+class Together:
+    """Lanes in step with each other. They may join and leave between steps, and none sees anything of another.
+
+    Args:
+        lm: the frozen model of all.
+
+    Attributes:
+        lanes: those that take part, in the order in which they joined.
+    """
+
+    def __init__(self, lm: LanguageModel, lanes: Iterable[Lane] = ()) -> None:
+        self._lm = lm
+        self.lanes = list(lanes)
+
+    def join(self, lane: Lane) -> None:
+        """Take part from the next step on."""
+        self.lanes.append(lane)
+
+    def leave(self, lane: Lane) -> None:
+        """Take no further part."""
+        self.lanes.remove(lane)
+
+    def step(self) -> list[Lane]:
+        """One optimizer step of every lane that has not ended, and the evaluations that are due behind it.
+
+        Returns the lanes that ended with it.
+        """
+        live = [lane for lane in self.lanes if not lane.ended]
+        for part in range(max((lane.run.recipe.accumulate for lane in live), default=0)):
+            shares = [(lane, _part(lane, part)) for lane in live]
+            for shared in passes([(share, _size(share[1])) for share in shares if share[1]]):
+                self._learn(shared)
+        for lane in live:
+            if lane.failed:
+                lane.forget()
+            else:
+                lane.update()
+        due = [lane for lane in live if lane.due and not lane.failed]
+        for lane, metrics in zip(due, scores([lane.scorer for lane in due]), strict=True):
+            lane.judge(metrics)
+        return [lane for lane in live if lane.ended]
+
+    def run(self) -> Iterator[list[Lane]]:
+        """Steps until all have ended, each giving what `step` gives."""
+        while any(not lane.ended for lane in self.lanes):
+            yield self.step()
+
+    def _learn(self, shared: Sequence[tuple[Lane, Sequence[Example]]]) -> None:
+        """Add to every lane's gradients those of its share of one forward."""
+        sums = totals(self._lm, [lane.ask(examples) for lane, examples in shared])
+        losses = [lane.share(total) for (lane, _), total in zip(shared, sums, strict=True)]
+        good = [loss for loss in losses if loss is not None]
+        if good:
+            # Every value belongs to one lane, so the gradient of the sum is each one's own.
+            sum(good[1:], good[0]).backward()
+
+
+def _part(lane: Lane, part: int) -> list[Example]:
+    """One of the parts that a lane's step is cut into, for less memory; all of them have the gradient of the whole."""
+    count = lane.run.recipe.accumulate
+    return lane.batch[part::count] if part < count else []
+
+
+def _size(examples: Sequence[Example]) -> int:
+    return sum(example.size for example in examples)

@@ -1,0 +1,63 @@
+"""Both sides of the `many-train` workload learn the same prefixes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from foreword.bench.many_train import side
+from foreword.bench.many_train.workload import ManyTrain, _settings, _users
+from foreword.bench.record import Results
+from foreword.bench.run import run
+from foreword.bench.workload import Options
+
+
+def options(model: str, data: Path, *peers: str) -> Options:
+    return Options(data, model, peers, steps=3, limit=3)
+
+
+@pytest.fixture
+def settings(tiny_folder, tiny_data, tmp_path):
+    wanted = options(tiny_folder, tiny_data)
+    users = _users(wanted, _settings(wanted), tmp_path)
+    return {**_settings(wanted), "users": str(users), "dtype": "float32", "max_steps": 6, "length": 4}
+
+
+def learned(settings, folder, together, **changes):
+    made = side.start({**settings, "together": together, **changes})
+    for _ in range(6):
+        made["step"]()
+    file = folder / f"{together}.safetensors"
+    made["save"](path=str(file))
+    return load_file(file)
+
+
+def apart(one, other):
+    return max(float((one[key] - other[key]).abs().max()) for key in one)
+
+
+def test_together_learns_what_one_after_another_learns(settings, tmp_path):
+    one, other = learned(settings, tmp_path, True), learned(settings, tmp_path, False)
+    assert len(one) == 3 * 3 * 2
+    assert apart(one, other) < 1e-4
+
+
+def test_another_order_of_rows_would_be_seen(settings, tmp_path):
+    assert apart(learned(settings, tmp_path, True), learned(settings, tmp_path, False, seed=1)) > 1e-3
+
+
+def test_the_workload_from_end_to_end(tiny_folder, tiny_data, tmp_path):
+    workload, lines = ManyTrain(), []
+    outcome = run(workload, options(tiny_folder, tiny_data, "sequential"), Results(tmp_path), lines.append)
+    (record,) = outcome.records
+    assert outcome.failed == []
+    assert set(record.found["runs"]) == {"foreword", "sequential"}
+    assert record.found["difference"] < 1e-4
+    assert {limit.name: limit.goal for limit in outcome.summary.limits} == {
+        "p-tuning-v2/sequential/examples_per_second": 2.5,
+        "p-tuning-v2/sequential/difference": 1e-4,
+    }
+    assert outcome.summary.ratios["p-tuning-v2/sequential/examples_per_second"] > 0
+    assert "| 3 | 2 |" in workload.tables(outcome.records)

@@ -1,0 +1,267 @@
+"""Runs that learn in one batch learn what each learns alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from foreword.adapters import AdapterLayers
+from foreword.core import Front, KVPrefix
+from foreword.engine.decoder import evaluator
+from foreword.errors import UsageError
+from foreword.prompts.init import random_values, text
+from foreword.prompts.registry import method
+from foreword.training import together
+from foreword.training.lane import Lane
+from foreword.training.learned import Learned
+from foreword.training.losses import AnswerLoss, totals
+from foreword.training.passes import passes
+from foreword.training.recipe import Recipe
+from foreword.training.run import Run
+from foreword.training.score import Scorer
+from foreword.training.together import Together
+from foreword.training.train import train
+from models import CAUSAL, tiny_model
+from prompts.test_gradients import EXAMPLES, asked, disturbed, double
+from training.small_data import ANSWERS, examples, recipe, write_jsonl
+
+MORE = [asked(120, 121, target=(122,)), asked(*range(130, 144), target=(150, 151))]
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """A forward with gradients leaves its adapters set until the next one, and `double` would copy them along."""
+    yield
+    for family in ("llama", "mistral"):
+        AdapterLayers.of(tiny_model(family).model).clear()
+
+
+def stored(lm, length: int, seed: int, grad: bool = False) -> KVPrefix:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(heads: int, dim: int) -> torch.Tensor:
+        drawn = torch.randn(heads, length, dim, generator=generator, dtype=torch.float64)
+        return drawn.to(lm.dtype).requires_grad_(grad)
+
+    shapes = lm.identity.layers
+    keys = tuple(draw(shape.kv_heads, shape.key_dim) for shape in shapes)
+    return KVPrefix(lm.identity, keys, tuple(draw(s.kv_heads, s.value_dim) for s in shapes), offset=length)
+
+
+def fronts(lm, grad: bool = False) -> list[Front]:
+    """Stored prefixes of the same length and of another, soft tokens alone and behind a prefix, an adapter, nothing."""
+    generator = torch.Generator().manual_seed(3)
+
+    def soft(length: int) -> torch.Tensor:
+        drawn = torch.randn(length, lm.identity.hidden_size, generator=generator, dtype=torch.float64)
+        return drawn.to(lm.dtype).requires_grad_(grad)
+
+    adapted = disturbed(method("lora", rank=1).encoder(lm, random_values(0, generator)))
+    return [
+        Front(stored(lm, 9, 1, grad)),
+        Front(stored(lm, 9, 2, grad)),
+        Front(soft=soft(4)),
+        Front(stored(lm, 4, 5, grad), soft=soft(5)),
+        Front(),
+        adapted.front(),
+        Front(stored(lm, 4, 4, grad)),
+    ]
+
+
+def tensors(front: Front) -> list[torch.Tensor]:
+    prefix = (*front.prefix.keys, *front.prefix.values) if front.prefix is not None else ()
+    found = [*prefix, front.soft]
+    if front.adapter is not None:
+        found += [tensor for pair in front.adapter.layers.values() for tensor in (pair.down, pair.up)]
+    return [tensor for tensor in found if tensor is not None and tensor.requires_grad]
+
+
+def rows(index: int):
+    """Two or three examples for each front, of different lengths."""
+    every = [*EXAMPLES, *MORE]
+    return [every[(index + step) % len(every)] for step in range(2 + index % 2)]
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_sums_and_gradients_in_one_forward_are_those_of_each_alone(family):
+    lm = tiny_model(family)
+    each = fronts(lm, grad=True)
+    loss = AnswerLoss()
+    found = totals(lm, [loss.ask(lm, front, rows(index)) for index, front in enumerate(each)])
+    for index, front in enumerate(each):
+        alone = loss.total(lm, front, rows(index))
+        torch.testing.assert_close(found[index], alone, atol=1e-5, rtol=1e-5)
+        if wanted := tensors(front):
+            shared = torch.autograd.grad(found[index], wanted, retain_graph=True)
+            torch.testing.assert_close(shared, torch.autograd.grad(alone, wanted), atol=1e-4, rtol=1e-3)
+
+
+def test_nothing_reaches_anybody_elses_values():
+    lm = tiny_model("llama")
+    each = fronts(lm, grad=True)
+    found = totals(lm, [AnswerLoss().ask(lm, front, rows(index)) for index, front in enumerate(each)])
+    others = [tensor for front in each[1:] for tensor in tensors(front)]
+    reached = torch.autograd.grad(found[0], others, allow_unused=True)
+    assert all(gradient is None or not gradient.any() for gradient in reached)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_gradients_of_mixed_fronts_equal_finite_differences_in_float64(family):
+    """The Mistral has a window of 6, which is shorter than prefixes and rows."""
+    lm = double(family)
+    made = [
+        method(name).encoder(lm, text(lm, spelled)(length, torch.Generator()))
+        for name, spelled, length in (
+            ("p-tuning-v2", "abc", 3),
+            ("p-tuning-v2", "xyz", 3),
+            ("prompt-tuning", "ab", 2),
+            ("prefix-tuning", "no", 2),
+        )
+    ]
+    encoders = [disturbed(encoder) for encoder in made]
+    still = stored(lm, 8, 6)
+    parameters = [parameter for encoder in encoders for parameter in encoder.parameters()]
+    factors = torch.tensor([1.0, -0.5, 2.0, 0.7], dtype=torch.float64)
+
+    def weighed(*_: torch.Tensor) -> torch.Tensor:
+        fronts = [encoder.front() for encoder in encoders]
+        fronts[2] = replace(fronts[2], prefix=still)
+        found = totals(lm, [AnswerLoss().ask(lm, front, rows(index)) for index, front in enumerate(fronts)])
+        return (torch.stack(found) * factors).sum()
+
+    assert torch.autograd.gradcheck(weighed, parameters, atol=1e-7, rtol=1e-4, fast_mode=True)
+
+
+def test_batches_with_computed_tokens_cannot_be_joined():
+    lm = tiny_model("llama")
+    batch = AnswerLoss().ask(lm, Front(), MORE).batch
+    with pytest.raises(UsageError, match="belong to their engine"):
+        type(batch).together([batch, replace(batch, computed=(0,) * len(batch.lengths))])
+
+
+def test_passes_keep_the_order_and_fit():
+    sizes = [3, 4, 5, 20, 1, 1]
+    found = list(passes(list(enumerate(sizes)), tokens=8))
+    assert found == [[0, 1], [2], [3], [4, 5]]
+    assert list(passes([], tokens=8)) == []
+
+
+def user(folder: Path, index: int, **changes) -> Recipe:
+    """A user's own rows; every second one has the opposite opinion."""
+    opposite = dict(zip(ANSWERS, reversed(ANSWERS.values()), strict=True))
+    place = folder / f"user-{index}"
+    place.mkdir(exist_ok=True)
+    made = recipe(place, **{"max_steps": 12, "length": 5, "batch_size": 4, "seed": index, **changes})
+    write_jsonl(place / "train.jsonl", examples(20 + index, 10 + index, opposite if index % 2 else ANSWERS))
+    write_jsonl(place / "eval.jsonl", examples(9, 20 + index, opposite if index % 2 else ANSWERS))
+    return made
+
+
+def lane(lm, engine, settings: Recipe) -> Lane:
+    run = Run.of(lm, settings)
+    return Lane(str(settings.out), Scorer(run, engine, run.task("run"), run.learned()))
+
+
+def difference(one: KVPrefix, other: KVPrefix) -> float:
+    pairs = zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "p-tuning-v2"},
+        {"method": "prompt-tuning", "template": "{text}{target:label}"},
+        {"method": "prefix-tuning", "lr": 1e-3, "class_weights": "balanced"},
+        {"method": "p-tuning-v2", "head": "linear", "template": "{text}", "accumulate": 2},
+    ],
+    ids=["p-tuning-v2", "prompt-tuning-answers", "prefix-tuning", "head-accumulated"],
+)
+def test_runs_together_learn_what_each_learns_alone(changes, tmp_path, monkeypatch):
+    """One has fewer steps, one joins late, one stops early, and the batches are cut in two."""
+    lm = tiny_model("llama")
+    rate = changes.get("lr", 0.1)
+    own = [{}, {"max_steps": 7, "lr": rate / 2}, {}, {"patience": 1, "lr": 2 * rate}]
+    settings = [user(tmp_path, index, **{**changes, **own[index]}) for index in range(4)]
+    monkeypatch.setattr(together, "passes", lambda items: passes(items, tokens=90))
+    with evaluator(lm) as engine:
+        lanes = [lane(lm, engine, each) for each in settings]
+        group = Together(lm, lanes[:2])
+        for _ in range(4):
+            group.step()
+        group.join(lanes[2])
+        group.join(lanes[3])
+        for ended in group.run():
+            for each in ended:
+                group.leave(each)
+    assert group.lanes == []
+    for each, learned in zip(settings, lanes, strict=True):
+        alone = train(lm, each, say=lambda _: None).task
+        learned.settle()
+        found = learned.learned.become(lm, alone)
+        assert difference(found.prefix, alone.prefix) < 1e-4
+        if alone.head is not None and found.head is not None:
+            torch.testing.assert_close(found.head.weight, alone.head.weight, atol=1e-4, rtol=0)
+    assert lanes[1].step == 7
+
+
+def test_a_loss_that_is_no_number_ends_one_run_alone(tmp_path):
+    lm = tiny_model("llama")
+    settings = [user(tmp_path, index, **changes) for index, changes in enumerate(({}, {"lr": 1e38}, {}))]
+    with evaluator(lm) as engine:
+        lanes = [lane(lm, engine, each) for each in settings]
+        for _ in Together(lm, lanes).run():
+            pass
+        untouched = [lane(lm, engine, settings[index]) for index in (0, 2)]
+        for _ in Together(lm, untouched).run():
+            pass
+    assert "is nan" in lanes[1].failed or "number" in lanes[1].failed
+    assert "--lr" in lanes[1].failed
+    assert lanes[1].step < lanes[0].step == 12
+    for kept, alone in zip((lanes[0], lanes[2]), untouched, strict=True):
+        assert not kept.failed
+        assert difference(kept.learned.front().prefix, alone.learned.front().prefix) < 1e-4
+
+
+def test_a_restored_run_goes_on_to_the_last_bit(tmp_path):
+    """Its values do; what is measured of them in passing may differ in the last digit of a float32."""
+    lm = tiny_model("llama")
+    settings = [user(tmp_path, index, patience=3) for index in range(3)]
+    with evaluator(lm) as engine:
+        lanes = [lane(lm, engine, each) for each in settings]
+        group = Together(lm, lanes)
+        for _ in range(7):
+            group.step()
+        kept = [(copy.deepcopy(each.state()), {k: v.clone() for k, v in each.tensors().items()}) for each in lanes]
+        for _ in group.run():
+            pass
+        again = [lane(lm, engine, each) for each in settings]
+        for each, (state, values) in zip(again, kept, strict=True):
+            each.restore(state, values)
+        for _ in Together(lm, again).run():
+            pass
+    for one, other in zip(lanes, again, strict=True):
+        assert one.step == other.step
+        assert one.best == pytest.approx(other.best, abs=1e-6)
+        for found, expected in zip(one.log, other.log, strict=True):
+            assert found == pytest.approx(expected, abs=1e-5)
+        for a, b in zip(one.tensors().items(), other.tensors().items(), strict=True):
+            assert a[0] == b[0]
+            assert torch.equal(a[1], b[1])
+
+
+def test_learned_values_are_the_best_seen(tmp_path):
+    lm = tiny_model("llama")
+    with evaluator(lm) as engine:
+        each = lane(lm, engine, user(tmp_path, 0))
+        each.judge({"score": 0.5, "loss": 1.0})
+        best = Learned.state_dict(each.learned)["encoder.values.inputs"].clone()
+        with torch.no_grad():
+            next(iter(each.learned.parameters())).add_(1.0)
+        each.judge({"score": 0.4, "loss": 1.0})
+        each.settle()
+    assert torch.equal(each.learned.state_dict()["encoder.values.inputs"], best)
