@@ -15,6 +15,7 @@ from foreword.cli import (
     chat,
     classify,
     demo,
+    distill,
     doctor,
     evaluate,
     export,
@@ -42,6 +43,7 @@ app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 app.command("train")(train.train)
+app.command("distill")(distill.distill)
 app.command("publish")(publish.publish)
 app.command("cache")(cache.cache)
 app.command("eval")(evaluate.evaluate)

@@ -147,7 +147,7 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
         if int(os.environ.get("RANK", "0")):
             return  # the first process of a distributed run writes and publishes
         if outcome.model is None:
-            write_version(_fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
+            write_version(fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
         if name is not None:
             task = store.publish(task, replace=given["replace"], reserved=[lm.name])
     options.emit(
@@ -239,7 +239,7 @@ def _default_out(name: str) -> str:
     return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _fresh(folder: Path) -> Path:
+def fresh(folder: Path) -> Path:
     """An empty folder; a resumed run writes its task anew."""
     import shutil
 

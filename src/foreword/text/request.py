@@ -127,7 +127,7 @@ def from_messages(
         return from_fields(tokenizer, task, {field: _single_user_text(task, messages)})
     if task is not None and _is_static(task):
         return _joined(task, _static_chat_ids(tokenizer, task, messages))
-    rendered = chat.render(tokenizer, messages)
+    rendered = _behind_turn(tokenizer, task, messages) if _holds_turn(task) else chat.render(tokenizer, messages)
     if _request_has_bos(task):
         return _verbatim(task, chat.encode(tokenizer, rendered))
     return _verbatim(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
@@ -139,6 +139,8 @@ def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Seq
         return _joined(task, token_ids)
     leading = list(seam.specials(tokenizer)[0])
     ids = list(token_ids)
+    if _holds_turn(task):
+        return _verbatim(task, ids[seam.common_length(static_ids(tokenizer, "system", _text(task)), ids) :])
     bare = ids[len(leading) :] if ids[: len(leading)] == leading else ids
     return _verbatim(task, [*leading, *bare] if _request_has_bos(task) else bare)
 
@@ -193,6 +195,20 @@ def _asked(task: Task, question: Question, inner: int = 0) -> Prompt:
 
 def _is_static(task: Task) -> bool:
     return task.prefix.token_ids is not None
+
+
+def _holds_turn(task: Task | None) -> bool:
+    """Whether a learned prefix stands for a system turn, so that a conversation begins behind it."""
+    return task is not None and task.kind == "system" and not _is_static(task)
+
+
+def _behind_turn(
+    tokenizer: PreTrainedTokenizerBase, task: Task | None, messages: Sequence[Mapping[str, object]]
+) -> str:
+    """The conversation behind the system turn, as the chat template goes on after this very text."""
+    assert task is not None
+    rendered = chat.render(tokenizer, messages, system=_text(task))
+    return rendered[seam.common_length(chat.system_text(tokenizer, _text(task)), rendered) :]
 
 
 def _request_has_bos(task: Task | None) -> bool:

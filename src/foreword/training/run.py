@@ -75,6 +75,10 @@ class Run:
     def method(self) -> Method:
         return find_method(self.recipe.method, **self.recipe.options)
 
+    @property
+    def label(self) -> str:
+        return self.method.name
+
     def with_seed(self, seed: int) -> Run:
         """The same run with other random numbers, on the same rows."""
         return Run(self.lm, replace(self.recipe, seed=seed), self.material, self.transfer)
