@@ -203,7 +203,7 @@ def _summary(made: Distilled, task: Task | None) -> str:
         f"gap closed {quality.gap_closed:.3f} on {quality.n} questions",
         f"answers: F1 with the full text's {quality.f1['distilled']:.3f}, without any text {quality.f1['none']:.3f}",
         f"agreement of tokens: {quality.agreement['distilled']:.3f}, without any text {quality.agreement['none']:.3f}",
-        f"cache: {quality.bytes['distilled']:,} bytes, {quality.bytes_ratio:.1f} times fewer than {quality.bytes['full']:,}",
+        f"cache: {quality.bytes['distilled']:,} bytes, {quality.bytes_ratio:.1f} times fewer than before",
         f"decoding: {quality.decode['distilled']:.0f} tokens/s, before {quality.decode['full']:.0f}",
     ]
     if made.curve:

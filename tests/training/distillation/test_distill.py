@@ -92,7 +92,7 @@ def test_parts_have_no_question_in_common(tmp_path):
         assert again == ask(engine, plan.document, 10, 5, QUESTIONS)
     parts = [{each.question for each in part} for part in (found.learned, found.held, found.test)]
     assert all(len(part) > 4 for part in parts)
-    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert len(set.union(*parts)) == sum(map(len, parts))
     assert {each.seed for each in found.test} <= {"question", "use"} < {each.seed for each in found.learned}
 
 

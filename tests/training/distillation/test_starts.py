@@ -99,5 +99,3 @@ def test_refused_by_name_where_keys_must_move():
     for start in starts.STARTS.values():
         with pytest.raises(UnsupportedModel, match="tiny-gpt2 has learned absolute positions, so keys cannot move"):
             start(made)
-
-

@@ -71,10 +71,11 @@ def beliefs(lm: LanguageModel, document: Document, conversations: Sequence[Conve
         front = Front(document.chunks[conversations[numbers[0]].chunk].prefix)
         questions = [read(conversations[number]) for number in numbers]
         batch, places = lay_out(front, questions, lm.device)
-        logprobs = lm.logits(batch, places).float().log_softmax(-1)
-        best = logprobs.topk(top)
+        logits = lm.logits(batch, places).float()
+        best = logits.topk(top)
+        logprobs = best.values - logits.logsumexp(-1, keepdim=True)
         sizes = [len(question.places) for question in questions]
-        parts = zip(numbers, best.indices.int().cpu().split(sizes), best.values.cpu().split(sizes), strict=True)
+        parts = zip(numbers, best.indices.int().cpu().split(sizes), logprobs.cpu().split(sizes), strict=True)
         found |= {number: (ids, values) for number, ids, values in parts}
     starts = [0]
     for number in range(len(conversations)):

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from foreword.attention import RaggedAttention
+from foreword.attention import RaggedAttention, Rule
 from foreword.core import Batch, Front, KVPrefix
-from foreword.dense_attention import Rule
 from foreword.models import LanguageModel
 from foreword.prompts.rotate import rotate
 from foreword.training.distillation.beliefs import batches, read
