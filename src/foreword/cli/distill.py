@@ -42,7 +42,7 @@ def distill(
             help="Questions to measure by: rows with question, and answers if known.", show_default="self-made"
         ),
     ] = None,
-    conversations: Annotated[int, typer.Option(help="Self-made conversations to learn from.")] = 384,
+    conversations: Annotated[int, typer.Option(help="Self-made conversations to learn from.")] = 256,
     held: Annotated[int, typer.Option(help="Self-made questions to choose by, and as many to measure by.")] = 48,
     answer_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 64,
     chunk: Annotated[
@@ -50,7 +50,7 @@ def distill(
     ] = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-2,
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 300,
-    batch_size: Annotated[int, typer.Option(help="Conversations a step.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Conversations a step.")] = 4,
     accumulate: Annotated[int, typer.Option(help="Parts that a step is run in, for less memory.")] = 1,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations, for less memory still.")

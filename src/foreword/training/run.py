@@ -143,14 +143,22 @@ class Run:
         lm, before = self.lm, template.before_answer
         return word_choice(lm.tokenizer, verbalizer, before, causal=lm.causal, decoder=lm.decoder)
 
-    @cached_property
+    @property
     def examples(self) -> list[Example]:
         """The training rows in tokens."""
-        return self.reader.read(self.material.train_rows)
+        return self._examples
 
     @cached_property
+    def _examples(self) -> list[Example]:
+        return self.reader.read(self.material.train_rows)
+
+    @property
     def held(self) -> list[Row]:
         """The rows that choose the best checkpoint, evenly over the evaluation rows."""
+        return self._held
+
+    @cached_property
+    def _held(self) -> list[Row]:
         rows = self.material.eval_rows
         count = min(HELD_ROWS, len(rows))
         return [rows[i * len(rows) // count] for i in range(count)]

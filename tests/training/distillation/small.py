@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from foreword.core import Kind
 from foreword.models import LanguageModel
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.recipe import DistilRecipe
@@ -24,7 +25,7 @@ def roomy(family: str = "llama", context: int | None = 4096) -> LanguageModel:
 
 
 @cache
-def document(kind: str = "prompt", chunk: int | None = None) -> Document:
+def document(kind: Kind = "prompt", chunk: int | None = None) -> Document:
     return Document.read(roomy(), kind, TEXT, chunk)
 
 

@@ -176,11 +176,12 @@ def test_questions_that_cannot_be_used(row, said, tmp_path):
 
 
 def test_a_text_longer_than_the_context(tmp_path):
-    lm = roomy(context=1200)
+    context = 1200
+    lm = roomy(context=context)
     long = "\n\n".join(f"Rule {number}: {TEXT}" for number in range(20))
     made = distill(lm, long, recipe(tmp_path, max_steps=3, conversations=16, held=6), kind="system")
-    assert made.quality.bytes["full"] > lm.context * made.task.prefix.nbytes / 8
-    assert made.quality.bytes_ratio > lm.context / 8
+    assert made.quality.bytes["full"] > context * made.task.prefix.nbytes / 8
+    assert made.quality.bytes_ratio > context / 8
     kept = json.loads((made.folder / "conversations.json").read_text())
     assert {each["chunk"] for each in kept["learned"]} == {0, 1, 2, 3}
     assert made.task.text == long

@@ -101,8 +101,7 @@ def _middle(text: str) -> int:
 def _limit(lm: LanguageModel, tokens: int, chunk: int | None) -> int:
     context = lm.context
     if chunk is None:
-        fits = context is None or tokens + ROOM <= context
-        return tokens if fits else min(CHUNK, context // 2)
+        return tokens if context is None or tokens + ROOM <= context else min(CHUNK, context // 2)
     if context is not None and chunk > context - ROOM and tokens > context - ROOM:
         raise SettingError(
             "chunk",

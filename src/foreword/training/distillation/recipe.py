@@ -40,13 +40,13 @@ class DistilRecipe:
     init: str = "auto"
     questions: str | None = None
     eval_questions: str | None = None
-    conversations: int = 384
+    conversations: int = 256
     held: int = 48
     answer_tokens: int = 64
     chunk: int | None = None
     lr: float = 1e-2
     max_steps: int = 300
-    batch_size: int = 8
+    batch_size: int = 4
     accumulate: int = 1
     checkpointing: bool = False
     patience: int | None = None
