@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from foreword.core import Adapter, Kind, KVPrefix, Task
 from foreword.errors import RequestError, TemplateError, UsageError
-from foreword.text import chat, seam
+from foreword.text import chat, seam, stand_in
 from foreword.text.question import Layout, Question
 from foreword.text.template import Template
 
@@ -58,6 +58,8 @@ class Prompt:
 
 def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) -> Prompt:
     """The prefix, then the text verbatim. Raises RequestError if there is nothing to run."""
+    if task is not None and stand_in.is_one(task):
+        return _verbatim(task, stand_in.continued(tokenizer, task, text))
     if task is None or not _is_static(task):
         return _verbatim(task, seam.encode(tokenizer, text, bos=_request_has_bos(task)))
     if task.kind == "system":
@@ -127,7 +129,9 @@ def from_messages(
         return from_fields(tokenizer, task, {field: _single_user_text(task, messages)})
     if task is not None and _is_static(task):
         return _joined(task, _static_chat_ids(tokenizer, task, messages))
-    rendered = _behind_turn(tokenizer, task, messages) if _holds_turn(task) else chat.render(tokenizer, messages)
+    if task is not None and stand_in.is_one(task):
+        return _verbatim(task, stand_in.conversation(tokenizer, task, messages))
+    rendered = chat.render(tokenizer, messages)
     if _request_has_bos(task):
         return _verbatim(task, chat.encode(tokenizer, rendered))
     return _verbatim(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
@@ -139,7 +143,7 @@ def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Seq
         return _joined(task, token_ids)
     leading = list(seam.specials(tokenizer)[0])
     ids = list(token_ids)
-    if _holds_turn(task):
+    if task.kind == "system" and stand_in.is_one(task):
         return _verbatim(task, ids[seam.common_length(static_ids(tokenizer, "system", _text(task)), ids) :])
     bare = ids[len(leading) :] if ids[: len(leading)] == leading else ids
     return _verbatim(task, [*leading, *bare] if _request_has_bos(task) else bare)
@@ -195,20 +199,6 @@ def _asked(task: Task, question: Question, inner: int = 0) -> Prompt:
 
 def _is_static(task: Task) -> bool:
     return task.prefix.token_ids is not None
-
-
-def _holds_turn(task: Task | None) -> bool:
-    """Whether a learned prefix stands for a system turn, so that a conversation begins behind it."""
-    return task is not None and task.kind == "system" and not _is_static(task)
-
-
-def _behind_turn(
-    tokenizer: PreTrainedTokenizerBase, task: Task | None, messages: Sequence[Mapping[str, object]]
-) -> str:
-    """The conversation behind the system turn, as the chat template goes on after this very text."""
-    assert task is not None
-    rendered = chat.render(tokenizer, messages, system=_text(task))
-    return rendered[seam.common_length(chat.system_text(tokenizer, _text(task)), rendered) :]
 
 
 def _request_has_bos(task: Task | None) -> bool:

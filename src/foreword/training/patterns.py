@@ -57,7 +57,7 @@ class PatternRun(Run):
         material = replace(run.material, templates=tuple(templates))
         return cls(run.lm, run.recipe, material, run.transfer)
 
-    @cached_property
+    @property
     def examples(self) -> list[Example]:
         return list(self.given)
 
