@@ -57,8 +57,8 @@ class PatternRun(Run):
         material = replace(run.material, templates=tuple(templates))
         return cls(run.lm, run.recipe, material, run.transfer)
 
-    @property
-    def examples(self) -> list[Example]:
+    @cached_property
+    def _examples(self) -> list[Example]:
         return list(self.given)
 
     def loss(self, learned: Learned) -> Loss:
