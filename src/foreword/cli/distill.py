@@ -187,9 +187,7 @@ def _figures(made: Distilled, task: Task, published: bool) -> dict[str, Any]:
     return {
         **made.quality.to_json(),
         "task": task.ref if published else None,
-        "init": made.init,
-        "steps": made.steps,
-        "tokens": made.tokens,
+        **made.effort,
         "curve": [each.to_json() for each in made.curve],
         "run": str(made.folder),
     }

@@ -140,6 +140,9 @@ def test_a_run_folder_is_not_mixed(tmp_path):
         distill(roomy(), TEXT, settings, kind="prompt")
     with pytest.raises(TrainingError, match="was started with another text"):
         distill(roomy(), TEXT + "!", replace(settings, resume=True), kind="prompt")
+    (Path(str(settings.out)) / "beliefs.safetensors").write_bytes(b"short")
+    with pytest.raises(TrainingError, match=r"beliefs.safetensors is damaged, so the run cannot be resumed"):
+        distill(roomy(), TEXT, replace(settings, resume=True), kind="prompt")
     (Path(str(settings.out)) / "conversations.json").write_text("{}")
     with pytest.raises(TrainingError, match=r"conversations.json is damaged, so the run cannot be resumed"):
         distill(roomy(), TEXT, replace(settings, resume=True), kind="prompt")

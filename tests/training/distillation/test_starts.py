@@ -12,24 +12,25 @@ from foreword.core import Batch, Front
 from foreword.errors import UnsupportedModel
 from foreword.training.distillation import starts
 from foreword.training.distillation.document import Document
+from foreword.training.distillation.recipe import STARTS
 from models import tiny_model
 from training.distillation.small import TEXT, roomy, talk
 
 TALKS = [("what does it cost?", " 9 coins"), ("when", " Monday")]
 
 
-def material(length: int, family: str = "llama", chunk: int | None = None) -> starts.Material:
+def source(length: int, family: str = "llama", chunk: int | None = None) -> starts.Source:
     lm = roomy(family)
     found = Document.read(lm, "prompt", TEXT, chunk)
     count = len(found.chunks)
     talks = [talk(lm, question, answer, number % count) for number, (question, answer) in enumerate(TALKS)]
-    return starts.Material(lm, found, talks, length)
+    return starts.Source(lm, found, talks, length)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
 def test_moved_keys_give_the_logits_of_the_text(family):
     """All tokens of the text, as if the request stood at 8 and not behind it: rotary positions are relative."""
-    made = material(8, family)
+    made = source(8, family)
     lm, prefix = made.lm, made.document.chunks[0].prefix
     moved = made.gathered(made.everywhere(torch.arange(prefix.length)))
     assert moved.offset == 8 != prefix.length
@@ -44,7 +45,7 @@ def test_moved_keys_give_the_logits_of_the_text(family):
 @pytest.mark.parametrize("name", starts.STARTS)
 @pytest.mark.parametrize("chunk", [None, 30])
 def test_a_start_begins_with_the_first_token_and_has_the_asked_length(name, chunk):
-    made = material(6, chunk=chunk)
+    made = source(6, chunk=chunk)
     prefix = starts.STARTS[name](made)
     assert (prefix.length, prefix.offset, prefix.bos) == (6, 6, made.document.chunks[0].prefix.bos)
     whole = made.document.chunks[0].prefix
@@ -53,7 +54,7 @@ def test_a_start_begins_with_the_first_token_and_has_the_asked_length(name, chun
 
 
 def test_even_takes_tokens_from_every_chunk():
-    made = material(8, chunk=20)
+    made = source(8, chunk=20)
     assert len(made.document.chunks) >= 4
     values = starts.even(made).values[0]
     parts = [chunk.prefix.values[0] for chunk in made.document.chunks]
@@ -62,7 +63,7 @@ def test_even_takes_tokens_from_every_chunk():
 
 
 def test_attention_is_that_of_transformers_over_the_joined_text():
-    made = material(6)
+    made = source(6)
     lm, text = made.lm, made.document.chunks[0].prefix.length
     model = copy.deepcopy(lm.model)
     model.set_attn_implementation("eager")
@@ -84,7 +85,7 @@ def test_a_sliding_window_hides_what_has_left_it():
 
 
 def test_each_head_has_the_tokens_that_it_looks_at():
-    made = material(6)
+    made = source(6)
     masses = starts.watched(made.lm, made.document, made.conversations)
     prefix, whole = starts.attention(made), made.document.chunks[0].prefix
     for layer, mass in enumerate(masses):
@@ -95,7 +96,11 @@ def test_each_head_has_the_tokens_that_it_looks_at():
 
 def test_refused_by_name_where_keys_must_move():
     lm = replace(tiny_model("gpt2"), context=None)
-    made = starts.Material(lm, Document.read(lm, "prompt", TEXT), [talk(lm, "what", " 9")], 6)
+    made = starts.Source(lm, Document.read(lm, "prompt", TEXT), [talk(lm, "what", " 9")], 6)
     for start in starts.STARTS.values():
         with pytest.raises(UnsupportedModel, match="tiny-gpt2 has learned absolute positions, so keys cannot move"):
             start(made)
+
+
+def test_the_recipe_names_every_start():
+    assert set(STARTS) == {"auto", *starts.STARTS}

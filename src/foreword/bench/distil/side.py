@@ -16,7 +16,7 @@ from foreword.models import LanguageModel, load_model
 from foreword.text import seam
 from foreword.training.distillation.distill import distill
 from foreword.training.distillation.document import Document
-from foreword.training.distillation.judge import Gap, opinion
+from foreword.training.distillation.judge import Gap, verdict
 from foreword.training.distillation.plan import load
 from foreword.training.distillation.quality import answers
 from foreword.training.distillation.recipe import DistilRecipe
@@ -40,16 +40,15 @@ def figures(settings: Mapping[str, Any]) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         test = load(Path(folder) / "conversations.json").test
     document = Document.read(lm, settings["kind"], settings["text"])
+    gap = Gap.of(lm, document, test)
     with Engine(lm) as engine:
         beside = _Beside(lm, engine, document, recipe)
         return {
             **made.quality.to_json(),
             "seconds": seconds,
-            "steps": made.steps,
-            "tokens": made.tokens,
+            **made.effort,
             "text_tokens": document.tokens,
-            "init": made.init,
-            "peers": {name: beside.peer(name, test) for name in settings["peers"] if name in SHORTER},
+            "peers": {name: beside.peer(name, test, gap) for name in settings["peers"] if name in SHORTER},
             "own": beside.own(made.task, settings["questions"]) if settings["questions"] else None,
         }
 
@@ -70,11 +69,10 @@ class _Beside:
     document: Document
     recipe: DistilRecipe
 
-    def peer(self, name: str, test: Sequence[Conversation]) -> dict[str, Any]:
+    def peer(self, name: str, test: Sequence[Conversation], gap: Gap) -> dict[str, Any]:
         """Figures of a shorter text that stands where the text does."""
         task = Document.read(self.lm, self.document.kind, SHORTER[name](self)).chunks[0]
-        found = opinion(self.lm, [Front(task.prefix)], test)
-        gap = Gap.of(self.lm, self.document, test)
+        found = verdict(self.lm, [Front(task.prefix)], test)
         texts = self._answers(task, [each.question for each in test])
         right = [[self.lm.tokenizer.decode(each.answer, skip_special_tokens=True)] for each in test]
         return {
@@ -93,7 +91,7 @@ class _Beside:
         full = [self.lm.tokenizer.decode(each.answer, skip_special_tokens=True) for each in talks]
         return {
             "n": len(rows),
-            "gap_closed": Gap.of(self.lm, self.document, talks).closed(opinion(self.lm, [Front(task.prefix)], talks)),
+            "gap_closed": Gap.of(self.lm, self.document, talks).closed(verdict(self.lm, [Front(task.prefix)], talks)),
             "f1_full": token_f1(full, right),
             "f1_distilled": token_f1(self._answers(task, questions), right),
         }

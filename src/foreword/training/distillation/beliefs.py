@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foreword.core import Front
+from foreword.errors import TrainingError
 from foreword.models import LanguageModel
 from foreword.text.question import Question
 from foreword.text.ragged import lay_out
@@ -51,9 +53,12 @@ class Beliefs:
 
     @classmethod
     def load(cls, file: Path) -> Beliefs:
-        """Inverse of `save`."""
-        found = load_file(file)
-        return cls(tuple(found["starts"].tolist()), found["token_ids"], found["logprobs"])
+        """Inverse of `save`. Raises TrainingError for a damaged file."""
+        try:
+            found = load_file(file)
+            return cls(tuple(found["starts"].tolist()), found["token_ids"], found["logprobs"])
+        except (SafetensorError, KeyError) as error:
+            raise TrainingError(f"{file} is damaged, so the run cannot be resumed; use another --out.") from error
 
 
 def read(conversation: Conversation) -> Question:

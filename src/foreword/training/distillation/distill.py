@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from foreword.core import Front, Kind, KVPrefix, Task
 from foreword.engine.engine import Engine
@@ -15,8 +16,8 @@ from foreword.training.distillation import starts
 from foreword.training.distillation.beliefs import Beliefs
 from foreword.training.distillation.curve import draw, table
 from foreword.training.distillation.document import Document
-from foreword.training.distillation.imitation import imitations
-from foreword.training.distillation.judge import Gap, Judge, opinion
+from foreword.training.distillation.imitation import Imitation, imitations
+from foreword.training.distillation.judge import Gap, Judge, verdict
 from foreword.training.distillation.lesson import Lesson
 from foreword.training.distillation.plan import Material, Plan, load, save
 from foreword.training.distillation.quality import Quality, measure
@@ -53,6 +54,11 @@ class Distilled:
     tokens: int
     folder: Path
     curve: tuple[Quality, ...] = ()
+
+    @property
+    def effort(self) -> dict[str, Any]:
+        """What it took, as JSON has it."""
+        return {"init": self.init, "steps": self.steps, "tokens": self.tokens}
 
 
 def distill(
@@ -92,39 +98,88 @@ def distill(
     plan = Plan(lm, document, recipe)
     folder = RunFolder.open(plan)
     say(f"{document.tokens} tokens of text, {document.nbytes:,} bytes{_in_chunks(document)}")
-    material = _material(plan, folder, say)
-    examples = imitations(material.learned, _beliefs(plan, folder, material, say))
-    held, test = (Gap.of(lm, document, part) for part in (material.held, material.test))
-    if not test.full.logprob > test.none.logprob:
-        raise TrainingError(
-            "the model answers no better with the text than without it, so there is nothing to distil; check the text, "
-            "or give questions about it with --eval-questions."
-        )
-    found: dict[int, tuple[Task, Quality, str]] = {}
-    for slots in sorted({recipe.slots, *curve}):
-        prefix, init = _start(plan, material, held, slots, say)
-        lesson = Lesson(plan, examples, material.held)
+    desk = _Desk.of(plan, folder, say)
+    made = {slots: desk.distilled(_task(plan, name, parent), slots) for slots in sorted({recipe.slots, *curve})}
+    chosen = made[recipe.slots]
+    folder.write_summary({**chosen.quality.to_json(), **chosen.effort})
+    if not curve:
+        return chosen
+    every = tuple(each.quality for each in made.values())
+    draw(every, folder.path / "curve.png")
+    (folder.path / "curve.md").write_text(table(every) + "\n", encoding="utf-8")
+    return replace(chosen, curve=every)
+
+
+@dataclass(frozen=True, eq=False)
+class _Desk:
+    """All that prefixes of any length are learned from and measured by.
+
+    Attributes:
+        plan: model, text and settings.
+        folder: of the run.
+        material: the conversations.
+        examples: those that are learned from, with the teacher's beliefs.
+        held, test: what there is to close on the others.
+        say: gets a line for every stage.
+    """
+
+    plan: Plan
+    folder: RunFolder
+    material: Material
+    examples: Sequence[Imitation]
+    held: Gap
+    test: Gap
+    say: Say
+
+    @classmethod
+    def of(cls, plan: Plan, folder: RunFolder, say: Say) -> _Desk:
+        """Make it, or read back what is in the folder. Raises TrainingError for a text that is of no use."""
+        material = _material(plan, folder, say)
+        examples = imitations(material.learned, _beliefs(plan, folder, material, say))
+        held, test = (Gap.of(plan.lm, plan.document, part) for part in (material.held, material.test))
+        if not test.full.logprob > test.none.logprob:
+            raise TrainingError(
+                "the model answers no better with the text than without it, so there is nothing to distil; check the "
+                "text, or give questions about it with --eval-questions."
+            )
+        return cls(plan, folder, material, examples, held, test, say)
+
+    def distilled(self, task: Task, slots: int) -> Distilled:
+        """Learn a prefix of one length, or go on with it, and measure it."""
+        prefix, init = self._start(slots)
+        lesson = Lesson(self.plan, self.examples, self.material.held)
         learned = lesson.learned(prefix)
-        fit(Judge(lesson, learned, held), folder.inside(f"slots-{slots}"))
-        task = learned.become(lm, _task(plan, name, parent, init))
-        with Engine(lm, cache_bytes=CACHE_BYTES) as engine:
-            quality = measure(plan, engine, material, test, task, recipe.answer_tokens)
-        say(
-            f"{slots} slots close {quality.gap_closed:.3f} of the gap, with {quality.bytes_ratio:.1f} times fewer bytes"
-        )
-        found[slots] = with_figures(task, quality), quality, init
-    task, quality, init = found[recipe.slots]
-    tokens = sum(examples[draw.place].size for batch in Lesson(plan, examples, ()).batches for draw in batch)
-    folder.write_summary({**quality.to_json(), "init": init, "steps": recipe.max_steps, "tokens": tokens})
-    every = tuple(each for _, each, _ in found.values())
-    if curve:
-        draw(every, folder.path / "curve.png")
-        (folder.path / "curve.md").write_text(table(every) + "\n", encoding="utf-8")
-    return Distilled(task, quality, init, recipe.max_steps, tokens, folder.path, every if curve else ())
+        folder = self.folder.inside(f"slots-{slots}")
+        fit(Judge(lesson, learned, self.held), folder)
+        steps = folder.history()[-1]["step"]
+        tokens = sum(self.examples[draw.place].size for batch in lesson.batches[:steps] for draw in batch)
+        task = learned.become(self.plan.lm, task)
+        with Engine(self.plan.lm, cache_bytes=CACHE_BYTES) as engine:
+            quality = measure(self.plan, engine, self.material, self.test, task)
+        closed, ratio = quality.gap_closed, quality.bytes_ratio
+        self.say(f"{slots} slots close {closed:.3f} of the gap, with {ratio:.1f} times fewer bytes")
+        return Distilled(with_figures(task, quality, init), quality, init, steps, tokens, self.folder.path)
+
+    def _start(self, slots: int) -> tuple[KVPrefix, str]:
+        """The initial values that are asked for, or else those that are worth most on the held-out conversations."""
+        plan, wanted = self.plan, self.plan.recipe.init
+        source = starts.Source(plan.lm, plan.document, self.material.learned, slots)
+        if wanted != "auto":
+            return starts.STARTS[wanted](source), wanted
+        candidates = {name: start(source) for name, start in starts.STARTS.items()}
+        closed = {name: self._closed(prefix) for name, prefix in candidates.items()}
+        best = max(closed, key=lambda name: closed[name])
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in closed.items())
+        self.say(f"share of the gap that {slots} slots close before they learn: {shown}")
+        return candidates[best], best
+
+    def _closed(self, prefix: KVPrefix) -> float:
+        fronts = [Front(prefix)] * len(self.plan.document.chunks)
+        return self.held.closed(verdict(self.plan.lm, fronts, self.material.held))
 
 
-def with_figures(task: Task, quality: Quality) -> Task:
-    """The task with the figures that its card shows."""
+def with_figures(task: Task, quality: Quality, init: str) -> Task:
+    """The task with where it started, and the figures that its card shows."""
     metrics = {
         "gap_closed": quality.gap_closed,
         "agreement": quality.agreement["distilled"],
@@ -132,7 +187,7 @@ def with_figures(task: Task, quality: Quality) -> Task:
         "bytes_ratio": quality.bytes_ratio,
         "questions": quality.n,
     }
-    return replace(task, provenance={**task.provenance, "metrics": metrics})
+    return replace(task, provenance={**task.provenance, "init": init, "metrics": metrics})
 
 
 def _material(plan: Plan, folder: RunFolder, say: Say) -> Material:
@@ -159,24 +214,7 @@ def _beliefs(plan: Plan, folder: RunFolder, material: Material, say: Say) -> Bel
     return found
 
 
-def _start(plan: Plan, material: Material, gap: Gap, slots: int, say: Say) -> tuple[KVPrefix, str]:
-    """The initial values that are asked for, or else those that are worth most on the held-out conversations."""
-    made = starts.Material(plan.lm, plan.document, material.learned, slots)
-    if plan.recipe.init != "auto":
-        return starts.STARTS[plan.recipe.init](made), plan.recipe.init
-    candidates = {name: start(made) for name, start in starts.STARTS.items()}
-    chunks = len(plan.document.chunks)
-    closed = {
-        name: gap.closed(opinion(plan.lm, [Front(prefix)] * chunks, material.held))
-        for name, prefix in candidates.items()
-    }
-    best = max(closed, key=lambda name: closed[name])
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in closed.items())
-    say(f"share of the gap that {slots} slots close before they learn: {shown}")
-    return candidates[best], best
-
-
-def _task(plan: Plan, name: str, parent: str | None, init: str) -> Task:
+def _task(plan: Plan, name: str, parent: str | None) -> Task:
     """The task before anything is learned; it answers as the static task of the text would."""
     document = plan.document
     return Task(
@@ -190,7 +228,6 @@ def _task(plan: Plan, name: str, parent: str | None, init: str) -> Task:
             "text_sha256": document.digest,
             "text_tokens": document.tokens,
             "recipe": plan.settings(),
-            "init": init,
             "parents": [parent] if parent is not None else [],
         },
     )

@@ -24,7 +24,7 @@ from foreword.training.learned import Learned
 
 
 @dataclass(frozen=True)
-class Opinion:
+class Verdict:
     """Of answers that the teacher wrote.
 
     Attributes:
@@ -45,18 +45,18 @@ class Gap:
         full: behind the whole text, or the chunk that a conversation is about.
     """
 
-    none: Opinion
-    full: Opinion
+    none: Verdict
+    full: Verdict
 
     @classmethod
     def of(cls, lm: LanguageModel, document: Document, conversations: Sequence[Conversation]) -> Gap:
         nothing = bare(lm)
         return cls(
-            opinion(lm, [nothing] * len(document.chunks), conversations),
-            opinion(lm, [Front(chunk.prefix) for chunk in document.chunks], conversations),
+            verdict(lm, [nothing] * len(document.chunks), conversations),
+            verdict(lm, [Front(chunk.prefix) for chunk in document.chunks], conversations),
         )
 
-    def closed(self, found: Opinion) -> float:
+    def closed(self, found: Verdict) -> float:
         """Share of it that something closes: 0 for nothing in front, 1 for the text. Not a number without a gap."""
         gap = self.full.logprob - self.none.logprob
         return (found.logprob - self.none.logprob) / gap if gap > 0 else math.nan
@@ -74,7 +74,7 @@ def leading(lm: LanguageModel) -> tuple[int, ...]:
 
 
 @torch.inference_mode()
-def opinion(lm: LanguageModel, fronts: Sequence[Front], conversations: Sequence[Conversation]) -> Opinion:
+def verdict(lm: LanguageModel, fronts: Sequence[Front], conversations: Sequence[Conversation]) -> Verdict:
     """What the model thinks of answers.
 
     Args:
@@ -90,7 +90,7 @@ def opinion(lm: LanguageModel, fronts: Sequence[Front], conversations: Sequence[
         total += float((own - logits.logsumexp(-1)).sum())
         same += int((logits.argmax(-1) == targets).sum())
         count += len(targets)
-    return Opinion(total / count, same / count)
+    return Verdict(total / count, same / count)
 
 
 def _answer(conversation: Conversation) -> Question:
@@ -116,7 +116,7 @@ class Judge:
     def __call__(self) -> dict[str, float]:
         """Raises TrainingError if what is learned no longer gives numbers."""
         front = self.learned.front()
-        found = opinion(self.run.lm, [front] * len(self.run.plan.document.chunks), self.run.held)
+        found = verdict(self.run.lm, [front] * len(self.run.plan.document.chunks), self.run.held)
         if not math.isfinite(found.logprob):
             raise TrainingError("the loss is no longer a number; start again with a smaller --lr and another --out.")
         figures: dict[str, Any] = {"loss": -found.logprob, "agreement": found.agreement, "score": found.logprob}

@@ -13,7 +13,7 @@ from foreword.engine.protocol import Request
 from foreword.evaluation.texts import token_f1
 from foreword.models import LanguageModel
 from foreword.text.request import Prompt
-from foreword.training.distillation.judge import Gap, leading, opinion
+from foreword.training.distillation.judge import Gap, leading, verdict
 from foreword.training.distillation.plan import Material, Plan
 from foreword.training.distillation.study import Conversation, said, written
 
@@ -56,7 +56,7 @@ class Quality:
         return {**vars(self), "bytes_ratio": self.bytes_ratio}
 
 
-def measure(plan: Plan, engine: Engine, material: Material, gap: Gap, task: Task, answer_tokens: int) -> Quality:
+def measure(plan: Plan, engine: Engine, material: Material, gap: Gap, task: Task) -> Quality:
     """Measure a task as it will be served.
 
     Args:
@@ -64,8 +64,8 @@ def measure(plan: Plan, engine: Engine, material: Material, gap: Gap, task: Task
         task: with the distilled prefix.
     """
     lm, document, test = plan.lm, plan.document, material.test
-    found = opinion(lm, [Front(task.prefix)] * len(document.chunks), test)
-    params = SamplingParams(max_tokens=answer_tokens)
+    found = verdict(lm, [Front(task.prefix)] * len(document.chunks), test)
+    params = SamplingParams(max_tokens=plan.recipe.answer_tokens)
     texts = {
         "none": answers(engine, [Prompt(prompt_ids(lm, each), None, 0) for each in test], params),
         "distilled": answers(engine, [said(lm.tokenizer, task, each.question) for each in test], params),
@@ -76,13 +76,13 @@ def measure(plan: Plan, engine: Engine, material: Material, gap: Gap, task: Task
         rows = [number for number, known in enumerate(material.references) if known]
         right = [material.references[number] for number in rows]
         f1 |= {f"reference_{name}": token_f1([said_[n] for n in rows], right) for name, said_ in texts.items()}
-    opinions = {"none": gap.none, "full": gap.full, "distilled": found}
+    verdicts = {"none": gap.none, "full": gap.full, "distilled": found}
     return Quality(
         len(test),
         task.prefix.length,
         gap.closed(found),
-        {name: each.logprob for name, each in opinions.items()},
-        {name: each.agreement for name, each in opinions.items()},
+        {name: each.logprob for name, each in verdicts.items()},
+        {name: each.agreement for name, each in verdicts.items()},
         f1,
         {"full": document.nbytes, "distilled": task.prefix.nbytes},
         speeds(engine, {"full": document.chunks[0], "distilled": task}, test),

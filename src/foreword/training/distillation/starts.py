@@ -25,7 +25,7 @@ WATCHED = 48
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class Source:
     """What a start is made from.
 
     Attributes:
@@ -66,27 +66,27 @@ class Material:
         return [places.expand(shape.kv_heads, -1) for shape in self.lm.identity.layers]
 
 
-Start = Callable[[Material], KVPrefix]
+Start = Callable[[Source], KVPrefix]
 
 
-def first(material: Material) -> KVPrefix:
+def first(source: Source) -> KVPrefix:
     """The first tokens."""
-    places = torch.arange(material.length, device=material.lm.device)
-    return material.gathered(material.everywhere(places))
+    places = torch.arange(source.length, device=source.lm.device)
+    return source.gathered(source.everywhere(places))
 
 
-def even(material: Material) -> KVPrefix:
+def even(source: Source) -> KVPrefix:
     """Tokens that are spread evenly over the text, the first one among them."""
-    places = torch.arange(material.length, device=material.lm.device) * material.document.tokens // material.length
-    return material.gathered(material.everywhere(places))
+    places = torch.arange(source.length, device=source.lm.device) * source.document.tokens // source.length
+    return source.gathered(source.everywhere(places))
 
 
-def attention(material: Material) -> KVPrefix:
+def attention(source: Source) -> KVPrefix:
     """The tokens that conversations about the text look at most, for every key head of its own."""
-    masses = watched(material.lm, material.document, material.conversations[:WATCHED])
+    masses = watched(source.lm, source.document, source.conversations[:WATCHED])
     for mass in masses:
         mass[:, 0] = float("inf")
-    return material.gathered([mass.topk(material.length).indices.sort().values for mass in masses])
+    return source.gathered([mass.topk(source.length).indices.sort().values for mass in masses])
 
 
 STARTS: dict[str, Start] = {"attention": attention, "even": even, "first": first}
