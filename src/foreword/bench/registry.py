@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from foreword.bench.conformance.workload import Conformance
-from foreword.bench.distil.workload import Distil
+from foreword.bench.distill.workload import Distill
 from foreword.bench.many.workload import Many
 from foreword.bench.mixed.workload import Mixed
 from foreword.bench.quality.workload import Quality
@@ -15,5 +15,5 @@ from foreword.bench.workload import Workload
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
-    for workload in (Ttft(), Mixed(), Many(), Step(), Serve(), Train(), Quality(), Distil(), Conformance())
+    for workload in (Ttft(), Mixed(), Many(), Step(), Serve(), Train(), Quality(), Distill(), Conformance())
 }

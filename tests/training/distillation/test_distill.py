@@ -55,12 +55,11 @@ def test_it_learns_to_imitate_and_says_what_it_stands_for(tmp_path):
     assert summary["tokens"] == made.tokens > 30 * 4
 
 
-@pytest.mark.parametrize("kind", ["system", "prompt"])
-def test_it_answers_where_the_static_task_would(kind, tmp_path):
-    """Behind the prefix stand the very tokens that stand behind the text."""
+def test_it_answers_where_the_static_task_would(tmp_path):
+    """Behind the prefix stand the very tokens that stand behind the text, which is a system turn unless it is said."""
     lm = roomy()
-    made = distill(lm, TEXT, recipe(tmp_path, max_steps=1), kind=kind)
-    full = static_task(lm, "full", kind, TEXT)
+    made = distill(lm, TEXT, recipe(tmp_path, max_steps=1))
+    full = static_task(lm, "full", "system", TEXT)
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes?"}]
     for messages in (turns[:1], [*turns, turns[0]]):
         static = request.from_messages(lm.tokenizer, full, messages)
@@ -74,13 +73,12 @@ def test_it_answers_where_the_static_task_would(kind, tmp_path):
     )
 
 
-def test_the_same_seed_gives_the_same_prefix_and_another_another(tmp_path):
-    def learned(seed: int, out: str) -> KVPrefix:
-        settings = recipe(tmp_path, seed=seed, max_steps=2, out=str(tmp_path / out))
-        return distill(roomy(), TEXT, settings, kind="prompt").task.prefix
-
-    assert same(learned(7, "a"), learned(7, "b"))
-    assert not same(learned(7, "c"), learned(8, "d"))
+def test_the_same_seed_gives_the_same_prefix(tmp_path):
+    settings = recipe(tmp_path, seed=7, max_steps=1)
+    first, again = (
+        distill(roomy(), TEXT, replace(settings, out=str(tmp_path / out)), kind="prompt").task.prefix for out in "ab"
+    )
+    assert same(first, again)
 
 
 def test_parts_have_no_question_in_common(tmp_path):
@@ -191,12 +189,12 @@ def test_a_text_longer_than_the_context(tmp_path):
 
 
 def test_a_curve_is_a_table_and_a_picture(tmp_path):
-    made = distill(roomy(), TEXT, recipe(tmp_path, max_steps=2), kind="prompt", curve=(4, 16))
-    assert [each.slots for each in made.curve] == [4, 8, 16]
+    made = distill(roomy(), TEXT, recipe(tmp_path, max_steps=2), kind="prompt", curve=(4, 8))
+    assert [each.slots for each in made.curve] == [4, 8]
     assert made.quality == made.curve[1]
     assert made.task.prefix.length == 8
     assert (made.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert (made.folder / "curve.md").read_text().count("\n| ") == 3
+    assert (made.folder / "curve.md").read_text().count("\n| ") == 2
 
 
 def test_settings_that_mean_nothing(tmp_path):

@@ -31,7 +31,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
 
 
 def figures(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Distil ``text`` by ``recipe``, and measure it beside ``peers`` and on ``questions`` of the data set, if any."""
+    """Distill ``text`` by ``recipe``, and measure it beside ``peers`` and on ``questions`` of the data set, if any."""
     lm = load_model(settings["model"], device="cpu")
     with TemporaryDirectory() as folder:
         began = time.perf_counter()

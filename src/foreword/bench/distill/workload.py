@@ -1,4 +1,4 @@
-"""`Distil`: long texts in a few virtual tokens, beside the texts themselves and shorter ones."""
+"""`Distill`: long texts in a few virtual tokens, beside the texts themselves and shorter ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 from foreword.bench import markdown
 from foreword.bench.candidate import Candidate
-from foreword.bench.distil.catalogue import TEXTS, Text
+from foreword.bench.distill.catalogue import TEXTS, Text
 from foreword.bench.peers import Peer
 from foreword.bench.record import Record
 from foreword.bench.workload import Cell, Limit, Options, Say, Summary
 
-SIDE = "foreword.bench.distil.side:start"
+SIDE = "foreword.bench.distill.side:start"
 SLOTS = 64
 KIND = "system"
 GAP_GOAL = 0.8
@@ -28,7 +28,7 @@ SUMMARY = Peer("summary", f"{SLOTS} tokens that the model writes as a summary of
 
 
 @dataclass(frozen=True)
-class Distil:
+class Distill:
     """See ``about``."""
 
     name: ClassVar[str] = "distill"

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from bench.conftest import write
-from foreword.bench.distil import workload as module
-from foreword.bench.distil.catalogue import TEXTS, Text
-from foreword.bench.distil.workload import Distil
+from foreword.bench.distill import workload as module
+from foreword.bench.distill.catalogue import TEXTS, Text
+from foreword.bench.distill.workload import Distill
 from foreword.bench.record import Results
 from foreword.bench.run import run
 from foreword.bench.workload import Options
 from foreword.errors import BenchError
 from server.running import CHATML
 
-PEERS = tuple(peer.key for peer in Distil.peers)
+PEERS = tuple(peer.key for peer in Distill.peers)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def texts(tmp_path) -> Path:
 def test_the_workload_from_end_to_end(chat_folder, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TEXTS", (Text("shop", "lamps"),))
     monkeypatch.setattr(module, "SLOTS", 8)
-    workload = Distil()
+    workload = Distill()
     options = Options(texts, chat_folder, PEERS, steps=2, limit=4)
     outcome = run(workload, options, Results(tmp_path / "results"), print)
     assert outcome.failed == []
@@ -67,10 +67,10 @@ def test_what_is_worse_is_not_met(make_record, gap, seconds, times, met):
     speed = {"full": 10.0, "distilled": 20.0}
     found = {"gap_closed": gap, "seconds": seconds, "bytes_ratio": times, "decode": speed}
     records = [make_record("distill", text.key, found) for text in TEXTS]
-    summary = Distil().summary(records)
+    summary = Distill().summary(records)
     assert [limit.met for limit in summary.limits] == [met] * 3 * len(TEXTS)
     assert summary.ratios["policies/tau2_telecom/full/decode"] == 2
-    assert not any(limit.met for limit in Distil().summary([]).limits)
+    assert not any(limit.met for limit in Distill().summary([]).limits)
 
 
 def test_texts_that_are_not_there(texts):
