@@ -14,6 +14,7 @@ from torch import Tensor
 from foreword.core import Front
 from foreword.errors import TrainingError
 from foreword.models import LanguageModel
+from foreword.progress import Progress
 from foreword.text.question import Question
 from foreword.text.ragged import lay_out
 from foreword.training.distillation.document import Document
@@ -72,16 +73,18 @@ def beliefs(lm: LanguageModel, document: Document, conversations: Sequence[Conve
     """Run every conversation behind the chunk that it is about."""
     top = min(top, lm.identity.vocab_size)
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for numbers in batches(conversations):
-        front = Front(document.chunks[conversations[numbers[0]].chunk].prefix)
-        questions = [read(conversations[number]) for number in numbers]
-        batch, places = lay_out(front, questions, lm.device)
-        logits = lm.logits(batch, places).float()
-        best = logits.topk(top)
-        logprobs = best.values - logits.logsumexp(-1, keepdim=True)
-        sizes = [len(question.places) for question in questions]
-        parts = zip(numbers, best.indices.int().cpu().split(sizes), logprobs.cpu().split(sizes), strict=True)
-        found |= {number: (ids, values) for number, ids, values in parts}
+    with Progress("reading", len(conversations), "conversations") as progress:
+        for numbers in batches(conversations):
+            front = Front(document.chunks[conversations[numbers[0]].chunk].prefix)
+            questions = [read(conversations[number]) for number in numbers]
+            batch, places = lay_out(front, questions, lm.device)
+            logits = lm.logits(batch, places).float()
+            best = logits.topk(top)
+            logprobs = best.values - logits.logsumexp(-1, keepdim=True)
+            sizes = [len(question.places) for question in questions]
+            parts = zip(numbers, best.indices.int().cpu().split(sizes), logprobs.cpu().split(sizes), strict=True)
+            found |= {number: (ids, values) for number, ids, values in parts}
+            progress.advance(len(numbers))
     starts = [0]
     for number in range(len(conversations)):
         starts.append(starts[-1] + len(found[number][0]))

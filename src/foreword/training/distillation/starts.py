@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,17 +50,23 @@ class Source:
         Raises:
             UnsupportedModel: keys of the model cannot move.
         """
-        parts = [chunk.prefix for chunk in self.document.chunks]
-        moved = [rotate(self.lm, part, self.length - part.length) for part in parts]
-        keys = [torch.cat(layer, dim=1) for layer in zip(*(part.keys for part in moved), strict=True)]
-        values = [torch.cat(layer, dim=1) for layer in zip(*(part.values for part in moved), strict=True)]
+        keys, values = self._moved
         return KVPrefix(
             self.lm.identity,
             tuple(map(_taken, keys, chosen)),
             tuple(map(_taken, values, chosen)),
             offset=self.length,
-            bos=parts[0].bos,
+            bos=self.document.chunks[0].prefix.bos,
         )
+
+    @cached_property
+    def _moved(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values ``[kv_heads, tokens, dim]`` of all chunks, as a request at ``length`` sees them."""
+        parts = [chunk.prefix for chunk in self.document.chunks]
+        moved = [rotate(self.lm, part, self.length - part.length) for part in parts]
+        keys = [torch.cat(layer, dim=1) for layer in zip(*(part.keys for part in moved), strict=True)]
+        values = [torch.cat(layer, dim=1) for layer in zip(*(part.values for part in moved), strict=True)]
+        return keys, values
 
     def everywhere(self, places: Tensor) -> list[Tensor]:
         """The same ``[length]`` places in all heads of all layers."""

@@ -15,12 +15,15 @@ from foreword.core import SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineError
+from foreword.progress import Progress
 from foreword.text import request, seam
 from foreword.text.request import Prompt
 from foreword.training.distillation.document import Document
 
 # Tokens of an excerpt that a seed prompt is about.
 EXCERPT = 48
+# Requests that wait in the engine at most, which refuses too many.
+WAITING = 1024
 # How questions are written: a small model strays at a higher temperature.
 ASKING = SamplingParams(max_tokens=40, temperature=0.6, top_p=0.95, stop=("\n",))
 
@@ -126,9 +129,9 @@ def ask(engine: Engine, document: Document, count: int, seed: int, seeds: Sequen
         if opener:
             task = document.chunks[chunk]
             prompts.append(_opened(engine.tokenizer, task, said(engine.tokenizer, task, message), opener))
-    rest = written(engine, prompts, replace(ASKING, seed=seed))
+    rest = iter([text for text, _ in written(engine, prompts, replace(ASKING, seed=seed))])
     asked = [
-        replace(draft, question=(draft.question + next(rest)[0]).strip()) if openers[draft.seed] else draft
+        replace(draft, question=(draft.question + next(rest)).strip()) if openers[draft.seed] else draft
         for draft in drafts
     ]
     return list({(each.chunk, each.question): each for each in asked}.values())
@@ -173,10 +176,14 @@ def written(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) -
         Request.of(prompt, replace(params, seed=None if params.seed is None else params.seed + number))
         for number, prompt in enumerate(prompts)
     ]
-    for chunks in engine.generate(requests):
-        if chunks[-1].error is not None:
-            raise EngineError(chunks[-1].error)
-        yield "".join(chunk.text for chunk in chunks), tuple(token for chunk in chunks for token in chunk.token_ids)
+    with Progress("writing", len(requests), "answers") as progress:
+        for first in range(0, len(requests), WAITING):
+            for chunks in engine.generate(requests[first : first + WAITING]):
+                if chunks[-1].error is not None:
+                    raise EngineError(chunks[-1].error)
+                progress.advance()
+                text = "".join(chunk.text for chunk in chunks)
+                yield text, tuple(token for chunk in chunks for token in chunk.token_ids)
 
 
 def _excerpts(tokenizer: Any, chunk: Task, source: random.Random) -> Iterator[tuple[str, str]]:
