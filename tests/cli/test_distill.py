@@ -117,9 +117,9 @@ def test_a_served_prompt_is_replaced_without_a_restart(distil, run, roomy, tmp_p
 def test_interrupted_it_says_how_to_go_on(roomy, tmp_path):
     env = environment(roomy, tmp_path / "home")
     (tmp_path / "policy.txt").write_text(POLICY)
-    args = ["distill", "--document", "policy.txt", *SMALL, "--max-steps", 100, "--publish", "lamps", "--json"]
+    args = ["distill", "--document", "policy.txt", *SMALL, "--max-steps", 900, "--publish", "lamps", "--json"]
     process = start(args, tmp_path, env)
-    wait_for(lambda: list(tmp_path.glob("runs/*/slots-8/checkpoints/checkpoint-20/trainer_state.json")), process)
+    wait_for(lambda: list(tmp_path.glob("runs/*/conversations.json")), process)
     _, err = interrupt(process)
     assert process.returncode == 130
     line = err.strip().splitlines()[-1]
