@@ -14,7 +14,7 @@ from foreword.engine.engine import Engine
 from foreword.evaluation.texts import token_f1
 from foreword.models import LanguageModel, load_model
 from foreword.text import seam
-from foreword.training.distillation.distill import distill
+from foreword.training.distillation.distill import CACHE_BYTES, distill
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.judge import Gap, verdict
 from foreword.training.distillation.plan import load
@@ -41,7 +41,7 @@ def figures(settings: Mapping[str, Any]) -> dict[str, Any]:
         test = load(Path(folder) / "conversations.json").test
     document = Document.read(lm, settings["kind"], settings["text"])
     gap = Gap.of(lm, document, test)
-    with Engine(lm) as engine:
+    with Engine(lm, cache_bytes=CACHE_BYTES) as engine:
         beside = _Beside(lm, engine, document, recipe)
         return {
             **made.quality.to_json(),

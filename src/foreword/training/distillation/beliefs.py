@@ -23,7 +23,7 @@ from foreword.training.distillation.study import Conversation
 # Tokens whose logits are kept at every place.
 TOP = 64
 # Tokens of conversations that are run together.
-AT_ONCE = 1024
+AT_ONCE = 512
 
 
 @dataclass(frozen=True, eq=False)
