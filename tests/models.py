@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -113,6 +115,18 @@ def tiny_model(family: str) -> LanguageModel:
                 parameter.normal_(0, 1.0)
     model.eval().requires_grad_(False)
     return wrap(model, byte_tokenizer(), name=f"tiny-{family}")
+
+
+def double(family: str) -> LanguageModel:
+    """A copy in float64 throughout; the norm of Llama and Mistral goes through float32, PyTorch's does not."""
+    model = copy.deepcopy(tiny_model(family).model).double()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ in ("LlamaRMSNorm", "MistralRMSNorm"):
+                norm = nn.RMSNorm(child.weight.shape[0], child.variance_epsilon, dtype=torch.float64)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return wrap(model, byte_tokenizer(), name=f"double-{family}")
 
 
 def save_tiny(family: str, folder: Path, **options) -> Path:

@@ -92,6 +92,7 @@ def test_public_names():
     assert sorted(foreword.__all__) == sorted(
         [
             "Bank",
+            "DistilRecipe",
             "Engine",
             "KVPrefix",
             "LoRA",
@@ -107,6 +108,7 @@ def test_public_names():
             "Template",
             "Verbalizer",
             "__version__",
+            "distill",
             "evaluate",
             "load_model",
             "lower",

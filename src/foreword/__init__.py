@@ -24,6 +24,8 @@ _HOMES = {
     "Task": "foreword.core",
     "Template": "foreword.text.template",
     "Verbalizer": "foreword.text.verbalizer",
+    "DistilRecipe": "foreword.training.distillation.recipe",
+    "distill": "foreword.training.distillation.distill",
     "evaluate": "foreword.evaluation.evaluate",
     "load_model": "foreword.models",
     "lower": "foreword.prompts.lower",
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from foreword.prompts.soft import PTuning as PTuning
     from foreword.text.template import Template as Template
     from foreword.text.verbalizer import Verbalizer as Verbalizer
+    from foreword.training.distillation.distill import distill as distill
+    from foreword.training.distillation.recipe import DistilRecipe as DistilRecipe
     from foreword.training.recipe import Recipe as Recipe
     from foreword.training.train import train as train
 

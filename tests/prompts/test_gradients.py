@@ -21,7 +21,7 @@ from foreword.prompts.registry import method
 from foreword.text.question import Question
 from foreword.training.data import Example
 from foreword.training.losses import AnswerLoss, mean_loss
-from models import CAUSAL, SIZES, byte_tokenizer, tiny_model
+from models import CAUSAL, SIZES, byte_tokenizer, double, tiny_model
 
 
 def asked(*token_ids: int, target: tuple[int, ...]) -> Example:
@@ -44,18 +44,6 @@ LEARNED = [
 
 def answer_loss(lm: LanguageModel, front: Front, examples: list[Example]) -> torch.Tensor:
     return mean_loss(AnswerLoss(), lm, front, examples)
-
-
-def double(family: str) -> LanguageModel:
-    """A copy in float64 throughout; the norm of Llama and Mistral goes through float32, PyTorch's does not."""
-    model = copy.deepcopy(tiny_model(family).model).double()
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child).__name__ in ("LlamaRMSNorm", "MistralRMSNorm"):
-                norm = nn.RMSNorm(child.weight.shape[0], child.variance_epsilon, dtype=torch.float64)
-                norm.weight = child.weight
-                setattr(module, name, norm)
-    return wrap(model, byte_tokenizer(), name=f"double-{family}")
 
 
 def disturbed(encoder: PromptEncoder) -> PromptEncoder:

@@ -180,3 +180,22 @@ def test_static_ids_need_a_text_and_a_kind(byte_level):
         request.static_ids(byte_level, "prompt", "")
     with pytest.raises(UsageError, match="use kind 'system' or 'prompt'"):
         request.static_ids(byte_level, "learned", "x")
+
+
+@pytest.mark.parametrize("name", ["byte_level", "metaspace"])
+@pytest.mark.parametrize("kind", ["system", "prompt"])
+@pytest.mark.parametrize("messages", [HELLO, [*HELLO, {"role": "assistant", "content": "yes"}, *HELLO]])
+def test_a_prefix_that_stands_for_a_text_is_asked_as_the_text_is(make_task, name: str, kind: str, messages):
+    """What is run behind it is what is run behind all of the text's own positions."""
+    tokenizer = TOKENIZERS[name]
+    full = static(make_task, tokenizer, kind, SYSTEM)
+    distilled = make_task(3, bos=full.prefix.bos, kind=kind, text=SYSTEM)
+    expected, found = (request.from_messages(tokenizer, task, messages) for task in (full, distilled))
+    assert expected.prefix_length == full.prefix.length
+    assert (found.token_ids, found.prefix_length) == (expected.token_ids, 3)
+    rendered = whole(expected)
+    if kind == "system":  # as another renderer hands it over, the system turn included
+        assert request.from_rendered(tokenizer, distilled, rendered).token_ids == expected.token_ids
+    assert request.from_text(tokenizer, distilled, "and so").token_ids == (
+        request.from_text(tokenizer, full, "and so").token_ids
+    )

@@ -25,8 +25,8 @@ from foreword.training.run import Run
 from foreword.training.score import Scorer
 from foreword.training.together import Together
 from foreword.training.train import train
-from models import CAUSAL, tiny_model
-from prompts.test_gradients import EXAMPLES, asked, disturbed, double
+from models import CAUSAL, double, tiny_model
+from prompts.test_gradients import EXAMPLES, asked, disturbed
 from training.small_data import ANSWERS, examples, recipe, write_jsonl
 
 MORE = [asked(120, 121, target=(122,)), asked(*range(130, 144), target=(150, 151))]

@@ -19,11 +19,12 @@ def write_card(task: Task) -> str:
     lines = [
         f"# {task.name}",
         "",
-        f"{_KINDS[task.kind].capitalize()} for one frozen language model, published with Foreword.",
+        f"{_kind(task).capitalize()} for one frozen language model, published with Foreword.",
         "",
         f"- method: {task.method}",
         f"- base model: {_model(task.prefix)}",
         f"- prefix: length {task.prefix.length}, {task.prefix.nbytes} bytes",
+        *_distilled(task),
         *_parts(task),
         *_labels(task),
         *_metrics(task.provenance.get("metrics")),
@@ -35,6 +36,25 @@ def write_card(task: Task) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _kind(task: Task) -> str:
+    stands_for = {"system": "a system prompt", "prompt": "a prompt text"}.get(task.kind)
+    if stands_for is not None and task.prefix.token_ids is None:
+        return f"{stands_for} distilled into {task.prefix.length} virtual tokens"
+    return _KINDS[task.kind]
+
+
+def _distilled(task: Task) -> list[str]:
+    """The text that a distilled prefix stands for, and the task that served it at full length."""
+    source = task.provenance
+    if task.method != "distill":
+        return []
+    parents = source.get("parents") or ["no task"]
+    return [
+        f"- distilled from: a text of {source.get('text_tokens')} tokens, sha256 {source.get('text_sha256')}",
+        f"- parent: {', '.join(map(str, parents))}",
+    ]
 
 
 def _model(prefix: KVPrefix) -> str:

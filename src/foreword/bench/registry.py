@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from foreword.bench.conformance.workload import Conformance
+from foreword.bench.distill.workload import Distill
 from foreword.bench.many.workload import Many
 from foreword.bench.many_train.workload import ManyTrain
 from foreword.bench.mixed.workload import Mixed
@@ -16,5 +17,17 @@ from foreword.bench.workload import Workload
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
-    for workload in (Ttft(), Mixed(), Many(), Step(), Serve(), Train(), ManyTrain(), Search(), Quality(), Conformance())
+    for workload in (
+        Ttft(),
+        Mixed(),
+        Many(),
+        Step(),
+        Serve(),
+        Train(),
+        ManyTrain(),
+        Search(),
+        Quality(),
+        Distill(),
+        Conformance(),
+    )
 }

@@ -15,6 +15,7 @@ from foreword.cli import (
     chat,
     classify,
     demo,
+    distill,
     doctor,
     evaluate,
     export,
@@ -46,6 +47,7 @@ app.command("doctor")(doctor.doctor)
 app.command("train")(train.train)
 app.command("train-many")(train_many.train_many)
 app.command("search")(search.search)
+app.command("distill")(distill.distill)
 app.command("publish")(publish.publish)
 app.command("cache")(cache.cache)
 app.command("eval")(evaluate.evaluate)

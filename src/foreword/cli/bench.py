@@ -23,8 +23,8 @@ def bench(
     workload: Annotated[
         str,
         typer.Argument(
-            help="ttft, mixed, many, step, serve, train, many-train, search, quality or conformance; tables writes the "
-            "docs' page and the README's matrix from the results."
+            help="ttft, mixed, many, step, serve, train, many-train, search, quality, distill or conformance; tables "
+            "writes the docs' page and the README's matrix from the results."
         ),
     ],
     peer: Annotated[

@@ -26,8 +26,9 @@ class Task:
         name: ``[a-z0-9][a-z0-9._-]{0,63}``.
         method: how the prefix came to be, such as ``p-tuning-v2`` or ``static``.
         prefix: may have length 0 (a manual template, LoRA alone).
-        kind: ``learned``, or for a static prefix ``system`` (a system turn) or ``prompt`` (raw text in front).
-        text: the text of a static task.
+        kind: ``learned``, or for a static prefix ``system`` (a system turn) or ``prompt`` (raw text in front); a
+            distilled prefix has no token ids and is of the kind of the text that it stands for.
+        text: the text of a static task, or the one that a distilled prefix stands for.
         template: source of the template, if examples have fields.
         verbalizer: words of every label, in the order of the labels.
         generation: defaults for requests, named as in `SamplingParams`.

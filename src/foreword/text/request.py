@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from foreword.core import Adapter, Kind, KVPrefix, Task
 from foreword.errors import RequestError, TemplateError, UsageError
-from foreword.text import chat, seam
+from foreword.text import chat, seam, stand_in
 from foreword.text.question import Layout, Question
 from foreword.text.template import Template
 
@@ -58,6 +58,8 @@ class Prompt:
 
 def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) -> Prompt:
     """The prefix, then the text verbatim. Raises RequestError if there is nothing to run."""
+    if task is not None and stand_in.is_one(task):
+        return _verbatim(task, stand_in.continued(tokenizer, task, text))
     if task is None or not _is_static(task):
         return _verbatim(task, seam.encode(tokenizer, text, bos=_request_has_bos(task)))
     if task.kind == "system":
@@ -127,6 +129,8 @@ def from_messages(
         return from_fields(tokenizer, task, {field: _single_user_text(task, messages)})
     if task is not None and _is_static(task):
         return _joined(task, _static_chat_ids(tokenizer, task, messages))
+    if task is not None and stand_in.is_one(task):
+        return _verbatim(task, stand_in.conversation(tokenizer, task, messages))
     rendered = chat.render(tokenizer, messages)
     if _request_has_bos(task):
         return _verbatim(task, chat.encode(tokenizer, rendered))
@@ -139,6 +143,8 @@ def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Seq
         return _joined(task, token_ids)
     leading = list(seam.specials(tokenizer)[0])
     ids = list(token_ids)
+    if task.kind == "system" and stand_in.is_one(task):
+        return _verbatim(task, ids[seam.common_length(static_ids(tokenizer, "system", _text(task)), ids) :])
     bare = ids[len(leading) :] if ids[: len(leading)] == leading else ids
     return _verbatim(task, [*leading, *bare] if _request_has_bos(task) else bare)
 

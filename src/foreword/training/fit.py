@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from foreword.evaluation.curves import write_curves
 from foreword.training.checkpointing import checkpointed
+from foreword.training.course import Judge
 from foreword.training.folder import RunFolder
 from foreword.training.progress import ProgressLines
-from foreword.training.score import Scorer
 from foreword.training.trainer import PrefixTrainer
 
 
-def fit(scorer: Scorer, folder: RunFolder) -> None:
+def fit(scorer: Judge, folder: RunFolder) -> None:
     """Leave the best values seen on the held-out rows in what the scorer watches."""
     recipe = scorer.run.recipe
     with ProgressLines() as progress, checkpointed(scorer.run.lm, recipe.checkpointing):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import TrainingError
+from foreword.training.course import Kept
 from foreword.training.processes import is_first
-from foreword.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def open(cls, run: Run) -> RunFolder:
+    def open(cls, run: Kept) -> RunFolder:
         """Make or reopen the folder of a run. Raises TrainingError rather than mixing two runs."""
         recipe = run.recipe
-        out = Path(recipe.out or f"runs/{run.method.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        out = Path(recipe.out or f"runs/{run.label}-{time.strftime('%Y%m%d-%H%M%S')}")
         return cls.at(out, run.settings(), resume=recipe.resume)
 
     @classmethod

@@ -58,7 +58,7 @@ class PatternRun(Run):
         return cls(run.lm, run.recipe, material, run.transfer)
 
     @cached_property
-    def examples(self) -> list[Example]:
+    def _examples(self) -> list[Example]:
         return list(self.given)
 
     def loss(self, learned: Learned) -> Loss:

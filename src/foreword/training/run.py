@@ -90,6 +90,10 @@ class Run:
     def method(self) -> Method:
         return find_method(self.recipe.method, **self.recipe.options)
 
+    @property
+    def label(self) -> str:
+        return self.method.name
+
     def with_seed(self, seed: int) -> Run:
         """The same run with other random numbers, on the same rows."""
         return replace(self, recipe=replace(self.recipe, seed=seed))
@@ -157,14 +161,22 @@ class Run:
         lm, before = self.lm, template.before_answer
         return word_choice(lm.tokenizer, verbalizer, before, causal=lm.causal, decoder=lm.decoder)
 
-    @cached_property
+    @property
     def examples(self) -> list[Example]:
         """The training rows in tokens."""
-        return self.reader.read(self.material.train_rows)
+        return self._examples
 
     @cached_property
+    def _examples(self) -> list[Example]:
+        return self.reader.read(self.material.train_rows)
+
+    @property
     def held(self) -> list[Row]:
         """The rows that choose the best checkpoint, evenly over the evaluation rows."""
+        return self._held
+
+    @cached_property
+    def _held(self) -> list[Row]:
         rows = self.material.eval_rows
         count = min(HELD_ROWS, len(rows))
         return [rows[i * len(rows) // count] for i in range(count)]

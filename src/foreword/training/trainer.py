@@ -12,11 +12,10 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback
 
 from foreword.errors import SettingError, TrainingError, UsageError
+from foreword.training.course import Course, Judge
 from foreword.training.data import Example
 from foreword.training.folder import RunFolder
 from foreword.training.learner import Learner
-from foreword.training.run import Run
-from foreword.training.score import Scorer
 
 SCORE = "eval_score"
 # Evaluations, and checkpoints with them, on the way.
@@ -33,7 +32,7 @@ class PrefixTrainer(Trainer):
         progress: what a person sees.
     """
 
-    def __init__(self, run: Run, scorer: Scorer, folder: RunFolder, progress: TrainerCallback) -> None:
+    def __init__(self, run: Course, scorer: Judge, folder: RunFolder, progress: TrainerCallback) -> None:
         # The Trainer wants to see evaluation data, though the scorer brings its own.
         data: Any = {"train_dataset": run.examples, "eval_dataset": run.held}
         self._loss = run.loss(scorer.learned)
@@ -110,7 +109,7 @@ class _Moved(TrainerCallback):
             state.best_model_checkpoint = str(best)
 
 
-def arguments(run: Run, checkpoints: Path) -> TrainingArguments:
+def arguments(run: Course, checkpoints: Path) -> TrainingArguments:
     """One cycle: a tenth of the steps up, then down along a cosine. `Lane` follows the same."""
     every = -(-run.steps // EVALUATIONS)
     made = TrainingArguments(

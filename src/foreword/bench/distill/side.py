@@ -1,0 +1,118 @@
+"""One text distilled as the command line would, and what stands beside it, on the same questions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from foreword.core import Front, SamplingParams, Task
+from foreword.engine.engine import Engine
+from foreword.evaluation.texts import token_f1
+from foreword.models import LanguageModel, load_model
+from foreword.text import seam
+from foreword.training.distillation.distill import CACHE_BYTES, distill
+from foreword.training.distillation.document import Document
+from foreword.training.distillation.judge import Gap, verdict
+from foreword.training.distillation.plan import load
+from foreword.training.distillation.quality import answers
+from foreword.training.distillation.recipe import DistilRecipe
+from foreword.training.distillation.study import Asked, Conversation, answer, said
+
+SUMMARIZE = "Summarize the whole text in a few sentences."
+
+
+def start(settings: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
+    """See `figures`."""
+    return {"figures": lambda: figures(settings)}
+
+
+def figures(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Distill ``text`` by ``recipe``, and measure it beside ``peers`` and on ``questions`` of the data set, if any."""
+    lm = load_model(settings["model"], device="cpu")
+    with TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        recipe = DistilRecipe(**settings["recipe"], out=folder)
+        made = distill(lm, settings["text"], recipe, kind=settings["kind"], name="bench")
+        seconds = time.perf_counter() - began
+        test = load(Path(folder) / "conversations.json").test
+    document = Document.read(lm, settings["kind"], settings["text"])
+    gap = Gap.of(lm, document, test)
+    with Engine(lm, cache_bytes=CACHE_BYTES) as engine:
+        beside = _Beside(lm, engine, document, recipe)
+        return {
+            **made.quality.to_json(),
+            "seconds": seconds,
+            **made.effort,
+            "text_tokens": document.tokens,
+            "peers": {name: beside.peer(name, test, gap) for name in settings["peers"] if name in SHORTER},
+            "own": beside.own(made.task, settings["questions"]) if settings["questions"] else None,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Beside:
+    """What a distilled text is measured beside.
+
+    Attributes:
+        lm: the base model.
+        engine: serves it.
+        document: the text.
+        recipe: of the distillation.
+    """
+
+    lm: LanguageModel
+    engine: Engine
+    document: Document
+    recipe: DistilRecipe
+
+    def peer(self, name: str, test: Sequence[Conversation], gap: Gap) -> dict[str, Any]:
+        """Figures of a shorter text that stands where the text does."""
+        task = Document.read(self.lm, self.document.kind, SHORTER[name](self)).chunks[0]
+        found = verdict(self.lm, [Front(task.prefix)], test)
+        texts = self._answers(task, [each.question for each in test])
+        right = [[self.lm.tokenizer.decode(each.answer, skip_special_tokens=True)] for each in test]
+        return {
+            "gap_closed": gap.closed(found),
+            "agreement": found.agreement,
+            "f1": token_f1(texts, right),
+            "bytes": task.prefix.nbytes,
+        }
+
+    def own(self, task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The gap on questions that people asked about the text, and F1 of answers with theirs."""
+        params = SamplingParams(max_tokens=self.recipe.answer_tokens)
+        asked = [Asked(0, "given", row["question"]) for row in rows]
+        talks = answer(self.engine, self.document, asked, params)
+        questions, right = [row["question"] for row in rows], [row["answers"] for row in rows]
+        full = [self.lm.tokenizer.decode(each.answer, skip_special_tokens=True) for each in talks]
+        return {
+            "n": len(rows),
+            "gap_closed": Gap.of(self.lm, self.document, talks).closed(verdict(self.lm, [Front(task.prefix)], talks)),
+            "f1_full": token_f1(full, right),
+            "f1_distilled": token_f1(self._answers(task, questions), right),
+        }
+
+    def first_tokens(self) -> str:
+        """As many tokens of the text as there are slots."""
+        ids = seam.encode(self.lm.tokenizer, self.document.text, bos=False)
+        return self.lm.tokenizer.decode(ids[: self.recipe.slots])
+
+    def summary(self) -> str:
+        """What the model itself says about the text in as many tokens."""
+        prompt = said(self.lm.tokenizer, self.document.chunks[0], SUMMARIZE)
+        return answers(self.engine, [prompt], SamplingParams(max_tokens=self.recipe.slots))[0]
+
+    def _answers(self, task: Task, questions: Sequence[str]) -> list[str]:
+        prompts = [said(self.lm.tokenizer, task, question) for question in questions]
+        return answers(self.engine, prompts, SamplingParams(max_tokens=self.recipe.answer_tokens))
+
+
+SHORTER: Mapping[str, Callable[[_Beside], str]] = {
+    "first_tokens": _Beside.first_tokens,
+    "summary": _Beside.summary,
+}
+"""Texts of the peers that are shorter texts."""

@@ -1,0 +1,40 @@
+"""A tiny model with a chat template and room for conversations of bytes, and a text to distil."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from foreword.core import Kind
+from foreword.models import LanguageModel
+from foreword.training.distillation.document import Document
+from foreword.training.distillation.recipe import DistilRecipe
+from foreword.training.distillation.study import Conversation
+from models import byte_tokenizer, tiny_model
+from server.running import CHATML
+
+TEXT = "Lamp 3 costs 9 coins. It ships on Monday; refunds take 2 days."
+
+
+@cache
+def roomy(family: str = "llama", context: int | None = 4096) -> LanguageModel:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    return replace(tiny_model(family), tokenizer=tokenizer, context=context, name=f"roomy-{family}")
+
+
+@cache
+def document(kind: Kind = "prompt", chunk: int | None = None) -> Document:
+    return Document.read(roomy(), kind, TEXT, chunk)
+
+
+def talk(lm: LanguageModel, question: str, answer: str, chunk: int = 0) -> Conversation:
+    prompt, written = (tuple(lm.tokenizer.encode(part, add_special_tokens=False)) for part in (question, answer))
+    return Conversation(chunk, "given", question, prompt, written)
+
+
+def recipe(folder: Path, **changes) -> DistilRecipe:
+    """Settings that learn in a few seconds; ``folder`` gets the run."""
+    settings = {"slots": 8, "conversations": 12, "held": 4, "answer_tokens": 6, "max_steps": 10, "batch_size": 4}
+    return DistilRecipe(**{**settings, "lr": 3e-2, "out": str(folder / "run"), **changes})
