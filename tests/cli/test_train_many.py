@@ -93,6 +93,12 @@ def test_what_cannot_be_done_is_one_sentence(run, users, flags, message):
     assert not Path("runs").exists()
 
 
+def test_no_rows_at_all_is_said(run):
+    done = run("train-many")
+    assert done.status == 2
+    assert "name a folder or a file" in done.err
+
+
 def test_two_processes_share_the_tasks(users, folder, tmp_path):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     home = {"FOREWORD_HOME": str(tmp_path / "home"), "FOREWORD_MODEL": str(folder), "OMP_NUM_THREADS": "1"}

@@ -13,7 +13,7 @@ import typer
 from foreword.cli import flags, options, recipes
 from foreword.cli.interruption import command_line, going_on
 from foreword.cli.train import RUN_TASK, default_out, fresh
-from foreword.errors import SettingError
+from foreword.errors import SettingError, UsageError
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -105,6 +105,8 @@ _ELSEWHERE = (
 
 
 def _train_many(file: RecipeFile, given: dict[str, Any]) -> None:
+    if given["data"] is None:
+        raise UsageError("there is nothing to learn from; name a folder or a file, or a recipe that has it as 'data'.")
     run = recipes.recipe({key: value for key, value in given.items() if key not in _ELSEWHERE})
     if given["no_publish"] and (given["publish_all"] or given["publish_prefix"]):
         raise SettingError("no_publish", "--no-publish contradicts --publish-all and --publish-prefix; leave one out.")
