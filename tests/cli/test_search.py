@@ -98,6 +98,8 @@ def test_another_tasks_values_are_a_start(run: Run, written: Path) -> None:
         ("halving: 2", "halving: 1", 10, "halving must be a whole number from 2"),
         ("halving: 2", "trials: none", 10, "trials must be a whole number above 0, got 'none'."),
         ("halving: 2", "halvin: 2", 10, "there is no key 'halvin'; did you mean 'halving'?"),
+        ("halving: 2", "lr: 0.01", 10, "lr would be ignored, since the search varies it; leave one of them out."),
+        ("  length: [2, 4]", "  epochs: [1, 2]", 5, "max-steps would be ignored, since the search varies it"),
         ("halving: 2", "members: 2", 10, "members is of a single run, not of a search; leave it out."),
     ],
 )
@@ -108,7 +110,7 @@ def test_the_line_is_shown(run: Run, written: Path, line: str, now: str, number:
     sentence, frame = refused.err.rstrip("\n").split("\n")
     assert sentence.startswith(f"foreword: recipe {written} line {number}: ")
     assert said in sentence
-    assert frame == f"  {number} | {now}"
+    assert frame == f"  {number} | {now if number > 5 else 'max-steps: 6'}"
 
 
 def test_a_flag_is_not_the_recipes_fault(run: Run, written: Path) -> None:

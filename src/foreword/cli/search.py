@@ -13,7 +13,7 @@ import typer
 from foreword.cli import flags, options, recipes
 from foreword.cli.interruption import going_on
 from foreword.cli.train import ELSEWHERE, RUN_TASK, default_out, fresh, left
-from foreword.errors import UsageError
+from foreword.errors import SettingError, UsageError
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -114,6 +114,7 @@ def _search(file: RecipeFile, given: dict[str, Any]) -> None:
             check_free(name, [given["model"] or options.default_model()])
     recipes.check(file, base)
     plan.check(base)
+    _check_unvaried(plan, base)
     out = base.out or default_out("search")
     with going_on(lambda: left(out)):
         lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
@@ -134,6 +135,19 @@ def _search(file: RecipeFile, given: dict[str, Any]) -> None:
         if name is not None:
             task = store.publish(task, replace=given["replace"], reserved=[lm.name])
     _emit(found, task, recipe, published=name is not None, json=given["json"])
+
+
+def _check_unvaried(plan: Plan, base: Recipe) -> None:
+    """Raise SettingError for one value of a key that has several."""
+    usual = {field.name: field.default for field in fields(base)}
+    # The seed of the points is the recipe's own, also where trials have other seeds.
+    varied = set(plan.space.domains) - {"seed"}
+    if varied & {"epochs", "max_steps"}:
+        varied |= {"epochs", "max_steps"}
+    for key in sorted(varied):
+        if getattr(base, key) != usual[key]:
+            flag = f"--{key.replace('_', '-')}"
+            raise SettingError(key, f"{flag} would be ignored, since the search varies it; leave one of them out.")
 
 
 def _varied(given: Mapping[str, Any]) -> object:
@@ -168,8 +182,6 @@ def _write_recipe(found: Found, given: Mapping[str, Any]) -> Path:
 
     usual = {field.name: field.default for field in fields(Recipe) if field.name not in ("out", "resume")}
     values = {key: given[key] for key in usual if given.get(key) not in (None, usual[key])}
-    if {"epochs", "max_steps"} & set(found.winner.point):
-        values = {key: value for key, value in values.items() if key not in ("epochs", "max_steps")}
     elsewhere = ("model", "bank", "dtype", "device", "trust_remote_code")
     where = {key: given[key] for key in elsewhere if given[key] not in (None, False, "auto")}
     values = {**where, **values, **found.winner.point}
