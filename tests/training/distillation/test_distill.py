@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from foreword.bank.bank import Bank
 from foreword.core import KVPrefix
 from foreword.engine.engine import Engine
-from foreword.errors import DataError, SettingError, TrainingError
+from foreword.errors import DataError, SettingError, TrainingError, UnsupportedModel
 from foreword.prompts.static import static_task
 from foreword.text import request
 from foreword.training import fit as fitting
@@ -22,6 +22,7 @@ from foreword.training.distillation.distill import distill
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.plan import Plan
 from foreword.training.distillation.study import QUESTIONS, ask
+from models import tiny_model
 from training.distillation.small import TEXT, recipe, roomy
 from training.small_data import write_jsonl
 
@@ -195,6 +196,12 @@ def test_a_curve_is_a_table_and_a_picture(tmp_path):
     assert made.task.prefix.length == 8
     assert (made.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert (made.folder / "curve.md").read_text().count("\n| ") == 2
+
+
+def test_a_model_whose_keys_cannot_move_is_refused_at_once(tmp_path):
+    with pytest.raises(UnsupportedModel, match="tiny-gpt2 has learned absolute positions, so keys cannot move"):
+        distill(tiny_model("gpt2"), TEXT, recipe(tmp_path), kind="prompt")
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_mean_nothing(tmp_path):

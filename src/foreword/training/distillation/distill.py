@@ -12,6 +12,7 @@ from foreword.core import Front, Kind, KVPrefix, Task
 from foreword.engine.engine import Engine
 from foreword.errors import SettingError, TrainingError
 from foreword.models import LanguageModel
+from foreword.prompts.rotate import rotations
 from foreword.training.distillation import starts
 from foreword.training.distillation.beliefs import Beliefs
 from foreword.training.distillation.curve import draw, table
@@ -95,6 +96,7 @@ def distill(
     kind = kind or ("system" if getattr(lm.tokenizer, "chat_template", None) else "prompt")
     document = Document.read(lm, kind, text, recipe.chunk)
     _check_shorter(document, [recipe.slots, *curve])
+    rotations(lm)  # a model whose keys cannot move is refused before it makes questions for minutes
     plan = Plan(lm, document, recipe)
     folder = RunFolder.open(plan)
     say(f"{document.tokens} tokens of text, {document.nbytes:,} bytes{_in_chunks(document)}")
