@@ -224,6 +224,7 @@ class Engine:
         """Stop stepping; unfinished requests end as cancelled."""
         self._loop.stop()
         self._end_all("cancelled")
+        self.cache.close()
 
     def __enter__(self) -> Engine:
         return self
