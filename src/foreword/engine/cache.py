@@ -48,8 +48,8 @@ class PagedCache:
     ) -> None:
         self.pages = pages
         self.rows = pages * PAGE
-        self.keys = [torch.zeros(self.rows * s.kv_heads, s.key_dim, dtype=dtype, device=device) for s in shapes]
-        self.values = [torch.zeros(self.rows * s.kv_heads, s.value_dim, dtype=dtype, device=device) for s in shapes]
+        self.keys = [_zeros(self.rows * s.kv_heads, s.key_dim, dtype, device) for s in shapes]
+        self.values = [_zeros(self.rows * s.kv_heads, s.value_dim, dtype, device) for s in shapes]
         self._shapes, self._reuse = shapes, reuse
         self._unused = list(range(pages - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -259,3 +259,18 @@ class PagedCache:
 def _rows(pages: Items[int]) -> np.ndarray:
     """Rows of all positions of some pages, in order."""
     return (np.asarray(pages, dtype=np.int64)[:, None] * PAGE + np.arange(PAGE)).reshape(-1)
+
+
+# What vector instructions like the addresses of rows to be a multiple of, in bytes.
+_LINE = 64
+
+
+def _zeros(rows: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[rows, dim]``. On a CPU, pages of memory that nothing was written to take no room, where torch would write all
+    the zeros: a cache is as large as what was ever in it."""
+    if device.type != "cpu":
+        return torch.zeros(rows, dim, dtype=dtype, device=device)
+    size = rows * dim * dtype.itemsize
+    raw = np.zeros(size + _LINE, dtype=np.uint8)
+    skipped = -raw.ctypes.data % _LINE
+    return torch.from_numpy(raw[skipped : skipped + size]).view(dtype).view(rows, dim)
