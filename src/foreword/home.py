@@ -1,6 +1,7 @@
-"""Where Foreword keeps converted models and, unless told otherwise, the bank."""
+"""Where Foreword keeps converted models and, unless told otherwise, the bank and what runs leave behind."""
 
 import os
+import time
 from pathlib import Path
 
 
@@ -20,3 +21,12 @@ def default_bank() -> str:
 def default_model() -> str:
     """``$FOREWORD_MODEL``, else the built-in model."""
     return os.environ.get("FOREWORD_MODEL") or "smollm2-135m"
+
+
+def default_run(name: str) -> str:
+    """``runs/NAME-TIME``, with a number behind it where a run of the same second has that folder."""
+    plain = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    found, number = plain, 2
+    while Path(found).exists():
+        found, number = f"{plain}-{number}", number + 1
+    return found

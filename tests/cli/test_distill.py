@@ -123,7 +123,7 @@ def test_interrupted_it_says_how_to_go_on(roomy, tmp_path):
     _, err = interrupt(process)
     assert process.returncode == 130
     line = err.strip().splitlines()[-1]
-    assert line.startswith("foreword: stopped; what was made is in runs/lamps-")
+    assert line.startswith("foreword: stopped; what was learned is in runs/lamps-")
     command = shlex.split(line.partition("go on with: ")[2])
     assert command[-3:-1] == ["--resume", "--out"]
     assert Bank(tmp_path / "home" / "bank").names() == []

@@ -13,14 +13,15 @@ import torch
 
 from foreword.core import Task
 from foreword.errors import DataError, PublishConflict, SettingError, TrainingError, UsageError
-from foreword.training import many, processes
-from foreword.training.gains import Gains
+from foreword.training import processes
 from foreword.training.lane import Lane
-from foreword.training.many import train_many
-from foreword.training.plan import Plan
+from foreword.training.many import train_many as many
+from foreword.training.many.gains import Gains
+from foreword.training.many.plan import Plan
+from foreword.training.many.train_many import train_many
+from foreword.training.many.users import users_in
 from foreword.training.recipe import Recipe
 from foreword.training.train import train
-from foreword.training.users import users_in
 from models import tiny_model
 from training.small_data import ANSWERS, examples, write_jsonl
 from training.test_together import difference
@@ -221,7 +222,9 @@ def test_a_shared_start_is_learned_from_rows_that_nobody_is_evaluated_on(method,
     data = folder_of(tmp_path / "users", "anna", "ben")
     seen = []
     of = many.Material.of
-    monkeypatch.setattr("foreword.training.shared.Material.of", lambda *a, **k: seen.append(of(*a, **k)) or seen[-1])
+    monkeypatch.setattr(
+        "foreword.training.many.shared.Material.of", lambda *a, **k: seen.append(of(*a, **k)) or seen[-1]
+    )
     kept = Kept()
     learn(plan(data, tmp_path / "run", method=method, shared_init=True), kept)
     everybody = next(each for each in seen if len(each.train_rows) > 20)

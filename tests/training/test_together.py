@@ -19,7 +19,6 @@ from foreword.training import together
 from foreword.training.lane import Lane
 from foreword.training.learned import Learned
 from foreword.training.losses import AnswerLoss, totals
-from foreword.training.passes import passes
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.score import Scorer
@@ -143,13 +142,6 @@ def test_batches_with_computed_tokens_cannot_be_joined():
         type(batch).together([batch, replace(batch, computed=(0,) * len(batch.lengths))])
 
 
-def test_passes_keep_the_order_and_fit():
-    sizes = [3, 4, 5, 20, 1, 1]
-    found = list(passes(list(enumerate(sizes)), tokens=8))
-    assert found == [[0, 1], [2], [3], [4, 5]]
-    assert list(passes([], tokens=8)) == []
-
-
 def user(folder: Path, index: int, **changes) -> Recipe:
     """A user's own rows; every second one has the opposite opinion."""
     opposite = dict(zip(ANSWERS, reversed(ANSWERS.values()), strict=True))
@@ -187,7 +179,7 @@ def test_runs_together_learn_what_each_learns_alone(changes, tmp_path, monkeypat
     rate = changes.get("lr", 0.1)
     own = [{}, {"max_steps": 7, "lr": rate / 2}, {}, {"patience": 1, "lr": 2 * rate}]
     settings = [user(tmp_path, index, **{**changes, **own[index]}) for index in range(4)]
-    monkeypatch.setattr(together, "passes", lambda items: passes(items, tokens=90))
+    monkeypatch.setattr(together, "PASS", 90)
     with evaluator(lm) as engine:
         lanes = [lane(lm, engine, each) for each in settings]
         group = Together(lm, lanes[:2])

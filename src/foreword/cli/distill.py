@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import options, runs
 from foreword.cli.completion import task_names
-from foreword.cli.interruption import command_line, going_on
+from foreword.cli.interruption import going_on
 from foreword.errors import TrainingError, UsageError
+from foreword.home import default_run
 
 if TYPE_CHECKING:
     from foreword.core import Kind, Task
@@ -91,7 +92,7 @@ def distill(
     options.quiet_libraries()
     from foreword.training.distillation.recipe import DistilRecipe
 
-    out = out or _default_out(publish or "distill")
+    out = out or default_run(publish or "distill")
     recipe = DistilRecipe(
         slots=slots,
         init=init,
@@ -116,12 +117,10 @@ def distill(
     source = None if name is None else static(store.load(name))
     content = source.text or "" if source is not None else options.read_text(given)
     kind: Kind | None = source.kind if source is not None else "system" if system else "prompt" if text else None
-    with going_on(lambda: _left(out)):
+    with going_on(lambda: runs.left(out)):
         lm = options.open_model(model, dtype, device, trust_remote_code)
         if source is not None:
             options.check_model(source, lm)
-        from foreword.bank.format import write_version
-        from foreword.cli.train import RUN_TASK, fresh
         from foreword.training.distillation.distill import distill as run_distill
 
         made = run_distill(
@@ -134,7 +133,7 @@ def distill(
             curve=[each for each in CURVE if curve],
             say=options.say,
         )
-        write_version(fresh(Path(out) / "task"), _renamed(made.task, RUN_TASK))
+        runs.keep(made.task, Path(out))
         closed = made.quality.gap_closed
         if min_quality is not None and closed < min_quality:
             raise TrainingError(
@@ -162,25 +161,6 @@ def _source(sources: dict[str, str | None]) -> str:
     if len(given) != 1:
         raise UsageError(f"give exactly one of {', '.join(sources)}; got {', '.join(given) or 'none'}.")
     return next(iter(given.values()))
-
-
-def _default_out(name: str) -> str:
-    import time
-
-    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _renamed(task: Task, name: str) -> Task:
-    from dataclasses import replace
-
-    return replace(task, name=name)
-
-
-def _left(out: str) -> str:
-    """What a run leaves behind that is stopped, and how it goes on."""
-    if not (Path(out) / "recipe.json").is_file():
-        return f"nothing was written; start again: {command_line()}"
-    return f"what was made is in {out}; go on with: {command_line('--resume', '--out', out)}"
 
 
 def _figures(made: Distilled, task: Task, published: bool) -> dict[str, Any]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import options, runs
 from foreword.cli.completion import task_names
 from foreword.cli.interruption import publishing
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
-    from foreword.core import Task
+    pass
 
 
 def publish(
@@ -53,7 +52,7 @@ def publish(
     check_free(name, reserved)
     with publishing(store, name):
         if run is not None:
-            task = _of_run(name, Path(run))
+            task = runs.kept(Path(run), name)
         elif prefix is not None:
             from foreword.interop.prefix_task import prefix_task
 
@@ -67,17 +66,3 @@ def publish(
         task = store.publish(task, replace=replace, reserved=reserved)
     data = {"task": task.ref, "length": task.prefix.length, "prefix_bytes": task.prefix.nbytes}
     options.emit(data, f"published {task.ref} ({task.prefix.length} positions, {task.prefix.nbytes:,} bytes)", json)
-
-
-def _of_run(name: str, run: Path) -> Task:
-    from foreword.bank.format import read_version
-    from foreword.cli.train import RUN_TASK
-
-    folder = run / "task"
-    if (run / "model").is_dir():
-        raise UsageError(
-            f"{run} holds a model of its own, which no task can carry; load it with --model {run / 'model'}."
-        )
-    if not folder.is_dir():
-        raise UsageError(f"{run} holds no finished run; give the folder that foreword train --out wrote.")
-    return with_fields(read_version(folder, RUN_TASK), name=name)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import flags, options, recipes
+from foreword.cli import flags, options, recipes, runs
 from foreword.cli.interruption import going_on
-from foreword.cli.train import ELSEWHERE, RUN_TASK, default_out, fresh, left
+from foreword.cli.train import ELSEWHERE
 from foreword.errors import SettingError, UsageError
+from foreword.home import default_run
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -115,10 +116,9 @@ def _search(file: RecipeFile, given: dict[str, Any]) -> None:
     recipes.check(file, base)
     plan.check(base)
     _check_unvaried(plan, base)
-    out = base.out or default_out("search")
-    with going_on(lambda: left(out)):
+    out = base.out or default_run("search")
+    with going_on(lambda: runs.left(out)):
         lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
-        from foreword.bank.format import write_version
         from foreword.training.search.search import search as run_search
 
         transfers = {
@@ -130,7 +130,7 @@ def _search(file: RecipeFile, given: dict[str, Any]) -> None:
             lm, with_fields(base, out=out), plan, name=name or "run", transfers=transfers, say=options.say
         )
         recipe = _write_recipe(found, given)
-        write_version(fresh(found.folder / "task"), with_fields(found.task, name=RUN_TASK))
+        runs.keep(found.task, found.folder)
         task = found.task
         if name is not None:
             task = store.publish(task, replace=given["replace"], reserved=[lm.name])

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import flags, options, recipes
-from foreword.cli.interruption import command_line, going_on
+from foreword.cli import flags, options, recipes, runs
+from foreword.cli.interruption import going_on
 from foreword.errors import UsageError
+from foreword.home import default_run
 
 if TYPE_CHECKING:
     from foreword.training.recipe_file import RecipeFile
@@ -102,10 +103,9 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
         with file.blamed("publish"):
             check_free(name, [given["model"] or options.default_model()])
     recipes.check(file, run)
-    out_folder = run.out or default_out(name or run.method)
-    with going_on(lambda: left(out_folder)):
+    out_folder = run.out or default_run(name or run.method)
+    with going_on(lambda: runs.left(out_folder)):
         lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
-        from foreword.bank.format import write_version
         from foreword.training.train import train as run_train
 
         transfer = options.find_task(run.parent, place, lm) if run.parent is not None else None
@@ -120,7 +120,7 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
         if int(os.environ.get("RANK", "0")):
             return  # the first process of a distributed run writes and publishes
         if outcome.model is None:
-            write_version(fresh(Path(out_folder) / "task"), with_fields(task, name=RUN_TASK))
+            runs.keep(task, Path(out_folder))
         if name is not None:
             task = store.publish(task, replace=given["replace"], reserved=[lm.name])
     options.emit(
@@ -140,33 +140,8 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
     )
 
 
-# The name that a task has in its run folder, until it is published under one of its own.
-RUN_TASK = "run"
-
 # Keys of a recipe that are not hyper-parameters of the run.
 ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code", "replace", "json", "recipe")
-
-
-def left(out: str) -> str:
-    """What a run leaves behind that is stopped, and how it goes on."""
-    if not (Path(out) / "recipe.json").is_file():
-        return f"nothing was written; start again: {command_line()}"
-    return f"what was learned is in {out}; go on with: {command_line('--resume', '--out', out)}"
-
-
-def default_out(name: str) -> str:
-    import time
-
-    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def fresh(folder: Path) -> Path:
-    """An empty folder; a resumed run writes its task anew."""
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
 
 
 def _summary(outcome: Outcome, ref: str | None) -> str:

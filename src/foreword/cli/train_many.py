@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import flags, options, recipes
-from foreword.cli.interruption import command_line, going_on
-from foreword.cli.train import RUN_TASK, default_out, fresh
+from foreword.cli import flags, options, recipes, runs
+from foreword.cli.interruption import going_on
 from foreword.errors import SettingError, UsageError
+from foreword.home import default_run
 
 if TYPE_CHECKING:
     from foreword.core import Task
-    from foreword.training.gains import Gains
-    from foreword.training.plan import Plan
+    from foreword.training.many.gains import Gains
+    from foreword.training.many.plan import Plan
+    from foreword.training.many.users import Users
     from foreword.training.recipe_file import RecipeFile
-    from foreword.training.users import Users
 
 # Tasks that a summary names one by one.
 NAMED = 20
@@ -113,17 +113,17 @@ def _train_many(file: RecipeFile, given: dict[str, Any]) -> None:
     recipes.check(file, run)
     with file.blamed("tasks"):
         own = _own(given["tasks"])
-    from foreword.training.plan import Plan
+    from foreword.training.many.plan import Plan
     from foreword.training.processes import is_first
 
-    out = run.out or default_out("train-many")
+    out = run.out or default_run("train-many")
     names = ("at_once", "min_rows", "shared_init", "shared_length")
     plan = Plan(run, Path(out), own, **{name: given[name] for name in names})
     users = _users(run.data, given)
     held = _users(run.eval, given) if run.eval is not None else None
     if unknown := sorted(set(own) - set(users.names)):
         raise SettingError("tasks", f"--tasks names '{unknown[0]}', of which there are no rows; correct the name.")
-    with going_on(lambda: _left(out)):
+    with going_on(lambda: runs.left(out)):
         gains = _learn(plan, users, held, given)
     if not is_first():
         return  # the first process of several speaks for all
@@ -137,9 +137,8 @@ def _train_many(file: RecipeFile, given: dict[str, Any]) -> None:
 
 def _learn(plan: Plan, users: Users, held: Users | None, given: dict[str, Any]) -> Gains:
     lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
-    from foreword.bank.format import write_version
-    from foreword.training.gains import Gains
-    from foreword.training.many import train_many as learn
+    from foreword.training.many.gains import Gains
+    from foreword.training.many.train_many import train_many as learn
 
     store = options.open_bank(given["bank"])
     parent = plan.recipe.parent
@@ -147,7 +146,7 @@ def _learn(plan: Plan, users: Users, held: Users | None, given: dict[str, Any]) 
 
     def keep(task: Task, better: bool) -> str | None:
         if given["no_publish"] or not (better or given["publish_all"]):
-            write_version(fresh(plan.out / "tasks" / task.name / "task"), with_fields(task, name=RUN_TASK))
+            runs.keep(task, plan.out / "tasks" / task.name)
             return None
         named = with_fields(task, name=given["publish_prefix"] + task.name)
         return store.publish(named, replace=given["replace"], reserved=[lm.name]).ref
@@ -158,7 +157,7 @@ def _learn(plan: Plan, users: Users, held: Users | None, given: dict[str, Any]) 
 def _users(source: str | None, given: Mapping[str, Any]) -> Users:
     """The tasks of a folder or a file, all with names that can be published."""
     from foreword.bank.bank import check_free
-    from foreword.training.users import users_in
+    from foreword.training.many.users import users_in
 
     reserved = [given["model"] or options.default_model()]
     return users_in(
@@ -177,13 +176,6 @@ def _own(source: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise SettingError("tasks", '--tasks must be an object of names and settings, such as {"anna": {"lr": 0.01}}.')
     return found
-
-
-def _left(out: str) -> str:
-    """What a run leaves behind that is stopped, and how it goes on."""
-    if not (Path(out) / "recipe.json").is_file():
-        return f"nothing was written; start again: {command_line()}"
-    return f"what was learned is in {out}; go on with: {command_line('--resume', '--out', out)}"
 
 
 def _summary(gains: Gains, out: str) -> str:

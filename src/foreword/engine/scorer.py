@@ -16,7 +16,7 @@ from foreword.engine.residents import Residents
 from foreword.errors import RequestError
 from foreword.models import LanguageModel
 from foreword.text.question import Question
-from foreword.text.ragged import lay_out
+from foreword.text.ragged import lay_out, passes
 from foreword.text.request import Prompt
 from foreword.text.scoring import Choice
 
@@ -162,17 +162,7 @@ def _logprobs(logits: Tensor, tokens: Tensor, top: int) -> Tensor:
 def _divide(prompts: Sequence[Prompt], size: Callable[[Question], int], budget: int) -> Iterator[list[int]]:
     """Prompts behind the same front next to each other, by their lengths, within the budget."""
     order = sorted(range(len(prompts)), key=lambda i: (*_front(prompts[i]), len(prompts[i].token_ids)))
-    piece: list[int] = []
-    tokens = 0
-    for place in order:
-        more = size(prompts[place].question)
-        if piece and tokens + more > budget:
-            yield piece
-            piece, tokens = [], 0
-        piece.append(place)
-        tokens += more
-    if piece:
-        yield piece
+    return passes([(place, size(prompts[place].question)) for place in order], budget)
 
 
 def _front(prompt: Prompt) -> tuple[int, int, int, int]:

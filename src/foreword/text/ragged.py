@@ -1,15 +1,17 @@
-"""Questions as a ragged batch, and the places in it whose outputs are read."""
+"""Questions as a ragged batch, the places in it whose outputs are read, and how much goes through the model at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from foreword.core import Batch, Front
 from foreword.text.question import Question
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 def lay_out(
@@ -42,3 +44,18 @@ def lay_out(
         places += [start + place for place in question.places]
         start += len(question.token_ids)
     return batch, torch.tensor(places, device=device)
+
+
+def passes(items: Sequence[tuple[T, int]], tokens: int) -> Iterator[list[T]]:
+    """Items with their sizes, in their order, as many at a time as fit into a forward of so many tokens; one that has
+    more by itself goes alone."""
+    chosen: list[T] = []
+    used = 0
+    for item, size in items:
+        if chosen and used + size > tokens:
+            yield chosen
+            chosen, used = [], 0
+        chosen.append(item)
+        used += size
+    if chosen:
+        yield chosen

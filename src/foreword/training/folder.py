@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foreword.errors import TrainingError
+from foreword.home import default_run
 from foreword.training.course import Kept
 from foreword.training.processes import is_first
 
@@ -25,7 +25,7 @@ class RunFolder:
     def open(cls, run: Kept) -> RunFolder:
         """Make or reopen the folder of a run. Raises TrainingError rather than mixing two runs."""
         recipe = run.recipe
-        out = Path(recipe.out or f"runs/{run.label}-{time.strftime('%Y%m%d-%H%M%S')}")
+        out = Path(recipe.out or default_run(run.label))
         return cls.at(out, run.settings(), resume=recipe.resume)
 
     @classmethod

@@ -127,23 +127,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in fields(self):
             check_type(field.name, getattr(self, field.name), optional=field.default is None)
-        for name in (
-            "length",
-            "lr",
-            "epochs",
-            "batch_size",
-            "max_steps",
-            "accumulate",
-            "patience",
-            "members",
-            "rank",
-            "candidates",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise SettingError(name, f"{_flag(name)} must be above 0, got {value}.")
-        if not 0 <= self.seed < 2**32:
-            raise SettingError("seed", f"--seed must be from 0 to 4294967295, got {self.seed}.")
+        check_numbers(self, "length", "lr", "epochs", "max_steps", "patience", "members", "rank", "candidates")
         if self.epochs is not None and self.max_steps is not None:
             raise SettingError(
                 "max_steps", "--epochs and --max-steps both set the length of the run; give one of them."
@@ -152,13 +136,6 @@ class Recipe:
             raise SettingError("warm_start", f"--warm-start must be a list of recipes, got {self.warm_start!r}.")
         if self.head not in (None, "verbalizer", "linear"):
             raise SettingError("head", f"--head must be verbalizer or linear, got {self.head!r}.")
-        if self.accumulate > self.batch_size:
-            raise SettingError(
-                "accumulate",
-                f"--accumulate {self.accumulate} is more than the {self.batch_size} examples of a step.",
-            )
-        if self.resume and self.out is None:
-            raise SettingError("resume", "--resume needs --out RUN, the run to go on with.")
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -222,6 +199,28 @@ class Recipe:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def check_numbers(recipe: Any, *names: str) -> None:
+    """Raise SettingError for what no recipe may be.
+
+    Args:
+        recipe: with ``batch_size``, ``accumulate``, ``seed``, ``resume`` and ``out``, as every run has them.
+        names: of further numbers that must be above 0, where they are given.
+    """
+    for name in (*names, "batch_size", "accumulate"):
+        value = getattr(recipe, name)
+        if value is not None and not 0 < value < math.inf:
+            raise SettingError(name, f"{_flag(name)} must be above 0, got {value}.")
+    if not 0 <= recipe.seed < 2**32:
+        raise SettingError("seed", f"--seed must be from 0 to 4294967295, got {recipe.seed}.")
+    if recipe.accumulate > recipe.batch_size:
+        raise SettingError(
+            "accumulate",
+            f"--accumulate {recipe.accumulate} is more than the {recipe.batch_size} examples of a step.",
+        )
+    if recipe.resume and recipe.out is None:
+        raise SettingError("resume", "--resume needs --out RUN, the run to go on with.")
 
 
 def check_type(name: str, value: object, *, optional: bool) -> None:

@@ -14,11 +14,14 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
 from foreword.evaluation.evaluate import Trial, evaluate_all
 from foreword.evaluation.report import Report
+from foreword.text.ragged import passes
 from foreword.training.data import Example
 from foreword.training.learned import Learned
 from foreword.training.losses import totals
-from foreword.training.passes import passes
 from foreword.training.run import Run
+
+# Tokens of runs that share a forward at most, unless a single one has more. More are no faster and hold more memory.
+PASS = 1024
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def _of_answers(scorers: Sequence[Scorer]) -> list[dict[str, float]]:
     losses = [scorer.run.shared_loss(scorer.learned) for scorer in scorers]
     pieces = [(place, *piece) for place, scorer in enumerate(scorers) for piece in scorer.pieces()]
     sums, weights = [0.0] * len(scorers), [0.0] * len(scorers)
-    for shared in passes([(piece, sum(example.size for example in piece[2])) for piece in pieces]):
+    for shared in passes([(piece, sum(example.size for example in piece[2])) for piece in pieces], PASS):
         lm = scorers[0].run.lm
         found = totals(lm, [losses[place].ask(lm, front, examples) for place, front, examples in shared])
         for (place, _, examples), total in zip(shared, found, strict=True):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from foreword.models import LanguageModel
+from foreword.text.ragged import passes
 from foreword.training.data import Example
 from foreword.training.lane import Lane
 from foreword.training.losses import totals
-from foreword.training.passes import passes
-from foreword.training.score import scores
+from foreword.training.score import PASS, scores
 
 
 class Together:
@@ -42,7 +42,7 @@ class Together:
         live = [lane for lane in self.lanes if not lane.ended]
         for part in range(max((lane.run.recipe.accumulate for lane in live), default=0)):
             shares = [(lane, _part(lane, part)) for lane in live]
-            for shared in passes([(share, _size(share[1])) for share in shares if share[1]]):
+            for shared in passes([(share, _size(share[1])) for share in shares if share[1]], PASS):
                 self._learn(shared)
         for lane in live:
             if lane.failed:

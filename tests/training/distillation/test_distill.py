@@ -211,7 +211,7 @@ def test_settings_that_mean_nothing(tmp_path):
         ({"slots": 1}, "--slots must be at least 2"),
         ({"init": "random"}, "--init must be one of auto, attention, even, first"),
         ({"lr": 0.0}, "--lr must be above 0"),
-        ({"accumulate": 9}, "--accumulate 9 is more than the 4 conversations"),
+        ({"accumulate": 9}, "--accumulate 9 is more than the 4 examples"),
         ({"resume": True, "out": None}, "--resume needs --out"),
     ):
         with pytest.raises(SettingError, match=said):

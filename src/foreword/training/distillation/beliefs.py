@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from foreword.errors import TrainingError
 from foreword.models import LanguageModel
 from foreword.progress import Progress
 from foreword.text.question import Question
-from foreword.text.ragged import lay_out
+from foreword.text.ragged import lay_out, passes
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.study import Conversation
 
@@ -94,17 +95,7 @@ def beliefs(lm: LanguageModel, document: Document, conversations: Sequence[Conve
 
 def batches(conversations: Sequence[Conversation]) -> Iterator[list[int]]:
     """Numbers of conversations about one chunk, of similar lengths, that are run together."""
-    order = sorted(
-        range(len(conversations)), key=lambda n: (conversations[n].chunk, len(read(conversations[n]).token_ids))
-    )
-    batch: list[int] = []
-    tokens = 0
-    for number in order:
-        more = len(read(conversations[number]).token_ids)
-        if batch and (tokens + more > AT_ONCE or conversations[number].chunk != conversations[batch[0]].chunk):
-            yield batch
-            batch, tokens = [], 0
-        batch.append(number)
-        tokens += more
-    if batch:
-        yield batch
+    sizes = [len(read(each).token_ids) for each in conversations]
+    order = sorted(range(len(sizes)), key=lambda number: (conversations[number].chunk, sizes[number]))
+    for _, alike in groupby(order, key=lambda number: conversations[number].chunk):
+        yield from passes([(number, sizes[number]) for number in alike], AT_ONCE)

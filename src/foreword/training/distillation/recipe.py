@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from foreword.errors import SettingError
+from foreword.training.recipe import check_numbers
 
 STARTS = ("auto", "attention", "even", "first")
 
@@ -56,35 +56,13 @@ class DistilRecipe:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "conversations",
-            "held",
-            "answer_tokens",
-            "chunk",
-            "lr",
-            "max_steps",
-            "batch_size",
-            "accumulate",
-            "patience",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise SettingError(name, f"--{name.replace('_', '-')} must be above 0, got {value}.")
+        check_numbers(self, "conversations", "held", "answer_tokens", "chunk", "lr", "max_steps", "patience")
         if self.slots < 2:
             raise SettingError(
                 "slots", f"--slots must be at least 2, of which the first stays as it is, got {self.slots}."
             )
         if self.init not in STARTS:
             raise SettingError("init", f"--init must be one of {', '.join(STARTS)}, got {self.init!r}.")
-        if not 0 <= self.seed < 2**32:
-            raise SettingError("seed", f"--seed must be from 0 to 4294967295, got {self.seed}.")
-        if self.accumulate > self.batch_size:
-            raise SettingError(
-                "accumulate",
-                f"--accumulate {self.accumulate} is more than the {self.batch_size} conversations of a step.",
-            )
-        if self.resume and self.out is None:
-            raise SettingError("resume", "--resume needs --out RUN, the run to go on with.")
 
     def to_json(self) -> dict[str, Any]:
         """What determines the result: neither where it is written nor whether it was interrupted."""

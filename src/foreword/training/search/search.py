@@ -15,6 +15,7 @@ from foreword.engine.decoder import evaluator
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
 from foreword.evaluation.curves import write_curves
+from foreword.home import default_run
 from foreword.models import LanguageModel
 from foreword.progress import Progress
 from foreword.training.checkpointing import checkpointed
@@ -106,7 +107,7 @@ def search(
     with evaluator(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
         settings = {**first.settings(), **plan.to_json(), **dict.fromkeys(plan.space.domains)}
         settings["transfer"] = {name: task.prefix.digest for name, task in entry.transfers.items()}
-        out = Path(recipe.out or f"runs/search-{time.strftime('%Y%m%d-%H%M%S')}")
+        out = Path(recipe.out or default_run("search"))
         folder = RunFolder.at(out, settings, resume=recipe.resume)
         untaught = before(first, engine, say)
         contest = Contest(entry, first, engine, folder, say)

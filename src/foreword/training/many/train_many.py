@@ -23,16 +23,16 @@ from foreword.training.checkpointing import checkpointed
 from foreword.training.figures import CACHE_BYTES, best_of_each, majority_share, standing
 from foreword.training.folder import RunFolder
 from foreword.training.lane import Lane
-from foreword.training.ledger import Ledger
+from foreword.training.many.ledger import Ledger
+from foreword.training.many.plan import Plan
+from foreword.training.many.shared import Shared, shared_by
+from foreword.training.many.users import Users
 from foreword.training.material import Material
-from foreword.training.plan import Plan
 from foreword.training.processes import is_mine, meet, rank
 from foreword.training.result import Say
 from foreword.training.run import Run
 from foreword.training.score import Scorer
-from foreword.training.shared import Shared, shared_by
 from foreword.training.together import Together
-from foreword.training.users import Users
 
 # Seconds between two snapshots of what is being learned.
 SNAPSHOT = 60.0

@@ -62,7 +62,7 @@ class Plan:
         if self.min_rows < 2:
             raise SettingError("min_rows", f"--min-rows must be at least 2, got {self.min_rows}.")
         if self.shared_length < 0:
-            raise SettingError("shared_length", f"--shared-length must be above 0, got {self.shared_length}.")
+            raise SettingError("shared_length", f"--shared-length must be 0 or more, got {self.shared_length}.")
         self._check_shared()
         for name, own in self.tasks.items():
             if not isinstance(own, Mapping):

@@ -17,8 +17,8 @@ from foreword.errors import TrainingError
 from foreword.models import LanguageModel
 from foreword.text.rows import Row
 from foreword.training.lane import Lane
+from foreword.training.many.plan import Plan
 from foreword.training.material import Material
-from foreword.training.plan import Plan
 from foreword.training.processes import is_first, meet
 from foreword.training.recipe import Recipe
 from foreword.training.result import Say
