@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ CURVE = (16, 32, 64, 128)
 
 
 def distill(
+    context: typer.Context,
     name: Annotated[
         str | None, typer.Argument(help="A static task whose text is distilled.", autocompletion=task_names)
     ] = None,
@@ -93,26 +95,9 @@ def distill(
     from foreword.training.distillation.recipe import DistilRecipe
 
     out = out or default_run(publish or "distill")
-    recipe = DistilRecipe(
-        slots=slots,
-        init=init,
-        questions=questions,
-        eval_questions=eval_questions,
-        conversations=conversations,
-        held=held,
-        answer_tokens=answer_tokens,
-        chunk=chunk,
-        lr=lr,
-        max_steps=max_steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        checkpointing=checkpointing,
-        patience=patience,
-        seed=seed,
-        resume=resume,
-        report_to=report_to,
-        out=out,
-    )
+    # The other flags are named as the recipe's own settings.
+    settings = {each.name: context.params[each.name] for each in fields(DistilRecipe)}
+    recipe = DistilRecipe(**{**settings, "out": out})
     store = options.open_bank(bank)
     source = None if name is None else static(store.load(name))
     content = source.text or "" if source is not None else options.read_text(given)

@@ -118,28 +118,41 @@ def search(
         if lane is None:
             raise TrainingError("no trial could be learned to its end.")
         result = _result(lane, engine, name)
-    winner = contest.trials[int(lane.name)]
-    say(f"trial {winner.number} is best: {shown(result.report.metrics)} on {result.report.n} rows")
-    savings = {"halving": halving(contest.trials), "batching": contest.savings.batching()}
-    folder.write_history(lane.log)
-    write_curves(lane.log, folder.path / "curves.png")
-    write_picture(contest.trials, winner, folder.path / PICTURE)
-    figures = {"metrics": result.report.metrics, "metrics_before": untaught}
-    folder.write_summary({"n": result.report.n, **figures, "winner": winner.to_json(), "savings": savings})
+    found = _found(contest, lane, result, untaught, folder, time.perf_counter() - began)
+    say(f"trial {found.winner.number} is best: {shown(found.metrics)} on {found.n} rows")
+    _write(found, lane)
+    return found
+
+
+def _found(
+    contest: Contest, lane: Lane, result: Result, untaught: dict[str, float], folder: RunFolder, seconds: float
+) -> Found:
+    winner, report = contest.trials[int(lane.name)], result.report
+    figures = {"metrics": report.metrics, "metrics_before": untaught}
     found_by = {"trials": len(contest.trials), "winner": winner.number, "varied": winner.point}
     return Found(
         task=replace(result.task, provenance={**result.task.provenance, **figures, "search": found_by}),
-        n=result.report.n,
-        metrics=result.report.metrics,
+        n=report.n,
+        metrics=report.metrics,
         before=untaught,
         trained_parameters=result.parameters,
         recipe=lane.run.recipe,
         winner=winner,
         trials=ranking(contest.trials),
-        savings=savings,
+        savings={"halving": halving(contest.trials), "batching": contest.savings.batching()},
         folder=folder.path,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
     )
+
+
+def _write(found: Found, lane: Lane) -> None:
+    """The winner's history, a picture of all trials, and the summary, in the run folder."""
+    folder = RunFolder(found.folder)
+    folder.write_history(lane.log)
+    write_curves(lane.log, folder.path / "curves.png")
+    write_picture(sorted(found.trials, key=lambda trial: trial.number), found.winner, folder.path / PICTURE)
+    figures = {"metrics": found.metrics, "metrics_before": found.before}
+    folder.write_summary({"n": found.n, **figures, "winner": found.winner.to_json(), "savings": found.savings})
 
 
 def _read(entry: Entry) -> Run:
