@@ -17,6 +17,7 @@ from foreword.bank.head_file import read_head, write_head
 from foreword.bank.prefix_file import read_header, read_prefix, write_prefix
 from foreword.bank.record import make_record, parse_record, write_record
 from foreword.bank.soft_file import read_soft, write_soft
+from foreword.bank.tensor_file import Load, load_tensors
 from foreword.bank.version_files import (
     ADAPTER,
     ADAPTER_FILES,
@@ -80,11 +81,14 @@ def read_record(folder: Path, name: str, version: str | None = None) -> dict[str
     return parse_record(data, str(path), name, version)
 
 
-def read_version(folder: Path, name: str, version: str | None = None) -> Task:
+def read_version(folder: Path, name: str, version: str | None = None, load: Load = load_tensors) -> Task:
     """Read the version in ``folder`` as task ``name``.
 
     Only what is served is checked, so that an edited ``README.md`` takes no task down; `check_version`
     checks all.
+
+    Args:
+        load: reads tensors.
 
     Raises:
         CorruptFile: anything missing, altered, malformed or from a newer Foreword.
@@ -94,7 +98,7 @@ def read_version(folder: Path, name: str, version: str | None = None) -> Task:
     with ThreadPoolExecutor(1) as hashing:
         checked = hashing.submit(_check_served, folder, record["files"])
         try:
-            return _read_task(folder, record)
+            return _read_task(folder, record, load)
         finally:
             checked.result()  # that a file was altered says more than what follows from it
 
@@ -105,12 +109,12 @@ def _check_served(folder: Path, files: Mapping[str, Any]) -> None:
             check_file(folder / file, **entry)
 
 
-def _read_task(folder: Path, record: Mapping[str, Any]) -> Task:
+def _read_task(folder: Path, record: Mapping[str, Any], load: Load) -> Task:
     words, bias = record["verbalizer"], record.get("bias")
     return Task(
         name=record["name"],
         method=record["method"],
-        prefix=_read_member(folder, PREFIX, record),
+        prefix=_read_member(folder, PREFIX, record, load),
         kind=record["kind"],
         text=record["text"],
         template=record["template"],
@@ -118,10 +122,10 @@ def _read_task(folder: Path, record: Mapping[str, Any]) -> Task:
         generation=record["generation"],
         provenance=record["provenance"],
         bias=None if bias is None else {label: float(value) for label, value in bias.items()},
-        members=tuple(_read_member(folder, file, record) for file in member_files(record["files"])),
+        members=tuple(_read_member(folder, file, record, load) for file in member_files(record["files"])),
         combine=record.get("combine", "mean"),
         version=record["version"],
-        **_read_parts(folder, record, record["model"]["hidden_size"]),
+        **_read_parts(folder, record, record["model"]["hidden_size"], load),
     )
 
 
@@ -178,21 +182,21 @@ def _write_parts(folder: Path, task: Task) -> list[str]:
     return names
 
 
-def _read_parts(folder: Path, record: Mapping[str, Any], hidden: int) -> dict[str, Any]:
+def _read_parts(folder: Path, record: Mapping[str, Any], hidden: int, load: Load) -> dict[str, Any]:
     """Fields of the task that have files of their own besides prefixes."""
     files, parts = record["files"], {}
     if SOFT in files:
-        parts["soft"] = read_soft(folder / SOFT, hidden, record["template"])
+        parts["soft"] = read_soft(folder / SOFT, hidden, record["template"], load)
     if HEAD in files:
         head = record["head"]
-        parts["head"] = read_head(folder / HEAD, head["labels"], hidden, per_token=head["per_token"])
+        parts["head"] = read_head(folder / HEAD, head["labels"], hidden, per_token=head["per_token"], load=load)
     if ADAPTER_FILES[0] in files:
-        parts["adapter"] = read_adapter(folder / ADAPTER)
+        parts["adapter"] = read_adapter(folder / ADAPTER, load)
     return parts
 
 
-def _read_member(folder: Path, file: str, record: Mapping[str, Any]) -> KVPrefix:
-    prefix = read_prefix(folder / file, name_source(record["name"], record["version"], file))
+def _read_member(folder: Path, file: str, record: Mapping[str, Any], load: Load) -> KVPrefix:
+    prefix = read_prefix(folder / file, name_source(record["name"], record["version"], file), load)
     if prefix.model != ModelIdentity.from_json(record["model"]):
         raise CorruptFile(f"{folder / file}: task.json and the prefix name different models; {MEND}.")
     return prefix
