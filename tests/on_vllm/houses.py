@@ -1,4 +1,4 @@
-"""Models that vLLM's CPU kernels take, a bank in front of each, and the requests that both engines answer."""
+"""Models that other engines take, a bank in front of each, and the requests that both engines answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from foreword.bank.bank import Bank
 from foreword.core import Front, KVPrefix, SamplingParams, Task
@@ -36,6 +36,8 @@ SIZES = {
 }
 CONFIGS = {
     "llama": lambda: LlamaConfig(**SIZES),
+    "qwen2": lambda: Qwen2Config(**{**SIZES, "hidden_size": 128}),
+    "qwen3": lambda: Qwen3Config(**SIZES),
     "gemma3": lambda: Gemma3TextConfig(
         **SIZES,
         sliding_window=48,

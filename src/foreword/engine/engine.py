@@ -106,7 +106,7 @@ class Engine(SteppedEngine):
         self._check_causal()
         for prompt in prompts:
             self._admission.check_prompt(prompt, 0)
-        asked = [scorer.measured(prompt) for prompt in prompts]
+        asked = [prompt.measured for prompt in prompts]
         found = self._read([prompt for prompt in asked if prompt.places], scorer.following(self._step_tokens))
         return list(found[:, 0].split([len(prompt.places) for prompt in asked]))
 
@@ -114,7 +114,7 @@ class Engine(SteppedEngine):
         """See `EngineProtocol.prompt_logprobs`."""
         self._check_causal()
         self._admission.check_prompt(prompt, 0)
-        asked = scorer.measured(replace(prompt, places=()))
+        asked = replace(prompt, places=()).measured
         top = min(top, self.identity.vocab_size)
         if not asked.places:
             return []

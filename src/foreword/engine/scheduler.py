@@ -81,7 +81,7 @@ class Scheduler:
         self._cache = cache
         self._budget = budget
         # With more sequences than tokens, those at the end would never have a turn.
-        self._batch = min(batch, budget)
+        self.batch = min(batch, budget)
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -121,7 +121,7 @@ class Scheduler:
         return sorted(plan, key=lambda work: (work.tokens > 1, work.sequence.front_length + work.end))
 
     def _admit(self) -> None:
-        while self._waiting and len(self.running) < self._batch:
+        while self._waiting and len(self.running) < self.batch:
             # The chosen one stays the chosen one until it has room.
             self._next = sequence = self._next or self._choose()
             if not self._cache.admit(sequence):

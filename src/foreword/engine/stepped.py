@@ -174,7 +174,7 @@ class SteppedEngine(ABC):
         self._loop.wake()
 
     def _do_job(self) -> bool:
-        if not self._jobs:
+        if not self._jobs or not self._jobs[0].ready():
             return False
         job = self._jobs.popleft()
         job.run()
