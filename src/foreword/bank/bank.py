@@ -40,7 +40,7 @@ class Bank:
         self, root: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None, load: Load = load_tensors
     ) -> None:
         self._store = _open_store(os.fspath(root), Path(cache) if cache else home() / "cache" / "bank")
-        self._load = load
+        self.load_tensors = load
 
     @property
     def place(self) -> str:
@@ -80,7 +80,7 @@ class Bank:
         `CorruptFile`."""
         with self._door(_NOTHING_READ):
             name, version = self._resolve(ref)
-            task = read_version(self._store.folder(name, version), name, version, self._load)
+            task = read_version(self._store.folder(name, version), name, version, self.load_tensors)
         release_workers()  # an engine may be running in another thread
         return task
 
@@ -96,7 +96,7 @@ class Bank:
             )
         name, version, file = found
         with self._door(_NOTHING_READ):
-            prefix = read_prefix(self._store.folder(name, version) / file, source, self._load)
+            prefix = read_prefix(self._store.folder(name, version) / file, source, self.load_tensors)
         release_workers()  # an engine may be running in another thread
         return prefix
 

@@ -46,15 +46,13 @@ def write_tensors(
         UsageError: a dtype that is not floating point, or values that are not finite.
         OSError: the disk is full or not writable.
     """
-    from safetensors.torch import save
-
     for name, tensor in tensors.items():
         if str(tensor.dtype).removeprefix("torch.") not in DTYPES.values():
             raise UsageError(f"{what} must be floating point, {name} is {tensor.dtype}; convert it first.")
         if not is_finite(tensor):
             raise UsageError(f"{name} of {what} holds NaN or infinity; train it again with a smaller --lr.")
     stored = {name: detached(tensor) for name, tensor in tensors.items()}
-    write_file(path, save(stored, dict(metadata) if metadata else None))
+    write_file(path, serialized(stored, metadata))
 
 
 def read_tensors(path: Path, load: Load) -> dict[str, torch.Tensor]:
@@ -124,8 +122,23 @@ def widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def serialized(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file."""
+    import numpy as np
+
+    if any(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
+        from safetensors.numpy import save
+    else:
+        from safetensors.torch import save
+    return save(dict(tensors), dict(metadata) if metadata else None)
+
+
 def detached(tensor: torch.Tensor) -> torch.Tensor:
     """A copy to store: safetensors refuses tensors that share storage, as layers cut from one block do."""
+    import numpy as np
+
+    if isinstance(tensor, np.ndarray):
+        return np.array(tensor, order="C")
     return tensor.detach().cpu().contiguous().clone()
 
 

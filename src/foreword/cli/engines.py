@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from foreword.home import default_bank, default_model
 from foreword.progress import Progress
 
 if TYPE_CHECKING:
+    from foreword.bank.bank import Bank
     from foreword.core import Task
     from foreword.engine.protocol import EngineProtocol
     from foreword.models import LanguageModel
@@ -38,8 +41,8 @@ class Asked:
     flags: tuple[str, ...]
 
 
-Served = tuple["EngineProtocol", dict[str, "Task"]]
-"""An engine that can answer, and the tasks that live as long as it."""
+Served = tuple["EngineProtocol", "Bank", dict[str, "Task"]]
+"""An engine that can answer, the bank as it reads it, and the tasks that live as long as it."""
 
 
 @contextmanager
@@ -53,7 +56,7 @@ def embedded(asked: Asked) -> Iterator[Served]:
     extra = _extra_tasks(lm, prompts)
     limits = {"max_model_len": asked.max_model_len, "max_waiting": asked.max_waiting}
     with options.open_engine(lm, allow_other_weights=asked.allow_other_weights, **limits) as running:
-        yield running, extra
+        yield running, options.open_bank(asked.bank), extra
 
 
 @contextmanager
@@ -78,10 +81,55 @@ def vllm(asked: Asked) -> Iterator[Served]:
         max_model_len=asked.max_model_len,
         allow_other_weights=asked.allow_other_weights,
     ) as running:
-        yield running, {}
+        yield running, options.open_bank(asked.bank), {}
 
 
-ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {"embedded": embedded, "vllm": vllm}
+@contextmanager
+def llamacpp(asked: Asked) -> Iterator[Served]:
+    """llama.cpp, in this process and without PyTorch."""
+    if asked.flags:
+        raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(asked.flags)}.")
+    check_llamacpp(asked.dtype, asked.device, asked.trust_remote_code)
+    _check_prompts("llama.cpp", asked.multi_task_prompt)
+    from foreword.llamacpp.engine import LlamaCppEngine
+    from foreword.llamacpp.model import gguf_model
+
+    # Half of a start is this import, and the library loads the model without Python's lock.
+    threading.Thread(target=import_module, args=["foreword.server.app"]).start()
+    model = gguf_model(asked.model, progress=options.say)
+    _check_length(asked.max_model_len, model.context)
+    with LlamaCppEngine(
+        model,
+        max_waiting=asked.max_waiting,
+        max_model_len=asked.max_model_len,
+        allow_other_weights=asked.allow_other_weights,
+    ) as running:
+        yield running, edge_bank(asked.bank), {}
+
+
+ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {
+    "embedded": embedded,
+    "vllm": vllm,
+    "llamacpp": llamacpp,
+}
+
+
+def edge_bank(root: str | None) -> Bank:
+    """A bank for engines without PyTorch."""
+    from foreword.bank.arrays import load_arrays
+    from foreword.bank.bank import Bank
+
+    return Bank(root or default_bank(), load=load_arrays)
+
+
+def check_llamacpp(dtype: str, device: str, trust_remote_code: bool) -> None:
+    """Raise UsageError unless llama.cpp is here, and nothing is asked of it that it would not do."""
+    from foreword.llamacpp.door import check_version
+
+    check_version()
+    given = {"--dtype": dtype != "auto", "--device": device != "auto", "--trust-remote-code": trust_remote_code}
+    if wrong := [name for name, there in given.items() if there]:
+        raise UsageError(f"llama.cpp runs a GGUF file as it is, on this machine's CPU; leave {wrong[0]} out.")
 
 
 def vllm_command(asked: Asked, engine: str, host: str, port: int) -> str:
@@ -101,13 +149,16 @@ def vllm_command(asked: Asked, engine: str, host: str, port: int) -> str:
 
 
 def _check_vllm(asked: Asked) -> None:
-    if asked.multi_task_prompt is not None:
-        raise UsageError(
-            f"vLLM serves what is in a bank: run `foreword cache {asked.multi_task_prompt}` first, and leave "
-            "--multi-task-prompt out."
-        )
+    _check_prompts("vLLM", asked.multi_task_prompt)
     if asked.device != "auto":
         raise UsageError("vLLM chooses its device when it is installed; leave --device out.")
+
+
+def _check_prompts(engine: str, file: str | None) -> None:
+    if file is not None:
+        raise UsageError(
+            f"{engine} serves what is in a bank: run `foreword cache {file}` first, and leave --multi-task-prompt out."
+        )
 
 
 def _flags(asked: Asked) -> list[str]:

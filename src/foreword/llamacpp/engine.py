@@ -20,7 +20,7 @@ from foreword.engine.scheduler import Scheduler, Work
 from foreword.engine.sequence import Sequence as Answer
 from foreword.engine.stepped import SteppedEngine
 from foreword.engine.stream import AnswerStream
-from foreword.errors import PromptTooLong, RequestError, UnsupportedModel
+from foreword.errors import EngineError, PromptTooLong, RequestError, UnsupportedModel
 from foreword.llamacpp.cells import Cells, check_range
 from foreword.llamacpp.door import SEQUENCES, Session
 from foreword.llamacpp.keys import KeyOrder
@@ -121,16 +121,15 @@ class LlamaCppEngine(SteppedEngine):
                 f"the words of this task branch at {inner} places, and llama.cpp tells {numbers - 1} apart; use "
                 "shorter words, or --engine embedded."
             )
+        parts = list(pieces(choice.trie, prompts, softs, self._session.rows, self._session.cells, numbers))
         jobs = [
-            Job(
-                partial(each.scores, self._session, self.cells),
-                len(each.prompts),
-                self._when(each.wanted, each.numbers),
-            )
-            for each in pieces(choice.trie, prompts, softs, self._session.rows, numbers)
+            Job(partial(part.scores, self._session, self.cells), len(places), self._when(part.wanted, part.numbers))
+            for places, part in parts
         ]
-        found = self._done(jobs)
-        return np.concatenate(found) if found else np.empty((0, choice.labels), np.float32)
+        scores = np.empty((len(prompts), choice.labels), np.float32)
+        for (places, _), found in zip(parts, self._done(jobs), strict=True):
+            scores[places] = found
+        return scores
 
     def likelihood(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """See `EngineProtocol.likelihood`. Runs as `score` does, a prompt at a time."""
@@ -203,6 +202,8 @@ class LlamaCppEngine(SteppedEngine):
         def ready() -> bool:
             fits = self.cells.room_for(wanted, numbers)
             self.cells.held_back = not fits
+            if not fits and not self.scheduler.running:
+                raise EngineError("the cache is empty, and has no room for what is to be scored.")
             return fits
 
         return ready

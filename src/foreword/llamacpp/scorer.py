@@ -12,7 +12,7 @@ from foreword.engine.logprobs import log_sum, token_logprob
 from foreword.engine.protocol import TokenLogprob
 from foreword.llamacpp.cells import Cells, Holding
 from foreword.llamacpp.door import Session
-from foreword.llamacpp.runs import Run, run
+from foreword.llamacpp.runs import Read, Run, run
 from foreword.text.request import Prompt
 from foreword.text.verbalizer import WordTrie
 
@@ -50,7 +50,7 @@ class Scoring:
         found = np.empty((len(self.prompts), len(trie.tokens)), np.float32)
         held: dict[tuple[int, int | None], Holding] = {}
 
-        def read(which: Sequence[tuple[int, int | None]]):
+        def read(which: Sequence[tuple[int, int | None]]) -> Read:
             def keep(number: int, place: int, row: np.ndarray) -> None:
                 prompt, node = which[number]
                 nodes = below[node]
@@ -140,19 +140,37 @@ def label_scores(trie: WordTrie, logprobs: np.ndarray) -> np.ndarray:
     return found
 
 
-def pieces(trie: WordTrie, prompts: Sequence[Prompt], softs: Sequence[np.ndarray | None], rows: int, numbers: int):
-    """Prompts in parts of at most ``rows`` tokens and ``numbers`` sequences, a longer one by itself."""
-    part, tokens = list[int](), 0
-    each = 1 + len(trie.inner)
-    for place, prompt in enumerate(prompts):
-        more = len(prompt.token_ids) + len(trie.inner)
-        if part and (tokens + more > rows or (len(part) + 1) * each > numbers):
-            yield Scoring(trie, [prompts[i] for i in part], [softs[i] for i in part])
-            part, tokens = [], 0
+def pieces(
+    trie: WordTrie, prompts: Sequence[Prompt], softs: Sequence[np.ndarray | None], rows: int, cells: int, numbers: int
+) -> Iterator[tuple[list[int], Scoring]]:
+    """Prompts in parts, those behind one prefix together, each with the prompts' places among all.
+
+    Args:
+        rows: tokens of a part at most; a longer prompt is a part of its own.
+        cells: what a part takes of the cache at most, its prefixes included.
+        numbers: sequences of a part at most.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (id(_prefix(prompts[i])), len(prompts[i].token_ids)))
+    part: list[int] = []
+    for place in order:
+        if part and not _fits(_scoring(trie, prompts, softs, [*part, place]), rows, cells, numbers):
+            yield part, _scoring(trie, prompts, softs, part)
+            part = []
         part.append(place)
-        tokens += more
     if part:
-        yield Scoring(trie, [prompts[i] for i in part], [softs[i] for i in part])
+        yield part, _scoring(trie, prompts, softs, part)
+
+
+def _fits(scoring: Scoring, rows: int, cells: int, numbers: int) -> bool:
+    own = sum(tokens for tokens, _ in scoring.wanted)
+    prefixes = {prefix.digest: prefix.length for _, prefix in scoring.wanted if prefix is not None}
+    return own <= rows and own + sum(prefixes.values()) <= cells and scoring.numbers + len(prefixes) <= numbers
+
+
+def _scoring(
+    trie: WordTrie, prompts: Sequence[Prompt], softs: Sequence[np.ndarray | None], places: Sequence[int]
+) -> Scoring:
+    return Scoring(trie, [prompts[place] for place in places], [softs[place] for place in places])
 
 
 def _prefix(prompt: Prompt) -> KVPrefix | None:
