@@ -17,7 +17,7 @@ from foreword.llamacpp.engine import LlamaCppEngine
 from foreword.llamacpp.model import gguf_model
 from foreword.text.request import Prompt, from_ids
 from loading.tiny_gguf import write_gguf
-from on_vllm.houses import House, open_house, save_model
+from on_vllm.houses import CACHE_BYTES, House, open_house, save_model
 
 IDS = (5, 17, 90, 200, 31)
 CLOSE = 0.03
@@ -62,7 +62,7 @@ def check_answers(house: House, requests: Sequence[Request], found: Sequence[Seq
     expected = house.expected(requests)
     differ = [i for i, (mine, theirs) in enumerate(zip(found, expected, strict=True)) if list(mine) != list(theirs)]
     assert len(differ) <= max(1, ties * len(requests)), f"{len(differ)} of {len(requests)} answers differ"
-    with Engine(house.lm) as engine:
+    with Engine(house.lm, cache_bytes=CACHE_BYTES) as engine:
         for index in differ:
             request, mine, theirs = requests[index], found[index], expected[index]
             at = next(n for n, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)

@@ -22,7 +22,7 @@ from foreword.text.request import Prompt, from_ids
 from foreword.text.scoring import HeadChoice, WordChoice
 from foreword.text.verbalizer import WordTrie
 from on_llamacpp.houses import CLOSE, IDS, asked, check_answers, edge_tasks, gguf_house, llamacpp_engine
-from on_vllm.houses import tokens
+from on_vllm.houses import CACHE_BYTES, tokens
 
 TRIE = WordTrie.build([(0, (40,)), (0, (41, 42)), (1, (41, 43, 44)), (2, (50,))], 3)
 
@@ -131,7 +131,7 @@ def test_nobody_sees_another_s_prefix_whatever_happens_meanwhile(house, engine):
     assert len(found) > 30
     order = sorted(found)
     check_answers(house, [requests[i] for i in order], [found[i] for i in order])
-    with Engine(house.lm) as embedded:
+    with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
         np.testing.assert_allclose(scores, embedded.score(prompts, WordChoice(TRIE)), atol=CLOSE)
     wait_until_empty(engine)
     after = engine.statistics()
@@ -150,7 +150,7 @@ def wait_until_empty(engine) -> None:
 def test_words_are_scored_as_by_the_embedded_engine(house, engine):
     draw = random.Random(5)
     prompts = [from_ids(draw.choice([*house.tasks, None]), [draw.randrange(250) for _ in range(9)]) for _ in range(40)]
-    with Engine(house.lm) as embedded:
+    with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
         expected = embedded.score(prompts, WordChoice(TRIE))
         bare = embedded.score([from_ids(None, prompt.token_ids) for prompt in prompts], WordChoice(TRIE))
     found = engine.score(prompts, WordChoice(TRIE))
@@ -164,7 +164,7 @@ def test_prompts_are_read_behind_learned_prefixes_too(house, engine):
     prompts = [from_ids(task, [draw.randrange(250) for _ in range(90)]) for task in (*house.tasks[:8], None)]
     prompts = [replace(prompt, places=()) for prompt in (*prompts, from_ids(None, (5,)))]
     prompts.append(replace(from_ids(None, (5, 6, 7)), places=(1,)))
-    with Engine(house.lm) as embedded:
+    with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
         expected = embedded.likelihood(prompts)
         top = embedded.prompt_logprobs(prompts[2], 3)
     for mine, theirs in zip(engine.likelihood(prompts), expected, strict=True):
@@ -188,7 +188,7 @@ def test_soft_tokens_inside_a_request_are_its_own(house, engine):
     others = [replace(request, soft=-request.soft) for request in requests]
     assert tokens(engine, others) != tokens(engine, requests)
     prompts = [Prompt(r.token_ids[:9], r.prefix, r.prefix_length, soft=r.soft) for r in requests]
-    with Engine(house.lm) as embedded:
+    with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
         expected = embedded.score(prompts, WordChoice(TRIE))
     np.testing.assert_allclose(engine.score(prompts, WordChoice(TRIE)), expected, atol=CLOSE)
 
@@ -223,7 +223,7 @@ def test_a_seeded_answer_is_the_same_alone_and_in_a_crowd(house, engine):
 def test_logprobs_are_the_model_s_own(house, engine):
     request = asked(house.tasks[3], logprobs=3)
     found = [each for chunk in engine.submit(request) for each in chunk.logprobs]
-    with Engine(house.lm) as embedded:
+    with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
         expected = [each for chunk in embedded.submit(request) for each in chunk.logprobs]
     assert [each.token_id for each in found] == [each.token_id for each in expected]
     for mine, theirs in zip(found, expected, strict=True):
@@ -239,7 +239,7 @@ def test_stop_texts_and_ends(house, engine):
         asked(house.tasks[5], max_tokens=12, ignore_eos=False, logit_bias={256: 90.0}),
     ):
         chunks = list(engine.submit(request))
-        with Engine(house.lm) as embedded:
+        with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
             expected = list(embedded.submit(request))
         assert "".join(chunk.text for chunk in chunks) == "".join(chunk.text for chunk in expected)
         assert chunks[-1].finish_reason == expected[-1].finish_reason == "stop"
@@ -262,7 +262,7 @@ def test_what_is_scored_gets_room_while_others_run(house, engine):
     streams = [engine.submit(asked(task, max_tokens=100)), engine.submit(asked(house.tasks[-1], max_tokens=100))]
     other = house.publish("other-wide", 106, length=500)
     found = engine.score([from_ids(other, IDS)], WordChoice(TRIE))
-    with Engine(house.lm) as embedded:
+    with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
         np.testing.assert_allclose(found, embedded.score([from_ids(other, IDS)], WordChoice(TRIE)), atol=CLOSE)
     assert all(list(stream)[-1].finish_reason == "length" for stream in streams)
 

@@ -1,13 +1,11 @@
-"""The engines that ``foreword serve`` can run, each opened by a function of its own."""
+"""The engines that commands can run, each opened by a function of its own."""
 
 from __future__ import annotations
 
 import shlex
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +32,11 @@ class Asked:
     device: str
     trust_remote_code: bool
     allow_other_weights: bool
-    multi_task_prompt: str | None
-    prefix_bytes: int
-    max_model_len: int | None
-    max_waiting: int
-    flags: tuple[str, ...]
+    multi_task_prompt: str | None = None
+    prefix_bytes: int = 1 << 30
+    max_model_len: int | None = None
+    max_waiting: int = 4096
+    flags: tuple[str, ...] = ()
 
 
 Served = tuple["EngineProtocol", "Bank", dict[str, "Task"]]
@@ -94,8 +92,6 @@ def llamacpp(asked: Asked) -> Iterator[Served]:
     from foreword.llamacpp.engine import LlamaCppEngine
     from foreword.llamacpp.model import gguf_model
 
-    # Half of a start is this import, and the library loads the model without Python's lock.
-    threading.Thread(target=import_module, args=["foreword.server.app"]).start()
     model = gguf_model(asked.model, progress=options.say)
     _check_length(asked.max_model_len, model.context)
     with LlamaCppEngine(
@@ -104,7 +100,7 @@ def llamacpp(asked: Asked) -> Iterator[Served]:
         max_model_len=asked.max_model_len,
         allow_other_weights=asked.allow_other_weights,
     ) as running:
-        yield running, edge_bank(asked.bank), {}
+        yield running, bank_of("llamacpp", asked.bank), {}
 
 
 ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {
@@ -114,8 +110,32 @@ ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {
 }
 
 
-def edge_bank(root: str | None) -> Bank:
-    """A bank for engines without PyTorch."""
+@contextmanager
+def evaluating_embedded(asked: Asked) -> Iterator[EngineProtocol]:
+    """PyTorch, also for what nothing serves."""
+    lm = options.open_model(asked.model, asked.dtype, asked.device, asked.trust_remote_code)
+    from foreword.engine.decoder import evaluator
+
+    with evaluator(lm, allow_other_weights=asked.allow_other_weights) as running:
+        yield running
+
+
+@contextmanager
+def evaluating_llamacpp(asked: Asked) -> Iterator[EngineProtocol]:
+    with llamacpp(asked) as (running, _, _):
+        yield running
+
+
+EVALUATORS: dict[str, Callable[[Asked], AbstractContextManager[EngineProtocol]]] = {
+    "embedded": evaluating_embedded,
+    "llamacpp": evaluating_llamacpp,
+}
+
+
+def bank_of(engine: str, root: str | None) -> Bank:
+    """A bank as an engine reads it."""
+    if engine != "llamacpp":
+        return options.open_bank(root)
     from foreword.bank.arrays import load_arrays
     from foreword.bank.bank import Bank
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from foreword.bank.bank import Bank
     from foreword.core import Task
     from foreword.engine.engine import Engine
+    from foreword.engine.protocol import EngineProtocol
     from foreword.models import LanguageModel
 
 ModelName = Annotated[
@@ -110,7 +111,7 @@ def find_task(
     return task
 
 
-def check_model(task: Task, lm: LanguageModel, *, allow_other_weights: bool = False) -> None:
+def check_model(task: Task, lm: LanguageModel | EngineProtocol, *, allow_other_weights: bool = False) -> None:
     """Raise ModelMismatch for a task of another model, whether or not it has a prefix that would show it."""
     task.prefix.model.check(lm.identity, f"task '{task.name}'", allow_other_weights=allow_other_weights)
 
