@@ -89,6 +89,7 @@ def llamacpp(asked: Asked) -> Iterator[Served]:
         raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(asked.flags)}.")
     check_llamacpp(asked.dtype, asked.device, asked.trust_remote_code)
     _check_prompts("llama.cpp", asked.multi_task_prompt)
+    options.settle_threads()
     from foreword.llamacpp.engine import LlamaCppEngine
     from foreword.llamacpp.model import gguf_model
 

@@ -65,6 +65,15 @@ def quiet_libraries() -> None:
     """Settings of the libraries underneath that must stand before they load: no chatter, and how threads wait."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    settle_threads()
+    from transformers.utils import logging as chatter
+
+    chatter.disable_progress_bar()
+    chatter.set_verbosity_error()
+
+
+def settle_threads() -> None:
+    """How threads of the libraries underneath wait; must stand before they load."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Between small operations threads wait actively, some tens of microseconds, and then let go of the core. On two
     # free cores a step of 16 answers takes 45 ms so, and 57 if they let go at once. Where another process keeps a core
@@ -72,10 +81,6 @@ def quiet_libraries() -> None:
     # default waits thirty times as long.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from transformers.utils import logging as chatter
-
-    chatter.disable_progress_bar()
-    chatter.set_verbosity_error()
 
 
 def open_model(name: str | None, dtype: str, device: str, trust_remote_code: bool = False) -> LanguageModel:
