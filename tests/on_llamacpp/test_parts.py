@@ -16,7 +16,7 @@ from gguf import GGUFWriter
 pytest.importorskip("llama_cpp", reason="needs llama.cpp: make test-llamacpp")
 
 from foreword.core import LayerShape
-from foreword.errors import EngineError, UnknownModel, UnsupportedModel, UsageError
+from foreword.errors import EngineError, ModelMismatch, UnknownModel, UnsupportedModel, UsageError
 from foreword.llamacpp import door
 from foreword.llamacpp.door import Session
 from foreword.llamacpp.engine import LlamaCppEngine
@@ -214,6 +214,14 @@ def test_a_file_is_what_its_folder_is(house):
     house.lm.identity.check(model.identity, "a prefix", allow_other_weights=True)
     assert model.context == 512
     assert model.end_ids == house.lm.end_ids
+
+
+def test_rotary_parameters_are_compared_as_numbers(house):
+    identity = replace(house.lm.identity, rope='{"rope_theta": 10000.0, "rope_type": "default"}')
+    replace(identity, rope='{"rope_type": "default", "rope_theta": 10000}').check(identity, "a prefix")
+    for other in ('{"rope_theta": 10001, "rope_type": "default"}', "null", "no JSON"):
+        with pytest.raises(ModelMismatch, match="rope is"):
+            replace(identity, rope=other).check(identity, "a prefix")
 
 
 @pytest.fixture(scope="module")
