@@ -142,7 +142,7 @@ def test_keys_that_are_rotated_otherwise_are_refused(house, quiet, wrong):
 
 
 def test_a_version_that_is_not_known_is_refused(monkeypatch):
-    for version in ("0.3.20", "0.4.0", "1.0"):
+    for version in ("0.3.20", "0.3.37", "0.4.0", "1.0"):
         monkeypatch.setattr(metadata, "version", lambda name, found=version: found)
         with pytest.raises(UsageError, match=f"{version} is not known here"):
             door.check_version()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,9 @@ class Cells:
     @property
     def free(self) -> int:
         """Cells that nobody holds; those of idle prefixes among them."""
-        return self._session.cells - self._used + sum(r.length for r in self._residents.values() if not r.holders)
+        # A copy, because anybody may ask while the engine's thread goes on.
+        idle = [resident.length for resident in tuple(self._residents.values()) if not resident.holders]
+        return self._session.cells - self._used + sum(idle)
 
     def number(self, sequence: Sequence) -> int:
         """llama.cpp's number of an admitted sequence."""
@@ -157,7 +160,7 @@ class Cells:
             held = sum(h.resident is resident for h in self._held.values())
             assert resident.holders == held, "holders are counted wrongly"
 
-    def _make_room(self, cells: int, numbers: int, kept: Items[str] | set[str] = ()) -> bool:
+    def _make_room(self, cells: int, numbers: int, kept: Collection[str] = ()) -> bool:
         idle = [digest for digest, r in self._residents.items() if not r.holders and digest not in kept]
         most = sum(self._residents[digest].length for digest in idle)
         if self._used + cells - most > self._session.cells or numbers > len(self._numbers) + len(idle):

@@ -17,7 +17,7 @@ import numpy as np
 from foreword.errors import EngineError, UnsupportedModel, UsageError
 
 PACKAGE = "llama-cpp-python"
-KNOWN = ((0, 3, 36), (0, 4))
+KNOWN = ((0, 3, 36), (0, 3, 37))
 """From which version on, and below which, states of sequences are written as `foreword.llamacpp.layout` says."""
 
 SEQUENCES = 256
