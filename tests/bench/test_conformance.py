@@ -52,7 +52,7 @@ def test_families_that_are_refused_say_why(tmp_path, key):
     (record,) = measured(tmp_path, key).records
     assert len({record.found[column]["refused"] for column in COLUMNS}) == 1
     row = Conformance().tables([record]).splitlines()[-1]
-    assert row.endswith(" | refused | refused | refused | refused |")
+    assert row.endswith(" | refused | refused | refused | refused | refused |")
     assert "refused: " in row
 
 
@@ -60,7 +60,8 @@ def test_without_peft_or_vllm_their_columns_are_missing(tmp_path):
     (record,) = measured(tmp_path, "qwen3", peers=()).records
     assert "missing" in record.found["peft"]
     assert "missing" in record.found["vllm"]
-    assert Conformance().tables([record]).splitlines()[-1].endswith("| missing | missing |")
+    assert "missing" in record.found["llamacpp"]
+    assert Conformance().tables([record]).splitlines()[-1].endswith("| missing | missing | missing |")
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -71,7 +72,7 @@ def test_other_weights_would_be_seen(opt, tmp_path, monkeypatch, column):
     if column == "checkpointing":
         monkeypatch.setattr("foreword.training.checkpointing._is_rate", lambda name, value: False)
     assert checks.CHECKS[column](broken)["difference"] > 100 * GOAL
-    assert set(checks.CHECKS) == {*COLUMNS, "vllm"}
+    assert set(checks.CHECKS) == {*COLUMNS, "vllm", "llamacpp"}
 
 
 @pytest.fixture

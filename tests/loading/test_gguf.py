@@ -10,9 +10,9 @@ import zipfile
 import pytest
 import torch
 
+from foreword.bench.conformance.gguf import write_gguf
 from foreword.errors import UnknownModel, UnsupportedModel
 from foreword.models import gguf, load_model
-from loading.tiny_gguf import write_gguf
 from models import tiny_model
 
 

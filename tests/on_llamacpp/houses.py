@@ -10,13 +10,13 @@ import numpy as np
 
 from foreword.bank.arrays import load_arrays
 from foreword.bank.bank import Bank
+from foreword.bench.conformance.gguf import write_gguf
 from foreword.core import SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.llamacpp.engine import LlamaCppEngine
 from foreword.llamacpp.model import gguf_model
 from foreword.text.request import Prompt, from_ids
-from loading.tiny_gguf import write_gguf
 from on_vllm.houses import CACHE_BYTES, House, open_house, save_model
 
 IDS = (5, 17, 90, 200, 31)

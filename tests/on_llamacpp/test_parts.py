@@ -15,6 +15,7 @@ from gguf import GGUFWriter
 
 pytest.importorskip("llama_cpp", reason="needs llama.cpp: make test-llamacpp")
 
+from foreword.bench.conformance.gguf import write_gguf
 from foreword.core import LayerShape
 from foreword.errors import EngineError, ModelMismatch, UnknownModel, UnsupportedModel, UsageError
 from foreword.llamacpp import door
@@ -29,7 +30,6 @@ from foreword.models import load_model
 from foreword.models.activations import activations
 from foreword.models.gguf import builtin_file
 from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
-from loading.tiny_gguf import write_gguf
 from on_llamacpp.houses import IDS, gguf_of, llamacpp_engine
 from on_vllm.houses import learned
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gguf import GGUFWriter, TokenType
 from torch import Tensor
@@ -75,7 +76,7 @@ def _tokens(writer: GGUFWriter, lm: LanguageModel) -> None:
     writer.add_bos_token_id(lm.tokenizer.eos_token_id)  # Transformers 5.16 reads no tokenizer without one
 
 
-def _tensor(writer: GGUFWriter, config, name: str, tensor: Tensor, interleaved: bool) -> None:
+def _tensor(writer: GGUFWriter, config: Any, name: str, tensor: Tensor, interleaved: bool) -> None:
     name, _, kind = name.rpartition(".")
     if not name.startswith("layers."):
         writer.add_tensor(f"{OUTER[name]}.{kind}", tensor.numpy())
