@@ -111,8 +111,8 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(raw).view(tensor.dtype).reshape(tensor.shape)
 
 
-def widened(tensor: torch.Tensor) -> torch.Tensor:
-    """In float32 at least."""
+def widened(tensor: Any) -> Any:
+    """In float32 at least; for either kind of tensor."""
     import numpy as np
 
     if isinstance(tensor, np.ndarray):
@@ -122,7 +122,7 @@ def widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def serialized(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+def serialized(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a safetensors file."""
     import numpy as np
 
@@ -133,7 +133,7 @@ def serialized(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] 
     return save(dict(tensors), dict(metadata) if metadata else None)
 
 
-def detached(tensor: torch.Tensor) -> torch.Tensor:
+def detached(tensor: Any) -> Any:
     """A copy to store: safetensors refuses tensors that share storage, as layers cut from one block do."""
     import numpy as np
 

@@ -37,7 +37,7 @@ class Request:
     prefix: KVPrefix | None = None
     prefix_length: int = 0
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    soft: torch.Tensor | np.ndarray | None = None
+    soft: torch.Tensor | None = None
     adapter: Adapter | None = None
     priority: int = 0
     group: str = ""

@@ -177,7 +177,8 @@ class LlamaCppEngine(SteppedEngine):
         wanted = {work.tokens - 1} if work.samples else frozenset[int]()
         start = sequence.request.prefix_length + work.start
         ids = sequence.tokens(work.start, work.end)
-        return Run(self.cells.number(sequence), start, ids, sequence.soft, wanted)
+        soft: Any = sequence.soft  # as `_floats` made it
+        return Run(self.cells.number(sequence), start, ids, soft, wanted)
 
     def _read(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
         for prompt in prompts:
@@ -244,8 +245,8 @@ def _proved(model: GgufModel, session: Session) -> KeyOrder:
     return order
 
 
-def _floats(soft: Any) -> np.ndarray | None:
-    """Soft tokens as float32, also those that PyTorch read."""
+def _floats(soft: Any) -> Any:
+    """Soft tokens as a numpy array in float32, also those that PyTorch read; or ``None``."""
     if soft is None:
         return None
     return soft.astype(np.float32) if isinstance(soft, np.ndarray) else soft.detach().float().cpu().numpy()

@@ -45,16 +45,15 @@ class GgufFile:
 
     @classmethod
     def _parsed(cls, path: Path, reader: _Reader) -> GgufFile:
-        if reader.bytes(4) != b"GGUF" or (version := reader.number("I")) not in _VERSIONS:
+        if reader.bytes(4) != b"GGUF" or reader.number("I") not in _VERSIONS:
             raise ValueError("expected GGUF of version 2 or 3")
-        del version
         tensors, fields = reader.number("Q"), reader.number("Q")
         found = {reader.text(): reader.value(reader.number("I")) for _ in range(fields)}
         shapes = {}
         for _ in range(tensors):
             name = reader.text()
             shapes[name] = tuple(reader.number("Q") for _ in range(reader.number("I")))
-            reader.number("I"), reader.number("Q")  # how it is quantized, and where it lies
+            reader.bytes(12)  # how it is quantized, and where it lies
         return cls(path, found, shapes)
 
     @property

@@ -17,7 +17,6 @@ from foreword.text.question import Layout, Question
 from foreword.text.template import Template
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from transformers import PreTrainedTokenizerBase
 
@@ -39,7 +38,7 @@ class Prompt:
     prefix: KVPrefix | None
     prefix_length: int
     places: tuple[int, ...] = ()
-    soft: torch.Tensor | np.ndarray | None = None
+    soft: torch.Tensor | None = None
     adapter: Adapter | None = None
 
     @property
