@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from foreword.bank.arrays import load_arrays
 from foreword.bank.bank import Bank
 from foreword.bench.conformance.gguf import write_gguf
 from foreword.core import SamplingParams
@@ -38,6 +37,8 @@ def gguf_of(house: House) -> Path:
 
 def edge_tasks(house: House) -> list:
     """The house's tasks as a process without PyTorch reads them."""
+    from foreword.bank.arrays import load_arrays  # which needs what only the extra brings
+
     bank = Bank(house.bank.place, load=load_arrays)
     return [bank.load(task.ref) for task in house.tasks]
 
