@@ -201,6 +201,13 @@ def test_what_is_asked_for_and_would_be_ignored_is_refused(arguments, sentence):
     assert sentence in line
 
 
+def test_other_engines_do_not_evaluate():
+    command = [sys.executable, "-m", "foreword", "eval", "x", "--data", "y.jsonl", "--engine", "vllm"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "engine 'vllm' does not evaluate; choose embedded or llamacpp" in done.stderr
+
+
 SST2 = Path(__file__).parents[3] / "shared" / "data" / "sst2"
 
 
