@@ -80,6 +80,13 @@ class Rows:
     Args:
         size: rows at most.
         width: of an embedding; 0 for tokens.
+
+    Attributes:
+        tokens: ``[size]`` ids.
+        embeds: ``[size, width]`` in their place.
+        positions, sequences: ``[size]``.
+        wanted: ``[size]``: 1 where logits are to be read.
+        count: rows that are filled.
     """
 
     def __init__(self, size: int, width: int = 0) -> None:
@@ -115,6 +122,11 @@ class Session:
         cells: positions of its cache, over all sequences.
         rows: tokens of a batch at most.
         outputs: of them at most so many are followed by logits.
+
+    Attributes:
+        vocab_size, hidden_size: of the model.
+        cells: positions of its cache; the library rounds them up.
+        tokens, embeds: batches to fill and `decode`, of tokens and of embeddings.
 
     Raises:
         UnsupportedModel: no causal model whose cache holds a key and a value for every position.
