@@ -34,13 +34,13 @@ def write_gguf(lm: LanguageModel, file: Path, *, interleaved: bool | None = None
             it.
     """
     kind = lm.model.config.model_type
-    interleaved = kind == "llama" if interleaved is None else interleaved
+    side_by_side = kind == "llama" if interleaved is None else interleaved
     writer = GGUFWriter(file, kind)
     _describe(writer, lm)
     _tokens(writer, lm)
     for name, tensor in lm.model.state_dict().items():
         if name != "lm_head.weight" or not lm.model.config.tie_word_embeddings:
-            _tensor(writer, lm.model.config, name.removeprefix("model."), tensor, interleaved)
+            _tensor(writer, lm.model.config, name.removeprefix("model."), tensor, side_by_side)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
