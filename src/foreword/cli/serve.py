@@ -7,8 +7,6 @@ import os
 import signal
 import socket
 import sys
-import threading
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,9 +88,6 @@ def serve(
     _bind(host, port).close()
     # uvicorn gives answers their time and then raises the signal again, which must not skip the engine's own end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if engine == "llamacpp":
-        # Half of a start is this import, and the library reads the model without Python's lock.
-        threading.Thread(target=import_module, args=["foreword.server.app"]).start()
     with ENGINES[engine](asked) as (running, store, extra):
         import uvicorn
 
