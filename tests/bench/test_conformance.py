@@ -106,7 +106,7 @@ def test_however_vllm_ends_is_its_cell(tmp_path, in_its_place, name, shown, monk
     (record,) = outcome.records
     assert str(tmp_path) not in str(record.found["vllm"])
     assert "difference" in record.found["engine"]
-    assert Conformance().tables([record]).splitlines()[-1].endswith(f"| missing | {shown} |")
+    assert Conformance().tables([record]).splitlines()[-1].endswith(f"| missing | {shown} | missing |")
     assert not outcome.summary.limits[-1].met
 
 
@@ -145,8 +145,8 @@ def test_what_vllm_died_of_is_found_in_what_it_printed(raised, found):
 @pytest.mark.parametrize(
     ("found", "row"),
     [
-        ({"difference": 0.0}, "| Llama | 0 | 0 | 0 | 0 | missing |"),
-        ({"refused": "X hides it."}, "| Llama | refused: hides it | refused | refused | refused | missing |"),
+        ({"difference": 0.0}, "| Llama | 0 | 0 | 0 | 0 | missing | missing |"),
+        ({"refused": "X hides it."}, "| Llama | refused: hides it | refused | refused | refused | missing | missing |"),
     ],
 )
 def test_a_record_from_before_a_column_lacks_it(make_record, found, row):
