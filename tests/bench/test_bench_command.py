@@ -26,7 +26,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
             "choose ttft, mixed, many, step, serve, train, many-train, search, quality, distill, conformance or tables.",
         ),
         (["train", "--peer", "vllm"], "workload train has no peer 'vllm'; choose peft."),
-        (["ttft", "--engine", "other"], "workload ttft has no engine 'other'; choose embedded, vllm."),
+        (["ttft", "--engine", "other"], "workload ttft has no engine 'other'; choose embedded, vllm, llamacpp."),
         (["serve", "--engine", "vllm"], "workload serve has no engine 'vllm'; choose embedded."),
         (
             ["mixed", "--engine", "vllm", "--peer", "vllm"],
