@@ -23,7 +23,8 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         (
             ["nothing"],
             "there is no workload 'nothing'; "
-            "choose ttft, mixed, many, step, serve, train, many-train, search, quality, distill, conformance or tables.",
+            "choose ttft, mixed, many, step, serve, train, many-train, search, quality, distill, conformance or "
+            "tables.",
         ),
         (["train", "--peer", "vllm"], "workload train has no peer 'vllm'; choose peft."),
         (["ttft", "--engine", "other"], "workload ttft has no engine 'other'; choose embedded, vllm, llamacpp."),
