@@ -155,6 +155,11 @@ class Engine(SteppedEngine):
         own = {"tokens_reused": self.scheduler.reused, "pages": self.cache.pages, "free_pages": self.cache.free}
         return {**super().statistics(), **own}
 
+    def close(self) -> None:
+        """Stop stepping; unfinished requests end as cancelled."""
+        super().close()
+        self.cache.close()
+
     def _sequence(
         self, request: Request, how: Chooser | None, detokenizer: Detokenizer, stream: ref[AnswerStream]
     ) -> Sequence:
