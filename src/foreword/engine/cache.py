@@ -59,7 +59,7 @@ class PagedCache:
         self._held: dict[Sequence, list[int]] = {}
 
     def close(self) -> None:
-        """Let go of all keys and values. An engine is part of cycles, so that it may stay long after it was closed, and a
+        """Let go of all keys and values: an engine is part of cycles, so it may stay long after it was closed, and a
         run that opens many would hold a gigabyte for each."""
         self.keys, self.values = [], []
 
