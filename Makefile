@@ -3,8 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 VLLM := .venv-vllm/bin
+LLAMACPP := .venv-llamacpp/bin
+# Compiled for this very CPU, once.
+WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/foreword/wheels
 
-.PHONY: setup demo test test-slow test-vllm test-vllm-full lint types format clean
+.PHONY: setup demo test test-slow test-vllm test-vllm-full test-llamacpp lint types format clean
 
 setup: .venv/ready
 	@$(BIN)/foreword models pull >/dev/null && echo "the built-in model is ready"
@@ -44,6 +47,23 @@ test-vllm-full: .venv-vllm/ready
 	$(VLLM)/foreword models pull >/dev/null
 	$(VLLM)/python -m pytest tests/on_vllm
 
+# llama.cpp has no wheel on the package index. It is compiled without its programs, in four minutes on two cores.
+.venv-llamacpp/ready: pyproject.toml tests/on_llamacpp/lean.cmake
+	@echo "making .venv-llamacpp (some minutes the first time)"
+	@test -x $(LLAMACPP)/python || $(PYTHON) -m venv .venv-llamacpp
+	$(LLAMACPP)/python -m pip install --upgrade pip --quiet
+	@mkdir -p $(WHEELS)
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tests/on_llamacpp/lean.cmake" \
+		$(LLAMACPP)/python -m pip wheel --quiet --no-deps --find-links $(WHEELS) --wheel-dir $(WHEELS) \
+		'llama-cpp-python==0.3.36'
+	$(LLAMACPP)/python -m pip install --quiet --find-links $(WHEELS) 'torch==2.13.0' 'transformers<5.24' \
+		--editable '.[llamacpp]' 'pytest>=8.4,<10' 'hypothesis>=6.130,<7'
+	@touch $@
+
+test-llamacpp: .venv-llamacpp/ready
+	$(LLAMACPP)/foreword models pull >/dev/null
+	OMP_WAIT_POLICY=passive $(LLAMACPP)/python -m pytest tests/on_llamacpp
+
 lint: .venv/ready
 	$(BIN)/ruff check src tests examples
 	$(BIN)/ruff format --check src tests examples
@@ -56,4 +76,4 @@ format: .venv/ready
 	$(BIN)/ruff format src tests examples
 
 clean:
-	rm -rf .venv .venv-vllm .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-vllm .venv-llamacpp .pytest_cache .ruff_cache .hypothesis dist

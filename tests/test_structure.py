@@ -33,6 +33,7 @@ USES = {
     "training": {"models", "attention", "text", "prompts", "engine", "evaluation", "progress"},
     "server": {"text", "bank", "evaluation", "engine", "prompts", "interop"},
     "vllm": {"text", "bank", "engine", "models", "server"},
+    "llamacpp": {"text", "engine", "models"},
     "interop": {"models", "adapters", "attention", "text", "prompts", "bank", "engine"},
     "bench": None,
     "demo": None,

@@ -19,8 +19,8 @@ _HARD = 2
 
 def release_workers() -> None:
     """End the workers of the calling thread; its next parallel operation starts new ones. For a thread that has used
-    the model and leaves it to another now. Where PyTorch does not run on libgomp, nothing happens."""
-    pause = _pause()
+    the model and leaves it to another now. Where PyTorch does not run, or not on libgomp, nothing happens."""
+    pause = _pause() if "torch" in sys.modules else None
     if pause is not None:
         pause(_HARD)
 

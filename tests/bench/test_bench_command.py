@@ -27,7 +27,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
             "tables.",
         ),
         (["train", "--peer", "vllm"], "workload train has no peer 'vllm'; choose peft."),
-        (["ttft", "--engine", "other"], "workload ttft has no engine 'other'; choose embedded, vllm."),
+        (["ttft", "--engine", "other"], "workload ttft has no engine 'other'; choose embedded, vllm, llamacpp."),
         (["serve", "--engine", "vllm"], "workload serve has no engine 'vllm'; choose embedded."),
         (
             ["mixed", "--engine", "vllm", "--peer", "vllm"],

@@ -52,7 +52,7 @@ def test_families_that_are_refused_say_why(tmp_path, key):
     (record,) = measured(tmp_path, key).records
     assert len({record.found[column]["refused"] for column in COLUMNS}) == 1
     row = Conformance().tables([record]).splitlines()[-1]
-    assert row.endswith(" | refused | refused | refused | refused |")
+    assert row.endswith(" | refused | refused | refused | refused | refused |")
     assert "refused: " in row
 
 
@@ -60,7 +60,8 @@ def test_without_peft_or_vllm_their_columns_are_missing(tmp_path):
     (record,) = measured(tmp_path, "qwen3", peers=()).records
     assert "missing" in record.found["peft"]
     assert "missing" in record.found["vllm"]
-    assert Conformance().tables([record]).splitlines()[-1].endswith("| missing | missing |")
+    assert "missing" in record.found["llamacpp"]
+    assert Conformance().tables([record]).splitlines()[-1].endswith("| missing | missing | missing |")
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -71,7 +72,7 @@ def test_other_weights_would_be_seen(opt, tmp_path, monkeypatch, column):
     if column == "checkpointing":
         monkeypatch.setattr("foreword.training.checkpointing._is_rate", lambda name, value: False)
     assert checks.CHECKS[column](broken)["difference"] > 100 * GOAL
-    assert set(checks.CHECKS) == {*COLUMNS, "vllm"}
+    assert set(checks.CHECKS) == {*COLUMNS, "vllm", "llamacpp"}
 
 
 @pytest.fixture
@@ -105,8 +106,8 @@ def test_however_vllm_ends_is_its_cell(tmp_path, in_its_place, name, shown, monk
     (record,) = outcome.records
     assert str(tmp_path) not in str(record.found["vllm"])
     assert "difference" in record.found["engine"]
-    assert Conformance().tables([record]).splitlines()[-1].endswith(f"| missing | {shown} |")
-    assert not outcome.summary.limits[-1].met
+    assert Conformance().tables([record]).splitlines()[-1].endswith(f"| missing | {shown} | missing |")
+    assert not next(limit for limit in outcome.summary.limits if limit.name.startswith("vllm/")).met
 
 
 def test_steps_are_compared_until_the_tokens_part():
@@ -144,8 +145,8 @@ def test_what_vllm_died_of_is_found_in_what_it_printed(raised, found):
 @pytest.mark.parametrize(
     ("found", "row"),
     [
-        ({"difference": 0.0}, "| Llama | 0 | 0 | 0 | 0 | missing |"),
-        ({"refused": "X hides it."}, "| Llama | refused: hides it | refused | refused | refused | missing |"),
+        ({"difference": 0.0}, "| Llama | 0 | 0 | 0 | 0 | missing | missing |"),
+        ({"refused": "X hides it."}, "| Llama | refused: hides it | refused | refused | refused | missing | missing |"),
     ],
 )
 def test_a_record_from_before_a_column_lacks_it(make_record, found, row):
@@ -157,7 +158,7 @@ def test_a_record_from_before_a_column_lacks_it(make_record, found, row):
 def test_a_larger_difference_is_not_met(make_record):
     found = {column: {"difference": 1e-6} for column in checks.CHECKS}
     records = [make_record("conformance", "llama", found)]
-    assert [limit.met for limit in Conformance().summary(records).limits] == [True] * 5
+    assert [limit.met for limit in Conformance().summary(records).limits] == [True] * 6
     records.append(make_record("conformance", "opt", {**found, "engine": {"difference": 2e-4}}))
-    assert [limit.met for limit in Conformance().summary(records).limits] == [True, True, False, True, True]
+    assert [limit.met for limit in Conformance().summary(records).limits] == [True, True, False, True, True, True]
     assert not any(limit.met for limit in Conformance().summary([]).limits)

@@ -10,9 +10,9 @@ import zipfile
 import pytest
 import torch
 
+from foreword.bench.conformance.gguf import write_gguf
 from foreword.errors import UnknownModel, UnsupportedModel
 from foreword.models import gguf, load_model
-from loading.tiny_gguf import write_gguf
 from models import tiny_model
 
 
@@ -41,7 +41,7 @@ def test_it_is_converted_once_and_remembers_its_parent(file):
     second = load_model(str(file), progress=lines.append)
     assert lines == ["converting tiny.gguf to a model folder (once)"]
     assert first.identity == second.identity
-    assert first.identity.lineage == (gguf._sha256(file),)
+    assert first.identity.lineage == (gguf.sha256(file),)
     (folder,) = (path for path in (gguf.home() / "models").iterdir() if path.is_dir())
     first.identity.check(load_model(str(folder)).identity, "a prefix")
 

@@ -1,4 +1,4 @@
-"""Models that vLLM's CPU kernels take, a bank in front of each, and the requests that both engines answer."""
+"""Models that other engines take, a bank in front of each, and the requests that both engines answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from foreword.bank.bank import Bank
 from foreword.core import Front, KVPrefix, SamplingParams, Task
@@ -36,6 +36,8 @@ SIZES = {
 }
 CONFIGS = {
     "llama": lambda: LlamaConfig(**SIZES),
+    "qwen2": lambda: Qwen2Config(**{**SIZES, "hidden_size": 128}),
+    "qwen3": lambda: Qwen3Config(**SIZES),
     "gemma3": lambda: Gemma3TextConfig(
         **SIZES,
         sliding_window=48,
@@ -46,6 +48,7 @@ CONFIGS = {
 # Shorter and longer than a block of 32 or 128, whole blocks and all but.
 LENGTHS = (1, 2, 5, 16, 31, 32, 33, 48, 63, 64, 65, 96, 100, 127, 128, 129, 200, 256, 299, 300)
 TURNS = 3
+CACHE_BYTES = 1 << 26
 BLOCK = 32
 # Of a request of 364 tokens at most, twelve: four of the longest fill the cache, and others wait or give way.
 BLOCKS = 49
@@ -87,7 +90,7 @@ class House:
 
     def expected(self, requests: Sequence[Request]) -> list[list[int]]:
         """What the embedded engine answers."""
-        with Engine(self.lm) as engine:
+        with Engine(self.lm, cache_bytes=CACHE_BYTES) as engine:
             return tokens(engine, requests)
 
     def publish(self, name: str, seed: int, length: int = 64) -> Task:

@@ -17,6 +17,7 @@ from foreword.errors import PromptTooLong, UsageError
 from foreword.prompts.lower import lower_tokens
 from foreword.prompts.static import prefilled_task, static_task
 from foreword.server.resident import ResidentTasks
+from foreword.text.request import static_ids
 from models import tiny_model
 from server.running import House, foreign_task, learned_prefix, learned_task, wait_until
 
@@ -190,7 +191,9 @@ def test_a_text_is_run_between_the_steps_of_others():
 def test_a_static_task_beside_an_engine_is_the_one_of_its_model():
     lm = tiny_model("llama")
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        found = prefilled_task(engine.tokenizer, engine.prefill, "x", "prompt", "Once upon a time")
+        text = "Once upon a time"
+        token_ids = static_ids(engine.tokenizer, "prompt", text)
+        found = prefilled_task("x", "prompt", text, token_ids, engine.prefill(token_ids))
     expected = static_task(lm, "x", "prompt", "Once upon a time")
     assert found.prefix.token_ids == expected.prefix.token_ids
     assert found.prefix.bos == expected.prefix.bos

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from foreword.bank.adapter_config import ADAPTER_MEND, LARGEST, check_plain, layer_scale, make_config
 from foreword.bank.document import parse
 from foreword.bank.durable import make_folder, write_file
-from foreword.bank.tensor_file import open_file, read_tensors, write_tensors
+from foreword.bank.tensor_file import Load, load_tensors, open_file, read_tensors, widened, write_tensors
 from foreword.core import Adapter, LowRank
 from foreword.errors import CorruptFile, UsageError
 
@@ -68,7 +68,7 @@ def write_adapter(
     write_file(folder / CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path, load: Load = load_tensors) -> Adapter:
     """Read a LoRA folder, factors on the CPU in the stored dtype.
 
     Whether the named layers are in a model, whoever loads the model checks.
@@ -86,7 +86,7 @@ def read_adapter(folder: Path) -> Adapter:
             f"{folder / _PICKLE}: expected {WEIGHTS}, found a pickle, which is never loaded here; save the adapter "
             "again with a current PEFT."
         )
-    return make_adapter(config, read_tensors(folder / WEIGHTS), str(folder))
+    return make_adapter(config, read_tensors(folder / WEIGHTS, load), str(folder))
 
 
 def make_adapter(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], where: str) -> Adapter:
@@ -137,8 +137,5 @@ def _fault(layers: Mapping[str, LowRank], scale: float) -> str | None:
 
 
 def _scaled(pair: LowRank, ratio: float) -> LowRank:
-    import torch
-
     # PEFT, too, runs half-precision factors in float32; folded in half precision they would be rounded once more.
-    wide = torch.float64 if pair.up.dtype == torch.float64 else torch.float32
-    return LowRank(pair.down.to(wide), pair.up.to(wide) * ratio)
+    return LowRank(widened(pair.down), widened(pair.up) * ratio)

@@ -14,6 +14,7 @@ from foreword.bank.names import check_name, hint, is_name, is_version, matching,
 from foreword.bank.prefix_file import read_prefix
 from foreword.bank.remote import RemoteStore
 from foreword.bank.store import Store
+from foreword.bank.tensor_file import Load, load_tensors
 from foreword.bank.version_files import split_source
 from foreword.core import KVPrefix, ModelIdentity, Task
 from foreword.errors import BankError, CorruptFile, PublishConflict, UnknownTask, UsageError
@@ -30,12 +31,16 @@ class Bank:
     Args:
         root: a folder (also as ``file://`` or ``local://``), or the fsspec URL of an object store.
         cache: where versions from an object store are kept; by default ``cache/bank`` in Foreword's home.
+        load: how tensors are read; `foreword.bank.arrays.load_arrays` for a process without PyTorch.
 
     Every method raises `BankError` when the place cannot be read or written.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None, load: Load = load_tensors
+    ) -> None:
         self._store = _open_store(os.fspath(root), Path(cache) if cache else home() / "cache" / "bank")
+        self.load_tensors = load
 
     @property
     def place(self) -> str:
@@ -75,7 +80,7 @@ class Bank:
         `CorruptFile`."""
         with self._door(_NOTHING_READ):
             name, version = self._resolve(ref)
-            task = read_version(self._store.folder(name, version), name, version)
+            task = read_version(self._store.folder(name, version), name, version, self.load_tensors)
         release_workers()  # an engine may be running in another thread
         return task
 
@@ -84,7 +89,7 @@ class Bank:
         workers read them by themselves. Raises as `load` does, but for no fault of those values."""
         with self._door(_NOTHING_READ):
             name, version = self._resolve(ref)
-            return outline_version(self._store.folder(name, version), name, version)
+            return outline_version(self._store.folder(name, version), name, version, self.load_tensors)
 
     def prefix(self, source: str) -> KVPrefix:
         """One prefix without the rest of its task, by what it remembers as its source.
@@ -98,7 +103,7 @@ class Bank:
             )
         name, version, file = found
         with self._door(_NOTHING_READ):
-            prefix = read_prefix(self._store.folder(name, version) / file, source)
+            prefix = read_prefix(self._store.folder(name, version) / file, source, self.load_tensors)
         release_workers()  # an engine may be running in another thread
         return prefix
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from foreword.bank.head_file import read_head, write_head
 from foreword.bank.prefix_file import outline_prefix, read_header, read_prefix, write_prefix
 from foreword.bank.record import make_record, parse_record, write_record
 from foreword.bank.soft_file import read_soft, write_soft
+from foreword.bank.tensor_file import Load, load_tensors
 from foreword.bank.version_files import (
     ADAPTER,
     ADAPTER_FILES,
@@ -81,11 +83,14 @@ def read_record(folder: Path, name: str, version: str | None = None) -> dict[str
     return parse_record(data, str(path), name, version)
 
 
-def read_version(folder: Path, name: str, version: str | None = None) -> Task:
+def read_version(folder: Path, name: str, version: str | None = None, load: Load = load_tensors) -> Task:
     """Read the version in ``folder`` as task ``name``.
 
     Only what is served is checked, so that an edited ``README.md`` takes no task down; `check_version`
     checks all.
+
+    Args:
+        load: reads tensors.
 
     Raises:
         CorruptFile: anything missing, altered, malformed or from a newer Foreword.
@@ -95,18 +100,18 @@ def read_version(folder: Path, name: str, version: str | None = None) -> Task:
     with ThreadPoolExecutor(1) as hashing:
         checked = hashing.submit(_check_served, folder, record["files"])
         try:
-            return _read_task(folder, record, read_prefix)
+            return _read_task(folder, record, partial(read_prefix, load=load), load)
         finally:
             checked.result()  # that a file was altered says more than what follows from it
 
 
-def outline_version(folder: Path, name: str, version: str | None = None) -> Task:
+def outline_version(folder: Path, name: str, version: str | None = None, load: Load = load_tensors) -> Task:
     """The same task without the values of its prefixes, see `outline_prefix`. Raises as `read_version` does, but for no
     fault of those values."""
     record = read_record(folder, name, version)
     prefixes = {PREFIX, *member_files(record["files"])}
     _check_served(folder, {file: entry for file, entry in record["files"].items() if file not in prefixes})
-    return _read_task(folder, record, outline_prefix)
+    return _read_task(folder, record, outline_prefix, load)
 
 
 def _check_served(folder: Path, files: Mapping[str, Any]) -> None:
@@ -118,7 +123,7 @@ def _check_served(folder: Path, files: Mapping[str, Any]) -> None:
 ReadPrefix = Callable[[Path, str], KVPrefix]
 
 
-def _read_task(folder: Path, record: Mapping[str, Any], read: ReadPrefix) -> Task:
+def _read_task(folder: Path, record: Mapping[str, Any], read: ReadPrefix, load: Load) -> Task:
     words, bias = record["verbalizer"], record.get("bias")
     return Task(
         name=record["name"],
@@ -134,7 +139,7 @@ def _read_task(folder: Path, record: Mapping[str, Any], read: ReadPrefix) -> Tas
         members=tuple(_read_member(folder, file, record, read) for file in member_files(record["files"])),
         combine=record.get("combine", "mean"),
         version=record["version"],
-        **_read_parts(folder, record, record["model"]["hidden_size"]),
+        **_read_parts(folder, record, record["model"]["hidden_size"], load),
     )
 
 
@@ -191,16 +196,16 @@ def _write_parts(folder: Path, task: Task) -> list[str]:
     return names
 
 
-def _read_parts(folder: Path, record: Mapping[str, Any], hidden: int) -> dict[str, Any]:
+def _read_parts(folder: Path, record: Mapping[str, Any], hidden: int, load: Load) -> dict[str, Any]:
     """Fields of the task that have files of their own besides prefixes."""
     files, parts = record["files"], {}
     if SOFT in files:
-        parts["soft"] = read_soft(folder / SOFT, hidden, record["template"])
+        parts["soft"] = read_soft(folder / SOFT, hidden, record["template"], load)
     if HEAD in files:
         head = record["head"]
-        parts["head"] = read_head(folder / HEAD, head["labels"], hidden, per_token=head["per_token"])
+        parts["head"] = read_head(folder / HEAD, head["labels"], hidden, per_token=head["per_token"], load=load)
     if ADAPTER_FILES[0] in files:
-        parts["adapter"] = read_adapter(folder / ADAPTER)
+        parts["adapter"] = read_adapter(folder / ADAPTER, load)
     return parts
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foreword.bank.document import MEND
-from foreword.bank.tensor_file import Shape, fault_of_shapes, read_tensors, write_tensors
+from foreword.bank.tensor_file import Load, Shape, fault_of_shapes, load_tensors, read_tensors, write_tensors
 from foreword.core import Head
 from foreword.errors import CorruptFile, UsageError
 
@@ -28,9 +28,9 @@ def write_head(path: Path, head: Head, hidden: int) -> None:
     write_tensors(path, tensors, "the head")
 
 
-def read_head(path: Path, labels: Sequence[str], hidden: int, *, per_token: bool) -> Head:
+def read_head(path: Path, labels: Sequence[str], hidden: int, *, per_token: bool, load: Load = load_tensors) -> Head:
     """Read the head for ``labels``. Raises `CorruptFile` for whatever is wrong with it."""
-    tensors: dict[str, torch.Tensor] = read_tensors(path)
+    tensors: dict[str, torch.Tensor] = read_tensors(path, load)
     if fault := fault_of_shapes(tensors, _shapes(labels, hidden)):
         raise CorruptFile(f"{path}: {fault}; {MEND}.")
     return Head(tuple(labels), tensors["weight"], tensors["bias"], per_token)

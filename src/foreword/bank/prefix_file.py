@@ -19,7 +19,7 @@ from foreword.bank.document import (
     parse_fields,
 )
 from foreword.bank.durable import write_file
-from foreword.bank.tensor_file import DTYPES, detached, is_finite, load_tensors, open_file
+from foreword.bank.tensor_file import DTYPES, Load, detached, is_finite, load_tensors, open_file, serialized
 from foreword.core import Bos, KVPrefix, ModelIdentity
 from foreword.errors import CorruptFile, UsageError
 
@@ -59,8 +59,6 @@ def write_prefix(path: str | os.PathLike[str], prefix: KVPrefix, *, method: str,
         UsageError: mixed or integer dtypes, values that are not finite, or provenance that JSON cannot hold.
         OSError: the disk is full or not writable.
     """
-    from safetensors.torch import save
-
     if (broken := _not_finite(prefix)) is not None:
         raise UsageError(f"layer {broken} of the prefix holds NaN or infinity; train it again with a smaller --lr.")
     header = {
@@ -75,21 +73,22 @@ def write_prefix(path: str | os.PathLike[str], prefix: KVPrefix, *, method: str,
         "provenance": dict(provenance),
     }
     metadata = {_METADATA_KEY: dump(header, "the header of a prefix")}
-    write_file(Path(path), save(_named_tensors(prefix), metadata))
+    write_file(Path(path), serialized(_named_tensors(prefix), metadata))
 
 
-def read_prefix(path: str | os.PathLike[str], source: str = "") -> KVPrefix:
+def read_prefix(path: str | os.PathLike[str], source: str = "", load: Load = load_tensors) -> KVPrefix:
     """Read and check one prefix; its tensors are on the CPU in the stored dtype.
 
     Args:
         source: what it is to remember as the place that it came from.
+        load: reads its tensors.
 
     Raises `CorruptFile` for whatever is wrong with the file, `BankError` if it cannot be opened.
     """
     where = str(path)
     with open_file(path) as stream:
         header = _checked_header(read_container(stream, where), where)
-    tensors = load_tensors(path)
+    tensors = load(path)
     prefix = _build(header, tensors, where, source)
     if prefix.digest != header["digest"]:
         raise CorruptFile(

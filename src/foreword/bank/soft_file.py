@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foreword.bank.document import MEND
-from foreword.bank.tensor_file import fault_of_shapes, read_tensors, write_tensors
+from foreword.bank.tensor_file import Load, fault_of_shapes, load_tensors, read_tensors, write_tensors
 from foreword.errors import CorruptFile, UsageError
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def write_soft(path: Path, soft: torch.Tensor, hidden: int, template: str | None
     write_tensors(path, {_NAME: soft}, "the soft tokens")
 
 
-def read_soft(path: Path, hidden: int, template: str | None) -> torch.Tensor:
+def read_soft(path: Path, hidden: int, template: str | None, load: Load = load_tensors) -> torch.Tensor:
     """Read soft tokens ``[S, hidden]``. Raises `CorruptFile` for whatever is wrong with them."""
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, load)
     if fault := _fault(tensors, hidden, template):
         raise CorruptFile(f"{path}: {fault}; {MEND}.")
     return tensors[_NAME]

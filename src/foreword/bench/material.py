@@ -25,7 +25,7 @@ def requests(data: Path) -> str:
 
 def cut(tokenizer: Any, text: str, tokens: int) -> str:
     """The beginning of a text, so many tokens. Raises BenchError if it is shorter."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) < tokens:
         raise BenchError(f"a text of {len(ids)} tokens is shorter than the {tokens} that are measured; choose another.")
     return tokenizer.decode(ids[:tokens])
@@ -33,7 +33,7 @@ def cut(tokenizer: Any, text: str, tokens: int) -> str:
 
 def windows(tokenizer: Any, text: str, count: int, tokens: int) -> list[list[int]]:
     """Token ids ``[count][tokens]`` from all over a text; they overlap where it is too short to do without."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer.encode(text, add_special_tokens=False)
     last = len(ids) - tokens
     if last < count - 1:
         raise BenchError(f"a text of {len(ids)} tokens has no {count} different pieces of {tokens}; give a longer one.")

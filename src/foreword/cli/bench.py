@@ -33,7 +33,7 @@ def bench(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="Engine that does the work, if there is a choice: embedded or vllm.", show_default="embedded"
+            help="Engine that does the work, if there is a choice: embedded, vllm or llamacpp.", show_default="embedded"
         ),
     ] = None,
     only: Annotated[

@@ -1,4 +1,4 @@
-"""The engines that ``foreword serve`` can run, each opened by a function of its own."""
+"""The engines that commands can run, each opened by a function of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from foreword.home import default_bank, default_model
 from foreword.progress import Progress
 
 if TYPE_CHECKING:
+    from foreword.bank.bank import Bank
     from foreword.core import Task
     from foreword.engine.protocol import EngineProtocol
     from foreword.models import LanguageModel
@@ -31,15 +32,15 @@ class Asked:
     device: str
     trust_remote_code: bool
     allow_other_weights: bool
-    multi_task_prompt: str | None
-    prefix_bytes: int
-    max_model_len: int | None
-    max_waiting: int
-    flags: tuple[str, ...]
+    multi_task_prompt: str | None = None
+    prefix_bytes: int = 1 << 30
+    max_model_len: int | None = None
+    max_waiting: int = 4096
+    flags: tuple[str, ...] = ()
 
 
-Served = tuple["EngineProtocol", dict[str, "Task"]]
-"""An engine that can answer, and the tasks that live as long as it."""
+Served = tuple["EngineProtocol", "Bank", dict[str, "Task"]]
+"""An engine that can answer, the bank as it reads it, and the tasks that live as long as it."""
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def embedded(asked: Asked) -> Iterator[Served]:
     extra = _extra_tasks(lm, prompts)
     limits = {"max_model_len": asked.max_model_len, "max_waiting": asked.max_waiting}
     with options.open_engine(lm, allow_other_weights=asked.allow_other_weights, **limits) as running:
-        yield running, extra
+        yield running, options.open_bank(asked.bank), extra
 
 
 @contextmanager
@@ -78,10 +79,78 @@ def vllm(asked: Asked) -> Iterator[Served]:
         max_model_len=asked.max_model_len,
         allow_other_weights=asked.allow_other_weights,
     ) as running:
-        yield running, {}
+        yield running, options.open_bank(asked.bank), {}
 
 
-ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {"embedded": embedded, "vllm": vllm}
+@contextmanager
+def llamacpp(asked: Asked) -> Iterator[Served]:
+    """llama.cpp, in this process and without PyTorch."""
+    if asked.flags:
+        raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(asked.flags)}.")
+    check_llamacpp(asked.dtype, asked.device, asked.trust_remote_code)
+    _check_prompts("llama.cpp", asked.multi_task_prompt)
+    options.settle_threads()
+    from foreword.llamacpp.engine import LlamaCppEngine
+    from foreword.llamacpp.model import gguf_model
+
+    model = gguf_model(asked.model, progress=options.say)
+    _check_length(asked.max_model_len, model.context)
+    with LlamaCppEngine(
+        model,
+        max_waiting=asked.max_waiting,
+        max_model_len=asked.max_model_len,
+        allow_other_weights=asked.allow_other_weights,
+    ) as running:
+        yield running, bank_of("llamacpp", asked.bank), {}
+
+
+ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {
+    "embedded": embedded,
+    "vllm": vllm,
+    "llamacpp": llamacpp,
+}
+
+
+@contextmanager
+def evaluating_embedded(asked: Asked) -> Iterator[EngineProtocol]:
+    """PyTorch, also for what nothing serves."""
+    lm = options.open_model(asked.model, asked.dtype, asked.device, asked.trust_remote_code)
+    from foreword.engine.decoder import evaluator
+
+    with evaluator(lm, allow_other_weights=asked.allow_other_weights) as running:
+        yield running
+
+
+@contextmanager
+def evaluating_llamacpp(asked: Asked) -> Iterator[EngineProtocol]:
+    with llamacpp(asked) as (running, _, _):
+        yield running
+
+
+EVALUATORS: dict[str, Callable[[Asked], AbstractContextManager[EngineProtocol]]] = {
+    "embedded": evaluating_embedded,
+    "llamacpp": evaluating_llamacpp,
+}
+
+
+def bank_of(engine: str, root: str | None) -> Bank:
+    """A bank as an engine reads it."""
+    if engine != "llamacpp":
+        return options.open_bank(root)
+    from foreword.bank.arrays import load_arrays
+    from foreword.bank.bank import Bank
+
+    return Bank(root or default_bank(), load=load_arrays)
+
+
+def check_llamacpp(dtype: str, device: str, trust_remote_code: bool) -> None:
+    """Raise UsageError unless llama.cpp is here, and nothing is asked of it that it would not do."""
+    from foreword.llamacpp.door import check_version
+
+    check_version()
+    given = {"--dtype": dtype != "auto", "--device": device != "auto", "--trust-remote-code": trust_remote_code}
+    if wrong := [name for name, there in given.items() if there]:
+        raise UsageError(f"llama.cpp runs a GGUF file as it is, on this machine's CPU; leave {wrong[0]} out.")
 
 
 def vllm_command(asked: Asked, engine: str, host: str, port: int) -> str:
@@ -101,13 +170,16 @@ def vllm_command(asked: Asked, engine: str, host: str, port: int) -> str:
 
 
 def _check_vllm(asked: Asked) -> None:
-    if asked.multi_task_prompt is not None:
-        raise UsageError(
-            f"vLLM serves what is in a bank: run `foreword cache {asked.multi_task_prompt}` first, and leave "
-            "--multi-task-prompt out."
-        )
+    _check_prompts("vLLM", asked.multi_task_prompt)
     if asked.device != "auto":
         raise UsageError("vLLM chooses its device when it is installed; leave --device out.")
+
+
+def _check_prompts(engine: str, file: str | None) -> None:
+    if file is not None:
+        raise UsageError(
+            f"{engine} serves what is in a bank: run `foreword cache {file}` first, and leave --multi-task-prompt out."
+        )
 
 
 def _flags(asked: Asked) -> list[str]:

@@ -9,6 +9,7 @@ import typer
 
 from foreword.cli import options
 from foreword.cli.completion import task_names
+from foreword.cli.engines import EVALUATORS, Asked, bank_of
 from foreword.cli.interruption import command_line, going_on
 from foreword.errors import UnknownTask, UsageError
 from foreword.home import default_model
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.engine.protocol import EngineProtocol
     from foreword.evaluation.report import Report
-    from foreword.models import LanguageModel
     from foreword.text.rows import Row
 
 # What may stand beside --ratings.
@@ -50,6 +50,7 @@ def evaluate(
         int | None, typer.Option(help="Draws the order of the answers in --blind.", show_default="0")
     ] = None,
     ratings: Annotated[Path | None, typer.Option(help="Read a filled rating sheet, and nothing else.")] = None,
+    engine: Annotated[str, typer.Option(help="embedded or llamacpp.")] = "embedded",
     model: options.ModelName = None,
     bank: options.BankRoot = None,
     dtype: options.Dtype = "auto",
@@ -67,15 +68,20 @@ def evaluate(
         return _rated(ratings, json)
     if name is None or data is None:
         raise UsageError("name a task and its examples: foreword eval NAME --data FILE.")
+    if engine not in EVALUATORS:
+        raise UsageError(f"engine {engine!r} does not evaluate; choose {' or '.join(EVALUATORS)}.")
     names = [name, *(compare or [])]
     _check_files(names, blind, seed, predictions)
     rows = _rows(data, limit)
-    tasks = _found(options.open_bank(bank), names, model or default_model())
+    given = Asked(model, bank, dtype, device, trust_remote_code, allow_other_weights)
+    tasks = _found(bank_of(engine, bank), names, model or default_model())
     _check_tasks(tasks, per_class)
-    with going_on(lambda: f"nothing was written; start again: {command_line()}"):
-        lm = options.open_model(model, dtype, device, trust_remote_code)
-        asked = _asked(tasks, lm, allow_other_weights)
-        reports = _reports(lm, asked, rows, label_field, allow_other_weights)
+    with (
+        going_on(lambda: f"nothing was written; start again: {command_line()}"),
+        EVALUATORS[engine](given) as running,
+    ):
+        asked = _asked(tasks, running, allow_other_weights)
+        reports = _reports(running, asked, rows, label_field)
     if predictions is not None:
         from foreword.evaluation.report import write_predictions
 
@@ -150,29 +156,22 @@ def _check_tasks(tasks: Sequence[Task | None], per_class: bool) -> None:
             raise UsageError(f"task '{task.name}' generates text, which has no classes; leave out --per-class.")
 
 
-def _asked(tasks: Sequence[Task | None], lm: LanguageModel, allow_other_weights: bool) -> list[Task]:
+def _asked(tasks: Sequence[Task | None], engine: EngineProtocol, allow_other_weights: bool) -> list[Task]:
     """What is asked, the base model as the first task is; every task checked against the model."""
     from foreword.evaluation.baseline import baseline
-    from foreword.prompts.lower import empty
 
     first = next(task for task in tasks if task is not None)
     for task in tasks:
         if task is not None:
-            options.check_model(task, lm, allow_other_weights=allow_other_weights)
-    return [baseline(first, lm.name, empty(lm)) if task is None else task for task in tasks]
+            options.check_model(task, engine, allow_other_weights=allow_other_weights)
+    return [baseline(first, engine.name, engine.identity) if task is None else task for task in tasks]
 
 
-def _reports(
-    lm: LanguageModel, tasks: Sequence[Task], rows: Sequence[Row], label_field: str, allow_other_weights: bool
-) -> dict[str, Report]:
+def _reports(engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row], label_field: str) -> dict[str, Report]:
     """By name and version."""
-    from foreword.engine.decoder import evaluator
     from foreword.evaluation.evaluate import evaluate as run_evaluate
 
-    with (
-        evaluator(lm, allow_other_weights=allow_other_weights) as engine,
-        Progress("evaluating", _questions(tasks, len(rows)), "questions", watch=lambda: _answered(engine)),
-    ):
+    with Progress("evaluating", _questions(tasks, len(rows)), "questions", watch=lambda: _answered(engine)):
         reports = {task.ref: run_evaluate(engine, task, rows, label_field=label_field) for task in tasks}
     if missing := sorted({name for report in reports.values() for name in report.unmeasured}):
         options.say(f"not measured: {', '.join(missing)}; they need: pip install 'foreword[eval]'")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from foreword.bank.bank import Bank
     from foreword.core import Task
     from foreword.engine.engine import Engine
+    from foreword.engine.protocol import EngineProtocol
     from foreword.models import LanguageModel
 
 ModelName = Annotated[
@@ -64,6 +65,15 @@ def quiet_libraries() -> None:
     """Settings of the libraries underneath that must stand before they load: no chatter, and how threads wait."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    settle_threads()
+    from transformers.utils import logging as chatter
+
+    chatter.disable_progress_bar()
+    chatter.set_verbosity_error()
+
+
+def settle_threads() -> None:
+    """How threads of the libraries underneath wait; must stand before they load."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Between small operations threads wait actively, some tens of microseconds, and then let go of the core. On two
     # free cores a step of 16 answers takes 45 ms so, and 57 if they let go at once. Where another process keeps a core
@@ -71,10 +81,6 @@ def quiet_libraries() -> None:
     # default waits thirty times as long.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from transformers.utils import logging as chatter
-
-    chatter.disable_progress_bar()
-    chatter.set_verbosity_error()
 
 
 def open_model(name: str | None, dtype: str, device: str, trust_remote_code: bool = False) -> LanguageModel:
@@ -110,7 +116,7 @@ def find_task(
     return task
 
 
-def check_model(task: Task, lm: LanguageModel, *, allow_other_weights: bool = False) -> None:
+def check_model(task: Task, lm: LanguageModel | EngineProtocol, *, allow_other_weights: bool = False) -> None:
     """Raise ModelMismatch for a task of another model, whether or not it has a prefix that would show it."""
     task.prefix.model.check(lm.identity, f"task '{task.name}'", allow_other_weights=allow_other_weights)
 

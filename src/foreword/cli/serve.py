@@ -24,7 +24,7 @@ def serve(
     flags: Annotated[
         list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve, for --engine vllm.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="embedded or vllm.")] = "embedded",
+    engine: Annotated[str, typer.Option(help="embedded, vllm or llamacpp.")] = "embedded",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8000,
     multi_task_prompt: Annotated[
@@ -88,12 +88,11 @@ def serve(
     _bind(host, port).close()
     # uvicorn gives answers their time and then raises the signal again, which must not skip the engine's own end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with ENGINES[engine](asked) as (running, extra):
+    with ENGINES[engine](asked) as (running, store, extra):
         import uvicorn
 
         from foreword.server.app import create_app
 
-        store = options.open_bank(bank)
         app = create_app(
             running,
             store,

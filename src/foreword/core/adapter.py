@@ -39,7 +39,7 @@ class Adapter:
     @property
     def nbytes(self) -> int:
         """Bytes of all factors."""
-        return sum(t.numel() * t.element_size() for pair in self.layers.values() for t in (pair.down, pair.up))
+        return sum(t.nbytes for pair in self.layers.values() for t in (pair.down, pair.up))
 
     @property
     def rank(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ class ModelIdentity:
         """
         for name in ("architecture", "hidden_size", "vocab_size", "layers", "rope", "tokenizer"):
             made, found = getattr(self, name), getattr(model, name)
-            if made != found:
+            if made != found and not (name == "rope" and _same_numbers(made, found)):
                 raise ModelMismatch(
                     f"{what} was made for another model: {name} is {_short(made)}, the loaded model has "
                     f"{_short(found)}; load the model it was made for, or train it again on this one."
@@ -91,6 +92,14 @@ class ModelIdentity:
             weights=str(data["weights"]),
             lineage=tuple(map(str, data["lineage"])),
         )
+
+
+def _same_numbers(one: str, other: str) -> bool:
+    """Whether two JSON texts say the same: a whole number in one configuration is a fraction in another."""
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
 
 
 def _short(value: object) -> str:

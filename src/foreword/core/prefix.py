@@ -12,6 +12,7 @@ from foreword.core.identity import ModelIdentity
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -21,6 +22,8 @@ Bos = Literal["prefix", "request", "none"]
 @dataclass(frozen=True, eq=False)
 class KVPrefix:
     """Key and value tensors of all layers for ``P`` positions: the one thing that every prompt becomes.
+
+    Tensors are PyTorch's, or numpy arrays where the bank was opened for an engine that runs without it.
 
     Attributes:
         model: identity of the model that the tensors belong to.
@@ -69,24 +72,21 @@ class KVPrefix:
     @property
     def nbytes(self) -> int:
         """Bytes of all key and value tensors; none of those on the meta device, which have no values."""
-        tensors = (*self.keys, *self.values)
-        return sum(t.numel() * t.element_size() for t in tensors if t.device.type != "meta")
+        return sum(t.nbytes for t in (*self.keys, *self.values) if not getattr(t, "is_meta", False))
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over everything that changes what a request would see: geometry, token ids and values."""
-        import torch
-
         header = [
             self.offset,
             self.token_ids,
             self.bos,
             self.model.to_json(),
-            [str(k.dtype) for k in self.keys],
+            [f"torch.{str(k.dtype).removeprefix('torch.')}" for k in self.keys],
         ]
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for tensor in (*self.keys, *self.values):
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).flatten().numpy().data)
+            digest.update(_stored_bytes(tensor))
         return digest.hexdigest()
 
     def head(self, length: int) -> KVPrefix:
@@ -110,3 +110,13 @@ class KVPrefix:
         if all(new is old for new, old in zip((*keys, *values), (*self.keys, *self.values), strict=True)):
             return self
         return KVPrefix(self.model, keys, values, self.offset, self.token_ids, self.bos, self.source)
+
+
+def _stored_bytes(tensor: torch.Tensor | np.ndarray) -> memoryview:
+    import numpy as np
+
+    if not isinstance(tensor, np.ndarray):
+        import torch
+
+        tensor = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data

@@ -75,6 +75,6 @@ class Task:
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
         tensors = [t for t in (self.soft, *((self.head.weight, self.head.bias) if self.head else ())) if t is not None]
-        own = sum(t.numel() * t.element_size() for t in tensors)
+        own = sum(t.nbytes for t in tensors)
         adapter = self.adapter.nbytes if self.adapter is not None else 0
         return own + adapter + sum(prefix.nbytes for prefix in (self.prefix, *self.members))

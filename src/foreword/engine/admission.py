@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from foreword.core import ModelIdentity
-from foreword.engine.cache import PAGE, PagedCache
 from foreword.engine.protocol import Request
 from foreword.errors import PromptTooLong, RequestError
 from foreword.text.request import Prompt
@@ -20,12 +20,14 @@ class Admission:
         context: positions that a request may take, prefix and answer included; ``None`` without a limit.
         capacity: positions that the cache can hold.
         allow_other_weights: accept prefixes made for other weights of the same shape.
+        in_front: positions that a prefix of a length takes in the cache.
     """
 
     identity: ModelIdentity
     context: int | None
     capacity: int
     allow_other_weights: bool
+    in_front: Callable[[int], int] = int
 
     def check(self, request: Request) -> None:
         """Raise RequestError, PromptTooLong or ModelMismatch for an answer that can never be generated."""
@@ -39,7 +41,7 @@ class Admission:
                 f"the prompt has {prompt} tokens and max_tokens is {wanted}, together more than the context of "
                 f"{self.context}; ask for at most {self.context - prompt} tokens."
             )
-        if (needed := request.own_limit + self._in_front(request)) > self.capacity:
+        if (needed := request.own_limit + self.in_front(request.prefix_length)) > self.capacity:
             raise PromptTooLong(
                 f"the request needs {needed} positions of the cache, which has {self.capacity}; shorten it, or give "
                 "the engine a larger cache."
@@ -50,11 +52,6 @@ class Admission:
         self._check_tokens(prompt)
         self._check_prefix(prompt)
         self._check_room(prompt.prefix_length + len(prompt.token_ids), longest_word)
-
-    @staticmethod
-    def _in_front(request: Request) -> int:
-        """Positions that its prefix takes in the cache, whole pages."""
-        return PAGE * PagedCache.pages_in_front(request.prefix_length)
 
     def _check_tokens(self, asked: Request | Prompt) -> None:
         if not asked.token_ids:

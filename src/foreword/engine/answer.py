@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Set
 
-from foreword.engine.engine import NOT_FINITE
 from foreword.engine.protocol import Chunk, FinishReason, Request
+from foreword.engine.stepped import NOT_FINITE
 from foreword.text.detokenize import Detokenizer
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Set
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from foreword.core import Constraint
 from foreword.engine import penalties
@@ -39,14 +38,14 @@ class Chooser:
         """The answer has the form that was asked for, and nothing can follow."""
         return self._grammar is not None and self._grammar.complete
 
-    def choose(self, row: Tensor) -> int | None:
+    def choose(self, row: np.ndarray) -> int | None:
         """The next token from finite logits ``row [vocab]`` float32; ``None`` sets `error`."""
         changed = row
         if self._grammar is not None:
             changed = self._grammar.mask(changed)
         if self._penalties is not None:
             changed = self._penalties.apply(changed)
-        if not torch.isfinite(changed.max()):
+        if not np.isfinite(changed.max()):
             return self._fail("no token is left to choose; relax its constraint, min_tokens or logit_bias.")
         token = int(changed.argmax()) if self._source is None else draw(changed, self._params, self._source)
         if self._params.logprobs is not None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable
+from copy import copy
 from functools import lru_cache
 from typing import Any
 
-import torch
-from llguidance import LLMatcher
-from llguidance.hf import from_tokenizer
-from torch import Tensor
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
 
 from foreword.core import Constraint
 from foreword.errors import RequestError
@@ -27,15 +26,14 @@ class Grammar:
         self._matcher = matcher
         self.error: str | None = None
 
-    def mask(self, row: Tensor) -> Tensor:
+    def mask(self, row: np.ndarray) -> np.ndarray:
         """``row [vocab]`` with minus infinity for every token that the grammar does not allow next."""
-        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
-        flags = ((bits[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten().bool()
-        allowed = torch.zeros(row.shape[-1], dtype=torch.bool)
-        size = min(len(flags), len(allowed))
-        allowed[:size] = flags[:size]
-        return row.masked_fill(~allowed.to(row.device), -torch.inf)
+        flags = np.unpackbits(bits, bitorder="little")[: len(row)].astype(bool)
+        masked = np.full_like(row, -np.inf)
+        masked[: len(flags)][flags] = row[: len(flags)][flags]
+        return masked
 
     def took(self, token: int) -> None:
         self._matcher.consume_token(token)
@@ -56,7 +54,8 @@ class Grammars:
     """Compiles the constraints of one model's requests, in the thread of whoever submits.
 
     Args:
-        tokenizer: a fast Hugging Face tokenizer; it is converted when the first constraint comes.
+        tokenizer: with a ``backend_tokenizer`` of the library tokenizers, as fast ones of Transformers have it; it is
+            converted when the first constraint comes.
         vocabulary: how many logits the model gives.
         end_ids: tokens that end a text.
     """
@@ -93,7 +92,10 @@ class Grammars:
             if not self._end_ids:
                 raise RequestError("the model has no end-of-text token, which a constraint needs; leave it out.")
             try:
-                self._converted = from_tokenizer(self._tokenizer, self._vocabulary, self._end_ids)
+                backend = copy(self._tokenizer.backend_tokenizer)
+                backend.no_padding()
+                backend.no_truncation()
+                self._converted = LLTokenizer(backend.to_str(), n_vocab=self._vocabulary, eos_token=self._end_ids)
             except Exception as error:  # the library tells why in its own kinds of errors
                 raise RequestError(
                     f"the tokenizer of this model takes no constraints: {_sentence(str(error))}; leave them out."

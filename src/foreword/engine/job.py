@@ -15,10 +15,12 @@ class Job(Generic[T]):
     Args:
         work: does it.
         scored: prompts whose scores it makes, for the engine's counters.
+        ready: whether there is room for it now; the engine goes on stepping until there is.
     """
 
-    def __init__(self, work: Callable[[], T], scored: int = 0) -> None:
+    def __init__(self, work: Callable[[], T], scored: int = 0, ready: Callable[[], bool] = lambda: True) -> None:
         self.scored = scored
+        self.ready = ready
         self._work = work
         self._future: Future[T] = Future()
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from foreword.core import SamplingParams
 
@@ -31,21 +30,20 @@ class Penalties:
         self._counts[token] = self._counts.get(token, 0) + 1
         self._seen.add(token)
 
-    def apply(self, row: Tensor) -> Tensor:
+    def apply(self, row: np.ndarray) -> np.ndarray:
         """The changed logits, a copy of ``row [vocab]``."""
-        params, row = self._params, row.clone()
+        params, row = self._params, row.copy()
         if params.logit_bias:
-            row[_ids(params.logit_bias, row)] += torch.tensor(list(params.logit_bias.values()), device=row.device)
+            row[_ids(params.logit_bias)] += np.array(list(params.logit_bias.values()), dtype=row.dtype)
         if self._taken < params.min_tokens:
-            row[_ids((end for end in self._ends if 0 <= end < len(row)), row)] = -torch.inf
+            row[_ids(end for end in self._ends if 0 <= end < len(row))] = -np.inf
         if params.repetition_penalty != 1.0:
-            seen = _ids(self._seen, row)
+            seen, factor = _ids(self._seen), row.dtype.type(params.repetition_penalty)
             known = row[seen]
-            factor = params.repetition_penalty
-            row[seen] = torch.where(known > 0, known / factor, known * factor)
+            row[seen] = np.where(known > 0, known / factor, known * factor)
         if self._counts and (params.presence_penalty or params.frequency_penalty):
-            counts = torch.tensor(list(self._counts.values()), dtype=row.dtype, device=row.device)
-            row[_ids(self._counts, row)] -= params.presence_penalty + params.frequency_penalty * counts
+            counts = np.array(list(self._counts.values()), dtype=row.dtype)
+            row[_ids(self._counts)] -= params.presence_penalty + params.frequency_penalty * counts
         return row
 
 
@@ -60,5 +58,5 @@ def wanted(params: SamplingParams) -> bool:
     )
 
 
-def _ids(ids: Iterable[int], row: Tensor) -> Tensor:
-    return torch.tensor(list(ids), dtype=torch.long, device=row.device)
+def _ids(ids: Iterable[int]) -> np.ndarray:
+    return np.array(list(ids), dtype=np.int64)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from foreword.core import Adapter, KVPrefix, ModelIdentity, SamplingParams
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from foreword.text.request import Prompt
@@ -149,11 +150,11 @@ class EngineProtocol(Protocol):
         """Queue a request. Raises RequestError, PromptTooLong or ModelMismatch for one that can never run."""
         ...
 
-    def score(self, prompts: Sequence[Prompt], choice: Choice) -> torch.Tensor:
+    def score(self, prompts: Sequence[Prompt], choice: Choice) -> torch.Tensor | np.ndarray:
         """Scores ``[answers, labels]`` float32: a prompt has an answer for each of its places, mostly one."""
         ...
 
-    def likelihood(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+    def likelihood(self, prompts: Sequence[Prompt]) -> Sequence[torch.Tensor | np.ndarray]:
         """Log-probability of the prompts' own tokens, each given all before it, prefix included: ``[places]`` float32
         for each prompt, of the token behind each of its places; without places, of every token but the first, which
         nothing is run before, and but soft ones.

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass
 from itertools import count
+from typing import Protocol
 
-from foreword.engine.cache import PagedCache
 from foreword.engine.sequence import Sequence
 
 # Of so many admissions, one is for whoever has waited longest, whatever its priority and however busy its group.
@@ -33,22 +33,43 @@ class Work:
         return self.end - self.start
 
 
+class Cache(Protocol):
+    """Where keys and values of sequences are kept; `foreword.engine.cache.PagedCache` is one."""
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Give a sequence room for its tokens so far, behind its prefix, and set ``sequence.computed`` to those that
+        are there already; False, and nothing happens, if there is none."""
+        ...
+
+    def grow(self, sequence: Sequence) -> bool:
+        """Room for the newest token of an admitted sequence; False if there is none left."""
+        ...
+
+    def remember(self, sequence: Sequence) -> None:
+        """Called when the tokens of a sequence up to ``sequence.computed`` were run."""
+        ...
+
+    def release(self, sequence: Sequence) -> None:
+        """Let go of everything that a sequence holds."""
+        ...
+
+
 class Scheduler:
     """Queues of waiting and running sequences; requests join and leave between steps.
 
     Admitted next is the highest priority, among equals the group (mostly a task) with the fewest running sequences, and
     in a group who came first; one admission in `AGING` goes to whoever came first of all. Nobody is overtaken by being
-    large: if the chosen one finds no room, the others wait with it. A running answer that finds no page for its next
-    token takes those of the sequence with the lowest priority that was admitted last, which waits again and computes
+    large: if the chosen one finds no room, the others wait with it. A running answer that finds no room for its next
+    token takes that of the sequence with the lowest priority that was admitted last, which waits again and computes
     anew what is not remembered.
 
     Args:
-        cache: its pages bound how many sequences run.
+        cache: its room bounds how many sequences run.
         budget: tokens a step at most, so that a long prompt does not stall running answers.
         batch: sequences a step at most.
     """
 
-    def __init__(self, cache: PagedCache, budget: int, batch: int) -> None:
+    def __init__(self, cache: Cache, budget: int, batch: int) -> None:
         self.running: list[Sequence] = []
         self.preempted = 0
         self.reused = 0
@@ -60,7 +81,7 @@ class Scheduler:
         self._cache = cache
         self._budget = budget
         # With more sequences than tokens, those at the end would never have a turn.
-        self._batch = min(batch, budget)
+        self.batch = min(batch, budget)
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -100,7 +121,7 @@ class Scheduler:
         return sorted(plan, key=lambda work: (work.tokens > 1, work.sequence.front_length + work.end))
 
     def _admit(self) -> None:
-        while self._waiting and len(self.running) < self._batch:
+        while self._waiting and len(self.running) < self.batch:
             # The chosen one stays the chosen one until it has room.
             self._next = sequence = self._next or self._choose()
             if not self._cache.admit(sequence):
@@ -138,7 +159,7 @@ class Scheduler:
         return list(plan.values())
 
     def _make_room(self, sequence: Sequence, plan: dict[Sequence, Work]) -> bool:
-        """A page for the sequence's newest token; False if it had to give way itself."""
+        """Room for the sequence's newest token; False if it had to give way itself."""
         while not self._cache.grow(sequence):
             places = {other: place for place, other in enumerate(self.running)}
             last = min(self.running, key=lambda other: (other.request.priority, -places[other]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, groupby
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from foreword.core import Batch, Front
 from foreword.engine.job import Job
 from foreword.engine.residents import Residents
-from foreword.errors import RequestError
 from foreword.models import LanguageModel
 from foreword.text.question import Question
 from foreword.text.ragged import lay_out, passes
@@ -131,18 +130,6 @@ def following(at_once: int, top: int = 0) -> Reading:
         return torch.cat([_logprobs(lm.logits(batch, part), wanted, top) for part, wanted in parts]).cpu()
 
     return Reading(forward, _read, 1 + 2 * top)
-
-
-def measured(prompt: Prompt) -> Prompt:
-    """The prompt with the places whose next tokens are measured: its own, or else all that have one.
-
-    A soft token is not in the vocabulary, so nothing predicts it. Raises RequestError for a place without a next token.
-    """
-    ids = prompt.token_ids
-    found = tuple(place for place in range(len(ids) - 1) if ids[place + 1] >= 0)
-    if wrong := set(prompt.places) - set(found):
-        raise RequestError(f"no token of the vocabulary stands behind place {min(wrong)} of the prompt; leave it out.")
-    return replace(prompt, places=prompt.places or found)
 
 
 def _read(question: Question) -> int:

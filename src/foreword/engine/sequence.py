@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from weakref import ref
 
 import numpy as np
-import torch
 
 from foreword.core import Adapter, KVPrefix
 from foreword.engine.chooser import Chooser
 from foreword.engine.protocol import Request, TokenLogprob
 from foreword.engine.stream import AnswerStream
 from foreword.text.detokenize import Detokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(eq=False)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from foreword.core import KVPrefix, Task
+from foreword.core import KVPrefix, ModelIdentity, Task
 from foreword.errors import UsageError
 from foreword.text.template import Template
 
 
-def baseline(task: Task, name: str, nothing: KVPrefix) -> Task:
+def baseline(task: Task, name: str, model: ModelIdentity) -> Task:
     """What the base model is asked to be compared with a task.
 
     Args:
         task: gives template, verbalizer and generation defaults.
         name: of the base model.
-        nothing: a prefix without positions.
+        model: its identity.
 
     Raises:
         UsageError: the task has a head, which the base model lacks, or no template.
@@ -22,5 +22,7 @@ def baseline(task: Task, name: str, nothing: KVPrefix) -> Task:
         raise UsageError(f"task '{task.name}' has no template, which the base model would be asked with.")
     if task.head is not None:
         raise UsageError(f"task '{task.name}' labels with a head that was learned; the base model has none to compare.")
+    keys, values = (tuple(each[:, :0] for each in side) for side in (task.prefix.keys, task.prefix.values))
+    nothing = KVPrefix(model, keys, values, offset=0)
     plain = Template.parse(task.template).plain().source
     return Task(name, "manual", nothing, template=plain, verbalizer=task.verbalizer, generation=task.generation)

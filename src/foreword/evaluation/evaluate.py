@@ -6,7 +6,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
 
 from foreword.core import OF_REQUESTS, KVPrefix, SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
@@ -21,9 +24,6 @@ from foreword.text.rows import Row
 from foreword.text.scoring import Choice, head_choice, word_choice
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
-
-if TYPE_CHECKING:
-    import torch
 
 Seen = Callable[[Sequence[Prompt]], object]
 
@@ -64,11 +64,11 @@ def evaluate_all(engine: EngineProtocol, trials: Sequence[Trial]) -> list[Report
     for sheet in sheets:
         if sheet.choice is not None:
             alike.setdefault(sheet.choice, []).append(sheet)
-    scores: dict[int, torch.Tensor] = {}
+    scores: dict[int, np.ndarray] = {}
     for choice, members in alike.items():
-        found = engine.score([prompt for sheet in members for prompt in sheet.prompts], choice)
+        found = np.asarray(engine.score([prompt for sheet in members for prompt in sheet.prompts], choice))
         counts = [sum(len(prompt.question.places) for prompt in sheet.prompts) for sheet in members]
-        scores |= zip(map(id, members), found.split(counts), strict=True)
+        scores |= zip(map(id, members), _split(found, counts), strict=True)
     return [sheet.report(scores.get(id(sheet))) for sheet in sheets]
 
 
@@ -110,7 +110,7 @@ def tag(
     prompts = [_prompt(engine, task, values) for values in inputs]
     if seen is not None:
         seen(prompts)
-    probs = _probs(engine, task, prompts).split([len(prompt.places) for prompt in prompts])
+    probs = _split(_probs(engine, task, prompts), [len(prompt.places) for prompt in prompts])
     return [[_by_label(task, word) for word in words.tolist()] for words in probs]
 
 
@@ -152,9 +152,9 @@ def choice_of(engine: EngineProtocol, task: Task) -> Choice:
     return word_choice(engine.tokenizer, verbalizer, before, causal=engine.causal, decoder=engine.decoder)
 
 
-def _probs(engine: EngineProtocol, task: Task, prompts: Sequence[Prompt]) -> torch.Tensor:
+def _probs(engine: EngineProtocol, task: Task, prompts: Sequence[Prompt]) -> np.ndarray:
     """``[answers, labels]`` for prompts of one task."""
-    return _combined(task, engine.score(_of_members(task, prompts), choice_of(engine, task)))
+    return _combined(task, np.asarray(engine.score(_of_members(task, prompts), choice_of(engine, task))))
 
 
 def _of_members(task: Task, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -163,12 +163,13 @@ def _of_members(task: Task, prompts: Sequence[Prompt]) -> list[Prompt]:
     return [_behind(prompt, prefix) if task.members else prompt for prefix in prefixes for prompt in prompts]
 
 
-def _combined(task: Task, scores: torch.Tensor) -> torch.Tensor:
+def _combined(task: Task, scores: np.ndarray) -> np.ndarray:
     """Probabilities ``[answers, labels]`` from what the members said, calibrated by what they say to nothing."""
-    scores = scores.unflatten(0, (1 + len(task.members), -1))
+    scores = scores.reshape(1 + len(task.members), -1, len(task.labels))
     if task.bias is not None:
-        scores = scores - scores.new_tensor([task.bias[label] for label in task.labels])
-    probs = scores.softmax(-1)
+        scores = scores - np.array([task.bias[label] for label in task.labels], dtype=scores.dtype)
+    probs = np.exp(scores - scores.max(-1, keepdims=True))
+    probs /= probs.sum(-1, keepdims=True)
     return _voted(probs) if task.combine == "vote" and task.members else probs.mean(0)
 
 
@@ -176,11 +177,9 @@ def _behind(prompt: Prompt, prefix: KVPrefix) -> Prompt:
     return replace(prompt, prefix=prefix if prefix.length else None, prefix_length=prefix.length)
 
 
-def _voted(probs: torch.Tensor) -> torch.Tensor:
+def _voted(probs: np.ndarray) -> np.ndarray:
     """``[members, answers, labels]`` -> share of the members' votes; their mean probability breaks ties."""
-    from torch.nn.functional import one_hot
-
-    votes = one_hot(probs.argmax(-1), probs.shape[-1]).to(probs.dtype)
+    votes = np.eye(probs.shape[-1], dtype=probs.dtype)[probs.argmax(-1)]
     return (votes + 1e-6 * probs).mean(0) / (1 + 1e-6)
 
 
@@ -224,11 +223,11 @@ def _classified(engine: EngineProtocol, trial: Trial) -> _Sheet:
     choice = choice_of(engine, task)
     prompts = _prompts(engine, task, rows, answer_tokens=choice.longest)
 
-    def report(scores: torch.Tensor) -> Report:
+    def report(scores: np.ndarray) -> Report:
         probs = _combined(task, scores)
         surprises = _surprises(probs, places)
         predicted = [task.labels[place] for place in probs.argmax(-1).tolist()]
-        metrics = label_metrics(predicted, expected, probs.max(-1).values.tolist())
+        metrics = label_metrics(predicted, expected, probs.max(-1).tolist())
         predictions = [
             Prediction(e, p, _by_label(task, row), surprise=s)
             for e, p, row, s in zip(expected, predicted, probs.tolist(), surprises.tolist(), strict=True)
@@ -247,11 +246,11 @@ def _tagged(engine: EngineProtocol, trial: Trial) -> _Sheet:
         if len(tags) != len(prompt.places):
             raise DataError(f"{row.where}: there are {len(tags)} tags for {len(prompt.places)} words; give one a word.")
 
-    def report(scores: torch.Tensor) -> Report:
+    def report(scores: np.ndarray) -> Report:
         probs = _combined(task, scores)
         counts = [len(tags) for tags in expected]
-        surprises = _surprises(probs, [place for row in places for place in row]).split(counts)
-        found = [tuple(task.labels[place] for place in row.tolist()) for row in probs.argmax(-1).split(counts)]
+        surprises = _split(_surprises(probs, [place for row in places for place in row]), counts)
+        found = [tuple(task.labels[place] for place in row.tolist()) for row in _split(probs.argmax(-1), counts)]
         predictions = [
             Prediction(e, p, surprise=float(s.mean())) for e, p, s in zip(expected, found, surprises, strict=True)
         ]
@@ -260,12 +259,14 @@ def _tagged(engine: EngineProtocol, trial: Trial) -> _Sheet:
     return _Sheet(report, _of_members(task, prompts), choice_of(engine, task))
 
 
-def _surprises(probs: torch.Tensor, expected: Sequence[int]) -> torch.Tensor:
+def _surprises(probs: np.ndarray, expected: Sequence[int]) -> np.ndarray:
     """``[answers]``: minus the log-probability of the expected label; what is no number stays none."""
-    import torch
+    chances = probs[np.arange(len(expected)), np.array(expected, dtype=np.int64)]
+    return -np.log(np.where(chances < 1e-12, 1e-12, chances))
 
-    chances = probs.gather(1, torch.tensor(expected)[:, None])[:, 0]
-    return -torch.where(chances < 1e-12, 1e-12, chances).log()
+
+def _split(rows: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
+    return np.split(rows, list(accumulate(counts))[:-1])
 
 
 def _generated(engine: EngineProtocol, task: Task, rows: Sequence[Row]) -> _Sheet:

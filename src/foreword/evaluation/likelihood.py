@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from foreword.engine.protocol import EngineProtocol
 from foreword.text.request import Prompt
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 def log_likelihoods(
     engine: EngineProtocol, prompts: Sequence[Prompt], targets: Sequence[Sequence[int]]
-) -> list[torch.Tensor]:
+) -> Sequence[torch.Tensor | np.ndarray]:
     """Log-probability of every token of a target behind its prompt, ``[tokens]`` for each of them.
 
     Args:
@@ -26,7 +28,7 @@ def log_likelihoods(
     return engine.likelihood(list(map(_continued, prompts, targets)))
 
 
-def perplexity(log_likelihoods: Sequence[torch.Tensor]) -> float:
+def perplexity(log_likelihoods: Sequence[torch.Tensor | np.ndarray]) -> float:
     """``exp`` of the mean negative log-likelihood of a token, over all tokens of all references.
 
     Args:
@@ -35,9 +37,7 @@ def perplexity(log_likelihoods: Sequence[torch.Tensor]) -> float:
     Returns:
         At least 1; infinity if it is too large for a float.
     """
-    import torch
-
-    every = torch.cat(list(log_likelihoods)).double()
+    every = np.concatenate([np.asarray(each, dtype=np.float64) for each in log_likelihoods])
     try:
         return math.exp(-float(every.mean()))
     except OverflowError:

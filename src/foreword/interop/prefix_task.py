@@ -6,18 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from foreword.bank.format import read_header, read_prefix
+from foreword.bank.tensor_file import Load, load_tensors
 from foreword.core import Task
 from foreword.errors import UsageError
 from foreword.text.template import Template, decode_escapes
 from foreword.text.verbalizer import Verbalizer
 
 
-def prefix_task(name: str, file: Path, template: str | None, verbalizer: str | Mapping[str, object] | None) -> Task:
+def prefix_task(
+    name: str,
+    file: Path,
+    template: str | None,
+    verbalizer: str | Mapping[str, object] | None,
+    load: Load = load_tensors,
+) -> Task:
     """The task of a ``prefix.safetensors``.
 
     Args:
         template: with ``\\n`` and the like escaped or not.
         verbalizer: as `Verbalizer.parse` takes it (a text may name a file); goes with a template that has a ``{mask}``.
+        load: reads tensors.
 
     Raises:
         UsageError: no such file, a static prefix (whose text is not in the file), or parts that do not fit.
@@ -25,7 +33,7 @@ def prefix_task(name: str, file: Path, template: str | None, verbalizer: str | M
     """
     if not file.is_file():
         raise UsageError(f"{file} is not a file; give a prefix.safetensors file.")
-    found, header = read_prefix(file), read_header(file)
+    found, header = read_prefix(file, load=load), read_header(file)
     if found.token_ids is not None:
         raise UsageError(f"{file.name} is a static prefix without its text; publish the text itself.")
     parsed = Template.parse(decode_escapes(template)) if template is not None else None

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from foreword.core import LayerShape, ModelIdentity
 from foreword.models.gguf import lineage
+from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
 
 SAMPLES = 64
-PROBE = "Hello, world!  1234 naïve café\n\tfunction(x) 你好，世界。 Привет 🙂 <|im_start|> </s> [MASK]"
 
 
 def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -53,17 +53,6 @@ def weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             return sorted({folder / shard for shard in json.loads(index.read_text())["weight_map"].values()})
     return []
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 over the vocabulary, the special tokens and the ids of a text with many scripts.
-
-    The serialized tokenizer is not used: it changes between releases of the library for the same ids.
-    """
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    special = sorted((str(k), str(v)) for k, v in tokenizer.special_tokens_map.items())
-    probe = tokenizer(PROBE).input_ids
-    return hashlib.sha256(json.dumps([vocabulary, special, probe]).encode()).hexdigest()
 
 
 def rope_parameters(config: Any) -> str:

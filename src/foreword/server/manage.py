@@ -141,7 +141,7 @@ async def _uploaded(manager: Manager, http: HttpRequest) -> dict[str, Any]:
 def _published(manager: Manager, path: Path, fields: Mapping[str, str]) -> dict[str, Any]:
     name = fields.get("name", "")
     check_name(name)
-    task = prefix_task(name, path, fields.get("template"), _words(fields.get("verbalizer")))
+    task = prefix_task(name, path, fields.get("template"), _words(fields.get("verbalizer")), manager.load)
     return manager.publish(task, replace=fields.get("replace", "").lower() in ("1", "true", "yes"))
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 from foreword.bank.bank import Bank, check_free
 from foreword.bank.names import split_ref
+from foreword.bank.tensor_file import Load
 from foreword.core import Kind, Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import PublishConflict
 from foreword.server.catalogue import Catalogue
 from foreword.server.tasks import TaskTable
+from foreword.text.request import static_ids
 
 
 class Manager:
@@ -35,10 +37,16 @@ class Manager:
         """
         check_free(name, [self._engine.name])
         self._catalogue.check_own(name)
-        from foreword.prompts.static import prefilled_task  # which loads torch
+        token_ids = static_ids(self._engine.tokenizer, kind, text)
+        prefix = self._engine.prefill(token_ids)
+        from foreword.prompts.static import prefilled_task  # which loads torch, as an engine that could do this has
 
-        engine = self._engine
-        return self.publish(prefilled_task(engine.tokenizer, engine.prefill, name, kind, text), replace=replace)
+        return self.publish(prefilled_task(name, kind, text, token_ids, prefix), replace=replace)
+
+    @property
+    def load(self) -> Load:
+        """How the bank reads tensors."""
+        return self._bank.load_tensors
 
     def publish(self, task: Task, *, replace: bool) -> dict[str, Any]:
         """A task as it is; it must be one of the engine's model. Raises PublishConflict, ModelMismatch."""

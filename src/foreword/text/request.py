@@ -7,7 +7,7 @@ asked. ``task=None`` is the base model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from foreword.core import Adapter, Kind, KVPrefix, Task
@@ -44,6 +44,21 @@ class Prompt:
     @property
     def question(self) -> Question:
         return Question(self.token_ids, self.places or (len(self.token_ids) - 1,))
+
+    @property
+    def measured(self) -> Prompt:
+        """The prompt with the places whose next tokens are measured: its own, or else all that have one.
+
+        A soft token is not in the vocabulary, so nothing predicts it. Raises RequestError for a place without a next
+        token.
+        """
+        ids = self.token_ids
+        found = tuple(place for place in range(len(ids) - 1) if ids[place + 1] >= 0)
+        if wrong := set(self.places) - set(found):
+            raise RequestError(
+                f"no token of the vocabulary stands behind place {min(wrong)} of the prompt; leave it out."
+            )
+        return replace(self, places=self.places or found)
 
     def fitting(self, usual: int, context: int | None) -> int:
         """A default number of answer tokens, cut to the room behind this prompt.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from foreword.bench.conformance.on_llamacpp import on_llamacpp
 from foreword.bench.conformance.on_vllm import on_vllm
 from foreword.bench.conformance.subject import TEXTS, Subject, largest
 from foreword.core import SamplingParams, Task
@@ -105,6 +106,7 @@ CHECKS: Mapping[str, Callable[[Subject], Figures]] = {
     "engine": engine,
     "peft": peft_round_trip,
     "vllm": on_vllm,
+    "llamacpp": on_llamacpp,
 }
 """What fills every column."""
 

@@ -72,7 +72,7 @@ def compared(found: Sequence[Sequence[Step]], expected: Sequence[Sequence[Step]]
                 break
     difference = float(torch.stack(differences).max())
     if not isfinite(difference):
-        return {"failed": "vLLM's log-probabilities are no numbers"}
+        return {"failed": "log-probabilities are no numbers"}
     return {"difference": difference, "same_tokens": same}
 
 

@@ -15,6 +15,7 @@ TITLES = {
     "engine": "embedded engine",
     "peft": "PEFT round trip",
     "vllm": "vLLM",
+    "llamacpp": "llama.cpp",
 }
 _REFUSED, _FAILED = "refused", "failed"
 

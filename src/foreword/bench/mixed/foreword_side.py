@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from foreword.bank.bank import Bank
-from foreword.bench.engines import opened
+from foreword.bench.engines import opened, opened_bank
 from foreword.bench.maker import learned_name
 from foreword.core import KVPrefix, SamplingParams
 from foreword.engine.protocol import Chunk, EngineProtocol, Request
@@ -16,7 +15,7 @@ from foreword.errors import BenchError
 
 def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     """Start the engine, and load the prefixes."""
-    bank = Bank(settings["bank"])
+    bank = opened_bank(settings)
     prefixes = [bank.load(learned_name(index)).prefix for index in range(settings["prefixes"])]
     return {"run": _Side(opened(settings), settings["prompts"], prefixes, settings["output_tokens"]).run}
 

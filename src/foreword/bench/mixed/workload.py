@@ -14,6 +14,7 @@ from foreword.bench.candidate import Candidate
 from foreword.bench.engines import (
     EMBEDDED,
     ENGINES,
+    LLAMACPP,
     VLLM_ENVIRONMENT,
     VLLM_PACKAGES,
     VLLM_SETTINGS,
@@ -95,7 +96,7 @@ class Mixed:
         "fall either way, and everything behind it differs."
     )
     peers: ClassVar[Sequence[Peer]] = (PEFT, PEFT_LORA, PADDED, VLLM, VLLM_LORA)
-    engines: ClassVar[Sequence[str]] = (EMBEDDED, "vllm")
+    engines: ClassVar[Sequence[str]] = (EMBEDDED, "vllm", LLAMACPP)
     reads_data: ClassVar[bool] = True
 
     def cells(self, options: Options) -> list[Cell]:

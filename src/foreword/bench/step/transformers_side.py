@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     """Load the model."""
-    model: Any = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"]))
+    model: Any = AutoModelForCausalLM.from_pretrained(settings["folder"], dtype=getattr(torch, settings["dtype"]))
     side = _Side(model.eval(), torch.tensor(settings["prompts"]))
     return {"begin": side.begin, "step": side.step, "prefill": side.prefill}
 

@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from foreword.bank.bank import Bank
-from foreword.bench.engines import opened
+from foreword.bench.engines import opened, opened_bank
 from foreword.core import SamplingParams
 from foreword.engine.protocol import EngineProtocol, Request
 from foreword.errors import BenchError
@@ -20,7 +20,7 @@ from foreword.text.request import from_text
 
 def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     """The engine, ready; nothing of the bank has been read."""
-    return {"ask": _Side(opened(settings), Bank(settings["bank"]), settings["task"], settings["policy"]).ask}
+    return {"ask": _Side(opened(settings), opened_bank(settings), settings["task"], settings["policy"]).ask}
 
 
 class _Side:

@@ -16,6 +16,7 @@ from foreword.bench.candidate import Candidate
 from foreword.bench.engines import (
     EMBEDDED,
     ENGINES,
+    LLAMACPP,
     VLLM_ENVIRONMENT,
     VLLM_PACKAGES,
     VLLM_SETTINGS,
@@ -75,7 +76,7 @@ class Ttft:
         f"{WARM} requests after it."
     )
     peers: ClassVar[Sequence[Peer]] = (UNCACHED, VLLM)
-    engines: ClassVar[Sequence[str]] = (EMBEDDED, "vllm")
+    engines: ClassVar[Sequence[str]] = (EMBEDDED, "vllm", LLAMACPP)
     reads_data: ClassVar[bool] = True
 
     def cells(self, options: Options) -> list[Cell]:

@@ -1,8 +1,9 @@
-"""A tiny Llama as a GGUF file, written with llama.cpp's own writer."""
+"""A tiny model as a GGUF file, written with llama.cpp's own writer."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gguf import GGUFWriter, TokenType
 from torch import Tensor
@@ -19,17 +20,27 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
 }
 OUTER = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(lm: LanguageModel, file: Path) -> Path:
-    """``lm`` must be a Llama with the byte tokenizer."""
-    writer = GGUFWriter(file, "llama")
+def write_gguf(lm: LanguageModel, file: Path, *, interleaved: bool | None = None) -> Path:
+    """``lm`` must be a Llama, Qwen2 or Qwen3 with the byte tokenizer.
+
+    Args:
+        interleaved: whether numbers that are rotated together are put side by side; by default as the architecture has
+            it.
+    """
+    kind = lm.model.config.model_type
+    side_by_side = kind == "llama" if interleaved is None else interleaved
+    writer = GGUFWriter(file, kind)
     _describe(writer, lm)
     _tokens(writer, lm)
     for name, tensor in lm.model.state_dict().items():
-        _tensor(writer, lm.model.config, name.removeprefix("model.").removesuffix(".weight"), tensor)
+        if name != "lm_head.weight" or not lm.model.config.tie_word_embeddings:
+            _tensor(writer, lm.model.config, name.removeprefix("model."), tensor, side_by_side)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -48,7 +59,7 @@ def _describe(writer: GGUFWriter, lm: LanguageModel) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
-        add(config.head_dim)
+        add(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _tokens(writer: GGUFWriter, lm: LanguageModel) -> None:
@@ -65,14 +76,15 @@ def _tokens(writer: GGUFWriter, lm: LanguageModel) -> None:
     writer.add_bos_token_id(lm.tokenizer.eos_token_id)  # Transformers 5.16 reads no tokenizer without one
 
 
-def _tensor(writer: GGUFWriter, config, name: str, tensor: Tensor) -> None:
+def _tensor(writer: GGUFWriter, config: Any, name: str, tensor: Tensor, interleaved: bool) -> None:
+    name, _, kind = name.rpartition(".")
     if not name.startswith("layers."):
-        writer.add_tensor(f"{OUTER[name]}.weight", tensor.numpy())
+        writer.add_tensor(f"{OUTER[name]}.{kind}", tensor.numpy())
         return
     _, layer, part = name.split(".", 2)
-    if part.endswith(("q_proj", "k_proj")):
+    if interleaved and part.endswith(("q_proj", "k_proj")):
         tensor = _interleaved(tensor, config.num_attention_heads if "q_" in part else config.num_key_value_heads)
-    writer.add_tensor(f"blk.{layer}.{NAMES[part]}.weight", tensor.contiguous().numpy())
+    writer.add_tensor(f"blk.{layer}.{NAMES[part]}.{kind}", tensor.contiguous().numpy())
 
 
 def _interleaved(tensor: Tensor, heads: int) -> Tensor:

@@ -1,0 +1,86 @@
+"""llama.cpp alone, called as plainly as Python can; and our engine on it, stepped by hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from foreword.bench.material import windows
+from foreword.bench.step.by_hand import Side
+from foreword.llamacpp.door import Session
+from foreword.llamacpp.engine import CELLS, LlamaCppEngine
+from foreword.llamacpp.model import gguf_model
+
+ROWS = 512
+
+
+def start_ours(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """Our engine without a thread."""
+    model = gguf_model(settings["model"])
+    prompts = windows(model.tokenizer, settings["text"], settings["batch"], settings["prompt_tokens"])
+    side = Side(LlamaCppEngine(model, cells=_cells(settings), start=False), prompts)
+    return {
+        "begin": side.begin,
+        "folder": lambda: str(model.file),
+        "prefill": side.prefill,
+        "prompts": lambda: prompts,
+        "step": side.step,
+    }
+
+
+def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """The library by itself."""
+    side = _Side(settings["model"], settings["prompts"], _cells(settings))
+    return {"begin": side.begin, "prefill": side.prefill, "step": side.step}
+
+
+def _cells(settings: Mapping[str, Any]) -> int:
+    """Room for all answers, the same for both."""
+    each = settings["prompt_tokens"] + settings["batch"] + (settings["rounds"] + 2) * settings["steps"]
+    return max(CELLS, settings["batch"] * each)
+
+
+class _Side:
+    def __init__(self, model: str, prompts: Sequence[Sequence[int]], cells: int) -> None:
+        self._session = Session(gguf_model(model).file, cells=cells, rows=ROWS, outputs=len(prompts))
+        self._prompts = prompts
+        self._next: list[int] = []
+        self._position = 0
+
+    def begin(self) -> None:
+        """Run all prompts and one step more."""
+        self._next = [self._prompt(number, prompt) for number, prompt in enumerate(self._prompts)]
+        self._position = len(self._prompts[0])
+        self.step()
+
+    def step(self) -> float:
+        """Seconds of one step of all answers."""
+        began = time.perf_counter()
+        session, rows = self._session, self._session.tokens
+        count = rows.count = len(self._next)
+        rows.tokens[:count], rows.positions[:count] = self._next, self._position
+        rows.sequences[:count], rows.wanted[:count] = range(count), 1
+        session.decode(rows)
+        self._next = [int(session.logits(row).argmax()) for row in range(count)]
+        self._position += 1
+        return time.perf_counter() - began
+
+    def prefill(self) -> float:
+        """Seconds until the first prompt has its first token."""
+        self._session.drop(0)
+        began = time.perf_counter()
+        self._prompt(0, self._prompts[0])
+        return time.perf_counter() - began
+
+    def _prompt(self, number: int, prompt: Sequence[int]) -> int:
+        session, rows = self._session, self._session.tokens
+        for start in range(0, len(prompt), ROWS):
+            part = prompt[start : start + ROWS]
+            rows.count = len(part)
+            rows.tokens[: len(part)], rows.sequences[: len(part)] = part, number
+            rows.positions[: len(part)] = range(start, start + len(part))
+            rows.wanted[: len(part)] = 0
+            rows.wanted[len(part) - 1] = start + len(part) == len(prompt)
+            session.decode(rows)
+        return int(session.logits(rows.count - 1).argmax())

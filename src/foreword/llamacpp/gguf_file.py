@@ -1,0 +1,100 @@
+"""What a GGUF file says of itself, read without the weights: the format is ggml's (docs/gguf.md, version 3)."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from foreword.errors import UnknownModel, UnsupportedModel
+
+T = TypeVar("T")
+
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_VERSIONS = (2, 3)
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """The head of a file.
+
+    Attributes:
+        path: the file.
+        fields: its metadata; texts, numbers, and arrays of them as lists and tuples.
+        shapes: of every tensor as ggml writes them, the fastest dimension first.
+    """
+
+    path: Path
+    fields: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def read(cls, path: Path) -> GgufFile:
+        """Raises UnknownModel if there is no such file, UnsupportedModel if it is no GGUF file."""
+        try:
+            with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return cls._parsed(path, _Reader(data))
+        except OSError as error:
+            raise UnknownModel(f"{path} cannot be read ({error.strerror}); give the path of a .gguf file.") from error
+        except (ValueError, struct.error, KeyError, MemoryError) as error:  # an empty or a cut file among them
+            raise UnsupportedModel(f"{path} is no GGUF file that can be read ({error}); fetch it again.") from error
+
+    @classmethod
+    def _parsed(cls, path: Path, reader: _Reader) -> GgufFile:
+        if reader.bytes(4) != b"GGUF" or reader.number("I") not in _VERSIONS:
+            raise ValueError("expected GGUF of version 2 or 3")
+        tensors, fields = reader.number("Q"), reader.number("Q")
+        found = {reader.text(): reader.value(reader.number("I")) for _ in range(fields)}
+        shapes = {}
+        for _ in range(tensors):
+            name = reader.text()
+            shapes[name] = tuple(reader.number("Q") for _ in range(reader.number("I")))
+            reader.bytes(12)  # how it is quantized, and where it lies
+        return cls(path, found, shapes)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.fields.get("general.architecture", ""))
+
+    def get(self, name: str, default: T) -> T | Any:
+        """A field of the file's own architecture, such as ``block_count``."""
+        return self.fields.get(f"{self.architecture}.{name}", default)
+
+    def need(self, name: str) -> Any:
+        """The same for one that must be there. Raises UnsupportedModel."""
+        found = self.get(name, None)
+        if found is None:
+            raise UnsupportedModel(f"{self.path} has no {self.architecture}.{name}; convert the model again.")
+        return found
+
+
+class _Reader:
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data, self._at = data, 0
+
+    def bytes(self, size: int) -> bytes:
+        self._at += size
+        if self._at > len(self._data):
+            raise ValueError("it is cut off")
+        return self._data[self._at - size : self._at]
+
+    def number(self, form: str) -> Any:
+        return struct.unpack("<" + form, self.bytes(struct.calcsize("<" + form)))[0]
+
+    def text(self) -> str:
+        return self.bytes(self.number("Q")).decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.text()
+        if kind != _ARRAY:
+            return self.number(_NUMBERS[kind])
+        inner, count = self.number("I"), self.number("Q")
+        if inner in _NUMBERS:
+            form = f"<{count}{_NUMBERS[inner]}"
+            return struct.unpack(form, self.bytes(struct.calcsize(form)))
+        return [self.value(inner) for _ in range(count)]

@@ -1,0 +1,76 @@
+"""Tiny models as GGUF files beside their folders, and the engine on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from foreword.bank.bank import Bank
+from foreword.bench.conformance.gguf import write_gguf
+from foreword.core import SamplingParams
+from foreword.engine.engine import Engine
+from foreword.engine.protocol import Request
+from foreword.llamacpp.engine import LlamaCppEngine
+from foreword.llamacpp.model import gguf_model
+from foreword.text.request import Prompt, from_ids
+from on_vllm.houses import CACHE_BYTES, House, open_house, save_model
+
+IDS = (5, 17, 90, 200, 31)
+CLOSE = 0.03
+"""How much log-probabilities differ through a float16 cache, of which the largest are around -20."""
+
+
+def gguf_house(family: str, place: Path) -> House:
+    """A bank in front of a tiny random model; beside the model's folder lies ``model.gguf`` in float32."""
+    house = open_house(save_model(family, place / "model"), place / "bank")
+    house.lm.tokenizer.save_pretrained(house.folder)  # with what Transformers adds for a family
+    write_gguf(house.lm, gguf_of(house))
+    return house
+
+
+def gguf_of(house: House) -> Path:
+    return Path(house.folder) / "model.gguf"
+
+
+def edge_tasks(house: House) -> list:
+    """The house's tasks as a process without PyTorch reads them."""
+    from foreword.bank.arrays import load_arrays  # which needs what only the extra brings
+
+    bank = Bank(house.bank.place, load=load_arrays)
+    return [bank.load(task.ref) for task in house.tasks]
+
+
+@contextmanager
+def llamacpp_engine(house: House, **options) -> Iterator[LlamaCppEngine]:
+    # The file was not converted from the folder by Foreword, so its digest is in no lineage.
+    with LlamaCppEngine(gguf_model(str(gguf_of(house))), allow_other_weights=True, **options) as engine:
+        yield engine
+
+
+def asked(task, ids=IDS, **sampling) -> Request:
+    return Request.of(from_ids(task, ids), SamplingParams(**{"max_tokens": 8, "ignore_eos": True, **sampling}))
+
+
+def check_answers(house: House, requests: Sequence[Request], found: Sequence[Sequence[int]], ties: float = 0.1) -> None:
+    """Greedy answers are the embedded engine's, but where its two best tokens are as good as equal.
+
+    A float16 cache rounds by 1 in 2,000, and a random model has such pairs. Where an answer first differs, the embedded
+    engine itself must find both tokens within `CLOSE`; and of all answers at most a share of ``ties`` may differ.
+    """
+    expected = house.expected(requests)
+    differ = [i for i, (mine, theirs) in enumerate(zip(found, expected, strict=True)) if list(mine) != list(theirs)]
+    assert len(differ) <= max(1, ties * len(requests)), f"{len(differ)} of {len(requests)} answers differ"
+    with Engine(house.lm, cache_bytes=CACHE_BYTES) as engine:
+        for index in differ:
+            request, mine, theirs = requests[index], found[index], expected[index]
+            at = next(n for n, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
+            own = [*request.token_ids, *theirs[:at]]
+            prompts = [
+                Prompt((*own, token), request.prefix, request.prefix_length, (len(own) - 1,), request.soft)
+                for token in (mine[at], theirs[at])
+            ]
+            one, other = (float(np.asarray(logprob)[0]) for logprob in engine.likelihood(prompts))
+            assert abs(one - other) < CLOSE, f"answer {index} differs at token {at}, which is no tie"

@@ -1,0 +1,307 @@
+"""Layouts, keys, files and tokenizers: each read field by field, and refused where it is another."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFWriter
+
+pytest.importorskip("llama_cpp", reason="needs llama.cpp: make test-llamacpp")
+
+from foreword.bench.conformance.gguf import write_gguf
+from foreword.core import LayerShape
+from foreword.errors import EngineError, ModelMismatch, UnknownModel, UnsupportedModel, UsageError
+from foreword.llamacpp import door
+from foreword.llamacpp.door import Session
+from foreword.llamacpp.engine import LlamaCppEngine
+from foreword.llamacpp.gguf_file import GgufFile
+from foreword.llamacpp.keys import KeyOrder
+from foreword.llamacpp.layout import State
+from foreword.llamacpp.model import gguf_model
+from foreword.llamacpp.tokenizer import FileTokenizer
+from foreword.models import load_model
+from foreword.models.activations import activations
+from foreword.models.gguf import builtin_file
+from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
+from on_llamacpp.houses import IDS, gguf_of, llamacpp_engine
+from on_vllm.houses import learned
+
+WIDTHS = (64, 64, 64)
+
+
+def state_of(engine, sequence: int = 200) -> bytes:
+    """Of a short text, run by the library itself."""
+    session = engine._session
+    rows = session.tokens
+    for row, token in enumerate(IDS):
+        rows.tokens[row], rows.positions[row], rows.sequences[row], rows.wanted[row] = token, row, sequence, row == 4
+    rows.count = len(IDS)
+    session.decode(rows)
+    data = session.state(sequence)
+    session.drop(sequence)
+    return data
+
+
+@pytest.fixture(scope="module")
+def quiet(house):
+    """An engine that nobody steps, so that its session is the test's."""
+    with llamacpp_engine(house, cells=256, start=False) as engine:
+        yield engine
+
+
+def test_a_state_is_read_and_written_byte_by_byte(quiet):
+    data = state_of(quiet)
+    state = State.read(data, 200, WIDTHS, WIDTHS)
+    assert state.positions.tolist() == [0, 1, 2, 3, 4]
+    assert state.write(200) == data
+
+
+def test_keys_and_values_of_a_text_are_transformers_own(house, quiet):
+    """The bank's reference: what the embedded model computes of the same tokens, in the bank's order of numbers."""
+    state = State.read(state_of(quiet), 200, WIDTHS, WIDTHS)
+    prefix = activations(house.lm, IDS)
+    for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        np.testing.assert_allclose(quiet.order.kept(state.keys[layer], 2), key.numpy(), atol=2e-2, rtol=2e-2)
+        rows = value.numpy().swapaxes(0, 1).reshape(len(IDS), -1)
+        np.testing.assert_allclose(state.values[layer], rows, atol=2e-2, rtol=2e-2)
+
+
+def test_what_is_written_is_what_is_there(house, quiet):
+    prefix = learned(house.lm, 70, 5)
+    state = quiet.cells._state(prefix)
+    quiet._session.restore(201, state.write(201))
+    assert quiet._session.state(201) == state.write(201)
+    quiet._session.drop(201)
+
+
+# Where the fields of a state of five cells lie: head, cells, transposition and layers, type and width of the first.
+FIELDS = {
+    "magic": (0, "<I"),
+    "sequence": (4, "<i"),
+    "streams": (8, "<I"),
+    "cells": (12, "<I"),
+    "sequences of a cell": (20, "<I"),
+    "sequence of a cell": (24, "<i"),
+    "transposition": (16 + 5 * 12, "<I"),
+    "layers": (20 + 5 * 12, "<I"),
+    "type": (24 + 5 * 12, "<i"),
+    "bytes of a cell": (28 + 5 * 12, "<Q"),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_that_is_another_is_refused(quiet, field):
+    data = bytearray(state_of(quiet))
+    at, form = FIELDS[field]
+    struct.pack_into(form, data, at, struct.unpack_from(form, data, at)[0] + 1)
+    with pytest.raises(EngineError, match="not as it is known here"):
+        State.read(bytes(data), 200, WIDTHS, WIDTHS)
+
+
+def test_a_state_that_is_cut_or_too_long_is_refused(quiet):
+    data = state_of(quiet)
+    for wrong in (data[:10], data[:-1], data + b"\0"):
+        with pytest.raises((EngineError, struct.error)):
+            State.read(wrong, 200, WIDTHS, WIDTHS)
+
+
+def test_the_library_refuses_what_it_cannot_take(quiet):
+    with pytest.raises(EngineError, match="did not take a prefix"):
+        quiet._session.restore(202, state_of(quiet)[:-4])
+
+
+@pytest.mark.parametrize("rotary", [32, 16])
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_orders_of_keys_are_inverse(rotary, interleaved):
+    order = KeyOrder((LayerShape(2, 32, 32),), rotary, 10000.0, interleaved)
+    key = np.random.default_rng(0).normal(size=(2, 7, 32)).astype(np.float16)
+    rows = order.cached(key)
+    assert rows.shape == (7, 64)
+    assert np.array_equal(order.kept(rows, 2), key)
+    assert np.array_equal(rows, key.swapaxes(0, 1).reshape(7, 64)) == (not interleaved)
+
+
+@pytest.mark.parametrize("wrong", ["theta", "order", "rotary"])
+def test_keys_that_are_rotated_otherwise_are_refused(house, quiet, wrong):
+    order = quiet.order
+    spoilt = {
+        "theta": replace(order, theta=order.theta * 1.5),
+        "order": replace(order, interleaved=not order.interleaved),
+        "rotary": replace(order, rotary=order.rotary // 2),
+    }[wrong]
+    assert order.prove(quiet._session, 40, 255) < 0.005
+    with pytest.raises(UnsupportedModel, match="not rotated as the bank's are"):
+        spoilt.prove(quiet._session, 40, 255)
+
+
+def test_a_version_that_is_not_known_is_refused(monkeypatch):
+    for version in ("0.3.20", "0.3.37", "0.4.0", "1.0"):
+        monkeypatch.setattr(metadata, "version", lambda name, found=version: found)
+        with pytest.raises(UsageError, match=f"{version} is not known here"):
+            door.check_version()
+
+
+def test_a_file_that_is_no_model_is_refused(house, tmp_path):
+    with pytest.raises(UnknownModel, match="cannot be read"):
+        gguf_model(str(tmp_path / "absent.gguf"))
+    with pytest.raises(UnknownModel, match="reads GGUF files"):
+        gguf_model(str(tmp_path))
+    whole = gguf_of(house).read_bytes()
+    for wrong in (b"", b"GGUF", b"nothing at all", whole[:200]):
+        (tmp_path / "wrong.gguf").write_bytes(wrong)
+        with pytest.raises(UnsupportedModel, match="no GGUF file that can be read"):
+            gguf_model(str(tmp_path / "wrong.gguf"))
+
+
+def small(file: Path, architecture: str, **more) -> Path:
+    writer = GGUFWriter(file, architecture)
+    for name, value in {
+        "block_count": 2,
+        "embedding_length": 8,
+        "attention.head_count": 2,
+        "context_length": 64,
+    }.items():
+        writer.add_uint32(f"{architecture}.{name}", value)
+    for name, value in more.items():
+        writer.add_string(name.replace("__", "."), value)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def test_models_that_were_never_tried_are_refused(house, tmp_path):
+    with pytest.raises(UnsupportedModel, match="architecture 'gemma3'"):
+        gguf_model(str(small(tmp_path / "gemma.gguf", "gemma3")))
+    with pytest.raises(UnsupportedModel, match=r"put the model's tokenizer\.json"):
+        gguf_model(str(small(tmp_path / "llama.gguf", "llama", tokenizer__ggml__model="llama")))
+    house.lm.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="scales its rotary angles"):
+        gguf_model(str(small(tmp_path / "yarn.gguf", "llama", llama__rope__scaling__type="yarn")))
+
+
+def test_sliding_windows_are_refused(house, tmp_path, monkeypatch):
+    """As llama.cpp itself says it of a model."""
+    library = door.library()
+    monkeypatch.setattr(library, "llama_model_n_swa", lambda model: 48)
+    with pytest.raises(UnsupportedModel, match="sliding windows"):
+        Session(gguf_of(house), cells=256, rows=8, outputs=8)
+
+
+def test_a_file_with_keys_in_another_order_is_never_served(house, tmp_path):
+    """The library would run it, wrongly; a converter that forgot to put numbers side by side is not our doing, but keys
+    in the bank are of the model that was converted."""
+    write_gguf(house.lm, tmp_path / "model.gguf", interleaved=False)
+    house.lm.tokenizer.save_pretrained(tmp_path)
+    with LlamaCppEngine(gguf_model(str(tmp_path / "model.gguf")), start=False, cells=256) as engine:
+        state = State.read(state_of(engine), 200, WIDTHS, WIDTHS)
+        theirs = activations(house.lm, IDS).keys[0].numpy()
+        assert np.abs(engine.order.kept(state.keys[0], 2) - theirs).max() > 0.5
+
+
+def test_a_file_is_what_its_folder_is(house):
+    """But for the weights: the file's own digest."""
+    model = gguf_model(str(gguf_of(house)))
+    house.lm.identity.check(model.identity, "a prefix", allow_other_weights=True)
+    assert model.context == 512
+    assert model.end_ids == house.lm.end_ids
+
+
+def test_rotary_parameters_are_compared_as_numbers(house):
+    identity = replace(house.lm.identity, rope='{"rope_theta": 10000.0, "rope_type": "default"}')
+    replace(identity, rope='{"rope_type": "default", "rope_theta": 10000}').check(identity, "a prefix")
+    for other in ('{"rope_theta": 10001, "rope_type": "default"}', "null", "no JSON"):
+        with pytest.raises(ModelMismatch, match="rope is"):
+            replace(identity, rope=other).check(identity, "a prefix")
+
+
+@pytest.fixture(scope="module")
+def built_in():
+    return gguf_model("smollm2-135m", progress=lambda line: None)
+
+
+def test_the_built_in_file_and_its_conversion_are_one_model(built_in):
+    lm = load_model("smollm2-135m", progress=lambda line: None)
+    lm.identity.check(built_in.identity, "a prefix")
+    assert built_in.identity.rope == lm.identity.rope
+    assert built_in.end_ids == lm.end_ids
+    assert built_in.context == lm.context
+
+
+CHATS = [
+    [{"role": "user", "content": "Hello?"}],
+    [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "  Hé\n你好 "}],
+]
+
+
+def test_the_built_in_tokenizer_is_read_from_its_file(built_in):
+    lm = load_model("smollm2-135m", progress=lambda line: None)
+    mine, theirs = FileTokenizer.of_gguf(GgufFile.read(builtin_file(print))), lm.tokenizer
+    assert tokenizer_fingerprint(mine) == tokenizer_fingerprint(theirs)
+    for text in ("", " a  b\n", "naïve 1234567 你好 🙂", "<|im_start|>user\nx<|im_end|>"):
+        ids = theirs.encode(text)
+        assert mine.encode(text) == ids
+        for skip in (True, False):
+            options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": False}
+            assert mine.decode(ids, **options) == theirs.decode(ids, **options)
+        assert mine.convert_ids_to_tokens(ids) == theirs.convert_ids_to_tokens(ids)
+    for chat in CHATS:
+        for prompt in (True, False):
+            options = {"tokenize": False, "add_generation_prompt": prompt}
+            assert mine.apply_chat_template(chat, **options) == theirs.apply_chat_template(chat, **options)
+    assert len(mine) == len(theirs)
+
+
+def test_chat_templates_have_the_names_that_transformers_gives_them(tmp_path, house):
+    from jinja2 import TemplateError
+
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}"
+        "{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}"
+        "{% if messages[0].content == 'no' %}{{ raise_exception('never') }}{% endif %}"
+    )
+    tokenizer = house.lm.tokenizer.__class__(tokenizer_object=house.lm.tokenizer.backend_tokenizer, bos_token="<s>")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    mine = FileTokenizer.of_folder(tmp_path)
+    assert tokenizer_fingerprint(mine) == tokenizer_fingerprint(tokenizer)
+    options = {"tokenize": False, "add_generation_prompt": True}
+    chat = [
+        {"role": "user", "content": "é<&>"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    assert mine.apply_chat_template(chat, **options) == tokenizer.apply_chat_template(chat, **options)
+    with pytest.raises(TemplateError, match="never"):
+        mine.apply_chat_template([{"role": "user", "content": "no"}], **options)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": 1}))
+    with pytest.raises(UnsupportedModel, match=r"tokenizer in .* cannot be read"):
+        FileTokenizer.of_folder(tmp_path)
+
+
+def test_bfloat16_and_float16_are_read_as_pytorch_reads_them(house, tmp_path):
+    from foreword.bank.arrays import load_arrays
+    from foreword.bank.prefix_file import read_prefix, write_prefix
+
+    prefix = learned(house.lm, 9, 1)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2):
+        file = tmp_path / "prefix.safetensors"
+        write_prefix(file, prefix.to(dtype=dtype), method="test", provenance={})
+        mine, theirs = read_prefix(file, load=load_arrays), read_prefix(file)
+        assert mine.digest == theirs.digest
+        assert np.array_equal(mine.keys[0].astype(np.float64), theirs.keys[0].double().numpy())
+        written = tmp_path / "again.safetensors"
+        write_prefix(written, mine, method="test", provenance={})
+        assert written.read_bytes() == file.read_bytes()
