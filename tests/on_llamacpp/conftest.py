@@ -19,6 +19,11 @@ def house(tmp_path_factory) -> House:
 
 
 @pytest.fixture(scope="session")
+def half_house(tmp_path_factory) -> House:
+    return gguf_house("llama", tmp_path_factory.mktemp("llamacpp-half"), half=True)
+
+
+@pytest.fixture(scope="session")
 def running(house) -> Iterator:
     with llamacpp_engine(house, cells=CELLS, step_tokens=64, max_batch=32) as engine:
         yield engine

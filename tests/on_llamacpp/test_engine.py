@@ -27,14 +27,15 @@ from on_vllm.houses import CACHE_BYTES, tokens
 TRIE = WordTrie.build([(0, (40,)), (0, (41, 42)), (1, (41, 43, 44)), (2, (50,))], 3)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_mixed_requests_get_the_embedded_engine_s_tokens(family, tmp_path, house):
-    own = house if family == "llama" else gguf_house(family, tmp_path)
+def test_mixed_requests_get_the_embedded_engine_s_tokens(family, half, tmp_path):
+    own = gguf_house(family, tmp_path, half=half)
     requests = own.requests(100)
     assert len({id(request.prefix) for request in requests}) > 20
     with llamacpp_engine(own, cells=2048) as engine:
         assert engine.order.interleaved == (family == "llama")
-        check_answers(own, requests, tokens(engine, requests))
+        check_answers(own, requests, tokens(engine, requests), ties=0.1 if half else 0)
         assert engine.statistics()["prefixes_written"] >= 20
         engine.cells.check()
 
@@ -77,7 +78,7 @@ def test_long_requests_are_run_in_pieces(house, engine):
         asked(task, [draw.randrange(250) for _ in range(150)])  # a step runs 64 tokens
         for task in (*house.tasks[::3], None)
     ]
-    check_answers(house, requests, tokens(engine, requests), ties=0.2)
+    check_answers(house, requests, tokens(engine, requests))
 
 
 def test_requests_that_must_give_way_go_on_rightly(house, engine):
@@ -85,7 +86,7 @@ def test_requests_that_must_give_way_go_on_rightly(house, engine):
         replace(each, sampling=SamplingParams(max_tokens=60, ignore_eos=True)) for each in house.requests(24, seed=3)
     ]
     before = engine.statistics()["preempted"]
-    check_answers(house, requests, tokens(engine, requests), ties=0.3)
+    check_answers(house, requests, tokens(engine, requests))
     assert engine.statistics()["preempted"] > before
 
 
@@ -155,7 +156,7 @@ def test_words_are_scored_as_by_the_embedded_engine(house, engine):
         bare = embedded.score([from_ids(None, prompt.token_ids) for prompt in prompts], WordChoice(TRIE))
     found = engine.score(prompts, WordChoice(TRIE))
     np.testing.assert_allclose(found, expected, atol=CLOSE)
-    assert np.abs(np.asarray(bare) - found).max() > 10 * CLOSE
+    assert np.abs(np.asarray(bare) - found).max() > 0.3
     assert engine.score([], WordChoice(TRIE)).shape == (0, 3)
 
 
@@ -184,7 +185,7 @@ def test_soft_tokens_inside_a_request_are_its_own(house, engine):
         ids = (5, -1, 17, -3, -2, *range(40, 120))  # more than a step
         requests.append(replace(asked(task), token_ids=ids, soft=soft))
     requests.append(replace(requests[0], token_ids=(5, 9, -1)))
-    check_answers(house, requests, tokens(engine, requests), ties=0.2)
+    check_answers(house, requests, tokens(engine, requests))
     others = [replace(request, soft=-request.soft) for request in requests]
     assert tokens(engine, others) != tokens(engine, requests)
     prompts = [Prompt(r.token_ids[:9], r.prefix, r.prefix_length, soft=r.soft) for r in requests]
@@ -207,17 +208,14 @@ def test_soft_tokens_inside_a_request_are_its_own(house, engine):
 def test_options_mean_what_they_mean_to_the_embedded_engine(house, engine, sampling):
     requests = [asked(task, **sampling) for task in house.tasks[:12]]
     mine, theirs = tokens(engine, requests), house.expected(requests)
-    # Where a drawn number falls between two tokens, rounding may decide.
-    assert sum(a == b for a, b in zip(mine, theirs, strict=True)) >= 10
+    assert mine == theirs
     assert mine != tokens(engine, [asked(task) for task in house.tasks[:12]])
 
 
 def test_a_seeded_answer_is_the_same_alone_and_in_a_crowd(house, engine):
     request = asked(house.tasks[4], temperature=1.0, seed=7, max_tokens=20)
     alone = tokens(engine, [request])[0]
-    found = tokens(engine, [*house.requests(8, seed=9), request])[-1]
-    assert sum(a == b for a, b in zip(found, alone, strict=True)) >= 5
-    assert tokens(engine, [request])[0] == alone
+    assert tokens(engine, [*house.requests(8, seed=9), request])[-1] == tokens(engine, [request])[0] == alone
 
 
 def test_logprobs_are_the_model_s_own(house, engine):
@@ -280,10 +278,13 @@ def test_what_can_never_run_is_refused(house, engine):
         engine.prefill(IDS)
     with pytest.raises(PromptTooLong, match="context of 512"):
         engine.submit(asked(house.tasks[0], max_tokens=512))
-    short = house.tasks[3].prefix
+
+
+def test_a_prefix_that_float16_does_not_hold_is_refused(half_house):
+    short = half_house.tasks[3].prefix
     keys = (short.keys[0] * 1e6, *short.keys[1:])
-    with pytest.raises(RequestError, match=r"beyond 65,504"):
-        engine.submit(asked(replace(house.tasks[3], prefix=replace(short, keys=keys))))
+    with llamacpp_engine(half_house, cells=256) as engine, pytest.raises(RequestError, match=r"beyond 65,504"):
+        engine.submit(asked(replace(half_house.tasks[3], prefix=replace(short, keys=keys))))
 
 
 def test_a_prefix_and_request_beyond_the_cache_are_refused(house):

@@ -11,13 +11,11 @@ from foreword.bench.conformance.on_llamacpp import on_llamacpp
 from foreword.bench.conformance.on_vllm import TOP, compared
 from foreword.bench.conformance.subject import Subject
 from foreword.bench.conformance.vllm_side import answered
-from foreword.bench.conformance.workload import GOALS, LLAMACPP
+from foreword.bench.conformance.workload import GOAL, LLAMACPP
 from foreword.core.sampling import MOST_LOGPROBS
 from foreword.engine.engine import Engine
 from foreword.errors import UnsupportedModel
 from on_vllm.houses import CACHE_BYTES
-
-GOAL = GOALS["llamacpp"]
 
 
 @pytest.mark.parametrize("key", ["llama", "qwen2", "qwen3"])

@@ -49,28 +49,39 @@ def state_of(engine, sequence: int = 200) -> bytes:
     return data
 
 
-@pytest.fixture(scope="module")
-def quiet(house):
+@pytest.fixture(scope="module", params=["house", "half_house"], ids=["float32", "float16"])
+def quiet(request):
     """An engine that nobody steps, so that its session is the test's."""
-    with llamacpp_engine(house, cells=256, start=False) as engine:
+    with llamacpp_engine(request.getfixturevalue(request.param), cells=256, start=False) as engine:
         yield engine
+
+
+def read(engine, data: bytes) -> State:
+    return State.read(data, 200, WIDTHS, WIDTHS, engine._session.dtype)
 
 
 def test_a_state_is_read_and_written_byte_by_byte(quiet):
     data = state_of(quiet)
-    state = State.read(data, 200, WIDTHS, WIDTHS)
+    state = read(quiet, data)
+    assert {rows.dtype for rows in (*state.keys, *state.values)} == {quiet._session.dtype}
     assert state.positions.tolist() == [0, 1, 2, 3, 4]
     assert state.write(200) == data
 
 
 def test_keys_and_values_of_a_text_are_transformers_own(house, quiet):
     """The bank's reference: what the embedded model computes of the same tokens, in the bank's order of numbers."""
-    state = State.read(state_of(quiet), 200, WIDTHS, WIDTHS)
+    state = read(quiet, state_of(quiet))
+    close = 1e-5 if quiet._session.dtype == np.float32 else 2e-2
     prefix = activations(house.lm, IDS)
     for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-        np.testing.assert_allclose(quiet.order.kept(state.keys[layer], 2), key.numpy(), atol=2e-2, rtol=2e-2)
+        np.testing.assert_allclose(quiet.order.kept(state.keys[layer], 2), key.numpy(), atol=close, rtol=close)
         rows = value.numpy().swapaxes(0, 1).reshape(len(IDS), -1)
-        np.testing.assert_allclose(state.values[layer], rows, atol=2e-2, rtol=2e-2)
+        np.testing.assert_allclose(state.values[layer], rows, atol=close, rtol=close)
+
+
+def test_a_cache_has_the_precision_of_its_file(house, half_house):
+    assert gguf_model(str(gguf_of(house))).dtype == np.float32
+    assert gguf_model(str(gguf_of(half_house))).dtype == gguf_model("smollm2-135m").dtype == np.float16
 
 
 def test_what_is_written_is_what_is_there(house, quiet):
@@ -81,35 +92,39 @@ def test_what_is_written_is_what_is_there(house, quiet):
     quiet._session.drop(201)
 
 
-# Where the fields of a state of five cells lie: head, cells, transposition and layers, type and width of the first.
+# Where the fields of a state of five cells lie: head, cells, transposition and layers, type and width of the first. Of
+# values: behind so many numbers of keys, and so many bytes of all else.
 FIELDS = {
-    "magic": (0, "<I"),
-    "sequence": (4, "<i"),
-    "streams": (8, "<I"),
-    "cells": (12, "<I"),
-    "sequences of a cell": (20, "<I"),
-    "sequence of a cell": (24, "<i"),
-    "transposition": (16 + 5 * 12, "<I"),
-    "layers": (20 + 5 * 12, "<I"),
-    "type": (24 + 5 * 12, "<i"),
-    "bytes of a cell": (28 + 5 * 12, "<Q"),
+    "magic": (0, 0, "<I"),
+    "sequence": (0, 4, "<i"),
+    "streams": (0, 8, "<I"),
+    "cells": (0, 12, "<I"),
+    "sequences of a cell": (0, 20, "<I"),
+    "sequence of a cell": (0, 24, "<i"),
+    "transposition": (0, 16 + 5 * 12, "<I"),
+    "layers": (0, 20 + 5 * 12, "<I"),
+    "type": (0, 24 + 5 * 12, "<i"),
+    "bytes of a cell": (0, 28 + 5 * 12, "<Q"),
+    "type of values": (5 * sum(WIDTHS), 24 + 5 * 12 + 3 * 12, "<i"),
+    "size of values": (5 * sum(WIDTHS), 28 + 5 * 12 + 3 * 12, "<I"),
 }
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_that_is_another_is_refused(quiet, field):
     data = bytearray(state_of(quiet))
-    at, form = FIELDS[field]
+    numbers, others, form = FIELDS[field]
+    at = numbers * quiet._session.dtype.itemsize + others
     struct.pack_into(form, data, at, struct.unpack_from(form, data, at)[0] + 1)
     with pytest.raises(EngineError, match="not as it is known here"):
-        State.read(bytes(data), 200, WIDTHS, WIDTHS)
+        read(quiet, bytes(data))
 
 
 def test_a_state_that_is_cut_or_too_long_is_refused(quiet):
     data = state_of(quiet)
     for wrong in (data[:10], data[:-1], data + b"\0"):
         with pytest.raises((EngineError, struct.error)):
-            State.read(wrong, 200, WIDTHS, WIDTHS)
+            read(quiet, wrong)
 
 
 def test_the_library_refuses_what_it_cannot_take(quiet):
@@ -194,7 +209,7 @@ def test_sliding_windows_are_refused(house, tmp_path, monkeypatch):
     library = door.library()
     monkeypatch.setattr(library, "llama_model_n_swa", lambda model: 48)
     with pytest.raises(UnsupportedModel, match="sliding windows"):
-        Session(gguf_of(house), cells=256, rows=8, outputs=8)
+        Session(gguf_of(house), dtype=np.dtype(np.float16), cells=256, rows=8, outputs=8)
 
 
 def test_a_file_with_keys_in_another_order_is_never_served(house, tmp_path):
@@ -203,7 +218,7 @@ def test_a_file_with_keys_in_another_order_is_never_served(house, tmp_path):
     write_gguf(house.lm, tmp_path / "model.gguf", interleaved=False)
     house.lm.tokenizer.save_pretrained(tmp_path)
     with LlamaCppEngine(gguf_model(str(tmp_path / "model.gguf")), start=False, cells=256) as engine:
-        state = State.read(state_of(engine), 200, WIDTHS, WIDTHS)
+        state = read(engine, state_of(engine))
         theirs = activations(house.lm, IDS).keys[0].numpy()
         assert np.abs(engine.order.kept(state.keys[0], 2) - theirs).max() > 0.5
 

@@ -98,7 +98,7 @@ class DecoderEngine:
             self._admission.check_prompt(prompt, 0)
             if not prompt.places:
                 raise RequestError(f"{self.name} is an encoder-decoder; name the place that its decoder begins at.")
-        asked = [scorer.measured(prompt) for prompt in prompts]
+        asked = [prompt.measured for prompt in prompts]
         found = self._read(asked, scorer.following(BATCH_TOKENS))
         return list(found[:, 0].split([len(prompt.places) for prompt in asked]))
 

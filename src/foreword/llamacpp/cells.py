@@ -190,22 +190,23 @@ class Cells:
         return resident
 
     def _state(self, prefix: KVPrefix) -> State:
-        keys = tuple(self._order.cached(_half(key)) for key in prefix.keys)
-        values = tuple(np.moveaxis(_half(value), 0, 1).reshape(prefix.length, -1) for value in prefix.values)
+        dtype = self._session.dtype
+        keys = tuple(self._order.cached(_array(key, dtype)) for key in prefix.keys)
+        values = tuple(np.moveaxis(_array(value, dtype), 0, 1).reshape(prefix.length, -1) for value in prefix.values)
         return State(np.arange(prefix.length, dtype=np.int32), keys, values)
 
 
-def check_range(prefix: KVPrefix) -> None:
-    """Raise RequestError for a prefix with numbers that float16 does not hold."""
-    if not all(np.isfinite(_half(tensor)).all() for tensor in (*prefix.keys, *prefix.values)):
+def check_range(prefix: KVPrefix, dtype: np.dtype) -> None:
+    """Raise RequestError for a prefix with numbers that a cache does not hold."""
+    if not all(np.isfinite(_array(tensor, dtype)).all() for tensor in (*prefix.keys, *prefix.values)):
         raise RequestError(
-            "the prefix of this request holds numbers beyond 65,504, which llama.cpp's float16 cache cannot; serve it "
-            "with --engine embedded."
+            f"the prefix of this request holds numbers beyond {float(np.finfo(dtype).max):,.6g}, which llama.cpp's "
+            f"{dtype} cache cannot; serve it with --engine embedded."
         )
 
 
-def _half(tensor: Any) -> np.ndarray:
-    """A bank's tensor in float16, also one that PyTorch read."""
+def _array(tensor: Any, dtype: np.dtype) -> np.ndarray:
+    """A bank's tensor as a cache holds it, also one that PyTorch read."""
     array = tensor if isinstance(tensor, np.ndarray) else tensor.detach().float().cpu().numpy()
     with np.errstate(over="ignore"):
-        return array.astype(np.float16)
+        return array.astype(dtype)

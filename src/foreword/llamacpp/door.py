@@ -8,13 +8,14 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from foreword.errors import EngineError, UnsupportedModel, UsageError
+from foreword.llamacpp.layout import TYPES
 
 PACKAGE = "llama-cpp-python"
 KNOWN = ((0, 3, 36), (0, 3, 37))
@@ -23,7 +24,6 @@ KNOWN = ((0, 3, 36), (0, 3, 37))
 SEQUENCES = 256
 """As many as llama.cpp can tell apart."""
 
-_F16 = 1
 _ERROR, _CONTINUED = 4, 5  # levels of its log
 _NORMAL, _NEOX = 0, 2  # how it rotates keys: neighbours, or halves
 
@@ -35,8 +35,7 @@ def library() -> Any:
     Raises UsageError if it is not installed, or not in a version that is known here.
     """
     check_version()
-    from llama_cpp import llama_cpp
-
+    llama_cpp = import_module("llama_cpp.llama_cpp")
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(_log(llama_cpp), ctypes.c_void_p())
     return llama_cpp
@@ -119,12 +118,14 @@ class Session:
 
     Args:
         file: the model.
+        dtype: of the cache, one of `foreword.llamacpp.layout.TYPES`.
         cells: positions of its cache, over all sequences.
         rows: tokens of a batch at most.
         outputs: of them at most so many are followed by logits.
 
     Attributes:
         vocab_size, hidden_size: of the model.
+        dtype: of its cache.
         cells: positions of its cache; the library rounds them up.
         tokens, embeds: batches to fill and `decode`, of tokens and of embeddings.
 
@@ -133,8 +134,8 @@ class Session:
         EngineError: it could not be loaded.
     """
 
-    def __init__(self, file: Path, *, cells: int, rows: int, outputs: int) -> None:
-        self._c = library()
+    def __init__(self, file: Path, *, dtype: np.dtype, cells: int, rows: int, outputs: int) -> None:
+        self._c, self.dtype = library(), dtype
         self._model = self._c.llama_model_load_from_file(str(file).encode(), self._c.llama_model_default_params())
         if not self._model:
             raise EngineError(f"llama.cpp could not load {file}; what it printed says why.")
@@ -162,8 +163,8 @@ class Session:
         params.n_batch = params.n_ubatch = rows
         params.n_outputs_max = max(outputs, SEQUENCES)  # it makes room for one of every sequence in any case
         params.n_threads = params.n_threads_batch = _cores()
-        params.type_k = params.type_v = _F16
-        params.flash_attn_type = 1  # on: values then lie as keys do, a cell after another
+        params.type_k = params.type_v = TYPES[self.dtype]
+        params.flash_attn_type = int(self.dtype == np.float16)  # it would round a float32 cache to float16
         params.no_perf = True
         return params
 

@@ -72,7 +72,7 @@ class LlamaCppEngine(SteppedEngine):
     ) -> None:
         cells = cells or max(min(CELLS, model.context), max_model_len or 0)
         self._session = session = Session(
-            model.file, cells=cells, rows=step_tokens, outputs=min(max_batch, step_tokens)
+            model.file, dtype=model.dtype, cells=cells, rows=step_tokens, outputs=min(max_batch, step_tokens)
         )
         try:
             self.order = _proved(model, session)
@@ -229,7 +229,7 @@ class LlamaCppEngine(SteppedEngine):
                 "none; serve it with --engine embedded or vllm."
             )
         if prefix is not None and length and prefix not in self._in_range:
-            check_range(prefix)
+            check_range(prefix, self._session.dtype)
             self._in_range.add(prefix)
 
 

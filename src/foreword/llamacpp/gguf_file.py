@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from foreword.errors import UnknownModel, UnsupportedModel
 
 T = TypeVar("T")
@@ -16,6 +18,7 @@ T = TypeVar("T")
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
+_FLOAT32 = 0  # of the types that a tensor may have
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class GgufFile:
         path: the file.
         fields: its metadata; texts, numbers, and arrays of them as lists and tuples.
         shapes: of every tensor as ggml writes them, the fastest dimension first.
+        dtype: of the cache that goes with the weights: float32 if all of them are, else float16.
     """
 
     path: Path
     fields: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
+    dtype: np.dtype
 
     @classmethod
     def read(cls, path: Path) -> GgufFile:
@@ -49,12 +54,13 @@ class GgufFile:
             raise ValueError("expected GGUF of version 2 or 3")
         tensors, fields = reader.number("Q"), reader.number("Q")
         found = {reader.text(): reader.value(reader.number("I")) for _ in range(fields)}
-        shapes = {}
+        shapes, types = {}, set[int]()
         for _ in range(tensors):
             name = reader.text()
             shapes[name] = tuple(reader.number("Q") for _ in range(reader.number("I")))
-            reader.bytes(12)  # how it is quantized, and where it lies
-        return cls(path, found, shapes)
+            types.add(reader.number("I"))
+            reader.bytes(8)  # where it lies
+        return cls(path, found, shapes, np.dtype(np.float32 if types == {_FLOAT32} else np.float16))
 
     @property
     def architecture(self) -> str:

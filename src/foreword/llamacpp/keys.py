@@ -98,4 +98,4 @@ class KeyOrder:
         values = [shape.kv_heads * shape.value_dim for shape in self.shapes]
         data = session.state(0)
         session.drop(0)
-        return State.read(data, 0, widths, values)
+        return State.read(data, 0, widths, values, session.dtype)

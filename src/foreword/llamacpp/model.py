@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from foreword.core import LayerShape, ModelIdentity
 from foreword.errors import UnknownModel, UnsupportedModel
 from foreword.home import default_model
@@ -35,6 +37,7 @@ class GgufModel:
         end_ids: tokens that end a text.
         rotary: numbers of a key's head that are rotated.
         theta: base of their angles.
+        dtype: of its cache.
     """
 
     name: str
@@ -45,6 +48,7 @@ class GgufModel:
     end_ids: frozenset[int]
     rotary: int
     theta: float
+    dtype: np.dtype
 
 
 def gguf_model(
@@ -83,8 +87,8 @@ def gguf_model(
         lineage=(digest,),
     )
     rotary = int(head.get("rope.dimension_count", layers[0].key_dim))
-    ends = _ends(head, tokenizer, folder)
-    return GgufModel(name, head.path, tokenizer, identity, int(head.need("context_length")), ends, rotary, theta)
+    context, ends = int(head.need("context_length")), _ends(head, tokenizer, folder)
+    return GgufModel(name, head.path, tokenizer, identity, context, ends, rotary, theta, head.dtype)
 
 
 def _located(name: str, progress: Callable[[str], None]) -> Path:

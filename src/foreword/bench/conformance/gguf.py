@@ -26,10 +26,11 @@ NAMES = {
 OUTER = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(lm: LanguageModel, file: Path, *, interleaved: bool | None = None) -> Path:
-    """``lm`` must be a Llama, Qwen2 or Qwen3 with the byte tokenizer.
+def write_gguf(lm: LanguageModel, file: Path, *, half: bool = False, interleaved: bool | None = None) -> Path:
+    """``lm`` must be a Llama, Qwen2 or Qwen3 with the byte tokenizer, in float32.
 
     Args:
+        half: write matrices in float16.
         interleaved: whether numbers that are rotated together are put side by side; by default as the architecture has
             it.
     """
@@ -40,6 +41,7 @@ def write_gguf(lm: LanguageModel, file: Path, *, interleaved: bool | None = None
     _tokens(writer, lm)
     for name, tensor in lm.model.state_dict().items():
         if name != "lm_head.weight" or not lm.model.config.tie_word_embeddings:
+            tensor = tensor.half() if half and tensor.dim() > 1 else tensor
             _tensor(writer, lm.model.config, name.removeprefix("model."), tensor, side_by_side)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

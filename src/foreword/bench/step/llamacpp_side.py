@@ -43,7 +43,8 @@ def _cells(settings: Mapping[str, Any]) -> int:
 
 class _Side:
     def __init__(self, model: str, prompts: Sequence[Sequence[int]], cells: int) -> None:
-        self._session = Session(gguf_model(model).file, cells=cells, rows=ROWS, outputs=len(prompts))
+        described = gguf_model(model)
+        self._session = Session(described.file, dtype=described.dtype, cells=cells, rows=ROWS, outputs=len(prompts))
         self._prompts = prompts
         self._next: list[int] = []
         self._position = 0
