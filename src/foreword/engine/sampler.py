@@ -88,8 +88,8 @@ def _nucleus(probabilities: np.ndarray, mass: float) -> np.ndarray:
     if probabilities[places].sum() < mass:
         places = best(probabilities, len(probabilities))
     largest = probabilities[places]
-    # The token that crosses the mass is kept, so at least one always is.
-    kept = places[largest.cumsum() - largest < mass]
+    # The token that crosses the mass is kept, and one always is: a mass below 1e-45 is zero in float32.
+    kept = places[: max(1, int((largest.cumsum() - largest < mass).sum()))]
     nucleus = np.zeros_like(probabilities)
     nucleus[kept] = probabilities[kept]
     return nucleus / nucleus.sum()
