@@ -43,7 +43,7 @@ def ensemble(name: str, tasks: Sequence[Task], combine: Combine) -> Task:
 
 def _check_choice(task: Task) -> None:
     if task.kind != "learned":
-        raise UsageError(f"task '{task.ref}' is static (kind {task.kind}), not learned; name learned tasks only.")
+        raise UsageError(f"task '{task.ref}' is of the kind {task.kind}, not learned; name learned tasks only.")
     if not task.labels or task.template is None:
         raise UsageError(
             f"task '{task.ref}' has no labels to choose from, and generated answers cannot be combined; name tasks "
