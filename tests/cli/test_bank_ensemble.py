@@ -135,7 +135,7 @@ def test_tasks_that_are_more_than_a_prefix_are_refused(
         ({"verbalizer": {"positive": (" great",), "negative": (" bad",)}}, "in its verbalizer;"),
         ({"verbalizer": dict(reversed(WORDS.items()))}, "in its verbalizer;"),
         ({"template": "{text}{mask}", "verbalizer": {"x": (" y",)}}, "in its template and its verbalizer;"),
-        ({"kind": "prompt", "text": "x"}, "is static (kind prompt), not learned"),
+        ({"kind": "prompt", "text": "x"}, "is of the kind prompt, not learned"),
         ({"verbalizer": None, "template": "{text} {target:answer}"}, "has no labels to choose from"),
     ],
 )
