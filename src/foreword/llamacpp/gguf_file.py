@@ -103,4 +103,15 @@ class _Reader:
         if inner in _NUMBERS:
             form = f"<{count}{_NUMBERS[inner]}"
             return struct.unpack(form, self.bytes(struct.calcsize(form)))
-        return [self.value(inner) for _ in range(count)]
+        return self.texts(count) if inner == _STRING else [self.value(inner) for _ in range(count)]
+
+    def texts(self, count: int) -> list[str]:
+        """So many texts: a vocabulary has fifty thousand, so no function is called for each."""
+        data, at, size, found = self._data, self._at, struct.Struct("<Q").unpack_from, list[str]()
+        for _ in range(count):
+            end = at + 8 + size(data, at)[0]
+            found.append(data[at + 8 : end].decode("utf-8", "replace"))
+            at = end
+        self._at = at
+        self.bytes(0)  # a text that is cut off
+        return found
