@@ -204,6 +204,17 @@ def test_models_that_were_never_tried_are_refused(house, tmp_path):
         gguf_model(str(small(tmp_path / "yarn.gguf", "llama", llama__rope__scaling__type="yarn")))
 
 
+@pytest.mark.parametrize("rules", [None, "qwen2", "llama-bpe"])
+def test_a_tokenizer_that_cuts_texts_otherwise_is_not_guessed(house, tmp_path, rules):
+    """`"\n\n"` is one token for some rules and two for others, and the file only names them."""
+    head = GgufFile.read(gguf_of(house))
+    assert FileTokenizer.of_gguf(head).encode("a b")
+    fields = {name: value for name, value in head.fields.items() if name != "tokenizer.ggml.pre"}
+    other = replace(head, fields={**fields, **({} if rules is None else {"tokenizer.ggml.pre": rules})})
+    with pytest.raises(UnsupportedModel, match=f"rules {rules}.*put the model's tokenizer"):
+        FileTokenizer.of_gguf(other)
+
+
 def test_sliding_windows_are_refused(house, tmp_path, monkeypatch):
     """As llama.cpp itself says it of a model."""
     library = door.library()

@@ -18,6 +18,8 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 _IN_GGUF = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _CONTROL, _USER = 3, 4
 """Kinds of tokens in GGUF files: written by no text, and written as they are."""
+_AS_GPT2 = ("gpt-2", "smollm")
+"""Rules that cut a text as GPT-2's do; smollm also cuts between digits, of which its vocabulary joins none."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,14 @@ class FileTokenizer:
 
     @classmethod
     def of_gguf(cls, file: GgufFile) -> FileTokenizer:
-        """That of a GGUF file, if it is a byte-level BPE. Raises UnsupportedModel for others, whose rules the file does
-        not hold."""
+        """That of a GGUF file, if it is a byte-level BPE that cuts texts as GPT-2's does. Raises UnsupportedModel for
+        others, whose rules the file does not hold."""
         fields = file.fields
-        if fields.get("tokenizer.ggml.model") != "gpt2" or "tokenizer.ggml.merges" not in fields:
+        kind, rules = (fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+        if kind != "gpt2" or rules not in _AS_GPT2 or "tokenizer.ggml.merges" not in fields:
             raise UnsupportedModel(
-                f"the tokenizer in {file.path.name} ({fields.get('tokenizer.ggml.model')}) is not read without its own "
-                "files; put the model's tokenizer.json and tokenizer_config.json beside the file."
+                f"the tokenizer in {file.path.name} (model {kind}, rules {rules}) is not read without its own files; "
+                "put the model's tokenizer.json and tokenizer_config.json beside the file."
             )
         tokens = fields["tokenizer.ggml.tokens"]
         merges = [tuple(line.split(" ", 1)) for line in fields["tokenizer.ggml.merges"]]
