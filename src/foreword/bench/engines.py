@@ -117,7 +117,7 @@ def _llamacpp(settings: Mapping[str, Any]) -> EngineProtocol:
 
 
 def _llamacpp_settings() -> dict[str, Any]:
-    return {"engine": LLAMACPP, "weights": "as they are in the GGUF file", "cache": "float16"}
+    return {"engine": LLAMACPP, "weights": "as they are in the GGUF file", "cache": "float16, float32 for a float32 file"}
 
 
 def _vllm(settings: Mapping[str, Any]) -> EngineProtocol:
