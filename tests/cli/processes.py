@@ -68,18 +68,19 @@ class Terminal:
             _heed_ctrl_c()
             os.execve(sys.executable, [sys.executable, "-m", "foreword", *map(str, args)], env)
         self._pid = pid
-        self.shown = ""
+        self._unread = self.shown = ""
 
     def type(self, keys: str) -> None:
         os.write(self._leader, keys.encode())
 
     def until(self, text: str, seconds: float = SECONDS) -> str:
-        """What is shown from now on up to and with a text."""
-        found, deadline = "", time.monotonic() + seconds
-        while text not in found:
-            assert time.monotonic() < deadline, f"no {text!r} in {found!r} behind {self.shown!r}"
-            found += self._read(0.1)
-        return found
+        """What is shown behind the last text that was asked for, up to and with another."""
+        deadline = time.monotonic() + seconds
+        while text not in self._unread:
+            assert time.monotonic() < deadline, f"no {text!r} in {self._unread!r} behind {self.shown!r}"
+            self._unread += self._read(0.1)
+        before, _, self._unread = self._unread.partition(text)
+        return before + text
 
     def end(self) -> int:
         """Its exit status, once it has left by itself."""
