@@ -117,7 +117,8 @@ def _llamacpp(settings: Mapping[str, Any]) -> EngineProtocol:
 
 
 def _llamacpp_settings() -> dict[str, Any]:
-    return {"engine": LLAMACPP, "weights": "as they are in the GGUF file", "cache": "float16, float32 for a float32 file"}
+    cache = "float16, float32 for a float32 file"
+    return {"engine": LLAMACPP, "weights": "as they are in the GGUF file", "cache": cache}
 
 
 def _vllm(settings: Mapping[str, Any]) -> EngineProtocol:
