@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from foreword.core import Batch, Front
-from foreword.models.products import PackedConv1D, PackedLinear, Product, pack, usable
+from foreword.models.products import PackedConv1D, PackedLinear, Product, pack, release, usable
 from models import CAUSAL, ENCODERS, tiny_model
 
 pytestmark = pytest.mark.skipif(not usable(torch.float32), reason="this PyTorch packs no weights")
@@ -61,6 +61,17 @@ def test_another_tensor_in_a_weight_is_noticed():
         torch.testing.assert_close(linear(x), 2 * before)
         linear.to(torch.bfloat16)
         assert linear(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_what_is_released_is_packed_again():
+    linear = copy.deepcopy(tiny_model("llama").model.model.layers[0].mlp)
+    x = torch.randn(1, 3, 48)
+    with torch.no_grad():
+        before = linear(x)
+        assert linear.down_proj.product._packed is not None
+        release(linear)
+        assert all(module.product._packed is None for module in packed(linear))
+        torch.testing.assert_close(linear(x), before)
 
 
 def test_a_changed_bias_is_noticed():

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.optimization import get_scheduler
 
+from foreword.models.products import release
 from foreword.training.data import Example
 from foreword.training.learned import Learned
 from foreword.training.losses import Asked
@@ -53,6 +54,7 @@ class Lane:
         self._best_values: dict[str, Tensor] = {}
         self._stale = 0
         self._sums: list[float] = []
+        release(self.run.lm.model)  # what initial values and first scores were computed by
 
     @property
     def learned(self) -> Learned:

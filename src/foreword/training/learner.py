@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from foreword.models import LanguageModel
+from foreword.models.products import release
 from foreword.training.data import Example
 from foreword.training.learned import Learned
 from foreword.training.losses import Loss
@@ -19,6 +20,7 @@ class Learner(nn.Module):
         super().__init__()
         self.learned = learned
         self._lm, self._loss = lm, loss
+        release(lm.model)  # what initial values and first scores were computed by
 
     def forward(self, examples: Sequence[Example], weight: float) -> dict[str, Tensor]:
         """The part of a step's mean loss that these examples are.

@@ -14,6 +14,7 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
 from foreword.evaluation.evaluate import Trial, evaluate_all
 from foreword.evaluation.report import Report
+from foreword.models.products import release
 from foreword.text.ragged import passes
 from foreword.training.data import Example
 from foreword.training.learned import Learned
@@ -79,6 +80,8 @@ def scores(scorers: Sequence[Scorer]) -> list[dict[str, float]]:
     answers = [scorer for scorer in scorers if not scorer.run.material.labels]
     found = dict(zip(map(id, labels), _of_labels(labels), strict=True))
     found |= zip(map(id, answers), _of_answers(answers), strict=True)
+    for lm in {id(scorer.run.lm): scorer.run.lm for scorer in scorers}.values():
+        release(lm.model)  # learning goes on
     return [found[id(scorer)] for scorer in scorers]
 
 
