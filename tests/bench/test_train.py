@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from foreword.bench.record import Results
 from foreword.bench.run import run
 from foreword.bench.train import foreword_step, peft_step
 from foreword.bench.train.case import CASES
+from foreword.bench.train.encoders import encoder
 from foreword.bench.train.workload import BATCH, TEMPLATE, WORDS, Train, _data, _differences
 from foreword.bench.workload import Options
+from foreword.models.load import load_model
+from foreword.training.recipe import Recipe
+from foreword.training.run import Run
 
 STEPS = 6
 
@@ -49,6 +54,14 @@ def test_both_sides_learn_the_same_curve(method, settings, tmp_path):
     assert _differences({"foreword": first, "peft": second})["peft"] < 1e-4
 
 
+@pytest.mark.parametrize("method", CASES)
+def test_both_begin_at_the_initial_values_of_foreword(method, settings):
+    lm = load_model(settings["model"], dtype="float32", device="cpu")
+    files = {"data": settings["data"], "eval": settings["data"]}
+    run = Run.of(lm, Recipe(**files, method=method, template=TEMPLATE, length=5, seed=3))
+    torch.testing.assert_close(encoder(run).values(), run.learned().encoder.values(), rtol=1e-4, atol=1e-4)
+
+
 def test_another_learning_rate_would_be_seen(settings, tmp_path):
     ours, theirs = sides(settings, CASES["prompt-tuning"], tmp_path, lr=0.1)
     assert _differences({"foreword": curve(ours), "peft": curve(theirs)})["peft"] > 1e-3
@@ -71,10 +84,11 @@ def test_the_workload_from_end_to_end(tiny_folder, tiny_data, tmp_path):
     outcome = run(
         workload, options(tiny_folder, tiny_data, "peft"), Results(tmp_path), lines.append, only=["p-tuning-v2"]
     )
-    (record,) = outcome.records
+    record, curve = outcome.records
+    assert (record.key, curve.key) == ("p-tuning-v2", "p-tuning-v2/curve")
     assert outcome.failed == []
     assert set(record.found["runs"]) == {"foreword", "peft"}
-    assert record.found["curve_difference"]["peft"] < 1e-3
+    assert curve.found["difference"]["peft"] < 1e-3
     assert record.settings["batch_size"] == BATCH
     assert {limit.name for limit in outcome.summary.limits} == {
         f"p-tuning-v2/peft/{name}" for name in ("samples_per_second", "peak_memory", "curve_difference")

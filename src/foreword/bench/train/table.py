@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from foreword.bench.record import Record
+from foreword.bench.train.case import CASES
 
 _COLUMNS = (
     "method",
@@ -21,16 +22,17 @@ _COLUMNS = (
 )
 
 
-def markdown(records: Sequence[Record]) -> str:
-    """A row a method; what was not measured is a dash."""
+def markdown(records: Mapping[str, Record]) -> str:
+    """A row a method that was timed; what was not measured of it is a dash."""
     head = f"| {' | '.join(_COLUMNS)} |\n|---|{'--:|' * (len(_COLUMNS) - 1)}"
-    return "\n".join([head, *(_row(record) for record in records)])
+    timed = [case for case in CASES.values() if case.method in records]
+    return "\n".join([head, *(_row(records[case.method], records.get(case.curve)) for case in timed)])
 
 
-def _row(record: Record) -> str:
+def _row(record: Record, curve: Record | None) -> str:
     runs, ratios = record.found["runs"], record.found["ratios"].get("peft", {})
     ours, theirs = runs["foreword"], runs.get("peft")
-    apart = record.found["curve_difference"].get("peft")
+    apart = curve.found["difference"].get("peft") if curve is not None else None
     cells = [
         record.key,
         str(record.settings["length"]),
