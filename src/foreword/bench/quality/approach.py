@@ -14,6 +14,13 @@ BATCH = 16
 # The recipe of those who learn in their own way: it says which rows are learned, in what order and with what loss.
 ROWS_OF = "p-tuning-v2"
 
+# What PEFT's methods start from, where they can start from text.
+_INSTRUCTION = "Classify the sentiment of the review as great or bad."
+_EXAMPLES = (
+    f"{_INSTRUCTION}\nReview: a warm and funny film from start to finish\nSentiment: great\n"
+    "Review: dull , lifeless and far too long\nSentiment: bad\n"
+)
+
 PEERS = (
     Peer("majority", "the most frequent label of the training rows, always"),
     Peer("manual", "the template as it is, nothing learned"),
@@ -31,8 +38,9 @@ PEERS = (
     Peer(
         "peft",
         "PEFT's prompt methods of 32 virtual tokens, by its own forward on padded batches and the same loss, the "
-        "learning rate chosen on dev among two; prompt tuning starts from a written instruction; scored through "
-        "Foreword's import",
+        "learning rate chosen on dev among two; prompt tuning starts from a written instruction, P-tuning v2 from the "
+        "keys and values of one with two examples (`initialize_kv_prefix_from_text`; from random values it stays at "
+        "chance); scored through Foreword's import",
         needs=("peft",),
     ),
 )
@@ -50,7 +58,7 @@ class Approach:
         rates: learning rates to choose from on dev; the method's own without.
         steps: in place of the data set's, for a method whose steps are of another kind.
         patterns: it learns from all patterns of a data set, not from its template alone.
-        peft: PEFT's configuration.
+        peft: PEFT's configuration; ``prefix_text`` beside it is a text whose keys and values are the initial prefix.
     """
 
     name: str
@@ -127,10 +135,10 @@ APPROACHES: Mapping[str, Approach] = {
             "PROMPT_TUNING",
             (2e-2, 1e-1),
             prompt_tuning_init="TEXT",
-            prompt_tuning_init_text="Classify the sentiment of the review as great or bad.",
+            prompt_tuning_init_text=_INSTRUCTION,
         ),
         _peft("p-tuning", "P_TUNING", (1e-3, 3e-3), encoder_reparameterization_type="LSTM"),
         _peft("prefix-tuning", "PREFIX_TUNING", (1e-3, 5e-3), prefix_projection=True),
-        _peft("p-tuning-v2", "PREFIX_TUNING", (5e-3, 3e-2)),
+        _peft("p-tuning-v2", "PREFIX_TUNING", (5e-3, 3e-2), prefix_text=_EXAMPLES),
     )
 }

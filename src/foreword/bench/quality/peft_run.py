@@ -59,10 +59,14 @@ def _figures(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _model(lm: LanguageModel, folder: str, config: Mapping[str, Any]) -> Any:
     """The stock model with PEFT around it, in the dtype of ours."""
     options = dict(config)
+    text = options.pop("prefix_text", None)
     if options.get("prompt_tuning_init") == "TEXT":
         options["tokenizer_name_or_path"] = folder
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=lm.dtype)
-    return peft.get_peft_model(model, peft.get_peft_config(options))
+    model = peft.get_peft_model(model, peft.get_peft_config(options))
+    if text is not None:
+        peft.initialize_kv_prefix_from_text(model, lm.tokenizer, text=text, use_chat_template=False)
+    return model
 
 
 def _learn(run: Run, model: Any, trained: Sequence[Tensor], folder: Path) -> None:
