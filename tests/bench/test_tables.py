@@ -41,12 +41,10 @@ def test_a_page_with_a_losing_row(tmp_path):
     run = {"samples_per_second": {"median": 2.0, "low": 1.0, "high": 3.0}, "peak_bytes": 10**9, "losses": []}
     other = {**run, "samples_per_second": {"median": 4.0, "low": 1.0, "high": 3.0}}
     ratios = {"samples_per_second": {"median": 0.5, "low": 0.4, "high": 0.6}, "peak_memory": 1.0, "memory_growth": 1.5}
-    found = {
-        "runs": {"foreword": run, "peft": other},
-        "ratios": {"peft": ratios},
-        "curve_difference": {"peft": 2e-5},
-    }
-    Results(tmp_path).keep(Record("train", "p-tuning-v2", {"length": 32, "seed": 0}, FACTS, found))
+    found = {"runs": {"foreword": run, "peft": other}, "ratios": {"peft": ratios}}
+    settings = {"length": 32, "seed": 0}
+    Results(tmp_path).keep(Record("train", "p-tuning-v2", settings, FACTS, found))
+    Results(tmp_path).keep(Record("train", "p-tuning-v2/curve", settings, FACTS, {"difference": {"peft": 2e-5}}))
     text = page(WORKLOADS, Results(tmp_path))
     assert (
         "| p-tuning-v2 | 32 | 2.0 | 4.0 | **0.50** (0.40 to 0.60) | 1.00 GB | 1.00 GB | 1.00 | 1.50 | 2.0e-05 |" in text
@@ -60,7 +58,7 @@ def test_a_page_with_a_losing_row(tmp_path):
 
 def test_alone_without_peers(tmp_path):
     run = {"samples_per_second": {"median": 2.0, "low": 1.0, "high": 3.0}, "peak_bytes": 10**9, "losses": []}
-    found = {"runs": {"foreword": run}, "ratios": {}, "curve_difference": {}}
+    found = {"runs": {"foreword": run}, "ratios": {}}
     Results(tmp_path).keep(Record("train", "p-tuning-v2", {"length": 32, "seed": 0}, FACTS, found))
     text = page(WORKLOADS, Results(tmp_path))
     assert "| p-tuning-v2 | 32 | 2.0 | - | - | 1.00 GB | - | - | - | - |" in text
@@ -69,7 +67,7 @@ def test_alone_without_peers(tmp_path):
 
 def test_records_of_one_machine_share_a_line(tmp_path):
     run = {"samples_per_second": {"median": 2.0, "low": 1.0, "high": 3.0}, "peak_bytes": 10**9, "losses": []}
-    found = {"runs": {"foreword": run}, "ratios": {}, "curve_difference": {}}
+    found = {"runs": {"foreword": run}, "ratios": {}}
     for key, day, commit in (("p-tuning", "2026-01-03", "def"), ("p-tuning-v2", "2026-01-02", "abc")):
         facts = {**FACTS, "started": day, "commit": commit}
         Results(tmp_path).keep(Record("train", key, {"length": 32, "seed": 0}, facts, found))
