@@ -38,7 +38,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         (["train", "--data", "no/folder"], "no data sets in no/folder"),
         (
             ["train", "--only", "nothing"],
-            "nothing called 'nothing' to measure; choose from prompt-tuning, prompt-tuning/curve",
+            "nothing called 'nothing' to measure; choose from prompt-tuning, ",
         ),
         (["tables", "--out", "no/folder/page.md"], "no/folder/page.md cannot be written"),
     ],
