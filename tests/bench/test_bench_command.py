@@ -36,10 +36,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         ),
         (["train", "--engine", "vllm"], "workload train has no engine 'vllm'; leave --engine out."),
         (["train", "--data", "no/folder"], "no data sets in no/folder"),
-        (
-            ["train", "--only", "nothing"],
-            "nothing called 'nothing' to measure; choose from prompt-tuning, ",
-        ),
+        (["train", "--only", "nothing"], "nothing called 'nothing' to measure; choose from prompt-tuning, "),
         (["tables", "--out", "no/folder/page.md"], "no/folder/page.md cannot be written"),
     ],
 )

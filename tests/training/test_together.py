@@ -13,11 +13,14 @@ from foreword.adapters import AdapterLayers
 from foreword.core import Front, KVPrefix
 from foreword.engine.decoder import evaluator
 from foreword.errors import UsageError
+from foreword.models.activations import activations
+from foreword.models.products import PackedLinear, usable
 from foreword.prompts.init import random_values, text
 from foreword.prompts.registry import method
 from foreword.training import together
 from foreword.training.lane import Lane
 from foreword.training.learned import Learned
+from foreword.training.learner import Learner
 from foreword.training.losses import AnswerLoss, totals
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
@@ -217,6 +220,25 @@ def test_a_loss_that_is_no_number_ends_one_run_alone(tmp_path):
     for kept, alone in zip((lanes[0], lanes[2]), untouched, strict=True):
         assert not kept.failed
         assert difference(kept.learned.front().prefix, alone.learned.front().prefix) < 1e-4
+
+
+@pytest.mark.skipif(not usable(torch.float32), reason="this PyTorch packs no weights")
+def test_no_packed_weights_are_held_while_learning(tmp_path):
+    def held() -> int:
+        modules = (module for module in lm.model.modules() if isinstance(module, PackedLinear))
+        return sum(module.product._packed is not None for module in modules)
+
+    lm = tiny_model("llama")
+    with evaluator(lm) as engine:
+        some = lane(lm, engine, user(tmp_path, 0, method="p-tuning-v2", init="auto"))
+        assert not held()  # initial values came from a forward
+        with torch.no_grad():
+            activations(lm, [1, 2, 3])
+        assert held()
+        Learner(lm, some.learned, some.run.loss(some.learned))
+        assert not held()
+        assert some.scorer()["loss"] > 0
+        assert not held()
 
 
 def test_a_restored_run_goes_on_to_the_last_bit(tmp_path):

@@ -80,8 +80,8 @@ def scores(scorers: Sequence[Scorer]) -> list[dict[str, float]]:
     answers = [scorer for scorer in scorers if not scorer.run.material.labels]
     found = dict(zip(map(id, labels), _of_labels(labels), strict=True))
     found |= zip(map(id, answers), _of_answers(answers), strict=True)
-    for lm in {id(scorer.run.lm): scorer.run.lm for scorer in scorers}.values():
-        release(lm.model)  # learning goes on
+    if scorers:
+        release(scorers[0].run.lm.model)  # learning goes on
     return [found[id(scorer)] for scorer in scorers]
 
 

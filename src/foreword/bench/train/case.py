@@ -53,7 +53,7 @@ _LSTM = {
 }
 _MLP = {"inputs": "embedding.weight", "network.0.": "transform.0.", "network.2.": "transform.2."}
 
-# At these rates float32 decides the curves; at four times as much they show how a sum was rounded.
+# At these rates float32 decides the curves; prompt tuning at 0.02 shows how sums were rounded instead.
 CASES: Mapping[str, Case] = {
     case.method: case
     for case in (
