@@ -173,8 +173,9 @@ def difference(one: KVPrefix, other: KVPrefix) -> float:
         {"method": "prompt-tuning", "template": "{text}{target:label}"},
         {"method": "prefix-tuning", "lr": 1e-3, "class_weights": "balanced"},
         {"method": "p-tuning-v2", "head": "linear", "template": "{text}", "accumulate": 2},
+        {"method": "prefix-tuning", "head": "linear", "template": "{text}", "lr": 1e-3},
     ],
-    ids=["p-tuning-v2", "prompt-tuning-answers", "prefix-tuning", "head-accumulated"],
+    ids=["p-tuning-v2", "prompt-tuning-answers", "prefix-tuning", "head-accumulated", "head-at-its-own-rate"],
 )
 def test_runs_together_learn_what_each_learns_alone(changes, tmp_path, monkeypatch):
     """One has fewer steps, one joins late, one stops early, and the batches are cut in two."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from foreword.engine.engine import Engine
 from foreword.errors import DataError, TemplateError, TrainingError, UsageError
@@ -18,9 +18,12 @@ from foreword.evaluation.evaluate import classify, evaluate, tag
 from foreword.text.rows import read_rows
 from foreword.text.template import Template
 from foreword.training.advice import advice
+from foreword.training.folder import RunFolder
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
+from foreword.training.score import Scorer
 from foreword.training.train import train
+from foreword.training.trainer import PrefixTrainer
 from models import tiny_model
 from training.small_data import examples, recipe, write_jsonl
 
@@ -78,6 +81,31 @@ def test_tags_are_learned_by_default_where_labels_are_lists(family, tmp_path):
         assert tag(engine, outcome.task, [{"tokens": "x a y"}])[0] == words
         with pytest.raises(UsageError, match="labels every word; tag with it"):
             classify(engine, outcome.task, [{"tokens": "x"}])
+
+
+class Travel(TrainerCallback):
+    """How far the weights of a head are from where they began, before the best checkpoint comes back."""
+
+    def __init__(self, head: torch.nn.Linear) -> None:
+        self.head, self.start, self.far = head, head.weight.detach().clone(), 0.0
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        self.far = float((self.head.weight - self.start).abs().mean())
+
+
+@pytest.mark.parametrize("method", ["prefix-tuning", "p-tuning-v2", "prompt-tuning", "lora"])
+def test_a_head_learns_as_fast_beside_any_method(method, tmp_path):
+    """Its rate is its own: at that of an MLP, a tenth of it, it would hardly leave the noise that it begins with."""
+    lm = tiny_model("bert")
+    settings = recipe(tmp_path, method=method, template="{text}", head="linear", init="auto", max_steps=20)
+    run = Run.of(lm, replace(settings, lr=None, length=None))
+    learned = run.learned()
+    assert [group["lr"] for group in learned.groups(run.lr)] == pytest.approx([run.method.lr, 5e-3])
+    assert [group["lr"] for group in learned.groups(run.lr / 2)] == pytest.approx([run.method.lr / 2, 2.5e-3])
+    travel = Travel(learned.head)
+    with Engine(lm, cache_bytes=1 << 20) as engine:
+        PrefixTrainer(run, Scorer(run, engine, run.task("run"), learned), RunFolder.open(run), travel).train()
+    assert 0.01 < travel.far < 0.1
 
 
 def test_tags_that_do_not_fit_their_words(tmp_path):

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
 from transformers.optimization import get_scheduler
 
 from foreword.models.products import release
@@ -17,7 +16,7 @@ from foreword.training.data import Example
 from foreword.training.learned import Learned
 from foreword.training.losses import Asked
 from foreword.training.score import Scorer
-from foreword.training.trainer import arguments
+from foreword.training.trainer import arguments, optimizer
 
 
 class Lane:
@@ -46,9 +45,7 @@ class Lane:
         self._settings = arguments(self.run, Path())
         self._loss = self.run.shared_loss(self.learned)
         self._batches = self.run.batches
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(self._settings)
-        parameters = list(self.learned.parameters())
-        self._optimizer = kind(parameters, weight_decay=self._settings.weight_decay, **options)
+        self._optimizer = optimizer(self._settings, self.learned)
         warm_up = self._settings.get_warmup_steps(self.run.steps)
         self._rate = get_scheduler(self._settings.lr_scheduler_type, self._optimizer, warm_up, self.run.steps)
         self._best_values: dict[str, Tensor] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -21,12 +22,14 @@ class Learned(nn.Module):
     Args:
         encoder: makes the front.
         head: ``[labels, hidden]`` linear layer in float32, or ``None``.
+        pace: how many times the encoder's learning rate the head learns at.
     """
 
-    def __init__(self, encoder: PromptEncoder, head: nn.Linear | None = None) -> None:
+    def __init__(self, encoder: PromptEncoder, head: nn.Linear | None = None, pace: float = 1.0) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self._pace = pace
 
     def front(self) -> Front:
         """What the next forward needs, with gradients."""
@@ -42,6 +45,16 @@ class Learned(nn.Module):
             adapter=_detached(front.adapter) if front.adapter is not None else None,
             head=self._head(task),
         )
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        """What an optimizer takes: the encoder at ``lr``, the head at its own pace, each if it has anything to learn.
+
+        A head begins at noise whatever the method, so that the small rate of a method that moves much at every step
+        would leave it there.
+        """
+        rates = ((self.encoder, lr), (self.head, lr * self._pace))
+        found = [([p for p in m.parameters() if p.requires_grad], rate) for m, rate in rates if m is not None]
+        return [{"params": parameters, "lr": rate} for parameters, rate in found if parameters]
 
     @property
     def parameter_count(self) -> int:

@@ -69,7 +69,7 @@ class Recipe:
         length: virtual tokens.
         init: ``auto``, ``random``, ``uniform``, ``vocab``, ``text``, ``labels`` or ``task:NAME``.
         init_text: the text for ``init="text"``.
-        lr: peak learning rate.
+        lr: peak learning rate, by default the method's; a linear head's own is changed in proportion.
         epochs, max_steps: length of the run; by default a number of steps that suits 32 to 5,000 rows.
         batch_size: examples a step.
         accumulate: parts that a step's examples are run in, one after another, with the same result in less memory.

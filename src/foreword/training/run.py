@@ -31,7 +31,7 @@ from foreword.version import __version__
 
 # Rows that choose the best checkpoint; the final figures are over all of them.
 HELD_ROWS = 1000
-# Peak learning rate of a head that is learned alone.
+# Peak learning rate of a head beside a method at its own rate, or alone.
 HEAD_LR = 5e-3
 # Flags that mean nothing where nothing is learned.
 LEARNING = ("length", "init_text", "lr", "epochs", "max_steps", "patience", "class_weights", "warm_start")
@@ -219,7 +219,8 @@ class Run:
         generator = torch.Generator().manual_seed(self.recipe.seed)
         start = self._initializer()(self.length, generator)
         start = replace(start, lead=self.lead.token_ids if self._slots else None, bos=self.bos, behind=self.behind)
-        return Learned(self.method.encoder(self.lm, start), self._head(generator))
+        pace = HEAD_LR / self.method.lr if self.method.lr else 1.0  # --lr makes both faster or slower
+        return Learned(self.method.encoder(self.lm, start), self._head(generator), pace)
 
     def task(self, name: str) -> Task:
         """The task before anything is learned: template, words and defaults."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
@@ -15,6 +16,7 @@ from foreword.errors import SettingError, TrainingError, UsageError
 from foreword.training.course import Course, Judge
 from foreword.training.data import Example
 from foreword.training.folder import RunFolder
+from foreword.training.learned import Learned
 from foreword.training.learner import Learner
 
 SCORE = "eval_score"
@@ -36,7 +38,8 @@ class PrefixTrainer(Trainer):
         # The Trainer wants to see evaluation data, though the scorer brings its own.
         data: Any = {"train_dataset": run.examples, "eval_dataset": run.held}
         self._loss = run.loss(scorer.learned)
-        learner = Learner(run.lm, scorer.learned, self._loss)
+        self._learned = scorer.learned
+        learner = Learner(run.lm, self._learned, self._loss)
         callbacks = [progress, _Moved()]
         if run.recipe.patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.recipe.patience))
@@ -75,6 +78,11 @@ class PrefixTrainer(Trainer):
         mine = batch[rank::processes]
         return [{"examples": mine[part::count], "weight": weight} for part in range(count)]
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = optimizer(self.args, self._learned)
+        return self.optimizer
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
@@ -107,6 +115,12 @@ class _Moved(TrainerCallback):
         best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
         if state.best_global_step is not None and best.is_dir():
             state.best_model_checkpoint = str(best)
+
+
+def optimizer(settings: TrainingArguments, learned: Learned) -> torch.optim.Optimizer:
+    """The one that ``settings`` name, over the groups of ``learned``."""
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(settings)
+    return kind(learned.groups(options.pop("lr")), weight_decay=settings.weight_decay, **options)
 
 
 def arguments(run: Course, checkpoints: Path) -> TrainingArguments:

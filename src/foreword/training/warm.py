@@ -42,13 +42,19 @@ class WarmStart:
 
         Raises TrainingError if the loss is no longer a number.
         """
-        together = [Learned(learned.encoder, run.learned().head) for run in self.runs]
+        lr = self.runs[0].lr
+        together = [run.learned() for run in self.runs]
+        for each in together:
+            each.encoder = learned.encoder
         losses = [run.loss(each) for run, each in zip(self.runs, together, strict=True)]
         steps = self.runs[0].steps
         schedules = [run.with_steps(-(-steps // len(self.runs))).batches for run in self.runs]
-        parameters = {id(p): p for each in together for p in each.parameters() if p.requires_grad}
-        optimizer = torch.optim.AdamW(parameters.values(), lr=self.runs[0].lr, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.runs[0].lr, total_steps=steps, pct_start=0.1)
+        # All have the same encoder, and each a head of its own.
+        groups = list({id(group["params"][0]): group for each in together for group in each.groups(lr)}.values())
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        rates = [group["lr"] for group in groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
         values: list[list[float]] = [[] for _ in self.runs]
         for step in range(steps):
             which, turn = step % len(self.runs), step // len(self.runs)
@@ -58,7 +64,7 @@ class WarmStart:
             _check(loss, step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
             values[which].append(float(loss.detach()))
