@@ -1,5 +1,5 @@
 """The first run: on 1,000 short rows of a task that the built-in model cannot do, every method beats the manual prompt
-from its defaults."""
+from its defaults within nine minutes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def test_beats_the_manual_prompt_from_the_defaults(method, tmp_path, record_prop
     start = time.monotonic()
     outcome = train(lm, replace(recipe, method=method))
     record_property("seconds", time.monotonic() - start)
-    print(
-        f"{method}: {outcome.before['accuracy']:.3f} -> {outcome.metrics['accuracy']:.3f} in "
-        f"{(time.monotonic() - start) / 60:.1f} minutes"
-    )
+    minutes = (time.monotonic() - start) / 60
+    print(f"{method}: {outcome.before['accuracy']:.3f} -> {outcome.metrics['accuracy']:.3f} in {minutes:.1f} minutes")
     assert outcome.metrics["accuracy"] > outcome.before["accuracy"]
+    assert minutes < 9  # of two cores that do nothing else
