@@ -71,7 +71,8 @@ def test_a_rerun_goes_on_where_the_last_one_stopped(tmp_path):
     assert second.failed == []
     assert second.summary.ratios == {"a/x": 1, "a/y": 2, "b/x": 4}
     again = run(workload, options(), results, lambda line: None, only=["a/x"], again=True)
-    assert again.summary.ratios == {"a/x": 5}
+    assert workload.measured[-1] == "a/x"
+    assert again.summary.ratios == {"a/x": 5, "a/y": 2, "b/x": 4}, "what was measured before counts with it"
 
 
 def test_only_takes_keys_and_their_beginnings(tmp_path):
@@ -90,6 +91,9 @@ def test_other_settings_are_not_mistaken_for_the_same_measurement(tmp_path):
         run(Counting(steps=2), options(), Results(tmp_path), lambda line: None, only=["a"])
     changed = run(Counting(steps=2), options(), Results(tmp_path), lambda line: None, only=["a"], again=True)
     assert {record.settings["steps"] for record in changed.records} == {2}
+    third = Counting(measured=["b/x"])  # its first measurement breaks
+    other = run(third, options(), Results(tmp_path), lambda line: None, only=["b"])
+    assert [record.key for record in other.records] == ["b/x"], "the others were measured with other settings"
 
 
 def test_a_missing_peer_is_named_and_the_others_are_measured(tmp_path):

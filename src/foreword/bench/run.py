@@ -20,7 +20,7 @@ class Outcome:
     """What a run of a workload gives.
 
     Attributes:
-        records: of all its cells that have been measured, now or before.
+        records: of all its cells that have been measured so, now or before, wanted this time or not.
         summary: what they come to.
         missing: a sentence for every peer that could not be measured.
         failed: a sentence for every cell that went wrong; the others were measured all the same.
@@ -61,7 +61,8 @@ def run(
     engine = _engine(workload, options)
     present, missing = _present(workload, options, say)
     options = replace(options, peers=present)
-    cells = _chosen(workload.cells(options), only)
+    every = workload.cells(options)
+    cells = _chosen(every, only)
     versions = _versions([*(peer for peer in workload.peers if peer.key in present), *engine])
     failed: list[str] = []
     wanted = [cell for cell in cells if again or not _measured(results, workload, cell)]
@@ -77,7 +78,8 @@ def run(
             else:
                 results.keep(record)
             progress.advance()
-    records = [record for cell in cells if (record := results.find(workload.name, cell.key)) is not None]
+    kept = ((cell, results.find(workload.name, cell.key)) for cell in every)
+    records = [record for cell, record in kept if record is not None and _difference(record, cell) is None]
     return Outcome(records, workload.summary(records), missing, failed)
 
 
@@ -112,15 +114,21 @@ def _measured(results: Results, workload: Workload, cell: Cell) -> bool:
     record = results.find(workload.name, cell.key)
     if record is None:
         return False
-    names = [*cell.settings, *(name for name in record.settings if name not in cell.settings)]
-    for name in names:
+    if (difference := _difference(record, cell)) is not None:
+        raise BenchError(
+            f"{results.path(workload.name, cell.key)} was measured with {difference}; pass --again to replace it, or "
+            "another --results folder."
+        )
+    return True
+
+
+def _difference(record: Record, cell: Cell) -> str | None:
+    """The first setting in which a record is not what the cell would measure now."""
+    for name in [*cell.settings, *(name for name in record.settings if name not in cell.settings)]:
         before, now = record.settings.get(name), cell.settings.get(name)
         if before != now:
-            raise BenchError(
-                f"{results.path(workload.name, cell.key)} was measured with {name} {before!r}, now it is {now!r}; "
-                "pass --again to replace it, or another --results folder."
-            )
-    return True
+            return f"{name} {before!r}, now it is {now!r}"
+    return None
 
 
 def _engine(workload: Workload, options: Options) -> list[Peer]:

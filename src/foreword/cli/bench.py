@@ -149,7 +149,8 @@ def _write(path: Path, text: str) -> None:
 def _text(outcome: Outcome) -> str:
     lines = [f"{name}: {value:.3g}" for name, value in outcome.summary.ratios.items()]
     for limit in outcome.summary.limits:
-        found = "not measured" if limit.found is None else f"{limit.found:.3g}"
-        sign = "<=" if limit.at_most else ">="
-        lines.append(f"{limit.name}: {found}, wanted {sign} {limit.goal:g}: {'met' if limit.met else 'NOT met'}")
+        wanted = f"wanted {'<=' if limit.at_most else '>='} {limit.goal:g}"
+        verdict = "met" if limit.met else "NOT met"
+        found = f"not measured, {wanted}" if limit.found is None else f"{limit.found:.3g}, {wanted}: {verdict}"
+        lines.append(f"{limit.name}: {found}")
     return "\n".join([*lines, *outcome.missing, *outcome.failed])
