@@ -14,7 +14,7 @@ from foreword.core import Bos, Head, KVPrefix, Task
 from foreword.errors import SettingError, TemplateError
 from foreword.models import LanguageModel
 from foreword.prompts import init
-from foreword.prompts.base import Method
+from foreword.prompts.base import Method, PromptEncoder
 from foreword.prompts.lower import empty
 from foreword.prompts.registry import method as find_method
 from foreword.text.question import Layout, Lead
@@ -219,8 +219,15 @@ class Run:
         generator = torch.Generator().manual_seed(self.recipe.seed)
         start = self._initializer()(self.length, generator)
         start = replace(start, lead=self.lead.token_ids if self._slots else None, bos=self.bos, behind=self.behind)
+        return self._learned(self.method.encoder(self.lm, start), generator)
+
+    def learned_with(self, encoder: PromptEncoder) -> Learned:
+        """The same with an encoder that is there already; a head begins anew."""
+        return self._learned(encoder, torch.Generator().manual_seed(self.recipe.seed))
+
+    def _learned(self, encoder: PromptEncoder, generator: torch.Generator) -> Learned:
         pace = HEAD_LR / self.method.lr if self.method.lr else 1.0  # --lr makes both faster or slower
-        return Learned(self.method.encoder(self.lm, start), self._head(generator), pace)
+        return Learned(encoder, self._head(generator), pace)
 
     def task(self, name: str) -> Task:
         """The task before anything is learned: template, words and defaults."""

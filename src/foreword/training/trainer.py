@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,7 @@ class PrefixTrainer(Trainer):
         # The Trainer wants to see evaluation data, though the scorer brings its own.
         data: Any = {"train_dataset": run.examples, "eval_dataset": run.held}
         self._loss = run.loss(scorer.learned)
-        self._learned = scorer.learned
-        learner = Learner(run.lm, self._learned, self._loss)
+        learner = Learner(run.lm, scorer.learned, self._loss)
         callbacks = [progress, _Moved()]
         if run.recipe.patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.recipe.patience))
@@ -54,7 +53,7 @@ class PrefixTrainer(Trainer):
             )
         self._run = run
         self._folder = folder
-        self._score: Callable[[], dict[str, float]] = scorer
+        self._judge = scorer
         self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to --json
 
     def get_train_dataloader(self) -> DataLoader:
@@ -80,7 +79,7 @@ class PrefixTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = optimizer(self.args, self._learned)
+            self.optimizer = optimizer(self.args, self._judge.learned)
         return self.optimizer
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +98,7 @@ class PrefixTrainer(Trainer):
         raise RuntimeError("evaluation goes through the engine, not through a data loader")
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics = {f"eval_{name}": value for name, value in self._score().items()}
+        metrics = {f"eval_{name}": value for name, value in self._judge().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

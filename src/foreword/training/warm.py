@@ -43,9 +43,7 @@ class WarmStart:
         Raises TrainingError if the loss is no longer a number.
         """
         lr = self.runs[0].lr
-        together = [run.learned() for run in self.runs]
-        for each in together:
-            each.encoder = learned.encoder
+        together = [run.learned_with(learned.encoder) for run in self.runs]
         losses = [run.loss(each) for run, each in zip(self.runs, together, strict=True)]
         steps = self.runs[0].steps
         schedules = [run.with_steps(-(-steps // len(self.runs))).batches for run in self.runs]
