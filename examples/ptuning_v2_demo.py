@@ -32,13 +32,13 @@ from foreword.engine.protocol import Request
 from foreword.models import LanguageModel
 from foreword.prompts import init
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
-from foreword.prompts.lora import LoRA, PrefixAndLowRank
+from foreword.prompts.init import InitialValues
+from foreword.prompts.lora import LoRA, PrefixAndLoRA
 from foreword.prompts.lower import empty
 from foreword.prompts.prefix import PrefixValues, PTuningV2, initial_prefix
-from foreword.prompts.reparam import BothWays, Started
+from foreword.prompts.reparam import BiLSTM, ResidualReparam
 from foreword.text import request
-from foreword.training.learned import Learned
+from foreword.training.loop.trainable_prompt import TrainablePrompt
 
 TASK = "customer-service"
 TEMPLATE = "指令：{instruction}\n输入：{input}\n回答：{target:output}"
@@ -178,17 +178,17 @@ def inject(lm: LanguageModel, config: PTuningConfig, text: str) -> PTuningModel:
     generator = torch.Generator().manual_seed(config.seed)
     encoder = encoders[config.encoder](lm, init.text(lm, text)(config.prompt_length, generator))
     if config.lora:
-        encoder = PrefixAndLowRank(encoder, LoRA().encoder(lm, Start(0, generator)))
+        encoder = PrefixAndLoRA(encoder, LoRA().encoder(lm, InitialValues(0, generator)))
     return PTuningModel(lm, encoder)
 
 
-def lstm_encoder(lm: LanguageModel, start: Start) -> PrefixValues:
+def lstm_encoder(lm: LanguageModel, start: InitialValues) -> PrefixValues:
     """An LSTM over the virtual tokens, as in P-tuning v1, that makes the keys and values of every layer at once."""
     width = lm.identity.hidden_size
 
     def reparam(initial: Tensor) -> tuple[Tensor, nn.Module]:
         inputs = torch.randn(start.length, width, generator=start.generator).to(initial)
-        return inputs, Started(initial, BothWays(width, width // 2), nn.Linear(width // 2 * 2, initial.shape[1]))
+        return inputs, ResidualReparam(initial, BiLSTM(width, width // 2), nn.Linear(width // 2 * 2, initial.shape[1]))
 
     return PrefixValues(initial_prefix(lm, start), lm.dtype, reparam=reparam)
 
@@ -232,7 +232,7 @@ def save(lm: LanguageModel, model: PTuningModel, config: PTuningConfig) -> Task:
     method = "lora-hybrid" if config.lora else "p-tuning-v2"
     task = Task(TASK, method, empty(lm), template=TEMPLATE, generation={"max_tokens": 80})
     folder = Path(config.output_dir)
-    published = foreword.Bank(folder / "bank").publish(Learned(model.encoder).become(lm, task), replace=True)
+    published = foreword.Bank(folder / "bank").publish(TrainablePrompt(model.encoder).become(lm, task), replace=True)
     lm.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "config.json").write_text(json.dumps(asdict(config), ensure_ascii=False, indent=2), encoding="utf-8")
     print(f"已保存 saved: {published.ref}, {published.nbytes / 1e6:.2f} MB, {folder}")

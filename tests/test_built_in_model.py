@@ -249,7 +249,7 @@ def test_a_search_learns_what_its_winner_learns_alone(tmp_path):
 
     from foreword.text.rows import read_rows
     from foreword.training.recipe import Recipe
-    from foreword.training.search.plan import Plan
+    from foreword.training.search.config import SearchConfig
     from foreword.training.search.search import search
     from foreword.training.train import train
 
@@ -267,7 +267,7 @@ def test_a_search_learns_what_its_winner_learns_alone(tmp_path):
         out=str(tmp_path / "search"),
     )
     model = load_model("smollm2-135m", dtype="float32", progress=lambda line: None)
-    plan = Plan.of({"lr": [2e-3, 1e-2], "length": [4, 12]}, halving=2)
+    plan = SearchConfig.of({"lr": [2e-3, 1e-2], "length": [4, 12]}, halving=2)
     found = search(model, recipe, plan, say=lambda line: None)
     assert {trial.state for trial in found.trials} == {"complete", "dropped"}
     alone = train(model, replace(found.recipe, out=str(tmp_path / "alone")), say=lambda line: None)

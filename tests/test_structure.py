@@ -12,14 +12,14 @@ import pytest
 import foreword
 
 SOURCE = Path(foreword.__file__).parent
-EVERYWHERE = {"core", "errors", "home", "version", "workers"}
+EVERYWHERE = {"core", "errors", "home", "version", "openmp"}
 # "is used by", read the other way: what each room may import, beside the nouns that all may.
 USES = {
     "core": set(),
     "errors": set(),
     "home": set(),
     "version": set(),
-    "workers": set(),
+    "openmp": set(),
     "progress": set(),
     "dense_attention": set(),
     "attention": {"dense_attention"},

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from foreword.core import Batch, KVPrefix
-from foreword.dense_attention import Rule, attend_grouped
+from foreword.dense_attention import AttentionSpec, attend_grouped
 from foreword.errors import TrainingError, UnsupportedModel, UsageError
 
 NAME = "foreword"
@@ -35,7 +35,7 @@ class Attend(Protocol):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rule: Rule,
+        rule: AttentionSpec,
         window: int | None,
         causal: bool,
     ) -> Tensor:
@@ -114,7 +114,7 @@ def prefixed_attention(
     foreword.asked.append(layer)
     foreword.windows.append(sliding_window)
     causal = bool(getattr(module, "is_causal", True))
-    rule = Rule(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux)
+    rule = AttentionSpec(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux)
     out = foreword.attend(layer, query[0], key[0], value[0], rule, sliding_window, causal)
     return out.transpose(0, 1)[None].contiguous(), None
 
@@ -219,7 +219,7 @@ class RaggedAttention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rule: Rule,
+        rule: AttentionSpec,
         window: int | None,
         causal: bool,
     ) -> Tensor:

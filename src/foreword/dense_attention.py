@@ -23,7 +23,7 @@ MANY = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
-class Rule:
+class AttentionSpec:
     """How products of queries and keys become weights.
 
     Attributes:
@@ -40,7 +40,7 @@ class Rule:
         return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
 
 
-def attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
+def attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: AttentionSpec) -> Tensor:
     """Grouped-query attention without repeating keys: query heads that share a key head become rows of one product.
 
     Args:
@@ -67,7 +67,7 @@ def attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
     return out.reshape(rows, heads, length, -1)
 
 
-def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
+def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: AttentionSpec) -> Tensor:
     """What no kernel computes, in float32 or wider; PyTorch knows its gradients."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = rule.capped((query.to(wide) @ key.to(wide).mT) * rule.scale)
@@ -121,7 +121,7 @@ class _Products(torch.autograd.Function):
         return by_query, by_key, by_value, None, None
 
 
-class Seen:
+class AttentionMask:
     """Where queries may look, made ready once for all layers that ask the same.
 
     Args:
@@ -151,12 +151,14 @@ class Seen:
         return out.masked_fill(~seen[..., None], 0.0), lse
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen | None, rule: Rule) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, seen: AttentionMask | None, rule: AttentionSpec) -> Tensor:
     """`attend_with_lse` where nothing is merged."""
     return _attend(query, key, value, seen, rule, with_lse=False)[0]
 
 
-def attend_with_lse(query: Tensor, key: Tensor, value: Tensor, seen: Seen | None, rule: Rule) -> tuple[Tensor, Tensor]:
+def attend_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, seen: AttentionMask | None, rule: AttentionSpec
+) -> tuple[Tensor, Tensor]:
     """Like `attend_grouped`, with the log-sum-exp of the scores, for `merge`; sinks are left to `with_sinks`, since all
     keys of a query share one. For inference only.
 
@@ -177,7 +179,7 @@ def attend_with_lse(query: Tensor, key: Tensor, value: Tensor, seen: Seen | None
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, seen: Seen | None, rule: Rule, *, with_lse: bool
+    query: Tensor, key: Tensor, value: Tensor, seen: AttentionMask | None, rule: AttentionSpec, *, with_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
         raise TrainingError("attention merged by log-sum-exp has wrong gradients; it is for inference only.")
@@ -196,17 +198,17 @@ def _attend(
     return out.reshape(rows, heads, length, -1), lse.reshape(rows, heads, length) if lse is not None else None
 
 
-def _has_flash(query: Tensor, value: Tensor, rule: Rule) -> bool:
+def _has_flash(query: Tensor, value: Tensor, rule: AttentionSpec) -> bool:
     return query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and rule.softcap is None
 
 
-def _many_scores(query: Tensor, key: Tensor, rule: Rule) -> bool:
+def _many_scores(query: Tensor, key: Tensor, rule: AttentionSpec) -> bool:
     rounds = query.device.type == "cpu" and query.dtype == torch.bfloat16 and rule.softcap is None
     return rounds and query.shape[0] * query.shape[2] * key.shape[2] >= MANY
 
 
 def _rounded(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, rule: Rule, with_lse: bool
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, rule: AttentionSpec, with_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Scores and weights in bfloat16, as Transformers' eager attention has its scores.
 
@@ -228,7 +230,7 @@ def _rounded(
 
 
 def _flash_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, rule: Rule
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, rule: AttentionSpec
 ) -> tuple[Tensor, Tensor]:
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, False, attn_mask=bias, scale=rule.scale
@@ -237,7 +239,7 @@ def _flash_with_lse(
 
 
 def _plain_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, rule: Rule
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, rule: AttentionSpec
 ) -> tuple[Tensor, Tensor]:
     scores = rule.capped((query @ key.transpose(-1, -2)).float() * rule.scale)
     if bias is not None:

@@ -70,7 +70,7 @@ def test_other_weights_would_be_seen(opt, tmp_path, monkeypatch, column):
     other = Subject.of(FAMILIES["opt"], tmp_path / "other", 1)
     broken = Subject(opt.family, other.folder, opt.lm, opt.seed)
     if column == "checkpointing":
-        monkeypatch.setattr("foreword.training.checkpointing._is_rate", lambda name, value: False)
+        monkeypatch.setattr("foreword.training.loop.gradient_checkpointing._is_rate", lambda name, value: False)
     assert checks.CHECKS[column](broken)["difference"] > 100 * GOAL
     assert set(checks.CHECKS) == {*COLUMNS, "vllm", "llamacpp"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from foreword.prompts.trigger import AutoPrompt
-from foreword.training.patterns import LM_WEIGHT
+from foreword.training.methods.pet.pvp_run import LM_WEIGHT
 
 WORDS = ("--verbalizer", '{"positive": " great", "negative": " bad"}', "--batch-size", 4, "--json")
 

@@ -9,12 +9,12 @@ import torch
 
 from engine.reference import learned, static
 from foreword.core import KVPrefix
-from foreword.engine.residents import Residents
+from foreword.engine.device_cache import DeviceCache
 from models import tiny_model
 
 
-def residents_in(dtype: torch.dtype) -> Residents:
-    return Residents(tiny_model("llama").model, dtype, torch.device("cpu"))
+def residents_in(dtype: torch.dtype) -> DeviceCache:
+    return DeviceCache(tiny_model("llama").model, dtype, torch.device("cpu"))
 
 
 def fresh() -> KVPrefix:

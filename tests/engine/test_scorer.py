@@ -13,15 +13,15 @@ from foreword.core import KVPrefix
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineError, ModelMismatch, PromptTooLong, RequestError
+from foreword.text.label_scorers import WordScorer
 from foreword.text.request import Prompt
-from foreword.text.scoring import WordChoice
 from foreword.text.verbalizer import WordTrie
 from models import CAUSAL, tiny_model
 
 # One token; several; two labels that begin alike; a word that is the beginning of another; two words of one label.
 WORDS = [(0, (7,)), (1, (7, 9)), (1, (30, 31, 32)), (2, (30, 31)), (2, (8,)), (3, (30, 40))]
-TRIE = WordChoice(WordTrie.build(WORDS, 4))
-PLAIN = WordChoice(WordTrie.build([(0, (7,)), (1, (8,))], 2))
+TRIE = WordScorer(WordTrie.build(WORDS, 4))
+PLAIN = WordScorer(WordTrie.build([(0, (7,)), (1, (8,))], 2))
 
 
 def brute_force(family: str, prompt: Prompt, words=WORDS) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_a_forward_that_fails_is_an_error_for_its_caller_only(monkeypatch):
     lm = tiny_model("llama")
     with Engine(lm, cache_bytes=1 << 20) as engine:
         with monkeypatch.context() as broken:
-            broken.setattr(WordChoice, "scores", lambda choice, outputs: 1 / 0)
+            broken.setattr(WordScorer, "scores", lambda choice, outputs: 1 / 0)
             with pytest.raises(EngineError, match="could not do this: ZeroDivisionError"):
                 engine.score(prompts("llama"), TRIE)
         found = engine.score(prompts("llama")[:1], TRIE)

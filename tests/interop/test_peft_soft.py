@@ -15,7 +15,7 @@ from foreword.core import Adapter, Batch, Front, Task
 from foreword.errors import ModelMismatch, UsageError
 from foreword.interop.export import export_peft
 from foreword.interop.peft import import_peft, read_peft
-from foreword.interop.wording import Wording
+from foreword.interop.prompt_format import PromptFormat
 from foreword.prompts.init import random_values
 from foreword.prompts.lower import empty, lower
 from foreword.prompts.registry import method
@@ -24,7 +24,7 @@ from interop.conftest import assert_same, by_peft, by_task, random_prefix
 from interop.families import family
 
 TEXTS, WRITTEN = ("xya", "a longer text"), ([3, 4], [5, 6])
-WORDING = Wording("{text}{mask}", {"y": ("yes",), "n": ("no",)})
+WORDING = PromptFormat("{text}{mask}", {"y": ("yes",), "n": ("no",)})
 
 
 def soft_task(lm, length: int = 4, template: str = "{soft:4}{text}{mask}") -> Task:

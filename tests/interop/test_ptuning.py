@@ -14,8 +14,8 @@ from transformers import DynamicCache
 
 from foreword.core import Batch, Front
 from foreword.errors import CorruptFile, ModelMismatch, UnsupportedModel, UsageError
+from foreword.interop.prompt_format import PromptFormat
 from foreword.interop.ptuning import base_model, import_ptuning, read_ptuning
-from foreword.interop.wording import Wording
 from interop.conftest import ROWS, assert_same, by_task
 
 P, LAYERS = 9, 3
@@ -185,10 +185,10 @@ def test_other_heads_are_refused_or_left_out(base, tmp_path):
 def test_wording_beside_a_head(base, tmp_path):
     made = base("bert")
     checkpoint = read_ptuning(str(with_classifier(made, tmp_path, "BertPrefixForTokenClassification")))
-    assert import_ptuning(made.lm, checkpoint, "a", wording=Wording("{words}")).template == "{words}"
+    assert import_ptuning(made.lm, checkpoint, "a", wording=PromptFormat("{words}")).template == "{words}"
     with pytest.raises(UsageError, match="must be one field to tag its words"):
-        import_ptuning(made.lm, checkpoint, "a", wording=Wording("Tag {words}"))
-    worded = Wording.parse("{text} It was {mask}.", '{"good": "great", "bad": "poor"}')
+        import_ptuning(made.lm, checkpoint, "a", wording=PromptFormat("Tag {words}"))
+    worded = PromptFormat.parse("{text} It was {mask}.", '{"good": "great", "bad": "poor"}')
     with pytest.raises(UsageError, match="has a head of its own; leave --verbalizer out, or add --prefix-only"):
         import_ptuning(made.lm, checkpoint, "a", wording=worded)
     task = import_ptuning(made.lm, checkpoint, "a", prefix_only=True, wording=worded)

@@ -26,7 +26,7 @@ from foreword.errors import (
 )
 from foreword.interop.export import export_peft
 from foreword.interop.rtp import GenerateResponse, Model, ModelConfig, ModelFactory, Pipeline
-from foreword.interop.rtp.fronts import Stack
+from foreword.interop.rtp.task_prefixes import StackedPrompt
 from foreword.text.prompt_rows import StaticPrompt
 from interop.conftest import Base, random_prefix
 from interop.test_ptuning import GLM, GLM_WIDTH, flat, past_of, write
@@ -200,7 +200,7 @@ def test_where_texts_share_a_token_the_joined_text_is_run():
     tokenizer = TOKENIZERS["byte_level"]
     lm = dataclasses.replace(tiny_model("llama"), tokenizer=tokenizer)
     front, both = Task("front", "p-tuning-v2", random_prefix(lm)), random_prefix(lm, 11)
-    stack = Stack(front, "a grea", tuple(tokenizer.encode("a grea")), both)
+    stack = StackedPrompt(front, "a grea", tuple(tokenizer.encode("a grea")), both)
     apart = stack.prompt(tokenizer, "\nfilm", all_ids=False)
     assert (apart.prefix, apart.prefix_length) == (both, 11)
     assert [*stack.token_ids, *apart.token_ids] == tokenizer.encode("a grea\nfilm")

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from foreword.core import Batch, Front
-from foreword.models.products import PackedConv1D, PackedLinear, Product, pack, release, usable
+from foreword.models.packed_linear import FusedLinear, PackedConv1D, PackedLinear, pack, release, usable
 from models import CAUSAL, ENCODERS, tiny_model
 
 pytestmark = pytest.mark.skipif(not usable(torch.float32), reason="this PyTorch packs no weights")
@@ -157,7 +157,7 @@ def test_bias_and_shapes(kind, dtype):
         found = [layer(x) for layer in layers]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
-    assert isinstance(layers[0].product, Product)
+    assert isinstance(layers[0].product, FusedLinear)
 
 
 def test_other_dtypes_are_left_alone():

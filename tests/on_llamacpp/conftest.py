@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from on_llamacpp.houses import gguf_house, llamacpp_engine
-from on_vllm.houses import House
+from on_llamacpp.model_fixtures import gguf_house, llamacpp_engine
+from on_vllm.model_fixtures import House
 
 CELLS = 1024
 """Less than all prefixes together, so that they take turns."""

@@ -18,11 +18,11 @@ from foreword.core import Adapter, Constraint, KVPrefix, LowRank, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy, EngineError, PromptTooLong, RequestError, UnsupportedModel
+from foreword.text.label_scorers import HeadScorer, WordScorer
 from foreword.text.request import Prompt, from_ids
-from foreword.text.scoring import HeadChoice, WordChoice
 from foreword.text.verbalizer import WordTrie
-from on_llamacpp.houses import CLOSE, IDS, asked, check_answers, edge_tasks, gguf_house, llamacpp_engine
-from on_vllm.houses import CACHE_BYTES, tokens
+from on_llamacpp.model_fixtures import CLOSE, IDS, asked, check_answers, edge_tasks, gguf_house, llamacpp_engine
+from on_vllm.model_fixtures import CACHE_BYTES, tokens
 
 TRIE = WordTrie.build([(0, (40,)), (0, (41, 42)), (1, (41, 43, 44)), (2, (50,))], 3)
 
@@ -125,7 +125,7 @@ def test_nobody_sees_another_s_prefix_whatever_happens_meanwhile(house, engine):
     for thread in threads:
         thread.start()
     prompts = [from_ids(task, IDS) for task in house.tasks]
-    scores = engine.score(prompts, WordChoice(TRIE))
+    scores = engine.score(prompts, WordScorer(TRIE))
     for thread in threads:
         thread.join()
     assert not errors, errors
@@ -133,7 +133,7 @@ def test_nobody_sees_another_s_prefix_whatever_happens_meanwhile(house, engine):
     order = sorted(found)
     check_answers(house, [requests[i] for i in order], [found[i] for i in order])
     with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
-        np.testing.assert_allclose(scores, embedded.score(prompts, WordChoice(TRIE)), atol=CLOSE)
+        np.testing.assert_allclose(scores, embedded.score(prompts, WordScorer(TRIE)), atol=CLOSE)
     wait_until_empty(engine)
     after = engine.statistics()
     assert after["cancelled"] > before["cancelled"]
@@ -152,12 +152,12 @@ def test_words_are_scored_as_by_the_embedded_engine(house, engine):
     draw = random.Random(5)
     prompts = [from_ids(draw.choice([*house.tasks, None]), [draw.randrange(250) for _ in range(9)]) for _ in range(40)]
     with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
-        expected = embedded.score(prompts, WordChoice(TRIE))
-        bare = embedded.score([from_ids(None, prompt.token_ids) for prompt in prompts], WordChoice(TRIE))
-    found = engine.score(prompts, WordChoice(TRIE))
+        expected = embedded.score(prompts, WordScorer(TRIE))
+        bare = embedded.score([from_ids(None, prompt.token_ids) for prompt in prompts], WordScorer(TRIE))
+    found = engine.score(prompts, WordScorer(TRIE))
     np.testing.assert_allclose(found, expected, atol=CLOSE)
     assert np.abs(np.asarray(bare) - found).max() > 0.3
-    assert engine.score([], WordChoice(TRIE)).shape == (0, 3)
+    assert engine.score([], WordScorer(TRIE)).shape == (0, 3)
 
 
 def test_prompts_are_read_behind_learned_prefixes_too(house, engine):
@@ -190,8 +190,8 @@ def test_soft_tokens_inside_a_request_are_its_own(house, engine):
     assert tokens(engine, others) != tokens(engine, requests)
     prompts = [Prompt(r.token_ids[:9], r.prefix, r.prefix_length, soft=r.soft) for r in requests]
     with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
-        expected = embedded.score(prompts, WordChoice(TRIE))
-    np.testing.assert_allclose(engine.score(prompts, WordChoice(TRIE)), expected, atol=CLOSE)
+        expected = embedded.score(prompts, WordScorer(TRIE))
+    np.testing.assert_allclose(engine.score(prompts, WordScorer(TRIE)), expected, atol=CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,9 @@ def test_what_is_scored_gets_room_while_others_run(house, engine):
     task = house.publish("wide", 105, length=400)
     streams = [engine.submit(asked(task, max_tokens=100)), engine.submit(asked(house.tasks[-1], max_tokens=100))]
     other = house.publish("other-wide", 106, length=500)
-    found = engine.score([from_ids(other, IDS)], WordChoice(TRIE))
+    found = engine.score([from_ids(other, IDS)], WordScorer(TRIE))
     with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
-        np.testing.assert_allclose(found, embedded.score([from_ids(other, IDS)], WordChoice(TRIE)), atol=CLOSE)
+        np.testing.assert_allclose(found, embedded.score([from_ids(other, IDS)], WordScorer(TRIE)), atol=CLOSE)
     assert all(list(stream)[-1].finish_reason == "length" for stream in streams)
 
 
@@ -271,9 +271,9 @@ def test_what_can_never_run_is_refused(house, engine):
     with pytest.raises(RequestError, match="LoRA"):
         engine.submit(replace(asked(house.tasks[0]), adapter=adapter))
     with pytest.raises(RequestError, match="LoRA"):
-        engine.score([Prompt(IDS, None, 0, adapter=adapter)], WordChoice(TRIE))
+        engine.score([Prompt(IDS, None, 0, adapter=adapter)], WordScorer(TRIE))
     with pytest.raises(UnsupportedModel, match="heads are not read"):
-        engine.score([Prompt(IDS, None, 0)], HeadChoice(torch.zeros(2, wide), torch.zeros(2)))
+        engine.score([Prompt(IDS, None, 0)], HeadScorer(torch.zeros(2, wide), torch.zeros(2)))
     with pytest.raises(UnsupportedModel, match="computes no prefix"):
         engine.prefill(IDS)
     with pytest.raises(PromptTooLong, match="context of 512"):

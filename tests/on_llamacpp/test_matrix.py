@@ -15,7 +15,7 @@ from foreword.bench.conformance.workload import GOAL, LLAMACPP
 from foreword.core.sampling import MOST_LOGPROBS
 from foreword.engine.engine import Engine
 from foreword.errors import UnsupportedModel
-from on_vllm.houses import CACHE_BYTES
+from on_vllm.model_fixtures import CACHE_BYTES
 
 
 @pytest.mark.parametrize("key", ["llama", "qwen2", "qwen3"])

@@ -18,20 +18,20 @@ pytest.importorskip("llama_cpp", reason="needs llama.cpp: make test-llamacpp")
 from foreword.bench.conformance.gguf import write_gguf
 from foreword.core import LayerShape
 from foreword.errors import EngineError, ModelMismatch, UnknownModel, UnsupportedModel, UsageError
-from foreword.llamacpp import door
-from foreword.llamacpp.door import Session
+from foreword.llamacpp import compat
+from foreword.llamacpp.compat import Session
 from foreword.llamacpp.engine import LlamaCppEngine
 from foreword.llamacpp.gguf_file import GgufFile
-from foreword.llamacpp.keys import KeyOrder
-from foreword.llamacpp.layout import State
+from foreword.llamacpp.key_layout import KeyLayout
 from foreword.llamacpp.model import gguf_model
+from foreword.llamacpp.sequence_state import SequenceState
 from foreword.llamacpp.tokenizer import FileTokenizer
 from foreword.models import load_model
 from foreword.models.activations import activations
 from foreword.models.gguf import builtin_file
 from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
-from on_llamacpp.houses import IDS, gguf_of, llamacpp_engine
-from on_vllm.houses import learned
+from on_llamacpp.model_fixtures import IDS, gguf_of, llamacpp_engine
+from on_vllm.model_fixtures import learned
 
 WIDTHS = (64, 64, 64)
 
@@ -56,8 +56,8 @@ def quiet(request):
         yield engine
 
 
-def read(engine, data: bytes) -> State:
-    return State.read(data, 200, WIDTHS, WIDTHS, engine._session.dtype)
+def read(engine, data: bytes) -> SequenceState:
+    return SequenceState.read(data, 200, WIDTHS, WIDTHS, engine._session.dtype)
 
 
 def test_a_state_is_read_and_written_byte_by_byte(quiet):
@@ -135,7 +135,7 @@ def test_the_library_refuses_what_it_cannot_take(quiet):
 @pytest.mark.parametrize("rotary", [32, 16])
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_orders_of_keys_are_inverse(rotary, interleaved):
-    order = KeyOrder((LayerShape(2, 32, 32),), rotary, 10000.0, interleaved)
+    order = KeyLayout((LayerShape(2, 32, 32),), rotary, 10000.0, interleaved)
     key = np.random.default_rng(0).normal(size=(2, 7, 32)).astype(np.float16)
     rows = order.cached(key)
     assert rows.shape == (7, 64)
@@ -160,7 +160,7 @@ def test_a_version_that_is_not_known_is_refused(monkeypatch):
     for version in ("0.3.20", "0.3.37", "0.4.0", "1.0"):
         monkeypatch.setattr(metadata, "version", lambda name, found=version: found)
         with pytest.raises(UsageError, match=f"{version} is not known here"):
-            door.check_version()
+            compat.check_version()
 
 
 def test_a_file_that_is_no_model_is_refused(house, tmp_path):
@@ -217,7 +217,7 @@ def test_a_tokenizer_that_cuts_texts_otherwise_is_not_guessed(house, tmp_path, r
 
 def test_sliding_windows_are_refused(house, tmp_path, monkeypatch):
     """As llama.cpp itself says it of a model."""
-    library = door.library()
+    library = compat.library()
     monkeypatch.setattr(library, "llama_model_n_swa", lambda model: 48)
     with pytest.raises(UnsupportedModel, match="sliding windows"):
         Session(gguf_of(house), dtype=np.dtype(np.float16), cells=256, rows=8, outputs=8)

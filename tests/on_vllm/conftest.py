@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from on_vllm.houses import BLOCK, BLOCKS, House, open_house, save_model, vllm_engine
+from on_vllm.model_fixtures import BLOCK, BLOCKS, House, open_house, save_model, vllm_engine
 
 # Of its cache, in GiB; the tests bound it by blocks.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

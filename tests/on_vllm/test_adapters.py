@@ -13,10 +13,10 @@ from foreword.core import Adapter, LowRank, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import RequestError
+from foreword.text.label_scorers import WordScorer
 from foreword.text.request import Prompt
-from foreword.text.scoring import WordChoice
 from foreword.text.verbalizer import WordTrie
-from on_vllm.houses import House, open_house, save_model, tokens, vllm_engine
+from on_vllm.model_fixtures import House, open_house, save_model, tokens, vllm_engine
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +48,8 @@ def test_adapters_go_with_their_prefixes(llama, engine):
     trie = WordTrie.build([(0, (40,)), (1, (41, 43))], 2)
     prompts = [Prompt(IDS, None, 0, adapter=each) for each in (one, other, None)]
     with Engine(llama.lm) as embedded:
-        scores = embedded.score(prompts, WordChoice(trie))
-    assert torch.allclose(engine.score(prompts, WordChoice(trie)), scores, atol=1e-3)
+        scores = embedded.score(prompts, WordScorer(trie))
+    assert torch.allclose(engine.score(prompts, WordScorer(trie)), scores, atol=1e-3)
 
 
 def adapter(seed: int) -> Adapter:

@@ -30,7 +30,7 @@ from foreword.text.request import Prompt, from_fields, from_ids, from_messages, 
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from on_vllm.houses import learned
+from on_vllm.model_fixtures import learned
 
 BASE = "smollm2-135m"
 POLICY = "You are the help desk of a lamp shop. Lamps can be returned within thirty days, with the receipt. " * 6

@@ -16,13 +16,13 @@ from foreword.core import Adapter, Constraint, LowRank, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy, PromptTooLong, RequestError, UnsupportedModel
+from foreword.text.label_scorers import WordScorer
 from foreword.text.request import Prompt, from_ids
-from foreword.text.scoring import WordChoice
 from foreword.text.verbalizer import WordTrie
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from on_vllm.houses import BLOCK, tokens
+from on_vllm.model_fixtures import BLOCK, tokens
 
 IDS = (5, 17, 90, 200, 31)
 
@@ -33,9 +33,9 @@ def asked(task, ids=IDS, **sampling) -> Request:
 
 def raw(engine, prompt: list[int], transfer: dict, salt: str | None = None, **sampling) -> str:
     """How vLLM ends a request that no check of Foreword's has seen."""
-    from foreword.vllm import door
+    from foreword.vllm import compat
 
-    params = door.SamplingParams(max_tokens=4, extra_args={"kv_transfer_params": transfer}, **sampling)
+    params = compat.SamplingParams(max_tokens=4, extra_args={"kv_transfer_params": transfer}, **sampling)
     given = {"prompt_token_ids": prompt, **({} if salt is None else {"cache_salt": salt})}
 
     async def last():
@@ -138,8 +138,8 @@ def test_soft_tokens_are_scored(house, engine):
     prompts = [Prompt((-1, 9, -2, 8), task.prefix, task.prefix.length, soft=soft)]
     trie = WordTrie.build([(0, (40,)), (1, (41, 43))], 2)
     with Engine(house.lm) as embedded:
-        expected = embedded.score(prompts, WordChoice(trie))
-    assert torch.allclose(engine.score(prompts, WordChoice(trie)), expected, atol=1e-4)
+        expected = embedded.score(prompts, WordScorer(trie))
+    assert torch.allclose(engine.score(prompts, WordScorer(trie)), expected, atol=1e-4)
 
 
 def test_logprobs_are_the_embedded_engine_s(house, engine):
@@ -181,8 +181,8 @@ def test_words_are_scored_as_by_the_embedded_engine(house, engine):
     trie = WordTrie.build([(0, (40,)), (0, (41, 42)), (1, (41, 43, 44)), (2, (50,))], 3)
     prompts = [from_ids(draw.choice([*house.tasks, None]), [draw.randrange(250) for _ in range(9)]) for _ in range(12)]
     with Engine(house.lm) as embedded:
-        expected = embedded.score(prompts, WordChoice(trie))
-    assert torch.allclose(engine.score(prompts, WordChoice(trie)), expected, atol=1e-4)
+        expected = embedded.score(prompts, WordScorer(trie))
+    assert torch.allclose(engine.score(prompts, WordScorer(trie)), expected, atol=1e-4)
 
 
 def test_prompts_are_read_behind_static_prefixes_only(house, engine):

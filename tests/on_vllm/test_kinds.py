@@ -12,7 +12,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 from vllm.v1 import kv_cache_interface as kinds
 
 from foreword.errors import UnsupportedModel
-from foreword.vllm import door
+from foreword.vllm import compat
 from on_vllm.test_parts import settings
 
 USUAL = {"block_size": 16, "num_kv_heads": 2, "head_size": 32, "dtype": torch.float32}
@@ -34,9 +34,9 @@ def cache(spec) -> SimpleNamespace:
 )
 def test_other_states_than_keys_and_values_are_refused_by_name(spec):
     with pytest.raises(UnsupportedModel, match=type(spec).__name__):
-        door.check_cache(settings(), cache(spec))
+        compat.check_cache(settings(), cache(spec))
 
 
 def test_keys_and_values_are_served():
     for spec in (kinds.FullAttentionSpec(**USUAL), kinds.SlidingWindowSpec(**USUAL, sliding_window=8)):
-        door.check_cache(settings(), cache(spec))
+        compat.check_cache(settings(), cache(spec))

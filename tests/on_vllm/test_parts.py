@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from foreword.core import KVPrefix, LayerShape, ModelIdentity
 from foreword.errors import CorruptFile, ModelMismatch, RequestError, UsageError
-from foreword.vllm import door
-from foreword.vllm.front import Fronting
-from foreword.vllm.injection import NULL_BLOCK, Injection, slots
-from foreword.vllm.rows import Heads, PrefixRows
+from foreword.vllm import compat
+from foreword.vllm.prefix_load import NULL_BLOCK, PrefixReference, slots
+from foreword.vllm.prefix_shards import HeadShard, PrefixShards
+from foreword.vllm.prompt_builder import PromptBuilder
 from models import byte_tokenizer
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -48,9 +48,9 @@ def test_each_worker_has_its_heads(ranks, total):
     whole = prefix(heads=total)
     count = max(1, total // ranks)
     for rank in range(ranks):
-        heads = [Heads(layer, count, rank, ranks, 2, 3) for layer in (0, 2)]
-        rows = PrefixRows(lambda source: whole, heads, torch.float32, 1 << 20)
-        found = rows.get(Injection.of(whole, 5, KEY)).result()
+        heads = [HeadShard(layer, count, rank, ranks, 2, 3) for layer in (0, 2)]
+        rows = PrefixShards(lambda source: whole, heads, torch.float32, 1 << 20)
+        found = rows.get(PrefixReference.of(whole, 5, KEY)).result()
         assert set(found.keys) == {0, 2}  # another stage of a pipeline has the layer between
         own = range(rank * total // ranks, rank * total // ranks + count)
         for layer in (0, 2):
@@ -76,8 +76,8 @@ def sourced(count: int) -> list[KVPrefix]:
 def test_a_prefix_is_read_once_and_the_one_used_longest_ago_leaves():
     wholes = sourced(3)
     read, reads = reader(*wholes)
-    rows = PrefixRows(read, [Heads(0, 4, 0, 1, 2, 3)], torch.float32, limit=2 * 5 * 4 * (2 + 3) * 4)
-    notes = [Injection.of(each, 5, KEY) for each in wholes]
+    rows = PrefixShards(read, [HeadShard(0, 4, 0, 1, 2, 3)], torch.float32, limit=2 * 5 * 4 * (2 + 3) * 4)
+    notes = [PrefixReference.of(each, 5, KEY) for each in wholes]
     for note in (notes[0], notes[1], notes[0], notes[2], notes[0]):
         rows.get(note).result()
     assert reads == [wholes[0].source, wholes[1].source, wholes[2].source]
@@ -94,8 +94,8 @@ def test_many_requests_wait_for_one_reading():
         gate.wait(10)
         return whole
 
-    rows = PrefixRows(read, [Heads(0, 4, 0, 1, 2, 3)], torch.float32, 1 << 20)
-    found = [rows.get(Injection.of(whole, 5, KEY)) for _ in range(5)]
+    rows = PrefixShards(read, [HeadShard(0, 4, 0, 1, 2, 3)], torch.float32, 1 << 20)
+    found = [rows.get(PrefixReference.of(whole, 5, KEY)) for _ in range(5)]
     assert not any(each.done() for each in found)
     gate.set()
     assert all(each.result() is found[0].result() for each in found)
@@ -105,17 +105,17 @@ def test_many_requests_wait_for_one_reading():
 @pytest.mark.parametrize(
     ("note", "heads", "error"),
     [
-        (Injection("", "0" * 64, 5, True, KEY), Heads(0, 4, 0, 1, 2, 3), CorruptFile),
-        (None, Heads(0, 3, 0, 1, 2, 3), ModelMismatch),
-        (None, Heads(0, 4, 0, 1, 9, 3), ModelMismatch),
-        (None, Heads(7, 4, 0, 1, 2, 3), ModelMismatch),
+        (PrefixReference("", "0" * 64, 5, True, KEY), HeadShard(0, 4, 0, 1, 2, 3), CorruptFile),
+        (None, HeadShard(0, 3, 0, 1, 2, 3), ModelMismatch),
+        (None, HeadShard(0, 4, 0, 1, 9, 3), ModelMismatch),
+        (None, HeadShard(7, 4, 0, 1, 2, 3), ModelMismatch),
     ],
 )
 def test_rows_of_another_prefix_or_model_are_refused(note, heads, error):
     whole = prefix()
-    rows = PrefixRows(lambda source: whole, [heads], torch.float32, 1 << 20)
+    rows = PrefixShards(lambda source: whole, [heads], torch.float32, 1 << 20)
     with pytest.raises(error):
-        rows.get(note or Injection.of(whole, 5, KEY)).result()
+        rows.get(note or PrefixReference.of(whole, 5, KEY)).result()
 
 
 def test_a_failed_reading_is_tried_again():
@@ -128,8 +128,8 @@ def test_a_failed_reading_is_tried_again():
             raise answer
         return answer
 
-    rows = PrefixRows(read, [Heads(0, 4, 0, 1, 2, 3)], torch.float32, 1 << 20)
-    note = Injection.of(whole, 5, KEY)
+    rows = PrefixShards(read, [HeadShard(0, 4, 0, 1, 2, 3)], torch.float32, 1 << 20)
+    note = PrefixReference.of(whole, 5, KEY)
     with pytest.raises(OSError, match="gone"):
         rows.get(note).result()
     assert rows.get(note).result().keys
@@ -137,7 +137,7 @@ def test_a_failed_reading_is_tried_again():
 
 def test_placeholders_are_no_special_tokens_and_static_prefixes_keep_their_own():
     tokenizer = byte_tokenizer()
-    front = Fronting(tokenizer, KEY)
+    front = PromptBuilder(tokenizer, KEY)
     learned = front((1, 2), prefix(), 5)
     assert learned.token_ids[5:] == (1, 2)
     (reserved,) = set(learned.token_ids[:5])
@@ -153,20 +153,20 @@ def test_placeholders_are_no_special_tokens_and_static_prefixes_keep_their_own()
 def test_soft_tokens_stand_at_their_places():
     tokenizer = byte_tokenizer()
     soft = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    found = Fronting(tokenizer, KEY, torch.float32)((7, -2, 8, -1), prefix(), 5, soft=soft).prompt
+    found = PromptBuilder(tokenizer, KEY, torch.float32)((7, -2, 8, -1), prefix(), 5, soft=soft).prompt
     assert found["prompt_is_token_ids"] == [True] * 6 + [False, True, False]
     assert found["prompt_embeds"][[6, 8]].tolist() == [[3.0, 4.0], [1.0, 2.0]]
     assert not found["prompt_embeds"][:6].any()
     assert found["prompt_token_ids"][5::2] == [7, 8]
     with pytest.raises(RequestError, match="enable-prompt-embeds"):
-        Fronting(tokenizer, KEY)((7, -1), None, 0, soft=soft)
+        PromptBuilder(tokenizer, KEY)((7, -1), None, 0, soft=soft)
 
 
 def test_salts_keep_prefixes_and_servers_apart():
     notes = [
-        Injection.of(prefix(seed=1), 5, KEY),
-        Injection.of(prefix(seed=2), 5, KEY),
-        Injection.of(prefix(seed=1), 5, "x"),
+        PrefixReference.of(prefix(seed=1), 5, KEY),
+        PrefixReference.of(prefix(seed=2), 5, KEY),
+        PrefixReference.of(prefix(seed=1), 5, "x"),
     ]
     assert len({note.salt for note in notes}) == 3
 
@@ -181,14 +181,14 @@ def test_salts_keep_prefixes_and_servers_apart():
     )
 )
 def test_a_note_that_nobody_signed_is_never_trusted(entry):
-    found = Injection.found_in({"foreword": entry})
+    found = PrefixReference.found_in({"foreword": entry})
     assert (found is None) == (entry is None)
     assert found is None or not found.trusted(KEY)
 
 
 def test_a_note_survives_its_way():
-    note = Injection.of(prefix(), 5, KEY)
-    assert Injection.found_in(note.params()) == note
+    note = PrefixReference.of(prefix(), 5, KEY)
+    assert PrefixReference.found_in(note.params()) == note
     assert note.trusted(KEY)
     assert note.trusted(f"{KEY}_dp1")  # a replica of the same server
     assert not note.trusted("another")
@@ -204,16 +204,16 @@ def test_other_versions_are_refused_with_the_mend(monkeypatch, installed, said):
             raise metadata.PackageNotFoundError(name)
         return installed[name]
 
-    monkeypatch.setattr(door, "version", version)
+    monkeypatch.setattr(compat, "version", version)
     with pytest.raises(UsageError, match=said) as raised:
-        door.AsyncLLM  # noqa: B018 - asking for the name is what is tested
+        compat.AsyncLLM  # noqa: B018 - asking for the name is what is tested
     assert "pip install" in str(raised.value)
 
 
 @pytest.mark.parametrize("found", ["0.32.0", "0.32.1", "0.32.0+cpu"])
 def test_tested_versions_pass(monkeypatch, found):
-    monkeypatch.setattr(door, "version", lambda name: found)
-    assert door.check_version() == found
+    monkeypatch.setattr(compat, "version", lambda name: found)
+    assert compat.check_version() == found
 
 
 def settings(**more):
@@ -248,10 +248,10 @@ def test_settings_that_would_lose_a_prefix_are_refused(more, said):
     from foreword.errors import UnsupportedModel
 
     with pytest.raises(UnsupportedModel, match=said):
-        door.check_settings(settings(**more))
+        compat.check_settings(settings(**more))
 
 
 @pytest.mark.parametrize("flag", ["--model", "--kv-transfer-config", "--kv_transfer_config={}"])
 def test_flags_that_are_ours_are_refused(flag):
     with pytest.raises(UsageError, match="set by Foreword"):
-        door.arguments("folder", "bank", 1, [flag])
+        compat.arguments("folder", "bank", 1, [flag])

@@ -19,7 +19,7 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.server.app import create_app
 from foreword.text.request import from_text
-from on_vllm.houses import learned
+from on_vllm.model_fixtures import learned
 
 TEXT = "once upon"
 

@@ -18,14 +18,14 @@ from foreword.models.load import wrap
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import random_values, text
 from foreword.prompts.registry import method
-from foreword.text.question import Question
-from foreword.training.data import Example
-from foreword.training.losses import AnswerLoss, mean_loss
+from foreword.text.encoded_example import EncodedExample
+from foreword.training.data.examples import Example
+from foreword.training.loop.losses import AnswerLoss, mean_loss
 from models import CAUSAL, SIZES, byte_tokenizer, double, tiny_model
 
 
 def asked(*token_ids: int, target: tuple[int, ...]) -> Example:
-    return Example(Question(token_ids, (len(token_ids) - 1,)), target=target)
+    return Example(EncodedExample(token_ids, (len(token_ids) - 1,)), target=target)
 
 
 EXAMPLES = [

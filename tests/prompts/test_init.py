@@ -19,7 +19,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def soft(lm: LanguageModel, start: init.Start) -> torch.Tensor:
+def soft(lm: LanguageModel, start: init.InitialValues) -> torch.Tensor:
     return method("prompt-tuning").encoder(lm, start).front().soft
 
 

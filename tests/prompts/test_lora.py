@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, Conv1D
 from foreword.core import Batch, Front
 from foreword.errors import ModelMismatch, UsageError
 from foreword.models import LanguageModel
-from foreword.prompts.init import Start, random_values, text
+from foreword.prompts.init import InitialValues, random_values, text
 from foreword.prompts.lora import LoRA, target_layers
 from foreword.prompts.registry import method
 from models import CAUSAL, CONFIGS, ENCODERS, tiny_model
@@ -142,7 +142,11 @@ def test_how_many_numbers_are_learned():
 
 def test_lora_has_no_place_for_virtual_tokens():
     lm = tiny_model("llama")
-    for start in (random_values(3, seeded()), Start(0, seeded(), token_ids=()), Start(0, seeded(), soft=torch.ones(0))):
+    for start in (
+        random_values(3, seeded()),
+        InitialValues(0, seeded(), token_ids=()),
+        InitialValues(0, seeded(), soft=torch.ones(0)),
+    ):
         with pytest.raises(UsageError, match="lora has no virtual tokens that could start from text"):
             LoRA().encoder(lm, start)
 
@@ -150,7 +154,7 @@ def test_lora_has_no_place_for_virtual_tokens():
 @pytest.mark.parametrize("options", [{"rank": 4}, {"alpha": 4.0}, {"targets": ("q_proj",)}])
 def test_another_tasks_adapter_is_continued_as_it_is(options):
     lm = tiny_model("llama")
-    start = Start(0, seeded(), adapter=moved(lm).adapter)
+    start = InitialValues(0, seeded(), adapter=moved(lm).adapter)
     with pytest.raises(UsageError, match="changes 21 layers with rank 8 and alpha 16, this run would change"):
         LoRA(**options).encoder(lm, start)
 
@@ -158,4 +162,4 @@ def test_another_tasks_adapter_is_continued_as_it_is(options):
 def test_the_adapter_of_another_model_is_refused():
     theirs = moved(tiny_model("gpt2")).adapter
     with pytest.raises(ModelMismatch, match=r"the task to start from changes the layer transformer\.h\.0"):
-        LoRA().encoder(tiny_model("llama"), Start(0, seeded(), adapter=theirs))
+        LoRA().encoder(tiny_model("llama"), InitialValues(0, seeded(), adapter=theirs))

@@ -9,17 +9,17 @@ import torch
 
 from foreword.core import Batch, Front, soft_id
 from foreword.errors import UsageError
-from foreword.prompts.init import Start, text
+from foreword.prompts.init import InitialValues, text
 from foreword.prompts.lower import lower
 from foreword.prompts.registry import method
-from foreword.prompts.reparam import BothWays
+from foreword.prompts.reparam import BiLSTM
 from models import CAUSAL, ENCODERS, tiny_model
 
 # {soft:2} + "ab" + {soft:1}, of 5 soft tokens.
 LEAD = (soft_id(0), soft_id(1), 97, 98, soft_id(2))
 
 
-def started(family: str, lead: tuple[int, ...] | None, words: str = "hello") -> Start:
+def started(family: str, lead: tuple[int, ...] | None, words: str = "hello") -> InitialValues:
     start = text(tiny_model(family), words)(5, torch.Generator().manual_seed(3))
     return replace(start, lead=lead)
 
@@ -124,7 +124,7 @@ def test_a_network_starts_at_the_initial_values_and_moves_them(network):
 
 def test_an_lstm_lets_soft_tokens_know_of_each_other_both_ways():
     torch.manual_seed(0)
-    layer, inputs = BothWays(6, 3), torch.randn(4, 6, requires_grad=True)
+    layer, inputs = BiLSTM(6, 3), torch.randn(4, 6, requires_grad=True)
     for place in range(4):
         (gradient,) = torch.autograd.grad(layer(inputs)[place].sum(), inputs)
         assert gradient.abs().sum(1).min() > 0

@@ -19,22 +19,22 @@ from foreword.bank.bank import Bank
 from foreword.cli.app import app as command
 from foreword.engine.engine import Engine
 from foreword.errors import LimitReached, UsageError
-from foreword.server.access import Gate
-from foreword.server.allowance import Allowance
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from foreword.server.keys import Key, KeyRing, digest_of, read_keys
+from foreword.server.operations.api_keys import ApiKey, ApiKeys, digest_of, read_keys
+from foreword.server.operations.auth import Authenticator
+from foreword.server.operations.rate_limits import RateLimiter
 from server.running import House, chat_model, publish_all
 
 ADMIN, POETS, SLOW = "fw-admin", "fw-poets", "fw-slow"
 
 
-def key(name: str, secret: str, **more: object) -> Key:
-    return Key(name=name, sha256=digest_of(secret), **more)  # type: ignore[arg-type]
+def key(name: str, secret: str, **more: object) -> ApiKey:
+    return ApiKey(name=name, sha256=digest_of(secret), **more)  # type: ignore[arg-type]
 
 
-def ring() -> KeyRing:
-    return KeyRing(
+def ring() -> ApiKeys:
+    return ApiKeys(
         [
             key("boss", ADMIN, admin=True),
             key("poets", POETS, tasks=["po*", "stor?"]),
@@ -44,7 +44,7 @@ def ring() -> KeyRing:
 
 
 @contextmanager
-def guarded(folder: Path, gate: Gate, **options: object) -> Iterator[House]:
+def guarded(folder: Path, gate: Authenticator, **options: object) -> Iterator[House]:
     lm, bank = chat_model(), Bank(folder)
     publish_all(bank, lm)
     app_of = partial(create_app, bank=bank, gate=gate, **options)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def guarded(folder: Path, gate: Gate, **options: object) -> Iterator[House]:
 
 @pytest.fixture(scope="module")
 def guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with guarded(tmp_path_factory.mktemp("bank"), Gate(ring())) as house:
+    with guarded(tmp_path_factory.mktemp("bank"), Authenticator(ring())) as house:
         yield house
 
 
@@ -140,9 +140,9 @@ def test_requests_a_minute(guard):
 
 
 def test_tokens_of_prompts_answers_and_cancelled_streams_are_counted(tmp_path):
-    limited = KeyRing([key("small", POETS, tokens_per_minute=40, tokens_per_day=60)])
+    limited = ApiKeys([key("small", POETS, tokens_per_minute=40, tokens_per_day=60)])
     ledger = tmp_path / "used"
-    with guarded(tmp_path / "bank", Gate(limited, ledger)) as house, client(house, POETS) as small:
+    with guarded(tmp_path / "bank", Authenticator(limited, ledger)) as house, client(house, POETS) as small:
         used = small.completions.create(model="poet", prompt="abcdefgh", max_tokens=40).usage
         assert used is not None
         assert used.total_tokens > 40
@@ -159,13 +159,13 @@ def test_a_quota_outlives_the_server_and_ends_with_the_day(tmp_path):
     ledger = tmp_path / "used"
     one = key("small", POETS, tokens_per_day=10)
     ledger.write_text(json.dumps({"small": {"day": today.isoformat(), "used": 10}}))
-    with guarded(tmp_path / "bank", Gate(KeyRing([one]), ledger)) as house, client(house, POETS) as small:
+    with guarded(tmp_path / "bank", Authenticator(ApiKeys([one]), ledger)) as house, client(house, POETS) as small:
         with pytest.raises(openai.RateLimitError, match="10 tokens of today") as refused:
             small.completions.create(model="poet", prompt="a", max_tokens=1)
         assert 0 < int(refused.value.response.headers["retry-after"]) <= 86_400
     now = datetime.now(UTC)
     clock = [now]
-    allowance = Allowance(one, used=10, day=today.isoformat(), now=lambda: clock[0])
+    allowance = RateLimiter(one, used=10, day=today.isoformat(), now=lambda: clock[0])
     with pytest.raises(LimitReached):
         allowance.admit()
     clock[0] = now + timedelta(days=1)
@@ -174,7 +174,7 @@ def test_a_quota_outlives_the_server_and_ends_with_the_day(tmp_path):
 
 def test_what_was_used_comes_back_steadily():
     clock = [0.0]
-    allowance = Allowance(key("k", "s", requests_per_minute=6, tokens_per_minute=60), clock=lambda: clock[0])
+    allowance = RateLimiter(key("k", "s", requests_per_minute=6, tokens_per_minute=60), clock=lambda: clock[0])
     for _ in range(6):
         allowance.admit()
     with pytest.raises(LimitReached) as refused:
@@ -201,7 +201,7 @@ def test_the_command_makes_keys_that_the_server_takes(tmp_path):
     assert file.stat().st_mode & 0o777 == 0o600
     assert runner.invoke(command, ["key", "boss", "--api-keys", str(file), "--admin"]).exit_code == 0
     shop, boss = read_keys(file)
-    assert KeyRing([shop, boss]).find(secret) == shop
+    assert ApiKeys([shop, boss]).find(secret) == shop
     assert (shop.tasks, shop.admin, boss.tasks, boss.admin) == (["po*"], False, ["*"], True)
 
 

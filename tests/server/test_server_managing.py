@@ -16,7 +16,7 @@ from foreword.engine.protocol import Request
 from foreword.errors import PromptTooLong, UsageError
 from foreword.prompts.lower import lower_tokens
 from foreword.prompts.static import prefilled_task, static_task
-from foreword.server.resident import ResidentTasks
+from foreword.server.tasks.resident_tasks import ResidentTasks
 from foreword.text.request import static_ids
 from models import tiny_model
 from server.running import House, foreign_task, learned_prefix, learned_task, wait_until

@@ -21,9 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from foreword.engine.engine import Engine
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from foreword.server.journal import LOGGER
-from foreword.server.metrics import TASKS, Metrics
-from foreword.server.resident import ResidentTasks
+from foreword.server.operations.access_log import LOGGER
+from foreword.server.operations.metrics import TASKS, Metrics
+from foreword.server.tasks.resident_tasks import ResidentTasks
 from server.running import chat_model, wait_until
 
 SECRET = "grandmother's maiden name"
@@ -133,7 +133,7 @@ def test_a_body_that_is_too_large_is_refused(chunked, path):
 
 
 def test_a_body_that_never_comes_is_given_up(monkeypatch):
-    monkeypatch.setattr("foreword.server.bounds.BODY_SECONDS", 0.3)
+    monkeypatch.setattr("foreword.server.operations.request_limits.BODY_SECONDS", 0.3)
     with small_server() as (url, _):
         place = urlsplit(url)
         with socket.create_connection((place.hostname, place.port)) as line:

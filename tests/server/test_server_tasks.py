@@ -15,11 +15,11 @@ from foreword.bank.bank import Bank
 from foreword.core import Task
 from foreword.engine.engine import Engine
 from foreword.errors import ModelMismatch, RequestError, UnknownTask
-from foreword.server.access import Caller
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from foreword.server.resident import ResidentTasks
-from foreword.server.tasks import TaskTable
+from foreword.server.operations.auth import Caller
+from foreword.server.tasks.resident_tasks import ResidentTasks
+from foreword.server.tasks.table import TaskTable
 from server.running import House, foreign_task, learned_task, static_task
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from foreword.core import Front
-from foreword.text.question import Question
-from foreword.text.scoring import WordChoice
+from foreword.text.encoded_example import EncodedExample
+from foreword.text.label_scorers import WordScorer
 from foreword.text.verbalizer import WordTrie
 
 # " fair" | " fair ly" | " far" under two labels: a shared first token, and a word that begins another.
-CHOICE = WordChoice(WordTrie.build([(0, (3, 4)), (1, (3, 4, 5)), (1, (3, 6)), (0, (7,))], 2))
+CHOICE = WordScorer(WordTrie.build([(0, (3, 4)), (1, (3, 4, 5)), (1, (3, 6)), (0, (7,))], 2))
 
 
-def asked(*rows: tuple[int, ...]) -> list[Question]:
-    return [Question(row, (len(row) - 1,)) for row in rows]
+def asked(*rows: tuple[int, ...]) -> list[EncodedExample]:
+    return [EncodedExample(row, (len(row) - 1,)) for row in rows]
 
 
 def test_every_prompt_runs_once_with_a_row_for_every_inner_node():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreword.errors import TemplateError
-from foreword.text.template import Field, Mask, Soft, Target, Template, Text, decode_escapes
+from foreword.text.template import Field, Literal, Mask, SoftSlot, Target, Template, decode_escapes
 
 
 def escaped(text: str) -> str:
@@ -21,15 +21,15 @@ def escaped(text: str) -> str:
 def test_parts():
     template = Template.parse("{soft:2}{{x}} {text}, {文本}{soft:3}:{mask}!")
     assert template.parts == (
-        Soft(2),
-        Text("{x} "),
+        SoftSlot(2),
+        Literal("{x} "),
         Field("text"),
-        Text(", "),
+        Literal(", "),
         Field("文本"),
-        Soft(3),
-        Text(":"),
+        SoftSlot(3),
+        Literal(":"),
         Mask(),
-        Text("!"),
+        Literal("!"),
     )
     assert template.fields == ("text", "文本")
     assert template.soft_tokens == 5
@@ -59,7 +59,7 @@ def test_default():
 
 def test_fill_puts_soft_tokens_between_joined_texts():
     filled = Template.parse("a{x}{soft:2}{x}{y}b{target:z}c{y}").fill({"x": "1", "y": 2, "z": True})
-    assert filled.prompt == ("a1", Soft(2), "12b")
+    assert filled.prompt == ("a1", SoftSlot(2), "12b")
     assert filled.target == "True"
     assert filled.after == "c2"
 

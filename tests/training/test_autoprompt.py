@@ -19,14 +19,14 @@ from foreword.models import LanguageModel
 from foreword.prompts.trigger import TriggerTokens
 from foreword.text.rows import read_rows
 from foreword.text.verbalizer import Verbalizer
-from foreword.training.autoprompt import Triggered
-from foreword.training.candidates import in_front, inside, losses
-from foreword.training.losses import mean_loss
+from foreword.training.loop.losses import mean_loss
+from foreword.training.methods.autoprompt.autoprompt import TrainableTrigger
+from foreword.training.methods.autoprompt.candidates import in_front, inside, losses
+from foreword.training.methods.autoprompt.token_filter import SEAM, TokenFilter
+from foreword.training.methods.autoprompt.trigger_search import FINAL, TriggerSearch
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
-from foreword.training.train import Outcome, train
-from foreword.training.trigger_search import FINAL, TriggerSearch
-from foreword.training.triggers import SEAM, Spelling
+from foreword.training.train import TrainResult, train
 from models import byte_tokenizer, tiny_model
 from text.small_tokenizers import TOKENIZERS
 from training.small_data import recipe
@@ -65,7 +65,7 @@ def started(lm: LanguageModel, folder: Path, **changes) -> tuple[TriggerSearch, 
     return found, tokens
 
 
-def heldout(outcome: Outcome) -> list[float]:
+def heldout(outcome: TrainResult) -> list[float]:
     """The losses on the evaluation rows."""
     log = json.loads((outcome.folder / "history.json").read_text())["log"]
     return [entry["eval_loss"] for entry in log if "eval_loss" in entry]
@@ -119,7 +119,9 @@ def test_braces_of_an_encoders_trigger_are_no_slots(tmp_path):
     lm = model("bert")
     found, _ = started(lm, tmp_path)
     tokens = TriggerTokens(lm, lm.tokenizer("{text}!").input_ids)
-    task = Triggered(tokens, found.spelling).become(lm, replace(found.run.task("rule"), template="\n{text}{mask}"))
+    task = TrainableTrigger(tokens, found.spelling).become(
+        lm, replace(found.run.task("rule"), template="\n{text}{mask}")
+    )
     assert task.template == "{{text}}!\n{text}{mask}"
 
 
@@ -133,7 +135,7 @@ def test_the_search_measures_what_the_engine_will_serve(family, tmp_path):
     lay_out = (in_front if lm.causal else inside)(lm, found.loss.choice())
     measured = losses(lm, found.loss, lay_out, [other, tokens.trigger, other], examples)
     assert measured[0] == pytest.approx(float(measured[2]), rel=1e-5)
-    task = Triggered(tokens, found.spelling).become(lm, found.run.task("rule"))
+    task = TrainableTrigger(tokens, found.spelling).become(lm, found.run.task("rule"))
     with Engine(lm) as engine:
         report = evaluate(engine, task, found.run.material.eval_rows)
     served = sum(prediction.surprise or 0.0 for prediction in report.predictions) / report.n
@@ -149,7 +151,9 @@ def replace_rows(found: TriggerSearch, rows) -> list:
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_candidates_of_one_batch_are_scored_as_each_alone(family, tmp_path, monkeypatch):
-    monkeypatch.setattr("foreword.training.candidates.BUDGET", 60)  # several forwards, several candidates in each
+    monkeypatch.setattr(
+        "foreword.training.methods.autoprompt.candidates.BUDGET", 60
+    )  # several forwards, several candidates in each
     lm = model(family)
     words = {"y": [" yes", " yep"], "n": [" no"]}
     found, tokens = started(lm, tmp_path, verbalizer=words, class_weights={"y": 3.0})
@@ -214,9 +218,9 @@ def test_every_candidate_survives_being_read_again(tmp_path):
         assert found.run.lm.tokenizer(found.spelling.text(changed)).input_ids == list(changed)
 
 
-def spelling(kind: str, **words: str) -> Spelling:
+def spelling(kind: str, **words: str) -> TokenFilter:
     lm = replace(tiny_model("llama"), tokenizer=TOKENIZERS[kind])
-    return Spelling.of(lm, Verbalizer.parse(words or {"a": " unused", "b": " neither"}))
+    return TokenFilter.of(lm, Verbalizer.parse(words or {"a": " unused", "b": " neither"}))
 
 
 def test_tokens_that_would_be_read_as_others_do_not_survive():
@@ -250,8 +254,8 @@ def test_the_seam_may_not_change_the_trigger():
             return [*ids[: -len(pair)], 7] if ids[-len(pair) :] == pair else ids
 
     joining = replace(tiny_model("llama"), tokenizer=Joining())
-    assert not Spelling(joining, ()).survives(tokenizer("great:").input_ids)
-    assert Spelling(joining, ()).survives(tokenizer("great").input_ids)
+    assert not TokenFilter(joining, ()).survives(tokenizer("great:").input_ids)
+    assert TokenFilter(joining, ()).survives(tokenizer("great").input_ids)
 
 
 def test_neither_broken_characters_nor_special_tokens_nor_labels_are_allowed():

@@ -7,7 +7,7 @@ import torch
 
 from encoder_decoders import tiny_encoder_decoder
 from foreword.core import Batch
-from foreword.training.checkpointing import checkpointed
+from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from interop.families import family
 
 
@@ -16,7 +16,7 @@ def test_logits_are_those_without_it(name):
     lm = family(name)
     batch, rows = Batch((9,), (None,), (None,), torch.arange(60, 69)), torch.arange(9)
     expected = lm.logits(batch, rows)
-    with checkpointed(lm, True):
+    with gradient_checkpointing(lm, True):
         torch.testing.assert_close(lm.logits(batch, rows), expected, atol=1e-5, rtol=0)
 
 
@@ -25,7 +25,7 @@ def test_rates_of_dropout_are_back_afterwards():
     layer = lm.model.get_encoder().layers[0]
     rate = layer.dropout
     assert rate > 0
-    with checkpointed(lm, True):
+    with gradient_checkpointing(lm, True):
         assert layer.dropout == 0
         assert layer.training
     assert layer.dropout == rate

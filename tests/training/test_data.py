@@ -17,14 +17,14 @@ from foreword.prompts.init import random_values
 from foreword.prompts.lower import lower
 from foreword.prompts.registry import method
 from foreword.text import request
-from foreword.text.question import Layout, Question
+from foreword.text.encoded_example import EncodedExample, ExampleEncoder
+from foreword.text.label_scorers import LabelScorer, word_scorer
 from foreword.text.rows import Row
-from foreword.text.scoring import Choice, word_choice
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
-from foreword.training.data import Example, Reader, schedule
-from foreword.training.losses import AnswerLoss, LabelLoss, mean_loss
-from foreword.training.material import Material
+from foreword.training.data.examples import Example, ExampleBuilder, batch_schedule
+from foreword.training.data.training_data import TrainingData
+from foreword.training.loop.losses import AnswerLoss, LabelLoss, mean_loss
 from models import CAUSAL, tiny_model
 
 WORDS = Verbalizer({"y": (" goat", " yes"), "n": (" gold",)})
@@ -34,19 +34,21 @@ ROWS = [
 ]
 
 
-def reader(template: str = "Q: {text}\nA:{mask}", verbalizer: Verbalizer | None = WORDS, length: int = 4) -> Reader:
+def reader(
+    template: str = "Q: {text}\nA:{mask}", verbalizer: Verbalizer | None = WORDS, length: int = 4
+) -> ExampleBuilder:
     lm = tiny_model("llama")
-    material = Material((Template.parse(template),), verbalizer, (), False, "label", ROWS, ROWS)
+    material = TrainingData((Template.parse(template),), verbalizer, (), False, "label", ROWS, ROWS)
     longest = choice(template, verbalizer).longest if verbalizer is not None else 0
-    return Reader(lm, material, Layout(lm.tokenizer), length, longest)
+    return ExampleBuilder(lm, material, ExampleEncoder(lm.tokenizer), length, longest)
 
 
-def choice(template: str = "Q: {text}\nA:{mask}", verbalizer: Verbalizer = WORDS) -> Choice:
-    return word_choice(tiny_model("llama").tokenizer, verbalizer, Template.parse(template).before_answer, causal=True)
+def choice(template: str = "Q: {text}\nA:{mask}", verbalizer: Verbalizer = WORDS) -> LabelScorer:
+    return word_scorer(tiny_model("llama").tokenizer, verbalizer, Template.parse(template).before_answer, causal=True)
 
 
 def asked(*token_ids: int, target: tuple[int, ...] = ()) -> Example:
-    return Example(Question(token_ids, (len(token_ids) - 1,)), target=target)
+    return Example(EncodedExample(token_ids, (len(token_ids) - 1,)), target=target)
 
 
 def encoder(name: str, family: str = "llama") -> PromptEncoder:
@@ -55,7 +57,7 @@ def encoder(name: str, family: str = "llama") -> PromptEncoder:
 
 @pytest.mark.parametrize(("rows", "batch", "steps"), [(10, 4, 50), (100, 8, 40), (7, 7, 9), (33, 16, 11), (1, 1, 5)])
 def test_a_schedule_covers_all_examples_equally(rows, batch, steps):
-    batches = schedule(list(range(rows)), batch, steps, seed=3)
+    batches = batch_schedule(list(range(rows)), batch, steps, seed=3)
     assert [len(places) for places in batches] == [batch] * steps
     counts = Counter(draw.place for draws in batches for draw in draws)
     assert max(counts.values()) - min(counts[place] for place in range(rows)) <= 1
@@ -65,7 +67,7 @@ def test_a_schedule_covers_all_examples_equally(rows, batch, steps):
 
 def test_a_schedule_sorts_by_length_within_its_pools():
     sizes = [(i * 37) % 101 for i in range(640)]
-    batches = schedule(sizes, 16, 40, seed=0)
+    batches = batch_schedule(sizes, 16, 40, seed=0)
     lengths = [[sizes[draw.place] for draw in draws] for draws in batches]
     assert sum(max(found) - min(found) for found in lengths) / len(lengths) < 15  # they go from 0 to 100
     assert [min(found) for found in lengths] != sorted(min(found) for found in lengths)
@@ -73,14 +75,18 @@ def test_a_schedule_sorts_by_length_within_its_pools():
 
 def test_a_batch_of_a_small_set_holds_no_example_twice():
     """Pools of several passes would sort copies of one example into one batch."""
-    for draws in schedule([5] * 32, 16, 60, seed=0):
+    for draws in batch_schedule([5] * 32, 16, 60, seed=0):
         assert len({draw.place for draw in draws}) == 16
 
 
 def test_a_schedule_depends_on_the_seed_alone():
     sizes = list(range(50))
-    assert schedule(sizes, 8, 20, seed=1) == schedule(sizes, 8, 20, seed=1) != schedule(sizes, 8, 20, seed=2)
-    assert schedule(sizes, 8, 6, seed=1) != []
+    assert (
+        batch_schedule(sizes, 8, 20, seed=1)
+        == batch_schedule(sizes, 8, 20, seed=1)
+        != batch_schedule(sizes, 8, 20, seed=2)
+    )
+    assert batch_schedule(sizes, 8, 6, seed=1) != []
 
 
 def test_examples_are_tokenized_as_serving_would():
@@ -166,7 +172,9 @@ def test_a_list_of_targets_takes_turns():
 def test_every_row_goes_through_every_template():
     lm = tiny_model("llama")
     templates = tuple(map(Template.parse, ("{text}{mask}", "Say: {text}{mask}")))
-    made = Reader(lm, Material(templates, WORDS, (), False, "label", ROWS, ROWS), Layout(lm.tokenizer)).read(ROWS[:1])
+    made = ExampleBuilder(
+        lm, TrainingData(templates, WORDS, (), False, "label", ROWS, ROWS), ExampleEncoder(lm.tokenizer)
+    ).read(ROWS[:1])
     assert [lm.tokenizer.decode(example.prompt) for example in made] == ["short", "Say: short"]
 
 

@@ -12,19 +12,19 @@ from tokenizers import processors
 from encoder_decoders import END, FAMILIES, PAD, random_model, tiny_encoder_decoder
 from foreword.bank.bank import Bank
 from foreword.core import Constraint, SamplingParams, Task
-from foreword.engine.decoder import DecoderEngine
+from foreword.engine.encoder_decoder import EncoderDecoderEngine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineError, RequestError, TemplateError, UnsupportedOption, UsageError
 from foreword.evaluation.evaluate import classify, evaluate
 from foreword.models.load import wrap
 from foreword.prompts.lower import empty
 from foreword.text import request
-from foreword.text.question import Layout
+from foreword.text.encoded_example import ExampleEncoder
 from foreword.text.rows import Row, read_rows
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
-from foreword.training.data import Reader
-from foreword.training.material import Material
+from foreword.training.data.examples import ExampleBuilder
+from foreword.training.data.training_data import TrainingData
 from foreword.training.train import train
 from models import byte_tokenizer
 from training.small_data import examples, recipe, write_jsonl
@@ -74,7 +74,7 @@ def test_learns_labels_and_is_measured_as_it_was_learned(family, method, tmp_pat
     assert outcome.task.template == "{soft:16}{text}{mask}"
     bank = Bank(tmp_path / "bank")
     bank.publish(outcome.task)
-    with DecoderEngine(lm) as engine:
+    with EncoderDecoderEngine(lm) as engine:
         served = evaluate(engine, bank.load("rule"), read_rows(settings.eval))
     assert served.metrics == outcome.metrics
 
@@ -110,7 +110,7 @@ def test_labels_are_scored_by_the_words_that_the_decoder_writes(family):
     task = soft_task(lm)
     yes = probability(lm, task, "yes") + probability(lm, task, "yeah")
     no = probability(lm, task, "no")
-    with DecoderEngine(lm) as engine:
+    with EncoderDecoderEngine(lm) as engine:
         found, longer = classify(engine, task, [{"text": TEXT}, {"text": TEXT * 7}])
     assert found["y"] == pytest.approx(yes / (yes + no), rel=1e-4)
     assert found != longer
@@ -120,7 +120,7 @@ def test_labels_are_scored_by_the_words_that_the_decoder_writes(family):
 def test_perplexity_is_that_of_the_answer_as_it_is_written(frame):
     lm = framed(frame)
     task = soft_task(lm, template="{soft:4}{text}{target:label}", verbalizer=None, generation={"max_tokens": 3})
-    with DecoderEngine(lm) as engine:
+    with EncoderDecoderEngine(lm) as engine:
         report = evaluate(engine, task, [Row({"text": TEXT, "label": "yes"}, "row 1")])
     written = [token for token in lm.tokenizer.encode("yes") if token != END]
     logprobs = by_hand(lm, task.soft, written)[range(len(written)), written]
@@ -132,7 +132,7 @@ def test_answers_are_greedy_whatever_waits_beside_them(family):
     lm = tiny_encoder_decoder(family)
     task = soft_task(lm, template="{soft:4}{text}{target:label}", verbalizer=None)
     texts = [TEXT, TEXT * 5, "b"]
-    with DecoderEngine(lm) as engine:
+    with EncoderDecoderEngine(lm) as engine:
         prompts = [request.from_fields(lm.tokenizer, task, {"text": t}, causal=False, decoder=True) for t in texts]
         params = SamplingParams(max_tokens=6, ignore_eos=True)
         other = replace(prompts[0], soft=-task.soft)
@@ -153,7 +153,7 @@ def test_answers_end_where_they_should():
     prompt = request.from_fields(lm.tokenizer, task, {"text": TEXT}, causal=False, decoder=True)
     first = int(by_hand(lm, task.soft, [])[-1].argmax())
     letter = lm.tokenizer.decode([first])
-    with DecoderEngine(lm) as engine:
+    with EncoderDecoderEngine(lm) as engine:
         stopped = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5, stop_token_ids=(first,))))
         said = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5, stop=(letter,))))
         broken = engine.submit(Request.of(replace(prompt, soft=task.soft * math.nan), SamplingParams(max_tokens=5)))
@@ -174,7 +174,7 @@ def test_answers_end_where_they_should():
 def test_what_is_not_answered_is_refused():
     lm = tiny_encoder_decoder("t5")
     prompt = request.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, causal=False, decoder=True)
-    with DecoderEngine(lm) as engine:
+    with EncoderDecoderEngine(lm) as engine:
         with pytest.raises(UnsupportedOption, match="answers greedily; leave temperature at 0"):
             engine.submit(Request.of(prompt, SamplingParams(temperature=0.5)))
         with pytest.raises(TemplateError, match="never seen by a model that writes its answers"):
@@ -201,14 +201,20 @@ def test_what_is_not_answered_is_refused():
 def test_options_of_an_answer_are_refused_by_name(option):
     lm = tiny_encoder_decoder("t5")
     prompt = request.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, causal=False, decoder=True)
-    with DecoderEngine(lm) as engine, pytest.raises(UnsupportedOption, match=f"takes no {next(iter(option))}; leave"):
+    with (
+        EncoderDecoderEngine(lm) as engine,
+        pytest.raises(UnsupportedOption, match=f"takes no {next(iter(option))}; leave"),
+    ):
         engine.submit(Request.of(prompt, SamplingParams(**option)))
 
 
 def test_a_prompt_is_measured_from_where_the_decoder_begins():
     lm = tiny_encoder_decoder("t5")
     prompt = request.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, causal=False, decoder=True)
-    with DecoderEngine(lm) as engine, pytest.raises(RequestError, match="name the place that its decoder begins at"):
+    with (
+        EncoderDecoderEngine(lm) as engine,
+        pytest.raises(RequestError, match="name the place that its decoder begins at"),
+    ):
         engine.likelihood([replace(prompt, places=())])
 
 
@@ -236,8 +242,8 @@ def test_text_and_answer_are_tokenized_as_the_model_was_trained(frame):
     """Both are whole texts with the tokenizer's own special tokens; the words of labels begin as answers do."""
     lm = framed(frame)
     tokenizer = lm.tokenizer
-    material = Material((Template.parse("{soft:2}{text} is{target:label}"),), None, (), False, "label", [], [])
-    reader = Reader(lm, material, Layout(tokenizer, causal=False, decoder=True))
+    material = TrainingData((Template.parse("{soft:2}{text} is{target:label}"),), None, (), False, "label", [], [])
+    reader = ExampleBuilder(lm, material, ExampleEncoder(tokenizer, causal=False, decoder=True))
     (example,) = reader.read([Row({"text": "it", "label": "no"}, "row 1")])
     assert example.prompt == (-1, -2, *tokenizer("it is").input_ids)
     assert example.target == tuple(tokenizer("no").input_ids)

@@ -13,13 +13,13 @@ import torch
 
 from foreword.core import Task
 from foreword.errors import DataError, PublishConflict, SettingError, TrainingError, UsageError
-from foreword.training import processes
-from foreword.training.lane import Lane
+from foreword.training.loop import distributed
+from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.many import train_many as many
-from foreword.training.many.gains import Gains
-from foreword.training.many.plan import Plan
+from foreword.training.many.config import MultiTaskConfig
+from foreword.training.many.report import MultiTaskReport
+from foreword.training.many.task_source import open_task_source
 from foreword.training.many.train_many import train_many
-from foreword.training.many.users import users_in
 from foreword.training.recipe import Recipe
 from foreword.training.train import train
 from models import tiny_model
@@ -45,12 +45,12 @@ def folder_of(place: Path, *names: str) -> Path:
     return place
 
 
-def plan(data: Path, out: Path, tasks=None, **changes) -> Plan:
+def plan(data: Path, out: Path, tasks=None, **changes) -> MultiTaskConfig:
     own = {
         name: changes.pop(name) for name in ("at_once", "min_rows", "shared_init", "shared_length") if name in changes
     }
     usual = {"template": "{text}{mask}", "init": "random", "length": 4, "max_steps": 6, "lr": 0.1, "batch_size": 4}
-    return Plan(Recipe(**{"data": str(data), "out": str(out), **usual, **changes}), out, tasks or {}, **own)
+    return MultiTaskConfig(Recipe(**{"data": str(data), "out": str(out), **usual, **changes}), out, tasks or {}, **own)
 
 
 class Kept:
@@ -64,9 +64,9 @@ class Kept:
         return f"{task.name}@1" if better else None
 
 
-def learn(wanted: Plan, keep, transfer=None, field="task", held=None):
-    users = users_in(wanted.recipe.data, field, named)
-    others = users_in(held, field, named) if held is not None else None
+def learn(wanted: MultiTaskConfig, keep, transfer=None, field="task", held=None):
+    users = open_task_source(wanted.recipe.data, field, named)
+    others = open_task_source(held, field, named) if held is not None else None
     lm = tiny_model("llama")
     return {record["task"]: record for record in train_many(lm, wanted, users, others, keep, transfer, lambda _: None)}
 
@@ -120,7 +120,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
     whole, part = Kept(), Kept()
     learn(plan(data, tmp_path / "whole", **settings), whole)
     steps = 0
-    step = many.Together.step
+    step = many.ConcurrentTrainer.step
 
     def counted(self):
         nonlocal steps
@@ -130,7 +130,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
         monkeypatch.setattr(many, "SNAPSHOT", 0.0 if steps == 4 else 1e9)
         return step(self)
 
-    monkeypatch.setattr(many.Together, "step", counted)
+    monkeypatch.setattr(many.ConcurrentTrainer, "step", counted)
     with pytest.raises(KeyboardInterrupt):
         learn(plan(data, tmp_path / "part", **settings), part)
     assert set(part.tasks) == {"anna", "ben"}
@@ -159,9 +159,9 @@ def test_tasks_that_come_go_or_change_touch_no_others(tmp_path):
 
 def test_memory_holds_the_tasks_of_one_batch_alone(tmp_path, monkeypatch):
     data = folder_of(tmp_path / "users", *(f"u{index}" for index in range(9)))
-    living: weakref.WeakSet[Lane] = weakref.WeakSet()
+    living: weakref.WeakSet[ConcurrentRun] = weakref.WeakSet()
     most = 0
-    made, step = Lane.__init__, many.Together.step
+    made, step = ConcurrentRun.__init__, many.ConcurrentTrainer.step
 
     def counted(self, *args):
         made(self, *args)
@@ -173,8 +173,8 @@ def test_memory_holds_the_tasks_of_one_batch_alone(tmp_path, monkeypatch):
         most = max(most, len(living))
         return step(self)
 
-    monkeypatch.setattr(Lane, "__init__", counted)
-    monkeypatch.setattr(many.Together, "step", watched)
+    monkeypatch.setattr(ConcurrentRun, "__init__", counted)
+    monkeypatch.setattr(many.ConcurrentTrainer, "step", watched)
     records = learn(plan(data, tmp_path / "run", at_once=3, max_steps=2), Kept())
     assert len(records) == 9
     assert most == 3
@@ -221,9 +221,9 @@ def test_a_shared_part_stands_frozen_in_front_of_everybodys_own(method, tmp_path
 def test_a_shared_start_is_learned_from_rows_that_nobody_is_evaluated_on(method, tmp_path, monkeypatch):
     data = folder_of(tmp_path / "users", "anna", "ben")
     seen = []
-    of = many.Material.of
+    of = many.TrainingData.of
     monkeypatch.setattr(
-        "foreword.training.many.shared.Material.of", lambda *a, **k: seen.append(of(*a, **k)) or seen[-1]
+        "foreword.training.many.shared_init.TrainingData.of", lambda *a, **k: seen.append(of(*a, **k)) or seen[-1]
     )
     kept = Kept()
     learn(plan(data, tmp_path / "run", method=method, shared_init=True), kept)
@@ -267,17 +267,17 @@ def test_a_file_of_tasks_says_which_line_is_wrong(line, message, tmp_path):
     file = tmp_path / "all.jsonl"
     file.write_text('{"task": "anna", "text": "x", "label": "y"}\n' + line + "\n", encoding="utf-8")
     with pytest.raises(UsageError, match=message):
-        users_in(file, "task", named)
+        open_task_source(file, "task", named)
 
 
 def test_a_folder_of_tasks_holds_files_of_rows_alone(tmp_path):
     data = folder_of(tmp_path / "users", "anna")
     (data / "anna.csv").write_text("text,label\nx,y\n", encoding="utf-8")
     with pytest.raises(DataError, match="would be one task"):
-        users_in(data, "task", named)
+        open_task_source(data, "task", named)
     (data / "anna.csv").rename(data / "notes.txt")
     with pytest.raises(DataError, match="has to end in"):
-        users_in(data, "task", named)
+        open_task_source(data, "task", named)
 
 
 def test_no_task_that_can_be_learned_is_an_error(tmp_path):
@@ -292,7 +292,7 @@ def test_processes_share_tasks_by_their_names(monkeypatch):
     shares = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        shares.append([name for name in names if processes.is_mine(name)])
+        shares.append([name for name in names if distributed.is_own_work(name)])
     assert sorted(name for share in shares for name in share) == sorted(names)
     assert min(map(len, shares)) > 40
 
@@ -303,7 +303,7 @@ def test_gains_say_who_is_better_off():
         return {"task": name, "status": "learned", **figures, "better": after >= before, "published": None, **what}
 
     records = [record("a", 0.5, 0.9, published="a@1"), record("b", 0.5, 0.75), record("c", 0.5, 0.25)]
-    found = Gains([*records, {"task": "d", "status": "left out", "why": "few"}]).to_json()
+    found = MultiTaskReport([*records, {"task": "d", "status": "left out", "why": "few"}]).to_json()
     assert found["gains"] == pytest.approx(
         {"mean": 0.4 / 3, "median": 0.25, "low": 0.0, "high": 0.325, "least": -0.25, "most": 0.4}
     )

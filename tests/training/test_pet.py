@@ -16,16 +16,21 @@ from foreword.engine.engine import Engine
 from foreword.errors import DataError, TemplateError, UsageError
 from foreword.evaluation.evaluate import evaluate
 from foreword.models import LanguageModel, load_model
-from foreword.text.question import Question
+from foreword.text.encoded_example import EncodedExample
 from foreword.text.rows import read_rows
-from foreword.training.data import Example
-from foreword.training.opinions import TEMPERATURE, Opinion, agreed
-from foreword.training.passages import Accompanied, PassageLoss, Passages, accompanied
-from foreword.training.patterns import PatternRun
+from foreword.training.data.examples import Example
+from foreword.training.methods.full_finetuning import FullFinetuning
+from foreword.training.methods.pet.pvp_run import PVPRun
+from foreword.training.methods.pet.soft_labels import TEMPERATURE, PatternPredictions, soft_labels
+from foreword.training.methods.pet.unlabeled_text import (
+    AuxiliaryLMLoss,
+    ExampleWithUnlabeled,
+    UnlabeledTexts,
+    with_unlabeled,
+)
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
-from foreword.training.unfrozen import Unfrozen
 from models import byte_tokenizer, save_tiny, tiny_model
 from training.small_data import examples, recipe, write_jsonl
 
@@ -159,7 +164,7 @@ def test_a_model_is_put_back_after_an_error():
     before = weights(lm)
 
     def spoil() -> None:
-        with Unfrozen(lm), torch.no_grad():
+        with FullFinetuning(lm), torch.no_grad():
             for parameter in lm.model.parameters():
                 assert parameter.requires_grad
                 parameter.add_(1)
@@ -190,20 +195,20 @@ def test_a_run_that_stopped_behind_a_pattern_goes_on_as_if_it_had_not(tmp_path):
 
 
 def test_soft_labels_are_the_mean_scores_by_trust_at_temperature_two():
-    first = Opinion(trust=0.75, held=0.9, scores=((-1.0, -2.0),))
-    other = Opinion(trust=0.25, held=0.8, scores=((-4.0, -0.5),))
+    first = PatternPredictions(trust=0.75, held=0.9, scores=((-1.0, -2.0),))
+    other = PatternPredictions(trust=0.25, held=0.8, scores=((-4.0, -0.5),))
     expected = torch.tensor([0.75 * -1.0 + 0.25 * -4.0, 0.75 * -2.0 + 0.25 * -0.5]).div(TEMPERATURE).softmax(-1)
-    assert agreed([first, other])[0] == pytest.approx(expected.tolist())
+    assert soft_labels([first, other])[0] == pytest.approx(expected.tolist())
     blind = [replace(opinion, trust=0.0) for opinion in (first, other)]
-    assert agreed(blind)[0] == pytest.approx(torch.tensor([-2.5, -1.25]).div(2).softmax(-1).tolist())
-    assert Opinion.from_json(json.loads(json.dumps(first.to_json()))) == first
+    assert soft_labels(blind)[0] == pytest.approx(torch.tensor([-2.5, -1.25]).div(2).softmax(-1).tolist())
+    assert PatternPredictions.from_json(json.loads(json.dumps(first.to_json()))) == first
 
 
 def test_passages_hide_a_share_of_the_text_and_nothing_special():
     lm = model("bert")
     mask = lm.tokenizer.mask_token_id
     ids = (*lm.tokenizer("twenty letters, about").input_ids, mask, *lm.tokenizer(" more").input_ids)
-    passages = Passages.of(lm, [Question(ids, (0,))], seed=3)
+    passages = UnlabeledTexts.of(lm, [EncodedExample(ids, (0,))], seed=3)
     seen = [passages.deal(number) for number in range(60)]
     for passage in seen:
         assert len(passage.places) == round(0.15 * (len(ids) - 1))
@@ -217,7 +222,7 @@ def test_passages_hide_a_share_of_the_text_and_nothing_special():
 
 
 def test_passages_of_a_causal_model_are_next_tokens():
-    passages = Passages.of(model("llama"), [Question((5, 6, 7), (2,)), Question((9,), (0,))], seed=0)
+    passages = UnlabeledTexts.of(model("llama"), [EncodedExample((5, 6, 7), (2,)), EncodedExample((9,), (0,))], seed=0)
     assert passages.deal(0).token_ids == (5, 6, 7)
     assert (passages.deal(0).places, passages.deal(0).targets) == ((0, 1), (6, 7))
     assert passages.deal(1).places == ()
@@ -227,9 +232,9 @@ def test_passages_of_a_causal_model_are_next_tokens():
 def test_the_loss_of_passages_is_that_of_each_alone(family):
     lm = model(family)
     source = random.Random(1)
-    questions = [Question(tuple(source.choices(range(90, 120), k=n)), (0,)) for n in (4, 7, 12)]
-    passages = Passages.of(lm, questions, seed=0)
-    brought = [example.at(2) for example in accompanied([Example(q, labels=(0,)) for q in questions], passages)]
+    questions = [EncodedExample(tuple(source.choices(range(90, 120), k=n)), (0,)) for n in (4, 7, 12)]
+    passages = UnlabeledTexts.of(lm, questions, seed=0)
+    brought = [example.at(2) for example in with_unlabeled([Example(q, labels=(0,)) for q in questions], passages)]
 
     class Nothing:
         def total(self, lm, front, examples):
@@ -238,10 +243,10 @@ def test_the_loss_of_passages_is_that_of_each_alone(family):
         def weight(self, examples):
             return float(len(examples))
 
-    loss = PassageLoss(Nothing(), 0.5)
+    loss = AuxiliaryLMLoss(Nothing(), 0.5)
     alone = []
     for example in brought:
-        assert isinstance(example, Accompanied)
+        assert isinstance(example, ExampleWithUnlabeled)
         assert example.passage is not None
         batch = Batch.behind(Front(), [example.passage.token_ids])
         logits = lm.logits(batch, torch.tensor(example.passage.places))
@@ -252,8 +257,8 @@ def test_the_loss_of_passages_is_that_of_each_alone(family):
 
 
 def test_every_pass_brings_other_passages():
-    passages = Passages.of(model("llama"), [Question((n, n), (1,)) for n in range(6)], seed=0)
-    brought = accompanied([Example(Question((1,), (0,)), labels=(0,)) for _ in range(3)], passages)
+    passages = UnlabeledTexts.of(model("llama"), [EncodedExample((n, n), (1,)) for n in range(6)], seed=0)
+    brought = with_unlabeled([Example(EncodedExample((1,), (0,)), labels=(0,)) for _ in range(3)], passages)
     first, second = ([example.at(turn) for example in brought] for turn in (0, 1))
     assert [e.passage.token_ids[0] for e in first] == [0, 1, 2]  # type: ignore[attr-defined] - they are Accompanied
     assert [e.passage.token_ids[0] for e in second] == [3, 4, 5]  # type: ignore[attr-defined] - they are Accompanied
@@ -308,7 +313,7 @@ def test_a_certain_label_weighs_as_much_among_soft_ones(tmp_path):
     run = Run.of(lm, pet(tmp_path))
     learned = run.learned()
     loss, row = run.loss(learned), run.material.eval_rows[0]
-    taught = PatternRun.taught(run, run.material.template, [row], [(0.3, 0.7)]).examples
+    taught = PVPRun.taught(run, run.material.template, [row], [(0.3, 0.7)]).examples
     assert taught[-1].soft_labels == (0.3, 0.7)
     hard = loss.total(lm, learned.front(), run.examples)
     assert float(loss.total(lm, learned.front(), taught[:-1])) == pytest.approx(float(hard), rel=1e-5)

@@ -11,14 +11,14 @@ import torch
 
 from foreword.errors import SettingError, TrainingError, UsageError
 from foreword.training.recipe import Recipe
-from foreword.training.search.contest import Contest
-from foreword.training.search.plan import Plan
-from foreword.training.search.points import Proposed, points
-from foreword.training.search.savings import halving
-from foreword.training.search.search import Found, search
-from foreword.training.search.space import Space
+from foreword.training.search.batching_stats import halving
+from foreword.training.search.config import SearchConfig
+from foreword.training.search.samplers import TPESampler, make_sampler
+from foreword.training.search.search import SearchResult, search
+from foreword.training.search.space import SearchSpace
 from foreword.training.search.trial import Trial, losers, ranking, rungs
-from foreword.training.train import Outcome, train
+from foreword.training.search.trial_scheduler import TrialScheduler
+from foreword.training.train import TrainResult, train
 from models import tiny_model
 from training.small_data import recipe, write_jsonl
 
@@ -29,16 +29,16 @@ def quiet(line: str) -> None:
     del line
 
 
-def searched(settings: Recipe, plan: Plan, family: str = "llama") -> Found:
+def searched(settings: Recipe, plan: SearchConfig, family: str = "llama") -> SearchResult:
     return search(tiny_model(family), settings, plan, say=quiet)
 
 
-def alone(found: Found, settings: Recipe, family: str = "llama") -> Outcome:
+def alone(found: SearchResult, settings: Recipe, family: str = "llama") -> TrainResult:
     """`train` with the settings of one trial of a search."""
     return train(tiny_model(family), replace(settings, out=f"{settings.out}-alone"), say=quiet)
 
 
-def assert_same(found: Found, single: Outcome) -> None:
+def assert_same(found: SearchResult, single: TrainResult) -> None:
     ours, theirs = found.task.prefix, single.task.prefix
     for one, other in zip((*ours.keys, *ours.values), (*theirs.keys, *theirs.values), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
@@ -50,7 +50,7 @@ def assert_same(found: Found, single: Outcome) -> None:
 @pytest.mark.parametrize("eta", [None, 2])
 def test_the_winner_is_what_train_gives_with_its_settings(eta, tmp_path):
     settings = recipe(tmp_path, max_steps=10)
-    found = searched(settings, Plan.of(SPACE, halving=eta))
+    found = searched(settings, SearchConfig.of(SPACE, halving=eta))
     assert found.recipe == replace(settings, **found.winner.point)
     assert_same(found, alone(found, found.recipe))
     assert found.task.provenance["recipe"] == found.recipe.to_json()
@@ -69,7 +69,7 @@ def test_every_trial_learns_what_a_run_of_its_own_learns(tmp_path):
     """Of different lengths, starts, rates, batches and seeds, beside each other in one batch."""
     settings = recipe(tmp_path, max_steps=10)
     space = {"lr": [0.01, 0.1], "batch_size": [4, 16], "seed": [0, 7], "init": ["random"]}
-    found = searched(settings, Plan.of(space, halving="off"))
+    found = searched(settings, SearchConfig.of(space, halving="off"))
     for trial in found.trials[:2]:
         single = train(
             tiny_model("llama"), replace(settings, **trial.point, out=str(tmp_path / f"{trial.number}")), say=quiet
@@ -82,22 +82,26 @@ def test_every_trial_learns_what_a_run_of_its_own_learns(tmp_path):
 @pytest.mark.parametrize("way", [pytest.param("p-tuning", marks=pytest.mark.slow), "lora-hybrid"])
 def test_other_methods_are_searched_too(way, tmp_path):
     settings = recipe(tmp_path, method=way, max_steps=5, length=4, lr=None)
-    found = searched(settings, Plan.of({"lr": [1e-3, 3e-3]}, halving=None))
+    found = searched(settings, SearchConfig.of({"lr": [1e-3, 3e-3]}, halving=None))
     assert_same(found, alone(found, found.recipe))
 
 
 def test_methods_compete_with_one_another(tmp_path):
     settings = recipe(tmp_path, max_steps=5, length=4, lr=None)
-    found = searched(settings, Plan.of({"method": ["p-tuning-v2", "prompt-tuning", "prefix-tuning"]}, halving=None))
+    found = searched(
+        settings, SearchConfig.of({"method": ["p-tuning-v2", "prompt-tuning", "prefix-tuning"]}, halving=None)
+    )
     assert {trial.point["method"] for trial in found.trials} == {"p-tuning-v2", "prompt-tuning", "prefix-tuning"}
     assert_same(found, alone(found, found.recipe))
 
 
 def test_new_points_take_the_place_of_losers(tmp_path, monkeypatch):
     most: list[int] = []
-    save = Contest._save
-    monkeypatch.setattr(Contest, "_save", lambda contest: most.append(len(contest._together.lanes)) or save(contest))
-    found = searched(recipe(tmp_path, max_steps=10), Plan.of(SPACE, at_once=3, halving=2))
+    save = TrialScheduler._save
+    monkeypatch.setattr(
+        TrialScheduler, "_save", lambda contest: most.append(len(contest._together.lanes)) or save(contest)
+    )
+    found = searched(recipe(tmp_path, max_steps=10), SearchConfig.of(SPACE, at_once=3, halving=2))
     assert max(most) == 3
     assert len(found.trials) == 8
     dropped = [trial for trial in found.trials if trial.state == "dropped"]
@@ -119,20 +123,20 @@ def test_new_points_take_the_place_of_losers(tmp_path, monkeypatch):
 def test_a_search_that_was_killed_goes_on_as_if_nothing_had_been(space, trials, saves, tmp_path, monkeypatch):
     if trials is not None:
         pytest.importorskip("optuna")
-    plan = Plan.of(space, trials, at_once=4, halving=2)
+    plan = SearchConfig.of(space, trials, at_once=4, halving=2)
     settings = recipe(tmp_path, max_steps=5)
     whole = searched(settings, plan)
     cut = replace(settings, out=str(tmp_path / "cut"))
-    save, left = Contest._save, [saves]
+    save, left = TrialScheduler._save, [saves]
 
-    def killed(contest: Contest) -> None:
+    def killed(contest: TrialScheduler) -> None:
         save(contest)
         left[0] -= 1
         if not left[0]:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Contest, "_save", killed)
+        patched.setattr(TrialScheduler, "_save", killed)
         with pytest.raises(KeyboardInterrupt):
             searched(cut, plan)
     resumed = searched(replace(cut, resume=True), plan)
@@ -148,29 +152,29 @@ def test_a_search_that_was_killed_goes_on_as_if_nothing_had_been(space, trials, 
 
 def test_another_search_is_not_resumed(tmp_path):
     settings = recipe(tmp_path, max_steps=5)
-    searched(settings, Plan.of({"lr": [0.1]}))
+    searched(settings, SearchConfig.of({"lr": [0.1]}))
     with pytest.raises(TrainingError, match="holds a run already; pass --resume"):
-        searched(settings, Plan.of({"lr": [0.1]}))
+        searched(settings, SearchConfig.of({"lr": [0.1]}))
     with pytest.raises(TrainingError, match="was started with another search"):
-        searched(replace(settings, resume=True), Plan.of({"lr": [0.2]}))
+        searched(replace(settings, resume=True), SearchConfig.of({"lr": [0.2]}))
     (next(Path(settings.out or "").glob("lanes-*.safetensors"))).write_bytes(b"no tensors")
     with pytest.raises(TrainingError, match=r"lanes-\d+.safetensors is damaged, so the search cannot be resumed"):
-        searched(replace(settings, resume=True), Plan.of({"lr": [0.1]}))
+        searched(replace(settings, resume=True), SearchConfig.of({"lr": [0.1]}))
 
 
 def test_a_trial_that_goes_astray_is_nobody_elses_trouble(tmp_path):
     settings = recipe(tmp_path, max_steps=5)
-    found = searched(settings, Plan.of({"lr": [0.1, 1e38]}, halving=None))
+    found = searched(settings, SearchConfig.of({"lr": [0.1, 1e38]}, halving=None))
     assert [trial.state for trial in found.trials] == ["complete", "failed"]
     assert "start again with a smaller --lr" in found.trials[1].why
     assert_same(found, alone(found, found.recipe))
     with pytest.raises(TrainingError, match="no trial could be learned to its end; the loss "):
-        searched(replace(settings, out=str(tmp_path / "none")), Plan.of({"lr": [1e38]}))
+        searched(replace(settings, out=str(tmp_path / "none")), SearchConfig.of({"lr": [1e38]}))
 
 
 def test_what_batching_and_halving_save_is_measured_apart(tmp_path):
     settings = recipe(tmp_path, max_steps=40, length=4)
-    found = searched(settings, Plan.of({"lr": [0.001, 0.003, 0.01, 0.1]}, halving=2))
+    found = searched(settings, SearchConfig.of({"lr": [0.001, 0.003, 0.01, 0.1]}, halving=2))
     spared = found.savings["halving"]
     assert spared["examples_run"] == sum(trial.step * 16 for trial in found.trials)
     assert spared["examples_run"] + spared["examples_not_run"] == 4 * 40 * 16
@@ -217,13 +221,13 @@ def test_the_best_come_first_and_the_unfinished_never_win():
 
 
 def test_a_grid_is_tried_once_whatever_was_tried_before():
-    space = Space.parse({"lr": [1.0, 2.0, 3.0], "length": [4, 8]})
-    every = points(space, 6, seed=3)
+    space = SearchSpace.parse({"lr": [1.0, 2.0, 3.0], "length": [4, 8]})
+    every = make_sampler(space, 6, seed=3)
     asked = [every.ask() for _ in range(7)]
     assert asked[-1] is None
     assert len({json.dumps(point) for point in asked[:-1]}) == 6
     assert asked != [*space.corners(), None]
-    rest = points(space, 6, seed=3)
+    rest = make_sampler(space, 6, seed=3)
     for point in asked[:2]:
         rest.again(point or {})
     assert [rest.ask() for _ in range(5)] == asked[2:]
@@ -231,21 +235,21 @@ def test_a_grid_is_tried_once_whatever_was_tried_before():
 
 def test_proposed_points_differ_and_depend_on_what_was_heard_alone():
     pytest.importorskip("optuna")
-    space = Space.parse(
+    space = SearchSpace.parse(
         {"lr": {"low": 1e-4, "high": 1.0, "log": True}, "length": {"low": 1, "high": 32}, "init": ["a", "b"]}
     )
 
-    def heard(source: Proposed, number: int) -> None:
+    def heard(source: TPESampler, number: int) -> None:
         source.hear(number, 1, number / 20)
         state = ("failed", "dropped", "complete")[number % 3]
         source.end(Trial(number, {}, 10, 4, state=state, best=number / 20))
 
-    first = Proposed(space, seed=1)
+    first = TPESampler(space, seed=1)
     asked = []
     for number in range(15):
         asked.append(first.ask())
         heard(first, number)
-    second = Proposed(space, seed=1)
+    second = TPESampler(space, seed=1)
     for number, point in enumerate(asked[:12]):
         second.again(point or {})
         heard(second, number)
@@ -254,13 +258,13 @@ def test_proposed_points_differ_and_depend_on_what_was_heard_alone():
         heard(second, number)
     assert len({json.dumps(point) for point in asked}) == 15
     assert all(1e-4 <= point["lr"] <= 1 and type(point["length"]) is int for point in asked)
-    other = Proposed(space, seed=2)
+    other = TPESampler(space, seed=2)
     assert other.ask() != asked[0]
 
 
 def test_a_small_space_is_exhausted_and_not_repeated():
     pytest.importorskip("optuna")
-    source = Proposed(Space.parse({"length": {"low": 1, "high": 3}}), seed=0)
+    source = TPESampler(SearchSpace.parse({"length": {"low": 1, "high": 3}}), seed=0)
     asked = [source.ask() for _ in range(3)]
     assert sorted(point["length"] for point in asked) == [1, 2, 3]
     assert source.ask() is None
@@ -269,8 +273,8 @@ def test_a_small_space_is_exhausted_and_not_repeated():
 def test_proposing_needs_optuna(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(UsageError, match=r"pip install 'foreword\[search\]'"):
-        points(Space.parse({"lr": {"low": 0.1, "high": 1.0}}), 4, seed=0)
-    assert points(Space.parse({"lr": [0.1]}), 4, seed=0).ask() == {"lr": 0.1}
+        make_sampler(SearchSpace.parse({"lr": {"low": 0.1, "high": 1.0}}), 4, seed=0)
+    assert make_sampler(SearchSpace.parse({"lr": [0.1]}), 4, seed=0).ask() == {"lr": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -295,7 +299,7 @@ def test_proposing_needs_optuna(monkeypatch):
 )
 def test_a_space_that_is_wrong_names_the_key(varied, key, said):
     with pytest.raises(SettingError) as refused:
-        Space.parse(varied)
+        SearchSpace.parse(varied)
     assert refused.value.key == key
     assert said in str(refused.value)
 
@@ -315,7 +319,7 @@ def test_a_space_that_is_wrong_names_the_key(varied, key, said):
 )
 def test_a_plan_that_no_run_could_follow_names_the_key(varied, changes, key, said, tmp_path):
     with pytest.raises(SettingError) as refused:
-        Plan.of(varied).check(recipe(tmp_path, **changes))
+        SearchConfig.of(varied).check(recipe(tmp_path, **changes))
     assert refused.value.key == key
     assert said in str(refused.value)
 
@@ -332,23 +336,23 @@ def test_a_plan_that_no_run_could_follow_names_the_key(varied, changes, key, sai
 )
 def test_numbers_of_a_plan_are_checked(keys, key):
     with pytest.raises(SettingError) as refused:
-        Plan.of({"lr": [0.1]}, **keys)
+        SearchConfig.of({"lr": [0.1]}, **keys)
     assert refused.value.key == key
 
 
 def test_defaults_of_a_plan():
-    listed = Plan.of(SPACE)
+    listed = SearchConfig.of(SPACE)
     assert (listed.trials, listed.at_once, listed.eta) == (8, 16, 3)
-    assert Plan.of({"lr": {"low": 0.1, "high": 0.2}}, halving=False).trials == 32
-    assert [Plan.of(SPACE, halving=off).eta for off in ("off", False, None, 4, "4")] == [None, None, None, 4, 4]
+    assert SearchConfig.of({"lr": {"low": 0.1, "high": 0.2}}, halving=False).trials == 32
+    assert [SearchConfig.of(SPACE, halving=off).eta for off in ("off", False, None, 4, "4")] == [None, None, None, 4, 4]
 
 
 def test_what_cannot_start_is_said_before_anything_is_written(tmp_path):
     settings = recipe(tmp_path, freeze_first=True, init="auto")
     with pytest.raises(SettingError, match="freeze-first would freeze random values") as refused:
-        searched(settings, Plan.of({"freeze_first": [False, True], "init": ["auto", "random"]}))
+        searched(settings, SearchConfig.of({"freeze_first": [False, True], "init": ["auto", "random"]}))
     assert refused.value.key == "search.freeze_first"
     long = write_jsonl(tmp_path / "long.jsonl", [{"text": "a" * 230, "label": "y"}, {"text": "b", "label": "n"}] * 4)
     with pytest.raises(UsageError, match=r"long.jsonl line 1: the example has 2\d\d tokens"):
-        searched(recipe(tmp_path, data=long), Plan.of({"length": [4, 40]}))
+        searched(recipe(tmp_path, data=long), SearchConfig.of({"length": [4, 40]}))
     assert not (tmp_path / "run").exists()

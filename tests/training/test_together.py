@@ -11,21 +11,21 @@ import torch
 
 from foreword.adapters import AdapterLayers
 from foreword.core import Front, KVPrefix
-from foreword.engine.decoder import evaluator
+from foreword.engine.encoder_decoder import evaluator
 from foreword.errors import UsageError
 from foreword.models.activations import activations
-from foreword.models.products import PackedLinear, usable
+from foreword.models.packed_linear import PackedLinear, usable
 from foreword.prompts.init import random_values, text
 from foreword.prompts.registry import method
-from foreword.training import together
-from foreword.training.lane import Lane
-from foreword.training.learned import Learned
-from foreword.training.learner import Learner
-from foreword.training.losses import AnswerLoss, totals
+from foreword.training.loop import concurrent
+from foreword.training.loop.concurrent import ConcurrentTrainer
+from foreword.training.loop.concurrent_run import ConcurrentRun
+from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.losses import AnswerLoss, shared_forward_totals
+from foreword.training.loop.prompt_module import PromptModule
+from foreword.training.loop.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
-from foreword.training.score import Scorer
-from foreword.training.together import Together
 from foreword.training.train import train
 from models import CAUSAL, double, tiny_model
 from prompts.test_gradients import EXAMPLES, asked, disturbed
@@ -93,7 +93,7 @@ def test_sums_and_gradients_in_one_forward_are_those_of_each_alone(family):
     lm = tiny_model(family)
     each = fronts(lm, grad=True)
     loss = AnswerLoss()
-    found = totals(lm, [loss.ask(lm, front, rows(index)) for index, front in enumerate(each)])
+    found = shared_forward_totals(lm, [loss.ask(lm, front, rows(index)) for index, front in enumerate(each)])
     for index, front in enumerate(each):
         alone = loss.total(lm, front, rows(index))
         torch.testing.assert_close(found[index], alone, atol=1e-5, rtol=1e-5)
@@ -105,7 +105,7 @@ def test_sums_and_gradients_in_one_forward_are_those_of_each_alone(family):
 def test_nothing_reaches_anybody_elses_values():
     lm = tiny_model("llama")
     each = fronts(lm, grad=True)
-    found = totals(lm, [AnswerLoss().ask(lm, front, rows(index)) for index, front in enumerate(each)])
+    found = shared_forward_totals(lm, [AnswerLoss().ask(lm, front, rows(index)) for index, front in enumerate(each)])
     others = [tensor for front in each[1:] for tensor in tensors(front)]
     reached = torch.autograd.grad(found[0], others, allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in reached)
@@ -132,7 +132,9 @@ def test_gradients_of_mixed_fronts_equal_finite_differences_in_float64(family):
     def weighed(*_: torch.Tensor) -> torch.Tensor:
         fronts = [encoder.front() for encoder in encoders]
         fronts[2] = replace(fronts[2], prefix=still)
-        found = totals(lm, [AnswerLoss().ask(lm, front, rows(index)) for index, front in enumerate(fronts)])
+        found = shared_forward_totals(
+            lm, [AnswerLoss().ask(lm, front, rows(index)) for index, front in enumerate(fronts)]
+        )
         return (torch.stack(found) * factors).sum()
 
     assert torch.autograd.gradcheck(weighed, parameters, atol=1e-7, rtol=1e-4, fast_mode=True)
@@ -156,9 +158,9 @@ def user(folder: Path, index: int, **changes) -> Recipe:
     return made
 
 
-def lane(lm, engine, settings: Recipe) -> Lane:
+def lane(lm, engine, settings: Recipe) -> ConcurrentRun:
     run = Run.of(lm, settings)
-    return Lane(str(settings.out), Scorer(run, engine, run.task("run"), run.learned()))
+    return ConcurrentRun(str(settings.out), TaskEvaluator(run, engine, run.task("run"), run.learned()))
 
 
 def difference(one: KVPrefix, other: KVPrefix) -> float:
@@ -183,10 +185,10 @@ def test_runs_together_learn_what_each_learns_alone(changes, tmp_path, monkeypat
     rate = changes.get("lr", 0.1)
     own = [{}, {"max_steps": 7, "lr": rate / 2}, {}, {"patience": 1, "lr": 2 * rate}]
     settings = [user(tmp_path, index, **{**changes, **own[index]}) for index in range(4)]
-    monkeypatch.setattr(together, "PASS", 90)
+    monkeypatch.setattr(concurrent, "PASS", 90)
     with evaluator(lm) as engine:
         lanes = [lane(lm, engine, each) for each in settings]
-        group = Together(lm, lanes[:2])
+        group = ConcurrentTrainer(lm, lanes[:2])
         for _ in range(4):
             group.step()
         group.join(lanes[2])
@@ -210,10 +212,10 @@ def test_a_loss_that_is_no_number_ends_one_run_alone(tmp_path):
     settings = [user(tmp_path, index, **changes) for index, changes in enumerate(({}, {"lr": 1e38}, {}))]
     with evaluator(lm) as engine:
         lanes = [lane(lm, engine, each) for each in settings]
-        for _ in Together(lm, lanes).run():
+        for _ in ConcurrentTrainer(lm, lanes).run():
             pass
         untouched = [lane(lm, engine, settings[index]) for index in (0, 2)]
-        for _ in Together(lm, untouched).run():
+        for _ in ConcurrentTrainer(lm, untouched).run():
             pass
     assert "is nan" in lanes[1].failed or "number" in lanes[1].failed
     assert "--lr" in lanes[1].failed
@@ -236,7 +238,7 @@ def test_no_packed_weights_are_held_while_learning(tmp_path):
         with torch.no_grad():
             activations(lm, [1, 2, 3])
         assert held()
-        Learner(lm, some.learned, some.run.loss(some.learned))
+        PromptModule(lm, some.learned, some.run.loss(some.learned))
         assert not held()
         assert some.scorer()["loss"] > 0
         assert not held()
@@ -248,7 +250,7 @@ def test_a_restored_run_goes_on_to_the_last_bit(tmp_path):
     settings = [user(tmp_path, index, patience=3) for index in range(3)]
     with evaluator(lm) as engine:
         lanes = [lane(lm, engine, each) for each in settings]
-        group = Together(lm, lanes)
+        group = ConcurrentTrainer(lm, lanes)
         for _ in range(7):
             group.step()
         kept = [(copy.deepcopy(each.state()), {k: v.clone() for k, v in each.tensors().items()}) for each in lanes]
@@ -257,7 +259,7 @@ def test_a_restored_run_goes_on_to_the_last_bit(tmp_path):
         again = [lane(lm, engine, each) for each in settings]
         for each, (state, values) in zip(again, kept, strict=True):
             each.restore(state, values)
-        for _ in Together(lm, again).run():
+        for _ in ConcurrentTrainer(lm, again).run():
             pass
     for one, other in zip(lanes, again, strict=True):
         assert one.step == other.step
@@ -274,7 +276,7 @@ def test_learned_values_are_the_best_seen(tmp_path):
     with evaluator(lm) as engine:
         each = lane(lm, engine, user(tmp_path, 0))
         each.judge({"score": 0.5, "loss": 1.0})
-        best = Learned.state_dict(each.learned)["encoder.values.inputs"].clone()
+        best = TrainablePrompt.state_dict(each.learned)["encoder.values.inputs"].clone()
         with torch.no_grad():
             next(iter(each.learned.parameters())).add_(1.0)
         each.judge({"score": 0.4, "loss": 1.0})

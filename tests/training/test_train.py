@@ -24,12 +24,12 @@ from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.lower import lower, lower_tokens
 from foreword.text.rows import data_digest, read_rows
-from foreword.training.folder import RunFolder
+from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.run_dir import RunDir
+from foreword.training.loop.trainer import PrefixTrainer, arguments
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
-from foreword.training.score import Scorer
 from foreword.training.train import train
-from foreword.training.trainer import PrefixTrainer, arguments
 from models import tiny_model
 from training.small_data import ANSWERS, examples, recipe, write_csv, write_jsonl
 
@@ -169,9 +169,9 @@ class Snapshots(TrainerCallback):
 def whole_run(lm: LanguageModel, settings: Recipe, kept: Path) -> PromptEncoder:
     """An uninterrupted run, with `Snapshots` of it in ``kept``."""
     run = Run.of(lm, settings)
-    folder, learned = RunFolder.open(run), run.learned()
+    folder, learned = RunDir.open(run), run.learned()
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        scorer = Scorer(run, engine, run.task("run"), learned)
+        scorer = TaskEvaluator(run, engine, run.task("run"), learned)
         PrefixTrainer(run, scorer, folder, Snapshots(folder.path, kept)).train()
     return learned.encoder
 
@@ -298,4 +298,4 @@ def test_the_model_itself_does_not_change(tmp_path):
 def test_report_to_passes_through(tmp_path):
     """As far as the Trainer, which then asks for the tracker's own package."""
     run = Run.of(tiny_model("llama"), recipe(tmp_path, report_to="tensorboard"))
-    assert arguments(run, RunFolder(tmp_path)).report_to == ["tensorboard"]
+    assert arguments(run, RunDir(tmp_path)).report_to == ["tensorboard"]

@@ -17,13 +17,13 @@ from foreword.errors import DataError, TemplateError, TrainingError, UsageError
 from foreword.evaluation.evaluate import classify, evaluate, tag
 from foreword.text.rows import read_rows
 from foreword.text.template import Template
-from foreword.training.advice import advice
-from foreword.training.folder import RunFolder
+from foreword.training.loop.advice import advice
+from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.run_dir import RunDir
+from foreword.training.loop.trainer import PrefixTrainer
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
-from foreword.training.score import Scorer
 from foreword.training.train import train
-from foreword.training.trainer import PrefixTrainer
 from models import tiny_model
 from training.small_data import examples, recipe, write_jsonl
 
@@ -104,7 +104,7 @@ def test_a_head_learns_as_fast_beside_any_method(method, tmp_path):
     assert [group["lr"] for group in learned.groups(run.lr / 2)] == pytest.approx([run.method.lr / 2, 2.5e-3])
     travel = Travel(learned.head)
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        PrefixTrainer(run, Scorer(run, engine, run.task("run"), learned), RunFolder.open(run), travel).train()
+        PrefixTrainer(run, TaskEvaluator(run, engine, run.task("run"), learned), RunDir.open(run), travel).train()
     assert 0.01 < travel.far < 0.1
 
 
@@ -226,7 +226,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoint(tmp_path, monkeypatch):
-    from foreword.training.losses import LabelLoss
+    from foreword.training.loop.losses import LabelLoss
 
     whole, calls = LabelLoss.total, []
 

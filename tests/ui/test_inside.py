@@ -9,11 +9,11 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import StreamingResponse
 
-from foreword.server.ui.inside import Inside
+from foreword.server.ui.in_process_transport import InProcessTransport
 
 
 def client(app: FastAPI) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=Inside(app), base_url="http://inside")
+    return httpx.AsyncClient(transport=InProcessTransport(app), base_url="http://inside")
 
 
 def test_it_asks_as_anybody_would():
@@ -84,7 +84,7 @@ def test_an_application_that_fails_is_an_error():
         raise RuntimeError("broken")
 
     async def run() -> None:
-        async with httpx.AsyncClient(transport=Inside(broken), base_url="http://inside") as http:
+        async with httpx.AsyncClient(transport=InProcessTransport(broken), base_url="http://inside") as http:
             await http.get("/")
 
     with pytest.raises(httpx.ReadError, match="without an answer"):

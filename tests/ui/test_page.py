@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from foreword.bank.bank import Bank
-from foreword.server.access import Gate
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from foreword.server.keys import Key, KeyRing, digest_of
+from foreword.server.operations.api_keys import ApiKey, ApiKeys, digest_of
+from foreword.server.operations.auth import Authenticator
 from server.running import House, label_task, learned_task, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with Playwright and Chromium")
@@ -250,8 +250,8 @@ def test_a_phone(visit: Callable[..., Visitor], house: House):
 
 def test_a_key_reaches_as_far_as_anywhere_else(visit: Callable[..., Visitor], house: House):
     keys = [("boss", "fw-boss", ["*"], True), ("guest", "fw-guest", ["po*"], False)]
-    ring = KeyRing(Key(name=n, sha256=digest_of(secret), tasks=t, admin=a) for n, secret, t, a in keys)
-    app = create_app(house.engine, house.bank, gate=Gate(ring), ui=True)
+    ring = ApiKeys(ApiKey(name=n, sha256=digest_of(secret), tasks=t, admin=a) for n, secret, t, a in keys)
+    app = create_app(house.engine, house.bank, gate=Authenticator(ring), ui=True)
     with serve_in_background(app) as url:
         assert httpx.get(f"{url}/ui/").status_code == 401
         guest = visit(http_credentials={"username": "", "password": "fw-guest"}).open(url)

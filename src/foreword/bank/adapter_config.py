@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from foreword.bank.document import Rule, describe, is_count, is_number
+from foreword.bank.json_document import FieldCheck, describe, is_count, is_number
 from foreword.errors import CorruptFile
 
 ADAPTER_MEND = "save it again with PEFT or restore it from a copy"
@@ -50,7 +50,7 @@ def _is_numbers(value: object) -> bool:
     return value is None or (isinstance(value, dict) and all(map(_is_number, value.values())))
 
 
-_RULES: dict[str, Rule] = {
+_RULES: dict[str, FieldCheck] = {
     "r": ("a rank, 1 or more", _is_rank),
     "lora_alpha": ("a number", _is_number),
     "rank_pattern": ("an object of module name to rank", _is_ranks),

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foreword.bank.adapter_config import ADAPTER_MEND, LARGEST, check_plain, layer_scale, make_config
-from foreword.bank.document import parse
 from foreword.bank.durable import make_folder, write_file
+from foreword.bank.json_document import parse
 from foreword.bank.tensor_file import Load, load_tensors, open_file, read_tensors, widened, write_tensors
 from foreword.core import Adapter, LowRank
 from foreword.errors import CorruptFile, UsageError

@@ -19,7 +19,7 @@ from foreword.bank.version_files import split_source
 from foreword.core import KVPrefix, ModelIdentity, Task
 from foreword.errors import BankError, CorruptFile, PublishConflict, UnknownTask, UsageError
 from foreword.home import home
-from foreword.workers import release_workers
+from foreword.openmp import release_openmp_threads
 
 _NOTHING_PUBLISHED = "nothing was published; the version served before is still served"
 _NOTHING_READ = "check that the place exists and may be read"
@@ -72,7 +72,7 @@ class Bank:
                 self._check_model(task)
             published = write_version(folder, task, number=store.claim(task.name))
             self._serve(task.name, published.version, folder)
-        release_workers()  # an engine may be running in another thread
+        release_openmp_threads()  # an engine may be running in another thread
         return published
 
     def load(self, ref: str) -> Task:
@@ -81,7 +81,7 @@ class Bank:
         with self._door(_NOTHING_READ):
             name, version = self._resolve(ref)
             task = read_version(self._store.folder(name, version), name, version, self.load_tensors)
-        release_workers()  # an engine may be running in another thread
+        release_openmp_threads()  # an engine may be running in another thread
         return task
 
     def outline(self, ref: str) -> Task:
@@ -104,7 +104,7 @@ class Bank:
         name, version, file = found
         with self._door(_NOTHING_READ):
             prefix = read_prefix(self._store.folder(name, version) / file, source, self.load_tensors)
-        release_workers()  # an engine may be running in another thread
+        release_openmp_threads()  # an engine may be running in another thread
         return prefix
 
     def describe(self, ref: str) -> dict[str, Any]:

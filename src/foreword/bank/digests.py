@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from foreword.bank.document import MEND
+from foreword.bank.json_document import MEND
 from foreword.errors import CorruptFile
 
 _SETTLED_NS = 2_000_000_000

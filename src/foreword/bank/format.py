@@ -12,9 +12,9 @@ from typing import Any
 from foreword.bank.adapter_file import read_adapter, write_adapter
 from foreword.bank.card import write_card
 from foreword.bank.digests import check_file, file_sha256
-from foreword.bank.document import MEND
 from foreword.bank.durable import sync_folder, write_file
 from foreword.bank.head_file import read_head, write_head
+from foreword.bank.json_document import MEND
 from foreword.bank.prefix_file import outline_prefix, read_header, read_prefix, write_prefix
 from foreword.bank.record import make_record, parse_record, write_record
 from foreword.bank.soft_file import read_soft, write_soft

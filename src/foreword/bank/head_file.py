@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foreword.bank.document import MEND
+from foreword.bank.json_document import MEND
 from foreword.bank.tensor_file import Load, Shape, fault_of_shapes, load_tensors, read_tensors, write_tensors
 from foreword.core import Head
 from foreword.errors import CorruptFile, UsageError

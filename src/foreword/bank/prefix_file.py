@@ -7,18 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from foreword.bank.container import Container, Tensor, read_container
-from foreword.bank.document import (
-    FORMAT,
-    MEND,
-    Rule,
-    dump,
-    is_count,
-    is_digest,
-    is_identity,
-    parse_fields,
-)
 from foreword.bank.durable import write_file
+from foreword.bank.json_document import FORMAT, MEND, FieldCheck, dump, is_count, is_digest, is_identity, parse_fields
+from foreword.bank.safetensors_header import SafetensorsHeader, TensorInfo, read_safetensors_header
 from foreword.bank.tensor_file import DTYPES, Load, detached, is_finite, load_tensors, open_file, serialized
 from foreword.core import Bos, KVPrefix, ModelIdentity
 from foreword.errors import CorruptFile, UsageError
@@ -33,7 +24,7 @@ def _is_token_ids(value: object) -> bool:
     return value is None or (isinstance(value, list) and all(map(is_count, value)))
 
 
-_RULES: dict[str, Rule] = {
+_RULES: dict[str, FieldCheck] = {
     "format": ("the format version", is_count),
     "model": ("a model identity with at least one layer", is_identity),
     "offset": ("a position, 0 or more", is_count),
@@ -87,7 +78,7 @@ def read_prefix(path: str | os.PathLike[str], source: str = "", load: Load = loa
     """
     where = str(path)
     with open_file(path) as stream:
-        header = _checked_header(read_container(stream, where), where)
+        header = _checked_header(read_safetensors_header(stream, where), where)
     tensors = load(path)
     prefix = _build(header, tensors, where, source)
     if prefix.digest != header["digest"]:
@@ -109,7 +100,7 @@ def outline_prefix(path: str | os.PathLike[str], source: str = "") -> KVPrefix:
 
     where = str(path)
     with open_file(path) as stream:
-        container = read_container(stream, where)
+        container = read_safetensors_header(stream, where)
     header = _checked_header(container, where)
     # Layers of one shape share a tensor: there is nothing in it, and a thousand tasks have sixty thousand of them.
     shapes = {tensor.shape for tensor in container.tensors.values()}
@@ -122,7 +113,7 @@ def outline_prefix(path: str | os.PathLike[str], source: str = "") -> KVPrefix:
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked header of a prefix file, without loading tensors. Raises as `read_prefix` does."""
     with open_file(path) as stream:
-        return _checked_header(read_container(stream, str(path)), str(path))
+        return _checked_header(read_safetensors_header(stream, str(path)), str(path))
 
 
 def _dtype_of(prefix: KVPrefix) -> str:
@@ -151,7 +142,7 @@ def _named_tensors(prefix: KVPrefix) -> dict[str, torch.Tensor]:
     return named
 
 
-def _checked_header(container: Container, where: str) -> dict[str, Any]:
+def _checked_header(container: SafetensorsHeader, where: str) -> dict[str, Any]:
     """Foreword's header, held against the names, dtypes and shapes of the tensors behind it."""
     text = container.metadata.get(_METADATA_KEY)
     if not isinstance(text, str):
@@ -169,7 +160,7 @@ def _checked_header(container: Container, where: str) -> dict[str, Any]:
     return header
 
 
-def _expected_shapes(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int, int]]:
+def _expected_shapes(header: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, int, int]]:
     """``[kv_heads, P, dim]`` of every tensor, with the ``P`` of the first key (0 if missing or flat)."""
     first = tensors.get("layers.0.key")
     length = first.shape[1] if first and len(first.shape) == 3 else 0
@@ -187,7 +178,7 @@ def _check_names(missing: set[str], extra: set[str], where: str) -> None:
         raise CorruptFile(f"{where}: expected keys and values of its layers only, found {min(extra)}; {MEND}.")
 
 
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: str, where: str) -> None:
+def _check_tensor(name: str, tensor: TensorInfo, shape: tuple[int, ...], dtype: str, where: str) -> None:
     if tensor.shape != shape:
         raise CorruptFile(f"{where}: {name} must be {list(shape)} for its model, found {list(tensor.shape)}; {MEND}.")
     if tensor.dtype not in DTYPES:

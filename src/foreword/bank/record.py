@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
-from foreword.bank.document import (
+from foreword.bank.json_document import (
     FORMAT,
     MEND,
-    Rule,
+    FieldCheck,
     describe,
     dump,
     is_count,
@@ -76,7 +76,7 @@ def _is_file(entry: object) -> bool:
     return is_count(entry["size"]) and is_digest(entry["sha256"])
 
 
-_RULES: dict[str, Rule] = {
+_RULES: dict[str, FieldCheck] = {
     "format": ("the format version", is_count),
     "name": ("a task name", is_name),
     "version": ("a version such as 0001-0123456789ab", is_version),
@@ -93,7 +93,7 @@ _RULES: dict[str, Rule] = {
 }
 
 
-_OPTIONAL: dict[str, Rule] = {
+_OPTIONAL: dict[str, FieldCheck] = {
     "head": ("an object of labels (different texts) and per_token (true or false)", _is_head),
     "bias": ("an object of label to finite number", _is_bias),
     "combine": (f"one of {', '.join(get_args(Combine))}", lambda v: v in get_args(Combine)),

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from foreword.bank.digests import check_bytes, check_file
-from foreword.bank.document import MEND
 from foreword.bank.durable import make_folder, temporary_name, write_file
 from foreword.bank.format import read_record
+from foreword.bank.json_document import MEND
 from foreword.bank.names import is_name, is_version, number_of
 from foreword.bank.record import parse_record
 from foreword.bank.version_files import RECORD

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foreword.bank.document import MEND
+from foreword.bank.json_document import MEND
 from foreword.bank.tensor_file import Load, fault_of_shapes, load_tensors, read_tensors, write_tensors
 from foreword.errors import CorruptFile, UsageError
 

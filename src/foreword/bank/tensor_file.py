@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from foreword.bank.container import read_container
-from foreword.bank.document import MEND
 from foreword.bank.durable import write_file
+from foreword.bank.json_document import MEND
+from foreword.bank.safetensors_header import read_safetensors_header
 from foreword.errors import BankError, CorruptFile, UsageError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def read_tensors(path: Path, load: Load) -> dict[str, torch.Tensor]:
     """
     where = str(path)
     with open_file(path) as stream:
-        for name, entry in read_container(stream, where).tensors.items():
+        for name, entry in read_safetensors_header(stream, where).tensors.items():
             if entry.dtype not in DTYPES:
                 raise CorruptFile(f"{where}: {name} must be floating point, found {entry.dtype}; {MEND}.")
     tensors = load(path)

@@ -122,11 +122,11 @@ def _llamacpp_settings() -> dict[str, Any]:
 
 
 def _vllm(settings: Mapping[str, Any]) -> EngineProtocol:
-    from foreword.models.outline import outline
+    from foreword.models.model_info import model_info
     from foreword.vllm.engine import VllmEngine
 
     bound = {"prefix_bytes": settings["prefix_bytes"]} if "prefix_bytes" in settings else {}
-    return VllmEngine(outline(settings["model"]), settings["bank"], flags=VLLM_FLAGS, **bound)
+    return VllmEngine(model_info(settings["model"]), settings["bank"], flags=VLLM_FLAGS, **bound)
 
 
 def _vllm_settings() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from foreword.bench.engines import VLLM_FLAGS
 from foreword.errors import BenchError
 from foreword.models.load import pull
-from foreword.vllm import door
+from foreword.vllm import compat
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class StockVllm:
     def __init__(self, model: str, flags: Sequence[str] = ()) -> None:
         self._loop = asyncio.new_event_loop()
         arguments = [str(pull(model, print)), *VLLM_FLAGS, *flags]
-        self._llm = self._loop.run_until_complete(door.start(arguments, lambda scheduler, iteration: None))
+        self._llm = self._loop.run_until_complete(compat.start(arguments, lambda scheduler, iteration: None))
         self._count = 0
         atexit.register(self.close)
 
     def close(self) -> None:
         """End vLLM's processes."""
         atexit.unregister(self.close)
-        self._loop.run_until_complete(door.end(self._llm))
+        self._loop.run_until_complete(compat.end(self._llm))
         self._loop.close()
 
     def answers(self, prompts: Sequence[Any], tokens: int, adapters: Sequence[Any] = ()) -> list[Answer]:
@@ -55,8 +55,8 @@ class StockVllm:
         return self._loop.run_until_complete(self._together(prompts, tokens, adapters or [None] * len(prompts)))
 
     async def _together(self, prompts: Sequence[Any], tokens: int, adapters: Sequence[Any]) -> list[Answer]:
-        params = door.SamplingParams(
-            max_tokens=tokens, temperature=0.0, ignore_eos=True, output_kind=door.RequestOutputKind.FINAL_ONLY
+        params = compat.SamplingParams(
+            max_tokens=tokens, temperature=0.0, ignore_eos=True, output_kind=compat.RequestOutputKind.FINAL_ONLY
         )
         began = time.perf_counter()
         asked = zip(prompts, adapters, strict=True)

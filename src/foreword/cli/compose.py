@@ -110,7 +110,7 @@ def _rows(data: str, limit: int | None) -> list[Row]:
 
 def _measured(lm: LanguageModel, made: Composition, rows: Sequence[Row], label_field: str) -> dict[str, Any]:
     """Figures of the stack, and of every part by itself with the stack's question."""
-    from foreword.engine.decoder import evaluator
+    from foreword.engine.encoder_decoder import evaluator
     from foreword.evaluation.evaluate import evaluate
     from foreword.progress import Progress
 

@@ -16,7 +16,7 @@ from foreword.home import default_run
 
 if TYPE_CHECKING:
     from foreword.core import Kind, Task
-    from foreword.training.distillation.distill import Distilled
+    from foreword.training.distillation.distill import DistillResult
 
 CURVE = (16, 32, 64, 128)
 
@@ -148,7 +148,7 @@ def _source(sources: dict[str, str | None]) -> str:
     return next(iter(given.values()))
 
 
-def _figures(made: Distilled, task: Task, published: bool) -> dict[str, Any]:
+def _figures(made: DistillResult, task: Task, published: bool) -> dict[str, Any]:
     return {
         **made.quality.to_json(),
         "task": task.ref if published else None,
@@ -158,7 +158,7 @@ def _figures(made: Distilled, task: Task, published: bool) -> dict[str, Any]:
     }
 
 
-def _summary(made: Distilled, task: Task | None) -> str:
+def _summary(made: DistillResult, task: Task | None) -> str:
     from foreword.training.distillation.curve import table
 
     quality = made.quality

@@ -61,14 +61,14 @@ def embedded(asked: Asked) -> Iterator[Served]:
 def vllm(asked: Asked) -> Iterator[Served]:
     """vLLM, in processes of its own."""
     _check_vllm(asked)
-    from foreword.vllm.door import check_version
+    from foreword.vllm.compat import check_version
 
     check_version()
     options.quiet_libraries()
-    from foreword.models.outline import outline
+    from foreword.models.model_info import model_info
     from foreword.vllm.engine import VllmEngine
 
-    described = outline(asked.model, trust_remote_code=asked.trust_remote_code, progress=options.say)
+    described = model_info(asked.model, trust_remote_code=asked.trust_remote_code, progress=options.say)
     _check_length(asked.max_model_len, described.context)
     with VllmEngine(
         described,
@@ -115,7 +115,7 @@ ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {
 def evaluating_embedded(asked: Asked) -> Iterator[EngineProtocol]:
     """PyTorch, also for what nothing serves."""
     lm = options.open_model(asked.model, asked.dtype, asked.device, asked.trust_remote_code)
-    from foreword.engine.decoder import evaluator
+    from foreword.engine.encoder_decoder import evaluator
 
     with evaluator(lm, allow_other_weights=asked.allow_other_weights) as running:
         yield running
@@ -145,7 +145,7 @@ def bank_of(engine: str, root: str | None) -> Bank:
 
 def check_llamacpp(dtype: str, device: str, trust_remote_code: bool) -> None:
     """Raise UsageError unless llama.cpp is here, and nothing is asked of it that it would not do."""
-    from foreword.llamacpp.door import check_version
+    from foreword.llamacpp.compat import check_version
 
     check_version()
     given = {"--dtype": dtype != "auto", "--device": device != "auto", "--trust-remote-code": trust_remote_code}
@@ -159,7 +159,7 @@ def vllm_command(asked: Asked, engine: str, host: str, port: int) -> str:
         raise UsageError("--print-command prints a line for vLLM; add --engine vllm.")
     _check_vllm(asked)
     from foreword.models.load import pull
-    from foreword.vllm.door import arguments, program
+    from foreword.vllm.compat import arguments, program
 
     name = asked.model or default_model()
     length = [] if asked.max_model_len is None else ["--max-model-len", str(asked.max_model_len)]

@@ -114,7 +114,7 @@ def _check_files(names: Sequence[str], blind: Path | None, seed: int | None, pre
     if seed is not None and blind is None:
         raise UsageError("--seed draws the order of answers in a rating sheet; leave it out without --blind.")
     if blind is not None:
-        from foreword.evaluation.sheet import check_free
+        from foreword.evaluation.rating_sheet import check_free
 
         if len(names) != 2:
             raise UsageError(f"--blind is for two tasks, got {len(names)}; name one with --compare.")
@@ -195,7 +195,7 @@ def _answered(engine: EngineProtocol) -> int:
 def _write_sheet(
     sheet: Path, tasks: Sequence[Task], rows: Sequence[Row], reports: Mapping[str, Report], seed: int
 ) -> None:
-    from foreword.evaluation.sheet import key_file, write_sheet
+    from foreword.evaluation.rating_sheet import key_file, write_sheet
     from foreword.text.template import Template
 
     fields = dict.fromkeys(field for task in tasks for field in Template.parse(task.template or "").fields)

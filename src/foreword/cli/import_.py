@@ -13,7 +13,7 @@ from foreword.errors import UsageError
 if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.interop.checkpoint import Checkpoint
-    from foreword.interop.wording import Wording
+    from foreword.interop.prompt_format import PromptFormat
 
 app = typer.Typer(help="Prompts that other programs learned.", no_args_is_help=True)
 
@@ -102,11 +102,11 @@ def ptuning_v2(
     _say_published(task, json)
 
 
-def _wording(template: str | None, verbalizer: str | None) -> Wording:
-    from foreword.interop.wording import Wording
+def _wording(template: str | None, verbalizer: str | None) -> PromptFormat:
+    from foreword.interop.prompt_format import PromptFormat
     from foreword.text.template import decode_escapes
 
-    return Wording.parse(decode_escapes(template) if template is not None else None, verbalizer)
+    return PromptFormat.parse(decode_escapes(template) if template is not None else None, verbalizer)
 
 
 def _name(checkpoint: Checkpoint, publish: str | None, model: str | None) -> str:

@@ -30,7 +30,7 @@ def key(
 
     Example: foreword key shop --task 'support-*' --requests-per-minute 60
     """
-    from foreword.server.keys import Key, digest_of, new_key, read_keys
+    from foreword.server.operations.api_keys import ApiKey, digest_of, new_key, read_keys
 
     known = read_keys(file) if file.exists() else []
     if any(other.name == name for other in known):
@@ -38,7 +38,7 @@ def key(
     if not 1 <= len(name) <= 64:
         raise UsageError("the name of a key has 1 to 64 characters.")
     secret = new_key()
-    made = Key(
+    made = ApiKey(
         name=name,
         sha256=digest_of(secret),
         tasks=task or ["*"],

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.training.recipe import Recipe
     from foreword.training.recipe_file import RecipeFile
-    from foreword.training.search.plan import Plan
-    from foreword.training.search.search import Found
+    from foreword.training.search.config import SearchConfig
+    from foreword.training.search.search import SearchResult
 
 WINNER = "winner.yaml"
 
@@ -100,12 +100,12 @@ def search(
 def _search(file: RecipeFile, given: dict[str, Any]) -> None:
     options.quiet_libraries()
     from foreword.training.recipe import Recipe
-    from foreword.training.search.plan import HALVING, Plan
+    from foreword.training.search.config import HALVING, SearchConfig
 
     keys = Recipe.keys()
     base = recipes.recipe({key: given[key] for key in keys if key in given})
     halving = given["halving"] if given["halving"] is not None else HALVING
-    plan = Plan.of(_varied(given), given["trials"], given["at_once"], halving)
+    plan = SearchConfig.of(_varied(given), given["trials"], given["at_once"], halving)
     name = given["publish"]
     store = options.open_bank(given["bank"])
     if name is not None:
@@ -137,7 +137,7 @@ def _search(file: RecipeFile, given: dict[str, Any]) -> None:
     _emit(found, task, recipe, published=name is not None, json=given["json"])
 
 
-def _check_unvaried(plan: Plan, base: Recipe) -> None:
+def _check_unvaried(plan: SearchConfig, base: Recipe) -> None:
     """Raise SettingError for one value of a key that has several."""
     usual = {field.name: field.default for field in fields(base)}
     # The seed of the points is the recipe's own, also where trials have other seeds.
@@ -167,17 +167,17 @@ def _varied(given: Mapping[str, Any]) -> object:
     return varied
 
 
-def _parents(plan: Plan, base: Recipe) -> list[str]:
+def _parents(plan: SearchConfig, base: Recipe) -> list[str]:
     """Tasks that some trial starts from."""
     inits = [point["init"] for point in plan.checked() if "init" in point] or [base.init]
     return sorted({init.removeprefix("task:") for init in inits if init.startswith("task:")})
 
 
-def _write_recipe(found: Found, given: Mapping[str, Any]) -> Path:
+def _write_recipe(found: SearchResult, given: Mapping[str, Any]) -> Path:
     """The winner's recipe as it would be written by hand: what was given, with the winner's values in it."""
     import yaml
 
-    from foreword.training.folder import RunFolder
+    from foreword.training.loop.run_dir import RunDir
     from foreword.training.recipe import Recipe
 
     usual = {field.name: field.default for field in fields(Recipe) if field.name not in ("out", "resume")}
@@ -186,11 +186,11 @@ def _write_recipe(found: Found, given: Mapping[str, Any]) -> Path:
     where = {key: given[key] for key in elsewhere if given[key] not in (None, False, "auto")}
     values = {**where, **values, **found.winner.point}
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    RunFolder(found.folder).write_text(WINNER, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    RunDir(found.folder).write_text(WINNER, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return found.folder / WINNER
 
 
-def _emit(found: Found, task: Task, recipe: Path, *, published: bool, json: bool) -> None:
+def _emit(found: SearchResult, task: Task, recipe: Path, *, published: bool, json: bool) -> None:
     from foreword.training.search.search import PICTURE, TRIALS
 
     ref = task.ref if published else None
@@ -212,9 +212,9 @@ def _emit(found: Found, task: Task, recipe: Path, *, published: bool, json: bool
     options.emit(data, _text(found, ref, recipe), json)
 
 
-def _text(found: Found, ref: str | None, recipe: Path) -> str:
+def _text(found: SearchResult, ref: str | None, recipe: Path) -> str:
     from foreword.evaluation.table import table
-    from foreword.training.search.points import spelled
+    from foreword.training.search.samplers import spelled
 
     names = list(found.winner.headline)
     rows = [["trial", *found.winner.point, *names, "steps", ""]]
@@ -227,7 +227,7 @@ def _text(found: Found, ref: str | None, recipe: Path) -> str:
     return "\n".join([table(rows), "", *_saved(found), shown, f"the winner's recipe is {recipe}", published])
 
 
-def _saved(found: Found) -> list[str]:
+def _saved(found: SearchResult) -> list[str]:
     """What halving and batching saved, each by itself."""
     spared = found.savings["halving"]
     lines = [

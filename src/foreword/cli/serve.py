@@ -17,7 +17,7 @@ from foreword.cli.engines import ENGINES, Asked, vllm_command
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
-    from foreword.server.access import Gate
+    from foreword.server.operations.auth import Authenticator
 
 
 def serve(
@@ -116,18 +116,18 @@ def serve(
             uvicorn.Server(config).run(sockets=[door])
 
 
-def _gate(file: Path | None) -> Gate:
+def _gate(file: Path | None) -> Authenticator:
     """Who may ask: the keys of a file, and the one of the environment, which may do everything."""
-    from foreword.server.access import Gate
-    from foreword.server.keys import KeyRing
+    from foreword.server.operations.api_keys import ApiKeys
+    from foreword.server.operations.auth import Authenticator
 
-    ring = KeyRing.of(file, os.environ.get("FOREWORD_API_KEY"))
-    return Gate(ring, file.with_name(f"{file.name}.used") if file is not None else None)
+    ring = ApiKeys.of(file, os.environ.get("FOREWORD_API_KEY"))
+    return Authenticator(ring, file.with_name(f"{file.name}.used") if file is not None else None)
 
 
 def _write_journal() -> None:
     """Lines of the requests go to stderr, as they are."""
-    from foreword.server.journal import LOGGER
+    from foreword.server.operations.access_log import LOGGER
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

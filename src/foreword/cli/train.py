@@ -16,7 +16,7 @@ from foreword.home import default_run
 
 if TYPE_CHECKING:
     from foreword.training.recipe_file import RecipeFile
-    from foreword.training.train import Outcome
+    from foreword.training.train import TrainResult
 
 
 def train(
@@ -144,7 +144,7 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
 ELSEWHERE = ("publish", "bank", "model", "dtype", "device", "trust_remote_code", "replace", "json", "recipe")
 
 
-def _summary(outcome: Outcome, ref: str | None) -> str:
+def _summary(outcome: TrainResult, ref: str | None) -> str:
     shown = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
     if outcome.model is not None:
         return f"{shown}\na model of its own; load it with --model {outcome.model}"

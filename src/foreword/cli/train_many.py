@@ -17,9 +17,9 @@ from foreword.home import default_run
 
 if TYPE_CHECKING:
     from foreword.core import Task
-    from foreword.training.many.gains import Gains
-    from foreword.training.many.plan import Plan
-    from foreword.training.many.users import Users
+    from foreword.training.many.config import MultiTaskConfig
+    from foreword.training.many.report import MultiTaskReport
+    from foreword.training.many.task_source import TaskSource
     from foreword.training.recipe_file import RecipeFile
 
 # Tasks that a summary names one by one.
@@ -113,31 +113,31 @@ def _train_many(file: RecipeFile, given: dict[str, Any]) -> None:
     recipes.check(file, run)
     with file.blamed("tasks"):
         own = _own(given["tasks"])
-    from foreword.training.many.plan import Plan
-    from foreword.training.processes import is_first
+    from foreword.training.loop.distributed import is_main_process
+    from foreword.training.many.config import MultiTaskConfig
 
     out = run.out or default_run("train-many")
     names = ("at_once", "min_rows", "shared_init", "shared_length")
-    plan = Plan(run, Path(out), own, **{name: given[name] for name in names})
+    plan = MultiTaskConfig(run, Path(out), own, **{name: given[name] for name in names})
     users = _users(run.data, given)
     held = _users(run.eval, given) if run.eval is not None else None
     if unknown := sorted(set(own) - set(users.names)):
         raise SettingError("tasks", f"--tasks names '{unknown[0]}', of which there are no rows; correct the name.")
     with going_on(lambda: runs.left(out)):
         gains = _learn(plan, users, held, given)
-    if not is_first():
+    if not is_main_process():
         return  # the first process of several speaks for all
     summary = {**gains.to_json(), "run": out}
-    from foreword.training.folder import RunFolder
+    from foreword.training.loop.run_dir import RunDir
 
-    RunFolder(plan.out).write_summary(summary)
+    RunDir(plan.out).write_summary(summary)
     gains.draw(plan.out / "gains.png")
     options.emit(summary, _summary(gains, out), given["json"])
 
 
-def _learn(plan: Plan, users: Users, held: Users | None, given: dict[str, Any]) -> Gains:
+def _learn(plan: MultiTaskConfig, users: TaskSource, held: TaskSource | None, given: dict[str, Any]) -> MultiTaskReport:
     lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
-    from foreword.training.many.gains import Gains
+    from foreword.training.many.report import MultiTaskReport
     from foreword.training.many.train_many import train_many as learn
 
     store = options.open_bank(given["bank"])
@@ -151,16 +151,16 @@ def _learn(plan: Plan, users: Users, held: Users | None, given: dict[str, Any]) 
         named = with_fields(task, name=given["publish_prefix"] + task.name)
         return store.publish(named, replace=given["replace"], reserved=[lm.name]).ref
 
-    return Gains(learn(lm, plan, users, held, keep, transfer, options.say))
+    return MultiTaskReport(learn(lm, plan, users, held, keep, transfer, options.say))
 
 
-def _users(source: str | None, given: Mapping[str, Any]) -> Users:
+def _users(source: str | None, given: Mapping[str, Any]) -> TaskSource:
     """The tasks of a folder or a file, all with names that can be published."""
     from foreword.bank.bank import check_free
-    from foreword.training.many.users import users_in
+    from foreword.training.many.task_source import open_task_source
 
     reserved = [given["model"] or options.default_model()]
-    return users_in(
+    return open_task_source(
         source or "", given["task_field"], lambda name: check_free(given["publish_prefix"] + name, reserved)
     )
 
@@ -178,7 +178,7 @@ def _own(source: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
     return found
 
 
-def _summary(gains: Gains, out: str) -> str:
+def _summary(gains: MultiTaskReport, out: str) -> str:
     found = gains.to_json()
     lines = [f"{found['learned']} of {found['n']} tasks learned, {len(found['published'])} published"]
     if gains.metric is not None:

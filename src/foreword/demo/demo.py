@@ -31,7 +31,7 @@ from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
 from foreword.text import request
 from foreword.training.recipe import Recipe
-from foreword.training.train import Outcome, train
+from foreword.training.train import TrainResult, train
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -147,7 +147,7 @@ def policy() -> str:
 
 def _learn(
     lm: LanguageModel, folder: Path, rows: list[corpus.Row], held_out: list[corpus.Row], console: Console
-) -> Outcome:
+) -> TrainResult:
     run = folder / "runs" / time.strftime("%Y%m%d-%H%M%S")
     run.mkdir(parents=True)
     # A part of the training rows chooses the checkpoint, so that the held-out rows are seen once, at the end.

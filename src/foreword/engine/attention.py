@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from foreword.core import Batch, KVPrefix
-from foreword.dense_attention import Rule, Seen, attend, attend_with_lse, merge, with_sinks
+from foreword.dense_attention import AttentionMask, AttentionSpec, attend, attend_with_lse, merge, with_sinks
 from foreword.engine.cache import PagedCache
-from foreword.engine.scheduler import Work
+from foreword.engine.scheduler import ScheduledTokens
 from foreword.engine.sequence import Sequence
 
 SHORT = 64
@@ -29,7 +29,7 @@ PIECE = 128
 
 
 @dataclass(frozen=True)
-class _Span:
+class _QuerySpan:
     """Own tokens ``start..end`` of a sequence."""
 
     sequence: Sequence
@@ -38,7 +38,7 @@ class _Span:
 
 
 @dataclass
-class _Shared:
+class _SharedPrefix:
     """Tokens of the step that stand behind one prefix: one dense product for all their queries.
 
     Attributes:
@@ -51,16 +51,16 @@ class _Shared:
     tokens: Tensor | slice
     at: Tensor
 
-    def seen(self, window: int | None) -> Seen | None:
+    def seen(self, window: int | None) -> AttentionMask | None:
         """What ``n`` tokens see of ``P`` positions; ``None`` if every token sees the whole prefix."""
         if window is None or int(self.at.max()) < window:
             return None
         keys = torch.arange(self.prefix.length, device=self.at.device)
-        return Seen((keys[None, :] > self.at[:, None] - window)[None, None])
+        return AttentionMask((keys[None, :] > self.at[:, None] - window)[None, None])
 
 
 @dataclass
-class _Own:
+class _OwnKeys:
     """Spans that lie together in the step and are equally long, over what the cache holds of each.
 
     Attributes:
@@ -76,13 +76,13 @@ class _Own:
     ends: Tensor
     places: dict[int, Tensor] = field(default_factory=dict)
 
-    def seen(self, window: int | None) -> Seen | None:
+    def seen(self, window: int | None) -> AttentionMask | None:
         """What ``R`` times ``T`` tokens see of ``C`` keys; ``None`` if everything is visible."""
         at = torch.arange(self.table.shape[1], device=self.table.device)
         visible = at[None, None, :] < self.ends[:, :, None]
         if window is not None:
             visible = visible & (at[None, None, :] >= self.ends[:, :, None] - window)
-        return None if bool(visible.all()) else Seen(visible[:, None])
+        return None if bool(visible.all()) else AttentionMask(visible[:, None])
 
 
 class CachedAttention:
@@ -94,7 +94,7 @@ class CachedAttention:
         batch: their tokens.
     """
 
-    def __init__(self, cache: PagedCache, plan: Items[Work], batch: Batch) -> None:
+    def __init__(self, cache: PagedCache, plan: Items[ScheduledTokens], batch: Batch) -> None:
         self._cache = cache
         self._device = batch.token_ids.device
         rows = [work.sequence.rows[work.sequence.front_length :][work.start : work.end] for work in plan]
@@ -103,7 +103,7 @@ class CachedAttention:
         self._shared = [piece for prefix in dense for piece in self._make_shared(plan, batch, prefix)]
         self._own = [self._make_own(spans, start, dense) for start, spans in _alike(plan)]
         self._written: dict[int, Tensor] = {}
-        self._seen: dict[int | None, tuple[list[Seen | None], list[Seen | None]]] = {}
+        self._seen: dict[int | None, tuple[list[AttentionMask | None], list[AttentionMask | None]]] = {}
 
     def __call__(
         self,
@@ -111,7 +111,7 @@ class CachedAttention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rule: Rule,
+        rule: AttentionSpec,
         window: int | None,
         causal: bool,
     ) -> Tensor:
@@ -142,7 +142,7 @@ class CachedAttention:
         self._cache.keys[layer].index_copy_(0, self._written[heads], key.flatten(0, 1))
         self._cache.values[layer].index_copy_(0, self._written[heads], value.flatten(0, 1))
 
-    def _read(self, own: _Own, layer: int, query: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _read(self, own: _OwnKeys, layer: int, query: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[R, heads, T, key_dim]``, keys and values ``[R, kv_heads, C, dim]``."""
         rows, count = own.table.shape
         if kv_heads not in own.places:
@@ -152,21 +152,21 @@ class CachedAttention:
         values = self._cache.values[layer].index_select(0, own.places[kv_heads]).view(rows, kv_heads, count, -1)
         return query[:, own.start : own.end].unflatten(1, (rows, -1)).transpose(0, 1), keys, values
 
-    def _make_shared(self, plan: Items[Work], batch: Batch, prefix: KVPrefix) -> Iterator[_Shared]:
+    def _make_shared(self, plan: Items[ScheduledTokens], batch: Batch, prefix: KVPrefix) -> Iterator[_SharedPrefix]:
         members = [index for index, work in enumerate(plan) if work.sequence.prefix is prefix]
         tokens = [place for i in members for place in range(batch.starts[i], batch.starts[i + 1])]
         at = [prefix.length + own for i in members for own in range(plan[i].start, plan[i].end)]
         for first in range(0, len(tokens), PIECE):
             piece = slice(first, first + PIECE)
-            yield _Shared(prefix, self._places(tokens[piece]), self._tensor(at[piece]))
+            yield _SharedPrefix(prefix, self._places(tokens[piece]), self._tensor(at[piece]))
 
-    def _make_own(self, spans: Items[_Span], start: int, dense: Items[KVPrefix]) -> _Own:
+    def _make_own(self, spans: Items[_QuerySpan], start: int, dense: Items[KVPrefix]) -> _OwnKeys:
         # Behind a prefix with a product of its own, a sequence reads only its own tokens.
         skipped = [s.sequence.front_length if s.sequence.prefix in dense else 0 for s in spans]
         ahead = [s.sequence.front_length - skip for s, skip in zip(spans, skipped, strict=True)]
         table = self._cache.table([s.sequence for s in spans], [s.end for s in spans], skipped)
         ends = [list(range(n + s.start + 1, n + s.end + 1)) for n, s in zip(ahead, spans, strict=True)]
-        return _Own(
+        return _OwnKeys(
             start=start,
             end=start + sum(span.end - span.start for span in spans),
             table=torch.from_numpy(table).to(self._device),
@@ -188,7 +188,7 @@ def _joined(parts: Items[Tensor]) -> Tensor:
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
 
-def _dense(plan: Items[Work]) -> list[KVPrefix]:
+def _dense(plan: Items[ScheduledTokens]) -> list[KVPrefix]:
     """Prefixes of the step that are worth a product of their own, or that lie in no pages."""
     behind: dict[KVPrefix, int] = {}
     paged: dict[KVPrefix, bool] = {}
@@ -199,10 +199,10 @@ def _dense(plan: Items[Work]) -> list[KVPrefix]:
     return [prefix for prefix, n in behind.items() if not paged[prefix] or n * prefix.length > GATHERED]
 
 
-def _alike(plan: Items[Work]) -> Iterator[tuple[int, list[_Span]]]:
+def _alike(plan: Items[ScheduledTokens]) -> Iterator[tuple[int, list[_QuerySpan]]]:
     """The step's tokens in products, each with the place of its first: pieces of a prompt, each of which reads what is
     in front of its last token; single tokens together with others that see similarly many keys."""
-    start, alike, fewest = 0, list[_Span](), 0
+    start, alike, fewest = 0, list[_QuerySpan](), 0
     for work in plan:
         keys = work.sequence.front_length + work.end
         if alike and (work.tokens > 1 or keys > max(SHORT, 2 * fewest)):
@@ -210,11 +210,11 @@ def _alike(plan: Items[Work]) -> Iterator[tuple[int, list[_Span]]]:
             start, alike = start + len(alike), []
         if work.tokens == 1:
             fewest = fewest if alike else keys
-            alike.append(_Span(work.sequence, work.start, work.end))
+            alike.append(_QuerySpan(work.sequence, work.start, work.end))
             continue
         for first in range(work.start, work.end, PIECE):
             last = min(first + PIECE, work.end)
-            yield start, [_Span(work.sequence, first, last)]
+            yield start, [_QuerySpan(work.sequence, first, last)]
             start += last - first
     if alike:
         yield start, alike

@@ -12,26 +12,26 @@ from torch import Tensor
 from foreword.core import KVPrefix
 from foreword.engine import sampler, scorer
 from foreword.engine.admission import Admission
+from foreword.engine.base import EngineBase
 from foreword.engine.cache import PAGE, PagedCache
-from foreword.engine.chooser import Chooser
+from foreword.engine.device_cache import DeviceCache
 from foreword.engine.job import Job
 from foreword.engine.protocol import Request, TokenLogprob
-from foreword.engine.residents import Residents
 from foreword.engine.runner import Runner
-from foreword.engine.scheduler import Scheduler, Work
+from foreword.engine.scheduler import ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence
-from foreword.engine.stepped import SteppedEngine
 from foreword.engine.stream import AnswerStream
+from foreword.engine.token_sampler import TokenSampler
 from foreword.errors import UnsupportedModel
 from foreword.models import LanguageModel
 from foreword.models.activations import activations, check_room
+from foreword.openmp import release_openmp_threads
 from foreword.text.detokenize import Detokenizer
+from foreword.text.label_scorers import LabelScorer
 from foreword.text.request import Prompt
-from foreword.text.scoring import Choice
-from foreword.workers import release_workers
 
 
-class Engine(SteppedEngine):
+class Engine(EngineBase):
     """Generates and scores with prefixes; ``step()`` is schedule, run, postprocess.
 
     Any thread may submit, score, cancel and ask for statistics; whatever they bring waits in queues for the one
@@ -50,7 +50,7 @@ class Engine(SteppedEngine):
         start: step in a thread of its own; without it, somebody has to call `step`.
 
     Raises:
-        UnsupportedModel: an encoder-decoder; `foreword.engine.decoder.DecoderEngine` evaluates it.
+        UnsupportedModel: an encoder-decoder; `foreword.engine.encoder_decoder.EncoderDecoderEngine` evaluates it.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class Engine(SteppedEngine):
         )
         self._lm, self._step_tokens = lm, step_tokens
         self._runner = Runner(lm, self.cache)
-        self._residents = Residents(lm.model, lm.dtype, lm.device)
+        self._residents = DeviceCache(lm.model, lm.dtype, lm.device)
         if lm.causal:
             self._runner.warm_up()
         if start:
-            release_workers()  # of the thread that loaded the model; from now on another one runs it
+            release_openmp_threads()  # of the thread that loaded the model; from now on another one runs it
             self._loop.start()
 
-    def score(self, prompts: Items[Prompt], choice: Choice) -> Tensor:
+    def score(self, prompts: Items[Prompt], choice: LabelScorer) -> Tensor:
         """See `EngineProtocol.score`. Runs between the steps of generation, in pieces of a step's size."""
         for prompt in prompts:
             self._admission.check_prompt(prompt, choice.longest)
@@ -161,7 +161,7 @@ class Engine(SteppedEngine):
         self.cache.close()
 
     def _sequence(
-        self, request: Request, how: Chooser | None, detokenizer: Detokenizer, stream: ref[AnswerStream]
+        self, request: Request, how: TokenSampler | None, detokenizer: Detokenizer, stream: ref[AnswerStream]
     ) -> Sequence:
         return Sequence(
             request,
@@ -174,11 +174,11 @@ class Engine(SteppedEngine):
             self._residents.root(request),
         )
 
-    def _run(self, plan: list[Work]) -> list[int | None]:
+    def _run(self, plan: list[ScheduledTokens]) -> list[int | None]:
         sampling = [work.sequence for work in plan if work.samples]
         return sampler.sample(self._runner.run(plan), sampling)
 
-    def _read(self, prompts: Items[Prompt], reading: scorer.Reading) -> Tensor:
+    def _read(self, prompts: Items[Prompt], reading: scorer.ScoringSpec) -> Tensor:
         pieces = scorer.pieces(self._lm, prompts, reading, self._residents, self._step_tokens)
         with self._handed_over([piece.job for piece in pieces]):
             return scorer.gathered(pieces, prompts, reading.labels)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from foreword.text.label_scorers import LabelScorer
     from foreword.text.request import Prompt
-    from foreword.text.scoring import Choice
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -150,7 +150,7 @@ class EngineProtocol(Protocol):
         """Queue a request. Raises RequestError, PromptTooLong or ModelMismatch for one that can never run."""
         ...
 
-    def score(self, prompts: Sequence[Prompt], choice: Choice) -> torch.Tensor | np.ndarray:
+    def score(self, prompts: Sequence[Prompt], choice: LabelScorer) -> torch.Tensor | np.ndarray:
         """Scores ``[answers, labels]`` float32: a prompt has an answer for each of its places, mostly one."""
         ...
 

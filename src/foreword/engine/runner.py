@@ -10,7 +10,7 @@ from torch import Tensor
 from foreword.core import Batch, Front, embedded
 from foreword.engine.attention import CachedAttention
 from foreword.engine.cache import PagedCache
-from foreword.engine.scheduler import Work
+from foreword.engine.scheduler import ScheduledTokens
 from foreword.models import LanguageModel
 
 WARM_UP = 32
@@ -25,7 +25,7 @@ class Runner:
         self._cache = cache
 
     @torch.inference_mode()
-    def run(self, plan: Items[Work]) -> Tensor:
+    def run(self, plan: Items[ScheduledTokens]) -> Tensor:
         """Logits ``[K, vocab]`` of every work that samples, in their order and the model's dtype."""
         batch = self._batch(plan)
         last = [batch.starts[i + 1] - 1 for i, work in enumerate(plan) if work.samples]
@@ -42,7 +42,7 @@ class Runner:
         batch = Batch.behind(Front(), [[0] * WARM_UP], device=device)
         self._lm.logits(batch, torch.tensor([WARM_UP - 1], device=device))
 
-    def _batch(self, plan: Items[Work]) -> Batch:
+    def _batch(self, plan: Items[ScheduledTokens]) -> Batch:
         tokens: list[int] = []
         softs: list[Tensor] = []
         count = 0  # soft tokens of the sequences before this one

@@ -16,7 +16,7 @@ AGING = 8
 
 
 @dataclass(frozen=True)
-class Work:
+class ScheduledTokens:
     """Own tokens ``start..end`` of a sequence, to be run in one step.
 
     Attributes:
@@ -111,7 +111,7 @@ class Scheduler:
             self._leave(sequence)
         del self._number[sequence]
 
-    def schedule(self) -> list[Work]:
+    def schedule(self) -> list[ScheduledTokens]:
         """Admit what fits, then share the step's tokens: answers first, then prompts in the order of admission.
 
         The plan is sorted by how many keys each work sees, single tokens first, so that works alike lie together.
@@ -145,8 +145,8 @@ class Scheduler:
 
         return min(heads, key=rank)
 
-    def _plan(self) -> list[Work]:
-        budget, plan = self._budget, dict[Sequence, Work]()
+    def _plan(self) -> list[ScheduledTokens]:
+        budget, plan = self._budget, dict[Sequence, ScheduledTokens]()
         # An answer has one token to run; a prompt has many and can wait for the rest of the budget.
         for sequence in sorted(self.running, key=lambda s: (s.length - s.computed > 1, -s.request.priority)):
             if sequence not in self.running:  # it gave way
@@ -154,11 +154,11 @@ class Scheduler:
             end = min(sequence.length, sequence.computed + budget)
             if end <= sequence.computed or not self._make_room(sequence, plan):
                 continue
-            plan[sequence] = Work(sequence, sequence.computed, end, samples=end == sequence.length)
+            plan[sequence] = ScheduledTokens(sequence, sequence.computed, end, samples=end == sequence.length)
             budget = self._budget - sum(work.tokens for work in plan.values())
         return list(plan.values())
 
-    def _make_room(self, sequence: Sequence, plan: dict[Sequence, Work]) -> bool:
+    def _make_room(self, sequence: Sequence, plan: dict[Sequence, ScheduledTokens]) -> bool:
         """Room for the sequence's newest token; False if it had to give way itself."""
         while not self._cache.grow(sequence):
             places = {other: place for place, other in enumerate(self.running)}

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from foreword.core import Batch, Front
+from foreword.engine.device_cache import DeviceCache
 from foreword.engine.job import Job
-from foreword.engine.residents import Residents
 from foreword.models import LanguageModel
-from foreword.text.question import Question
+from foreword.text.encoded_example import EncodedExample
+from foreword.text.label_scorers import LabelScorer
 from foreword.text.ragged import lay_out, passes
 from foreword.text.request import Prompt
-from foreword.text.scoring import Choice
 
-Asked = tuple[Front, list[Question]]
+Asked = tuple[Front, list[EncodedExample]]
 """Questions behind one front."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ScoringSpec:
     """What is read of prompts.
 
     Attributes:
@@ -35,12 +35,12 @@ class Reading:
     """
 
     forward: Callable[[LanguageModel, Sequence[Asked]], Tensor]
-    size: Callable[[Question], int]
+    size: Callable[[EncodedExample], int]
     labels: int
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class ScoringBatch:
     """Prompts that are scored in one forward.
 
     Attributes:
@@ -55,10 +55,10 @@ class Piece:
 def pieces(
     lm: LanguageModel,
     prompts: Sequence[Prompt],
-    reading: Reading,
-    residents: Residents,
+    reading: ScoringSpec,
+    residents: DeviceCache,
     budget: int,
-) -> list[Piece]:
+) -> list[ScoringBatch]:
     """Divide the work.
 
     Args:
@@ -71,11 +71,11 @@ def pieces(
             (_held(prompts[alike[0]], residents), [prompts[place].question for place in alike])
             for alike in (list(group) for _, group in groupby(places, lambda place: _front(prompts[place])))
         ]
-        found.append(Piece(places, Job(partial(reading.forward, lm, asked), len(places))))
+        found.append(ScoringBatch(places, Job(partial(reading.forward, lm, asked), len(places))))
     return found
 
 
-def _held(prompt: Prompt, residents: Residents) -> Front:
+def _held(prompt: Prompt, residents: DeviceCache) -> Front:
     """What a prompt stands behind, as the engine holds it."""
     return Front(
         prefix=residents.prefix(prompt.prefix, prompt.prefix_length),
@@ -91,7 +91,7 @@ def _together(laid_out: Sequence[tuple[Batch, Tensor]]) -> tuple[Batch, Tensor]:
     return Batch.together([batch for batch, _ in laid_out]), torch.cat(places)
 
 
-def gathered(pieces: Sequence[Piece], prompts: Sequence[Prompt], labels: int) -> Tensor:
+def gathered(pieces: Sequence[ScoringBatch], prompts: Sequence[Prompt], labels: int) -> Tensor:
     """Wait for all pieces: scores ``[answers, labels]`` in the order of the prompts. Raises what a piece raised."""
     starts = [0, *accumulate(len(prompt.question.places) for prompt in prompts)]
     scores = torch.empty(starts[-1], labels)
@@ -101,7 +101,7 @@ def gathered(pieces: Sequence[Piece], prompts: Sequence[Prompt], labels: int) ->
     return scores
 
 
-def by_choice(choice: Choice) -> Reading:
+def by_choice(choice: LabelScorer) -> ScoringSpec:
     """The scores of a choice's labels."""
 
     @torch.inference_mode()
@@ -109,10 +109,10 @@ def by_choice(choice: Choice) -> Reading:
         batch, rows = _together([choice.lay_out(front, questions, lm.device) for front, questions in asked])
         return choice.scores(lm.hidden(batch, rows) if choice.hidden else lm.logits(batch, rows)).float().cpu()
 
-    return Reading(forward, choice.size, choice.labels)
+    return ScoringSpec(forward, choice.size, choice.labels)
 
 
-def following(at_once: int, top: int = 0) -> Reading:
+def following(at_once: int, top: int = 0) -> ScoringSpec:
     """The log-probability of the token that stands behind each place.
 
     Args:
@@ -123,16 +123,19 @@ def following(at_once: int, top: int = 0) -> Reading:
 
     @torch.inference_mode()
     def forward(lm: LanguageModel, asked: Sequence[Asked]) -> Tensor:
-        run = [(front, [Question(q.token_ids[: _read(q)], q.places) for q in questions]) for front, questions in asked]
+        run = [
+            (front, [EncodedExample(q.token_ids[: _read(q)], q.places) for q in questions])
+            for front, questions in asked
+        ]
         batch, rows = _together([lay_out(*each, lm.device, decoder=lm.decoder) for each in run])
         tokens = [q.token_ids[place + 1] for _, questions in asked for q in questions for place in q.places]
         parts = zip(rows.split(at_once), torch.tensor(tokens, device=lm.device).split(at_once), strict=True)
         return torch.cat([_logprobs(lm.logits(batch, part), wanted, top) for part, wanted in parts]).cpu()
 
-    return Reading(forward, _read, 1 + 2 * top)
+    return ScoringSpec(forward, _read, 1 + 2 * top)
 
 
-def _read(question: Question) -> int:
+def _read(question: EncodedExample) -> int:
     """Tokens of a question up to its last place: what stands behind is predicted and never run."""
     return question.places[-1] + 1
 
@@ -146,7 +149,7 @@ def _logprobs(logits: Tensor, tokens: Tensor, top: int) -> Tensor:
     return torch.cat([own, best.indices.float(), best.values - total], dim=1)
 
 
-def _divide(prompts: Sequence[Prompt], size: Callable[[Question], int], budget: int) -> Iterator[list[int]]:
+def _divide(prompts: Sequence[Prompt], size: Callable[[EncodedExample], int], budget: int) -> Iterator[list[int]]:
     """Prompts behind the same front next to each other, by their lengths, within the budget."""
     order = sorted(range(len(prompts)), key=lambda i: (*_front(prompts[i]), len(prompts[i].token_ids)))
     return passes([(place, size(prompts[place].question)) for place in order], budget)

@@ -9,9 +9,9 @@ from weakref import ref
 import numpy as np
 
 from foreword.core import Adapter, KVPrefix
-from foreword.engine.chooser import Chooser
 from foreword.engine.protocol import Request, TokenLogprob
 from foreword.engine.stream import AnswerStream
+from foreword.engine.token_sampler import TokenSampler
 from foreword.text.detokenize import Detokenizer
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Sequence:
 
     request: Request
     prefix: KVPrefix | None
-    chooser: Chooser | None
+    chooser: TokenSampler | None
     detokenizer: Detokenizer
     stream: ref[AnswerStream]
     soft: torch.Tensor | None = None

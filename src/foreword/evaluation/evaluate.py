@@ -19,17 +19,17 @@ from foreword.evaluation.metrics import label_metrics, tag_metrics, text_metrics
 from foreword.evaluation.report import Prediction, Report
 from foreword.evaluation.texts import unmeasured
 from foreword.text import request, seam
+from foreword.text.label_scorers import LabelScorer, head_scorer, word_scorer
 from foreword.text.request import Prompt
 from foreword.text.rows import Row
-from foreword.text.scoring import Choice, head_choice, word_choice
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
 
-Seen = Callable[[Sequence[Prompt]], object]
+OnScored = Callable[[Sequence[Prompt]], object]
 
 
 @dataclass(frozen=True)
-class Trial:
+class EvaluationJob:
     """A task and the rows that it is measured on.
 
     Attributes:
@@ -54,13 +54,13 @@ def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_f
     Raises:
         DataError, TemplateError, VerbalizerError: naming the row that is wrong.
     """
-    return evaluate_all(engine, [Trial(task, rows, label_field)])[0]
+    return evaluate_all(engine, [EvaluationJob(task, rows, label_field)])[0]
 
 
-def evaluate_all(engine: EngineProtocol, trials: Sequence[Trial]) -> list[Report]:
+def evaluate_all(engine: EngineProtocol, trials: Sequence[EvaluationJob]) -> list[Report]:
     """`evaluate` for several tasks: those with the same words as labels are scored in the same batches."""
     sheets = [_sheet(engine, trial) for trial in trials]
-    alike: dict[Choice, list[_Sheet]] = {}
+    alike: dict[LabelScorer, list[_Sheet]] = {}
     for sheet in sheets:
         if sheet.choice is not None:
             alike.setdefault(sheet.choice, []).append(sheet)
@@ -73,7 +73,7 @@ def evaluate_all(engine: EngineProtocol, trials: Sequence[Trial]) -> list[Report
 
 
 def classify(
-    engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]], seen: Seen | None = None
+    engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]], seen: OnScored | None = None
 ) -> list[dict[str, float]]:
     """Probability of every label for every input, in the order of the labels.
 
@@ -95,7 +95,7 @@ def classify(
 
 
 def tag(
-    engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]], seen: Seen | None = None
+    engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]], seen: OnScored | None = None
 ) -> list[list[dict[str, float]]]:
     """Probability of every tag for every word of every input.
 
@@ -143,13 +143,13 @@ def _template(task: Task) -> Template:
     return Template.parse(task.template)
 
 
-def choice_of(engine: EngineProtocol, task: Task) -> Choice:
+def choice_of(engine: EngineProtocol, task: Task) -> LabelScorer:
     """How the labels of a task are scored on an engine's model."""
     if task.head is not None:
-        return head_choice(task.head)
+        return head_scorer(task.head)
     verbalizer = Verbalizer(task.verbalizer or {})
     before = _template(task).before_answer
-    return word_choice(engine.tokenizer, verbalizer, before, causal=engine.causal, decoder=engine.decoder)
+    return word_scorer(engine.tokenizer, verbalizer, before, causal=engine.causal, decoder=engine.decoder)
 
 
 def _probs(engine: EngineProtocol, task: Task, prompts: Sequence[Prompt]) -> np.ndarray:
@@ -199,10 +199,10 @@ class _Sheet:
 
     report: Callable[[Any], Report]
     prompts: Sequence[Prompt] = ()
-    choice: Choice | None = None
+    choice: LabelScorer | None = None
 
 
-def _sheet(engine: EngineProtocol, trial: Trial) -> _Sheet:
+def _sheet(engine: EngineProtocol, trial: EvaluationJob) -> _Sheet:
     task = trial.task
     if not trial.rows:
         raise DataError("there are no rows to evaluate; give at least one.")
@@ -216,7 +216,7 @@ def _sheet(engine: EngineProtocol, trial: Trial) -> _Sheet:
     raise TemplateError(f"task '{task.name}' has a template without {{mask}} or {{target:...}}; it cannot be scored.")
 
 
-def _classified(engine: EngineProtocol, trial: Trial) -> _Sheet:
+def _classified(engine: EngineProtocol, trial: EvaluationJob) -> _Sheet:
     task, rows = trial.task, trial.rows
     expected = [label_of(row, trial.label_field) for row in rows]
     places = [label_index(task.labels, label, row) for label, row in zip(expected, rows, strict=True)]
@@ -237,7 +237,7 @@ def _classified(engine: EngineProtocol, trial: Trial) -> _Sheet:
     return _Sheet(report, _of_members(task, prompts), choice)
 
 
-def _tagged(engine: EngineProtocol, trial: Trial) -> _Sheet:
+def _tagged(engine: EngineProtocol, trial: EvaluationJob) -> _Sheet:
     task, rows = trial.task, trial.rows
     expected = [tags_of(row, trial.label_field) for row in rows]
     places = [[label_index(task.labels, tag, row) for tag in tags] for tags, row in zip(expected, rows, strict=True)]

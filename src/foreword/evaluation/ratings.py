@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import DataError
-from foreword.evaluation.sheet import ROW, A, B, key_file
+from foreword.evaluation.rating_sheet import ROW, A, B, key_file
 from foreword.text.rows import read_utf8
 
 _VERDICTS = ("a", "b", "tie")

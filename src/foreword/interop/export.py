@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
 from foreword.core import KVPrefix, Task
 from foreword.errors import UsageError
-from foreword.interop.flat import flatten, only_shape
-from foreword.interop.soft import inside, placed, write_soft
+from foreword.interop.flat_prefix import flatten, only_shape
+from foreword.interop.soft_prompt import inside, placed, write_soft
 from foreword.models import LanguageModel
 
 _PEFT = "PEFT's prefix tuning"

@@ -15,8 +15,8 @@ from foreword.bank.adapter_file import make_adapter
 from foreword.core import Front, Task
 from foreword.errors import ModelMismatch, UsageError
 from foreword.interop.checkpoint import Checkpoint, read_checkpoint
-from foreword.interop.flat import check_room, unflatten
-from foreword.interop.wording import Wording
+from foreword.interop.flat_prefix import check_room, unflatten
+from foreword.interop.prompt_format import PromptFormat
 from foreword.models import LanguageModel
 from foreword.prompts.lower import lower
 
@@ -72,7 +72,12 @@ def base_model(checkpoint: Checkpoint) -> str | None:
 
 
 def import_peft(
-    lm: LanguageModel, checkpoint: Checkpoint, name: str, *, task_id: int | None = None, wording: Wording | None = None
+    lm: LanguageModel,
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    task_id: int | None = None,
+    wording: PromptFormat | None = None,
 ) -> Task:
     """A task that answers as the checkpoint does.
 
@@ -95,7 +100,7 @@ def import_peft(
         raise UsageError(f"{checkpoint} is {kind}, which has no task ids; leave --task-id out.")
     _check_decoder(lm, checkpoint, soft=read in (_soft_prompt, _multitask))
     front = read(lm, checkpoint, task_id)
-    wording = wording or Wording()
+    wording = wording or PromptFormat()
     provenance = {**checkpoint.provenance("peft"), "peft_type": kind}
     if task_id is not None:
         provenance["task_id"] = task_id

@@ -15,8 +15,8 @@ from torch import Tensor
 from foreword.core import Head, KVPrefix, Task
 from foreword.errors import ModelMismatch, UnsupportedModel, UsageError
 from foreword.interop.checkpoint import Checkpoint, read_checkpoint
-from foreword.interop.flat import only_shape, unflatten
-from foreword.interop.wording import Wording
+from foreword.interop.flat_prefix import only_shape, unflatten
+from foreword.interop.prompt_format import PromptFormat
 from foreword.models import LanguageModel
 from foreword.prompts.rotate import rotate
 from foreword.text.template import Template
@@ -61,7 +61,12 @@ def base_model(checkpoint: Checkpoint) -> str | None:
 
 
 def import_ptuning(
-    lm: LanguageModel, checkpoint: Checkpoint, name: str, *, prefix_only: bool = False, wording: Wording | None = None
+    lm: LanguageModel,
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    prefix_only: bool = False,
+    wording: PromptFormat | None = None,
 ) -> Task:
     """A task that answers as the checkpoint does.
 
@@ -81,11 +86,11 @@ def import_ptuning(
     """
     _check_body(lm, checkpoint)
     head = _head(lm, checkpoint, prefix_only)
-    wording = wording or Wording()
+    wording = wording or PromptFormat()
     if head is not None:
         if wording.verbalizer is not None:
             raise UsageError(f"{checkpoint} has a head of its own; leave --verbalizer out, or add --prefix-only.")
-        wording = Wording(wording.template or "{tokens}")
+        wording = PromptFormat(wording.template or "{tokens}")
         Template.parse(str(wording.template)).only_field()
     return Task(
         name,

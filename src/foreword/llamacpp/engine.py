@@ -13,23 +13,23 @@ import numpy as np
 from foreword.core import Adapter, KVPrefix
 from foreword.engine import sampler
 from foreword.engine.admission import Admission
-from foreword.engine.chooser import Chooser
+from foreword.engine.base import EngineBase
 from foreword.engine.job import Job
 from foreword.engine.protocol import Request, TokenLogprob
-from foreword.engine.scheduler import Scheduler, Work
+from foreword.engine.scheduler import ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence as Answer
-from foreword.engine.stepped import SteppedEngine
 from foreword.engine.stream import AnswerStream
+from foreword.engine.token_sampler import TokenSampler
 from foreword.errors import EngineError, PromptTooLong, RequestError, UnsupportedModel
-from foreword.llamacpp.cells import Cells, check_range
-from foreword.llamacpp.door import SEQUENCES, Session
-from foreword.llamacpp.keys import KeyOrder
+from foreword.llamacpp.cell_allocator import CellAllocator, check_range
+from foreword.llamacpp.compat import SEQUENCES, Session
+from foreword.llamacpp.decode import DecodeRun, run
+from foreword.llamacpp.key_layout import KeyLayout
 from foreword.llamacpp.model import GgufModel
-from foreword.llamacpp.runs import Run, run
-from foreword.llamacpp.scorer import Reading, pieces
+from foreword.llamacpp.scorer import PromptScoring, pieces
 from foreword.text.detokenize import Detokenizer
+from foreword.text.label_scorers import LabelScorer, WordScorer
 from foreword.text.request import Prompt
-from foreword.text.scoring import Choice, WordChoice
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ CELLS = 8192
 """Positions of the cache, unless the model's context or ``max_model_len`` says otherwise."""
 
 
-class LlamaCppEngine(SteppedEngine):
+class LlamaCppEngine(EngineBase):
     """Generates and scores with prefixes on a model in a GGUF file.
 
     Close the engine, or use it as a context manager: its thread holds the model.
@@ -80,7 +80,7 @@ class LlamaCppEngine(SteppedEngine):
             session.close()
             raise
         context = min(model.context, max_model_len or model.context, session.cells)
-        self.cells = Cells(session, self.order)
+        self.cells = CellAllocator(session, self.order)
         super().__init__(
             name=model.name,
             tokenizer=model.tokenizer,
@@ -98,18 +98,18 @@ class LlamaCppEngine(SteppedEngine):
             self._loop.start()
 
     def check(self, request: Request) -> None:
-        """See `SteppedEngine.check`."""
+        """See `EngineBase.check`."""
         super().check(request)
         self._check_parts(request.prefix, request.prefix_length, request.adapter)
         whole = request.prefix.length if request.prefix is not None and request.prefix_length else 0
         self._check_cells(whole + request.own_limit)
 
-    def score(self, prompts: Sequence[Prompt], choice: Choice) -> np.ndarray:
+    def score(self, prompts: Sequence[Prompt], choice: LabelScorer) -> np.ndarray:
         """See `EngineProtocol.score`. Runs between the steps of generation, in pieces of a step's size.
 
         Raises UnsupportedModel for a head: what is read here are logits, not hidden states.
         """
-        if not isinstance(choice, WordChoice):
+        if not isinstance(choice, WordScorer):
             raise UnsupportedModel("heads are not read on llama.cpp; serve this task with --engine embedded.")
         inner = len(choice.trie.inner)
         for prompt in prompts:
@@ -159,11 +159,11 @@ class LlamaCppEngine(SteppedEngine):
             self._session.close()
 
     def _sequence(
-        self, request: Request, how: Chooser | None, detokenizer: Detokenizer, stream: ref[AnswerStream]
+        self, request: Request, how: TokenSampler | None, detokenizer: Detokenizer, stream: ref[AnswerStream]
     ) -> Answer:
         return Answer(request, request.prefix, how, detokenizer, stream, _floats(request.soft))
 
-    def _run(self, plan: list[Work]) -> list[int | None]:
+    def _run(self, plan: list[ScheduledTokens]) -> list[int | None]:
         chosen: dict[int, int | None] = {}
 
         def read(number: int, place: int, row: np.ndarray) -> None:
@@ -172,18 +172,18 @@ class LlamaCppEngine(SteppedEngine):
         run(self._session, [self._as_run(work) for work in plan], read)
         return [chosen[number] for number, work in enumerate(plan) if work.samples]
 
-    def _as_run(self, work: Work) -> Run:
+    def _as_run(self, work: ScheduledTokens) -> DecodeRun:
         sequence = work.sequence
         wanted = {work.tokens - 1} if work.samples else frozenset[int]()
         start = sequence.request.prefix_length + work.start
         ids = sequence.tokens(work.start, work.end)
         soft: Any = sequence.soft  # as `_floats` made it
-        return Run(self.cells.number(sequence), start, ids, soft, wanted)
+        return DecodeRun(self.cells.number(sequence), start, ids, soft, wanted)
 
     def _read(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
         for prompt in prompts:
             self._check_prompt(prompt, 0, 0)
-        asked = [Reading(prompt.measured, _floats(prompt.soft), top) for prompt in prompts]
+        asked = [PromptScoring(prompt.measured, _floats(prompt.soft), top) for prompt in prompts]
         # A prompt of one token has nothing that is predicted.
         jobs = {
             number: Job(partial(each.logprobs, self._session, self.cells), 0, self._when(each.wanted, 1))
@@ -233,14 +233,14 @@ class LlamaCppEngine(SteppedEngine):
             self._in_range.add(prefix)
 
 
-def _proved(model: GgufModel, session: Session) -> KeyOrder:
+def _proved(model: GgufModel, session: Session) -> KeyLayout:
     """How keys lie in the cache. Raises UnsupportedModel, EngineError."""
     found, said = (session.vocab_size, session.hidden_size), (model.identity.vocab_size, model.identity.hidden_size)
     if found != said:
         raise UnsupportedModel(
             f"llama.cpp reads {model.file.name} with {found} tokens and width, its file says {said}."
         )
-    order = KeyOrder(model.identity.layers, model.rotary, model.theta, session.interleaved)
+    order = KeyLayout(model.identity.layers, model.rotary, model.theta, session.interleaved)
     order.prove(session, token=model.identity.vocab_size // 2, last=session.cells - 1)
     return order
 

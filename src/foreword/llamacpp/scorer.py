@@ -10,15 +10,15 @@ import numpy as np
 from foreword.core import KVPrefix
 from foreword.engine.logprobs import log_sum, token_logprob
 from foreword.engine.protocol import TokenLogprob
-from foreword.llamacpp.cells import Cells, Holding
-from foreword.llamacpp.door import Session
-from foreword.llamacpp.runs import Read, Run, run
+from foreword.llamacpp.cell_allocator import CellAllocator, SequenceCells
+from foreword.llamacpp.compat import Session
+from foreword.llamacpp.decode import DecodeRun, Read, run
 from foreword.text.request import Prompt
 from foreword.text.verbalizer import WordTrie
 
 
 @dataclass(frozen=True, eq=False)
-class Scoring:
+class LabelScoring:
     """Some prompts whose labels are scored together.
 
     Attributes:
@@ -41,14 +41,14 @@ class Scoring:
         """Sequences that they take."""
         return len(self.prompts) * (1 + len(self.trie.inner))
 
-    def scores(self, session: Session, cells: Cells) -> np.ndarray:
+    def scores(self, session: Session, cells: CellAllocator) -> np.ndarray:
         """``[prompts, labels]`` float32; there must be room for all."""
         trie = self.trie
         below: dict[int | None, list[int]] = {}
         for node, parent in enumerate(trie.parents):
             below.setdefault(parent, []).append(node)
         found = np.empty((len(self.prompts), len(trie.tokens)), np.float32)
-        held: dict[tuple[int, int | None], Holding] = {}
+        held: dict[tuple[int, int | None], SequenceCells] = {}
 
         def read(which: Sequence[tuple[int, int | None]]) -> Read:
             def keep(number: int, place: int, row: np.ndarray) -> None:
@@ -64,7 +64,7 @@ class Scoring:
                 assert holding is not None
                 held[number, None] = holding
             asked = [
-                Run(held[n, None].number, p.prefix_length, p.token_ids, soft, {len(p.token_ids) - 1})
+                DecodeRun(held[n, None].number, p.prefix_length, p.token_ids, soft, {len(p.token_ids) - 1})
                 for n, (p, soft) in enumerate(zip(self.prompts, self.softs, strict=True))
             ]
             run(session, asked, read([(n, None) for n in range(len(asked))]))
@@ -76,7 +76,7 @@ class Scoring:
                         above = held[number, trie.parents[node]]
                         held[number, node] = holding = cells.branch(above, end, 1)
                         which.append((number, node))
-                        asked.append(Run(holding.number, end, (trie.tokens[node],), wanted={0}))
+                        asked.append(DecodeRun(holding.number, end, (trie.tokens[node],), wanted={0}))
                 run(session, asked, read(which))
         finally:
             for holding in held.values():
@@ -93,7 +93,7 @@ class Scoring:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class PromptScoring:
     """A prompt whose own tokens are looked at.
 
     Attributes:
@@ -110,7 +110,7 @@ class Reading:
     def wanted(self) -> list[tuple[int, KVPrefix | None]]:
         return [(self._end, _prefix(self.prompt))]
 
-    def logprobs(self, session: Session, cells: Cells) -> list[TokenLogprob]:
+    def logprobs(self, session: Session, cells: CellAllocator) -> list[TokenLogprob]:
         """Of the token behind each place; there must be room."""
         ids, found = self.prompt.token_ids, list[TokenLogprob]()
 
@@ -121,7 +121,11 @@ class Reading:
         assert holding is not None
         try:
             wanted = frozenset(self.prompt.places)
-            run(session, [Run(holding.number, self.prompt.prefix_length, ids[: self._end], self.soft, wanted)], read)
+            run(
+                session,
+                [DecodeRun(holding.number, self.prompt.prefix_length, ids[: self._end], self.soft, wanted)],
+                read,
+            )
         finally:
             cells.give_back(holding)
         return found
@@ -142,7 +146,7 @@ def label_scores(trie: WordTrie, logprobs: np.ndarray) -> np.ndarray:
 
 def pieces(
     trie: WordTrie, prompts: Sequence[Prompt], softs: Sequence[np.ndarray | None], rows: int, cells: int, numbers: int
-) -> Iterator[tuple[list[int], Scoring]]:
+) -> Iterator[tuple[list[int], LabelScoring]]:
     """Prompts in parts, those behind one prefix together, each with the prompts' places among all.
 
     Args:
@@ -161,7 +165,7 @@ def pieces(
         yield part, _scoring(trie, prompts, softs, part)
 
 
-def _fits(scoring: Scoring, rows: int, cells: int, numbers: int) -> bool:
+def _fits(scoring: LabelScoring, rows: int, cells: int, numbers: int) -> bool:
     own = sum(tokens for tokens, _ in scoring.wanted)
     prefixes = {prefix.digest: prefix.length for _, prefix in scoring.wanted if prefix is not None}
     return own <= rows and own + sum(prefixes.values()) <= cells and scoring.numbers + len(prefixes) <= numbers
@@ -169,8 +173,8 @@ def _fits(scoring: Scoring, rows: int, cells: int, numbers: int) -> bool:
 
 def _scoring(
     trie: WordTrie, prompts: Sequence[Prompt], softs: Sequence[np.ndarray | None], places: Sequence[int]
-) -> Scoring:
-    return Scoring(trie, [prompts[place] for place in places], [softs[place] for place in places])
+) -> LabelScoring:
+    return LabelScoring(trie, [prompts[place] for place in places], [softs[place] for place in places])
 
 
 def _prefix(prompt: Prompt) -> KVPrefix | None:

@@ -18,8 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from foreword.attention import Attend
 from foreword.core import Batch
 from foreword.errors import UnsupportedModel, UsageError
+from foreword.models.decoder_inputs import DecoderInputs
 from foreword.models.language_model import LanguageModel
-from foreword.models.written import Written
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class EncoderDecoder(LanguageModel):
         if attend is not None or on_keys is not None:
             raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose keys and values are not kept.")
         states, mask = self._read(batch)
-        written = Written.of(batch)
+        written = DecoderInputs.of(batch)
         texts = torch.tensor(written.texts, device=self.device)
         ids = [torch.cat([texts.new_tensor([self.start_id]), batch.token_ids[places]]) for places in written.places]
         output = self.model(

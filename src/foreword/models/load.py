@@ -26,11 +26,11 @@ from foreword.errors import ModelError, SettingError, UnknownModel, UnsupportedM
 from foreword.home import default_model
 from foreword.models import gguf
 from foreword.models.encoder_decoder import EncoderDecoder
+from foreword.models.encoder_decoder_probe import decoder_shapes, prove_soft, start_id
 from foreword.models.fingerprint import identify
 from foreword.models.language_model import LanguageModel
+from foreword.models.packed_linear import pack
 from foreword.models.probe import has_vocabulary, prove
-from foreword.models.products import pack
-from foreword.models.soft_probe import decoder_shapes, prove_soft, start_id
 
 _NAMES = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

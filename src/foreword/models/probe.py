@@ -28,7 +28,7 @@ REQUEST_ROWS = (6, 3, 0, 4)
 
 
 @dataclass(frozen=True)
-class Proof:
+class ProbeResult:
     """What the probe found.
 
     Attributes:
@@ -47,7 +47,7 @@ class Proof:
 
 
 @torch.no_grad()
-def prove(model: Any, first_position: int) -> Proof:
+def prove(model: Any, first_position: int) -> ProbeResult:
     """Show that every self-attention layer of ``model`` uses a prefix exactly once and rightly.
 
     Raises:
@@ -88,7 +88,7 @@ def prove(model: Any, first_position: int) -> Proof:
             f"{name} does not give the same logits with text as a prefix as with the joined text: they differ by "
             f"{difference:.3g}, where leaving the prefix out changes them by {effect:.3g}."
         )
-    return Proof(layers, prefix.model.layers, causal, difference, effect)
+    return ProbeResult(layers, prefix.model.layers, causal, difference, effect)
 
 
 def has_vocabulary(model: Any) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foreword.core import Front
 from foreword.models import LanguageModel
-from foreword.prompts.init import Start
+from foreword.prompts.init import InitialValues
 
 
 class PromptEncoder(nn.Module):
@@ -50,6 +50,6 @@ class Method(Protocol):
     @property
     def lr(self) -> float: ...
 
-    def encoder(self, lm: LanguageModel, start: Start) -> PromptEncoder:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> PromptEncoder:
         """A fresh encoder for ``lm``, starting from ``start``. Raises UsageError if it cannot start there."""
         ...

@@ -16,9 +16,9 @@ from foreword.core import Bos, Front, KVPrefix, Task
 from foreword.errors import TemplateError, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import check_room, stacked
-from foreword.prompts.alone import check_prefix_alone
 from foreword.prompts.lower import empty, lower, lower_tokens
 from foreword.prompts.rotate import rotate
+from foreword.prompts.stackable import check_prefix_alone
 from foreword.prompts.static import static_task
 from foreword.text import seam
 from foreword.text.template import Template

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from foreword.core import Combine, Task
 from foreword.errors import UsageError
-from foreword.prompts.alone import check_prefix_alone
+from foreword.prompts.stackable import check_prefix_alone
 
 
 def ensemble(name: str, tasks: Sequence[Task], combine: Combine) -> Task:

@@ -1,4 +1,4 @@
-"""Where learning starts: initializers as functions from a length to a `Start`."""
+"""Where learning starts: initializers as functions from a length to a `InitialValues`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class InitialValues:
     """Initial values for ``length`` virtual tokens: real tokens, another task's values, or else random numbers.
 
     Attributes:
@@ -58,17 +58,17 @@ class Start:
     behind: KVPrefix | None = None
 
 
-Initializer = Callable[[int, torch.Generator], Start]
+Initializer = Callable[[int, torch.Generator], InitialValues]
 
 
-def random_values(length: int, generator: torch.Generator) -> Start:
+def random_values(length: int, generator: torch.Generator) -> InitialValues:
     """Normally distributed values, as wide as suits the method."""
-    return Start(length, generator)
+    return InitialValues(length, generator)
 
 
-def uniform_values(length: int, generator: torch.Generator) -> Start:
+def uniform_values(length: int, generator: torch.Generator) -> InitialValues:
     """Evenly distributed values, as wide as suits the method."""
-    return Start(length, generator, noise=uniform)
+    return InitialValues(length, generator, noise=uniform)
 
 
 def sampled_vocabulary(lm: LanguageModel) -> Initializer:
@@ -76,9 +76,9 @@ def sampled_vocabulary(lm: LanguageModel) -> Initializer:
     special = set(lm.tokenizer.all_special_ids)
     ordinary = torch.tensor([token for token in sorted(lm.tokenizer.get_vocab().values()) if token not in special])
 
-    def start(length: int, generator: torch.Generator) -> Start:
+    def start(length: int, generator: torch.Generator) -> InitialValues:
         drawn = ordinary[torch.randint(len(ordinary), (length,), generator=generator)]
-        return Start(length, generator, token_ids=tuple(drawn.tolist()))
+        return InitialValues(length, generator, token_ids=tuple(drawn.tolist()))
 
     return start
 
@@ -92,9 +92,9 @@ def text(lm: LanguageModel, source: str) -> Initializer:
     if not ids:
         raise UsageError("the text to start from has no tokens; give --init-text some words.")
 
-    def start(length: int, generator: torch.Generator) -> Start:
+    def start(length: int, generator: torch.Generator) -> InitialValues:
         repeated = ids * -(-length // len(ids))
-        return Start(length, generator, token_ids=tuple(repeated[-length:]))
+        return InitialValues(length, generator, token_ids=tuple(repeated[-length:]))
 
     return start
 
@@ -113,23 +113,23 @@ def transfer(task: Task, *, soft: bool = False) -> Initializer:
 
 
 def _soft_of(task: Task) -> Initializer:
-    def start(length: int, generator: torch.Generator) -> Start:
+    def start(length: int, generator: torch.Generator) -> InitialValues:
         if task.soft is None:
             raise UsageError(
                 f"the task to start from, '{task.name}', has no soft tokens, only keys and values ({task.method}); "
                 "name a task of prompt-tuning or p-tuning, or learn with p-tuning-v2."
             )
         _check_length(length, len(task.soft))
-        return Start(length, generator, soft=task.soft)
+        return InitialValues(length, generator, soft=task.soft)
 
     return start
 
 
 def _layers_of(task: Task) -> Initializer:
-    def start(length: int, generator: torch.Generator) -> Start:
+    def start(length: int, generator: torch.Generator) -> InitialValues:
         if length:  # a method without virtual tokens takes the adapter alone
             _check_length(length, task.prefix.length)
-        return Start(length, generator, prefix=task.prefix, adapter=task.adapter)
+        return InitialValues(length, generator, prefix=task.prefix, adapter=task.adapter)
 
     return start
 

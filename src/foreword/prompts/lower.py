@@ -12,7 +12,7 @@ from foreword.core import Batch, Bos, Front, KVPrefix
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import activations, collected, stacked
-from foreword.workers import release_workers
+from foreword.openmp import release_openmp_threads
 
 if TYPE_CHECKING:
     from foreword.prompts.base import PromptEncoder
@@ -52,7 +52,7 @@ def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix |
             "learn a prefix instead."
         )
     prefix = activations(lm, token_ids, behind)
-    release_workers()  # an engine may be running in another thread
+    release_openmp_threads()  # an engine may be running in another thread
     return of_text(prefix, token_ids, behind)
 
 

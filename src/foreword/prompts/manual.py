@@ -8,10 +8,10 @@ from typing import ClassVar
 from foreword.core import Front
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
+from foreword.prompts.init import InitialValues
 
 
-class Nothing(PromptEncoder):
+class NoPrompt(PromptEncoder):
     """Nothing stands in front."""
 
     def front(self) -> Front:
@@ -29,6 +29,6 @@ class Manual:
     soft: ClassVar[bool] = False
     learns: ClassVar[bool] = False
 
-    def encoder(self, lm: LanguageModel, start: Start) -> Nothing:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> NoPrompt:
         del lm, start
-        return Nothing()
+        return NoPrompt()

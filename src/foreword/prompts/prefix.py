@@ -13,8 +13,8 @@ from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import activations, stacked
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
-from foreword.prompts.reparam import Reparam, Values, projection
+from foreword.prompts.init import InitialValues
+from foreword.prompts.reparam import Reparam, TrainableValues, projection
 
 
 class PrefixValues(PromptEncoder):
@@ -34,7 +34,7 @@ class PrefixValues(PromptEncoder):
         rows = rows_of(prefix)
         self.register_buffer("still", rows[:still].detach().to(dtype, copy=True))
         # The model's dtype may be wider than that of the values, as in a check of gradients.
-        self.values = Values(rows[still:].to(torch.promote_types(rows.dtype, dtype)), reparam)
+        self.values = TrainableValues(rows[still:].to(torch.promote_types(rows.dtype, dtype)), reparam)
         self._model, self._offset, self._dtype = prefix.model, prefix.offset, dtype
         self._bos: Bos = prefix.bos
 
@@ -81,7 +81,7 @@ class PTuningV2:
     def lr(self) -> float:
         return PrefixTuning.lr if self.projection else 5e-3
 
-    def encoder(self, lm: LanguageModel, start: Start) -> PrefixValues:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> PrefixValues:
         if self.projection:
             return PrefixTuning(freeze_first=self.freeze_first).encoder(lm, start)
         return PrefixValues(initial_prefix(lm, start), lm.dtype, _still(self.freeze_first, start))
@@ -110,12 +110,12 @@ class PrefixTuning:
         if self.hidden < 1:
             raise UsageError(f"--hidden must be at least 1, got {self.hidden}.")
 
-    def encoder(self, lm: LanguageModel, start: Start) -> PrefixValues:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> PrefixValues:
         reparam = projection(lm.identity.hidden_size, self.hidden, start.generator)
         return PrefixValues(initial_prefix(lm, start), lm.dtype, _still(self.freeze_first, start), reparam)
 
 
-def initial_prefix(lm: LanguageModel, start: Start) -> KVPrefix:
+def initial_prefix(lm: LanguageModel, start: InitialValues) -> KVPrefix:
     """Keys and values of ``length`` positions, behind those of ``start.behind``. Raises UsageError for none."""
     if start.length < 1:
         raise UsageError("there is no virtual token to learn; start from a task that has some, or leave --init out.")
@@ -133,7 +133,7 @@ def initial_prefix(lm: LanguageModel, start: Start) -> KVPrefix:
     return replace(found, bos=start.behind.bos) if start.behind is not None else found
 
 
-def _still(freeze_first: bool, start: Start) -> int:
+def _still(freeze_first: bool, start: InitialValues) -> int:
     if start.behind is not None:
         return start.behind.length
     if not freeze_first:
@@ -149,7 +149,7 @@ def _still(freeze_first: bool, start: Start) -> int:
     return 1
 
 
-def _random(lm: LanguageModel, start: Start, spread: float = 0.1) -> KVPrefix:
+def _random(lm: LanguageModel, start: InitialValues, spread: float = 0.1) -> KVPrefix:
     def draw(heads: int, dim: int) -> Tensor:
         return (spread * start.noise((heads, start.length, dim), start.generator)).to(lm.device)
 

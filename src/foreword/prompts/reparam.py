@@ -17,7 +17,7 @@ Reparam = Callable[[Tensor], tuple[Tensor, nn.Module]]
 """Initial values ``[n, width]`` -> input ``[n, d]`` and a network that makes just those values of it."""
 
 
-class Values(nn.Module):
+class TrainableValues(nn.Module):
     """Trainable values ``[n, width]`` in float32 or wider.
 
     Args:
@@ -37,7 +37,7 @@ class Values(nn.Module):
         return self.network(self.inputs)
 
 
-class Started(nn.Module):
+class ResidualReparam(nn.Module):
     """``initial`` plus what a network makes of its input; nothing at first, since the network's last layer is zero.
 
     Args:
@@ -59,7 +59,7 @@ class Started(nn.Module):
         return self.initial + self.last(self.network(inputs))
 
 
-class BothWays(nn.Module):
+class BiLSTM(nn.Module):
     """Two layers of LSTM over the soft tokens, forwards and backwards: ``[n, d] -> [n, 2 * hidden]``."""
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -77,8 +77,8 @@ def lstm(hidden: int | None, generator: torch.Generator) -> Reparam:
         width = initial.shape[1]
         each = hidden or width // 2
         with _seeded(generator):
-            network = nn.Sequential(BothWays(width, each), nn.Linear(2 * each, 2 * each), nn.ReLU())
-            return initial, Started(initial, network, nn.Linear(2 * each, width))
+            network = nn.Sequential(BiLSTM(width, each), nn.Linear(2 * each, 2 * each), nn.ReLU())
+            return initial, ResidualReparam(initial, network, nn.Linear(2 * each, width))
 
     return reparam
 
@@ -91,7 +91,7 @@ def mlp(hidden: int | None, generator: torch.Generator) -> Reparam:
         inner = hidden or width
         with _seeded(generator):
             network = nn.Sequential(nn.Linear(width, inner), nn.ReLU())
-            return initial, Started(initial, network, nn.Linear(inner, width))
+            return initial, ResidualReparam(initial, network, nn.Linear(inner, width))
 
     return reparam
 
@@ -103,7 +103,7 @@ def projection(width: int, hidden: int, generator: torch.Generator) -> Reparam:
         with _seeded(generator):
             inputs = torch.randn(initial.shape[0], width).to(initial)
             network = nn.Sequential(nn.Linear(width, hidden), nn.Tanh())
-            return inputs, Started(initial, network, nn.Linear(hidden, initial.shape[1]))
+            return inputs, ResidualReparam(initial, network, nn.Linear(hidden, initial.shape[1]))
 
     return reparam
 

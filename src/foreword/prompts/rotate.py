@@ -28,7 +28,7 @@ SHIFT = 61
 TOLERATED = 8.0
 FLOOR = 1e-3
 
-Layout = Callable[[Tensor, Tensor, Tensor], Tensor]
+RotaryLayout = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``key [..., 2n]``, ``cos [P, n]``, ``sin [P, n]`` -> ``[..., 2n]``."""
 
 
@@ -54,7 +54,7 @@ class Rotation:
     """
 
     frequencies: Tensor
-    layout: Layout
+    layout: RotaryLayout
 
     def __call__(self, key: Tensor, by: Tensor) -> Tensor:
         """``key [kv_heads, P, key_dim]`` turned by ``by [P]`` positions, in float32 or wider.

@@ -13,8 +13,8 @@ from foreword.core import Bos, Front, KVPrefix, soft_id
 from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
-from foreword.prompts.reparam import Reparam, Values, lstm, mlp
+from foreword.prompts.init import InitialValues
+from foreword.prompts.reparam import Reparam, TrainableValues, lstm, mlp
 
 REPARAMS = {"lstm": lstm, "mlp": mlp}
 
@@ -44,7 +44,7 @@ class SoftTokens(PromptEncoder):
         behind: KVPrefix | None = None,
     ) -> None:
         super().__init__()
-        self.values = Values(initial, reparam)
+        self.values = TrainableValues(initial, reparam)
         self.register_buffer("lead", lead, persistent=False)
         self.register_buffer("places", torch.tensor(places, dtype=torch.long, device=lead.device), persistent=False)
         self._bos: Bos = bos
@@ -72,7 +72,7 @@ class PromptTuning:
     soft: ClassVar[bool] = True
     learns: ClassVar[bool] = True
 
-    def encoder(self, lm: LanguageModel, start: Start) -> SoftTokens:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> SoftTokens:
         return _soft_tokens(lm, start)
 
 
@@ -103,11 +103,11 @@ class PTuning:
         if self.hidden is not None and self.hidden < 1:
             raise UsageError(f"--hidden must be at least 1, got {self.hidden}.")
 
-    def encoder(self, lm: LanguageModel, start: Start) -> SoftTokens:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> SoftTokens:
         return _soft_tokens(lm, start, REPARAMS[self.reparam](self.hidden, start.generator))
 
 
-def _soft_tokens(lm: LanguageModel, start: Start, reparam: Reparam | None = None) -> SoftTokens:
+def _soft_tokens(lm: LanguageModel, start: InitialValues, reparam: Reparam | None = None) -> SoftTokens:
     initial = _initial(lm, start)
     in_front = [soft_id(index) for index in range(start.length)] if lm.causal else []
     lead = list(start.lead) if start.lead is not None else in_front
@@ -121,7 +121,7 @@ def _soft_tokens(lm: LanguageModel, start: Start, reparam: Reparam | None = None
     return SoftTokens(initial, _embeddings(lm, [max(token, 0) for token in lead]), places, start.bos, reparam, behind)
 
 
-def _initial(lm: LanguageModel, start: Start) -> Tensor:
+def _initial(lm: LanguageModel, start: InitialValues) -> Tensor:
     """``[length, hidden]`` on the model's device."""
     if start.prefix is not None:
         raise UsageError("soft tokens cannot start from another task's keys and values; use --init text.")

@@ -14,7 +14,7 @@ from foreword.core import Front
 from foreword.errors import SettingError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
+from foreword.prompts.init import InitialValues
 from foreword.text import seam
 
 
@@ -54,7 +54,7 @@ class TriggerTokens(PromptEncoder):
 
 @dataclass(frozen=True)
 class AutoPrompt:
-    """Search for ``length`` tokens; the search itself is `foreword.training.autoprompt`.
+    """Search for ``length`` tokens; the search itself is `foreword.training.methods.autoprompt.autoprompt`.
 
     Attributes:
         candidates: triggers that are tried a step.
@@ -68,7 +68,7 @@ class AutoPrompt:
     learns: ClassVar[bool] = True
     candidates: int = 24
 
-    def encoder(self, lm: LanguageModel, start: Start) -> TriggerTokens:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> TriggerTokens:
         if start.token_ids is None:
             raise SettingError("method", "--method autoprompt starts from real tokens; use --init vocab or text.")
         return TriggerTokens(lm, start.token_ids)

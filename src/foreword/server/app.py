@@ -13,22 +13,23 @@ from starlette.middleware.cors import CORSMiddleware
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
-from foreword.server import described, failures
-from foreword.server.access import Access, Gate
-from foreword.server.bounds import Bounds
-from foreword.server.catalogue import Catalogue
-from foreword.server.classify import classify_router
-from foreword.server.completions import Completions, completions_router
-from foreword.server.journal import Journal
-from foreword.server.keys import KeyRing
-from foreword.server.manage import tasks_router
-from foreword.server.manager import Manager
-from foreword.server.metrics import Metrics
-from foreword.server.models import models_router
-from foreword.server.probes import probes_router
-from foreword.server.tag import tag_router
-from foreword.server.tasks import TaskTable
-from foreword.server.tokenize import tokenize_router
+from foreword.server.openai import openapi
+from foreword.server.openai.completions import Completions, completions_router
+from foreword.server.openai.models import models_router
+from foreword.server.openai.tokenize import tokenize_router
+from foreword.server.operations import error_handlers
+from foreword.server.operations.access_log import AccessLog
+from foreword.server.operations.api_keys import ApiKeys
+from foreword.server.operations.auth import Authenticator, AuthMiddleware
+from foreword.server.operations.metrics import Metrics
+from foreword.server.operations.probes import probes_router
+from foreword.server.operations.request_limits import RequestLimits
+from foreword.server.tasks.catalogue import Catalogue
+from foreword.server.tasks.classify import classify_router
+from foreword.server.tasks.manager import TaskManager
+from foreword.server.tasks.routes import tasks_router
+from foreword.server.tasks.table import TaskTable
+from foreword.server.tasks.tag import tag_router
 from foreword.version import __version__
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def create_app(
     prefix_bytes: int | None = None,
     extra_tasks: Mapping[str, Task] | None = None,
     allow_other_weights: bool = False,
-    gate: Gate | None = None,
+    gate: Authenticator | None = None,
     answer_seconds: float | None = None,
     body_bytes: int = BODY_BYTES,
     origins: Sequence[str] = (),
@@ -71,20 +72,20 @@ def create_app(
         UsageError: ``ui`` without its extra.
     """
     extra = dict(extra_tasks or {})
-    gate = gate or Gate(KeyRing())
+    gate = gate or Authenticator(ApiKeys())
     tasks = TaskTable(engine, bank, extra, prefix_bytes=prefix_bytes, allow_other_weights=allow_other_weights)
     catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights)
     metrics = Metrics(engine.statistics, tasks.resident)
-    manager = Manager(engine, bank, tasks, catalogue) if bank is not None else None
+    manager = TaskManager(engine, bank, tasks, catalogue) if bank is not None else None
     # Without redirects a wrong path is a 404 in OpenAI's shape, and no POST is sent twice.
     app = FastAPI(
         title="Foreword",
         version=__version__,
         redirect_slashes=False,
         lifespan=_saving(gate),
-        responses=described.EVERYWHERE,
+        responses=openapi.EVERYWHERE,
     )
-    failures.install(app)
+    error_handlers.install_error_handlers(app)
     app.include_router(models_router(catalogue))
     app.include_router(completions_router(Completions(engine, tasks, metrics, answer_seconds)))
     app.include_router(classify_router(engine, tasks, metrics))
@@ -93,11 +94,11 @@ def create_app(
     app.include_router(tasks_router(manager))
     app.include_router(probes_router(engine, metrics))
     # The last one added is the first to see a request.
-    app.add_middleware(Access, gate=gate)
-    app.add_middleware(Bounds, body_bytes=body_bytes)
+    app.add_middleware(AuthMiddleware, gate=gate)
+    app.add_middleware(RequestLimits, body_bytes=body_bytes)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Journal, metrics=metrics)
+    app.add_middleware(AccessLog, metrics=metrics)
     if ui:
         from foreword.server.ui.mount import mount_ui
 
@@ -105,7 +106,7 @@ def create_app(
     return app
 
 
-def _saving(gate: Gate) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _saving(gate: Authenticator) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Write down what is used of quotas, once in a while and at the end."""
 
     async def save() -> None:

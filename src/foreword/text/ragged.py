@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from foreword.core import Batch, Front
-from foreword.text.question import Question
+from foreword.text.encoded_example import EncodedExample
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def lay_out(
     front: Front,
-    questions: Sequence[Question],
+    questions: Sequence[EncodedExample],
     device: torch.device | str | None = None,
     *,
     decoder: bool = False,

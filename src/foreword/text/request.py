@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from foreword.core import Adapter, Kind, KVPrefix, Task
 from foreword.errors import RequestError, TemplateError, UsageError
-from foreword.text import chat, seam, stand_in
-from foreword.text.question import Layout, Question
+from foreword.text import chat, distilled_text, seam
+from foreword.text.encoded_example import EncodedExample, ExampleEncoder
 from foreword.text.template import Template
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class Prompt:
     adapter: Adapter | None = None
 
     @property
-    def question(self) -> Question:
-        return Question(self.token_ids, self.places or (len(self.token_ids) - 1,))
+    def question(self) -> EncodedExample:
+        return EncodedExample(self.token_ids, self.places or (len(self.token_ids) - 1,))
 
     @property
     def measured(self) -> Prompt:
@@ -73,8 +73,8 @@ class Prompt:
 
 def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) -> Prompt:
     """The prefix, then the text verbatim. Raises RequestError if there is nothing to run."""
-    if task is not None and stand_in.is_one(task):
-        return _verbatim(task, stand_in.continued(tokenizer, task, text))
+    if task is not None and distilled_text.stands_for_text(task):
+        return _verbatim(task, distilled_text.encode_continuation(tokenizer, task, text))
     if task is None or not _is_static(task):
         return _verbatim(task, seam.encode(tokenizer, text, bos=_request_has_bos(task)))
     if task.kind == "system":
@@ -115,10 +115,10 @@ def from_fields(
 
 def layout(
     tokenizer: PreTrainedTokenizerBase, task: Task, template: Template, causal: bool, decoder: bool = False
-) -> Layout:
+) -> ExampleEncoder:
     """How rows of a task become tokens: which of its template's soft tokens are in the prefix already."""
     lead = template.soft_tokens - template.inner_soft(causal)
-    return Layout(tokenizer, causal, _request_has_bos(task), lead, decoder)
+    return ExampleEncoder(tokenizer, causal, _request_has_bos(task), lead, decoder)
 
 
 def words_of(template: Template, values: Mapping[str, object], where: str = "inputs") -> list[str]:
@@ -144,8 +144,8 @@ def from_messages(
         return from_fields(tokenizer, task, {field: _single_user_text(task, messages)})
     if task is not None and _is_static(task):
         return _joined(task, _static_chat_ids(tokenizer, task, messages))
-    if task is not None and stand_in.is_one(task):
-        return _verbatim(task, stand_in.conversation(tokenizer, task, messages))
+    if task is not None and distilled_text.stands_for_text(task):
+        return _verbatim(task, distilled_text.encode_conversation(tokenizer, task, messages))
     rendered = chat.render(tokenizer, messages)
     if _request_has_bos(task):
         return _verbatim(task, chat.encode(tokenizer, rendered))
@@ -158,7 +158,7 @@ def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Seq
         return _joined(task, token_ids)
     leading = list(seam.specials(tokenizer)[0])
     ids = list(token_ids)
-    if task.kind == "system" and stand_in.is_one(task):
+    if task.kind == "system" and distilled_text.stands_for_text(task):
         return _verbatim(task, ids[seam.common_length(static_ids(tokenizer, "system", _text(task)), ids) :])
     bare = ids[len(leading) :] if ids[: len(leading)] == leading else ids
     return _verbatim(task, [*leading, *bare] if _request_has_bos(task) else bare)
@@ -200,7 +200,7 @@ def static_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) -> tup
     return tuple(seam.encode(tokenizer, text, bos=True))
 
 
-def _asked(task: Task, question: Question, inner: int = 0) -> Prompt:
+def _asked(task: Task, question: EncodedExample, inner: int = 0) -> Prompt:
     """A question behind the whole prefix of a task, with its last ``inner`` soft tokens inside."""
     soft = None
     if inner:
@@ -233,7 +233,7 @@ def _verbatim(task: Task | None, token_ids: Sequence[int]) -> Prompt:
             f"task '{task.name}' has soft tokens inside its template, so it takes fields and no bare text; send "
             "inputs for its fields."
         )
-    return _asked(task, Question(tuple(token_ids), (len(token_ids) - 1,)))
+    return _asked(task, EncodedExample(tuple(token_ids), (len(token_ids) - 1,)))
 
 
 def _joined(task: Task, joined_ids: Sequence[int]) -> Prompt:

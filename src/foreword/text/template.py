@@ -20,7 +20,7 @@ from foreword.errors import TemplateError
 
 
 @dataclass(frozen=True)
-class Text:
+class Literal:
     text: str
 
 
@@ -40,11 +40,11 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Soft:
+class SoftSlot:
     length: int
 
 
-Part = Text | Field | Mask | Target | Soft
+Part = Literal | Field | Mask | Target | SoftSlot
 
 _RESERVED = ("mask", "soft", "target")
 _PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
@@ -54,7 +54,7 @@ _ESCAPED = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 @dataclass(frozen=True)
-class Filled:
+class FilledTemplate:
     """One example as text.
 
     Attributes:
@@ -63,7 +63,7 @@ class Filled:
         after: the text behind the answer, empty if there is none.
     """
 
-    prompt: tuple[str | Soft, ...]
+    prompt: tuple[str | SoftSlot, ...]
     target: str | None
     after: str
 
@@ -71,7 +71,7 @@ class Filled:
     def text(self) -> str:
         """The prompt as one string. Raises TemplateError if there are soft tokens in it."""
         for piece in self.prompt:
-            if isinstance(piece, Soft):
+            if isinstance(piece, SoftSlot):
                 raise TemplateError(
                     f"the template has soft tokens ({{soft:{piece.length}}}), which plain text cannot "
                     "carry; take {soft:N} out of the template, or learn a prefix instead."
@@ -117,11 +117,11 @@ class Template:
     @property
     def soft_tokens(self) -> int:
         """Soft tokens of all ``{soft:N}`` together."""
-        return sum(part.length for part in self.parts if isinstance(part, Soft))
+        return sum(part.length for part in self.parts if isinstance(part, SoftSlot))
 
     def only_field(self) -> str:
         """The one field of a template that tags words. Raises TemplateError if there is more in it than soft tokens."""
-        rest = [part for part in self.parts if not isinstance(part, Soft)]
+        rest = [part for part in self.parts if not isinstance(part, SoftSlot)]
         if len(rest) != 1 or not isinstance(rest[0], Field):
             raise TemplateError(
                 f"the template {_shown(self.source)} must be one field to tag its words; write it as '{{tokens}}'."
@@ -129,24 +129,24 @@ class Template:
         return rest[0].name
 
     @property
-    def beginning(self) -> tuple[str | Soft, ...]:
+    def beginning(self) -> tuple[str | SoftSlot, ...]:
         """Text and soft tokens up to the last ``{soft:N}`` before the first field or answer; empty without one."""
-        pieces: list[str | Soft] = []
+        pieces: list[str | SoftSlot] = []
         end = 0
         for part in self.parts:
-            if not isinstance(part, Text | Soft):
+            if not isinstance(part, Literal | SoftSlot):
                 break
-            pieces.append(part.text if isinstance(part, Text) else part)
-            end = len(pieces) if isinstance(part, Soft) else end
+            pieces.append(part.text if isinstance(part, Literal) else part)
+            end = len(pieces) if isinstance(part, SoftSlot) else end
         return tuple(pieces[:end])
 
     def plain(self) -> Template:
         """The same without its soft tokens: what it says before anything is learned."""
-        return Template.parse("".join(_source(part) for part in self.parts if not isinstance(part, Soft)))
+        return Template.parse("".join(_source(part) for part in self.parts if not isinstance(part, SoftSlot)))
 
     def inner_soft(self, causal: bool) -> int:
         """Soft tokens that stay inside a row: all of an encoder's, those behind `beginning` of a causal model's."""
-        ahead = sum(piece.length for piece in self.beginning if isinstance(piece, Soft)) if causal else 0
+        ahead = sum(piece.length for piece in self.beginning if isinstance(piece, SoftSlot)) if causal else 0
         return self.soft_tokens - ahead
 
     @property
@@ -154,7 +154,7 @@ class Template:
         """The literal text directly before the answer; empty if something else stands there, or no answer."""
         for before, part in zip((None, *self.parts), self.parts, strict=False):
             if isinstance(part, Mask | Target):
-                return before.text if isinstance(before, Text) else ""
+                return before.text if isinstance(before, Literal) else ""
         return ""
 
     def require_answer(self) -> None:
@@ -172,7 +172,7 @@ class Template:
         """
         return _texts(row, self.target, where) if self.target is not None else ()
 
-    def fill(self, row: Mapping[str, object], where: str = "", *, answer: bool = True) -> Filled:
+    def fill(self, row: Mapping[str, object], where: str = "", *, answer: bool = True) -> FilledTemplate:
         """Put the values of a row in.
 
         Args:
@@ -183,8 +183,8 @@ class Template:
 
         Raises TemplateError for a field that is missing or is not text.
         """
-        prompt: list[str | Soft] = []
-        after: list[str | Soft] = []
+        prompt: list[str | SoftSlot] = []
+        after: list[str | SoftSlot] = []
         target: str | None = None
         pieces = prompt
         for part in self.parts:
@@ -194,11 +194,11 @@ class Template:
                 pieces = after
             else:
                 pieces.append(_piece(part, row, where))
-        return Filled(_compact(prompt), target, _joined(after))
+        return FilledTemplate(_compact(prompt), target, _joined(after))
 
 
 def _source(part: Part) -> str:
-    if isinstance(part, Text):
+    if isinstance(part, Literal):
         return part.text.replace("{", "{{").replace("}", "}}")
     if isinstance(part, Field):
         return f"{{{part.name}}}"
@@ -227,12 +227,12 @@ def decode_escapes(text: str) -> str:
 def _part(source: str, piece: re.Match[str]) -> Part:
     token, start = piece.group(), piece.start()
     if token in ("{{", "}}"):
-        return Text(token[0])
+        return Literal(token[0])
     if token == "{":
         raise _wrong(source, start, "'{' is never closed; close it with '}', or write '{{' for a literal brace")
     if token == "}":
         raise _wrong(source, start, "'}' closes nothing; open it with '{', or write '}}' for a literal brace")
-    return _slot(source, start, token[1:-1]) if token[0] == "{" else Text(token)
+    return _slot(source, start, token[1:-1]) if token[0] == "{" else Literal(token)
 
 
 def _slot(source: str, start: int, body: str) -> Part:
@@ -240,7 +240,7 @@ def _slot(source: str, start: int, body: str) -> Part:
     if body == "mask":
         return Mask()
     if colon and name == "soft" and _LENGTH.fullmatch(argument):
-        return Soft(int(argument))
+        return SoftSlot(int(argument))
     # Behind the colon nothing is reserved: data sets with a column called "target" are common.
     if colon and name == "target" and argument.isidentifier():
         return Target(argument)
@@ -271,7 +271,7 @@ def _check_answer(source: str, placed: list[tuple[int, Part]]) -> None:
             if answer is not None:
                 raise _wrong(source, start, _second_answer(answer, part))
             answer = part
-        elif isinstance(part, Soft) and answer is not None:
+        elif isinstance(part, SoftSlot) and answer is not None:
             raise _wrong(source, start, "soft tokens cannot stand behind the answer; move them in front of it")
 
 
@@ -297,15 +297,15 @@ def _merged(parts: Iterable[Part]) -> tuple[Part, ...]:
     merged: list[Part] = []
     for part in parts:
         last = merged[-1] if merged else None
-        if isinstance(part, Text) and isinstance(last, Text):
-            merged[-1] = Text(last.text + part.text)
+        if isinstance(part, Literal) and isinstance(last, Literal):
+            merged[-1] = Literal(last.text + part.text)
         else:
             merged.append(part)
     return tuple(merged)
 
 
-def _piece(part: Text | Field | Soft, row: Mapping[str, object], where: str) -> str | Soft:
-    if isinstance(part, Text):
+def _piece(part: Literal | Field | SoftSlot, row: Mapping[str, object], where: str) -> str | SoftSlot:
+    if isinstance(part, Literal):
         return part.text
     return _value(row, part.name, where) if isinstance(part, Field) else part
 
@@ -330,8 +330,8 @@ def _kind(value: object) -> str:
     return {list: "a list", dict: "an object"}.get(type(value), f"of type {type(value).__name__}")
 
 
-def _compact(pieces: list[str | Soft]) -> tuple[str | Soft, ...]:
-    compact: list[str | Soft] = []
+def _compact(pieces: list[str | SoftSlot]) -> tuple[str | SoftSlot, ...]:
+    compact: list[str | SoftSlot] = []
     for piece in pieces:
         last = compact[-1] if compact else None
         if isinstance(piece, str) and isinstance(last, str):
@@ -341,5 +341,5 @@ def _compact(pieces: list[str | Soft]) -> tuple[str | Soft, ...]:
     return tuple(compact)
 
 
-def _joined(pieces: Iterable[str | Soft]) -> str:
+def _joined(pieces: Iterable[str | SoftSlot]) -> str:
     return "".join(piece for piece in pieces if isinstance(piece, str))

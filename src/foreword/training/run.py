@@ -17,16 +17,16 @@ from foreword.prompts import init
 from foreword.prompts.base import Method, PromptEncoder
 from foreword.prompts.lower import empty
 from foreword.prompts.registry import method as find_method
-from foreword.text.question import Layout, Lead
+from foreword.text.encoded_example import ConstantPrefix, ExampleEncoder
+from foreword.text.label_scorers import HeadScorer, LabelScorer, word_scorer
 from foreword.text.rows import Row, data_digest
-from foreword.text.scoring import Choice, HeadChoice, word_choice
-from foreword.training.data import Draw, Example, Reader, schedule
-from foreword.training.encoder_decoder import check_encoder_decoder
-from foreword.training.learned import Learned
-from foreword.training.losses import AnswerLoss, LabelLoss, Loss, SharedLoss
-from foreword.training.material import Material
+from foreword.training.data.class_weights import class_weights
+from foreword.training.data.examples import BatchItem, Example, ExampleBuilder, batch_schedule
+from foreword.training.data.training_data import TrainingData
+from foreword.training.loop.losses import AnswerLoss, LabelLoss, Loss, SharedForwardLoss
+from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.methods.encoder_decoder import check_encoder_decoder
 from foreword.training.recipe import Recipe
-from foreword.training.weights import class_weights
 from foreword.version import __version__
 
 # Rows that choose the best checkpoint; the final figures are over all of them.
@@ -51,7 +51,7 @@ class Run:
 
     lm: LanguageModel
     recipe: Recipe
-    material: Material
+    material: TrainingData
     transfer: Task | None = None
     behind: KVPrefix | None = None
 
@@ -61,7 +61,7 @@ class Run:
         lm: LanguageModel,
         recipe: Recipe,
         transfer: Task | None = None,
-        material: Material | None = None,
+        material: TrainingData | None = None,
         behind: KVPrefix | None = None,
         like: Run | None = None,
     ) -> Run:
@@ -74,7 +74,7 @@ class Run:
         if transfer is not None:
             transfer.prefix.model.check(lm.identity, f"the task to start from, '{recipe.parent}',")
         if material is None:
-            material = Material.read(recipe, vocabulary=lm.vocabulary)
+            material = TrainingData.read(recipe, vocabulary=lm.vocabulary)
         run = cls(lm, recipe, material, transfer, behind)
         if lm.decoder:
             check_encoder_decoder(lm, run.method, material)
@@ -126,9 +126,9 @@ class Run:
         return len(soft) if self.method.soft and soft is not None else self.transfer.prefix.length
 
     @cached_property
-    def lead(self) -> Lead:
+    def lead(self) -> ConstantPrefix:
         """The constant beginning of the template, for methods that learn soft tokens."""
-        return Layout(self.lm.tokenizer, self.lm.causal).beginning(self.material.template)
+        return ExampleEncoder(self.lm.tokenizer, self.lm.causal).beginning(self.material.template)
 
     @cached_property
     def bos(self) -> Bos:
@@ -140,26 +140,26 @@ class Run:
         return "prefix" if self.lead.has_text else "request"
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> ExampleEncoder:
         template = self.material.template
         lead = template.soft_tokens - template.inner_soft(self.lm.causal)
-        return Layout(self.lm.tokenizer, self.lm.causal, self.bos == "request", lead, self.lm.decoder)
+        return ExampleEncoder(self.lm.tokenizer, self.lm.causal, self.bos == "request", lead, self.lm.decoder)
 
     @cached_property
-    def reader(self) -> Reader:
+    def reader(self) -> ExampleBuilder:
         longest = 0 if self.words is None else self.words.longest
         ahead = len(self.lead.token_ids) or (self.length if self.lm.causal else 0)
         ahead += self.behind.length if self.behind is not None else 0
-        return Reader(self.lm, self.material, self.layout, ahead, longest)
+        return ExampleBuilder(self.lm, self.material, self.layout, ahead, longest)
 
     @cached_property
-    def words(self) -> Choice | None:
+    def words(self) -> LabelScorer | None:
         """How the words of the labels are scored; ``None`` without a verbalizer."""
         verbalizer, template = self.material.verbalizer, self.material.template
         if verbalizer is None:
             return None
         lm, before = self.lm, template.before_answer
-        return word_choice(lm.tokenizer, verbalizer, before, causal=lm.causal, decoder=lm.decoder)
+        return word_scorer(lm.tokenizer, verbalizer, before, causal=lm.causal, decoder=lm.decoder)
 
     @property
     def examples(self) -> list[Example]:
@@ -194,15 +194,17 @@ class Run:
         return self.recipe.batch_of(len(self.examples))
 
     @property
-    def batches(self) -> list[list[Draw]]:
+    def batches(self) -> list[list[BatchItem]]:
         """Draws from `examples`, a batch a step."""
-        return schedule([example.size for example in self.examples], self.batch_size, self.steps, self.recipe.seed)
+        return batch_schedule(
+            [example.size for example in self.examples], self.batch_size, self.steps, self.recipe.seed
+        )
 
-    def loss(self, learned: Learned) -> Loss:
+    def loss(self, learned: TrainablePrompt) -> Loss:
         """What is minimized; a head's values come from ``learned``."""
         return self.shared_loss(learned)
 
-    def shared_loss(self, learned: Learned) -> SharedLoss:
+    def shared_loss(self, learned: TrainablePrompt) -> SharedForwardLoss:
         """The part of `loss` that others may share a forward with: all of it, mostly."""
         if not self.material.labels:
             return AnswerLoss()
@@ -210,24 +212,24 @@ class Run:
         tensor = torch.tensor(list(weights.values())) if weights is not None else None
         words, head = self.words, learned.head
         if head is not None:
-            return LabelLoss(lambda: HeadChoice(head.weight, head.bias), tensor)
+            return LabelLoss(lambda: HeadScorer(head.weight, head.bias), tensor)
         assert words is not None
         return LabelLoss(lambda: words, tensor)
 
-    def learned(self) -> Learned:
+    def learned(self) -> TrainablePrompt:
         """Everything trainable at its initial values. Raises UsageError if there is nothing to start from."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
         start = self._initializer()(self.length, generator)
         start = replace(start, lead=self.lead.token_ids if self._slots else None, bos=self.bos, behind=self.behind)
         return self._learned(self.method.encoder(self.lm, start), generator)
 
-    def learned_with(self, encoder: PromptEncoder) -> Learned:
+    def learned_with(self, encoder: PromptEncoder) -> TrainablePrompt:
         """The same with an encoder that is there already; a head begins anew."""
         return self._learned(encoder, torch.Generator().manual_seed(self.recipe.seed))
 
-    def _learned(self, encoder: PromptEncoder, generator: torch.Generator) -> Learned:
+    def _learned(self, encoder: PromptEncoder, generator: torch.Generator) -> TrainablePrompt:
         pace = HEAD_LR / self.method.lr if self.method.lr else 1.0  # --lr makes both faster or slower
-        return Learned(encoder, self._head(generator), pace)
+        return TrainablePrompt(encoder, self._head(generator), pace)
 
     def task(self, name: str) -> Task:
         """The task before anything is learned: template, words and defaults."""

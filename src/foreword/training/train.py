@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Protocol
 
 from foreword.core import Task
-from foreword.engine.decoder import evaluator
+from foreword.engine.encoder_decoder import evaluator
 from foreword.engine.protocol import EngineProtocol
 from foreword.models import LanguageModel
-from foreword.training import autoprompt, members, pet
-from foreword.training.advice import advice
-from foreword.training.figures import CACHE_BYTES, before, best, shown
-from foreword.training.folder import RunFolder
-from foreword.training.learned import Learned
+from foreword.training.loop.advice import advice
+from foreword.training.loop.baseline import CACHE_BYTES, baseline_report, best_task, format_metrics
+from foreword.training.loop.run_dir import RunDir
+from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.methods import ensemble
+from foreword.training.methods.autoprompt import autoprompt
+from foreword.training.methods.base import MethodResult, Say
+from foreword.training.methods.pet import pet
 from foreword.training.recipe import Recipe
-from foreword.training.result import Result, Say
 from foreword.training.run import Run
 
 
-class Way(Protocol):
+class TrainingMethod(Protocol):
     """A module that knows how to learn."""
 
     def check(self, run: Run) -> None:
@@ -29,8 +31,8 @@ class Way(Protocol):
         ...
 
     def learn(
-        self, run: Run, engine: EngineProtocol, task: Task, start: Learned, folder: RunFolder, say: Say
-    ) -> Result:
+        self, run: Run, engine: EngineProtocol, task: Task, start: TrainablePrompt, folder: RunDir, say: Say
+    ) -> MethodResult:
         """Learn, and measure what was learned.
 
         Args:
@@ -42,12 +44,12 @@ class Way(Protocol):
         ...
 
 
-WAYS: dict[str, Way] = {"pet": pet, "autoprompt": autoprompt}
-"""Methods that need more than an encoder and an optimizer, which is all that `members` knows."""
+METHODS: dict[str, TrainingMethod] = {"pet": pet, "autoprompt": autoprompt}
+"""Methods that need more than an encoder and an optimizer, which is all that `ensemble` knows."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """What a run gives.
 
     Attributes:
@@ -77,7 +79,7 @@ def train(
     name: str = "run",
     transfer: Task | None = None,
     say: Say = lambda line: print(line, file=sys.stderr),
-) -> Outcome:
+) -> TrainResult:
     """Learn a prompt for a frozen model.
 
     Args:
@@ -93,16 +95,19 @@ def train(
         TrainingError: the run folder holds another run, or learning went astray.
     """
     run = Run.of(lm, recipe, transfer)
-    way = WAYS.get(run.method.name, members)
+    way = METHODS.get(run.method.name, ensemble)
     way.check(run)
     start = run.learned() if run.learns else None  # what cannot start is said before anything is written
     # What is learned may be the model itself: keys of its earlier weights must not answer for it.
     with evaluator(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
-        folder = RunFolder.open(run)
-        untaught = before(run, engine, say)
+        folder = RunDir.open(run)
+        untaught = baseline_report(run, engine, say)
         if start is not None:
             result = way.learn(run, engine, run.task(name), start, folder, say)
-            say(f"with {_what(result)} ({run.method.name}): {shown(result.report.metrics)} on {result.report.n} rows")
+            say(
+                f"with {_what(result)} ({run.method.name}): "
+                f"{format_metrics(result.report.metrics)} on {result.report.n} rows"
+            )
         else:
             result = _manual(run, engine, run.task(name))
         if missing := result.report.unmeasured:
@@ -112,21 +117,21 @@ def train(
     return _outcome(result, untaught, folder)
 
 
-def _manual(run: Run, engine: EngineProtocol, task: Task) -> Result:
+def _manual(run: Run, engine: EngineProtocol, task: Task) -> MethodResult:
     """The best template as it is."""
     tasks = [replace(task, template=template.plain().source) for template in run.material.templates]
-    return Result(*best(run, engine, tasks), parameters=0)
+    return MethodResult(*best_task(run, engine, tasks), parameters=0)
 
 
-def _outcome(result: Result, untaught: dict[str, float], folder: RunFolder) -> Outcome:
+def _outcome(result: MethodResult, untaught: dict[str, float], folder: RunDir) -> TrainResult:
     task, report = result.task, result.report
     figures = {"metrics": report.metrics, "metrics_before": untaught}
     folder.write_summary({"n": report.n, **figures, "trained_parameters": result.parameters, "task_bytes": task.nbytes})
     task = replace(task, provenance={**task.provenance, **figures})
-    return Outcome(task, report.n, report.metrics, untaught, result.parameters, folder.path, result.model)
+    return TrainResult(task, report.n, report.metrics, untaught, result.parameters, folder.path, result.model)
 
 
-def _what(result: Result) -> str:
+def _what(result: MethodResult) -> str:
     """What was learned, for a person."""
     task, parts = result.task, []
     if result.model is not None:

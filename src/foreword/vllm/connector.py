@@ -15,22 +15,22 @@ from typing import Any
 
 from foreword.bank.bank import Bank
 from foreword.errors import UsageError
-from foreword.vllm import door
-from foreword.vllm.injection import Injection, Load, slots
-from foreword.vllm.rows import PrefixRows, Rows
+from foreword.vllm import compat
+from foreword.vllm.prefix_load import PrefixLoad, PrefixReference, slots
+from foreword.vllm.prefix_shards import PrefixShard, PrefixShards
 
 PREFIX_BYTES = 1 << 30
 logger = logging.getLogger("vllm.foreword")
 
 
 @dataclass
-class Loads(door.KVConnectorMetadata):
+class ForewordConnectorMetadata(compat.KVConnectorMetadata):
     """What workers have to write."""
 
-    loads: list[Load]
+    loads: list[PrefixLoad]
 
 
-class ForewordConnector(door.KVConnectorBase_V1, door.SupportsHMA):
+class ForewordConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):
     """A key/value connector for vLLM, see ``docs/vllm.md``.
 
     Extra configuration: ``bank`` is where prefixes are, ``prefix_bytes`` bounds what a worker keeps of them in memory.
@@ -40,24 +40,28 @@ class ForewordConnector(door.KVConnectorBase_V1, door.SupportsHMA):
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any = None) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        door.check_settings(vllm_config)
-        door.check_cache(vllm_config, kv_cache_config)
+        compat.check_settings(vllm_config)
+        compat.check_cache(vllm_config, kv_cache_config)
         extra = self._kv_transfer_config.get_from_extra_config
         place = extra("bank", None)
         if not place:
-            raise UsageError(f"{door.CONNECTOR} needs the place of its bank; give kv_connector_extra_config a 'bank'.")
-        self._groups = door.groups(kv_cache_config)
-        self._loads: list[Load] = []
+            raise UsageError(
+                f"{compat.CONNECTOR} needs the place of its bank; give kv_connector_extra_config a 'bank'."
+            )
+        self._groups = compat.groups(kv_cache_config)
+        self._loads: list[PrefixLoad] = []
         self._refused: dict[str, str] = {}
-        self._injector: Injector | None = None
-        if role is door.KVConnectorRole.WORKER:
-            self._injector = Injector(vllm_config, self._groups, Bank(place), int(extra("prefix_bytes", PREFIX_BYTES)))
+        self._injector: PrefixWriter | None = None
+        if role is compat.KVConnectorRole.WORKER:
+            self._injector = PrefixWriter(
+                vllm_config, self._groups, Bank(place), int(extra("prefix_bytes", PREFIX_BYTES))
+            )
 
     # In the scheduler.
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
         """How many tokens behind ``num_computed_tokens`` a prefix brings; they come between two steps."""
-        injection = Injection.found_in(request.kv_transfer_params)
+        injection = PrefixReference.found_in(request.kv_transfer_params)
         if injection is None:
             return 0, False
         if reason := self._refused.get(request.request_id) or self._refusal(injection, request):
@@ -70,18 +74,18 @@ class ForewordConnector(door.KVConnectorBase_V1, door.SupportsHMA):
         return (missing, True) if missing > 0 else (0, False)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        injection = Injection.found_in(request.kv_transfer_params)
+        injection = PrefixReference.found_in(request.kv_transfer_params)
         if injection is None or not num_external_tokens:
             return
         held = tuple(map(tuple, blocks.get_block_ids()))
         stop = min(injection.length, request.num_tokens - 1)
         start = stop - num_external_tokens
         refused = self._refused.get(request.request_id)
-        self._loads.append(Load(request.request_id, injection, start, stop, held, refused))
+        self._loads.append(PrefixLoad(request.request_id, injection, start, stop, held, refused))
 
-    def build_connector_meta(self, scheduler_output: Any) -> Loads:
+    def build_connector_meta(self, scheduler_output: Any) -> ForewordConnectorMetadata:
         loads, self._loads = self._loads, []
-        return Loads(loads)
+        return ForewordConnectorMetadata(loads)
 
     def request_finished(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         self._refused.pop(request.request_id, None)
@@ -92,7 +96,7 @@ class ForewordConnector(door.KVConnectorBase_V1, door.SupportsHMA):
     ) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished(request, block_ids)
 
-    def _refusal(self, injection: Injection, request: Any) -> str | None:
+    def _refusal(self, injection: PrefixReference, request: Any) -> str | None:
         """Why a request must not be answered. Placeholders that are run would make the answer nonsense."""
         if not injection.trusted(self._kv_transfer_config.engine_id):
             return "it names a prefix by itself; name a task as the model"
@@ -107,13 +111,13 @@ class ForewordConnector(door.KVConnectorBase_V1, door.SupportsHMA):
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         metadata = self._get_connector_metadata()
         assert self._injector is not None
-        assert isinstance(metadata, Loads)
+        assert isinstance(metadata, ForewordConnectorMetadata)
         self._injector.begin(metadata.loads)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
         assert self._injector is not None
         done, failed = self._injector.end()
-        return door.KVConnectorTransferResults(finished_recving=done, failed_recving=failed)
+        return compat.KVConnectorTransferResults(finished_recving=done, failed_recving=failed)
 
     def wait_for_layer_load(self, layer_name: str) -> None: ...
 
@@ -126,7 +130,7 @@ class ForewordConnector(door.KVConnectorBase_V1, door.SupportsHMA):
             self._injector.close()
 
 
-class Injector:
+class PrefixWriter:
     """Writes prefixes into the cache of one worker.
 
     Args:
@@ -139,13 +143,13 @@ class Injector:
         self._groups = groups
         self._bank = bank
         self._limit = limit
-        self._layers: dict[str, door.Layer] = {}
-        self._rows: PrefixRows | None = None
-        self._waiting: list[tuple[Load, Future[Rows]]] = []
+        self._layers: dict[str, compat.Layer] = {}
+        self._rows: PrefixShards | None = None
+        self._waiting: list[tuple[PrefixLoad, Future[PrefixShard]]] = []
         self._done: set[str] = set()
         self._failed: set[str] = set()
 
-    def begin(self, loads: Iterable[Load]) -> None:
+    def begin(self, loads: Iterable[PrefixLoad]) -> None:
         """Take up new loads, and write all prefixes that are in memory by now."""
         for load in loads:
             if load.refused is not None:
@@ -171,22 +175,22 @@ class Injector:
         if self._rows is not None:
             self._rows.close()
 
-    def _prefixes(self) -> PrefixRows:
+    def _prefixes(self) -> PrefixShards:
         if self._rows is None:  # the layers are not there yet when a connector is made
             names = {name for group, _ in self._groups for name in group}
-            self._layers = {name: layer for name, layer in door.layers(self._config) if name in names}
+            self._layers = {name: layer for name, layer in compat.layers(self._config) if name in names}
             heads = [layer.heads for layer in self._layers.values()]
-            self._rows = PrefixRows(self._bank.prefix, heads, self._config.model_config.dtype, self._limit)
+            self._rows = PrefixShards(self._bank.prefix, heads, self._config.model_config.dtype, self._limit)
         return self._rows
 
-    def _write(self, load: Load, rows: Rows) -> None:
+    def _write(self, load: PrefixLoad, rows: PrefixShard) -> None:
         for (names, block_size), blocks in zip(self._groups, load.blocks, strict=True):
             positions, at = slots(blocks, block_size, load.start, load.stop)
             for layer in (self._layers[name] for name in names if name in self._layers):
                 index = layer.heads.layer
                 layer.write(rows.keys[index][positions], rows.values[index][positions], at)
 
-    def _fail(self, load: Load, reason: str) -> None:
+    def _fail(self, load: PrefixLoad, reason: str) -> None:
         logger.error("request %s is not answered: %s", load.request_id, reason)
         self._done.add(load.request_id)
         self._failed.add(load.request_id)

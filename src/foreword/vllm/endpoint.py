@@ -21,18 +21,18 @@ from starlette.responses import JSONResponse, Response
 from foreword.bank.bank import Bank
 from foreword.core import Task
 from foreword.errors import ForewordError, RequestError, UnsupportedOption
-from foreword.models.outline import Outline, outline
-from foreword.server.access import Caller
-from foreword.server.catalogue import Catalogue
-from foreword.server.failures import refusal
-from foreword.server.tasks import TaskTable
+from foreword.models.model_info import ModelInfo, model_info
+from foreword.server.operations.auth import Caller
+from foreword.server.operations.error_handlers import refusal
+from foreword.server.tasks.catalogue import Catalogue
+from foreword.server.tasks.table import TaskTable
 from foreword.text import request as asking
 from foreword.text.request import Prompt
-from foreword.vllm import door
-from foreword.vllm.adapters import Adapters
+from foreword.vllm import compat
 from foreword.vllm.connector import PREFIX_BYTES
-from foreword.vllm.disguise import Disguise
-from foreword.vllm.front import Fronted, Fronting
+from foreword.vllm.lora_folders import LoRAFolders
+from foreword.vllm.prompt_builder import PrefixedPrompt, PromptBuilder
+from foreword.vllm.response_rewriter import ResponseRewriter
 
 # Options that would change what stands in the places of the prefix, or show it.
 _REFUSED_BY_ALL = ("kv_transfer_params",)
@@ -51,19 +51,19 @@ class TaskEndpoint:
 
     def attach_router(self, app: FastAPI) -> None:
         """Take over three routes."""
-        checks = [Depends(door.validate_json_request)]
+        checks = [Depends(compat.validate_json_request)]
 
         @app.post("/v1/chat/completions", dependencies=checks)
-        async def chat(request: door.ChatCompletionRequest, raw_request: Request) -> Response:
-            return await _answered(raw_request, request, door.create_chat_completion)
+        async def chat(request: compat.ChatCompletionRequest, raw_request: Request) -> Response:
+            return await _answered(raw_request, request, compat.create_chat_completion)
 
         @app.post("/v1/completions", dependencies=checks)
-        async def complete(request: door.CompletionRequest, raw_request: Request) -> Response:
-            return await _answered(raw_request, request, door.create_completion)
+        async def complete(request: compat.CompletionRequest, raw_request: Request) -> Response:
+            return await _answered(raw_request, request, compat.create_completion)
 
         @app.get("/v1/models")
         async def models(raw_request: Request) -> Response:
-            shown = await door.show_available_models(raw_request)
+            shown = await compat.show_available_models(raw_request)
             served = _served(raw_request)
             return shown if served is None else await served.listed(shown)
 
@@ -72,18 +72,20 @@ class TaskEndpoint:
         setattr(state, _STATE, None)
         config = getattr(engine_client, "vllm_config", None)
         transfer = getattr(config, "kv_transfer_config", None)
-        if config is None or transfer is None or transfer.kv_connector != door.CONNECTOR:
+        if config is None or transfer is None or transfer.kv_connector != compat.CONNECTOR:
             return
         extra = transfer.kv_connector_extra_config
         name = state.openai_serving_models.base_model_paths[0].name
         model = config.model_config
-        described = await run_in_threadpool(outline, model.model, trust_remote_code=model.trust_remote_code)
+        described = await run_in_threadpool(model_info, model.model, trust_remote_code=model.trust_remote_code)
         setattr(
-            state, _STATE, Tasks(name, described, extra["bank"], extra.get("prefix_bytes", PREFIX_BYTES), config, state)
+            state,
+            _STATE,
+            TaskHandlers(name, described, extra["bank"], extra.get("prefix_bytes", PREFIX_BYTES), config, state),
         )
 
 
-def _served(request: Request) -> Tasks | None:
+def _served(request: Request) -> TaskHandlers | None:
     return getattr(request.app.state, _STATE)
 
 
@@ -106,7 +108,7 @@ class _Model:
     reads_bank: bool = True
 
 
-class Tasks:
+class TaskHandlers:
     """The tasks of a bank, in front of vLLM's own handlers.
 
     Args:
@@ -118,14 +120,14 @@ class Tasks:
         state: of the application, with vLLM's handlers.
     """
 
-    def __init__(self, name: str, described: Outline, bank: str, prefix_bytes: int, config: Any, state: Any) -> None:
+    def __init__(self, name: str, described: ModelInfo, bank: str, prefix_bytes: int, config: Any, state: Any) -> None:
         self._base = name
         self._tokenizer = described.tokenizer
         self._models = state.openai_serving_models
         self._chat = state.openai_serving_chat
-        self._front = Fronting(described.tokenizer, config.kv_transfer_config.engine_id)
+        self._front = PromptBuilder(described.tokenizer, config.kv_transfer_config.engine_id)
         self._names: dict[str, str] = {}
-        self._adapters = Adapters(described, config)
+        self._adapters = LoRAFolders(described, config)
         model: Any = _Model(name, described.identity)
         store = Bank(bank)
         self._table = TaskTable(model, store, {}, prefix_bytes=prefix_bytes)
@@ -148,13 +150,13 @@ class Tasks:
             return await handler(body, http)
         if body.model is None or self._models.is_base_model(body.model):
             named, body.model = body.model or self._base, self._model_of(None)
-            return await Disguise(named, 0).response(await handler(body, http))
+            return await ResponseRewriter(named, 0).response(await handler(body, http))
         task = await self._table.resolve(body.model, None, Caller())
         assert task is not None
         asking.require_generation(task)
         _check_options(body, task)
         named = body.model
-        if isinstance(body, door.ChatCompletionRequest):
+        if isinstance(body, compat.ChatCompletionRequest):
             body.model = self._base
             prompts = [await self._conversation(task, body)]
         else:
@@ -162,7 +164,7 @@ class Tasks:
         self._put_in_front(task, body, prompts)
         body.model = self._model_of(task)
         hidden = 0 if task.prefix.token_ids is not None else task.prefix.length
-        return await Disguise(named, hidden).response(await handler(body, http))
+        return await ResponseRewriter(named, hidden).response(await handler(body, http))
 
     def _texts(self, task: Task, body: Any) -> list[Prompt]:
         given = body.prompt
@@ -194,7 +196,7 @@ class Tasks:
         rendered = await self._chat.render_chat_request(asked)
         if not isinstance(rendered, tuple):
             raise RequestError(rendered.error.message)
-        return asking.from_rendered(self._tokenizer, task, door.token_ids(rendered[1][0]))
+        return asking.from_rendered(self._tokenizer, task, compat.token_ids(rendered[1][0]))
 
     def _put_in_front(self, task: Task, body: Any, prompts: Sequence[Prompt]) -> None:
         penalized = (body.repetition_penalty or 1.0) != 1.0
@@ -206,7 +208,7 @@ class Tasks:
                 "repetition_penalty behind a learned prefix takes one prompt a request; send them apart."
             )
         whole = [self._fronted(prompt, prefix, length, penalized) for prompt in prompts]
-        if isinstance(body, door.ChatCompletionRequest):
+        if isinstance(body, compat.ChatCompletionRequest):
             # vLLM renders messages itself unless it finds their tokens here.
             body.kv_transfer_params = {**(whole[0].transfer or {}), "prompt_token_ids": list(whole[0].token_ids)}
         else:
@@ -214,7 +216,7 @@ class Tasks:
             body.kv_transfer_params = whole[0].transfer
         body.cache_salt = None if whole[0].injection is None else whole[0].injection.salt
 
-    def _fronted(self, prompt: Prompt, prefix: Any, length: int, penalized: bool) -> Fronted:
+    def _fronted(self, prompt: Prompt, prefix: Any, length: int, penalized: bool) -> PrefixedPrompt:
         behind = prompt.token_ids
         if prompt.prefix is not None and prompt.prefix.token_ids is not None:
             behind = (*prompt.prefix.token_ids[length : prompt.prefix_length], *behind)
@@ -228,7 +230,7 @@ class Tasks:
         # By this name no client can ask for the LoRA without its prefix.
         name = self._names.setdefault(written[0], f"{written[0]}#{secrets.token_hex(16)}")
         if name not in self._models.lora_requests:
-            self._models.lora_requests[name] = door.LoRARequest(name, *written[1:])
+            self._models.lora_requests[name] = compat.LoRARequest(name, *written[1:])
         return name
 
 

@@ -20,12 +20,12 @@ from foreword.engine.admission import Admission
 from foreword.engine.protocol import Chunk, Request, TokenLogprob
 from foreword.engine.stream import AnswerStream
 from foreword.errors import EngineBusy, EngineError, RequestError, UnsupportedModel, UsageError
-from foreword.models.outline import Outline
+from foreword.models.model_info import ModelInfo
+from foreword.text.label_scorers import LabelScorer, WordScorer
 from foreword.text.request import Prompt
-from foreword.text.scoring import Choice, WordChoice
-from foreword.vllm import door, wording
-from foreword.vllm.adapters import Adapters
-from foreword.vllm.front import Fronted, Fronting
+from foreword.vllm import compat, conversion
+from foreword.vllm.lora_folders import LoRAFolders
+from foreword.vllm.prompt_builder import PrefixedPrompt, PromptBuilder
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class VllmEngine:
 
     def __init__(
         self,
-        outline: Outline,
+        outline: ModelInfo,
         bank: str,
         *,
         flags: Sequence[str] = (),
@@ -73,21 +73,21 @@ class VllmEngine:
         self._active = 0
         self._lock = threading.Lock()
         length = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
-        arguments = door.arguments(str(outline.folder), bank, prefix_bytes, [*length, *flags])
+        arguments = compat.arguments(str(outline.folder), bank, prefix_bytes, [*length, *flags])
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="foreword-vllm", daemon=True)
         self._thread.start()
         self._held = ExitStack()
         self._held.callback(self._stop_loop)
         try:
-            self._llm = self._run(door.start(arguments, self._record))
+            self._llm = self._run(compat.start(arguments, self._record))
         except (UsageError, UnsupportedModel):
             self._held.close()
             raise
         except Exception as error:
             self._held.close()
             raise EngineError(f"vLLM did not start ({error}); what it printed says why.") from error
-        self._held.callback(lambda: self._run(door.end(self._llm)))
+        self._held.callback(lambda: self._run(compat.end(self._llm)))
         self._closed = False
         atexit.register(self.close)
         config = self._llm.vllm_config
@@ -95,8 +95,8 @@ class VllmEngine:
         soft = config.model_config.dtype if config.model_config.enable_prompt_embeds else None
         self._admission = Admission(self.identity, self.context, config.model_config.max_model_len, allow_other_weights)
         try:
-            self._front = Fronting(self.tokenizer, config.kv_transfer_config.engine_id, soft)
-            self._adapters = Adapters(outline, config)
+            self._front = PromptBuilder(self.tokenizer, config.kv_transfer_config.engine_id, soft)
+            self._adapters = LoRAFolders(outline, config)
         except Exception:
             self.close()  # nobody else holds what has been started
             raise
@@ -106,7 +106,7 @@ class VllmEngine:
         """Queue a request and return its stream; see `EngineProtocol.submit`."""
         self._admission.check(request)
         prompt = self._fronted(request)
-        params = wording.sampling(request.sampling, prompt.transfer)
+        params = conversion.sampling(request.sampling, prompt.transfer)
         adapter = self._adapters.request(request.adapter)
         stream = AnswerStream(request, lambda: answering.cancel())
         with self._lock:
@@ -127,12 +127,12 @@ class VllmEngine:
         for stream in streams:
             yield list(stream)
 
-    def score(self, prompts: Sequence[Prompt], choice: Choice) -> torch.Tensor:
+    def score(self, prompts: Sequence[Prompt], choice: LabelScorer) -> torch.Tensor:
         """See `EngineProtocol.score`. A request for every question and inner node of the words' trie.
 
         Raises UnsupportedModel for a head: vLLM gives no hidden states beside answers.
         """
-        if not isinstance(choice, WordChoice):
+        if not isinstance(choice, WordScorer):
             raise UnsupportedModel("vLLM gives no hidden states to heads; serve this task with --engine embedded.")
         for prompt in prompts:
             self._admission.check_prompt(prompt, choice.longest)
@@ -151,7 +151,7 @@ class VllmEngine:
                 [
                     (
                         prompt,
-                        wording.scoring([trie.tokens[node] for node in nodes], prompt.transfer),
+                        conversion.scoring([trie.tokens[node] for node in nodes], prompt.transfer),
                         prompts[row].adapter,
                     )
                     for row, nodes, prompt in asked
@@ -210,12 +210,12 @@ class VllmEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _fronted(self, asked: Request | Prompt) -> Fronted:
+    def _fronted(self, asked: Request | Prompt) -> PrefixedPrompt:
         penalized = isinstance(asked, Request) and asked.sampling.repetition_penalty != 1.0
         front = asked.prefix, asked.prefix_length
         return self._front(asked.token_ids, *front, soft=asked.soft, penalized=penalized)
 
-    def _scored(self, prompt: Prompt, tokens: Sequence[int], path: Sequence[int]) -> Fronted:
+    def _scored(self, prompt: Prompt, tokens: Sequence[int], path: Sequence[int]) -> PrefixedPrompt:
         return self._fronted(replace(prompt, token_ids=(*prompt.token_ids, *(tokens[node] for node in path))))
 
     def _read(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
@@ -228,12 +228,14 @@ class VllmEngine:
                     "the prefix's places; leave echo and prompt_logprobs out, or serve with --engine embedded."
                 )
         whole = [self._fronted(prompt).token_ids for prompt in prompts]
-        params = wording.reading(top)
-        asked = [(Fronted(ids, None), params, prompt.adapter) for ids, prompt in zip(whole, prompts, strict=True)]
+        params = conversion.reading(top)
+        asked = [
+            (PrefixedPrompt(ids, None), params, prompt.adapter) for ids, prompt in zip(whole, prompts, strict=True)
+        ]
         outputs = self._run(self._outputs(asked))
         return [
             [
-                wording.logprob(ids[at], output.prompt_logprobs[at], top)
+                conversion.logprob(ids[at], output.prompt_logprobs[at], top)
                 for at in range(prompt.prefix_length + 1, len(ids))
             ]
             for prompt, ids, output in zip(prompts, whole, outputs, strict=True)
@@ -241,7 +243,7 @@ class VllmEngine:
 
     async def _answer(
         self,
-        prompt: Fronted,
+        prompt: PrefixedPrompt,
         params: Any,
         adapter: Any,
         request: Request,
@@ -254,7 +256,7 @@ class VllmEngine:
                 prompt.prompt, params, uuid.uuid4().hex, lora_request=adapter, priority=-request.priority
             )
             async for output in outputs:
-                chunk = wording.chunk(output, request.sampling.logprobs)
+                chunk = conversion.chunk(output, request.sampling.logprobs)
                 self._counters["tokens_generated"] += len(chunk.token_ids)
                 if (stream := reader()) is None or stream.cancelled:
                     await outputs.aclose()
@@ -275,18 +277,18 @@ class VllmEngine:
         if (stream := reader()) is not None:
             stream.put(last)
 
-    async def _outputs(self, asked: Sequence[tuple[Fronted, Any, Adapter | None]]) -> list[Any]:
+    async def _outputs(self, asked: Sequence[tuple[PrefixedPrompt, Any, Adapter | None]]) -> list[Any]:
         """The only output of each request, some at a time."""
         gate = asyncio.Semaphore(SCORED_AT_ONCE)
 
-        async def one(prompt: Fronted, params: Any, adapter: Adapter | None) -> Any:
+        async def one(prompt: PrefixedPrompt, params: Any, adapter: Adapter | None) -> Any:
             async with gate:
                 generated: AsyncGenerator[Any] = self._llm.generate(
                     prompt.prompt, params, uuid.uuid4().hex, lora_request=self._adapters.request(adapter)
                 )
                 async for output in generated:
                     if output.outputs[0].finish_reason == "error":
-                        raise EngineError(wording.chunk(output).error or "vLLM failed.")
+                        raise EngineError(conversion.chunk(output).error or "vLLM failed.")
                     return output
                 raise EngineError("vLLM ended a request without an answer.")
 

@@ -14,7 +14,7 @@ def register() -> None:
     from foreword.errors import UsageError
 
     try:
-        from foreword.vllm.door import register as register_connector
+        from foreword.vllm.compat import register as register_connector
     except UsageError as error:  # somebody else's vLLM goes on as if Foreword were not installed
         logging.getLogger("vllm.foreword").warning("%s", error)
         return

@@ -10,7 +10,7 @@ from foreword.core import Kind
 from foreword.models import LanguageModel
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.recipe import DistilRecipe
-from foreword.training.distillation.study import Conversation
+from foreword.training.distillation.self_study import Conversation
 from models import byte_tokenizer, tiny_model
 from server.running import CHATML
 

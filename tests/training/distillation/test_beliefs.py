@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from foreword.core import Batch, Front
-from foreword.training.distillation.beliefs import Beliefs, beliefs, read
+from foreword.training.distillation.teacher_logits import TeacherLogits, read, teacher_logits
 from training.distillation.small import TEXT, document, roomy, talk
 
 
 def test_kept_logits_are_those_of_a_fresh_forward_over_the_joined_text(tmp_path):
     lm = roomy()
     talks = [talk(lm, "a longer question?", " yes"), talk(lm, "q", " it ships"), talk(lm, "why", " because.")]
-    beliefs(lm, document(), talks, top=12).save(tmp_path / "beliefs.safetensors")
-    kept = Beliefs.load(tmp_path / "beliefs.safetensors")
+    teacher_logits(lm, document(), talks, top=12).save(tmp_path / "beliefs.safetensors")
+    kept = TeacherLogits.load(tmp_path / "beliefs.safetensors")
     text = tuple(lm.tokenizer.encode(TEXT, add_special_tokens=False))
     for number, each in enumerate(talks):
         joined = text + each.prompt + each.answer

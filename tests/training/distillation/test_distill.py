@@ -17,11 +17,11 @@ from foreword.engine.engine import Engine
 from foreword.errors import DataError, SettingError, TrainingError, UnsupportedModel
 from foreword.prompts.static import static_task
 from foreword.text import request
-from foreword.training import fit as fitting
 from foreword.training.distillation.distill import distill
 from foreword.training.distillation.document import Document
-from foreword.training.distillation.plan import Plan
-from foreword.training.distillation.study import QUESTIONS, ask
+from foreword.training.distillation.self_study import QUESTIONS, generate_questions
+from foreword.training.distillation.setup import DistillationSetup
+from foreword.training.loop import fit as fitting
 from models import tiny_model
 from training.distillation.small import TEXT, recipe, roomy
 from training.small_data import write_jsonl
@@ -84,11 +84,11 @@ def test_the_same_seed_gives_the_same_prefix(tmp_path):
 
 def test_parts_have_no_question_in_common(tmp_path):
     lm = roomy()
-    plan = Plan(lm, Document.read(lm, "prompt", TEXT), recipe(tmp_path, conversations=30, held=10))
+    plan = DistillationSetup(lm, Document.read(lm, "prompt", TEXT), recipe(tmp_path, conversations=30, held=10))
     with Engine(lm, cache_bytes=1 << 24) as engine:
         found = plan.study(engine)
-        again = ask(engine, plan.document, 10, 5, QUESTIONS)
-        assert again == ask(engine, plan.document, 10, 5, QUESTIONS)
+        again = generate_questions(engine, plan.document, 10, 5, QUESTIONS)
+        assert again == generate_questions(engine, plan.document, 10, 5, QUESTIONS)
     parts = [{each.question for each in part} for part in (found.learned, found.held, found.test)]
     assert all(len(part) > 4 for part in parts)
     assert len(set.union(*parts)) == sum(map(len, parts))

@@ -7,9 +7,9 @@ import torch
 
 from foreword.core import Front
 from foreword.prompts.prefix import prefix_of, rows_of
-from foreword.training.distillation.beliefs import beliefs
 from foreword.training.distillation.document import Document
-from foreword.training.distillation.imitation import ImitationLoss, divergence, imitations
+from foreword.training.distillation.kl_loss import KLDistillationLoss, distillation_examples, kl_divergence
+from foreword.training.distillation.teacher_logits import teacher_logits
 from models import double
 from training.distillation.small import TEXT, talk
 
@@ -30,26 +30,26 @@ def whole(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
 def test_gradients(top):
     _, ids, logprobs = believed(4, 11, top)
     student = torch.randn(4, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    assert torch.autograd.gradcheck(lambda logits: divergence(logits, ids, logprobs), student)
+    assert torch.autograd.gradcheck(lambda logits: kl_divergence(logits, ids, logprobs), student)
 
 
 def test_with_every_token_it_is_the_divergence_and_with_some_never_more():
     teacher, ids, logprobs = believed(6, 20, 20)
     student = torch.randn(6, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     exact = whole(teacher, student)
-    torch.testing.assert_close(divergence(student, ids, logprobs), exact)
+    torch.testing.assert_close(kl_divergence(student, ids, logprobs), exact)
     for top in (1, 4, 12):
-        some = divergence(student, ids[:, :top], logprobs[:, :top])
+        some = kl_divergence(student, ids[:, :top], logprobs[:, :top])
         assert (some <= exact + 1e-12).all()
         assert (some > 0).all()
 
 
 def test_the_teacher_itself_is_no_distance_away_and_the_rest_counts():
     teacher, ids, logprobs = believed(5, 30, 4)
-    torch.testing.assert_close(divergence(teacher, ids, logprobs), torch.zeros(5, dtype=torch.float64))
+    torch.testing.assert_close(kl_divergence(teacher, ids, logprobs), torch.zeros(5, dtype=torch.float64))
     # The same proportions among the known tokens, and nothing left for all others.
     greedy = teacher.scatter(1, ids, teacher.gather(1, ids) + 9)
-    assert (divergence(greedy, ids, logprobs) > 0.1).all()
+    assert (kl_divergence(greedy, ids, logprobs) > 0.1).all()
 
 
 def test_certainty_gives_numbers():
@@ -58,11 +58,11 @@ def test_certainty_gives_numbers():
     logits[:, 7] = 40.0
     student = torch.zeros(2, 50, requires_grad=True)
     best = logits.log_softmax(-1).topk(3)
-    loss = divergence(student, best.indices, best.values).sum()
+    loss = kl_divergence(student, best.indices, best.values).sum()
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(student.grad).all()
-    reverse = divergence(logits, torch.tensor([[1, 2, 3]] * 2), torch.full((2, 3), 1 / 3).log())
+    reverse = kl_divergence(logits, torch.tensor([[1, 2, 3]] * 2), torch.full((2, 3), 1 / 3).log())
     assert torch.isfinite(reverse).all()
 
 
@@ -71,13 +71,13 @@ def test_gradients_of_the_prefix():
     lm = double("llama")
     talks = [talk(lm, "cost?", " 9"), talk(lm, "ships", " on Mo")]
     text = Document.read(lm, "prompt", TEXT)
-    examples = imitations(talks, beliefs(lm, text, talks, top=9))
+    examples = distillation_examples(talks, teacher_logits(lm, text, talks, top=9))
     rows = rows_of(text.chunks[0].prefix)[:3]
     some = rows[:, ::37].clone().requires_grad_()
 
     def loss(values):
         changed = rows.clone()
         changed[:, ::37] = values
-        return ImitationLoss().total(lm, Front(prefix_of(changed, lm.identity, 3, "prefix")), examples)
+        return KLDistillationLoss().total(lm, Front(prefix_of(changed, lm.identity, 3, "prefix")), examples)
 
     assert torch.autograd.gradcheck(loss, some)

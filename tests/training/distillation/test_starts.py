@@ -10,7 +10,7 @@ import torch
 
 from foreword.core import Batch, Front
 from foreword.errors import UnsupportedModel
-from foreword.training.distillation import starts
+from foreword.training.distillation import initialization
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.recipe import STARTS
 from models import tiny_model
@@ -19,12 +19,12 @@ from training.distillation.small import TEXT, roomy, talk
 TALKS = [("what does it cost?", " 9 coins"), ("when", " Monday")]
 
 
-def source(length: int, family: str = "llama", chunk: int | None = None) -> starts.Source:
+def source(length: int, family: str = "llama", chunk: int | None = None) -> initialization.InitSource:
     lm = roomy(family)
     found = Document.read(lm, "prompt", TEXT, chunk)
     count = len(found.chunks)
     talks = [talk(lm, question, answer, number % count) for number, (question, answer) in enumerate(TALKS)]
-    return starts.Source(lm, found, talks, length)
+    return initialization.InitSource(lm, found, talks, length)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
@@ -42,11 +42,11 @@ def test_moved_keys_give_the_logits_of_the_text(family):
     assert not torch.allclose(moved.keys[0], prefix.keys[0])
 
 
-@pytest.mark.parametrize("name", starts.STARTS)
+@pytest.mark.parametrize("name", initialization.INITIALIZERS)
 @pytest.mark.parametrize("chunk", [None, 30])
 def test_a_start_begins_with_the_first_token_and_has_the_asked_length(name, chunk):
     made = source(6, chunk=chunk)
-    prefix = starts.STARTS[name](made)
+    prefix = initialization.INITIALIZERS[name](made)
     assert (prefix.length, prefix.offset, prefix.bos) == (6, 6, made.document.chunks[0].prefix.bos)
     whole = made.document.chunks[0].prefix
     for found, expected in zip(prefix.values, whole.values, strict=True):
@@ -56,7 +56,7 @@ def test_a_start_begins_with_the_first_token_and_has_the_asked_length(name, chun
 def test_even_takes_tokens_from_every_chunk():
     made = source(8, chunk=20)
     assert len(made.document.chunks) >= 4
-    values = starts.even(made).values[0]
+    values = initialization.even(made).values[0]
     parts = [chunk.prefix.values[0] for chunk in made.document.chunks]
     owners = {n for slot in values[0] for n, part in enumerate(parts) if (part[0] == slot).all(-1).any()}
     assert owners == set(range(len(parts)))
@@ -73,21 +73,23 @@ def test_attention_is_that_of_transformers_over_the_joined_text():
         weights = model(torch.tensor([ids]), output_attentions=True).attentions
         for layer, weight in enumerate(weights):
             expected[layer] += weight[0, :, text:, :text].sum(1).view(2, 2, text).sum(1)
-    for found, right in zip(starts.watched(lm, made.document, made.conversations), expected, strict=True):
+    for found, right in zip(
+        initialization.attention_mass(lm, made.document, made.conversations), expected, strict=True
+    ):
         torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
 
 
 def test_a_sliding_window_hides_what_has_left_it():
     lm = roomy("gemma3")
-    found = starts.watched(lm, Document.read(lm, "prompt", TEXT), [talk(lm, "what does it cost?", " 9")])
+    found = initialization.attention_mass(lm, Document.read(lm, "prompt", TEXT), [talk(lm, "what does it cost?", " 9")])
     windows = [layer for layer, mass in enumerate(found) if float(mass[:, :40].sum()) == 0]
     assert windows == [0, 2]
 
 
 def test_each_head_has_the_tokens_that_it_looks_at():
     made = source(6)
-    masses = starts.watched(made.lm, made.document, made.conversations)
-    prefix, whole = starts.attention(made), made.document.chunks[0].prefix
+    masses = initialization.attention_mass(made.lm, made.document, made.conversations)
+    prefix, whole = initialization.attention(made), made.document.chunks[0].prefix
     for layer, mass in enumerate(masses):
         for head in range(2):
             top = {0, *mass[head, 1:].topk(5).indices.add(1).tolist()}
@@ -96,11 +98,11 @@ def test_each_head_has_the_tokens_that_it_looks_at():
 
 def test_refused_by_name_where_keys_must_move():
     lm = replace(tiny_model("gpt2"), context=None)
-    made = starts.Source(lm, Document.read(lm, "prompt", TEXT), [talk(lm, "what", " 9")], 6)
-    for start in starts.STARTS.values():
+    made = initialization.InitSource(lm, Document.read(lm, "prompt", TEXT), [talk(lm, "what", " 9")], 6)
+    for start in initialization.INITIALIZERS.values():
         with pytest.raises(UnsupportedModel, match="tiny-gpt2 has learned absolute positions, so keys cannot move"):
             start(made)
 
 
 def test_the_recipe_names_every_start():
-    assert set(STARTS) == {"auto", *starts.STARTS}
+    assert set(STARTS) == {"auto", *initialization.INITIALIZERS}

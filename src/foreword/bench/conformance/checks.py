@@ -19,10 +19,10 @@ from foreword.engine.protocol import Chunk, Request
 from foreword.errors import BenchError
 from foreword.interop.export import export_peft
 from foreword.prompts.lower import empty, lower_tokens
+from foreword.text.label_scorers import MaskScorer, WordScorer
 from foreword.text.request import Prompt
-from foreword.text.scoring import MaskChoice, WordChoice
 from foreword.text.verbalizer import WordTrie
-from foreword.training.checkpointing import checkpointed
+from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 
 Figures = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ def checkpointing(subject: Subject) -> Figures:
     def gradients(wanted: bool) -> tuple[list[Tensor], int]:
         runs.clear()
         learned = subject.learned()
-        with checkpointed(subject.lm, wanted):
+        with gradient_checkpointing(subject.lm, wanted):
             found = _gradients(subject.ours(learned), learned)
         return found, len(runs)
 
@@ -76,7 +76,7 @@ def engine(subject: Subject) -> Figures:
         requests = _requests(subject)
         answers = [_tokens(chunks) for chunks in running.generate(requests)]
         prompts = [Prompt(request.token_ids, request.prefix, request.prefix_length) for request in requests]
-        scores = running.score(prompts, WordChoice(WordTrie.build(WORDS, len(WORDS))))
+        scores = running.score(prompts, WordScorer(WordTrie.build(WORDS, len(WORDS))))
         logits = [_logits(subject, r, tokens[:-1])[-ANSWER:] for r, tokens in zip(requests, answers, strict=True)]
         expected = torch.stack([_word_scores(subject, request) for request in requests])
     lost = [_behind(rows, tokens) for rows, tokens in zip(logits, answers, strict=True)]
@@ -173,7 +173,7 @@ def _label_difference(subject: Subject, running: Engine) -> float:
         Prompt(subject.tokens(length, 10 + index), prefix, used, (length // 2,))
         for index, ((prefix, used), length) in enumerate(zip(uses, TEXTS, strict=True))
     ]
-    found = running.score(prompts, MaskChoice(tuple((at, (token,)) for at, token in enumerate(labels)), len(labels)))
+    found = running.score(prompts, MaskScorer(tuple((at, (token,)) for at, token in enumerate(labels)), len(labels)))
     expected = []
     for prompt in prompts:
         past = subject.past(prompt.prefix) if prompt.prefix is not None else None

@@ -17,7 +17,7 @@ from foreword.core import Task
 from foreword.core.sampling import MOST_LOGPROBS
 from foreword.engine.engine import Engine
 from foreword.errors import BenchError
-from foreword.models.outline import outline
+from foreword.models.model_info import model_info
 from foreword.prompts.lower import lower_tokens
 
 FACTORY = "foreword.bench.conformance.vllm_side:start"
@@ -33,7 +33,7 @@ def on_vllm(subject: Subject) -> Mapping[str, Any]:
 
     Raises UnsupportedModel for a model that is no causal one, without starting vLLM.
     """
-    outline(str(subject.folder), progress=lambda line: None)
+    model_info(str(subject.folder), progress=lambda line: None)
     bank = Bank(subject.folder / "bank")
     asked = published(subject, bank)
     with Engine(subject.lm, cache_bytes=1 << 20) as engine:

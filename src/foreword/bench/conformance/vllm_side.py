@@ -29,13 +29,13 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
 
     def answers(asked: Sequence[Asked], top: int) -> dict[str, Any]:
         """``answers``, or why there are none: ``refused`` or ``failed``."""
-        from foreword.models.outline import outline
+        from foreword.models.model_info import model_info
         from foreword.vllm.engine import VllmEngine
 
         log = Path(settings["log"])
         _print_to(log)
         try:
-            described = outline(settings["model"], progress=lambda line: None)
+            described = model_info(settings["model"], progress=lambda line: None)
             with VllmEngine(described, settings["bank"], flags=FLAGS) as engine:
                 return {"answers": answered(engine, Bank(settings["bank"]), asked, top)}
         except ForewordError as error:

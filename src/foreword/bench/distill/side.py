@@ -16,11 +16,11 @@ from foreword.models import LanguageModel, load_model
 from foreword.text import seam
 from foreword.training.distillation.distill import CACHE_BYTES, distill
 from foreword.training.distillation.document import Document
-from foreword.training.distillation.judge import Gap, verdict
-from foreword.training.distillation.plan import load
-from foreword.training.distillation.quality import answers
+from foreword.training.distillation.evaluator import LikelihoodGap, score_answers
 from foreword.training.distillation.recipe import DistilRecipe
-from foreword.training.distillation.study import Asked, Conversation, answer, said
+from foreword.training.distillation.report import answers
+from foreword.training.distillation.self_study import Conversation, Question, generate_answers, said
+from foreword.training.distillation.setup import load
 
 SUMMARIZE = "Summarize the whole text in a few sentences."
 
@@ -40,7 +40,7 @@ def figures(settings: Mapping[str, Any]) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         test = load(Path(folder) / "conversations.json").test
     document = Document.read(lm, settings["kind"], settings["text"])
-    gap = Gap.of(lm, document, test)
+    gap = LikelihoodGap.of(lm, document, test)
     with Engine(lm, cache_bytes=CACHE_BYTES) as engine:
         beside = _Beside(lm, engine, document, recipe)
         return {
@@ -69,10 +69,10 @@ class _Beside:
     document: Document
     recipe: DistilRecipe
 
-    def peer(self, name: str, test: Sequence[Conversation], gap: Gap) -> dict[str, Any]:
+    def peer(self, name: str, test: Sequence[Conversation], gap: LikelihoodGap) -> dict[str, Any]:
         """Figures of a shorter text that stands where the text does."""
         task = Document.read(self.lm, self.document.kind, SHORTER[name](self)).chunks[0]
-        found = verdict(self.lm, [Front(task.prefix)], test)
+        found = score_answers(self.lm, [Front(task.prefix)], test)
         texts = self._answers(task, [each.question for each in test])
         right = [[self.lm.tokenizer.decode(each.answer, skip_special_tokens=True)] for each in test]
         return {
@@ -85,13 +85,15 @@ class _Beside:
     def own(self, task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The gap on questions that people asked about the text, and F1 of answers with theirs."""
         params = SamplingParams(max_tokens=self.recipe.answer_tokens)
-        asked = [Asked(0, "given", row["question"]) for row in rows]
-        talks = answer(self.engine, self.document, asked, params)
+        asked = [Question(0, "given", row["question"]) for row in rows]
+        talks = generate_answers(self.engine, self.document, asked, params)
         questions, right = [row["question"] for row in rows], [row["answers"] for row in rows]
         full = [self.lm.tokenizer.decode(each.answer, skip_special_tokens=True) for each in talks]
         return {
             "n": len(rows),
-            "gap_closed": Gap.of(self.lm, self.document, talks).closed(verdict(self.lm, [Front(task.prefix)], talks)),
+            "gap_closed": LikelihoodGap.of(self.lm, self.document, talks).closed(
+                score_answers(self.lm, [Front(task.prefix)], talks)
+            ),
             "f1_full": token_f1(full, right),
             "f1_distilled": token_f1(self._answers(task, questions), right),
         }

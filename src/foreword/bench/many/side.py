@@ -16,8 +16,8 @@ from foreword.bench.maker import learned_name
 from foreword.core import KVPrefix, SamplingParams
 from foreword.engine.protocol import EngineProtocol, Request
 from foreword.errors import BenchError
-from foreword.server.access import Caller
-from foreword.server.tasks import TaskTable
+from foreword.server.operations.auth import Caller
+from foreword.server.tasks.table import TaskTable
 from foreword.text.request import from_text
 
 # Tokens of the running answers between two disturbances, in which what the last one left behind passes.

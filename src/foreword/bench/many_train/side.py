@@ -9,15 +9,15 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from foreword.engine.decoder import evaluator
+from foreword.engine.encoder_decoder import evaluator
 from foreword.engine.protocol import EngineProtocol
 from foreword.models import LanguageModel
 from foreword.models.load import load_model
-from foreword.training.lane import Lane
+from foreword.training.loop.concurrent import ConcurrentTrainer
+from foreword.training.loop.concurrent_run import ConcurrentRun
+from foreword.training.loop.evaluator import TaskEvaluator
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
-from foreword.training.score import Scorer
-from foreword.training.together import Together
 
 
 def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
@@ -25,7 +25,9 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     lm = load_model(settings["model"], dtype=settings["dtype"], device="cpu")
     engine = evaluator(lm, reuse=False)
     lanes = [_lane(lm, engine, settings, file) for file in sorted(Path(settings["users"]).glob("*.jsonl"))]
-    groups = [Together(lm, lanes)] if settings["together"] else [Together(lm, [lane]) for lane in lanes]
+    groups = (
+        [ConcurrentTrainer(lm, lanes)] if settings["together"] else [ConcurrentTrainer(lm, [lane]) for lane in lanes]
+    )
 
     def step() -> dict[str, float]:
         began = time.perf_counter()
@@ -36,7 +38,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     return {"step": step, "save": lambda path: _save(lanes, path), "tokens": lambda: sum(map(_tokens, lanes))}
 
 
-def _lane(lm: LanguageModel, engine: EngineProtocol, settings: Mapping[str, Any], file: Path) -> Lane:
+def _lane(lm: LanguageModel, engine: EngineProtocol, settings: Mapping[str, Any], file: Path) -> ConcurrentRun:
     recipe = Recipe(
         data=str(file),
         method=settings["method"],
@@ -48,15 +50,15 @@ def _lane(lm: LanguageModel, engine: EngineProtocol, settings: Mapping[str, Any]
         seed=settings["seed"],
     )
     run = Run.of(lm, recipe)
-    return Lane(file.stem, Scorer(run, engine, run.task("run"), run.learned()))
+    return ConcurrentRun(file.stem, TaskEvaluator(run, engine, run.task("run"), run.learned()))
 
 
-def _tokens(lane: Lane) -> int:
+def _tokens(lane: ConcurrentRun) -> int:
     """Of the next step's examples."""
     return sum(example.size for example in lane.batch)
 
 
-def _save(lanes: list[Lane], path: str) -> None:
+def _save(lanes: list[ConcurrentRun], path: str) -> None:
     """The prefix of every user as it stands."""
     prefixes = {lane.name: lane.learned.front().prefix for lane in lanes}
     save_file(

@@ -8,7 +8,7 @@ from typing import Any
 
 from foreword.bench.mixed.peft_side import RANK
 from foreword.bench.stock_vllm import StockVllm
-from foreword.vllm import door
+from foreword.vllm import compat
 
 LORAS = 32
 KEPT = 64
@@ -18,7 +18,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     """Start vLLM; the adapters are loaded with the first requests that name them."""
     flags = ["--enable-lora", "--max-loras", str(LORAS), "--max-lora-rank", str(RANK), "--max-cpu-loras", str(KEPT)]
     llm = StockVllm(settings["model"], flags)
-    adapters = [door.LoRARequest(f"t{i}", i + 1, folder) for i, folder in enumerate(settings["adapters"])]
+    adapters = [compat.LoRARequest(f"t{i}", i + 1, folder) for i, folder in enumerate(settings["adapters"])]
     prompts = [{"prompt_token_ids": ids} for ids in settings["prompts"]]
     named = [adapters[row % len(adapters)] for row in range(len(prompts))]
 

@@ -15,12 +15,12 @@ from foreword.bench.quality.loop import learn
 from foreword.core import Front, Task
 from foreword.engine.engine import Engine
 from foreword.models import load_model
-from foreword.prompts.manual import Nothing
-from foreword.training.figures import CACHE_BYTES
-from foreword.training.learned import Learned
+from foreword.prompts.manual import NoPrompt
+from foreword.training.loop.baseline import CACHE_BYTES
+from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
-from foreword.training.score import Scorer
 
 # A head begins with nothing: at the rate of the weights it would end with nothing.
 HEAD_RATE = 1e-3
@@ -33,12 +33,12 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
 def _figures(settings: Mapping[str, Any]) -> dict[str, Any]:
     lm = load_model(settings["model"], device="cpu")
     run = Run.of(lm, Recipe(**settings["recipe"]))
-    learned = Learned(Nothing(), run.learned().head)
+    learned = TrainablePrompt(NoPrompt(), run.learned().head)
     task = replace(run.task("full"), method="full")
     weights = [weight.requires_grad_() for weight in lm.model.parameters()]
     began = time.perf_counter()
     with Engine(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:  # its weights change
-        _learn(run, learned, weights, Scorer(run, engine, task, learned))
+        _learn(run, learned, weights, TaskEvaluator(run, engine, task, learned))
     seconds = time.perf_counter() - began
     figures = judged(lm, learned.become(lm, task), settings)
     changed = sum(weight.numel() for weight in weights)
@@ -51,7 +51,7 @@ def _figures(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _learn(run: Run, learned: Learned, weights: list[Tensor], scorer: Scorer) -> None:
+def _learn(run: Run, learned: TrainablePrompt, weights: list[Tensor], scorer: TaskEvaluator) -> None:
     """Leave the best weights in the model, and the best head in ``learned``."""
     head = list(learned.parameters())
     # bfloat16 cannot hold steps as small as these, so they are summed in float32.

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from foreword.core import Task
-from foreword.engine.decoder import evaluator
+from foreword.engine.encoder_decoder import evaluator
 from foreword.evaluation.evaluate import evaluate
 from foreword.models import LanguageModel
 from foreword.text.rows import read_rows
-from foreword.training.figures import CACHE_BYTES
+from foreword.training.loop.baseline import CACHE_BYTES
 
 
 def figures(lm: LanguageModel, task: Task, file: str, field: str) -> tuple[int, dict[str, float]]:

@@ -24,9 +24,9 @@ from foreword.evaluation.evaluate import evaluate
 from foreword.interop.peft import import_peft, read_peft
 from foreword.models import LanguageModel
 from foreword.models.load import load_model, pull
-from foreword.text.scoring import WordChoice
-from foreword.training.data import Example
-from foreword.training.figures import CACHE_BYTES
+from foreword.text.label_scorers import WordScorer
+from foreword.training.data.examples import Example
+from foreword.training.loop.baseline import CACHE_BYTES
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 
@@ -94,7 +94,7 @@ def _learn(run: Run, model: Any, trained: Sequence[Tensor], folder: Path) -> Non
 def _loss(run: Run, model: Any, examples: Sequence[Example]) -> Tensor:
     """Cross-entropy over the labels' words, each a single token: the loss that Foreword learns by."""
     choice = run.words
-    if not isinstance(choice, WordChoice) or choice.trie.inner:
+    if not isinstance(choice, WordScorer) or choice.trie.inner:
         raise BenchError("the peers of PEFT are measured where every label is a word of one token.")
     width = max(len(example.prompt) for example in examples)
     ids = torch.zeros(len(examples), width, dtype=torch.long)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from foreword.core import KVPrefix
 from foreword.models import LanguageModel, load_model
 from foreword.training.recipe import Recipe
-from foreword.training.search.plan import Plan
+from foreword.training.search.config import SearchConfig
 from foreword.training.search.search import search
 from foreword.training.train import train
 
@@ -48,7 +48,7 @@ class _Side:
     def __init__(self, lm: LanguageModel, settings: Mapping[str, Any]) -> None:
         self._lm = lm
         self._settings = settings
-        self._plan = Plan.of(settings["varied"], halving=settings["halving"])
+        self._plan = SearchConfig.of(settings["varied"], halving=settings["halving"])
         self._points = list(self._plan.space.corners())
 
     def alone(self, variant: int, steps: int, save: str | None = None) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from foreword.core import SamplingParams
+from foreword.engine.base import EngineBase
 from foreword.engine.protocol import Request, Stream
-from foreword.engine.stepped import SteppedEngine
 from foreword.errors import BenchError
 
 
@@ -18,7 +18,7 @@ class Side:
         prompts: token ids.
     """
 
-    def __init__(self, engine: SteppedEngine, prompts: list[list[int]]) -> None:
+    def __init__(self, engine: EngineBase, prompts: list[list[int]]) -> None:
         self._engine = engine
         self._prompts = prompts
         self._streams: list[Stream] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from foreword.bench.material import windows
 from foreword.bench.step.by_hand import Side
-from foreword.llamacpp.door import Session
+from foreword.llamacpp.compat import Session
 from foreword.llamacpp.engine import CELLS, LlamaCppEngine
 from foreword.llamacpp.model import gguf_model
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foreword.bench.train.case import PREFIX_HIDDEN
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.prefix import PrefixValues
-from foreword.prompts.reparam import BothWays, Reparam, Values
+from foreword.prompts.reparam import BiLSTM, Reparam, TrainableValues
 from foreword.prompts.soft import SoftTokens
 from foreword.training.run import Run
 
@@ -27,7 +27,7 @@ def encoder(run: Run) -> PromptEncoder:
         assert isinstance(own, SoftTokens | PrefixValues)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.recipe.seed)
-            own.values = Values(own.values(), reparam)
+            own.values = TrainableValues(own.values(), reparam)
     return own
 
 
@@ -35,7 +35,7 @@ def _lstm(initial: Tensor) -> tuple[Tensor, nn.Module]:
     """`peft.PromptEncoder`: the LSTM and the MLP, whose output is the soft tokens."""
     width = initial.shape[1]
     inputs = torch.randn(len(initial), width)
-    inner = nn.Sequential(BothWays(width, width), nn.Linear(2 * width, 2 * width), nn.ReLU())
+    inner = nn.Sequential(BiLSTM(width, width), nn.Linear(2 * width, 2 * width), nn.ReLU())
     with torch.no_grad():  # an LSTM gives little at first; of little, the last layer would have to make much
         spread = inner(inputs).std()
         for parameter in inner[1].parameters():

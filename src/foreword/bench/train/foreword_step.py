@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from foreword.bench.train.case import CASES
 from foreword.bench.train.encoders import encoder
 from foreword.models.load import load_model, pull
-from foreword.training.data import Example
-from foreword.training.learned import Learned
-from foreword.training.learner import Learner
+from foreword.training.data.examples import Example
+from foreword.training.loop.prompt_module import PromptModule
+from foreword.training.loop.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 
@@ -33,7 +33,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
         seed=settings["seed"],
     )
     run = Run.of(lm, recipe)
-    learned = Learned(encoder(run))
+    learned = TrainablePrompt(encoder(run))
     side = _Side(run, learned, _shuffled(run.examples, settings["batch_size"], settings["seed"]), case.lr)
     return {
         "batches": side.tokens,
@@ -45,10 +45,10 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
 
 
 class _Side:
-    def __init__(self, run: Run, learned: Learned, batches: list[list[Example]], lr: float) -> None:
+    def __init__(self, run: Run, learned: TrainablePrompt, batches: list[list[Example]], lr: float) -> None:
         self._batches = batches
         self._loss = run.loss(learned)
-        self._learner = Learner(run.lm, learned, self._loss)
+        self._learner = PromptModule(run.lm, learned, self._loss)
         self._optimizer = torch.optim.AdamW(learned.parameters(), lr, weight_decay=0.0)
 
     def tokens(self, count: int) -> list[list[list[Sequence[int]]]]:
@@ -75,7 +75,7 @@ def _shuffled(examples: Sequence[Example], size: int, seed: int) -> list[list[Ex
     return [[examples[place] for place in order[first : first + size]] for first in whole]
 
 
-def _save(learned: Learned, name: Callable[[str], str], path: str) -> None:
+def _save(learned: TrainablePrompt, name: Callable[[str], str], path: str) -> None:
     """The values that learning starts from, by the names that PEFT has for them."""
     values: Any = learned.encoder.values
     save_file({name(key): tensor.contiguous() for key, tensor in values.state_dict().items()}, path)

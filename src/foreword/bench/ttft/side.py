@@ -13,8 +13,8 @@ from foreword.bench.engines import opened, opened_bank
 from foreword.core import SamplingParams
 from foreword.engine.protocol import EngineProtocol, Request
 from foreword.errors import BenchError
-from foreword.server.access import Caller
-from foreword.server.tasks import TaskTable
+from foreword.server.operations.auth import Caller
+from foreword.server.tasks.table import TaskTable
 from foreword.text.request import from_text
 
 

@@ -50,15 +50,15 @@ def _scored(lm: LanguageModel) -> Finding:
 
     from foreword.core import Head
     from foreword.prompts.lower import activations
+    from foreword.text.label_scorers import head_scorer
     from foreword.text.request import Prompt
-    from foreword.text.scoring import head_choice
 
     front, ids = (tuple(lm.tokenizer(text).input_ids) for text in (FRONT, REQUEST))
     prompt = Prompt(ids, activations(lm, front), len(front))
     width = lm.identity.hidden_size
     head = Head(("one", "other"), torch.zeros(2, width), torch.tensor([1.0, 0.0]))
     with options.open_engine(lm) as engine:
-        scores = engine.score([prompt], head_choice(head))[0].tolist()
+        scores = engine.score([prompt], head_scorer(head))[0].tolist()
     if scores[0] - scores[1] != 1.0:
         return Finding("engine", "label behind a prefix", "broken", f"scores {scores}, expected them 1 apart")
     return Finding("engine", "label behind a prefix", "good", f"{len(front)} positions in front of {len(ids)} tokens")

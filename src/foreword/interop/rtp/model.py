@@ -9,8 +9,8 @@ from foreword.core import Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request, Stream
 from foreword.errors import UnsupportedModel, UnsupportedOption, UsageError
-from foreword.interop.rtp.fronts import Fronts, prompts_of, ptuning_task
 from foreword.interop.rtp.generate_config import GenerateConfig
+from foreword.interop.rtp.task_prefixes import TaskPrefixes, prompts_of, ptuning_task
 from foreword.models import LanguageModel, load_model
 from foreword.text.prompt_rows import StaticPrompt
 
@@ -95,7 +95,7 @@ class Model:
         if not lm.causal or lm.decoder:
             raise UnsupportedModel(f"{lm.name} ({lm.identity.architecture}) continues no text; give a causal model.")
         self.tokenizer = lm.tokenizer
-        self._fronts = Fronts(lm, ptuning, prompts)
+        self._fronts = TaskPrefixes(lm, ptuning, prompts)
         self.engine = Engine(lm, max_model_len=max_seq_len or None)
 
     def submit(self, text: str, config: GenerateConfig) -> list[Stream]:

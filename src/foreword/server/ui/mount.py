@@ -45,13 +45,13 @@ def mount_ui(app: FastAPI, base: str) -> None:
     check_ui()
     import gradio as gr
 
-    from foreword.server.ui.inside import Inside
+    from foreword.server.ui.in_process_transport import InProcessTransport
     from foreword.server.ui.page import Page
-    from foreword.server.ui.routes import Routes
-    from foreword.server.ui.shelf import Shelf
+    from foreword.server.ui.server_client import ServerClient
+    from foreword.server.ui.task_versions import TaskVersions
 
-    routes = Routes(Inside(app))
-    page = Page(routes, Shelf(routes), base)
+    routes = ServerClient(InProcessTransport(app))
+    page = Page(routes, TaskVersions(routes), base)
 
     @app.get(PATH, include_in_schema=False)
     async def ui() -> Response:
@@ -75,11 +75,11 @@ def mount_ui(app: FastAPI, base: str) -> None:
         mcp_server=False,
         enable_monitoring=False,
         show_error=False,
-        app_kwargs={"middleware": [Middleware(Doorkeeper)]},
+        app_kwargs={"middleware": [Middleware(RouteFilter)]},
     )
 
 
-class Doorkeeper:
+class RouteFilter:
     """Lets through what the page asks for, and not the rest that Gradio can do: uploads, files, proxies, monitoring.
 
     Nor what another site's page asks for: browsers send the key that their visitor typed along with that too.

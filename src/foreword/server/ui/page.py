@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from foreword.server.ui import board
-from foreword.server.ui.column import Column, compare
-from foreword.server.ui.routes import Pass, Question, Refused, Routes
-from foreword.server.ui.shelf import Shelf, Version
-from foreword.server.ui.words import Say, say_in
+from foreword.server.ui import html
+from foreword.server.ui.answer_pane import AnswerPane, compare
+from foreword.server.ui.server_client import AuthHeaders, PlaygroundRequest, Refused, ServerClient
+from foreword.server.ui.task_versions import TaskVersion, TaskVersions
+from foreword.server.ui.translations import Say, say_in
 
 Made = TypeVar("Made")
 Update = dict[str, Any]
@@ -26,7 +26,7 @@ class Page:
         base: the base model's name.
     """
 
-    def __init__(self, routes: Routes, shelf: Shelf, base: str) -> None:
+    def __init__(self, routes: ServerClient, shelf: TaskVersions, base: str) -> None:
         self._routes = routes
         self._shelf = shelf
         self._base = base
@@ -42,7 +42,7 @@ class Page:
 
     def _lay_out(self) -> None:
         with gr.Row(elem_id="top"):
-            gr.HTML(board.header(self._base), elem_id="header")
+            gr.HTML(html.header(self._base), elem_id="header")
             self.language = gr.Radio(
                 [("English", "en"), ("中文", "zh")], value="en", show_label=False, container=False, elem_id="language"
             )
@@ -93,7 +93,7 @@ class Page:
                 value=0,
                 step=0.1,
             )
-        self.answers = gr.HTML(board.hint("ask_to_start"), elem_id="answers")
+        self.answers = gr.HTML(html.hint("ask_to_start"), elem_id="answers")
 
     def _lay_out_classify(self) -> None:
         self.labellers = self._said(
@@ -113,7 +113,7 @@ class Page:
             self.label = self._said(
                 gr.Button, lambda say: {"value": say("classify")}, variant="primary", elem_id="label"
             )
-        self.probabilities = gr.HTML(board.hint("classify_to_start"), elem_id="probabilities")
+        self.probabilities = gr.HTML(html.hint("classify_to_start"), elem_id="probabilities")
 
     def _lay_out_tasks(self) -> None:
         self.tasks = gr.HTML(elem_id="tasks")
@@ -173,18 +173,18 @@ class Page:
         try:
             names = [model["id"] for model in await self._routes.models(_pass(visit))]
         except Refused as error:
-            return [board.problem(str(error)), *([gr.skip()] * 4)]
+            return [html.problem(str(error)), *([gr.skip()] * 4)]
         try:
             served = await self._shelf.tasks(_pass(visit))
         except Refused as error:  # a server without a bank has tasks all the same
-            return ["", _choices(names, models, names[:2]), gr.skip(), board.problem(str(error)), gr.skip()]
+            return ["", _choices(names, models, names[:2]), gr.skip(), html.problem(str(error)), gr.skip()]
         labelling = [each.task for each in served if each.labels]
         stored = [each.task for each in served]
         return [
             "",
             _choices(names, models, names[:2]),
             _choices(labelling, labellers, labelling[:1]),
-            board.tasks(served),
+            html.tasks(served),
             gr.update(choices=stored, value=task if task in stored else next(iter(stored), None)),
         ]
 
@@ -195,9 +195,9 @@ class Page:
         try:
             found = await self._shelf.versions(_pass(visit), task)
         except Refused as error:
-            return [gr.update(choices=[], value=None), board.problem(str(error))]
+            return [gr.update(choices=[], value=None), html.problem(str(error))]
         versions = [each.version for each in found]
-        return [gr.update(choices=versions, value=_before(found)), board.versions(task, found)]
+        return [gr.update(choices=versions, value=_before(found)), html.versions(task, found)]
 
     async def _ask(
         self, models: Sequence[str], text: str, form: str, max_tokens: int, temperature: float, visit: gr.Request
@@ -205,13 +205,13 @@ class Page:
         if mistake := _missing(models, text):
             yield mistake
             return
-        question = Question(text, form == "chat", int(max_tokens), float(temperature))
+        question = PlaygroundRequest(text, form == "chat", int(max_tokens), float(temperature))
 
-        def ask(model: str) -> AsyncIterator[Column]:
+        def ask(model: str) -> AsyncIterator[AnswerPane]:
             return self._routes.ask(_pass(visit), model, question, model == self._base)
 
         async for columns in compare(models, ask):
-            yield board.answers(columns)
+            yield html.answers(columns)
 
     async def _classify(self, tasks: Sequence[str], text: str, visit: gr.Request) -> str:
         if mistake := _missing(tasks, text):
@@ -222,33 +222,33 @@ class Page:
                 found[task] = await self._routes.classify(_pass(visit), task, text)
             except Refused as error:
                 found[task] = str(error)
-        return board.probabilities(found)
+        return html.probabilities(found)
 
     async def _rollback(self, task: str | None, version: str | None, visit: gr.Request) -> str:
         if not task or not version:
-            return board.mistake("no_version")
+            return html.mistake("no_version")
         try:
             served = await self._shelf.rollback(_pass(visit), task, version)
         except Refused as error:
-            return board.problem(str(error))
-        return board.done(f"{task}@{served}", "now_served")
+            return html.problem(str(error))
+        return html.done(f"{task}@{served}", "now_served")
 
 
-def _pass(visit: gr.Request) -> Pass:
+def _pass(visit: gr.Request) -> AuthHeaders:
     return visit.headers.get("authorization")
 
 
 def _missing(models: Sequence[str], text: str | None) -> str | None:
     if not models:
-        return board.mistake("nothing_chosen")
-    return None if text and text.strip() else board.mistake("nothing_typed")
+        return html.mistake("nothing_chosen")
+    return None if text and text.strip() else html.mistake("nothing_typed")
 
 
 def _choices(offered: list[str], chosen: Sequence[str], usual: list[str]) -> Update:
     return gr.update(choices=offered, value=[name for name in chosen or () if name in offered] or usual)
 
 
-def _before(found: Sequence[Version]) -> str | None:
+def _before(found: Sequence[TaskVersion]) -> str | None:
     """The version that rolling back means: the next older one, else the served one."""
     served = next((index for index, each in enumerate(found) if each.served), None)
     if served is None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foreword.errors import TrainingError
-from foreword.training.distillation.quality import Quality
+from foreword.training.distillation.report import DistillationReport
 
 
-def table(curve: Sequence[Quality]) -> str:
+def table(curve: Sequence[DistillationReport]) -> str:
     """Markdown, a row a length."""
     rows = [
         f"| {each.slots} | {each.gap_closed:.3f} | {each.agreement['distilled']:.3f} | {each.f1['distilled']:.3f} | "
@@ -21,7 +21,7 @@ def table(curve: Sequence[Quality]) -> str:
     )
 
 
-def draw(curve: Sequence[Quality], file: Path) -> None:
+def draw(curve: Sequence[DistillationReport], file: Path) -> None:
     """A PNG, replaced as a whole. Raises TrainingError if it cannot be written."""
     # The figure alone, without pyplot: that keeps every figure of the process, and looks for a screen.
     from matplotlib.figure import Figure

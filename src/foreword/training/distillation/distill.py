@@ -13,20 +13,20 @@ from foreword.engine.engine import Engine
 from foreword.errors import SettingError, TrainingError
 from foreword.models import LanguageModel
 from foreword.prompts.rotate import rotations
-from foreword.training.distillation import starts
-from foreword.training.distillation.beliefs import Beliefs
+from foreword.training.distillation import initialization
 from foreword.training.distillation.curve import draw, table
 from foreword.training.distillation.document import Document
-from foreword.training.distillation.imitation import Imitation, imitations
-from foreword.training.distillation.judge import Gap, Judge, verdict
-from foreword.training.distillation.lesson import Lesson
-from foreword.training.distillation.plan import Material, Plan, load, save
-from foreword.training.distillation.quality import Quality, measure
+from foreword.training.distillation.evaluator import DistillationEvaluator, LikelihoodGap, score_answers
+from foreword.training.distillation.kl_loss import DistillationExample, distillation_examples
 from foreword.training.distillation.recipe import DistilRecipe
-from foreword.training.fit import fit
-from foreword.training.folder import RunFolder
-from foreword.training.processes import check_alone
-from foreword.training.result import Say
+from foreword.training.distillation.report import DistillationReport, measure
+from foreword.training.distillation.run import DistillationRun
+from foreword.training.distillation.setup import DistillationSetup, SelfStudyData, load, save
+from foreword.training.distillation.teacher_logits import TeacherLogits
+from foreword.training.loop.distributed import require_single_process
+from foreword.training.loop.fit import fit
+from foreword.training.loop.run_dir import RunDir
+from foreword.training.methods.base import Say
 from foreword.version import __version__
 
 METHOD = "distill"
@@ -35,7 +35,7 @@ CACHE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
-class Distilled:
+class DistillResult:
     """What a distillation gives.
 
     Attributes:
@@ -49,12 +49,12 @@ class Distilled:
     """
 
     task: Task
-    quality: Quality
+    quality: DistillationReport
     init: str
     steps: int
     tokens: int
     folder: Path
-    curve: tuple[Quality, ...] = ()
+    curve: tuple[DistillationReport, ...] = ()
 
     @property
     def effort(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def distill(
     parent: str | None = None,
     curve: Sequence[int] = (),
     say: Say = lambda line: print(line, file=sys.stderr),
-) -> Distilled:
+) -> DistillResult:
     """Learn a short prefix that acts like a long text in context.
 
     Args:
@@ -91,14 +91,14 @@ def distill(
         UsageError, DataError: something in the settings or the files of questions is wrong.
         TrainingError: the run folder holds another run, or learning went astray.
     """
-    check_alone("distilling")
+    require_single_process("distilling")
     recipe = recipe or DistilRecipe()
     kind = kind or ("system" if getattr(lm.tokenizer, "chat_template", None) else "prompt")
     document = Document.read(lm, kind, text, recipe.chunk)
     _check_shorter(document, [recipe.slots, *curve])
     rotations(lm)  # a model whose keys cannot move is refused before it makes questions for minutes
-    plan = Plan(lm, document, recipe)
-    folder = RunFolder.open(plan)
+    plan = DistillationSetup(lm, document, recipe)
+    folder = RunDir.open(plan)
     say(f"{document.tokens} tokens of text, {document.nbytes:,} bytes{_in_chunks(document)}")
     desk = _Desk.of(plan, folder, say)
     made = {slots: desk.distilled(_task(plan, name, parent), slots) for slots in sorted({recipe.slots, *curve})}
@@ -125,20 +125,20 @@ class _Desk:
         say: gets a line for every stage.
     """
 
-    plan: Plan
-    folder: RunFolder
-    material: Material
-    examples: Sequence[Imitation]
-    held: Gap
-    test: Gap
+    plan: DistillationSetup
+    folder: RunDir
+    material: SelfStudyData
+    examples: Sequence[DistillationExample]
+    held: LikelihoodGap
+    test: LikelihoodGap
     say: Say
 
     @classmethod
-    def of(cls, plan: Plan, folder: RunFolder, say: Say) -> _Desk:
+    def of(cls, plan: DistillationSetup, folder: RunDir, say: Say) -> _Desk:
         """Make it, or read back what is in the folder. Raises TrainingError for a text that is of no use."""
         material = _material(plan, folder, say)
-        examples = imitations(material.learned, _beliefs(plan, folder, material, say))
-        held, test = (Gap.of(plan.lm, plan.document, part) for part in (material.held, material.test))
+        examples = distillation_examples(material.learned, _beliefs(plan, folder, material, say))
+        held, test = (LikelihoodGap.of(plan.lm, plan.document, part) for part in (material.held, material.test))
         if not test.full.logprob > test.none.logprob:
             raise TrainingError(
                 "the model answers no better with the text than without it, so there is nothing to distil; check the "
@@ -146,13 +146,13 @@ class _Desk:
             )
         return cls(plan, folder, material, examples, held, test, say)
 
-    def distilled(self, task: Task, slots: int) -> Distilled:
+    def distilled(self, task: Task, slots: int) -> DistillResult:
         """Learn a prefix of one length, or go on with it, and measure it."""
         prefix, init = self._start(slots)
-        lesson = Lesson(self.plan, self.examples, self.material.held)
+        lesson = DistillationRun(self.plan, self.examples, self.material.held)
         learned = lesson.learned(prefix)
         folder = self.folder.inside(f"slots-{slots}")
-        fit(Judge(lesson, learned, self.held), folder)
+        fit(DistillationEvaluator(lesson, learned, self.held), folder)
         steps = folder.history()[-1]["step"]
         tokens = sum(self.examples[draw.place].size for batch in lesson.batches[:steps] for draw in batch)
         task = learned.become(self.plan.lm, task)
@@ -160,15 +160,15 @@ class _Desk:
             quality = measure(self.plan, engine, self.material, self.test, task)
         closed, ratio = quality.gap_closed, quality.bytes_ratio
         self.say(f"{slots} slots close {closed:.3f} of the gap, with {ratio:.1f} times fewer bytes")
-        return Distilled(with_figures(task, quality, init), quality, init, steps, tokens, self.folder.path)
+        return DistillResult(with_figures(task, quality, init), quality, init, steps, tokens, self.folder.path)
 
     def _start(self, slots: int) -> tuple[KVPrefix, str]:
         """The initial values that are asked for, or else those that are worth most on the held-out conversations."""
         plan, wanted = self.plan, self.plan.recipe.init
-        source = starts.Source(plan.lm, plan.document, self.material.learned, slots)
+        source = initialization.InitSource(plan.lm, plan.document, self.material.learned, slots)
         if wanted != "auto":
-            return starts.STARTS[wanted](source), wanted
-        candidates = {name: start(source) for name, start in starts.STARTS.items()}
+            return initialization.INITIALIZERS[wanted](source), wanted
+        candidates = {name: start(source) for name, start in initialization.INITIALIZERS.items()}
         closed = {name: self._closed(prefix) for name, prefix in candidates.items()}
         best = max(closed, key=lambda name: closed[name])
         shown = ", ".join(f"{name} {value:.3f}" for name, value in closed.items())
@@ -177,10 +177,10 @@ class _Desk:
 
     def _closed(self, prefix: KVPrefix) -> float:
         fronts = [Front(prefix)] * len(self.plan.document.chunks)
-        return self.held.closed(verdict(self.plan.lm, fronts, self.material.held))
+        return self.held.closed(score_answers(self.plan.lm, fronts, self.material.held))
 
 
-def with_figures(task: Task, quality: Quality, init: str) -> Task:
+def with_figures(task: Task, quality: DistillationReport, init: str) -> Task:
     """The task with where it started, and the figures that its card shows."""
     metrics = {
         "gap_closed": quality.gap_closed,
@@ -192,7 +192,7 @@ def with_figures(task: Task, quality: Quality, init: str) -> Task:
     return replace(task, provenance={**task.provenance, "init": init, "metrics": metrics})
 
 
-def _material(plan: Plan, folder: RunFolder, say: Say) -> Material:
+def _material(plan: DistillationSetup, folder: RunDir, say: Say) -> SelfStudyData:
     """The conversations, made now or read back."""
     file = folder.path / "conversations.json"
     if not file.is_file():
@@ -206,17 +206,17 @@ def _material(plan: Plan, folder: RunFolder, say: Say) -> Material:
     return material
 
 
-def _beliefs(plan: Plan, folder: RunFolder, material: Material, say: Say) -> Beliefs:
+def _beliefs(plan: DistillationSetup, folder: RunDir, material: SelfStudyData, say: Say) -> TeacherLogits:
     """What the teacher expects in them, computed now or read back."""
     file = folder.path / "beliefs.safetensors"
     if not file.is_file():
         plan.beliefs(material.learned).save(file)
-    found = Beliefs.load(file)
+    found = TeacherLogits.load(file)
     say(f"the teacher's {found.token_ids.shape[1]} most probable tokens at {found.starts[-1]:,} places")
     return found
 
 
-def _task(plan: Plan, name: str, parent: str | None) -> Task:
+def _task(plan: DistillationSetup, name: str, parent: str | None) -> Task:
     """The task before anything is learned; it answers as the static task of the text would."""
     document = plan.document
     return Task(

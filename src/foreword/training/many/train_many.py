@@ -13,26 +13,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foreword.core import Task
-from foreword.engine.decoder import evaluator
+from foreword.engine.encoder_decoder import evaluator
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import DataError, PublishConflict, UsageError
 from foreword.evaluation.report import Report
 from foreword.models import LanguageModel
 from foreword.progress import Progress
-from foreword.training.checkpointing import checkpointed
-from foreword.training.figures import CACHE_BYTES, best_of_each, majority_share, standing
-from foreword.training.folder import RunFolder
-from foreword.training.lane import Lane
-from foreword.training.many.ledger import Ledger
-from foreword.training.many.plan import Plan
-from foreword.training.many.shared import Shared, shared_by
-from foreword.training.many.users import Users
-from foreword.training.material import Material
-from foreword.training.processes import is_mine, meet, rank
-from foreword.training.result import Say
+from foreword.training.data.training_data import TrainingData
+from foreword.training.loop.baseline import CACHE_BYTES, best_task_of_each, majority_share, selection_score
+from foreword.training.loop.concurrent import ConcurrentTrainer
+from foreword.training.loop.concurrent_run import ConcurrentRun
+from foreword.training.loop.distributed import barrier, is_own_work, rank
+from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
+from foreword.training.loop.run_dir import RunDir
+from foreword.training.many.config import MultiTaskConfig
+from foreword.training.many.shared_init import SharedInit, shared_init
+from foreword.training.many.task_progress import TaskProgress
+from foreword.training.many.task_source import TaskSource
+from foreword.training.methods.base import Say
 from foreword.training.run import Run
-from foreword.training.score import Scorer
-from foreword.training.together import Together
 
 # Seconds between two snapshots of what is being learned.
 SNAPSHOT = 60.0
@@ -43,7 +43,13 @@ that it was published under, or ``None`` if it was not."""
 
 
 def train_many(
-    lm: LanguageModel, plan: Plan, users: Users, held: Users | None, keep: Keep, transfer: Task | None, say: Say
+    lm: LanguageModel,
+    plan: MultiTaskConfig,
+    users: TaskSource,
+    held: TaskSource | None,
+    keep: Keep,
+    transfer: Task | None,
+    say: Say,
 ) -> list[dict[str, Any]]:
     """Learn this process's share of the tasks.
 
@@ -63,34 +69,34 @@ def train_many(
         UsageError: there is nothing to learn, or a setting is wrong.
         TrainingError: the run folder holds another run, or cannot be written.
     """
-    meet()
-    folder = RunFolder.at(plan.out, plan.settings(lm, transfer), resume=plan.recipe.resume)
-    many = _Many(lm, plan, users, held, keep, transfer, say, Ledger(folder.path, rank()))
+    barrier()
+    folder = RunDir.at(plan.out, plan.settings(lm, transfer), resume=plan.recipe.resume)
+    many = _MultiTaskRun(lm, plan, users, held, keep, transfer, say, TaskProgress(folder.path, rank()))
     many.learn()
-    meet()
+    barrier()
     wanted = set(users.names)
     return [record for name, record in sorted(many.ledger.ended().items()) if name in wanted]
 
 
 @dataclass(frozen=True)
-class _Many:
+class _MultiTaskRun:
     lm: LanguageModel
-    plan: Plan
-    users: Users
-    held: Users | None
+    plan: MultiTaskConfig
+    users: TaskSource
+    held: TaskSource | None
     keep: Keep
     transfer: Task | None
     say: Say
-    ledger: Ledger
+    ledger: TaskProgress
 
     def learn(self) -> None:
         names = list(self._survey())
         with (
             evaluator(self.lm, cache_bytes=CACHE_BYTES, reuse=False) as engine,
-            checkpointed(self.lm, self.plan.recipe.checkpointing),
+            gradient_checkpointing(self.lm, self.plan.recipe.checkpointing),
         ):
-            shared = shared_by(self.lm, self.plan, engine, self.material, names, self.ledger.folder, self.say)
-            self._stream([name for name in names if is_mine(name)], engine, shared)
+            shared = shared_init(self.lm, self.plan, engine, self.material, names, self.ledger.folder, self.say)
+            self._stream([name for name in names if is_own_work(name)], engine, shared)
 
     def _survey(self) -> Iterator[str]:
         """Look at everybody's rows before anything is learned: the names of those who can be learned from."""
@@ -105,7 +111,7 @@ class _Many:
                     )
             except UsageError as error:
                 reasons.append(f"{name}: {error}")
-                if is_mine(name) and known.get(name, {}).get("why") != str(error):
+                if is_own_work(name) and known.get(name, {}).get("why") != str(error):
                     self._note(name, "left out", why=str(error))
                 continue
             good += 1
@@ -117,13 +123,13 @@ class _Many:
         if not good:
             raise UsageError(f"none of the {len(self.users.names)} tasks can be learned; the first: {reasons[0]}")
 
-    def material(self, name: str) -> Material:
+    def material(self, name: str) -> TrainingData:
         """The rows of a task, checked. Raises DataError for too few."""
         rows = self.users.rows(name)
         if len(rows) < self.plan.min_rows:
             raise DataError(f"it has {len(rows)} rows, fewer than {self.plan.min_rows} (--min-rows)")
         held = self.held.rows(name) if self.held is not None else []
-        made = Material.of(self.plan.recipe_of(name), rows, held, vocabulary=self.lm.vocabulary)
+        made = TrainingData.of(self.plan.recipe_of(name), rows, held, vocabulary=self.lm.vocabulary)
         return replace(made, digest=self.users.digest(name))
 
     def _inputs(self, name: str) -> str:
@@ -132,14 +138,14 @@ class _Many:
         own = json.dumps(dict(self.plan.tasks.get(name, {})), sort_keys=True)
         return hashlib.sha256("\n".join((self.users.digest(name), held, own)).encode()).hexdigest()
 
-    def _stream(self, names: Sequence[str], engine: EngineProtocol, shared: Shared) -> None:
+    def _stream(self, names: Sequence[str], engine: EngineProtocol, shared: SharedInit) -> None:
         inputs = {name: self._inputs(name) for name in names}
         ended = {
             name
             for name, record in self.ledger.ended().items()
             if record["status"] != "left out" and record["inputs"] == inputs.get(name)
         }
-        group = Together(self.lm)
+        group = ConcurrentTrainer(self.lm)
         # Some may have ended since the snapshot: they come along once more, so that every batch is what it was.
         for name, before, state, file in self.ledger.kept():
             if inputs.get(name) == before:
@@ -159,7 +165,12 @@ class _Many:
         self.ledger.drop()
 
     def _fill(
-        self, group: Together, queue: Iterator[str], engine: EngineProtocol, shared: Shared, inputs: Mapping[str, str]
+        self,
+        group: ConcurrentTrainer,
+        queue: Iterator[str],
+        engine: EngineProtocol,
+        shared: SharedInit,
+        inputs: Mapping[str, str],
     ) -> bool:
         """Give free places to those who wait; whether anybody came."""
         came = False
@@ -174,9 +185,9 @@ class _Many:
 
     def _advance(
         self,
-        group: Together,
+        group: ConcurrentTrainer,
         engine: EngineProtocol,
-        shared: Shared,
+        shared: SharedInit,
         inputs: Mapping[str, str],
         ended: Collection[str],
     ) -> int:
@@ -187,13 +198,15 @@ class _Many:
         self._finish([lane for lane in done if lane.name not in ended], engine, shared, inputs)
         return len(done)
 
-    def _lane(self, name: str, engine: EngineProtocol, shared: Shared) -> Lane:
+    def _lane(self, name: str, engine: EngineProtocol, shared: SharedInit) -> ConcurrentRun:
         recipe = self.plan.recipe_of(name)
         transfer = shared.start or self.transfer
         run = Run.of(self.lm, recipe, transfer, self.material(name), shared.behind)
-        return Lane(name, Scorer(run, engine, run.task(name), run.learned()))
+        return ConcurrentRun(name, TaskEvaluator(run, engine, run.task(name), run.learned()))
 
-    def _finish(self, lanes: Sequence[Lane], engine: EngineProtocol, shared: Shared, inputs: Mapping[str, str]) -> None:
+    def _finish(
+        self, lanes: Sequence[ConcurrentRun], engine: EngineProtocol, shared: SharedInit, inputs: Mapping[str, str]
+    ) -> None:
         """Measure, publish and write down what has been learned."""
         for lane in lanes:
             if lane.failed:
@@ -202,7 +215,7 @@ class _Many:
         good = [lane for lane in lanes if not lane.failed]
         for lane in good:
             lane.settle()
-        found = best_of_each(engine, [(lane.run, _tasks(lane)) for lane in good])
+        found = best_task_of_each(engine, [(lane.run, _tasks(lane)) for lane in good])
         for lane, (task, report), base in zip(good, found, _bases(engine, good), strict=True):
             better = _key(report) >= base[1]
             figures = {"metrics": report.metrics, "metrics_before": base[0]}
@@ -230,20 +243,22 @@ class _Many:
         self.ledger.end({"task": name, "status": status, **what})
 
 
-def _tasks(lane: Lane) -> list[Task]:
+def _tasks(lane: ConcurrentRun) -> list[Task]:
     """What was learned, with every template."""
     learned = lane.learned.become(lane.run.lm, lane.scorer.task)
     return [replace(learned, template=template.source) for template in lane.run.material.templates]
 
 
-def _bases(engine: EngineProtocol, lanes: Sequence[Lane]) -> list[tuple[dict[str, float], tuple[float, float]]]:
+def _bases(
+    engine: EngineProtocol, lanes: Sequence[ConcurrentRun]
+) -> list[tuple[dict[str, float], tuple[float, float]]]:
     """Figures of the base model with the best template of each, and its `_key`."""
     words = [lane for lane in lanes if not lane.run.material.head_labels]
     plain = [
         (lane.run, [replace(lane.scorer.task, template=each.plain().source) for each in lane.run.material.templates])
         for lane in words
     ]
-    found = dict(zip((lane.name for lane in words), best_of_each(engine, plain), strict=True))
+    found = dict(zip((lane.name for lane in words), best_task_of_each(engine, plain), strict=True))
     bases = []
     for lane in lanes:
         if lane.name in found:
@@ -258,4 +273,4 @@ def _bases(engine: EngineProtocol, lanes: Sequence[Lane]) -> list[tuple[dict[str
 def _key(report: Report) -> tuple[float, float]:
     """What two tasks are compared by: the first figure, and the loss where that is equal."""
     losses = [prediction.surprise for prediction in report.predictions if prediction.surprise is not None]
-    return standing(report.metrics), -sum(losses)
+    return selection_score(report.metrics), -sum(losses)

@@ -11,28 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from foreword.core import Task
-from foreword.engine.decoder import evaluator
+from foreword.engine.encoder_decoder import evaluator
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
 from foreword.evaluation.curves import write_curves
 from foreword.home import default_run
 from foreword.models import LanguageModel
 from foreword.progress import Progress
-from foreword.training.checkpointing import checkpointed
-from foreword.training.figures import CACHE_BYTES, before, best, shown
-from foreword.training.folder import RunFolder
-from foreword.training.lane import Lane
-from foreword.training.material import Material
-from foreword.training.processes import check_alone
+from foreword.training.data.training_data import TrainingData
+from foreword.training.loop.baseline import CACHE_BYTES, baseline_report, best_task, format_metrics
+from foreword.training.loop.concurrent_run import ConcurrentRun
+from foreword.training.loop.distributed import require_single_process
+from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
+from foreword.training.loop.run_dir import RunDir
+from foreword.training.methods.base import MethodResult, Say
 from foreword.training.recipe import Recipe
-from foreword.training.result import Result, Say
 from foreword.training.run import Run
-from foreword.training.search.contest import Contest, Entry
-from foreword.training.search.picture import write_picture
-from foreword.training.search.plan import Plan, varied
-from foreword.training.search.savings import halving
+from foreword.training.search.batching_stats import halving
+from foreword.training.search.config import SearchConfig, varied
+from foreword.training.search.plots import write_plots
 from foreword.training.search.space import Point
 from foreword.training.search.trial import Trial, ranking
+from foreword.training.search.trial_scheduler import TrialFactory, TrialScheduler
 
 TRIALS = "trials.jsonl"
 PICTURE = "trials.png"
@@ -43,7 +43,7 @@ _STRUCTURE = ("method", "length", "init", "init_text", "rank", "encoder", "proje
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search gives.
 
     Attributes:
@@ -76,12 +76,12 @@ class Found:
 def search(
     lm: LanguageModel,
     recipe: Recipe,
-    plan: Plan,
+    plan: SearchConfig,
     *,
     name: str = "run",
     transfers: Mapping[str, Task] | None = None,
     say: Say = lambda line: print(line, file=sys.stderr),
-) -> Found:
+) -> SearchResult:
     """Learn with many settings side by side, and keep what does best on the held-out rows.
 
     The trials learn in one ragged batch, each with an optimizer, a schedule and evaluations of its own, so that the
@@ -100,37 +100,42 @@ def search(
         TrainingError: the run folder holds another search, or no trial could be learned.
     """
     began = time.perf_counter()
-    check_alone("a search")
+    require_single_process("a search")
     plan.check(recipe)
-    entry = Entry(lm, recipe, plan, Material.read(recipe, vocabulary=lm.vocabulary), transfers or {})
+    entry = TrialFactory(lm, recipe, plan, TrainingData.read(recipe, vocabulary=lm.vocabulary), transfers or {})
     first = _read(entry)
     with evaluator(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
         settings = {**first.settings(), **plan.to_json(), **dict.fromkeys(plan.space.domains)}
         settings["transfer"] = {name: task.prefix.digest for name, task in entry.transfers.items()}
         out = Path(recipe.out or default_run("search"))
-        folder = RunFolder.at(out, settings, resume=recipe.resume)
-        untaught = before(first, engine, say)
-        contest = Contest(entry, first, engine, folder, say)
+        folder = RunDir.at(out, settings, resume=recipe.resume)
+        untaught = baseline_report(first, engine, say)
+        contest = TrialScheduler(entry, first, engine, folder, say)
         count = min(plan.trials, plan.space.size or plan.trials)
-        with Progress("searching", count, "trials") as progress, checkpointed(lm, recipe.checkpointing):
+        with Progress("searching", count, "trials") as progress, gradient_checkpointing(lm, recipe.checkpointing):
             contest.run(lambda: _keep(contest, folder, progress))
         lane = contest.champion
         if lane is None:
             raise TrainingError("no trial could be learned to its end.")
         result = _result(lane, engine, name)
     found = _found(contest, lane, result, untaught, folder, time.perf_counter() - began)
-    say(f"trial {found.winner.number} is best: {shown(found.metrics)} on {found.n} rows")
+    say(f"trial {found.winner.number} is best: {format_metrics(found.metrics)} on {found.n} rows")
     _write(found, lane)
     return found
 
 
 def _found(
-    contest: Contest, lane: Lane, result: Result, untaught: dict[str, float], folder: RunFolder, seconds: float
-) -> Found:
+    contest: TrialScheduler,
+    lane: ConcurrentRun,
+    result: MethodResult,
+    untaught: dict[str, float],
+    folder: RunDir,
+    seconds: float,
+) -> SearchResult:
     winner, report = contest.trials[int(lane.name)], result.report
     figures = {"metrics": report.metrics, "metrics_before": untaught}
     found_by = {"trials": len(contest.trials), "winner": winner.number, "varied": winner.point}
-    return Found(
+    return SearchResult(
         task=replace(result.task, provenance={**result.task.provenance, **figures, "search": found_by}),
         n=report.n,
         metrics=report.metrics,
@@ -145,17 +150,17 @@ def _found(
     )
 
 
-def _write(found: Found, lane: Lane) -> None:
+def _write(found: SearchResult, lane: ConcurrentRun) -> None:
     """The winner's history, a picture of all trials, and the summary, in the run folder."""
-    folder = RunFolder(found.folder)
+    folder = RunDir(found.folder)
     folder.write_history(lane.log)
     write_curves(lane.log, folder.path / "curves.png")
-    write_picture(sorted(found.trials, key=lambda trial: trial.number), found.winner, folder.path / PICTURE)
+    write_plots(sorted(found.trials, key=lambda trial: trial.number), found.winner, folder.path / PICTURE)
     figures = {"metrics": found.metrics, "metrics_before": found.before}
     folder.write_summary({"n": found.n, **figures, "winner": found.winner.to_json(), "savings": found.savings})
 
 
-def _read(entry: Entry) -> Run:
+def _read(entry: TrialFactory) -> Run:
     """Read the rows as every kind of trial would, and make its initial values; gives the first run."""
     seen: list[Point] = []
     first: Run | None = None
@@ -171,16 +176,16 @@ def _read(entry: Entry) -> Run:
     return first
 
 
-def _result(lane: Lane, engine: EngineProtocol, name: str) -> Result:
-    """The task of the best trial, in the template that serves it best, as `foreword.training.members` would."""
+def _result(lane: ConcurrentRun, engine: EngineProtocol, name: str) -> MethodResult:
+    """The task of the best trial, with the template that scores best, as in `foreword.training.methods.ensemble`."""
     lane.settle()
     run = lane.run
     made = lane.learned.become(run.lm, run.task(name))
     tasks = [replace(made, template=template.source) for template in run.material.templates]
-    return Result(*best(run, engine, tasks), parameters=lane.learned.parameter_count)
+    return MethodResult(*best_task(run, engine, tasks), parameters=lane.learned.parameter_count)
 
 
-def _keep(contest: Contest, folder: RunFolder, progress: Progress) -> None:
+def _keep(contest: TrialScheduler, folder: RunDir, progress: Progress) -> None:
     """What is known of the trials, for whoever looks on."""
     progress.reach(sum(trial.state != "learning" for trial in contest.trials))
     lines = [json.dumps(trial.to_json(), ensure_ascii=False) for trial in contest.trials]

@@ -1,4 +1,4 @@
-"""`Space`: which settings a search varies, and over what."""
+"""`SearchSpace`: which settings a search varies, and over what."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _WHOLE = ("length", "max_steps", "batch_size", "rank", "seed")
 
 
 @dataclass(frozen=True)
-class Listed:
+class Categorical:
     """Values to choose from."""
 
     values: tuple[Any, ...]
@@ -49,7 +49,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Range:
+class NumberRange:
     """Numbers to choose from, both bounds included.
 
     Attributes:
@@ -67,13 +67,13 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """Keys in their order, each with what it may be."""
 
-    domains: Mapping[str, Listed | Range]
+    domains: Mapping[str, Categorical | NumberRange]
 
     @classmethod
-    def parse(cls, varied: object) -> Space:
+    def parse(cls, varied: object) -> SearchSpace:
         """Read a ``search:`` mapping. Raises SettingError that names the key as ``search.KEY``."""
         if not isinstance(varied, Mapping) or not varied:
             raise SettingError(
@@ -84,13 +84,13 @@ class Space:
     @property
     def size(self) -> int | None:
         """How many points there are; ``None`` if there is a range."""
-        counts = [len(domain.values) if isinstance(domain, Listed) else None for domain in self.domains.values()]
+        counts = [len(domain.values) if isinstance(domain, Categorical) else None for domain in self.domains.values()]
         known = [count for count in counts if count is not None]
         return math.prod(known) if len(known) == len(counts) else None
 
     def corners(self) -> Iterator[Point]:
         """Every point, with the ends of a range in place of all that is between."""
-        ends = [d.values if isinstance(d, Listed) else (d.low, d.high) for d in self.domains.values()]
+        ends = [d.values if isinstance(d, Categorical) else (d.low, d.high) for d in self.domains.values()]
         for values in product(*ends):
             yield dict(zip(self.domains, values, strict=True))
 
@@ -109,7 +109,7 @@ def _key(spelled: object) -> str:
     return key
 
 
-def _domain(key: str, value: object) -> Listed | Range:
+def _domain(key: str, value: object) -> Categorical | NumberRange:
     if isinstance(value, Mapping):
         return _range(key, value)
     if not isinstance(value, list | tuple) or not value:
@@ -120,10 +120,10 @@ def _domain(key: str, value: object) -> Listed | Range:
         _check_type(key, each)
     if len({repr(each) for each in value}) < len(value):
         raise SettingError(where(key), f"{key} lists a value twice; name every value once.")
-    return Listed(tuple(value))
+    return Categorical(tuple(value))
 
 
-def _range(key: str, value: Mapping[Any, Any]) -> Range:
+def _range(key: str, value: Mapping[Any, Any]) -> NumberRange:
     if key not in _NUMBERS:
         raise SettingError(where(key), f"{key} has no range, since it is no number; list its values.")
     if unknown := sorted(set(map(str, value)) - set(_BOUNDS)):
@@ -139,7 +139,7 @@ def _range(key: str, value: Mapping[Any, Any]) -> Range:
         raise SettingError(where(key), f"the range of {key} is empty: low {low} is not under high {high}; swap them.")
     if log and low <= 0:
         raise SettingError(where(key), f"{key} cannot be spread over its logarithm from {low}; begin above 0.")
-    return Range(low, high, log, key in _WHOLE)
+    return NumberRange(low, high, log, key in _WHOLE)
 
 
 def _check_type(key: str, value: object) -> None:

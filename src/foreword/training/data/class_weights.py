@@ -1,0 +1,55 @@
+"""How much every label counts in the loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foreword.errors import SettingError, UsageError
+from foreword.training.data.training_data import TrainingData
+from foreword.training.recipe import Recipe
+
+
+def class_weights(recipe: Recipe, material: TrainingData) -> Mapping[str, float] | None:
+    """The weight of every label in the loss, ``None`` if all weigh the same.
+
+    ``balanced``: the share that a label would have if all were equally frequent, over the share that it has.
+
+    Raises UsageError for labels that there are not, or weights that are no positive numbers.
+    """
+    if recipe.class_weights is None:
+        return None
+    labels = material.labels
+    if not labels:
+        raise SettingError("class_weights", "--class-weights is for labels, and this run generates text; leave it out.")
+    if recipe.class_weights == "balanced":
+        seen = [place for row in material.train_rows for place in material.answers(row)]
+        return {label: len(seen) / (len(labels) * max(1, seen.count(at))) for at, label in enumerate(labels)}
+    given = _read_weights(recipe.class_weights)
+    if unknown := sorted(set(given) - set(labels)):
+        raise SettingError(
+            "class_weights",
+            f"--class-weights names {unknown[0]!r}, which is no label (labels: {', '.join(labels[:12])}).",
+        )
+    for label, weight in given.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise SettingError("class_weights", f"--class-weights gives '{label}' {weight!r}; write a number above 0.")
+    return {label: float(given.get(label, 1.0)) for label in labels}
+
+
+def _read_weights(source: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(source, Mapping):
+        return source
+    try:
+        found = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingError(
+            "class_weights",
+            f"--class-weights {source[:40]!r} is neither balanced, JSON nor a JSON file ({error}); write it as "
+            '{"rare": 3.0}.',
+        ) from error
+    if not isinstance(found, dict):
+        raise UsageError('--class-weights must be an object of label and weight, such as {"rare": 3.0}.')
+    return found

@@ -1,0 +1,221 @@
+"""`TrainingData`: the data of a run, read and checked, with the templates and the labels that go with it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from foreword.errors import DataError, SettingError, TemplateError, UsageError
+from foreword.evaluation.evaluate import label_index, label_of, tags_of
+from foreword.prompts import init
+from foreword.text.request import words_of
+from foreword.text.rows import Row, data_digest, read_rows
+from foreword.text.template import SoftSlot, Template
+from foreword.text.verbalizer import Verbalizer
+from foreword.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is learned from.
+
+    Attributes:
+        templates: say how a row becomes text, and where the answer goes; every row goes through each of them.
+        verbalizer: words of the labels, for templates with ``{mask}`` and no head.
+        head_labels: labels of a linear head; none without one.
+        per_token: the head labels every word, not the text.
+        label_field: where a row holds its label or its tags.
+        train_rows: to learn from.
+        eval_rows: to choose the best checkpoint on, and for the final figures.
+        digest: SHA-256 of the data that was read.
+    """
+
+    templates: tuple[Template, ...]
+    verbalizer: Verbalizer | None
+    head_labels: tuple[str, ...]
+    per_token: bool
+    label_field: str
+    train_rows: list[Row]
+    eval_rows: list[Row]
+    digest: str = ""
+
+    @classmethod
+    def read(cls, recipe: Recipe, *, vocabulary: bool = True) -> TrainingData:
+        """Read and check every row. See `of`."""
+        held = read_rows(recipe.eval) if recipe.eval is not None else []
+        made = cls.of(recipe, read_rows(recipe.data), held, vocabulary=vocabulary)
+        return replace(made, digest=data_digest(recipe.data))
+
+    @classmethod
+    def of(cls, recipe: Recipe, rows: list[Row], held: list[Row], *, vocabulary: bool = True) -> TrainingData:
+        """Check every row.
+
+        Args:
+            recipe: how rows are to be read, wherever they are from.
+            rows: to learn from, at least one.
+            held: to evaluate on; a tenth of the rows if there are none.
+            vocabulary: whether the model has words to choose from; without, labels need a head.
+
+        Raises DataError, TemplateError, VerbalizerError or UsageError that says where.
+        """
+        per_token = recipe.target_field is None and isinstance(rows[0].values.get(recipe.label_field), list)
+        if per_token and recipe.head == "verbalizer":
+            raise UsageError(f"field '{recipe.label_field}' holds a tag for every word, which needs --head linear.")
+        given = tuple(Template.parse(source) for source in recipe.templates)
+        generates = recipe.target_field is not None or any(each.target is not None for each in given)
+        linear = recipe.head == "linear" or per_token or (recipe.head is None and not vocabulary and not generates)
+        templates = _templates(recipe, given, rows, linear, per_token)
+        labels = _labels([*rows, *held], recipe.label_field, per_token) if linear else ()
+        verbalizer = None if linear else _verbalizer(recipe, templates, [*rows, *held])
+        if not held:
+            rows, held = _split(recipe, rows)
+        material = cls(templates, verbalizer, labels, per_token, recipe.label_field, rows, held)
+        for row in [*rows, *held]:
+            material.check(row)
+        return material
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What is chosen from; none where text is generated."""
+        return self.head_labels or (self.verbalizer.labels if self.verbalizer is not None else ())
+
+    @property
+    def template(self) -> Template:
+        """The first template; the others have the same soft tokens and the same kind of answer."""
+        return self.templates[0]
+
+    def with_soft(self, length: int) -> TrainingData:
+        """The same with soft tokens in front of every template, for models that cannot compute them ahead."""
+        templates = tuple(Template.parse(f"{{soft:{length}}}{template.source}") for template in self.templates)
+        return replace(self, templates=templates)
+
+    def answers(self, row: Row) -> tuple[int, ...]:
+        """Places of the row's label, or of its tags, in `labels`; none for a row that has a text to generate."""
+        if self.verbalizer is not None:
+            return (self.verbalizer.index(label_of(row, self.label_field), row.where),)
+        if self.per_token:
+            return tuple(label_index(self.labels, tag, row) for tag in tags_of(row, self.label_field))
+        return (label_index(self.labels, label_of(row, self.label_field), row),) if self.head_labels else ()
+
+    def check(self, row: Row) -> None:
+        """Raise unless the row has what the templates and the labels need."""
+        answers = self.answers(row)
+        if self.per_token:
+            words = words_of(self.template, row.values, row.where)
+            if len(words) != len(answers):
+                raise DataError(f"{row.where}: there are {len(answers)} tags for {len(words)} words; give one a word.")
+            return
+        for template in self.templates:
+            template.fill(row.values, row.where)
+
+    def solved(self, budget: int) -> str:
+        """Training examples with their answers as one text of about ``budget`` characters, the labels in turns."""
+        pairs = [(self._solved(row), (self.answers(row) or (0,))[0]) for row in self.train_rows]
+        return init.demonstrations(pairs, budget)
+
+    def label_words(self) -> str:
+        """The words of all labels. Raises UsageError if there are none."""
+        if self.verbalizer is None and not self.head_labels:
+            raise SettingError(
+                "init", "--init labels needs labels to choose from, and this run generates text; use --init auto."
+            )
+        if self.verbalizer is None:
+            return " ".join(self.head_labels)
+        return "".join(word for words in self.verbalizer.words.values() for word in words)
+
+    def _solved(self, row: Row) -> str:
+        if self.per_token:
+            return " ".join(words_of(self.template, row.values, row.where))
+        filled = self.template.fill(row.values, row.where)
+        text = "".join(piece for piece in filled.prompt if not isinstance(piece, SoftSlot))
+        if self.verbalizer is not None:
+            return text + self.verbalizer.words[self.labels[self.answers(row)[0]]][0] + filled.after
+        return text + (filled.target or "")
+
+
+def _labels(rows: Sequence[Row], field: str, per_token: bool) -> tuple[str, ...]:
+    """Every label that occurs, in alphabetical order; ``O`` before all other tags."""
+    if not per_token:
+        found = sorted({label_of(row, field) for row in rows})
+    else:
+        found = sorted({tag for row in rows for tag in tags_of(row, field)}, key=lambda tag: (tag != "O", tag))
+    if len(found) < 2:
+        raise DataError(f"the data has only the label {found[0]!r}; there is nothing to tell apart.")
+    return tuple(found)
+
+
+def _split(recipe: Recipe, rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Hold a tenth of the rows out."""
+    if len(rows) < 2:
+        raise DataError(f"{recipe.data} has one example; give at least two, or --eval.")
+    order = random.Random(recipe.seed).sample(range(len(rows)), len(rows))
+    count = max(1, len(rows) // 10)
+    return [rows[i] for i in order[count:]], [rows[i] for i in order[:count]]
+
+
+def _templates(
+    recipe: Recipe, given: tuple[Template, ...], rows: Sequence[Row], linear: bool, per_token: bool
+) -> tuple[Template, ...]:
+    templates = given or (_guessed(recipe, rows[0], linear, per_token),)
+    templates = tuple(_completed(recipe, template) for template in templates)
+    for template in templates:
+        if per_token:
+            template.only_field()
+        elif not linear:
+            template.require_answer()
+        elif template.has_mask or template.target is not None:
+            raise TemplateError(
+                "a linear head reads the text and fills no {mask}; take it out, or use --head verbalizer."
+            )
+    _check_alike(templates)
+    return templates
+
+
+def _completed(recipe: Recipe, template: Template) -> Template:
+    if recipe.target_field is None or template.target == recipe.target_field:
+        return template
+    if template.target is not None or template.has_mask:
+        raise TemplateError("--target-field contradicts the template's own answer; give one of them.")
+    return Template.parse(template.source + f"{{target:{recipe.target_field}}}")
+
+
+def _check_alike(templates: Sequence[Template]) -> None:
+    """Several templates share what is learned: their soft tokens, their lead and the kind of their answer."""
+    first = templates[0]
+    for other in templates[1:]:
+        if (other.has_mask, other.target) != (first.has_mask, first.target):
+            raise TemplateError(
+                f"the templates {first.source!r} and {other.source!r} have different answers; make them one."
+            )
+        if (other.soft_tokens, other.beginning) != (first.soft_tokens, first.beginning):
+            raise TemplateError(
+                f"the templates {first.source!r} and {other.source!r} have different soft tokens; make them the same."
+            )
+
+
+def _guessed(recipe: Recipe, row: Row, linear: bool, per_token: bool) -> Template:
+    answer = recipe.target_field or recipe.label_field
+    kind: Any = list if per_token else str
+    texts = [name for name, value in row.values.items() if isinstance(value, kind) and name != answer]
+    if len(texts) != 1:
+        what = "list" if per_token else "text"
+        example = "'{tokens}'" if per_token else "'{text}'" if linear else "'{text}\\nLabel:{mask}'"
+        raise TemplateError(
+            f"{row.where}: the row has {len(texts)} {what} fields ({', '.join(texts) or 'none'}), so the template "
+            f"cannot be guessed; pass --template, such as {example}."
+        )
+    if recipe.target_field is not None:
+        return Template.parse(f"{{{texts[0]}}}\nAnswer:{{target:{recipe.target_field}}}")
+    return Template.parse(f"{{{texts[0]}}}") if linear else Template.default(texts[0])
+
+
+def _verbalizer(recipe: Recipe, templates: Sequence[Template], rows: Sequence[Row]) -> Verbalizer | None:
+    if not templates[0].has_mask:
+        if recipe.verbalizer is not None:
+            raise UsageError("a verbalizer needs a template with {mask}; this one generates text.")
+        return None
+    if recipe.verbalizer is not None:
+        return Verbalizer.parse(recipe.verbalizer)
+    return Verbalizer.from_labels(sorted({label_of(row, recipe.label_field) for row in rows}))

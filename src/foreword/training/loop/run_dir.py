@@ -1,0 +1,133 @@
+"""`RunDir`: where a run keeps its recipe, its checkpoints and its figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foreword.errors import TrainingError
+from foreword.home import default_run
+from foreword.training.loop.distributed import is_main_process
+from foreword.training.loop.inputs import RunDirConfig
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """An open run folder; make one with `open`."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, run: RunDirConfig) -> RunDir:
+        """Make or reopen the folder of a run. Raises TrainingError rather than mixing two runs."""
+        recipe = run.recipe
+        out = Path(recipe.out or default_run(run.label))
+        return cls.at(out, run.settings(), resume=recipe.resume)
+
+    @classmethod
+    def at(cls, path: Path, settings: Mapping[str, Any], *, resume: bool) -> RunDir:
+        """The same by what must be equal for a run to be resumed."""
+        folder = cls(path)
+        if not is_main_process():
+            return folder
+        if folder._recipe.is_file():
+            if not resume:
+                raise TrainingError(
+                    f"{folder.path} holds a run already; pass --resume to go on with it, or another --out."
+                )
+            folder._check_same(settings)
+        elif resume:
+            raise TrainingError(f"{folder.path} holds no run to resume; leave out --resume.")
+        else:
+            folder._write("recipe.json", settings)
+        return folder
+
+    def inside(self, name: str) -> RunDir:
+        """A folder in this one, for a run that is part of the whole."""
+        return RunDir(self.path / name)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; ``None`` if the run was stopped before its first."""
+        complete = filter(_is_complete, self.checkpoints.glob("checkpoint-*"))
+        return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+    def drop_checkpoints(self) -> None:
+        """Remove them, once what they are for has been kept elsewhere."""
+        if is_main_process():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Keep where a search stands, or what a finished part has found, for a run that is resumed."""
+        self._write("state.json", state)
+
+    def state(self) -> dict[str, Any] | None:
+        """What `write_state` kept; ``None`` before. Raises TrainingError for a damaged file."""
+        file = self.path / "state.json"
+        found = _read_json(file)
+        if file.is_file() and not isinstance(found, dict):
+            raise TrainingError(f"{file} is damaged, so the run cannot be resumed; use another --out.")
+        return found
+
+    def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what the Trainer logged: loss, learning rate and figures by step."""
+        self._write("history.json", {"log": list(history)})
+
+    def history(self) -> list[dict[str, Any]]:
+        """What `write_history` kept; empty before."""
+        found = _read_json(self.path / "history.json")
+        return found["log"] if isinstance(found, dict) else []
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        self._write("summary.json", summary)
+
+    @property
+    def _recipe(self) -> Path:
+        return self.path / "recipe.json"
+
+    def _check_same(self, settings: Mapping[str, Any]) -> None:
+        found = _read_json(self._recipe)
+        if not isinstance(found, dict):
+            raise TrainingError(f"{self._recipe} is damaged, so the run cannot be resumed; use another --out.")
+        changed = [key for key in settings if found.get(key) != settings[key]]
+        if changed:
+            raise TrainingError(
+                f"{self.path} was started with another {changed[0]} ({found.get(changed[0])!r}, now "
+                f"{settings[changed[0]]!r}); resume with the same settings, or use another --out."
+            )
+
+    def _write(self, name: str, data: Mapping[str, Any]) -> None:
+        self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False))
+
+    def write_text(self, name: str, text: str) -> None:
+        """A file, whole or not at all, even if the process is killed meanwhile."""
+        if not is_main_process():
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            partial = self.path / f".{name}"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self.path / name)
+        except OSError as error:
+            raise TrainingError(
+                f"the run folder {self.path} cannot be written: {error.strerror}; use another --out."
+            ) from error
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """The Trainer writes its state last; a process killed meanwhile leaves none, or half of it."""
+    return isinstance(_read_json(checkpoint / "trainer_state.json"), dict)
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

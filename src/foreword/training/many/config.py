@@ -1,0 +1,118 @@
+"""`MultiTaskConfig`: what the tasks of a run of many have in common, and the settings of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from foreword.core import Task
+from foreword.errors import SettingError
+from foreword.models import LanguageModel
+from foreword.prompts.lora import LoRA
+from foreword.prompts.registry import method
+from foreword.training.recipe import Recipe
+
+# What a task may have of its own.
+OWN = (
+    "lr",
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "patience",
+    "seed",
+    "template",
+    "verbalizer",
+    "class_weights",
+)
+# Ways of learning that are more than an encoder and an optimizer.
+APART = ("pet", "autoprompt", "manual")
+
+
+@dataclass(frozen=True)
+class MultiTaskConfig:
+    """Settings of ``foreword train-many``.
+
+    Attributes:
+        recipe: of all tasks; ``data`` and ``eval`` name where all their rows are.
+        out: the run folder.
+        tasks: settings of single tasks, by name; each of `OWN`.
+        at_once: tasks that are learned, and in memory, at a time.
+        min_rows: tasks with fewer rows are left out.
+        shared_init: all start from a prefix that was learned on everybody's rows.
+        shared_length: virtual tokens that are learned on everybody's rows and then stay as they are, in front of those
+            of each task; 0 for none.
+    """
+
+    recipe: Recipe
+    out: Path
+    tasks: Mapping[str, Mapping[str, Any]]
+    at_once: int = 32
+    min_rows: int = 8
+    shared_init: bool = False
+    shared_length: int = 0
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        if recipe.method in APART:
+            raise SettingError("method", f"--method {recipe.method} learns one task at a time; use foreword train.")
+        if self.at_once < 1:
+            raise SettingError("at_once", f"--at-once must be above 0, got {self.at_once}.")
+        if self.min_rows < 2:
+            raise SettingError("min_rows", f"--min-rows must be at least 2, got {self.min_rows}.")
+        if self.shared_length < 0:
+            raise SettingError("shared_length", f"--shared-length must be 0 or more, got {self.shared_length}.")
+        self._check_shared()
+        for name, own in self.tasks.items():
+            if not isinstance(own, Mapping):
+                raise SettingError("tasks", f"--tasks must give '{name}' settings, such as {{\"lr\": 0.01}}.")
+            if unknown := sorted(set(own) - set(OWN)):
+                raise SettingError(
+                    "tasks", f"--tasks gives '{name}' {unknown[0]!r}; a task of its own has {', '.join(OWN)}."
+                )
+            try:
+                self.recipe_of(name)
+            except SettingError as error:
+                raise SettingError("tasks", f"--tasks, '{name}': {error}") from error
+
+    def recipe_of(self, name: str) -> Recipe:
+        """The recipe of one task."""
+        own = dict(self.tasks.get(name, {}))
+        if "epochs" in own and "max_steps" not in own:
+            own["max_steps"] = None
+        if "max_steps" in own and "epochs" not in own:
+            own["epochs"] = None
+        return replace(self.recipe, **own)
+
+    def settings(self, lm: LanguageModel, transfer: Task | None) -> dict[str, Any]:
+        """What must be the same for a run to be resumed: not the rows, since tasks may come, go and change."""
+        recipe = {name: value for name, value in self.recipe.to_json().items() if name not in ("data", "eval")}
+        return {
+            **recipe,
+            "shared_init": self.shared_init,
+            "shared_length": self.shared_length,
+            "transfer": transfer.prefix.digest if transfer is not None else None,
+            "model": lm.identity.weights,
+            "dtype": str(lm.dtype),
+        }
+
+    def _check_shared(self) -> None:
+        recipe = self.recipe
+        flag = "shared_init" if self.shared_init else "shared_length"
+        spelled = f"--{flag.replace('_', '-')}"
+        if not (self.shared_init or self.shared_length):
+            return
+        if self.shared_init and self.shared_length:
+            raise SettingError(
+                flag, "--shared-init and --shared-length are two ways to learn from everybody; give one of them."
+            )
+        if recipe.parent is not None:
+            raise SettingError(flag, f"{spelled} and --init {recipe.init} both say where to start; give one of them.")
+        chosen = method(recipe.method, **recipe.options)
+        if not chosen.length or isinstance(chosen, LoRA):
+            raise SettingError(flag, f"{spelled} is for prefixes alone, and --method {recipe.method} is more or less.")
+        if self.shared_length and recipe.freeze_first:
+            raise SettingError("freeze_first", "--freeze-first freezes what --shared-length freezes already.")
+        if any("{soft:" in each for each in recipe.templates):
+            raise SettingError(flag, f"{spelled} learns soft tokens in front, so the template cannot have {{soft:N}}.")
