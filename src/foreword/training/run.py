@@ -27,6 +27,7 @@ from foreword.training.loop.losses import AnswerLoss, LabelLoss, Loss, SharedFor
 from foreword.training.loop.trainable_prompt import TrainablePrompt
 from foreword.training.methods.encoder_decoder import check_encoder_decoder
 from foreword.training.recipe import Recipe
+from foreword.training.setting import flag_of
 from foreword.version import __version__
 
 # Rows that choose the best checkpoint; the final figures are over all of them.
@@ -286,9 +287,8 @@ class Run:
         ignored = [name for name in LEARNING if getattr(self.recipe, name) is not None]
         if not self.learns and (ignored or self.recipe.init != "auto"):
             key = (ignored or ["init"])[0]
-            flag = f"--{key.replace('_', '-')}"
             raise SettingError(
-                key, f"--method {self.method.name} learns nothing, so {flag} would be ignored; leave it out."
+                key, f"--method {self.method.name} learns nothing, so {flag_of(key)} would be ignored; leave it out."
             )
         if self.recipe.length is not None and not self.method.length:
             raise SettingError("length", f"--method {self.method.name} has no virtual tokens, so leave --length out.")

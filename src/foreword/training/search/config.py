@@ -12,6 +12,7 @@ from foreword.errors import SettingError
 from foreword.prompts.registry import method
 from foreword.training.recipe import Recipe
 from foreword.training.search.space import Point, SearchSpace, where
+from foreword.training.setting import flag_of
 
 TRIALS = 32
 AT_ONCE = 16
@@ -54,9 +55,7 @@ class SearchConfig:
         does more than one run can share."""
         for name, usual in (("members", 1), ("warm_start", None), ("report_to", "none")):
             if getattr(recipe, name) != usual:
-                raise SettingError(
-                    name, f"--{name.replace('_', '-')} is of a single run, not of a search; leave it out."
-                )
+                raise SettingError(name, f"{flag_of(name)} is of a single run, not of a search; leave it out.")
         if "seed" in self.space.domains and recipe.eval is None:
             raise SettingError(
                 where("seed"),
@@ -99,7 +98,7 @@ def varied(point: Point) -> Iterator[None]:
 
 def _count(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SettingError(key, f"--{key.replace('_', '-')} must be a whole number above 0, got {value!r}.")
+        raise SettingError(key, f"{flag_of(key)} must be a whole number above 0, got {value!r}.")
     return value
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
+from types import NoneType
 from typing import Any
 
 from foreword.errors import SettingError
-from foreword.training.recipe import check_type
+from foreword.training.recipe import Recipe
+from foreword.training.setting import check_type, settings_of, types_in
 
 VARIED = (
     "method",
@@ -34,8 +36,6 @@ Point = dict[str, Any]
 """One value for every key that is varied."""
 
 _BOUNDS = ("low", "high", "log")
-_NUMBERS = ("length", "lr", "epochs", "max_steps", "batch_size", "rank", "seed")
-_WHOLE = ("length", "max_steps", "batch_size", "rank", "seed")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def _domain(key: str, value: object) -> Categorical | NumberRange:
 
 
 def _range(key: str, value: Mapping[Any, Any]) -> NumberRange:
-    if key not in _NUMBERS:
+    whole = int in _types(key)
+    if not (whole or float in _types(key)):
         raise SettingError(where(key), f"{key} has no range, since it is no number; list its values.")
     if unknown := sorted(set(map(str, value)) - set(_BOUNDS)):
         raise SettingError(where(key), f"a range has {', '.join(_BOUNDS)}, not {unknown[0]!r}; take it out.")
@@ -139,11 +140,17 @@ def _range(key: str, value: Mapping[Any, Any]) -> NumberRange:
         raise SettingError(where(key), f"the range of {key} is empty: low {low} is not under high {high}; swap them.")
     if log and low <= 0:
         raise SettingError(where(key), f"{key} cannot be spread over its logarithm from {low}; begin above 0.")
-    return NumberRange(low, high, log, key in _WHOLE)
+    return NumberRange(low, high, log, whole)
 
 
 def _check_type(key: str, value: object) -> None:
     try:
-        check_type(key, value, optional=False)
+        check_type(key, value, _types(key))
     except SettingError as error:
         raise SettingError(where(key), str(error)) from None
+
+
+def _types(key: str) -> tuple[type, ...]:
+    """What a recipe has behind a key that is given."""
+    hint, _ = settings_of(Recipe)[key]
+    return tuple(kind for kind in types_in(hint) if kind is not NoneType)
