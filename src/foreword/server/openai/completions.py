@@ -115,8 +115,8 @@ class Completions:
         prompts: Sequence[Prompt],
     ) -> Response:
         group = task.name if task is not None else ""
-        asked = [Request.of(each, sampling(body, task, each, self.engine.context), group) for each in prompts]
-        requests = [each.copies(body.n or 1) for each in asked]
+        asked = [Request.from_prompt(each, sampling(body, task, each, self.engine.context), group) for each in prompts]
+        requests = [each.fan_out(body.n or 1) for each in asked]
         ref = task.ref if task is not None else self.engine.name
         envelope = ResponseMeta(dialect, body.model or ref, ref)
         note = http.state.note

@@ -45,7 +45,7 @@ class TimedStream:
     """
 
     def __init__(self, stream: Stream, watch: UsageRecorder, times: Times, began: float, *, first: bool) -> None:
-        self.request, self.reused = stream.request, 0
+        self.request, self.cached_tokens = stream.request, 0
         self._stream, self._watch, self._times, self._began = stream, watch, times, began
         self._last: float | None = None
         self._tokens = 0
@@ -68,7 +68,7 @@ class TimedStream:
 
     def _see(self, chunk: Chunk) -> None:
         watch, now = self._watch, time.perf_counter()
-        self.reused = self._stream.reused
+        self.cached_tokens = self._stream.cached_tokens
         if chunk.token_ids:
             self._tokens += len(chunk.token_ids)
             if self._last is None:
@@ -88,7 +88,7 @@ class TimedStream:
         self._open = False
         request = self.request
         prompt = request.prompt_tokens if self._first else 0
-        cached = request.prefix_length + self.reused if self._first else 0
+        cached = request.prefix_length + self.cached_tokens if self._first else 0
         watch = self._watch
         watch.metrics.used(watch.task, prompt, cached, self._tokens)
         watch.caller.charge(prompt + self._tokens)

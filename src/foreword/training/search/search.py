@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.core import Task
-from foreword.engine.encoder_decoder import evaluator
+from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
 from foreword.evaluation.curves import write_curves
@@ -104,7 +104,7 @@ def search(
     plan.check(recipe)
     entry = TrialFactory(lm, recipe, plan, TrainingData.read(recipe, vocabulary=lm.vocabulary), transfers or {})
     first = _read(entry)
-    with evaluator(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
+    with evaluation_engine(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
         settings = {**first.settings(), **plan.to_json(), **dict.fromkeys(plan.space.domains)}
         settings["transfer"] = {name: task.prefix.digest for name, task in entry.transfers.items()}
         out = Path(recipe.out or default_run("search"))
