@@ -21,7 +21,7 @@ _ATTRIBUTE = "_foreword_adapters"
 
 
 def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """``(in, out)`` widths of every linear layer that an adapter can change, by module name; without the output matrix."""
+    """``(in, out)`` widths of the linear layers an adapter can change, by module name; not of the output matrix."""
     find = getattr(model, "get_output_embeddings", None)
     output = find() if callable(find) else None
     widths: dict[str, tuple[int, int]] = {}

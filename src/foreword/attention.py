@@ -22,8 +22,8 @@ from foreword.errors import TrainingError, UnsupportedModel, UsageError
 ATTN_IMPLEMENTATION = "foreword"
 
 UNSUPPORTED_KWARGS = ("position_bias", "head_mask")
-"""Keywords that change the result of attention in a way that is not computed here. A model that passes one of them (T5's
-position bias) is refused rather than served wrongly."""
+"""Keywords that change the result of attention in a way that is not computed here. A model that passes one of them
+(T5's position bias) is refused rather than served wrongly."""
 
 
 class AttentionFn(Protocol):

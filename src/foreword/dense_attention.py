@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from foreword.errors import TrainingError
 
 MAX_MATH_LENGTH = 128
-"""Tokens a row up to which `_MathAttention` beats PyTorch's CPU flash kernel, whose backward pass is slow on short rows:
-3.2 times at 31 tokens in bfloat16, 1.3 at 128, 0.9 at 256."""
+"""Tokens a row up to which `_MathAttention` beats PyTorch's CPU flash kernel, whose backward pass is slow on short
+rows: 3.2 times at 31 tokens in bfloat16, 1.3 at 128, 0.9 at 256."""
 
 MIN_BF16_SCORES = 1 << 14
 """Scores a key head from which `_bf16_math` beats the flash kernel."""
@@ -149,8 +149,8 @@ class AttentionMask:
         return self._biases[group, dtype]
 
     def zero_fully_masked(self, out: Tensor, lse: Tensor | None, group: int) -> tuple[Tensor, Tensor | None]:
-        """``out [R, H, group * T, dim]`` with zeros, and ``lse [R, H, group * T]`` with minus infinity, for queries that are
-        masked everywhere."""
+        """``out [R, H, group * T, dim]`` with zeros, and ``lse [R, H, group * T]`` with minus infinity, for queries
+        that are masked everywhere."""
         if self._any_visible is None:
             return out, lse
         mask = self._any_visible.repeat(1, 1, group)

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 
 from foreword.core import SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
-from foreword.evaluation.answering import answer_params
+from foreword.evaluation.sampling_params import request_sampling_params
 from foreword.server.openai.generation import gather, held, submit_all
 from foreword.server.openai.logprobs import prompt_logprobs
 from foreword.server.openai.openapi import CHAT, COMPLETION
@@ -136,7 +136,7 @@ def sampling(body: Generation, task: Task | None, prompt: Prompt, context: int |
         prompt: bounds a default by the room that it leaves in ``context``; what a client asks for is never cut.
     """
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
-    return answer_params(
+    return request_sampling_params(
         task,
         prompt,
         context,

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from foreword.core import MOST_LOGPROBS, Constraint
-from foreword.evaluation.answering import CHAT_TOKENS
+from foreword.evaluation.sampling_params import CHAT_MAX_TOKENS
 
 
 def only(*neutral: object) -> AfterValidator:
@@ -227,7 +227,7 @@ class ChatRequest(Generation):
 
     model_config = shown({"model": "support", "messages": [{"role": "user", "content": "Where is my order?"}]})
 
-    usual_tokens = CHAT_TOKENS
+    usual_tokens = CHAT_MAX_TOKENS
 
     messages: Annotated[
         list[dict[str, Any]],

@@ -12,7 +12,7 @@ from fastapi import Request as HttpRequest
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import RequestError, UsageError
-from foreword.evaluation.evaluate import classify
+from foreword.evaluation.predict import classify
 from foreword.server.openai.openapi import CLASSES
 from foreword.server.openai.schema import ClassifyRequest
 from foreword.server.operations.auth import caller_of

@@ -12,7 +12,7 @@ from fastapi import Request as HttpRequest
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UsageError
-from foreword.evaluation.evaluate import tag
+from foreword.evaluation.predict import tag
 from foreword.server.openai.openapi import TAGS
 from foreword.server.openai.schema import TagRequest
 from foreword.server.operations.auth import caller_of
