@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+from annotated_types import Predicate
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -11,7 +12,8 @@ from foreword.core import MOST_LOGPROBS, Constraint
 from foreword.evaluation.answering import CHAT_TOKENS
 from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, must_be
 
-NonEmptyStr = Annotated[str, Field(min_length=1)]
+# Not by `min_length`, which refuses halves of surrogate pairs.
+NonEmptyStr = Annotated[str, Predicate(bool)]
 TokenIdText = Annotated[str, Field(pattern="^[0-9]+$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Messages = Annotated[NonEmptyList[dict[str, Any]], must_be("a list, not empty, of messages")]

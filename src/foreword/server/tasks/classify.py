@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
+from pydantic import Field
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
@@ -26,7 +27,7 @@ class ClassifyRequest(TaskRequestBody):
     input: Annotated[
         str | dict[str, Any] | NonEmptyList[str | dict[str, Any]],
         must_be("a text, an object of field values, or a list of these, not empty"),
-    ]
+    ] = Field(description="A text fills the template's only field; an object names the fields.")
 
     @property
     def inputs(self) -> list[str | dict[str, Any]]:
