@@ -105,7 +105,7 @@ class _Model:
 
     name: str
     identity: Any
-    reads_bank: bool = True
+    loads_prefixes: bool = True
 
 
 class TaskHandlers:

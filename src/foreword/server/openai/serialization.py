@@ -166,7 +166,7 @@ def usage(streams: Sequence[Stream], completion_tokens: int) -> dict[str, Any]:
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(s.request.prefix_length + s.reused for s in streams)},
+        "prompt_tokens_details": {"cached_tokens": sum(s.request.prefix_length + s.cached_tokens for s in streams)},
     }
 
 

@@ -62,7 +62,7 @@ class OpenAIServing:
         """Generate for all prompts and respond, complete or as server-sent events."""
         engine, group = self.engine, task.name if task is not None else ""
         requests = [
-            Request.of(prompt, sampling_params(body, task, prompt, engine.context), group).copies(body.n or 1)
+            Request.from_prompt(prompt, sampling_params(body, task, prompt, engine.context), group).fan_out(body.n or 1)
             for prompt in prompts
         ]
         ref = task.ref if task is not None else engine.name

@@ -57,7 +57,7 @@ class TimedStream:
         *,
         counts_prompt: bool,
     ) -> None:
-        self.request, self.reused = stream.request, 0
+        self.request, self.cached_tokens = stream.request, 0
         self._stream, self._recorder, self._observers, self._arrival = stream, recorder, observers, arrival
         self._counts_prompt = counts_prompt
         self._last_token_at: float | None = None
@@ -80,7 +80,7 @@ class TimedStream:
 
     def _observe(self, chunk: Chunk) -> None:
         now = time.perf_counter()
-        self.reused = self._stream.reused
+        self.cached_tokens = self._stream.cached_tokens
         if chunk.token_ids:
             self._answer_tokens += len(chunk.token_ids)
             if self._last_token_at is None:
@@ -100,7 +100,7 @@ class TimedStream:
         self._counted = True
         request, answer, recorder = self.request, self._answer_tokens, self._recorder
         prompt = request.prompt_tokens if self._counts_prompt else 0
-        cached = request.prefix_length + self.reused if self._counts_prompt else 0
+        cached = request.prefix_length + self.cached_tokens if self._counts_prompt else 0
         recorder.metrics.count_tokens(recorder.task, prompt, cached, answer)
         recorder.caller.count_tokens(prompt + answer)
         for name, count in (("prompt_tokens", prompt), ("cached_tokens", cached), ("answer_tokens", answer)):

@@ -46,7 +46,7 @@ class TaskTable:
         self._base = engine.name
         self._identity = engine.identity
         self._bank = bank
-        self._without_values = engine.reads_bank
+        self._without_values = engine.loads_prefixes
         self._extra_tasks = extra_tasks
         self._allow_other_weights = allow_other_weights
         self.resident = ResidentTasks(prefix_bytes)
