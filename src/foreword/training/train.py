@@ -110,7 +110,7 @@ def train(
             )
         else:
             result = _manual(run, engine, run.task(name))
-        if missing := result.report.unmeasured:
+        if missing := result.report.unavailable_metrics:
             say(f"{', '.join(missing)} need more packages: pip install 'foreword[eval]'")
         for line in advice(run, folder.history(), untaught, result.report.metrics):
             say(line)
