@@ -20,7 +20,7 @@ from foreword.prompts.init import random_values, text
 from foreword.prompts.registry import method
 from foreword.text.encoded_example import EncodedExample
 from foreword.training.data.examples import Example
-from foreword.training.loop.losses import AnswerLoss, mean_loss
+from foreword.training.modules.losses import AnswerLoss, mean_loss
 from models import CAUSAL, SIZES, byte_tokenizer, double, tiny_model
 
 

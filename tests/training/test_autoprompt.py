@@ -19,7 +19,7 @@ from foreword.models import LanguageModel
 from foreword.prompts.trigger import TriggerTokens
 from foreword.text.rows import read_rows
 from foreword.text.verbalizer import Verbalizer
-from foreword.training.loop.losses import mean_loss
+from foreword.training.modules.losses import mean_loss
 from foreword.training.methods.autoprompt.autoprompt import TrainableTrigger
 from foreword.training.methods.autoprompt.candidates import in_front, inside, losses
 from foreword.training.methods.autoprompt.token_filter import SEAM, TokenFilter
@@ -57,8 +57,8 @@ def search(folder: Path, **changes) -> Recipe:
 
 def started(lm: LanguageModel, folder: Path, **changes) -> tuple[TriggerSearch, TriggerTokens]:
     """A search whose first trigger survives."""
-    run = Run.of(lm, search(folder, **changes))
-    learned = run.learned()
+    run = Run.from_recipe(lm, search(folder, **changes))
+    learned = run.initial_prompt()
     found, tokens = TriggerSearch.of(run, learned), learned.encoder
     assert isinstance(tokens, TriggerTokens)
     tokens.change(found.spelling.near(tokens.trigger, Random(0)))
@@ -119,7 +119,7 @@ def test_braces_of_an_encoders_trigger_are_no_slots(tmp_path):
     lm = model("bert")
     found, _ = started(lm, tmp_path)
     tokens = TriggerTokens(lm, lm.tokenizer("{text}!").input_ids)
-    task = TrainableTrigger(tokens, found.spelling).become(
+    task = TrainableTrigger(tokens, found.spelling).to_task(
         lm, replace(found.run.task("rule"), template="\n{text}{mask}")
     )
     assert task.template == "{{text}}!\n{text}{mask}"
@@ -130,14 +130,14 @@ def test_the_search_measures_what_the_engine_will_serve(family, tmp_path):
     """Its loss over the evaluation rows, all in one batch with other candidates, is that of the served task."""
     lm = model(family)
     found, tokens = started(lm, tmp_path, template="{text}{mask}" if lm.causal else "{text}{mask}.")
-    examples = replace_rows(found, found.run.material.eval_rows)
+    examples = replace_rows(found, found.run.data.eval_rows)
     other = found.spelling.near(tokens.trigger[::-1], Random(1))
     lay_out = (in_front if lm.causal else inside)(lm, found.loss.choice())
     measured = losses(lm, found.loss, lay_out, [other, tokens.trigger, other], examples)
     assert measured[0] == pytest.approx(float(measured[2]), rel=1e-5)
-    task = TrainableTrigger(tokens, found.spelling).become(lm, found.run.task("rule"))
+    task = TrainableTrigger(tokens, found.spelling).to_task(lm, found.run.task("rule"))
     with Engine(lm) as engine:
-        report = evaluate(engine, task, found.run.material.eval_rows)
+        report = evaluate(engine, task, found.run.data.eval_rows)
     served = sum(prediction.surprise or 0.0 for prediction in report.predictions) / report.n
     assert float(measured[1]) == pytest.approx(served, rel=1e-4)
     assert float(measured[0]) != pytest.approx(served, rel=1e-4)
@@ -145,7 +145,7 @@ def test_the_search_measures_what_the_engine_will_serve(family, tmp_path):
 
 def replace_rows(found: TriggerSearch, rows) -> list:
     """The rows as the search lays them out."""
-    material = replace(found.run.material, train_rows=rows)
+    material = replace(found.run.data, train_rows=rows)
     return TriggerSearch(replace(found.run, material=material), found.spelling, found.loss)._examples
 
 

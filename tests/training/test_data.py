@@ -24,7 +24,7 @@ from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
 from foreword.training.data.examples import Example, ExampleBuilder, batch_schedule
 from foreword.training.data.training_data import TrainingData
-from foreword.training.loop.losses import AnswerLoss, LabelLoss, mean_loss
+from foreword.training.modules.losses import AnswerLoss, LabelLoss, mean_loss
 from models import CAUSAL, tiny_model
 
 WORDS = Verbalizer({"y": (" goat", " yes"), "n": (" gold",)})

@@ -310,10 +310,10 @@ def test_a_row_without_label_has_to_fill_every_pattern(tmp_path):
 
 def test_a_certain_label_weighs_as_much_among_soft_ones(tmp_path):
     lm = model("llama")
-    run = Run.of(lm, pet(tmp_path))
-    learned = run.learned()
-    loss, row = run.loss(learned), run.material.eval_rows[0]
-    taught = PVPRun.taught(run, run.material.template, [row], [(0.3, 0.7)]).examples
+    run = Run.from_recipe(lm, pet(tmp_path))
+    learned = run.initial_prompt()
+    loss, row = run.loss(learned), run.data.eval_rows[0]
+    taught = PVPRun.taught(run, run.data.template, [row], [(0.3, 0.7)]).examples
     assert taught[-1].soft_labels == (0.3, 0.7)
     hard = loss.total(lm, learned.front(), run.examples)
     assert float(loss.total(lm, learned.front(), taught[:-1])) == pytest.approx(float(hard), rel=1e-5)

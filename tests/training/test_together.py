@@ -21,9 +21,9 @@ from foreword.training.loop import concurrent
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.evaluator import TaskEvaluator
-from foreword.training.loop.losses import AnswerLoss, shared_forward_totals
-from foreword.training.loop.prompt_module import PromptModule
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.modules.losses import AnswerLoss, shared_forward_totals
+from foreword.training.modules.prompt_module import PromptModule
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
@@ -159,8 +159,8 @@ def user(folder: Path, index: int, **changes) -> Recipe:
 
 
 def lane(lm, engine, settings: Recipe) -> ConcurrentRun:
-    run = Run.of(lm, settings)
-    return ConcurrentRun(str(settings.out), TaskEvaluator(run, engine, run.task("run"), run.learned()))
+    run = Run.from_recipe(lm, settings)
+    return ConcurrentRun(str(settings.out), TaskEvaluator(run, engine, run.task("run"), run.initial_prompt()))
 
 
 def difference(one: KVPrefix, other: KVPrefix) -> float:
@@ -200,7 +200,7 @@ def test_runs_together_learn_what_each_learns_alone(changes, tmp_path, monkeypat
     for each, learned in zip(settings, lanes, strict=True):
         alone = train(lm, each, say=lambda _: None).task
         learned.settle()
-        found = learned.learned.become(lm, alone)
+        found = learned.learned.to_task(lm, alone)
         assert difference(found.prefix, alone.prefix) < 1e-4
         if alone.head is not None and found.head is not None:
             torch.testing.assert_close(found.head.weight, alone.head.weight, atol=1e-4, rtol=0)

@@ -168,8 +168,8 @@ class Snapshots(TrainerCallback):
 
 def whole_run(lm: LanguageModel, settings: Recipe, kept: Path) -> PromptEncoder:
     """An uninterrupted run, with `Snapshots` of it in ``kept``."""
-    run = Run.of(lm, settings)
-    folder, learned = RunDir.open(run), run.learned()
+    run = Run.from_recipe(lm, settings)
+    folder, learned = RunDir.open(run), run.initial_prompt()
     with Engine(lm, cache_bytes=1 << 20) as engine:
         scorer = TaskEvaluator(run, engine, run.task("run"), learned)
         PrefixTrainer(run, scorer, folder, Snapshots(folder.path, kept)).train()
@@ -203,7 +203,7 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path):
     assert sorted(scores) == [8, 16, 24, 32, 40]
     assert outcome.metrics["accuracy"] == max(scores.values()) > scores[40]
     best = load_file(checkpoints / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
-    learned = Run.of(lm, settings).learned()
+    learned = Run.from_recipe(lm, settings).initial_prompt()
     learned.load_state_dict({name.removeprefix("learned."): tensor for name, tensor in best.items()})
     assert same(outcome.task.prefix, lower(lm, learned.encoder))
     resumed = train(lm, replace(settings, resume=True))
@@ -297,5 +297,5 @@ def test_the_model_itself_does_not_change(tmp_path):
 
 def test_report_to_passes_through(tmp_path):
     """As far as the Trainer, which then asks for the tracker's own package."""
-    run = Run.of(tiny_model("llama"), recipe(tmp_path, report_to="tensorboard"))
+    run = Run.from_recipe(tiny_model("llama"), recipe(tmp_path, report_to="tensorboard"))
     assert arguments(run, RunDir(tmp_path)).report_to == ["tensorboard"]

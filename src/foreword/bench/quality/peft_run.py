@@ -37,7 +37,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
 
 def _figures(settings: Mapping[str, Any]) -> dict[str, Any]:
     lm = load_model(settings["model"], device="cpu")
-    run = Run.of(lm, Recipe(**settings["recipe"]))
+    run = Run.from_recipe(lm, Recipe(**settings["recipe"]))
     torch.manual_seed(run.recipe.seed)
     model = _model(lm, str(pull(settings["model"], print)), settings["peft"])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -111,7 +111,7 @@ def _loss(run: Run, model: Any, examples: Sequence[Example]) -> Tensor:
 def _score(run: Run, task: Task) -> float:
     """As Foreword's own runs are scored: accuracy, with ties broken by the loss."""
     with Engine(run.lm, cache_bytes=CACHE_BYTES) as engine:
-        report = evaluate(engine, task, run.held, label_field=run.material.label_field)
+        report = evaluate(engine, task, run.held, label_field=run.data.label_field)
     loss = sum(prediction.surprise or 0.0 for prediction in report.predictions) / report.n
     return report.metrics["accuracy"] + 1e-4 / (1 + loss)
 

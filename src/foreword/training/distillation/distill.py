@@ -12,6 +12,7 @@ from foreword.core import Front, Kind, KVPrefix, Task
 from foreword.engine.engine import Engine
 from foreword.errors import SettingError, TrainingError
 from foreword.models import LanguageModel
+from foreword.progress import Say
 from foreword.prompts.rotate import rotations
 from foreword.training.distillation import initialization
 from foreword.training.distillation.curve import draw, table
@@ -24,9 +25,8 @@ from foreword.training.distillation.run import DistillationRun
 from foreword.training.distillation.setup import DistillationSetup, SelfStudyData, load, save
 from foreword.training.distillation.teacher_logits import TeacherLogits
 from foreword.training.loop.distributed import require_single_process
-from foreword.training.loop.fit import fit
 from foreword.training.loop.run_dir import RunDir
-from foreword.training.methods.base import Say
+from foreword.training.loop.trainer import fit
 from foreword.version import __version__
 
 METHOD = "distill"
@@ -155,7 +155,7 @@ class _Desk:
         fit(DistillationEvaluator(lesson, learned, self.held), folder)
         steps = folder.history()[-1]["step"]
         tokens = sum(self.examples[draw.place].size for batch in lesson.batches[:steps] for draw in batch)
-        task = learned.become(self.plan.lm, task)
+        task = learned.to_task(self.plan.lm, task)
         with Engine(self.plan.lm, cache_bytes=CACHE_BYTES) as engine:
             quality = measure(self.plan, engine, self.material, self.test, task)
         closed, ratio = quality.gap_closed, quality.bytes_ratio

@@ -20,7 +20,7 @@ from foreword.training.distillation.document import Document
 from foreword.training.distillation.run import DistillationRun
 from foreword.training.distillation.self_study import Conversation
 from foreword.training.distillation.teacher_logits import batches, read
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from foreword.training.distillation.kl_loss import DistillationExample, KLDistil
 from foreword.training.distillation.recipe import DistilRecipe
 from foreword.training.distillation.self_study import Conversation
 from foreword.training.distillation.setup import DistillationSetup
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 
 
 @dataclass(frozen=True, eq=False)

@@ -153,8 +153,8 @@ def _found(
 def _write(found: SearchResult, lane: ConcurrentRun) -> None:
     """The winner's history, a picture of all trials, and the summary, in the run folder."""
     folder = RunDir(found.folder)
-    folder.write_history(lane.log)
-    write_curves(lane.log, folder.path / "curves.png")
+    folder.write_history(lane.log_history)
+    write_curves(lane.log_history, folder.path / "curves.png")
     write_plots(sorted(found.trials, key=lambda trial: trial.number), found.winner, folder.path / PICTURE)
     figures = {"metrics": found.metrics, "metrics_before": found.before}
     folder.write_summary({"n": found.n, **figures, "winner": found.winner.to_json(), "savings": found.savings})
@@ -170,19 +170,19 @@ def _read(entry: TrialFactory) -> Run:
             seen.append(structure)
             run = entry.run(point, first)
             with varied(point):
-                run.learned()
+                run.initial_prompt()
             first = first or run
     assert first is not None  # a space has at least one point
     return first
 
 
 def _result(lane: ConcurrentRun, engine: EngineProtocol, name: str) -> MethodResult:
-    """The task of the best trial, with the template that scores best, as in `foreword.training.methods.ensemble`."""
-    lane.settle()
+    """The task of the best trial, with the template that scores best, as in `foreword.training.methods.gradient_descent`."""
+    lane.load_best()
     run = lane.run
-    made = lane.learned.become(run.lm, run.task(name))
-    tasks = [replace(made, template=template.source) for template in run.material.templates]
-    return MethodResult(*best_task(run, engine, tasks), parameters=lane.learned.parameter_count)
+    made = lane.prompt.to_task(run.lm, run.task(name))
+    tasks = [replace(made, template=template.source) for template in run.data.templates]
+    return MethodResult(*best_task(run, engine, tasks), parameters=lane.prompt.num_trainable_parameters)
 
 
 def _keep(contest: TrialScheduler, folder: RunDir, progress: Progress) -> None:

@@ -13,13 +13,13 @@ from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
 from foreword.models import LanguageModel
+from foreword.progress import Say
 from foreword.training.data.training_data import TrainingData
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.evaluator import TaskEvaluator
 from foreword.training.loop.run_dir import RunDir
 from foreword.training.loop.trainer import EVALUATIONS
-from foreword.training.methods.base import Say
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.search.batching_stats import BatchingStats
@@ -56,7 +56,7 @@ class TrialFactory:
         recipe = self.plan.recipe(self.recipe, point)
         transfer = self.transfers.get(recipe.parent) if recipe.parent is not None else None
         with varied(point):
-            return Run.of(self.lm, recipe, transfer, self.material, like=like)
+            return Run.from_recipe(self.lm, recipe, transfer, self.material, like=like)
 
 
 class TrialScheduler:
@@ -100,8 +100,8 @@ class TrialScheduler:
             judged = [lane for lane in self._together.lanes if self._is_news(lane)]
             for lane in judged:
                 self._note(lane)
-            self._halve([lane for lane in judged if not lane.ended])
-            over = [lane for lane in self._together.lanes if lane.ended]
+            self._halve([lane for lane in judged if not lane.finished])
+            over = [lane for lane in self._together.lanes if lane.finished]
             for lane in over:
                 self._end(lane)
             self._fill()
@@ -124,20 +124,20 @@ class TrialScheduler:
             self._together.join(self._lane(trial, run))
 
     def _lane(self, trial: Trial, run: Run) -> ConcurrentRun:
-        return ConcurrentRun(str(trial.number), TaskEvaluator(run, self._engine, run.task("run"), run.learned()))
+        return ConcurrentRun(str(trial.number), TaskEvaluator(run, self._engine, run.task("run"), run.initial_prompt()))
 
     def _trial(self, lane: ConcurrentRun) -> Trial:
         return self.trials[int(lane.name)]
 
     def _is_news(self, lane: ConcurrentRun) -> bool:
         """Whether the step just done was evaluated, and gave numbers."""
-        return lane.step > self._trial(lane).step and "eval_score" in lane.log[-1] and not lane.failed
+        return lane.step > self._trial(lane).step and "eval_score" in lane.log_history[-1] and not lane.error
 
     def _note(self, lane: ConcurrentRun) -> None:
         """What an evaluation has shown."""
         trial = self._trial(lane)
         trial.step = lane.step
-        figures = {name.removeprefix("eval_"): value for name, value in lane.log[-1].items()}
+        figures = {name.removeprefix("eval_"): value for name, value in lane.log_history[-1].items()}
         trial.evaluations.append(figures)
         trial.best = lane.best[0] if lane.best is not None else None
         self._points.hear(trial.number, len(trial.evaluations), figures["score"])
@@ -156,8 +156,8 @@ class TrialScheduler:
 
     def _end(self, lane: ConcurrentRun) -> None:
         trial = self._trial(lane)
-        trial.step, trial.why = lane.step, lane.failed
-        trial.state = "failed" if lane.failed else "complete"
+        trial.step, trial.why = lane.step, lane.error
+        trial.state = "failed" if lane.error else "complete"
         if trial.state == "complete" and self._beats(trial):
             self.champion = lane
         self._leave(lane)
@@ -179,7 +179,9 @@ class TrialScheduler:
     def _save(self) -> None:
         """Where all stand; the file of the tensors before the one that names it."""
         lanes = {lane.name: lane for lane in (*self._together.lanes, *([self.champion] if self.champion else []))}
-        tensors = {f"{name}:{key}": value for name, lane in lanes.items() for key, value in lane.tensors().items()}
+        tensors = {
+            f"{name}:{key}": value for name, lane in lanes.items() for key, value in lane.state_tensors().items()
+        }
         self._saved += 1
         file = f"lanes-{self._saved}.safetensors"
         try:
@@ -192,7 +194,7 @@ class TrialScheduler:
                 "trials": [trial.to_json() for trial in self.trials],
                 "learning": [lane.name for lane in self._together.lanes],
                 "champion": self.champion.name if self.champion is not None else None,
-                "lanes": {name: lane.state() for name, lane in lanes.items()},
+                "lanes": {name: lane.state_json() for name, lane in lanes.items()},
                 "pairs": self.savings.pairs,
             }
         )
@@ -225,7 +227,7 @@ class TrialScheduler:
         trial = self.trials[int(name)]
         lane = self._lane(trial, self._entry.run(trial.point, self._first))
         mine = {key.removeprefix(f"{name}:"): value for key, value in tensors.items() if key.startswith(f"{name}:")}
-        lane.restore(kept, mine)
+        lane.load_state(kept, mine)
         return lane
 
     def _tensors(self, state: Mapping[str, Any]) -> dict[str, Any]:
