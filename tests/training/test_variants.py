@@ -99,12 +99,13 @@ def test_a_head_learns_as_fast_beside_any_method(method, tmp_path):
     lm = tiny_model("bert")
     settings = recipe(tmp_path, method=method, template="{text}", head="linear", init="auto", max_steps=20)
     run = Run.from_recipe(lm, replace(settings, lr=None, length=None))
-    learned = run.initial_prompt()
-    assert [group["lr"] for group in learned.groups(run.lr)] == pytest.approx([run.method.lr, 5e-3])
-    assert [group["lr"] for group in learned.groups(run.lr / 2)] == pytest.approx([run.method.lr / 2, 2.5e-3])
-    travel = Travel(learned.head)
+    prompt = run.initial_prompt()
+    assert [group["lr"] for group in prompt.param_groups(run.lr)] == pytest.approx([run.method.lr, 5e-3])
+    assert [group["lr"] for group in prompt.param_groups(run.lr / 2)] == pytest.approx([run.method.lr / 2, 2.5e-3])
+    travel = Travel(prompt.head)
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        PrefixTrainer(run, TaskEvaluator(run, engine, run.task("run"), learned), RunDir.open(run), travel).train()
+        evaluator = TaskEvaluator(run, engine, run.task("run"), prompt)
+        PrefixTrainer(run, prompt, evaluator, RunDir(tmp_path / "run"), travel).train()
     assert 0.01 < travel.far < 0.1
 
 

@@ -55,7 +55,7 @@ def _lane(lm: LanguageModel, engine: EngineProtocol, settings: Mapping[str, Any]
 
 def _tokens(lane: ConcurrentRun) -> int:
     """Of the next step's examples."""
-    return sum(example.size for example in lane.batch)
+    return sum(example.num_tokens for example in lane.next_batch)
 
 
 def _save(lanes: list[ConcurrentRun], path: str) -> None:

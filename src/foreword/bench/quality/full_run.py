@@ -16,8 +16,8 @@ from foreword.core import Front, Task
 from foreword.engine.engine import Engine
 from foreword.models import load_model
 from foreword.prompts.manual import NoPrompt
-from foreword.training.loop.baseline import CACHE_BYTES
-from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.data.examples import examples_of
+from foreword.training.loop.evaluator import EVAL_CACHE_BYTES, TaskEvaluator
 from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
@@ -37,7 +37,7 @@ def _figures(settings: Mapping[str, Any]) -> dict[str, Any]:
     task = replace(run.task("full"), method="full")
     weights = [weight.requires_grad_() for weight in lm.model.parameters()]
     began = time.perf_counter()
-    with Engine(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:  # its weights change
+    with Engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:  # its weights change
         _learn(run, learned, weights, TaskEvaluator(run, engine, task, learned))
     seconds = time.perf_counter() - began
     figures = judged(lm, learned.to_task(lm, task), settings)
@@ -60,8 +60,8 @@ def _learn(run: Run, learned: TrainablePrompt, weights: list[Tensor], scorer: Ta
     best: list[Tensor] = []
 
     def backward(step: int) -> None:
-        examples = [run.examples[draw.place].at(draw.turn) for draw in batches[step]]
-        (loss.total(run.lm, Front(), examples) / loss.weight(examples)).backward()
+        examples = examples_of(run.examples, batches[step])
+        (loss.total(run.lm, Front(), examples) / loss.normalizer(examples)).backward()
         for master, weight in zip(masters, weights, strict=True):
             master.grad = weight.grad.float() if weight.grad is not None else None
             weight.grad = None

@@ -53,12 +53,12 @@ class _Side:
 
     def tokens(self, count: int) -> list[list[list[Sequence[int]]]]:
         """Prompt and target of every example of the first batches, for the other side."""
-        return [[[example.prompt, example.target] for example in self._batch(turn)] for turn in range(count)]
+        return [[[example.prompt_ids, example.target] for example in self._batch(turn)] for turn in range(count)]
 
     def step(self, turn: int) -> dict[str, float]:
         examples = self._batch(turn)
         began = time.perf_counter()
-        loss = self._learner(examples, self._loss.weight(examples))["loss"]
+        loss = self._learner(examples, self._loss.normalizer(examples))["loss"]
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()

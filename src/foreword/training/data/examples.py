@@ -39,14 +39,14 @@ class Example:
     other_targets: tuple[tuple[int, ...], ...] = ()
 
     @property
-    def token_ids(self) -> tuple[int, ...]:
+    def prompt_ids(self) -> tuple[int, ...]:
         """Tokens before the answer."""
         return self.encoded.token_ids
 
     @property
     def num_tokens(self) -> int:
         """Tokens with the longest answer."""
-        return len(self.token_ids) + max(map(len, (self.target, *self.other_targets)))
+        return len(self.prompt_ids) + max(map(len, (self.target, *self.other_targets)))
 
     def at_epoch(self, epoch: int) -> Example:
         """The example with the answer of this pass over the data."""

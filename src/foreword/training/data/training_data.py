@@ -186,7 +186,7 @@ def _with_target(recipe: Recipe, template: Template) -> Template:
 
 
 def _check_compatible(templates: Sequence[Template]) -> None:
-    """Raise TemplateError unless templates have the same soft tokens, beginning and kind of answer: they share a prompt."""
+    """Raise TemplateError unless all have the same soft tokens, beginning and kind of answer: they share a prompt."""
     first = templates[0]
     for other in templates[1:]:
         if (other.has_mask, other.target) != (first.has_mask, first.target):

@@ -73,7 +73,7 @@ def shared_init(
     file = folder / "shared.safetensors"
     if is_main_process() and not file.is_file():
         recipe = replace(plan.recipe, length=plan.shared_length or plan.recipe.length)
-        run = Run.from_recipe(lm, recipe, material=_everybody(lm, recipe, [*names], material))
+        run = Run.from_recipe(lm, recipe, data=_everybody(lm, recipe, [*names], material))
         say(f"learning from everybody first: {len(run.data.train_rows)} rows of {len(names)} tasks")
         _save(_learned(run, engine, say), file)
     barrier()
@@ -83,7 +83,7 @@ def shared_init(
 
 def _learned(run: Run, engine: EngineProtocol, say: Say) -> Task:
     lane = ConcurrentRun(NAME, TaskEvaluator(run, engine, run.task(NAME), run.initial_prompt()))
-    for _ in ConcurrentTrainer(run.lm, [lane]).run():
+    for _ in ConcurrentTrainer(run.lm, [lane]).train():
         if "eval_loss" in lane.log_history[-1]:
             say(f"everybody: step {lane.step}/{lane.steps}  eval_loss {lane.log_history[-1]['eval_loss']:.4g}")
     if lane.error:

@@ -20,13 +20,14 @@ from foreword.evaluation.report import Report
 from foreword.models import LanguageModel
 from foreword.progress import Progress, Say
 from foreword.training.data.training_data import TrainingData
-from foreword.training.loop.baseline import CACHE_BYTES, best_task_of_each, majority_share, selection_score
+from foreword.training.loop.baseline import majority_share
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.distributed import barrier, is_own_work, rank
-from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.evaluator import EVAL_CACHE_BYTES, TaskEvaluator
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from foreword.training.loop.run_dir import RunDir
+from foreword.training.loop.selection import best_task_of_each, selection_score
 from foreword.training.many.config import MultiTaskConfig
 from foreword.training.many.shared_init import SharedInit, shared_init
 from foreword.training.many.task_progress import TaskProgress
@@ -69,7 +70,7 @@ def train_many(
         TrainingError: the run folder holds another run, or cannot be written.
     """
     barrier()
-    folder = RunDir.at(plan.out, plan.settings(lm, transfer), resume=plan.recipe.resume)
+    folder = RunDir.open(plan.out, plan.settings(lm, transfer), resume=plan.recipe.resume)
     many = _MultiTaskRun(lm, plan, users, held, keep, transfer, say, TaskProgress(folder.path, rank()))
     many.learn()
     barrier()
@@ -91,7 +92,7 @@ class _MultiTaskRun:
     def learn(self) -> None:
         names = list(self._survey())
         with (
-            evaluator(self.lm, cache_bytes=CACHE_BYTES, reuse=False) as engine,
+            evaluator(self.lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine,
             gradient_checkpointing(self.lm, self.plan.recipe.checkpointing),
         ):
             shared = shared_init(self.lm, self.plan, engine, self.material, names, self.ledger.folder, self.say)
@@ -150,16 +151,16 @@ class _MultiTaskRun:
             if inputs.get(name) == before:
                 lane = self._lane(name, engine, shared)
                 self.ledger.restore(lane, state, file)
-                group.join(lane)
-        begun = {lane.name for lane in group.lanes}
+                group.add(lane)
+        begun = {lane.name for lane in group.runs}
         queue = iter([name for name in names if name not in ended and name not in begun])
         snapshot = time.monotonic()
         with Progress("learning", len(names), "tasks") as progress:
             progress.reach(len(ended - begun), before=True)
-            while self._fill(group, queue, engine, shared, inputs) or group.lanes:
+            while self._fill(group, queue, engine, shared, inputs) or group.runs:
                 progress.advance(self._advance(group, engine, shared, inputs, ended))
                 if time.monotonic() - snapshot >= SNAPSHOT:
-                    self.ledger.keep(group.lanes, inputs)
+                    self.ledger.keep(group.runs, inputs)
                     snapshot = time.monotonic()
         self.ledger.drop()
 
@@ -173,9 +174,9 @@ class _MultiTaskRun:
     ) -> bool:
         """Give free places to those who wait; whether anybody came."""
         came = False
-        while len(group.lanes) < self.plan.at_once and (name := next(queue, None)) is not None:
+        while len(group.runs) < self.plan.at_once and (name := next(queue, None)) is not None:
             try:
-                group.join(self._lane(name, engine, shared))
+                group.add(self._lane(name, engine, shared))
                 came = True
             except UsageError as error:
                 self.say(f"{name} cannot be learned: {error}")
@@ -193,7 +194,7 @@ class _MultiTaskRun:
         """A step of all, and the end of those for whom it was the last: how many. Nothing holds them afterwards."""
         done = group.step()
         for lane in done:
-            group.leave(lane)
+            group.remove(lane)
         self._finish([lane for lane in done if lane.name not in ended], engine, shared, inputs)
         return len(done)
 

@@ -129,8 +129,8 @@ class AnswerLoss(SharedForwardLoss):
 
 def _with_target(example: Example) -> EncodedExample:
     """The example followed by its answer, read where each of the answer's tokens is predicted."""
-    last = len(example.token_ids) - 1
-    return EncodedExample(example.token_ids + example.target[:-1], tuple(range(last, last + len(example.target))))
+    last = len(example.prompt_ids) - 1
+    return EncodedExample(example.prompt_ids + example.target[:-1], tuple(range(last, last + len(example.target))))
 
 
 def mean_loss(loss: Loss, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:

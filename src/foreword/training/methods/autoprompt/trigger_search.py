@@ -56,7 +56,7 @@ class TriggerSearch:
         assert run.data.verbalizer is not None
         templates = tuple(Template.parse(SEAM + template.source) for template in run.data.templates)
         seamed = Run(run.lm, run.recipe, replace(run.data, templates=templates), run.transfer)
-        seamed = replace(seamed, examples=_example_builder(seamed).build(run.data.train_rows))
+        seamed = replace(seamed, examples=candidate_builder(seamed).build(run.data.train_rows))
         loss = seamed.loss(prompt)
         assert isinstance(loss, LabelLoss)
         return cls(seamed, TokenFilter.from_verbalizer(run.lm, run.data.verbalizer), loss)
@@ -74,8 +74,8 @@ class TriggerSearch:
     def step(self, number: int, tokens: TriggerTokens) -> float:
         """Replace one token, or none if nothing is better; returns the loss of the trigger that is kept.
 
-        Every candidate is evaluated on one batch; the best of them and the present trigger compete on `FINAL_BATCHES` others, since
-        the best of many on few rows is mostly the luckiest.
+        Every candidate is evaluated on one batch; the best of them and the present trigger compete on `FINAL_BATCHES`
+        others, since the best of many on few rows is mostly the luckiest.
         """
         gradient_batch, first, *more = self._batches[number * (2 + FINAL_BATCHES) : (number + 1) * (2 + FINAL_BATCHES)]
         rest = [example for batch in more for example in batch]
@@ -88,8 +88,11 @@ class TriggerSearch:
         return float(losses[kept])
 
     def candidates(self, tokens: TriggerTokens, examples: Sequence[Example], rng: Random) -> list[Trigger]:
-        """Accepted triggers that differ in one token, as many for every position: drawn from the tokens with the highest
-        scores (as in Zou et al. 2023, arXiv:2307.15043), since the scores are linear and the loss is not."""
+        """Accepted triggers that differ in one token, as many for every position.
+
+        They are drawn from the tokens with the highest scores (as in Zou et al. 2023, arXiv:2307.15043), since the
+        scores are linear and the loss is not.
+        """
         trigger, allowed = tokens.trigger, self.token_filter.allowed
         best = self._hotflip_scores(tokens, examples).topk(min(TOP_K, len(allowed)), dim=1).indices
         pools = [rng.sample(allowed[row].tolist(), len(row)) for row in best]
@@ -131,7 +134,7 @@ class TriggerSearch:
         return [examples_of(run.examples, batch) for batch in batches]
 
 
-def _example_builder(run: Run) -> ExampleBuilder:
+def candidate_builder(run: Run) -> ExampleBuilder:
     """Builds examples without their triggers, which are put in front of them or into them later."""
     lm, label_tokens = run.lm, run.word_scorer.longest if run.word_scorer is not None else 0
     if lm.causal:

@@ -23,8 +23,8 @@ from foreword.training.many.train_many import train_many
 from foreword.training.recipe import Recipe
 from foreword.training.train import train
 from models import tiny_model
+from training.loop.test_concurrent import difference
 from training.small_data import ANSWERS, examples, write_jsonl
-from training.test_together import difference
 
 OPPOSITE = dict(zip(ANSWERS, reversed(ANSWERS.values()), strict=True))
 
