@@ -78,7 +78,7 @@ class TrainableTrigger(TrainablePrompt):
         """The present trigger as text."""
         return self._token_filter.decode(self.tokens.trigger)
 
-    def become(self, lm: LanguageModel, task: Task) -> Task:
+    def to_task(self, lm: LanguageModel, task: Task) -> Task:
         if lm.causal:
             prefix = lower_tokens(lm, static_ids(lm.tokenizer, "prompt", self.text))
             return replace(task, kind="prompt", text=self.text, prefix=prefix)
