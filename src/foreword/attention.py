@@ -1,8 +1,8 @@
 """The one attention function: it puts prefixes in front of ragged sequences, in every layer of a stock model.
 
 `register` makes it known to Transformers as ``foreword``; a `LanguageModel` loads its model with that name and hands
-every forward a `Pass`, which reaches each layer as an extra keyword argument. Training, evaluation and the embedded
-engine differ only in the function that the pass carries.
+every forward a `ForwardContext`, which reaches each layer as an extra keyword argument. Training, evaluation and the
+embedded engine differ only in the function that it carries.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from foreword.core import Batch, KVPrefix
-from foreword.dense_attention import AttentionSpec, attend_grouped
+from foreword.dense_attention import AttentionSpec, grouped_query_attention
 from foreword.errors import TrainingError, UnsupportedModel, UsageError
 
-NAME = "foreword"
+ATTN_IMPLEMENTATION = "foreword"
 
 # Keywords that change the result of attention in a way that this function does not compute. A model that passes one
 # of them (T5's position bias) is refused rather than served wrongly.
-UNSUPPORTED = ("position_bias", "head_mask")
+UNSUPPORTED_KWARGS = ("position_bias", "head_mask")
 
 
-class Attend(Protocol):
+class AttentionFn(Protocol):
     """How queries of one layer meet their keys and values; all tensors without a batch dimension."""
 
     def __call__(
@@ -35,7 +35,7 @@ class Attend(Protocol):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rule: AttentionSpec,
+        spec: AttentionSpec,
         window: int | None,
         causal: bool,
     ) -> Tensor:
@@ -45,26 +45,26 @@ class Attend(Protocol):
 
 
 @dataclass
-class Pass:
+class ForwardContext:
     """One forward of the model: which layer is which, and how to attend.
 
     Attributes:
-        attend: see `Attend`.
-        layers: number of every self-attention module; filled in order of use when ``numbering`` is set.
-        numbering: this is the first forward of a freshly loaded model.
-        asked: the layers that attended, in order, for the support probe.
+        attend: see `AttentionFn`.
+        layers: number of every self-attention module; filled in order of use when ``register_layers`` is set.
+        register_layers: this is the first forward of a freshly loaded model.
+        attended_layers: the layers that attended, in order, for the support probe.
         windows: sliding window of each asked layer.
     """
 
-    attend: Attend
+    attend: AttentionFn
     layers: dict[nn.Module, int]
-    numbering: bool = False
-    asked: list[int] = field(default_factory=list)
+    register_layers: bool = False
+    attended_layers: list[int] = field(default_factory=list)
     windows: list[int | None] = field(default_factory=list)
     grad: bool = field(default_factory=torch.is_grad_enabled)
 
     def layer(self, module: nn.Module) -> int:
-        if self.numbering and module not in self.layers:
+        if self.register_layers and module not in self.layers:
             self.layers[module] = len(self.layers)
         if module not in self.layers:
             raise UnsupportedModel(
@@ -85,13 +85,13 @@ def prefixed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    foreword: Pass | None = None,
+    foreword: ForwardContext | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: ``query [1, heads, N, key_dim]`` -> ``[1, N, heads, value_dim]``.
 
     Raises:
-        UnsupportedModel: the layer lost the `Pass`, or asks for a form of attention that is not computed here.
+        UnsupportedModel: the layer lost the `ForwardContext`, or needs a form of attention that is not computed here.
         TrainingError: gradients would be lost to reentrant checkpointing.
     """
     name = type(module).__name__
@@ -100,7 +100,7 @@ def prefixed_attention(
             f"{name} does not hand extra keyword arguments on to its attention, so it would never see a prefix; "
             "choose a model that `foreword doctor --model` accepts."
         )
-    asked = [option for option in UNSUPPORTED if extra.get(option) is not None]
+    asked = [option for option in UNSUPPORTED_KWARGS if extra.get(option) is not None]
     if asked:
         raise UnsupportedModel(f"{name} uses attention with {asked[0]}, which Foreword does not compute yet.")
     if dropout:
@@ -111,18 +111,18 @@ def prefixed_attention(
             "use_reentrant=False."
         )
     layer = foreword.layer(module)
-    foreword.asked.append(layer)
+    foreword.attended_layers.append(layer)
     foreword.windows.append(sliding_window)
     causal = bool(getattr(module, "is_causal", True))
-    rule = AttentionSpec(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux)
-    out = foreword.attend(layer, query[0], key[0], value[0], rule, sliding_window, causal)
+    spec = AttentionSpec(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux)
+    out = foreword.attend(layer, query[0], key[0], value[0], spec, sliding_window, causal)
     return out.transpose(0, 1)[None].contiguous(), None
 
 
 def register() -> None:
     """Make ``attn_implementation="foreword"`` known to Transformers, with a mask function that builds nothing."""
-    AttentionInterface.register(NAME, prefixed_attention)
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+    AttentionInterface.register(ATTN_IMPLEMENTATION, prefixed_attention)
+    AttentionMaskInterface.register(ATTN_IMPLEMENTATION, lambda *args, **kwargs: None)
 
 
 @dataclass
@@ -208,7 +208,7 @@ class RaggedAttention:
         if batch.computed is not None:
             raise UsageError("a batch with computed tokens needs the attention of the engine that holds them.")
         self._on_keys = on_keys
-        self._groups = [_group(batch, members) for members in _families(batch)]
+        self._groups = [_group(batch, members) for members in _stackable_sequences(batch)]
         places = torch.cat([group.tokens[group.valid] for group in self._groups])
         self._order = torch.argsort(places)
         self._masks: dict[tuple[int | None, bool], list[Tensor | None]] = {}
@@ -219,7 +219,7 @@ class RaggedAttention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rule: AttentionSpec,
+        spec: AttentionSpec,
         window: int | None,
         causal: bool,
     ) -> Tensor:
@@ -231,7 +231,7 @@ class RaggedAttention:
         for group, mask in zip(self._groups, self._masks[window, causal], strict=True):
             keys = group.sees(key, [prefix.keys[layer] for prefix in group.prefixes])
             values = group.sees(value, [prefix.values[layer] for prefix in group.prefixes])
-            out = attend_grouped(query[:, group.tokens].transpose(0, 1), keys, values, mask, rule)
+            out = grouped_query_attention(query[:, group.tokens].transpose(0, 1), keys, values, mask, spec)
             outs.append(out.transpose(1, 2)[group.valid])
         return torch.cat(outs)[self._order].transpose(0, 1)
 
@@ -267,8 +267,8 @@ class _Context:
         return stored, sum(end - start for start, end in self.spans)
 
 
-def _families(batch: Batch) -> list[list[tuple[int, _Context]]]:
-    """Sequences with contexts of one shape and similar lengths: one family is one padded product."""
+def _stackable_sequences(batch: Batch) -> list[list[tuple[int, _Context]]]:
+    """Sequences with contexts of one shape and similar lengths: one group is one padded product."""
     alike: dict[tuple[int, int], list[tuple[int, _Context]]] = {}
     known: dict[tuple[int | None, int], _Context] = {}
     for index, (parent, prefix) in enumerate(zip(batch.parents, batch.prefixes, strict=True)):
@@ -276,32 +276,32 @@ def _families(batch: Batch) -> list[list[tuple[int, _Context]]]:
             known[parent, id(prefix)] = _Context.of(batch, index)
         context = known[parent, id(prefix)]
         alike.setdefault(context.shape, []).append((index, context))
-    families: list[list[tuple[int, _Context]]] = []
+    groups: list[list[tuple[int, _Context]]] = []
     for members in alike.values():
         members.sort(key=lambda member: batch.lengths[member[0]])
-        family = [members[0]]
+        group = [members[0]]
         for member in members[1:]:
             # Padding costs at most as much again as the shortest row; longer rows start a product of their own.
-            if batch.lengths[member[0]] > 2 * batch.lengths[family[0][0]]:
-                families.append(family)
-                family = []
-            family.append(member)
-        families.append(family)
-    return families
+            if batch.lengths[member[0]] > 2 * batch.lengths[group[0][0]]:
+                groups.append(group)
+                group = []
+            group.append(member)
+        groups.append(group)
+    return groups
 
 
-def _group(batch: Batch, family: Sequence[tuple[int, _Context]]) -> _Group:
+def _group(batch: Batch, group: Sequence[tuple[int, _Context]]) -> _Group:
     device = batch.token_ids.device
-    lengths = torch.tensor([batch.lengths[index] for index, _ in family], device=device)
-    starts = torch.tensor([batch.starts[index] for index, _ in family], device=device)
+    lengths = torch.tensor([batch.lengths[index] for index, _ in group], device=device)
+    starts = torch.tensor([batch.starts[index] for index, _ in group], device=device)
     steps = torch.arange(int(lengths.max()), device=device)
-    contexts = list(dict.fromkeys(context for _, context in family))
+    contexts = list(dict.fromkeys(context for _, context in group))
     places = [[place for span in context.spans for place in range(*span)] for context in contexts]
     which = {context: place for place, context in enumerate(contexts)}
     return _Group(
         prefixes=tuple(context.prefix for context in contexts if context.prefix is not None),
         spans=torch.tensor(places, device=device) if places[0] else None,
-        context=torch.tensor([which[each] for _, each in family], device=device) if len(contexts) > 1 else None,
+        context=torch.tensor([which[each] for _, each in group], device=device) if len(contexts) > 1 else None,
         tokens=starts[:, None] + torch.minimum(steps[None, :], lengths[:, None] - 1),
         lengths=lengths,
         valid=steps[None, :] < lengths[:, None],

@@ -40,7 +40,7 @@ def states(lm: LanguageModel, embedded: torch.Tensor, prefix) -> torch.Tensor:
         with torch.no_grad():
             return lm.model(inputs_embeds=embedded[None], position_ids=positions, past_key_values=cache).logits[0]
     finally:
-        lm.model.set_attn_implementation(attention.NAME)
+        lm.model.set_attn_implementation(attention.ATTN_IMPLEMENTATION)
 
 
 def brute_force(lm: LanguageModel, text: str, prefix, soft: torch.Tensor | None) -> torch.Tensor:

@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from foreword.engine.cache import PAGE
+from foreword.engine.cache import PAGE_SIZE
 from server.running import PROMPT_TEXT, SYSTEM_TEXT, House, learned_task, wait_until
 
 IDS = {"return_token_ids": True}
@@ -120,7 +120,7 @@ def test_a_talk_that_goes_on_counts_what_it_did_not_run(client: openai.OpenAI) -
     again = client.completions.create(prompt=text + " It was lit.", **asked)
     assert again.usage is not None
     assert again.usage.prompt_tokens_details is not None
-    assert again.usage.prompt_tokens_details.cached_tokens == 5 + len(text) // PAGE * PAGE
+    assert again.usage.prompt_tokens_details.cached_tokens == 5 + len(text) // PAGE_SIZE * PAGE_SIZE
 
 
 def test_static_system_answers_as_the_system_turn(client: openai.OpenAI) -> None:

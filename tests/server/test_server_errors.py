@@ -199,7 +199,7 @@ def test_probes(house: House) -> None:
 class BrokenStream:
     """Gives some text, and then what it was told to give."""
 
-    reused = 0
+    cached_tokens = 0
 
     def __init__(self, request: Request, ending: Sequence[Chunk | Exception]) -> None:
         self.request = request
@@ -228,7 +228,7 @@ class BrokenEngine:
         self.identity, self.context = engine.identity, engine.context
         self.score, self.statistics, self.close = engine.score, engine.statistics, engine.close
         self._ending = ending
-        self.alive, self.reads_bank = True, engine.reads_bank
+        self.alive, self.loads_prefixes = True, engine.loads_prefixes
 
     def submit(self, request: Request) -> BrokenStream:
         assert request.sampling != SamplingParams()

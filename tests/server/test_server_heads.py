@@ -56,7 +56,7 @@ def reference(text: list[str], places: list[int]) -> torch.Tensor:
         with torch.no_grad():
             states = lm.model.bert(input_ids=ids, past_key_values=cache).last_hidden_state[0, places]
     finally:
-        lm.model.set_attn_implementation(attention.NAME)
+        lm.model.set_attn_implementation(attention.ATTN_IMPLEMENTATION)
     made = head(lm, per_token=True)
     return (states @ made.weight.T + made.bias).softmax(-1)
 

@@ -44,10 +44,10 @@ def ring() -> ApiKeys:
 
 
 @contextmanager
-def guarded(folder: Path, gate: Authenticator, **options: object) -> Iterator[House]:
+def guarded(folder: Path, authenticator: Authenticator, **options: object) -> Iterator[House]:
     lm, bank = chat_model(), Bank(folder)
     publish_all(bank, lm)
-    app_of = partial(create_app, bank=bank, gate=gate, **options)  # type: ignore[arg-type]
+    app_of = partial(create_app, bank=bank, authenticator=authenticator, **options)  # type: ignore[arg-type]
     with Engine(lm, cache_bytes=1 << 22) as engine, serve_in_background(app_of(engine)) as url:
         yield House(url, lm, engine, bank)
 
@@ -165,30 +165,30 @@ def test_a_quota_outlives_the_server_and_ends_with_the_day(tmp_path):
         assert 0 < int(refused.value.response.headers["retry-after"]) <= 86_400
     now = datetime.now(UTC)
     clock = [now]
-    allowance = RateLimiter(one, used=10, day=today.isoformat(), now=lambda: clock[0])
+    limiter = RateLimiter(one, used=10, day=today.isoformat(), now=lambda: clock[0])
     with pytest.raises(LimitReached):
-        allowance.admit()
+        limiter.count_request()
     clock[0] = now + timedelta(days=1)
-    allowance.admit()
+    limiter.count_request()
 
 
 def test_what_was_used_comes_back_steadily():
     clock = [0.0]
-    allowance = RateLimiter(key("k", "s", requests_per_minute=6, tokens_per_minute=60), clock=lambda: clock[0])
+    limiter = RateLimiter(key("k", "s", requests_per_minute=6, tokens_per_minute=60), clock=lambda: clock[0])
     for _ in range(6):
-        allowance.admit()
+        limiter.count_request()
     with pytest.raises(LimitReached) as refused:
-        allowance.admit()
+        limiter.count_request()
     assert refused.value.retry_after == pytest.approx(10)
     clock[0] = 10.0
-    allowance.admit()
+    limiter.count_request()
     clock[0] = 100.0
-    allowance.charge(180)
+    limiter.count_tokens(180)
     with pytest.raises(LimitReached, match="60 tokens") as refused:
-        allowance.admit()
+        limiter.count_request()
     assert refused.value.retry_after == pytest.approx(121)
     clock[0] = 222.0
-    allowance.admit()
+    limiter.count_request()
 
 
 def test_the_command_makes_keys_that_the_server_takes(tmp_path):

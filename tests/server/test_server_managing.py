@@ -161,7 +161,7 @@ def test_pins_hold_against_the_bound_of_memory():
     resident.unpin("a")
     resident.add(tasks[1])
     assert "a" not in resident
-    resident.forget("c")
+    resident.remove("c")
     assert resident.nbytes == size
 
 

@@ -22,7 +22,7 @@ from foreword.engine.engine import Engine
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
 from foreword.server.operations.access_log import LOGGER
-from foreword.server.operations.metrics import TASKS, Metrics
+from foreword.server.operations.metrics import MAX_TASK_LABELS, Metrics
 from foreword.server.tasks.resident_tasks import ResidentTasks
 from server.running import chat_model, wait_until
 
@@ -90,12 +90,12 @@ def test_metrics_count_what_was_asked(house, client):
 
 def test_tasks_do_not_multiply_the_metrics():
     metrics = Metrics(dict, ResidentTasks())
-    for number in range(3 * TASKS):
-        metrics.used(f"task-{number}", 1, 0, 1)
-    found = samples(metrics.text().decode())
+    for number in range(3 * MAX_TASK_LABELS):
+        metrics.count_tokens(f"task-{number}", 1, 0, 1)
+    found = samples(metrics.exposition().decode())
     counted = [key for key in found if key[0] == "foreword_answer_tokens_total"]
-    assert len(counted) == TASKS + 1
-    assert found["foreword_answer_tokens_total", "other"] == 2 * TASKS
+    assert len(counted) == MAX_TASK_LABELS + 1
+    assert found["foreword_answer_tokens_total", "other"] == 2 * MAX_TASK_LABELS
 
 
 def test_the_journal_tells_of_requests_and_not_of_their_text(house, client, lines):
@@ -123,7 +123,7 @@ def test_the_journal_tells_of_requests_and_not_of_their_text(house, client, line
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/tasks"])
 def test_a_body_that_is_too_large_is_refused(chunked, path):
-    with small_server(body_bytes=2000) as (url, _):
+    with small_server(max_body_bytes=2000) as (url, _):
         body = b'{"prompt": "' + b"a" * 3000 + b'"}'
         content = iter([body[:1000], body[1000:]]) if chunked else body
         found = httpx.post(url + path, content=content, headers={"Content-Type": "application/json"})
@@ -133,7 +133,7 @@ def test_a_body_that_is_too_large_is_refused(chunked, path):
 
 
 def test_a_body_that_never_comes_is_given_up(monkeypatch):
-    monkeypatch.setattr("foreword.server.operations.request_limits.BODY_SECONDS", 0.3)
+    monkeypatch.setattr("foreword.server.operations.request_limits.BODY_TIMEOUT", 0.3)
     with small_server() as (url, _):
         place = urlsplit(url)
         with socket.create_connection((place.hostname, place.port)) as line:
@@ -142,7 +142,7 @@ def test_a_body_that_never_comes_is_given_up(monkeypatch):
 
 
 def test_an_answer_that_takes_too_long_is_ended():
-    with small_server(answer_seconds=0.05) as (url, engine):
+    with small_server(timeout=0.05) as (url, engine):
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             asked = {"model": engine.name, "prompt": "abc", "max_tokens": 240, "extra_body": {"ignore_eos": True}}
             with pytest.raises(openai.InternalServerError, match=r"more than the 0\.05 s") as late:
@@ -171,7 +171,7 @@ def test_too_many_requests_are_refused_at_once():
 def test_other_pages_ask_only_where_they_are_named(house):
     headers = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in httpx.get(f"{house.url}/health", headers=headers).headers
-    with small_server(origins=["https://shop.example"]) as (url, _):
+    with small_server(cors_origins=["https://shop.example"]) as (url, _):
         allowed = httpx.options(f"{url}/v1/completions", headers=headers)
         assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
         other = httpx.get(f"{url}/health", headers={"Origin": "https://other.example"})

@@ -251,7 +251,7 @@ def test_a_phone(visit: Callable[..., Visitor], house: House):
 def test_a_key_reaches_as_far_as_anywhere_else(visit: Callable[..., Visitor], house: House):
     keys = [("boss", "fw-boss", ["*"], True), ("guest", "fw-guest", ["po*"], False)]
     ring = ApiKeys(ApiKey(name=n, sha256=digest_of(secret), tasks=t, admin=a) for n, secret, t, a in keys)
-    app = create_app(house.engine, house.bank, gate=Authenticator(ring), ui=True)
+    app = create_app(house.engine, house.bank, authenticator=Authenticator(ring), ui=True)
     with serve_in_background(app) as url:
         assert httpx.get(f"{url}/ui/").status_code == 401
         guest = visit(http_credentials={"username": "", "password": "fw-guest"}).open(url)

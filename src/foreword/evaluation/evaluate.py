@@ -275,7 +275,7 @@ def _generated(engine: EngineProtocol, task: Task, rows: Sequence[Row]) -> _Shee
     wanted = [template.references(row.values, row.where) for row in rows]
     prompts = _prompts(engine, task, rows, answer_tokens=1)
     params = generation_params(task)
-    streams = [engine.submit(Request.of(prompt, _within(engine, prompt, params))) for prompt in prompts]
+    streams = [engine.submit(Request.from_prompt(prompt, _within(engine, prompt, params))) for prompt in prompts]
 
     def report(_: None) -> Report:
         predicted = [_answer(stream, row).strip() for stream, row in zip(streams, rows, strict=True)]

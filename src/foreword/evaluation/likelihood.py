@@ -25,7 +25,7 @@ def log_likelihoods(
         prompts: what stands in front.
         targets: token ids, none empty, that fit into the context behind their prompts.
     """
-    return engine.likelihood(list(map(_continued, prompts, targets)))
+    return engine.token_logprobs(list(map(_continued, prompts, targets)))
 
 
 def perplexity(log_likelihoods: Sequence[torch.Tensor | np.ndarray]) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foreword.core import Task
-from foreword.engine.encoder_decoder import evaluator
+from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.home import default_run
 from foreword.models import LanguageModel
@@ -73,7 +73,7 @@ def train(
     method.check(run)
     prompt = run.initial_prompt() if run.learns else None  # fails before anything is written
     # PET may train the model itself: keys of its earlier weights must not answer for it.
-    with evaluator(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
+    with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
         run_dir = RunDir.open(recipe.out or default_run(run.method.name), run.settings(), resume=recipe.resume)
         baseline = baseline_metrics(run, engine, say)
         if prompt is not None:

@@ -64,7 +64,7 @@ class Talk:
             max_tokens=self.max_tokens,
             temperature=self.temperature,
         )
-        return self.engine.submit(Request.of(prompt, params, self.task.name if self.task is not None else ""))
+        return self.engine.submit(Request.from_prompt(prompt, params, self.task.name if self.task is not None else ""))
 
     def keep(self, question: str, answer: str) -> None:
         """What was asked and answered is part of the conversation from now on."""

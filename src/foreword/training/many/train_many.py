@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foreword.core import Task
-from foreword.engine.encoder_decoder import evaluator
+from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import DataError, PublishConflict, UsageError
 from foreword.evaluation.report import Report
@@ -92,7 +92,7 @@ class _MultiTaskRun:
     def learn(self) -> None:
         names = list(self._survey())
         with (
-            evaluator(self.lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine,
+            evaluation_engine(self.lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine,
             gradient_checkpointing(self.lm, self.plan.recipe.checkpointing),
         ):
             shared = shared_init(self.lm, self.plan, engine, self.material, names, self.ledger.folder, self.say)

@@ -19,9 +19,9 @@ def test_logits_of_prompt_chunks_and_answers(family, step_tokens, monkeypatch):
     seen: dict[int, list[torch.Tensor]] = {}
     forward = engine._runner.run
 
-    def recorded(plan):
-        found = forward(plan)
-        sampling = [work.sequence for work in plan if work.samples]
+    def recorded(step):
+        found = forward(step)
+        sampling = [scheduled.sequence for scheduled in step if scheduled.needs_logits]
         for sequence, row in zip(sampling, found, strict=True):
             seen.setdefault(id(sequence.request), []).append(row)
         return found

@@ -9,7 +9,7 @@ import torch
 
 from engine.reference import ask, learned, logits, random_ids, static, stock_model
 from foreword.core import Constraint, SamplingParams
-from foreword.engine.beams import Beam, beam_search
+from foreword.engine.beam_search import Beam, beam_search
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineError, PromptTooLong, UnsupportedModel, UnsupportedOption, UsageError
@@ -63,7 +63,7 @@ def test_beams_are_those_of_transformers(engine, prefix, width, penalty, ends, m
     expected = by_transformers(request, width, penalty, list(stops))
     assert [beam.token_ids for beam in found] == [tokens for tokens, _ in expected]
     assert [beam.score for beam in found] == pytest.approx([score for _, score in expected], abs=1e-4)
-    assert [beam.ended for beam in found] == [beam.token_ids[-1] in stops for beam in found]
+    assert [beam.finished for beam in found] == [beam.token_ids[-1] in stops for beam in found]
 
 
 def test_some_beams_of_these_tests_end_and_some_are_cut(engine):
@@ -72,14 +72,14 @@ def test_some_beams_of_these_tests_end_and_some_are_cut(engine):
     for ends in (1, 3):
         stops = likely(request, ends)
         found = beam_search(engine, replace(request, sampling=replace(request.sampling, stop_token_ids=stops)), 4, 1.0)
-        ended += [beam.ended for beam in found]
+        ended += [beam.finished for beam in found]
     assert set(ended) == {True, False}
 
 
 def test_the_models_own_ends_count_unless_they_are_ignored(engine):
     ends = tiny_model("llama").end_ids
-    assert engine.ending(SamplingParams(stop_token_ids=(7,))) == {*ends, 7}
-    assert engine.ending(SamplingParams(stop_token_ids=(7,), ignore_eos=True)) == {7}
+    assert engine.all_stop_token_ids(SamplingParams(stop_token_ids=(7,))) == {*ends, 7}
+    assert engine.all_stop_token_ids(SamplingParams(stop_token_ids=(7,), ignore_eos=True)) == {7}
 
 
 @pytest.mark.parametrize("prefix", [None, learned("llama", 5)])

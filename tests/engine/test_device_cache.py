@@ -13,7 +13,7 @@ from foreword.engine.device_cache import DeviceCache
 from models import tiny_model
 
 
-def residents_in(dtype: torch.dtype) -> DeviceCache:
+def device_cache(dtype: torch.dtype) -> DeviceCache:
     return DeviceCache(tiny_model("llama").model, dtype, torch.device("cpu"))
 
 
@@ -23,36 +23,36 @@ def fresh() -> KVPrefix:
 
 
 def test_the_same_prefix_gives_the_same_object():
-    residents = residents_in(torch.bfloat16)
+    cache = device_cache(torch.bfloat16)
     prefix = fresh()
-    whole = residents.prefix(prefix, 8)
+    whole = cache.prefix(prefix, 8)
     assert whole is not None
     assert whole.keys[0].dtype == torch.bfloat16
-    assert residents.prefix(prefix, 8) is whole
-    assert residents.prefix(fresh(), 8) is not whole
-    head = residents.prefix(prefix, 3)
+    assert cache.prefix(prefix, 8) is whole
+    assert cache.prefix(fresh(), 8) is not whole
+    head = cache.prefix(prefix, 3)
     assert head is not None
-    assert head is residents.prefix(prefix, 3)
+    assert head is cache.prefix(prefix, 3)
     assert head.keys[0].data_ptr() == whole.keys[0].data_ptr()
     assert (head.length, head.offset) == (3, 3)
 
 
 def test_nothing_is_used_of_no_prefix():
-    residents = residents_in(torch.float32)
-    assert residents.prefix(None, 0) is None
-    assert residents.prefix(fresh(), 0) is None
+    cache = device_cache(torch.float32)
+    assert cache.prefix(None, 0) is None
+    assert cache.prefix(fresh(), 0) is None
 
 
 def test_a_prefix_that_fits_is_not_copied():
     prefix = learned("llama", 3)
-    assert residents_in(torch.float32).prefix(prefix, 3) is prefix
+    assert device_cache(torch.float32).prefix(prefix, 3) is prefix
 
 
 def test_prefixes_are_freed_with_the_original():
     for dtype in (torch.float32, torch.bfloat16):
-        residents = residents_in(dtype)
+        cache = device_cache(dtype)
         prefix = fresh()
-        seen = [weakref.ref(prefix), weakref.ref(residents.prefix(prefix, 8)), weakref.ref(residents.prefix(prefix, 2))]
+        seen = [weakref.ref(prefix), weakref.ref(cache.prefix(prefix, 8)), weakref.ref(cache.prefix(prefix, 2))]
         del prefix
         gc.collect()
         assert [found() for found in seen] == [None] * 3
@@ -61,6 +61,6 @@ def test_prefixes_are_freed_with_the_original():
 def test_a_trainable_prefix_is_served_without_its_graph():
     known = fresh()
     keys = tuple(key.clone().requires_grad_() for key in known.keys)
-    found = residents_in(torch.bfloat16).prefix(KVPrefix(known.model, keys, known.values, 8), 8)
+    found = device_cache(torch.bfloat16).prefix(KVPrefix(known.model, keys, known.values, 8), 8)
     assert found is not None
     assert not found.keys[0].requires_grad

@@ -1,4 +1,4 @@
-"""`Admission`: refuses what can never run, with a sentence that says why, before anything is queued."""
+"""`RequestValidator`: refuses requests that can never run, with a sentence that says why, before they are queued."""
 
 from __future__ import annotations
 
@@ -12,69 +12,70 @@ from foreword.text.request import Prompt
 
 
 @dataclass(frozen=True)
-class Admission:
+class RequestValidator:
     """Limits of an engine.
 
     Attributes:
         identity: what every prefix must agree with.
         context: positions that a request may take, prefix and answer included; ``None`` without a limit.
-        capacity: positions that the cache can hold.
+        cache_positions: positions that the cache can hold.
         allow_other_weights: accept prefixes made for other weights of the same shape.
-        in_front: positions that a prefix of a length takes in the cache.
+        prefix_cache_positions: positions that a prefix of a length takes in the cache.
     """
 
     identity: ModelIdentity
     context: int | None
-    capacity: int
+    cache_positions: int
     allow_other_weights: bool
-    in_front: Callable[[int], int] = int
+    prefix_cache_positions: Callable[[int], int] = int
 
     def check(self, request: Request) -> None:
-        """Raise RequestError, PromptTooLong or ModelMismatch for an answer that can never be generated."""
+        """Raise RequestError, PromptTooLong or ModelMismatch for a request that can never be generated."""
         self._check_tokens(request)
         self._check_prefix(request)
-        self._check_bias(request)
-        prompt, wanted = request.prompt_tokens, request.sampling.max_tokens
-        self._check_room(prompt, 1)
-        if self.context is not None and prompt + wanted > self.context:
+        self._check_logit_bias(request)
+        prompt, max_tokens = request.prompt_tokens, request.sampling.max_tokens
+        self._check_context(prompt, 1)
+        if self.context is not None and prompt + max_tokens > self.context:
             raise PromptTooLong(
-                f"the prompt has {prompt} tokens and max_tokens is {wanted}, together more than the context of "
+                f"the prompt has {prompt} tokens and max_tokens is {max_tokens}, together more than the context of "
                 f"{self.context}; ask for at most {self.context - prompt} tokens."
             )
-        if (needed := request.own_limit + self.in_front(request.prefix_length)) > self.capacity:
+        needed = request.max_cached_tokens + self.prefix_cache_positions(request.prefix_length)
+        if needed > self.cache_positions:
             raise PromptTooLong(
-                f"the request needs {needed} positions of the cache, which has {self.capacity}; shorten it, or give "
-                "the engine a larger cache."
+                f"the request needs {needed} positions of the cache, which has {self.cache_positions}; shorten it, or "
+                "give the engine a larger cache."
             )
 
-    def check_prompt(self, prompt: Prompt, longest_word: int) -> None:
-        """The same for a prompt that words of up to ``longest_word`` tokens are scored behind."""
+    def check_prompt(self, prompt: Prompt, answer_tokens: int) -> None:
+        """The same for a prompt that is scored, with words of up to ``answer_tokens`` tokens behind it."""
         self._check_tokens(prompt)
         self._check_prefix(prompt)
-        self._check_room(prompt.prefix_length + len(prompt.token_ids), longest_word)
+        self._check_context(prompt.prefix_length + len(prompt.token_ids), answer_tokens)
 
-    def _check_tokens(self, asked: Request | Prompt) -> None:
-        if not asked.token_ids:
+    def _check_tokens(self, item: Request | Prompt) -> None:
+        if not item.token_ids:
             raise RequestError("the request is empty behind its prefix; send at least one token.")
-        low, high = min(asked.token_ids), max(asked.token_ids)
-        soft = asked.soft.shape[0] if asked.soft is not None else 0
-        if asked.soft is not None and asked.soft.shape[1:] != (self.identity.hidden_size,):
+        low, high = min(item.token_ids), max(item.token_ids)
+        soft = item.soft.shape[0] if item.soft is not None else 0
+        if item.soft is not None and item.soft.shape[1:] != (self.identity.hidden_size,):
             raise RequestError(
-                f"the request has soft tokens of width {asked.soft.shape[-1]}, the model takes "
+                f"the request has soft tokens of width {item.soft.shape[-1]}, the model takes "
                 f"{self.identity.hidden_size}."
             )
         if low < -soft or high >= self.identity.vocab_size:
             wrong = low if low < -soft else high
             raise RequestError(f"token id {wrong} is outside 0..{self.identity.vocab_size - 1}.")
 
-    def _check_bias(self, request: Request) -> None:
+    def _check_logit_bias(self, request: Request) -> None:
         last = self.identity.vocab_size - 1
         wrong = next((token for token in request.sampling.logit_bias if token > last), None)
         if wrong is not None:
             raise RequestError(f"logit_bias names token id {wrong}, which is outside 0..{last}.")
 
-    def _check_prefix(self, asked: Request | Prompt) -> None:
-        prefix, length = asked.prefix, asked.prefix_length
+    def _check_prefix(self, item: Request | Prompt) -> None:
+        prefix, length = item.prefix, item.prefix_length
         if prefix is None:
             if length:
                 raise RequestError(f"the request uses {length} positions of a prefix, but has none.")
@@ -87,9 +88,9 @@ class Admission:
                 f"the request uses {length} positions of a prefix that serves {least} to {prefix.length}."
             )
 
-    def _check_room(self, prompt: int, ahead: int) -> None:
-        if self.context is not None and prompt + ahead > self.context:
-            behind = "one more token" if ahead == 1 else f"a word of {ahead} tokens"
+    def _check_context(self, prompt: int, answer_tokens: int) -> None:
+        if self.context is not None and prompt + answer_tokens > self.context:
+            behind = "one more token" if answer_tokens == 1 else f"a word of {answer_tokens} tokens"
             raise PromptTooLong(
                 f"the prompt has {prompt} tokens with its prefix, the context of {self.context} has no room for "
                 f"{behind}; shorten it."

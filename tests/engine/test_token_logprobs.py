@@ -38,8 +38,8 @@ def prompts(family: str) -> list[Prompt]:
 def test_likelihoods_are_those_of_transformers(family, step_tokens):
     asked = prompts(family)
     with Engine(tiny_model(family), cache_bytes=1 << 20, step_tokens=step_tokens) as engine:
-        found = engine.likelihood(asked)
-        assert engine.likelihood([]) == []
+        found = engine.token_logprobs(asked)
+        assert engine.token_logprobs([]) == []
     for prompt, own in zip(asked, found, strict=True):
         assert own.dtype == torch.float32
         torch.testing.assert_close(own, by_transformers(family, prompt), atol=1e-4, rtol=0)
@@ -48,10 +48,10 @@ def test_likelihoods_are_those_of_transformers(family, step_tokens):
 def test_only_the_tokens_behind_the_named_places_are_measured():
     (prompt,) = [Prompt(random_ids(20, 1), learned("llama", 3), 3)]
     with Engine(tiny_model("llama"), cache_bytes=1 << 20) as engine:
-        (found,) = engine.likelihood([replace(prompt, places=(4, 5, 11))])
+        (found,) = engine.token_logprobs([replace(prompt, places=(4, 5, 11))])
         for place in (19, 20):
             with pytest.raises(RequestError, match=f"no token of the vocabulary stands behind place {place}"):
-                engine.likelihood([replace(prompt, places=(4, place))])
+                engine.token_logprobs([replace(prompt, places=(4, place))])
     torch.testing.assert_close(found, by_transformers("llama", prompt)[[4, 5, 11]], atol=1e-4, rtol=0)
 
 
@@ -59,7 +59,7 @@ def test_a_soft_token_has_no_likelihood():
     soft = tiny_model("llama").model.get_input_embeddings().weight[[7, 8]]
     plain = Prompt((5, 7, 6, 9, 8, 11), None, 0)
     with Engine(tiny_model("llama"), cache_bytes=1 << 20) as engine:
-        (found,) = engine.likelihood([replace(plain, token_ids=(5, -1, 6, 9, -2, 11), soft=soft)])
+        (found,) = engine.token_logprobs([replace(plain, token_ids=(5, -1, 6, 9, -2, 11), soft=soft)])
     torch.testing.assert_close(found, by_transformers("llama", plain)[[1, 2, 4]], atol=1e-4, rtol=0)
 
 
@@ -73,18 +73,18 @@ def test_no_more_logits_are_held_than_a_step_has_tokens(monkeypatch):
 
     with Engine(tiny_model("llama"), cache_bytes=1 << 20, step_tokens=16) as engine:
         monkeypatch.setattr(LanguageModel, "logits", logits_of)
-        (found,) = engine.likelihood([Prompt(random_ids(50, 1), None, 0)])
+        (found,) = engine.token_logprobs([Prompt(random_ids(50, 1), None, 0)])
     assert seen == [16, 16, 16, 1]
     assert found.shape == (49,)
 
 
 def test_prompts_that_can_never_be_measured():
     with Engine(tiny_model("llama"), cache_bytes=1 << 20, max_model_len=20) as engine:
-        assert engine.likelihood([Prompt(random_ids(15, 0), learned("llama", 5), 5)])[0].shape == (14,)
+        assert engine.token_logprobs([Prompt(random_ids(15, 0), learned("llama", 5), 5)])[0].shape == (14,)
         with pytest.raises(PromptTooLong):
-            engine.likelihood([Prompt(random_ids(16, 0), learned("llama", 5), 5)])
+            engine.token_logprobs([Prompt(random_ids(16, 0), learned("llama", 5), 5)])
         with pytest.raises(RequestError, match="empty"):
-            engine.likelihood([Prompt((), None, 0)])
+            engine.token_logprobs([Prompt((), None, 0)])
     encoder = Engine(tiny_model("bert"), cache_bytes=1 << 20, start=False)
     with pytest.raises(UnsupportedModel, match="sees what follows"):
-        encoder.likelihood([Prompt((5, 6), None, 0)])
+        encoder.token_logprobs([Prompt((5, 6), None, 0)])

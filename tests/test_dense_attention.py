@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreword.dense_attention import (
-    SHORT,
+    MAX_MATH_LENGTH,
     AttentionMask,
     AttentionSpec,
-    attend,
-    attend_grouped,
-    attend_with_lse,
-    merge,
-    with_sinks,
+    apply_sinks,
+    grouped_query_attention,
+    inference_attention,
+    inference_attention_with_lse,
+    merge_attn_states,
 )
 from foreword.errors import TrainingError
 
@@ -79,11 +79,11 @@ def test_merged_halves_equal_one_softmax(case):
     scale = key.shape[-1] ** -0.5
     front = None if mask is None else mask[..., :cut]
     own = None if mask is None else mask[..., cut:]
-    seen = [part if part is None else AttentionMask(part) for part in (front, own)]
+    masks = [part if part is None else AttentionMask(part) for part in (front, own)]
     with torch.no_grad():
-        first = attend_with_lse(query, key[:, :, :cut], value[:, :, :cut], seen[0], AttentionSpec(scale))
-        second = attend_with_lse(query, key[:, :, cut:], value[:, :, cut:], seen[1], AttentionSpec(scale))
-        merged = merge(*second, *first)
+        first = inference_attention_with_lse(query, key[:, :, :cut], value[:, :, :cut], masks[0], AttentionSpec(scale))
+        second = inference_attention_with_lse(query, key[:, :, cut:], value[:, :, cut:], masks[1], AttentionSpec(scale))
+        merged = merge_attn_states(*second, *first)
     for (out, lse), part, visible in ((first, slice(0, cut), front), (second, slice(cut, None), own)):
         expected, expected_lse = plain(query, key[:, :, part], value[:, :, part], visible, scale)
         torch.testing.assert_close(out.double(), expected, atol=LIMITS[dtype], rtol=LIMITS[dtype])
@@ -92,7 +92,7 @@ def test_merged_halves_equal_one_softmax(case):
     expected, _ = plain(query, key, value, mask, scale)
     assert merged.dtype == dtype
     torch.testing.assert_close(merged.double(), expected, atol=LIMITS[dtype], rtol=LIMITS[dtype])
-    grouped = attend_grouped(query, key, value, mask, AttentionSpec(scale))
+    grouped = grouped_query_attention(query, key, value, mask, AttentionSpec(scale))
     torch.testing.assert_close(grouped.double(), expected, atol=LIMITS[dtype], rtol=LIMITS[dtype])
 
 
@@ -108,12 +108,12 @@ def test_many_scores_in_bfloat16_are_near_one_softmax(rows, scale, sees, monkeyp
         mask = mask.tril(keys - length)
     if sees == "half blind":
         mask[:, :, : length // 2] = False
-    seen = None if sees == "all" else AttentionMask(mask)
+    masks = None if sees == "all" else AttentionMask(mask)
     with torch.no_grad():
-        out, lse = attend_with_lse(query, key, value, seen, AttentionSpec(scale))
-        assert torch.equal(attend(query, key, value, seen, AttentionSpec(scale)), out)
-        monkeypatch.setattr("foreword.dense_attention.MANY", 1 << 60)
-        flash = attend_with_lse(query, key, value, seen, AttentionSpec(scale))
+        out, lse = inference_attention_with_lse(query, key, value, masks, AttentionSpec(scale))
+        assert torch.equal(inference_attention(query, key, value, masks, AttentionSpec(scale)), out)
+        monkeypatch.setattr("foreword.dense_attention.MIN_BF16_SCORES", 1 << 60)
+        flash = inference_attention_with_lse(query, key, value, masks, AttentionSpec(scale))
     assert not torch.equal(out, flash[0]), "both went the same way"
     expected, expected_lse = plain(query, key, value, mask, scale)
     torch.testing.assert_close(out.double(), expected, atol=LIMITS[torch.bfloat16], rtol=LIMITS[torch.bfloat16])
@@ -125,9 +125,9 @@ def test_a_part_that_sees_nothing_weighs_nothing():
     query, key, value = tensors(1, 4, 2, 3, 6, 16, 16, torch.float32, 0)
     nowhere = torch.zeros(1, 1, 3, 6, dtype=torch.bool)
     with torch.no_grad():
-        out, lse = attend_with_lse(query, key, value, AttentionMask(nowhere), AttentionSpec(0.25))
-        full = attend_with_lse(query, key, value, None, AttentionSpec(0.25))
-        merged = merge(*full, out, lse)
+        out, lse = inference_attention_with_lse(query, key, value, AttentionMask(nowhere), AttentionSpec(0.25))
+        full = inference_attention_with_lse(query, key, value, None, AttentionSpec(0.25))
+        merged = merge_attn_states(*full, out, lse)
     assert (lse == float("-inf")).all()
     assert (out == 0).all()
     assert torch.equal(merged, full[0])
@@ -137,9 +137,11 @@ def test_far_apart_scores_neither_overflow_nor_vanish():
     query, key, value = tensors(1, 2, 1, 2, 5, 16, 16, torch.float32, 1)
     for factor in (1e-4, 200.0):
         with torch.no_grad():
-            second = attend_with_lse(query, key[:, :, 2:] * factor, value[:, :, 2:], None, AttentionSpec(1.0))
-            first = attend_with_lse(query, key[:, :, :2], value[:, :, :2], None, AttentionSpec(1.0))
-            merged = merge(*second, *first)
+            second = inference_attention_with_lse(
+                query, key[:, :, 2:] * factor, value[:, :, 2:], None, AttentionSpec(1.0)
+            )
+            first = inference_attention_with_lse(query, key[:, :, :2], value[:, :, :2], None, AttentionSpec(1.0))
+            merged = merge_attn_states(*second, *first)
         both = torch.cat([key[:, :, :2], key[:, :, 2:] * factor], 2)
         expected, _ = plain(query, both, value, None, 1.0)
         torch.testing.assert_close(merged.double(), expected, atol=1e-4, rtol=1e-4)
@@ -150,9 +152,9 @@ def test_it_refuses_to_run_with_gradients(place):
     parts = dict(zip(("query", "key", "value"), tensors(1, 2, 1, 2, 5, 16, 16, torch.float32, 2), strict=True))
     parts[place].requires_grad_()
     with pytest.raises(TrainingError, match="inference only"):
-        attend_with_lse(*parts.values(), None, AttentionSpec(0.25))
+        inference_attention_with_lse(*parts.values(), None, AttentionSpec(0.25))
     with torch.no_grad():
-        attend_with_lse(*parts.values(), None, AttentionSpec(0.25))
+        inference_attention_with_lse(*parts.values(), None, AttentionSpec(0.25))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -162,16 +164,18 @@ def test_short_rows_have_the_gradients_of_finite_differences(masked, learned):
     mask = torch.ones(3, 5, dtype=torch.bool).tril(2)[None, None] if masked else None
     for name, part in zip(("query", "key", "value"), parts, strict=True):
         part.requires_grad_(learned in (name, "all"))
-    assert torch.autograd.gradcheck(lambda *given: attend_grouped(*given, mask, AttentionSpec(0.5)), parts)
+    assert torch.autograd.gradcheck(lambda *given: grouped_query_attention(*given, mask, AttentionSpec(0.5)), parts)
 
 
-@pytest.mark.parametrize("length", [SHORT, SHORT + 1])
+@pytest.mark.parametrize("length", [MAX_MATH_LENGTH, MAX_MATH_LENGTH + 1])
 @pytest.mark.parametrize("dtype", sorted(LIMITS, key=str))
 def test_short_and_long_rows_have_the_gradients_of_one_softmax(length, dtype):
     mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
     parts = [part.requires_grad_() for part in tensors(1, 4, 2, length, length, 16, 16, dtype, 4)]
     wide = [part.detach().double().requires_grad_() for part in parts]
-    found = torch.autograd.grad(attend_grouped(*parts, mask, AttentionSpec(0.25)).float().square().sum(), parts)
+    found = torch.autograd.grad(
+        grouped_query_attention(*parts, mask, AttentionSpec(0.25)).float().square().sum(), parts
+    )
     expected = torch.autograd.grad(plain(*wide, mask, 0.25)[0].square().sum(), wide)
     for one, other in zip(found, expected, strict=True):
         limit = LIMITS[dtype] * float(other.abs().max())
@@ -185,23 +189,23 @@ def test_squashed_scores_and_sinks(group, softcap, sunk):
     """The merged halves and the grouped product against one softmax with a further column."""
     query, key, value = (part.double() for part in tensors(2, 2 * group, 2, 3, 9, 8, 8, torch.float32, 5))
     sinks = torch.linspace(-1, 2, 2 * group) if sunk else None
-    rule = AttentionSpec(0.5, softcap, sinks)
+    spec = AttentionSpec(0.5, softcap, sinks)
     scores = 0.5 * query @ key.repeat_interleave(group, 1).mT
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     column = torch.full((1, 2 * group, 1, 1), -torch.inf) if sinks is None else sinks.view(1, -1, 1, 1)
     joined = torch.cat([scores, column.expand(2, -1, 3, -1).double()], -1)
     expected = joined.softmax(-1)[..., :-1] @ value.repeat_interleave(group, 1)
-    torch.testing.assert_close(attend_grouped(query, key, value, None, rule), expected)
-    first = attend_with_lse(query, key[:, :, :4], value[:, :, :4], None, rule)
-    second = attend_with_lse(query, key[:, :, 4:], value[:, :, 4:], None, rule)
-    merged = merge(*second, *first)
+    torch.testing.assert_close(grouped_query_attention(query, key, value, None, spec), expected)
+    first = inference_attention_with_lse(query, key[:, :, :4], value[:, :, :4], None, spec)
+    second = inference_attention_with_lse(query, key[:, :, 4:], value[:, :, 4:], None, spec)
+    merged = merge_attn_states(*second, *first)
     for row in range(2):
         lse = torch.logaddexp(first[1][row], second[1][row])
-        found = with_sinks(merged[row], lse, sinks)
+        found = apply_sinks(merged[row], lse, sinks)
         torch.testing.assert_close(found, expected[row], atol=1e-5, rtol=1e-5)
 
 
 def test_squashed_scores_and_sinks_have_the_gradients_of_finite_differences():
     parts = [part.double().requires_grad_() for part in tensors(2, 4, 2, 3, 5, 4, 6, torch.float32, 3)]
-    rule = AttentionSpec(0.5, 1.5, torch.linspace(-1, 1, 4).double())
-    assert torch.autograd.gradcheck(lambda *given: attend_grouped(*given, None, rule), parts)
+    spec = AttentionSpec(0.5, 1.5, torch.linspace(-1, 1, 4).double())
+    assert torch.autograd.gradcheck(lambda *given: grouped_query_attention(*given, None, spec), parts)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from engine.reference import ask, logits, static, text_of, tokens_of
 from engine.test_engine import run, stepped
-from engine.test_sampler import CHI_SQUARE, DRAWS, SIZE, row
+from engine.test_sampling import CHI_SQUARE, DRAWS, SIZE, row
 from foreword.core import SamplingParams
-from foreword.engine import sampler
-from foreword.engine.penalties import Penalties
+from foreword.engine import sampling
+from foreword.engine.logits_processor import LogitsProcessor
 from foreword.engine.protocol import Request
 from foreword.errors import RequestError, UsageError
 from foreword.text.detokenize import Detokenizer
@@ -38,10 +38,10 @@ def changed(params: SamplingParams) -> torch.Tensor:
 
 
 def applied(params: SamplingParams) -> torch.Tensor:
-    penalties = Penalties(params, PROMPT, ends=(0,))
+    processor = LogitsProcessor(params, PROMPT, stop_token_ids=(0,))
     for token in TAKEN:
-        penalties.took(token)
-    return torch.from_numpy(penalties.apply(row(3).numpy()))
+        processor.accept_token(token)
+    return torch.from_numpy(processor.apply(row(3).numpy()))
 
 
 params = st.builds(
@@ -70,11 +70,11 @@ def test_changed_logits_are_exact(params):
     ],
 )
 def test_draws_follow_the_exact_probabilities(params):
-    from engine.test_sampler import exact
+    from engine.test_sampling import exact
 
     adjusted = applied(params) / 2
     source = np.random.default_rng(11)
-    drawn = torch.tensor([sampler.draw(adjusted.numpy(), params, source) for _ in range(DRAWS)])
+    drawn = torch.tensor([sampling.sample_token(adjusted.numpy(), params, source) for _ in range(DRAWS)])
     counts = torch.bincount(drawn, minlength=SIZE).double()
     expected = exact(changed(params).float() / 2, params)
     expected = expected.where(expected >= params.min_p * expected.max(), 0.0)
@@ -161,8 +161,8 @@ def test_a_stop_text_counts_only_behind_the_least_length(text, stop, least):
 
 def test_copies_count_their_seeds_up():
     request = ask(4, temperature=1.0, seed=7)
-    assert [copy.sampling.seed for copy in request.copies(3)] == [7, 8, 9]
-    assert len({tuple(tokens_of(chunks)) for chunks in answer(*request.copies(3))}) == 3
+    assert [copy.sampling.seed for copy in request.fan_out(3)] == [7, 8, 9]
+    assert len({tuple(tokens_of(chunks)) for chunks in answer(*request.fan_out(3))}) == 3
 
 
 @pytest.mark.parametrize(

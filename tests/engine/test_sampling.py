@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.reference import ask, learned, tokens_of
 from engine.test_engine import run, stepped
 from foreword.core import SamplingParams
-from foreword.engine import sampler
+from foreword.engine import sampling
 
 DRAWS = 4000
 CHI_SQUARE = {1: 15.1, 2: 18.4, 3: 21.1, 4: 23.5, 5: 25.7, 9: 33.7, 19: 50.8}
@@ -50,14 +50,14 @@ params = st.builds(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(params=params, seed=st.integers(0, 1000))
 def test_allowed_probabilities_are_exact(params, seed):
-    found = torch.from_numpy(sampler.allowed(row(seed).numpy(), params)).double()
+    found = torch.from_numpy(sampling.filtered_probs(row(seed).numpy(), params)).double()
     torch.testing.assert_close(found, exact(row(seed), params), atol=1e-6, rtol=1e-4)
 
 
 def test_a_flat_nucleus_wider_than_the_quick_look_is_exact():
     flat = torch.linspace(0, 1e-3, 5000)
     params = SamplingParams(temperature=1.0, top_p=0.8)
-    found = torch.from_numpy(sampler.allowed(flat.numpy(), params))
+    found = torch.from_numpy(sampling.filtered_probs(flat.numpy(), params))
     assert (found > 0).sum() == (exact(flat, params) > 0).sum() > 1024
     torch.testing.assert_close(found.double(), exact(flat, params), atol=1e-7, rtol=1e-3)
 
@@ -74,7 +74,7 @@ def test_a_flat_nucleus_wider_than_the_quick_look_is_exact():
 )
 def test_draws_follow_the_exact_probabilities(params, freedom):
     logits, source = row(7) / 2, np.random.default_rng(5)
-    drawn = torch.tensor([sampler.draw(logits.numpy(), params, source) for _ in range(DRAWS)])
+    drawn = torch.tensor([sampling.sample_token(logits.numpy(), params, source) for _ in range(DRAWS)])
     counts = torch.bincount(drawn, minlength=SIZE).double()
     expected = exact(logits, params) * DRAWS
     inside = expected > 0
@@ -89,21 +89,21 @@ def test_draws_follow_the_exact_probabilities(params, freedom):
 @pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
 def test_a_very_cold_temperature_is_greedy(temperature):
     params = SamplingParams(temperature=temperature)
-    drawn = {sampler.draw(row().numpy(), params, np.random.default_rng(0)) for _ in range(20)}
+    drawn = {sampling.sample_token(row().numpy(), params, np.random.default_rng(0)) for _ in range(20)}
     assert drawn == {int(row().argmax())}
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63, 2**64 + 3, -(2**70)])
 def test_any_integer_is_a_seed(seed):
     params = SamplingParams(temperature=1.0, seed=seed)
-    first, second = sampler.generator(params), sampler.generator(params)
+    first, second = sampling.make_generator(params), sampling.make_generator(params)
     assert first is not None
     assert second is not None
     assert first.random(4).tolist() == second.random(4).tolist()
 
 
 def test_greedy_is_the_default():
-    assert sampler.generator(SamplingParams()) is None
+    assert sampling.make_generator(SamplingParams()) is None
 
 
 def test_without_a_seed_answers_differ():

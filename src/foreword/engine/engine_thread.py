@@ -1,4 +1,4 @@
-"""`Loop`: the thread that steps an engine while there is work."""
+"""`EngineThread`: the thread that steps an engine while there is work."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import threading
 from collections.abc import Callable
 
 
-class Loop:
-    """Runs ``step`` in one thread until it returns False, and again whenever it is woken.
+class EngineThread:
+    """Calls ``step`` in one thread until it returns False, and again after every `wake`.
 
     Args:
-        step: does one step of work and says whether there may be more.
+        step: does one step and returns whether there may be more to do.
         on_crash: called if ``step`` raises, which ends the thread.
     """
 
     def __init__(self, step: Callable[[], bool], on_crash: Callable[[Exception], None]) -> None:
         self._step = step
         self._on_crash = on_crash
-        self._work = threading.Event()
+        self._has_work = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="foreword-engine", daemon=True)
 
@@ -28,12 +28,12 @@ class Loop:
         atexit.register(self.stop)
 
     def wake(self) -> None:
-        self._work.set()
+        self._has_work.set()
 
     def stop(self) -> None:
         """Let the step in progress end, and the thread with it."""
         self._stopping = True
-        self._work.set()
+        self._has_work.set()
         if self._thread.is_alive():
             self._thread.join()
         atexit.unregister(self.stop)
@@ -41,10 +41,10 @@ class Loop:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._work.wait()
-                self._work.clear()
+                self._has_work.wait()
+                self._has_work.clear()
                 while not self._stopping and self._step():
                     pass
-        except Exception as error:  # whoever waits for an answer must hear of it
+        except Exception as error:  # every open stream must be told
             self._on_crash(error)
             raise
