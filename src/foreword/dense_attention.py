@@ -1,5 +1,6 @@
-"""Attention of dense, padded rows: plain, with its log-sum-exp, and merged. `RaggedAttention` and the engine's cached
-attention are made of these.
+"""Attention of dense, padded rows: differentiable, for inference with its log-sum-exp, and the merge of two results.
+
+`foreword.attention.RaggedAttention` and the engine's `PagedAttention` are made of these.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from torch.autograd.function import once_differentiable
 
 from foreword.errors import TrainingError
 
-# Tokens a row up to which the plain products beat PyTorch's CPU flash kernel, whose backward pass is slow on short
-# rows: 3.2 times at 31 tokens in bfloat16, 1.3 at 128, 0.9 at 256.
 MAX_MATH_LENGTH = 128
+"""Tokens a row up to which `_MathAttention` beats PyTorch's CPU flash kernel, whose backward pass is slow on short
+rows: 3.2 times at 31 tokens in bfloat16, 1.3 at 128, 0.9 at 256."""
 
-# Scores a key head from which the plain products of `_bf16_math` beat the flash kernel.
 MIN_BF16_SCORES = 1 << 14
+"""Scores a key head from which `_bf16_math` beats the flash kernel."""
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionSpec:
-    """How products of queries and keys become weights.
+    """How scores of one layer are computed from products of queries and keys.
 
     Attributes:
         scale: multiplies the products.
-        softcap: scores are squashed between minus and plus this number, as in Gemma 2.
+        softcap: scores are bounded to between minus and plus this number by a tanh, as in Gemma 2.
         sinks: ``[heads]`` score of a key that every query sees and that has no value, as in GPT-OSS.
     """
 
@@ -37,6 +38,7 @@ class AttentionSpec:
     sinks: Tensor | None = None
 
     def capped(self, scores: Tensor) -> Tensor:
+        """Scores with the soft cap applied."""
         return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
 
 
@@ -48,7 +50,7 @@ def grouped_query_attention(
     Args:
         query: ``[R, heads, T, key_dim]``.
         key, value: ``[R, kv_heads, C, dim]``.
-        mask: ``[R or 1, 1, T, C]``, True where a query may look; every query must look somewhere.
+        mask: ``[R or 1, 1, T, C]``, True where a query attends; no query may be masked everywhere.
 
     Returns:
         ``[R, heads, T, value_dim]``.
@@ -72,7 +74,7 @@ def grouped_query_attention(
 def _softcapped_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, spec: AttentionSpec
 ) -> Tensor:
-    """What no kernel computes, in float32 or wider; PyTorch knows its gradients."""
+    """Attention with a soft cap or sinks, which no kernel computes, in float32 or wider; differentiable by autograd."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = spec.capped((query.to(wide) @ key.to(wide).mT) * spec.scale)
     if mask is not None:
@@ -88,7 +90,7 @@ def _softcapped_attention(
 
 
 def _records_gradients_on_cpu(*tensors: Tensor) -> bool:
-    """Whether gradients are recorded, on a device where `_MathAttention` is worth it."""
+    """Whether gradients are recorded, and all tensors are on a CPU, where `_MathAttention` is faster."""
     on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
     return on_cpu and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
@@ -126,10 +128,10 @@ class _MathAttention(torch.autograd.Function):
 
 
 class AttentionMask:
-    """Where queries may look, made ready once for all layers that ask the same.
+    """A boolean mask and the additive biases made from it, kept for all layers of a step.
 
     Args:
-        mask: ``[R or 1, 1, T, C]``, True where a query may look. A query that may look nowhere gets a log-sum-exp of
+        mask: ``[R or 1, 1, T, C]``, True where a query attends. A query that is masked everywhere gets a log-sum-exp of
             minus infinity and weighs nothing in `merge_attn_states`.
     """
 
@@ -140,14 +142,15 @@ class AttentionMask:
         self._biases: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def bias(self, group: int, dtype: torch.dtype) -> Tensor:
-        """What is added to scores ``[R or 1, 1, group * T, C]``: nothing, or minus infinity."""
+        """Added to scores: ``[R or 1, 1, group * T, C]`` of zeros and minus infinities."""
         if (group, dtype) not in self._biases:
             zeros = torch.zeros(self._mask.shape, dtype=dtype, device=self._mask.device)
             self._biases[group, dtype] = zeros.masked_fill_(~self._mask, float("-inf")).repeat(1, 1, group, 1)
         return self._biases[group, dtype]
 
     def zero_fully_masked(self, out: Tensor, lse: Tensor | None, group: int) -> tuple[Tensor, Tensor | None]:
-        """``out [R, H, group * T, dim]`` and ``lse [R, H, group * T]`` with nothing for queries that look nowhere."""
+        """``out [R, H, group * T, dim]`` with zeros, and ``lse [R, H, group * T]`` with minus infinity, for queries
+        that are masked everywhere."""
         if self._any_visible is None:
             return out, lse
         mask = self._any_visible.repeat(1, 1, group)
@@ -158,7 +161,7 @@ class AttentionMask:
 def inference_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask | None, spec: AttentionSpec
 ) -> Tensor:
-    """`inference_attention_with_lse` where nothing is merged."""
+    """`inference_attention_with_lse` without the log-sum-exp."""
     return _inference_attention(query, key, value, mask, spec, with_lse=False)[0]
 
 
@@ -174,7 +177,7 @@ def inference_attention_with_lse(
     Args:
         query: ``[R, heads, T, key_dim]``.
         key, value: ``[R, kv_heads, C, dim]``.
-        mask: where the queries may look; everywhere if ``None``.
+        mask: where the queries attend; everywhere if ``None``.
 
     Returns:
         ``[R, heads, T, value_dim]`` and float32 ``[R, heads, T]``.

@@ -17,7 +17,7 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.models import load_model
 from foreword.text import request
-from server.running import learned_prefix
+from server.running_server import learned_prefix
 
 GREEDY = ("--temperature", 0, "--max-tokens", 6)
 

@@ -24,7 +24,7 @@ from foreword.bank.prefix_file import write_prefix
 from foreword.core import Adapter, LowRank, SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
-from foreword.evaluation.evaluate import classify
+from foreword.evaluation.predict import classify
 from foreword.models import LanguageModel, load_model
 from foreword.prompts.static import static_task
 from foreword.text.request import from_messages, from_text

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm-full")
 
 from on_vllm.model_fixtures import LENGTHS, open_house, save_model, tokens, vllm_engine
-from server.running import wait_until
+from server.running_server import wait_until
 
 pytestmark = pytest.mark.slow
 

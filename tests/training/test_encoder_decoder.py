@@ -15,7 +15,8 @@ from foreword.core import Constraint, SamplingParams, Task
 from foreword.engine.encoder_decoder import EncoderDecoderEngine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineError, RequestError, TemplateError, UnsupportedOption, UsageError
-from foreword.evaluation.evaluate import classify, evaluate
+from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.predict import classify
 from foreword.models.load import wrap
 from foreword.prompts.lower import empty
 from foreword.text import request

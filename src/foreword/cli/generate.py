@@ -60,11 +60,11 @@ def generate(
     lm = options.open_model(model, dtype, device, trust_remote_code)
     found = options.find_task(name, bank, lm, allow_other_weights=allow_other_weights)
     from foreword.engine.protocol import Request
-    from foreword.evaluation.evaluate import generation_params
+    from foreword.evaluation.sampling_params import task_sampling_params
 
     prompt = _prompt(lm, found, text, fields)
-    usual = generation_params(found).max_tokens
-    params = generation_params(
+    usual = task_sampling_params(found).max_tokens
+    params = task_sampling_params(
         found,
         max_tokens=prompt.fitting(usual, lm.context) if max_tokens is None else max_tokens,
         temperature=temperature,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foreword.adapters import AdapterLayers
+from foreword.adapters import AdapterHooks
 from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
 from foreword.core import Batch, ModelIdentity
 from foreword.errors import UnsupportedModel
@@ -46,10 +46,10 @@ class LanguageModel:
     difference: float
     first_position: int = 0
     vocabulary: bool = True
-    _adapters: AdapterLayers = field(init=False, repr=False)
+    _adapters: AdapterHooks = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._adapters = AdapterLayers.of(self.model)
+        self._adapters = AdapterHooks.of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -107,10 +107,10 @@ class LanguageModel:
 
     @contextmanager
     def _adapted(self, batch: Batch) -> Iterator[None]:
-        self._adapters.use(batch)
+        self._adapters.activate(batch)
         try:
             yield
-            self._adapters.check_met(self.name)
+            self._adapters.check_applied(self.name)
         finally:
             if not torch.is_grad_enabled():
                 self._adapters.clear()

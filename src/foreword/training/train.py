@@ -84,7 +84,7 @@ def train(
             )
         else:
             result = _untrained(run, engine, run.task(name))
-        if missing := result.report.unmeasured:
+        if missing := result.report.unavailable_metrics:
             say(f"{', '.join(missing)} need more packages: pip install 'foreword[eval]'")
         for line in advice(run, run_dir.read_history(), baseline, result.report.metrics):
             say(line)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foreword.adapters import AdapterLayers
+from foreword.adapters import AdapterHooks
 from foreword.core import Front, KVPrefix
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.errors import UsageError
@@ -39,7 +39,7 @@ def forgotten():
     """A forward with gradients leaves its adapters set until the next one, and `double` would copy them along."""
     yield
     for family in ("llama", "mistral"):
-        AdapterLayers.of(tiny_model(family).model).clear()
+        AdapterHooks.of(tiny_model(family).model).clear()
 
 
 def stored(lm, length: int, seed: int, grad: bool = False) -> KVPrefix:

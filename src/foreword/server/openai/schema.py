@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from foreword.core import MOST_LOGPROBS, Constraint
-from foreword.evaluation.answering import CHAT_TOKENS
+from foreword.evaluation.sampling_params import CHAT_MAX_TOKENS
 from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, must_be
 
 # Not by `min_length`, which refuses halves of surrogate pairs.
@@ -168,7 +168,7 @@ class ChatRequest(GenerationRequest):
         {"model": "support", "messages": [{"role": "user", "content": "Where is my order?"}]}
     )
 
-    default_max_tokens = CHAT_TOKENS
+    default_max_tokens = CHAT_MAX_TOKENS
 
     messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1)

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 
 from foreword.core import SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
-from foreword.evaluation.answering import answer_params
+from foreword.evaluation.sampling_params import request_sampling_params
 from foreword.server.openai.generation import cancel_on_disconnect, gather_outputs, submit_all
 from foreword.server.openai.schema import GenerationRequest
 from foreword.server.openai.serialization import ChoiceSerializer, ResponseMeta, prompt_token_ids, usage
@@ -84,7 +84,7 @@ def sampling_params(body: GenerationRequest, task: Task | None, prompt: Prompt, 
         prompt: a default length is cut to the room that it leaves in ``context`` tokens; a requested one never is.
     """
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
-    return answer_params(
+    return request_sampling_params(
         task,
         prompt,
         context,

@@ -12,7 +12,7 @@ from pydantic import Field
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UsageError
-from foreword.evaluation.evaluate import tag
+from foreword.evaluation.predict import tag
 from foreword.server.operations.scoring_usage import ScoringUsage
 from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, example_response, must_be
 from foreword.server.tasks.scoring import ScoringService

@@ -10,7 +10,7 @@ from typing import Any
 from foreword.core import Front, SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
-from foreword.evaluation.texts import token_f1
+from foreword.evaluation.text_metrics import token_f1
 from foreword.models import LanguageModel
 from foreword.text.request import Prompt
 from foreword.training.distillation.evaluator import LikelihoodGap, leading, score_answers

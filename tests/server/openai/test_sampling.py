@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from server.running import House
+from server.running_server import RunningServer
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 SCHEMA = {
@@ -21,11 +21,11 @@ SCHEMA = {
 
 
 def test_several_answers(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "poet", "prompt": ["Hi", "Ho"], "temperature": 1, "max_tokens": 6}
-    many = client.completions.create(**asked, n=3, seed=5)
+    options: dict[str, Any] = {"model": "poet", "prompt": ["Hi", "Ho"], "temperature": 1, "max_tokens": 6}
+    many = client.completions.create(**options, n=3, seed=5)
     assert [choice.index for choice in many.choices] == list(range(6))
     for index in range(3):
-        single = client.completions.create(**asked, seed=5 + index)
+        single = client.completions.create(**options, seed=5 + index)
         assert [choice.text for choice in single.choices] == [many.choices[index].text, many.choices[3 + index].text]
         assert single.usage
         assert many.usage
@@ -34,28 +34,28 @@ def test_several_answers(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("model", ["tiny-llama", "poet"])
 def test_logprobs_of_chat(client: openai.OpenAI, model: str) -> None:
-    asked: dict[str, Any] = {"model": model, "messages": HELLO, "max_tokens": 6, "temperature": 0, "seed": 1}
-    whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2).choices[0].logprobs
+    options: dict[str, Any] = {"model": model, "messages": HELLO, "max_tokens": 6, "temperature": 0, "seed": 1}
+    whole = client.chat.completions.create(**options, logprobs=True, top_logprobs=2).choices[0].logprobs
     assert whole is not None
     assert whole.content is not None
     for entry in whole.content:
         assert entry.token == entry.top_logprobs[0].token
         assert len(entry.top_logprobs) == 2
         assert entry.logprob == entry.top_logprobs[0].logprob < 0
-    chunks = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2, stream=True)
+    chunks = client.chat.completions.create(**options, logprobs=True, top_logprobs=2, stream=True)
     found = [chunk.choices[0].logprobs for chunk in chunks]
     streamed = [entry for logprobs in found if logprobs is not None for entry in logprobs.content or []]
     assert [entry.token for entry in streamed] == [entry.token for entry in whole.content]
 
 
 def test_logprobs_of_completions(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "poet", "prompt": "Hi", "max_tokens": 6, "temperature": 0, "logprobs": 2}
-    whole = client.completions.create(**asked).choices[0].logprobs
+    options: dict[str, Any] = {"model": "poet", "prompt": "Hi", "max_tokens": 6, "temperature": 0, "logprobs": 2}
+    whole = client.completions.create(**options).choices[0].logprobs
     assert whole is not None
     lists = [whole.tokens, whole.token_logprobs, whole.top_logprobs, whole.text_offset]
     assert len({len(each or []) for each in lists}) == 1
     assert whole.tokens
-    parts = [chunk.choices[0].logprobs for chunk in client.completions.create(**asked, stream=True)]
+    parts = [chunk.choices[0].logprobs for chunk in client.completions.create(**options, stream=True)]
     offsets = [offset for part in parts if part is not None for offset in part.text_offset or []]
     assert offsets == whole.text_offset
 
@@ -82,29 +82,29 @@ def test_structured_outputs(client: openai.OpenAI, form: dict[str, Any]) -> None
 
 
 def test_only_constraints_are_compiled_beside_the_event_loop(
-    client: openai.OpenAI, house: House, monkeypatch: pytest.MonkeyPatch
+    client: openai.OpenAI, server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit, inside = type(house.engine).submit, []
+    submit, in_event_loop = type(server.engine).submit, []
 
-    def watched(engine: Any, request: Any) -> Any:
+    def submit_and_record(engine: Any, request: Any) -> Any:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            inside.append(False)
+            in_event_loop.append(False)
         else:
-            inside.append(True)
+            in_event_loop.append(True)
         return submit(engine, request)
 
-    monkeypatch.setattr(type(house.engine), "submit", watched)
+    monkeypatch.setattr(type(server.engine), "submit", submit_and_record)
     for extra in ({}, {"structured_outputs": {"regex": "ab"}}):
         client.completions.create(model="poet", prompt="Hi", max_tokens=4, extra_body=extra)
-    assert inside == [True, False]
+    assert in_event_loop == [True, False]
 
 
-def test_options_reach_the_engine(client: openai.OpenAI, house: House) -> None:
-    asked: dict[str, Any] = {"model": "poet", "prompt": "Hi", "temperature": 0, "max_tokens": 20}
-    plain = client.completions.create(**asked).choices[0].text
-    biased = asked | {"logit_bias": {"65": 20}}
+def test_options_reach_the_engine(client: openai.OpenAI, server: RunningServer) -> None:
+    options: dict[str, Any] = {"model": "poet", "prompt": "Hi", "temperature": 0, "max_tokens": 20}
+    plain = client.completions.create(**options).choices[0].text
+    biased = options | {"logit_bias": {"65": 20}}
     assert len(set(client.completions.create(**biased).choices[0].text)) == 1
     for more in (
         {"extra_body": {"repetition_penalty": 50.0}},
@@ -113,4 +113,4 @@ def test_options_reach_the_engine(client: openai.OpenAI, house: House) -> None:
     ):
         assert len(set(client.completions.create(**(biased | more)).choices[0].text)) > 1
     cold = {"temperature": 2, "extra_body": {"min_p": 1.0}}
-    assert client.completions.create(**(asked | cold)).choices[0].text == plain
+    assert client.completions.create(**(options | cold)).choices[0].text == plain

@@ -1,4 +1,4 @@
-"""One server with the page and one browser for all tests of it; tests that publish use banks or names of their own."""
+"""One server with the page and one browser; tests that publish use banks or task names of their own."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from foreword.bank.bank import Bank
 from foreword.engine.engine import Engine
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from server.running import House, chat_model, publish_all
+from server.running_server import RunningServer, chat_model, publish_all
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from ui.browsing import Visitor
+    from server.ui.browser import Visitor
 
 
 @pytest.fixture(scope="package")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'foreword[ui]'")
     lm, bank = chat_model(), Bank(tmp_path_factory.mktemp("bank"))
     publish_all(bank, lm)
     with Engine(lm, cache_bytes=1 << 24) as engine, serve_in_background(create_app(engine, bank, ui=True)) as url:
-        yield House(url, lm, engine, bank)
+        yield RunningServer(url, lm, engine, bank)
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     pytest.importorskip("playwright", reason="a browser is driven by Playwright: pip install playwright")
-    from ui.browsing import running_browser
+    from server.ui.browser import running_browser
 
     with running_browser() as browser:
         yield browser
@@ -39,8 +39,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
-    """Make visitors; keywords are those of Playwright's ``new_context``."""
-    from ui.browsing import DESKTOP, Visitor
+    """Opens browser contexts; keywords are those of Playwright's ``new_context``."""
+    from server.ui.browser import DESKTOP, Visitor
 
     contexts = []
 
@@ -55,6 +55,6 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
 
 
 @pytest.fixture
-def visitor(visit: Callable[..., Visitor], house: House) -> Visitor:
-    """Somebody at a desk who has just opened the page."""
-    return visit().open(house.url)
+def visitor(visit: Callable[..., Visitor], server: RunningServer) -> Visitor:
+    """A desktop browser that has just opened the page."""
+    return visit().open(server.url)

@@ -1,4 +1,4 @@
-"""A real server on a free port, in a thread, and the small tasks that the tests publish."""
+"""A real server on a free port, in a thread, and the small tasks that tests publish."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SYSTEM_TEXT = "Be kind."
 
 
 @dataclass(frozen=True, eq=False)
-class House:
-    """A running server, and what stands behind it."""
+class RunningServer:
+    """A running server with its model, engine and bank."""
 
     url: str
     lm: LanguageModel
@@ -42,10 +42,10 @@ class House:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
 
-def wait_until(happened: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "waited too long"
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
 
 
@@ -83,7 +83,7 @@ def label_task(lm: LanguageModel, name: str = "mood", template: str = "{text}\nM
 
 
 def foreign_task(name: str) -> Task:
-    """A task of a model that nobody has loaded."""
+    """A task of another model."""
     identity = ModelIdentity("OtherForCausalLM", 8, 100, (LayerShape(1, 4, 4),), "null", "a" * 64, "b" * 64)
     return Task(name, "p-tuning-v2", learned_prefix(identity))
 

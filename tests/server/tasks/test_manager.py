@@ -1,4 +1,4 @@
-"""Tasks that come, change and go while the server runs."""
+"""`/v1/tasks`: tasks are published, rolled back, pinned and removed while the server runs."""
 
 from __future__ import annotations
 
@@ -19,82 +19,82 @@ from foreword.prompts.static import prefilled_task, static_task
 from foreword.server.tasks.resident_tasks import ResidentTasks
 from foreword.text.request import static_ids
 from models import tiny_model
-from server.running import House, foreign_task, learned_prefix, learned_task, wait_until
+from server.running_server import RunningServer, foreign_task, learned_prefix, learned_task, wait_until
 
 
-def post(house: House, path: str, status: int = 200, **body: object) -> dict:
-    found = httpx.post(f"{house.url}/v1/tasks{path}", json=body)
-    assert found.status_code == status, found.text
-    return found.json()
+def post(server: RunningServer, path: str, status: int = 200, **body: object) -> dict:
+    response = httpx.post(f"{server.url}/v1/tasks{path}", json=body)
+    assert response.status_code == status, response.text
+    return response.json()
 
 
-def get(house: House, name: str) -> dict:
-    return httpx.get(f"{house.url}/v1/tasks/{name}").raise_for_status().json()
+def get(server: RunningServer, name: str) -> dict:
+    return httpx.get(f"{server.url}/v1/tasks/{name}").raise_for_status().json()
 
 
 @pytest.mark.parametrize("kind", ["system", "prompt"])
-def test_a_text_becomes_a_task_that_answers_like_the_text(house, client, kind):
+def test_a_text_becomes_a_task_that_answers_like_the_text(server, client, kind):
     text = "Be short. " * 15
-    shown = post(house, "", 201, name=f"new-{kind}", **{kind: text})
+    shown = post(server, "", 201, name=f"new-{kind}", **{kind: text})
     assert shown["kind"] == kind
     assert shown["method"] == "static"
     assert shown["versions"] == [shown["version"]] == [shown["current"]]
-    expected = house.bank.load(f"new-{kind}")
+    expected = server.bank.load(f"new-{kind}")
     assert expected.text == text
-    by_hand = static_task(house.lm, "x", kind, text)  # type: ignore[arg-type]
-    assert expected.prefix.token_ids == by_hand.prefix.token_ids
-    for one, other in zip(expected.prefix.keys, by_hand.prefix.keys, strict=True):
+    expected_task = static_task(server.lm, "x", kind, text)  # type: ignore[arg-type]
+    assert expected.prefix.token_ids == expected_task.prefix.token_ids
+    for one, other in zip(expected.prefix.keys, expected_task.prefix.keys, strict=True):
         assert (one - other).abs().max() < 1e-4
     if kind == "prompt":
         ours = client.completions.create(model="new-prompt", prompt="Yes", max_tokens=8, temperature=0)
-        whole = client.completions.create(model=house.lm.name, prompt=f"{text}Yes", max_tokens=8, temperature=0)
+        whole = client.completions.create(model=server.lm.name, prompt=f"{text}Yes", max_tokens=8, temperature=0)
         assert ours.choices[0].text == whole.choices[0].text
 
 
-def test_versions_roll_back_and_are_removed(house, client):
-    first = post(house, "", 201, name="turns", prompt="One. ")["version"]
-    second = post(house, "", 201, name="turns", prompt="Two. ")["version"]
-    assert get(house, "turns")["versions"] == [first, second]
+def test_versions_roll_back_and_are_removed(server, client):
+    first = post(server, "", 201, name="turns", prompt="One. ")["version"]
+    second = post(server, "", 201, name="turns", prompt="Two. ")["version"]
+    assert get(server, "turns")["versions"] == [first, second]
     answers = [client.completions.create(model="turns", prompt="a").system_fingerprint]
-    assert post(house, "/turns/rollback")["current"] == first
+    assert post(server, "/turns/rollback")["current"] == first
     answers.append(client.completions.create(model="turns", prompt="a").system_fingerprint)
-    assert post(house, "/turns/rollback", version="2")["current"] == second
+    assert post(server, "/turns/rollback", version="2")["current"] == second
     assert answers == [f"turns@{second}", f"turns@{first}"]
-    assert get(house, f"turns@{first}")["version"] == first
-    assert httpx.delete(f"{house.url}/v1/tasks/turns@{second}").status_code == 400
-    assert httpx.delete(f"{house.url}/v1/tasks/turns@{first}").json()["deleted"]
-    assert get(house, "turns")["versions"] == [second]
-    assert httpx.delete(f"{house.url}/v1/tasks/turns").status_code == 200
-    assert httpx.get(f"{house.url}/v1/tasks/turns").status_code == 404
+    assert get(server, f"turns@{first}")["version"] == first
+    assert httpx.delete(f"{server.url}/v1/tasks/turns@{second}").status_code == 400
+    assert httpx.delete(f"{server.url}/v1/tasks/turns@{first}").json()["deleted"]
+    assert get(server, "turns")["versions"] == [second]
+    assert httpx.delete(f"{server.url}/v1/tasks/turns").status_code == 200
+    assert httpx.get(f"{server.url}/v1/tasks/turns").status_code == 404
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="turns", prompt="a")
 
 
-def test_a_running_answer_keeps_its_version(house, client):
-    house.bank.publish(learned_task(house.lm, "moving", seed=1))
+def test_a_running_answer_keeps_its_version(server, client):
+    server.bank.publish(learned_task(server.lm, "moving", seed=1))
     plain = client.completions.create(model="moving", prompt="abc", max_tokens=60).choices[0].text
     with client.completions.create(model="moving", prompt="abc", max_tokens=60, stream=True) as stream:
         texts = [next(iter(stream)).choices[0].text]
-        house.bank.publish(learned_task(house.lm, "moving", seed=2))
-        httpx.post(f"{house.url}/v1/tasks/moving/warm").raise_for_status()
+        server.bank.publish(learned_task(server.lm, "moving", seed=2))
+        httpx.post(f"{server.url}/v1/tasks/moving/warm").raise_for_status()
         texts += [event.choices[0].text for event in stream]
     assert "".join(texts) == plain
     assert client.completions.create(model="moving", prompt="abc", max_tokens=60).choices[0].text != plain
 
 
-def test_a_prefix_file_is_uploaded(house, client, tmp_path):
-    prefix = learned_prefix(house.lm.identity, seed=3)
+def test_a_prefix_file_is_uploaded(server, client, tmp_path):
+    prefix = learned_prefix(server.lm.identity, seed=3)
     write_prefix(tmp_path / "p.safetensors", prefix, method="prefix-tuning", provenance={"metrics": {"accuracy": 0.9}})
     data = (tmp_path / "p.safetensors").read_bytes()
 
     def upload(status: int = 201, content: bytes = data, **fields: str) -> dict:
-        found = httpx.post(f"{house.url}/v1/tasks", data=fields, files={"prefix": ("p.safetensors", content)})
-        assert found.status_code == status, found.text
-        return found.json()
+        response = httpx.post(f"{server.url}/v1/tasks", data=fields, files={"prefix": ("p.safetensors", content)})
+        assert response.status_code == status, response.text
+        return response.json()
 
     shown = upload(name="sent")
     assert (shown["method"], shown["metrics"], shown["kind"]) == ("prefix-tuning", {"accuracy": 0.9}, "learned")
-    house.bank.publish(learned_task(house.lm, "by-hand", seed=3))
+    server.bank.publish(learned_task(server.lm, "by-hand", seed=3))
     ours, theirs = (client.completions.create(model=name, prompt="abc") for name in ("sent", "by-hand"))
     assert ours.choices[0].text == theirs.choices[0].text
     words = {"template": "{text}\\nMood:{mask}", "verbalizer": '{"good": " yes", "bad": " no"}'}
@@ -103,12 +103,12 @@ def test_a_prefix_file_is_uploaded(house, client, tmp_path):
     assert "JSON object" in upload(400, name="x", template="{text}{mask}", verbalizer="/etc/passwd")["error"]["message"]
     assert upload(500, name="x", content=data[:-9])["error"]["code"] == "corrupt_file"
     assert "name" in upload(400, name="No Name")["error"]["message"]
-    missing = httpx.post(f"{house.url}/v1/tasks", data={"name": "x"}, files={"other": b"1"})
+    missing = httpx.post(f"{server.url}/v1/tasks", data={"name": "x"}, files={"other": b"1"})
     assert missing.status_code == 400
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "message"),
     [
         ({"name": "x"}, 400, "either system or prompt"),
         ({"name": "x", "system": "a", "prompt": "b"}, 400, "either system or prompt"),
@@ -121,29 +121,29 @@ def test_a_prefix_file_is_uploaded(house, client, tmp_path):
         ({"name": "x", "prompt": "a " * 3000}, 400, "shorten it"),
     ],
 )
-def test_what_cannot_be_published_is_said(house, body, status, said):
-    house.bank.publish(foreign_task("foreign"), replace=True)
-    found = httpx.post(f"{house.url}/v1/tasks", json=body)
-    assert found.status_code == status, found.text
-    assert said in found.json()["error"]["message"]
+def test_refused_publications(server, body, status, message):
+    server.bank.publish(foreign_task("foreign"), replace=True)
+    response = httpx.post(f"{server.url}/v1/tasks", json=body)
+    assert response.status_code == status, response.text
+    assert message in response.json()["error"]["message"]
 
 
-def test_the_base_model_is_no_task(house):
-    name = house.lm.name
-    assert httpx.post(f"{house.url}/v1/tasks", json={"name": name, "prompt": "a"}).status_code in (400, 409)
-    assert httpx.delete(f"{house.url}/v1/tasks/{name}").status_code == 409
-    assert httpx.post(f"{house.url}/v1/tasks/{name}/pin").status_code == 409
-    assert httpx.post(f"{house.url}/v1/tasks/nobody/warm").status_code == 404
+def test_the_base_model_is_no_task(server):
+    name = server.lm.name
+    assert httpx.post(f"{server.url}/v1/tasks", json={"name": name, "prompt": "a"}).status_code in (400, 409)
+    assert httpx.delete(f"{server.url}/v1/tasks/{name}").status_code == 409
+    assert httpx.post(f"{server.url}/v1/tasks/{name}/pin").status_code == 409
+    assert httpx.post(f"{server.url}/v1/tasks/nobody/warm").status_code == 404
 
 
-def test_a_pinned_task_stays_and_is_not_removed(house):
-    assert post(house, "/poet/pin")["pinned"]
-    assert get(house, "poet")["resident"]
-    assert httpx.delete(f"{house.url}/v1/tasks/poet").status_code == 409
-    assert not post(house, "/poet/unpin")["pinned"]
+def test_a_pinned_task_stays_and_is_not_removed(server):
+    assert post(server, "/poet/pin")["pinned"]
+    assert get(server, "poet")["resident"]
+    assert httpx.delete(f"{server.url}/v1/tasks/poet").status_code == 409
+    assert not post(server, "/poet/unpin")["pinned"]
 
 
-def test_pins_hold_against_the_bound_of_memory():
+def test_pinned_tasks_are_not_evicted():
     lm = tiny_model("llama")
     tasks = [learned_task(lm, name) for name in "abc"]
     size = tasks[0].nbytes
@@ -172,12 +172,12 @@ def test_a_text_is_run_between_the_steps_of_others():
     engine = Engine(lm, cache_bytes=1 << 20, step_tokens=16, start=False)
     stream = engine.submit(Request(random_ids(3, 1), sampling=SamplingParams(max_tokens=30, ignore_eos=True)))
     found = []
-    caller = threading.Thread(target=lambda: found.append(engine.prefill(text)))
-    caller.start()
+    prefilling = threading.Thread(target=lambda: found.append(engine.prefill(text)))
+    prefilling.start()
     for _ in range(4):
         wait_until(lambda: bool(engine._jobs))
         engine.step()
-    caller.join(timeout=20)
+    prefilling.join(timeout=20)
     assert engine.statistics()["tokens_generated"] == 4
     expected = lower_tokens(lm, text)
     for one, other in zip(found[0].keys, expected.keys, strict=True):

@@ -1,4 +1,4 @@
-"""How surprising the references are to a task that generates."""
+"""Perplexity of reference texts under a task that generates."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
     import torch
 
 
-def log_likelihoods(
+def target_logprobs(
     engine: EngineProtocol, prompts: Sequence[Prompt], targets: Sequence[Sequence[int]]
 ) -> Sequence[torch.Tensor | np.ndarray]:
-    """Log-probability of every token of a target behind its prompt, ``[tokens]`` for each of them.
+    """Log-probability of every token of each target behind its prompt, ``[tokens]`` for each of them.
 
     Args:
-        prompts: what stands in front.
+        prompts: in front of the targets.
         targets: token ids, none empty, that fit into the context behind their prompts.
     """
-    return engine.token_logprobs(list(map(_continued, prompts, targets)))
+    return engine.token_logprobs(list(map(_append_target, prompts, targets)))
 
 
-def perplexity(log_likelihoods: Sequence[torch.Tensor | np.ndarray]) -> float:
+def perplexity(logprobs: Sequence[torch.Tensor | np.ndarray]) -> float:
     """``exp`` of the mean negative log-likelihood of a token, over all tokens of all references.
 
     Args:
-        log_likelihoods: of the tokens of every reference, natural logarithms.
+        logprobs: of the tokens of every reference, natural logarithms.
 
     Returns:
         At least 1; infinity if it is too large for a float.
     """
-    every = np.concatenate([np.asarray(each, dtype=np.float64) for each in log_likelihoods])
+    every = np.concatenate([np.asarray(each, dtype=np.float64) for each in logprobs])
     try:
         return math.exp(-float(every.mean()))
     except OverflowError:
         return math.inf
 
 
-def _continued(prompt: Prompt, target: Sequence[int]) -> Prompt:
-    """The prompt with a target behind it, read where each of its tokens is predicted."""
+def _append_target(prompt: Prompt, target: Sequence[int]) -> Prompt:
+    """The prompt with a target behind it, and the places where the target's tokens are predicted."""
     last = len(prompt.token_ids) - 1
     return replace(prompt, token_ids=(*prompt.token_ids, *target), places=tuple(range(last, last + len(target))))

@@ -15,7 +15,7 @@ from foreword.models import LanguageModel
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
 from models import tiny_model
-from server.running import learned_prefix
+from server.running_server import learned_prefix
 
 LABELS = ("O", "B-A", "I-A")
 

@@ -12,7 +12,7 @@ from engine.reference import learned
 from foreword import attention
 from foreword.core import Task
 from foreword.engine.engine import Engine
-from foreword.evaluation.evaluate import classify
+from foreword.evaluation.predict import classify
 from foreword.models import LanguageModel
 from models import tiny_model
 from text.small_tokenizers import TOKENIZERS

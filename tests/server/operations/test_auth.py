@@ -1,4 +1,4 @@
-"""API keys: who gets through, how far a key reaches, and how much it may use."""
+"""API keys over HTTP: authentication, access to tasks, rate limits and quotas; and the file of keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from foreword.server.background import serve_in_background
 from foreword.server.operations.api_keys import ApiKey, ApiKeys, digest_of, read_keys
 from foreword.server.operations.auth import Authenticator
 from foreword.server.operations.rate_limits import RateLimiter
-from server.running import House, chat_model, publish_all
+from server.running_server import RunningServer, chat_model, publish_all
 
 ADMIN, POETS, SLOW = "fw-admin", "fw-poets", "fw-slow"
 
@@ -33,7 +33,7 @@ def key(name: str, secret: str, **more: object) -> ApiKey:
     return ApiKey(name=name, sha256=digest_of(secret), **more)  # type: ignore[arg-type]
 
 
-def ring() -> ApiKeys:
+def api_keys() -> ApiKeys:
     return ApiKeys(
         [
             key("boss", ADMIN, admin=True),
@@ -44,39 +44,39 @@ def ring() -> ApiKeys:
 
 
 @contextmanager
-def guarded(folder: Path, authenticator: Authenticator, **options: object) -> Iterator[House]:
+def secured_server(folder: Path, authenticator: Authenticator, **options: object) -> Iterator[RunningServer]:
     lm, bank = chat_model(), Bank(folder)
     publish_all(bank, lm)
     app_of = partial(create_app, bank=bank, authenticator=authenticator, **options)  # type: ignore[arg-type]
     with Engine(lm, cache_bytes=1 << 22) as engine, serve_in_background(app_of(engine)) as url:
-        yield House(url, lm, engine, bank)
+        yield RunningServer(url, lm, engine, bank)
 
 
 @pytest.fixture(scope="module")
-def guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with guarded(tmp_path_factory.mktemp("bank"), Authenticator(ring())) as house:
-        yield house
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with secured_server(tmp_path_factory.mktemp("bank"), Authenticator(api_keys())) as server:
+        yield server
 
 
-def client(house: House, secret: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{house.url}/v1", api_key=secret, max_retries=0)
+def client(server: RunningServer, secret: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=secret, max_retries=0)
 
 
 @pytest.mark.parametrize(
     "path", ["/ready", "/metrics", "/docs", "/openapi.json", "/v1/models", "/v1/tasks", "/v1/tasks/poet", "/nothing"]
 )
-def test_every_path_needs_a_key_but_health(guard, path):
+def test_every_path_needs_a_key_but_health(secured, path):
     for headers in ({}, {"Authorization": "Bearer fw-other"}, {"Authorization": "Basic !"}, {"Authorization": "x"}):
-        found = httpx.get(guard.url + path, headers=headers)
-        assert found.status_code == 401
-        assert found.json()["error"]["code"] == "invalid_api_key"
-        assert "Bearer" in found.headers["www-authenticate"]
-    assert httpx.get(guard.url + "/health").status_code == 200
+        response = httpx.get(secured.url + path, headers=headers)
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+        assert "Bearer" in response.headers["www-authenticate"]
+    assert httpx.get(secured.url + "/health").status_code == 200
 
 
-def test_a_post_without_a_key_is_refused_before_it_is_read(guard):
-    found = httpx.post(f"{guard.url}/v1/chat/completions", content=b"{")
-    assert found.status_code == 401
+def test_a_post_without_a_key_is_refused_before_it_is_read(secured):
+    response = httpx.post(f"{secured.url}/v1/chat/completions", content=b"{")
+    assert response.status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_a_post_without_a_key_is_refused_before_it_is_read(guard):
         {"x-api-key": POETS},
     ],
 )
-def test_a_key_is_shown_in_any_of_the_usual_ways(guard, headers):
-    assert httpx.get(f"{guard.url}/v1/models", headers=headers).status_code == 200
+def test_a_key_is_shown_in_any_of_the_usual_ways(secured, headers):
+    assert httpx.get(f"{secured.url}/v1/models", headers=headers).status_code == 200
 
 
-def test_a_key_sees_and_asks_only_what_it_reaches(guard):
-    with client(guard, POETS) as poets, client(guard, ADMIN) as boss:
+def test_a_key_sees_and_asks_only_what_it_reaches(secured):
+    with client(secured, POETS) as poets, client(secured, ADMIN) as boss:
         assert {model.id for model in poets.models.list()} == {"poet", "story"}
-        assert {model.id for model in boss.models.list()} >= {guard.lm.name, "poet", "kind", "mood"}
+        assert {model.id for model in boss.models.list()} >= {secured.lm.name, "poet", "kind", "mood"}
         assert poets.completions.create(model="poet", prompt="a", max_tokens=2).choices[0].text
-        for name in ("kind", "nothing", guard.lm.name):
+        for name in ("kind", "nothing", secured.lm.name):
             with pytest.raises(openai.PermissionDeniedError, match="does not reach"):
                 poets.completions.create(model=name, prompt="a", max_tokens=2)
         with pytest.raises(openai.PermissionDeniedError):
@@ -109,12 +109,12 @@ def test_a_key_sees_and_asks_only_what_it_reaches(guard):
         ("classify", {"model": "mood", "input": "a"}),
         ("tokenize", {"model": "kind", "prompt": "a"}),
     ):
-        assert httpx.post(f"{guard.url}/v1/{path}", json=body, headers=headers).status_code == 403
-    shown = httpx.get(f"{guard.url}/v1/tasks", headers=headers).json()["data"]
+        assert httpx.post(f"{secured.url}/v1/{path}", json=body, headers=headers).status_code == 403
+    shown = httpx.get(f"{secured.url}/v1/tasks", headers=headers).json()["data"]
     assert {task["name"] for task in shown} == {"poet", "story"}
 
 
-def test_only_an_administrator_changes_tasks_and_reads_metrics(guard):
+def test_only_an_administrator_changes_tasks_and_reads_metrics(secured):
     poets, boss = ({"Authorization": f"Bearer {secret}"} for secret in (POETS, ADMIN))
     for method, path in (
         ("POST", "/v1/tasks"),
@@ -125,68 +125,74 @@ def test_only_an_administrator_changes_tasks_and_reads_metrics(guard):
         ("POST", "/v1/tasks/poet/warm"),
         ("GET", "/metrics"),
     ):
-        assert httpx.request(method, guard.url + path, headers=poets).status_code == 403
-    assert httpx.get(f"{guard.url}/metrics", headers=boss).status_code == 200
+        assert httpx.request(method, secured.url + path, headers=poets).status_code == 403
+    assert httpx.get(f"{secured.url}/metrics", headers=boss).status_code == 200
 
 
-def test_requests_a_minute(guard):
-    with client(guard, SLOW) as slow:
+def test_requests_a_minute(secured):
+    with client(secured, SLOW) as slow:
         for _ in range(2):
             slow.completions.create(model="poet", prompt="a", max_tokens=1)
-        with pytest.raises(openai.RateLimitError, match="2 requests a minute") as refused:
+        with pytest.raises(openai.RateLimitError, match="2 requests a minute") as error:
             slow.completions.create(model="poet", prompt="a", max_tokens=1)
-    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 30
-    assert refused.value.code == "rate_limit_exceeded"
+    assert 1 <= int(error.value.response.headers["retry-after"]) <= 30
+    assert error.value.code == "rate_limit_exceeded"
 
 
 def test_tokens_of_prompts_answers_and_cancelled_streams_are_counted(tmp_path):
     limited = ApiKeys([key("small", POETS, tokens_per_minute=40, tokens_per_day=60)])
-    ledger = tmp_path / "used"
-    with guarded(tmp_path / "bank", Authenticator(limited, ledger)) as house, client(house, POETS) as small:
+    usage_file = tmp_path / "used"
+    with (
+        secured_server(tmp_path / "bank", Authenticator(limited, usage_file)) as server,
+        client(server, POETS) as small,
+    ):
         used = small.completions.create(model="poet", prompt="abcdefgh", max_tokens=40).usage
         assert used is not None
         assert used.total_tokens > 40
         with pytest.raises(openai.RateLimitError, match="40 tokens a minute"):
             small.completions.create(model="poet", prompt="a", max_tokens=1)
         headers = {"Authorization": f"Bearer {POETS}"}
-        refused = httpx.post(f"{house.url}/v1/classify", json={"model": "mood", "input": "a"}, headers=headers)
+        refused = httpx.post(f"{server.url}/v1/classify", json={"model": "mood", "input": "a"}, headers=headers)
         assert refused.status_code == 429
-    assert json.loads(ledger.read_text())["small"]["used"] == used.total_tokens
+    assert json.loads(usage_file.read_text())["small"]["used"] == used.total_tokens
 
 
 def test_a_quota_outlives_the_server_and_ends_with_the_day(tmp_path):
     today = datetime.now(UTC).date()
-    ledger = tmp_path / "used"
-    one = key("small", POETS, tokens_per_day=10)
-    ledger.write_text(json.dumps({"small": {"day": today.isoformat(), "used": 10}}))
-    with guarded(tmp_path / "bank", Authenticator(ApiKeys([one]), ledger)) as house, client(house, POETS) as small:
-        with pytest.raises(openai.RateLimitError, match="10 tokens of today") as refused:
+    usage_file = tmp_path / "used"
+    limited_key = key("small", POETS, tokens_per_day=10)
+    usage_file.write_text(json.dumps({"small": {"day": today.isoformat(), "used": 10}}))
+    with (
+        secured_server(tmp_path / "bank", Authenticator(ApiKeys([limited_key]), usage_file)) as server,
+        client(server, POETS) as small,
+    ):
+        with pytest.raises(openai.RateLimitError, match="10 tokens of today") as error:
             small.completions.create(model="poet", prompt="a", max_tokens=1)
-        assert 0 < int(refused.value.response.headers["retry-after"]) <= 86_400
+        assert 0 < int(error.value.response.headers["retry-after"]) <= 86_400
     now = datetime.now(UTC)
     clock = [now]
-    limiter = RateLimiter(one, used=10, day=today.isoformat(), now=lambda: clock[0])
+    limiter = RateLimiter(limited_key, used=10, day=today.isoformat(), now=lambda: clock[0])
     with pytest.raises(LimitReached):
         limiter.count_request()
     clock[0] = now + timedelta(days=1)
     limiter.count_request()
 
 
-def test_what_was_used_comes_back_steadily():
+def test_buckets_refill_steadily():
     clock = [0.0]
     limiter = RateLimiter(key("k", "s", requests_per_minute=6, tokens_per_minute=60), clock=lambda: clock[0])
     for _ in range(6):
         limiter.count_request()
-    with pytest.raises(LimitReached) as refused:
+    with pytest.raises(LimitReached) as error:
         limiter.count_request()
-    assert refused.value.retry_after == pytest.approx(10)
+    assert error.value.retry_after == pytest.approx(10)
     clock[0] = 10.0
     limiter.count_request()
     clock[0] = 100.0
     limiter.count_tokens(180)
-    with pytest.raises(LimitReached, match="60 tokens") as refused:
+    with pytest.raises(LimitReached, match="60 tokens") as error:
         limiter.count_request()
-    assert refused.value.retry_after == pytest.approx(121)
+    assert error.value.retry_after == pytest.approx(121)
     clock[0] = 222.0
     limiter.count_request()
 
@@ -206,7 +212,7 @@ def test_the_command_makes_keys_that_the_server_takes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ([], "holds no key"),
         (["{"], "line 1"),
@@ -215,10 +221,10 @@ def test_the_command_makes_keys_that_the_server_takes(tmp_path):
         (['{"name": "a", "sha256": "' + "a" * 64 + '"}', '{"name": "a", "sha256": "' + "b" * 64 + '"}'], "line 2"),
     ],
 )
-def test_a_file_of_keys_that_is_wrong_is_refused(lines, said, tmp_path):
+def test_a_file_of_keys_that_is_wrong_is_refused(lines, message, tmp_path):
     file = tmp_path / "keys"
     file.write_text("\n".join(lines))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         read_keys(file)
     with pytest.raises(UsageError, match="cannot be read"):
         read_keys(tmp_path / "none")

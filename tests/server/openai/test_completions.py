@@ -1,4 +1,4 @@
-"""Answers through OpenAI's own client, complete and streamed."""
+"""Chat and text completions through OpenAI's own client, complete and streamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from foreword.engine.cache import PAGE_SIZE
-from server.running import PROMPT_TEXT, SYSTEM_TEXT, House, learned_task, wait_until
+from server.running_server import PROMPT_TEXT, SYSTEM_TEXT, RunningServer, learned_task, wait_until
 
 IDS = {"return_token_ids": True}
 HELLO: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Hello"}]
@@ -29,30 +29,30 @@ def prompt_ids_of(choice: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("model", TASKS)
-def test_chat(client: openai.OpenAI, house: House, model: str) -> None:
+def test_chat(client: openai.OpenAI, server: RunningServer, model: str) -> None:
     answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=8, temperature=0)
     assert answer.id.startswith("chatcmpl-")
     assert answer.object == "chat.completion"
     assert answer.model == model
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].finish_reason in ("stop", "length")
-    ref = model if model == "tiny-llama" else f"{model}@{house.bank.current(model)}"
+    ref = model if model == "tiny-llama" else f"{model}@{server.bank.current(model)}"
     assert answer.system_fingerprint == ref
 
 
 @pytest.mark.parametrize("model", TASKS)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_streamed_chat_is_the_whole_chat(client: openai.OpenAI, model: str, temperature: float) -> None:
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "model": model,
         "messages": HELLO,
         "max_tokens": 12,
         "temperature": temperature,
         "seed": 3,
     }
-    whole = client.chat.completions.create(**asked, extra_body=IDS)
-    options: Any = {"include_usage": True}
-    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options=options, extra_body=IDS))
+    whole = client.chat.completions.create(**options, extra_body=IDS)
+    stream_options: Any = {"include_usage": True}
+    chunks = list(client.chat.completions.create(**options, stream=True, stream_options=stream_options, extra_body=IDS))
     assert chunks[0].choices[0].delta.role == "assistant"
     assert prompt_ids_of(chunks[0].choices[0]) == prompt_ids_of(whole.choices[0])
     choices = [chunk.choices[0] for chunk in chunks[:-1]]
@@ -73,11 +73,11 @@ def test_streamed_chat_is_the_whole_chat(client: openai.OpenAI, model: str, temp
 
 @pytest.mark.parametrize("model", TASKS)
 def test_streamed_completion_is_the_whole_completion(client: openai.OpenAI, model: str) -> None:
-    asked: dict[str, Any] = {"model": model, "prompt": ["One", "Two"], "max_tokens": 12, "temperature": 0}
-    whole = client.completions.create(**asked)
+    options: dict[str, Any] = {"model": model, "prompt": ["One", "Two"], "max_tokens": 12, "temperature": 0}
+    whole = client.completions.create(**options)
     texts: list[str] = ["", ""]
     reasons: list[str | None] = [None, None]
-    for chunk in client.completions.create(**asked, stream=True):
+    for chunk in client.completions.create(**options, stream=True):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
             reasons[choice.index] = choice.finish_reason or reasons[choice.index]
@@ -85,9 +85,9 @@ def test_streamed_completion_is_the_whole_completion(client: openai.OpenAI, mode
     assert reasons == [choice.finish_reason for choice in whole.choices]
 
 
-def test_events_are_written_as_openai_writes_them(house: House) -> None:
+def test_events_are_written_as_openai_writes_them(server: RunningServer) -> None:
     body = {"model": "tiny-llama", "messages": HELLO, "max_tokens": 3, "stream": True}
-    answer = httpx.post(f"{house.url}/v1/chat/completions", json=body)
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = answer.text.split("\n\n")
     assert all(event.startswith("data: ") for event in events[:-1])
@@ -100,10 +100,10 @@ def test_events_are_written_as_openai_writes_them(house: House) -> None:
     assert "usage" not in first
 
 
-def test_static_prompt_answers_as_the_joined_text(client: openai.OpenAI, house: House) -> None:
-    asked: dict[str, Any] = {"max_tokens": 16, "temperature": 0, "extra_body": IDS}
-    task = client.completions.create(model="story", prompt="there was", **asked)
-    base = client.completions.create(model=house.engine.name, prompt=PROMPT_TEXT + "there was", **asked)
+def test_static_prompt_answers_as_the_joined_text(client: openai.OpenAI, server: RunningServer) -> None:
+    options: dict[str, Any] = {"max_tokens": 16, "temperature": 0, "extra_body": IDS}
+    task = client.completions.create(model="story", prompt="there was", **options)
+    base = client.completions.create(model=server.engine.name, prompt=PROMPT_TEXT + "there was", **options)
     assert ids_of(task.choices[0]) == ids_of(base.choices[0])
     assert prompt_ids_of(task.choices[0]) == prompt_ids_of(base.choices[0])
     assert task.usage is not None
@@ -113,29 +113,29 @@ def test_static_prompt_answers_as_the_joined_text(client: openai.OpenAI, house: 
     assert task.usage.prompt_tokens_details.cached_tokens == len(PROMPT_TEXT)
 
 
-def test_a_talk_that_goes_on_counts_what_it_did_not_run(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "poet", "max_tokens": 1, "temperature": 0}
+def test_cached_tokens_of_a_conversation_that_goes_on(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": "poet", "max_tokens": 1, "temperature": 0}
     text = "One evening an old lamp was found again in a drawer."
-    client.completions.create(prompt=text, **asked)
-    again = client.completions.create(prompt=text + " It was lit.", **asked)
+    client.completions.create(prompt=text, **options)
+    again = client.completions.create(prompt=text + " It was lit.", **options)
     assert again.usage is not None
     assert again.usage.prompt_tokens_details is not None
     assert again.usage.prompt_tokens_details.cached_tokens == 5 + len(text) // PAGE_SIZE * PAGE_SIZE
 
 
 def test_static_system_answers_as_the_system_turn(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"max_tokens": 16, "temperature": 0, "extra_body": IDS}
-    task = client.chat.completions.create(model="kind", messages=HELLO, **asked)
+    options: dict[str, Any] = {"max_tokens": 16, "temperature": 0, "extra_body": IDS}
+    task = client.chat.completions.create(model="kind", messages=HELLO, **options)
     turns: Any = [{"role": "system", "content": SYSTEM_TEXT}, *HELLO]
-    base = client.chat.completions.create(model="tiny-llama", messages=turns, **asked)
+    base = client.chat.completions.create(model="tiny-llama", messages=turns, **options)
     assert ids_of(task.choices[0]) == ids_of(base.choices[0])
     assert prompt_ids_of(task.choices[0]) == prompt_ids_of(base.choices[0])
 
 
 def test_a_learned_prefix_changes_the_answer_and_counts(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"prompt": "Hello", "max_tokens": 16, "temperature": 0}
-    task = client.completions.create(model="poet", **asked)
-    base = client.completions.create(model="tiny-llama", **asked)
+    options: dict[str, Any] = {"prompt": "Hello", "max_tokens": 16, "temperature": 0}
+    task = client.completions.create(model="poet", **options)
+    base = client.completions.create(model="tiny-llama", **options)
     assert task.choices[0].text != base.choices[0].text
     assert task.usage is not None
     assert (task.usage.prompt_tokens, task.usage.total_tokens - task.usage.completion_tokens) == (10, 10)
@@ -162,93 +162,68 @@ def test_defaults_are_greedy_for_learned_tasks_only(client: openai.OpenAI) -> No
     assert len(texts("story")) > 1
 
 
-def test_default_lengths(client: openai.OpenAI, house: House) -> None:
+def test_default_lengths(client: openai.OpenAI, server: RunningServer) -> None:
     endless = {"ignore_eos": True}
     completion = client.completions.create(model="tiny-llama", prompt="Hi", extra_body=endless)
     assert completion.usage is not None
     assert completion.usage.completion_tokens == 16
     chat = client.chat.completions.create(model="tiny-llama", messages=HELLO, extra_body=endless)
     assert chat.usage is not None
-    assert chat.usage.total_tokens == house.engine.context
+    assert chat.usage.total_tokens == server.engine.context
 
 
 def test_stop(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "tiny-llama", "prompt": "Hello there", "temperature": 0}
-    whole = client.completions.create(**asked, max_tokens=24).choices[0].text
+    options: dict[str, Any] = {"model": "tiny-llama", "prompt": "Hello there", "temperature": 0}
+    whole = client.completions.create(**options, max_tokens=24).choices[0].text
     stop = next(char for char in whole[2:] if char not in whole[:2] and char != "\ufffd")
-    cut = client.completions.create(**asked, max_tokens=24, stop=[stop, "never"])
+    cut = client.completions.create(**options, max_tokens=24, stop=[stop, "never"])
     assert cut.choices[0].text == whole[: whole.index(stop)]
     assert cut.choices[0].finish_reason == "stop"
-    assert client.completions.create(**asked, max_tokens=24, stop=stop).choices[0].text == cut.choices[0].text
+    assert client.completions.create(**options, max_tokens=24, stop=stop).choices[0].text == cut.choices[0].text
 
 
 def test_stop_token_ids(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "poet", "prompt": "Hello", "temperature": 0, "max_tokens": 8}
-    ids = ids_of(client.completions.create(**asked, extra_body=IDS).choices[0])
-    cut = client.completions.create(**asked, extra_body={**IDS, "stop_token_ids": [ids[2]]})
+    options: dict[str, Any] = {"model": "poet", "prompt": "Hello", "temperature": 0, "max_tokens": 8}
+    ids = ids_of(client.completions.create(**options, extra_body=IDS).choices[0])
+    cut = client.completions.create(**options, extra_body={**IDS, "stop_token_ids": [ids[2]]})
     assert ids_of(cut.choices[0]) == ids[: ids.index(ids[2]) + 1]
     assert cut.choices[0].finish_reason == "stop"
 
 
-def test_prompts_of_all_kinds(client: openai.OpenAI, house: House) -> None:
-    asked: dict[str, Any] = {"model": "poet", "temperature": 0, "max_tokens": 8}
+def test_prompts_of_all_kinds(client: openai.OpenAI, server: RunningServer) -> None:
+    options: dict[str, Any] = {"model": "poet", "temperature": 0, "max_tokens": 8}
     texts = ["Hello", "World!"]
-    ids = [house.lm.tokenizer.encode(text) for text in texts]
-    lone = [client.completions.create(prompt=text, **asked).choices[0].text for text in texts]
+    ids = [server.lm.tokenizer.encode(text) for text in texts]
+    alone = [client.completions.create(prompt=text, **options).choices[0].text for text in texts]
     for prompt in (texts, ids):
-        answer = client.completions.create(prompt=prompt, **asked)
-        assert [choice.text for choice in answer.choices] == lone
+        answer = client.completions.create(prompt=prompt, **options)
+        assert [choice.text for choice in answer.choices] == alone
         assert [choice.index for choice in answer.choices] == [0, 1]
         assert answer.usage is not None
         assert answer.usage.prompt_tokens == 5 + 5 + 5 + 6
-    assert client.completions.create(prompt=ids[0], **asked).choices[0].text == lone[0]
+    assert client.completions.create(prompt=ids[0], **options).choices[0].text == alone[0]
 
 
 def test_inputs_fill_the_template(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "pair", "temperature": 0, "max_tokens": 8}
+    options: dict[str, Any] = {"model": "pair", "temperature": 0, "max_tokens": 8}
     fields = {"inputs": {"first": "a", "second": "b"}}
-    filled = client.completions.create(prompt=None, **asked, extra_body=fields)  # type: ignore[arg-type]
-    assert filled.choices[0].text == client.completions.create(prompt="a / b:", **asked).choices[0].text
+    filled = client.completions.create(prompt=None, **options, extra_body=fields)  # type: ignore[arg-type]
+    assert filled.choices[0].text == client.completions.create(prompt="a / b:", **options).choices[0].text
 
 
 def test_chat_fills_the_only_field(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "mood", "temperature": 0, "max_tokens": 8}
-    chat = client.chat.completions.create(messages=HELLO, **asked)
-    text = client.completions.create(prompt="Hello\nMood:", **asked)
+    options: dict[str, Any] = {"model": "mood", "temperature": 0, "max_tokens": 8}
+    chat = client.chat.completions.create(messages=HELLO, **options)
+    text = client.completions.create(prompt="Hello\nMood:", **options)
     assert chat.choices[0].message.content == text.choices[0].text
 
 
-def test_classify(house: House) -> None:
-    def ask(given: Any, model: str = "mood") -> httpx.Response:
-        return httpx.post(f"{house.url}/v1/classify", json={"model": model, "input": given})
-
-    one = ask("fine day").json()
-    many = ask(["fine day", {"text": "awful"}]).json()
-    assert one["object"] == "list"
-    assert one["model"] == "mood"
-    assert [row["index"] for row in many["data"]] == [0, 1]
-    assert many["data"][0]["probs"] == pytest.approx(one["data"][0]["probs"], abs=1e-5)
-    for row in many["data"]:
-        assert list(row["probs"]) == ["good", "bad"]
-        assert sum(row["probs"].values()) == pytest.approx(1)
-        assert row["label"] == max(row["probs"], key=row["probs"].__getitem__)
-    assert ask({"first": "a", "second": "b"}, "pair").status_code == 200
-    several = ask("a text", "pair")
-    assert several.status_code == 400
-    assert "first, second" in several.json()["error"]["message"]
-    for model in ("tiny-llama", "poet"):
-        assert ask("a text", model).status_code == 400
-    missing = ask(["ok", {"other": "x"}])
-    assert missing.status_code == 400
-    assert "input[1]" in missing.json()["error"]["message"]
-
-
-def test_a_client_that_leaves_frees_the_engine(house: House) -> None:
-    def running() -> float:
-        counts = house.engine.statistics()
+def test_a_client_that_leaves_frees_the_engine(server: RunningServer) -> None:
+    def active_requests() -> float:
+        counts = server.engine.statistics()
         return counts["running"] + counts["waiting"]
 
-    before = house.engine.statistics().get("cancelled", 0)
+    before = server.engine.statistics().get("cancelled", 0)
     body = {
         "model": "poet",
         "prompt": ["Hi"] * 60,  # seconds of work, so that a slow client still leaves in the middle
@@ -257,23 +232,23 @@ def test_a_client_that_leaves_frees_the_engine(house: House) -> None:
         "temperature": 0,
         "stream": True,
     }
-    with httpx.stream("POST", f"{house.url}/v1/completions", json=body) as answer:
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
         next(answer.iter_text())
-        assert running() > 0
-    wait_until(lambda: running() == 0, seconds=5)
-    assert house.engine.statistics()["cancelled"] == before + 60
+        assert active_requests() > 0
+    wait_until(lambda: active_requests() == 0, seconds=5)
+    assert server.engine.statistics()["cancelled"] == before + 60
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{house.url}/v1/completions", json=body | {"stream": False}, timeout=0.2)
-    wait_until(lambda: running() == 0, seconds=5)
-    assert house.engine.statistics()["cancelled"] == before + 120
+        httpx.post(f"{server.url}/v1/completions", json=body | {"stream": False}, timeout=0.2)
+    wait_until(lambda: active_requests() == 0, seconds=5)
+    assert server.engine.statistics()["cancelled"] == before + 120
 
 
-def test_many_streams_of_different_tasks_do_not_mix(house: House) -> None:
-    """Every stream equals its lone answer, whatever runs beside it."""
+def test_many_streams_of_different_tasks_do_not_mix(server: RunningServer) -> None:
+    """Every stream equals its alone answer, whatever runs beside it."""
     for number in range(4):
-        house.bank.publish(learned_task(house.lm, f"voice-{number}", seed=10 + number))
+        server.bank.publish(learned_task(server.lm, f"voice-{number}", seed=10 + number))
     models = [*TASKS, *(f"voice-{number}" for number in range(4))]
-    asked = [(models[i % len(models)], f"Question {i}", float(i // 8)) for i in range(16)]
+    requests = [(models[i % len(models)], f"Question {i}", float(i // 8)) for i in range(16)]
 
     async def stream(client: openai.AsyncOpenAI, model: str, prompt: str, temperature: float) -> str:
         chunks = await client.completions.create(
@@ -282,11 +257,11 @@ def test_many_streams_of_different_tasks_do_not_mix(house: House) -> None:
         return "".join([chunk.choices[0].text async for chunk in chunks])
 
     async def ask() -> tuple[list[str], list[str]]:
-        async with house.async_client() as client:
-            together = await asyncio.gather(*(stream(client, *each) for each in asked))
-            lone = [await stream(client, *each) for each in asked]
-            return together, lone
+        async with server.async_client() as client:
+            together = await asyncio.gather(*(stream(client, *request) for request in requests))
+            alone = [await stream(client, *request) for request in requests]
+            return together, alone
 
-    together, lone = asyncio.run(ask())
-    assert together == lone
-    assert len(set(lone)) > len(models)
+    together, alone = asyncio.run(ask())
+    assert together == alone
+    assert len(set(alone)) > len(models)

@@ -1,4 +1,4 @@
-"""What is refused, and how: always OpenAI's error shape, one sentence, and the field by name."""
+"""Errors over HTTP: OpenAI's shape, one sentence, and the field by name."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from foreword.core import SamplingParams
 from foreword.engine.protocol import Chunk, Request
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from server.running import House
+from server.running_server import RunningServer
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 
 
-def post(house: House, path: str, **body: Any) -> httpx.Response:
-    given = {"messages": HELLO} if path == CHAT else {"prompt": "Hi"}
-    return httpx.post(house.url + path, json={"model": "tiny-llama", "max_tokens": 2, **given, **body})
+def post(server: RunningServer, path: str, **body: Any) -> httpx.Response:
+    prompt = {"messages": HELLO} if path == CHAT else {"prompt": "Hi"}
+    return httpx.post(server.url + path, json={"model": "tiny-llama", "max_tokens": 2, **prompt, **body})
 
 
-def check(answer: httpx.Response, status: int, code: str, param: str | None) -> str:
+def check(response: httpx.Response, status: int, code: str, param: str | None) -> str:
     """The message of an error in OpenAI's shape."""
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     assert (error["code"], error["param"]) == (code, param)
     assert error["message"].endswith((".", "?"))
@@ -53,8 +53,8 @@ UNSUPPORTED = [
 
 
 @pytest.mark.parametrize(("path", "option", "value"), UNSUPPORTED)
-def test_unsupported_options_are_refused_by_name(house: House, path: str, option: str, value: object) -> None:
-    message = check(post(house, path, **{option: value}), 400, "unsupported_parameter", option)
+def test_unsupported_options_are_refused_by_name(server: RunningServer, path: str, option: str, value: object) -> None:
+    message = check(post(server, path, **{option: value}), 400, "unsupported_parameter", option)
     assert message.startswith(f"{option} is not supported")
 
 
@@ -64,7 +64,7 @@ def test_openai_names_the_option(client: openai.OpenAI) -> None:
     assert (caught.value.param, caught.value.code) == ("reasoning_effort", "unsupported_parameter")
 
 
-def test_options_that_change_nothing_are_accepted(house: House) -> None:
+def test_options_that_change_nothing_are_accepted(server: RunningServer) -> None:
     shared: dict[str, Any] = {
         "n": 1,
         "presence_penalty": 0,
@@ -88,8 +88,8 @@ def test_options_that_change_nothing_are_accepted(house: House) -> None:
         "store": True,
     }
     text = {"logprobs": None, "echo": False, "best_of": 1, "suffix": None}
-    assert post(house, CHAT, **shared, **chat).status_code == 200
-    assert post(house, TEXT, **shared, **text).status_code == 200
+    assert post(server, CHAT, **shared, **chat).status_code == 200
+    assert post(server, TEXT, **shared, **text).status_code == 200
 
 
 WRONG = [
@@ -122,24 +122,24 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("path", "option", "value"), WRONG)
-def test_wrong_values_are_named(house: House, path: str, option: str, value: object) -> None:
-    answer = post(house, path, **{option: value})
+def test_wrong_values_are_named(server: RunningServer, path: str, option: str, value: object) -> None:
+    answer = post(server, path, **{option: value})
     param = answer.json()["error"]["param"]
     assert param.split("[")[0] == option
     message = check(answer, 400, "invalid_value", param)
     assert message.startswith(param)
 
 
-def test_contradictions_are_refused(house: House) -> None:
-    assert "differ" in check(post(house, CHAT, max_completion_tokens=5), 400, "invalid_value", None)
-    assert "inputs" in check(post(house, TEXT, inputs={"a": "b"}), 400, "invalid_value", None)
-    assert "inputs" in check(post(house, TEXT, prompt=None), 400, "invalid_value", None)
+def test_contradictions_are_refused(server: RunningServer) -> None:
+    assert "differ" in check(post(server, CHAT, max_completion_tokens=5), 400, "invalid_value", None)
+    assert "inputs" in check(post(server, TEXT, inputs={"a": "b"}), 400, "invalid_value", None)
+    assert "inputs" in check(post(server, TEXT, prompt=None), 400, "invalid_value", None)
     options = {"include_usage": True}
-    assert "stream" in check(post(house, TEXT, stream_options=options), 400, "invalid_value", None)
+    assert "stream" in check(post(server, TEXT, stream_options=options), 400, "invalid_value", None)
 
 
-def test_bodies_that_are_no_objects(house: House) -> None:
-    url = house.url + TEXT
+def test_bodies_that_are_no_objects(server: RunningServer) -> None:
+    url = server.url + TEXT
     json_header = {"content-type": "application/json"}
     check(httpx.post(url, content="{", headers=json_header), 400, "invalid_json", None)
     check(httpx.post(url, content="{}", headers={"content-type": "text/plain"}), 400, "invalid_value", None)
@@ -148,7 +148,7 @@ def test_bodies_that_are_no_objects(house: House) -> None:
     deep = "[" * 100_000 + "]" * 100_000
     assert httpx.post(url, content=deep, headers=json_header).status_code == 400
     check(httpx.post(url, json={"model": "x"}), 400, "invalid_value", None)
-    check(httpx.post(house.url + CHAT, json={"model": "x"}), 400, "invalid_value", "messages")
+    check(httpx.post(server.url + CHAT, json={"model": "x"}), 400, "invalid_value", "messages")
     nan = '{"model": "tiny-llama", "prompt": "x", "temperature": NaN}'
     check(httpx.post(url, content=nan, headers=json_header), 400, "invalid_value", "temperature")
 
@@ -164,40 +164,40 @@ def test_prompts_that_are_too_long(client: openai.OpenAI) -> None:
         client.completions.create(model="poet", prompt=["fine", "x" * 300])
 
 
-def test_prompts_that_cannot_run(house: House) -> None:
+def test_prompts_that_cannot_run(server: RunningServer) -> None:
     for prompt in ("", [[5000]], [-1]):
-        check(post(house, TEXT, prompt=prompt), 400, "invalid_request", None)
+        check(post(server, TEXT, prompt=prompt), 400, "invalid_request", None)
     image = [{"role": "user", "content": [{"type": "image_url"}]}]
-    check(post(house, CHAT, messages=image), 400, "unsupported_parameter", None)
+    check(post(server, CHAT, messages=image), 400, "unsupported_parameter", None)
 
 
-def test_half_a_surrogate_pair(house: House) -> None:
+def test_half_a_surrogate_pair(server: RunningServer) -> None:
     def ask(model: str, prompt: str) -> httpx.Response:
         body = f'{{"model": "{model}", "prompt": "{prompt}"}}'
-        return httpx.post(house.url + TEXT, content=body, headers={"content-type": "application/json"})
+        return httpx.post(server.url + TEXT, content=body, headers={"content-type": "application/json"})
 
     check(ask("tiny-llama", r"\ud800"), 400, "invalid_request", None)
     check(ask(r"\ud800", "Hi"), 404, "model_not_found", "model")
 
 
-def test_routes_that_are_not(house: House) -> None:
-    check(httpx.get(f"{house.url}/v2/models"), 404, "not_found", None)
-    check(httpx.get(f"{house.url}/v1"), 404, "not_found", None)
-    check(httpx.get(f"{house.url}/v1/models/"), 404, "model_not_found", "model")
-    wrong = httpx.get(house.url + TEXT)
+def test_routes_that_are_not(server: RunningServer) -> None:
+    check(httpx.get(f"{server.url}/v2/models"), 404, "not_found", None)
+    check(httpx.get(f"{server.url}/v1"), 404, "not_found", None)
+    check(httpx.get(f"{server.url}/v1/models/"), 404, "model_not_found", "model")
+    wrong = httpx.get(server.url + TEXT)
     check(wrong, 405, "method_not_allowed", None)
     assert wrong.headers["allow"] == "POST"
 
 
-def test_probes(house: House) -> None:
-    assert httpx.get(f"{house.url}/health").json() == {"status": "ok"}
-    assert httpx.get(f"{house.url}/ready").json() == {"status": "ready", "model": "tiny-llama"}
-    schema = httpx.get(f"{house.url}/openapi.json").json()["components"]["schemas"]
+def test_probes(server: RunningServer) -> None:
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{server.url}/ready").json() == {"status": "ready", "model": "tiny-llama"}
+    schema = httpx.get(f"{server.url}/openapi.json").json()["components"]["schemas"]
     assert "greedy" in schema["ChatRequest"]["properties"]["temperature"]["description"]
 
 
 class BrokenStream:
-    """Gives some text, and then what it was told to give."""
+    """One chunk of text, and then ``ending``."""
 
     cached_tokens = 0
 
@@ -220,10 +220,10 @@ class BrokenStream:
 
 
 class BrokenEngine:
-    """The house's engine, whose answers break in the middle."""
+    """The server's engine, but with streams that break in the middle."""
 
-    def __init__(self, house: House, *ending: Chunk | Exception) -> None:
-        engine = house.engine
+    def __init__(self, server: RunningServer, *ending: Chunk | Exception) -> None:
+        engine = server.engine
         self.name, self.tokenizer = engine.name, engine.tokenizer
         self.identity, self.context = engine.identity, engine.context
         self.score, self.statistics, self.close = engine.score, engine.statistics, engine.close
@@ -244,9 +244,9 @@ BREAKS = [
 
 @pytest.mark.parametrize(("ending", "status", "sentence"), BREAKS)
 def test_engines_that_break(
-    house: House, ending: Chunk | Exception, status: int, sentence: str, caplog: pytest.LogCaptureFixture
+    server: RunningServer, ending: Chunk | Exception, status: int, sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with serve_in_background(create_app(BrokenEngine(house, ending), house.bank)) as url:
+    with serve_in_background(create_app(BrokenEngine(server, ending), server.bank)) as url:
         body = {"model": "poet", "messages": HELLO}
         whole = httpx.post(url + CHAT, json=body)
         assert whole.status_code == status

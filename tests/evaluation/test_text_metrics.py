@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from foreword.errors import UsageError
 from foreword.evaluation.metrics import text_metrics
-from foreword.evaluation.texts import bleu, chrf, exact_match, rouge_l, token_f1, unmeasured
+from foreword.evaluation.text_metrics import bleu, chrf, exact_match, rouge_l, token_f1, unavailable_metrics
 from foreword.evaluation.words import answer_words, mostly_cjk, plain_words
 
 SAID = ["the cat sat on the mat today", "a dog runs in the park"]
@@ -95,7 +95,7 @@ def test_words():
 def test_without_the_extra_two_figures_are_left_and_the_others_named(monkeypatch):
     for module in ("sacrebleu", "rouge_score"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert unmeasured() == ("bleu", "chrf", "rouge_l")
+    assert unavailable_metrics() == ("bleu", "chrf", "rouge_l")
     assert text_metrics(["a"], [["a"]]) == {"exact_match": 1.0, "token_f1": 1.0}
     for score in (bleu, chrf, rouge_l):
         with pytest.raises(UsageError, match=r"needs the package \w+; pip install 'foreword\[eval\]'\.$"):

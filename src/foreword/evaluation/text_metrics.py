@@ -1,4 +1,4 @@
-"""Generated texts against their references, of which a row may have several."""
+"""Metrics of generated texts against their references, of which a row may have several."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MODULES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge_l": "rouge_score"}
 
 def exact_match(predicted: Sequence[str], references: References) -> float:
     """Share of texts that equal one of their references, but for white space around them."""
-    return _mean(predicted, references, lambda said, right: float(said.strip() == right.strip()))
+    return _mean(predicted, references, lambda text, reference: float(text.strip() == reference.strip()))
 
 
 def token_f1(predicted: Sequence[str], references: References) -> float:
@@ -41,7 +41,7 @@ def rouge_l(predicted: Sequence[str], references: References) -> float:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], tokenizer=_PlainWords())
-    return _mean(predicted, references, lambda said, right: scorer.score(right, said)["rougeL"].fmeasure)
+    return _mean(predicted, references, lambda text, reference: scorer.score(reference, text)["rougeL"].fmeasure)
 
 
 def bleu(predicted: Sequence[str], references: References) -> float:
@@ -65,13 +65,13 @@ def chrf(predicted: Sequence[str], references: References) -> float:
     return _corpus_score(CHRF(), predicted, references)
 
 
-def unmeasured() -> tuple[str, ...]:
-    """Metrics of generated texts that this installation cannot compute, for want of the `[eval]` extra."""
+def unavailable_metrics() -> tuple[str, ...]:
+    """Metrics of generated texts that need the `[eval]` extra, which is not installed."""
     return tuple(name for name, module in _MODULES.items() if find_spec(module) is None)
 
 
 class _PlainWords:
-    """What ``rouge-score`` calls a tokenizer."""
+    """A tokenizer in the sense of ``rouge-score``."""
 
     def tokenize(self, text: str) -> list[str]:
         return plain_words(text)
@@ -80,11 +80,11 @@ class _PlainWords:
 def _mean(predicted: Sequence[str], references: References, score: Callable[[str, str], float]) -> float:
     """Mean over the rows of the score against the best reference."""
     rows = zip(predicted, references, strict=True)
-    return sum(max(score(said, right) for right in texts) for said, texts in rows) / len(predicted)
+    return sum(max(score(text, reference) for reference in candidates) for text, candidates in rows) / len(predicted)
 
 
-def _token_f1(said: str, right: str) -> float:
-    words, expected = answer_words(said), answer_words(right)
+def _token_f1(text: str, reference: str) -> float:
+    words, expected = answer_words(text), answer_words(reference)
     if not words and not expected:
         return 1.0
     return 2 * (Counter(words) & Counter(expected)).total() / (len(words) + len(expected))

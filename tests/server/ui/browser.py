@@ -1,4 +1,4 @@
-"""A real Chromium, and a visitor in front of the page."""
+"""Chromium, and a visitor who drives the page in it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 expect.set_options(timeout=15_000)  # other tests share the cores
-ARTEFACTS = Path(__file__).parents[2] / "runs" / "ui"
+SCREENSHOTS = Path(__file__).parents[2] / "runs" / "ui"
 DESKTOP = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
 
 
-def chromium() -> str:
+def chromium_path() -> str:
     """The browser's path: ``$FOREWORD_CHROMIUM``, or one that is on the path. Skips where there is none."""
     named = os.environ.get("FOREWORD_CHROMIUM")
     found = named or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -31,33 +31,33 @@ def chromium() -> str:
 def running_browser() -> Iterator[Browser]:
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=flags)
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=flags)
         yield browser
         browser.close()
 
 
 @dataclass
 class Visitor:
-    """Somebody who looks at the page and types.
+    """Drives the page in one browser tab.
 
     Attributes:
-        page: his tab.
-        requests: addresses that his browser asked for.
-        complaints: errors on the browser's console.
+        page: the tab.
+        requests: URLs that the browser requested.
+        console_errors: the browser's console.
     """
 
     page: Page
     requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
+    console_errors: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.console_errors.append(str(error)))
+        self.page.on("console", self._on_console)
 
-    def _heard(self, message) -> None:
+    def _on_console(self, message) -> None:
         if message.type == "error":
-            self.complaints.append(message.text)
+            self.console_errors.append(message.text)
 
     def open(self, url: str) -> Visitor:
         self.page.goto(f"{url}/ui")
@@ -68,7 +68,7 @@ class Visitor:
         self.page.get_by_role("tab", name=name).click()
 
     def choose(self, field: str, *names: str) -> None:
-        """Exactly these in a list that takes several."""
+        """Select exactly these in a list that takes several."""
         chosen = self.page.locator(f"#{field}")
         while (remove := chosen.locator(".token-remove:not(.remove-all)")).count():
             remove.first.click()
@@ -78,14 +78,14 @@ class Visitor:
         self.page.keyboard.press("Escape")
 
     def ask(self, text: str, *models: str) -> Locator:
-        """The cards of the answers, complete."""
+        """Ask, and return the cards of the complete answers."""
         if models:
             self.choose("models", *models)
         self.page.locator("#question textarea").fill(text)
         self.page.locator("#ask").click()
-        return self.answered(len(models) or None)
+        return self.finished_answers(len(models) or None)
 
-    def answered(self, count: int | None = None) -> Locator:
+    def finished_answers(self, count: int | None = None) -> Locator:
         cards = self.page.locator("#answers .card")
         if count is not None:
             expect(cards).to_have_count(count)
@@ -93,7 +93,7 @@ class Visitor:
         expect(self.page.locator("#answers .card[aria-busy=true]")).to_have_count(0)
         return cards
 
-    def keep(self, name: str) -> None:
-        """A screenshot as it is now, kept for whoever reads the tests' results."""
-        ARTEFACTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=ARTEFACTS / f"{name}.png")
+    def screenshot(self, name: str) -> None:
+        """Keep a screenshot among the artefacts of the test run."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png")

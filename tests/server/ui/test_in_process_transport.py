@@ -1,4 +1,4 @@
-"""Requests to the application itself: bodies arrive piece by piece, and hanging up ends the work."""
+"""`InProcessTransport`: bodies arrive part by part, and closing the response cancels the application."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def client(app: FastAPI) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=InProcessTransport(app), base_url="http://inside")
 
 
-def test_it_asks_as_anybody_would():
+def test_a_request_arrives_as_it_was_sent():
     app = FastAPI()
 
     @app.post("/echo/{name}")
@@ -33,34 +33,34 @@ def test_it_asks_as_anybody_would():
 
 
 def test_pieces_arrive_as_they_are_made():
-    app, gate = FastAPI(), asyncio.Event()
+    app, first_received = FastAPI(), asyncio.Event()
 
     @app.get("/")
     async def pieces() -> StreamingResponse:
-        async def made():
+        async def body_parts():
             yield b"first"
-            await gate.wait()
+            await first_received.wait()
             yield b"second"
 
-        return StreamingResponse(made())
+        return StreamingResponse(body_parts())
 
     async def run() -> list[bytes]:
-        found = []
+        parts = []
         async with client(app) as http, http.stream("GET", "/") as response:
             async for piece in response.aiter_raw():
-                found.append(piece)
-                gate.set()  # only now is there a second piece
-        return found
+                parts.append(piece)
+                first_received.set()  # only now is there a second piece
+        return parts
 
     assert asyncio.run(asyncio.wait_for(run(), 5)) == [b"first", b"second"]
 
 
-def test_hanging_up_ends_the_work():
+def test_disconnecting_cancels_the_application():
     app, ended = FastAPI(), []
 
     @app.get("/")
     async def endless() -> StreamingResponse:
-        async def made():
+        async def body_parts():
             try:
                 while True:
                     yield b"more"
@@ -68,7 +68,7 @@ def test_hanging_up_ends_the_work():
             finally:
                 ended.append(True)
 
-        return StreamingResponse(made())
+        return StreamingResponse(body_parts())
 
     async def run() -> None:
         async with client(app) as http, http.stream("GET", "/") as response:

@@ -1,4 +1,4 @@
-"""The OpenAPI page: complete, and true under fire."""
+"""The OpenAPI page: complete, and true under schemathesis."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ ROOT = Path(__file__).parents[2]
 ERRORS = {"400", "401", "403", "404", "405", "409", "413", "429", "500", "503", "504"}
 
 
-def tool(name: str) -> str:
+def executable(name: str) -> str:
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if found is None:
         pytest.skip(f"{name} is not installed; pip install 'foreword[dev]'")
     return found
 
 
-def test_every_route_says_what_it_takes_and_answers(house):
-    schema = httpx.get(f"{house.url}/openapi.json").json()
+def test_every_route_says_what_it_takes_and_answers(server):
+    schema = httpx.get(f"{server.url}/openapi.json").json()
     bodies = schema["components"]["schemas"]
     for path, methods in schema["paths"].items():
         for method, route in methods.items():
@@ -42,11 +42,11 @@ def test_every_route_says_what_it_takes_and_answers(house):
                 assert form["examples"], where
 
 
-def test_no_request_brings_the_server_down(house, tmp_path):
+def test_no_request_brings_the_server_down(server, tmp_path):
     """schemathesis over the page: no 5xx, and no status that the page does not name."""
     result = subprocess.run(
         [
-            *(tool("schemathesis"), "run", f"{house.url}/openapi.json", "--max-examples", "12", "--seed", "1"),
+            *(executable("schemathesis"), "run", f"{server.url}/openapi.json", "--max-examples", "12", "--seed", "1"),
             *("--checks", "not_a_server_error,status_code_conformance,content_type_conformance"),
             *("--phases", "examples,coverage,fuzzing", "--request-timeout", "30", "--no-color"),
             *("--exclude-path", "/metrics", "--suppress-health-check", "all"),
@@ -57,14 +57,14 @@ def test_no_request_brings_the_server_down(house, tmp_path):
         timeout=240,
     )
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert house.engine.alive
-    assert httpx.get(f"{house.url}/ready").status_code == 200
+    assert server.engine.alive
+    assert httpx.get(f"{server.url}/ready").status_code == 200
 
 
-def test_the_examples_of_the_page_are_valid_json(house):
-    json.dumps(httpx.get(f"{house.url}/openapi.json").json())
+def test_the_examples_of_the_page_are_valid_json(server):
+    json.dumps(httpx.get(f"{server.url}/openapi.json").json())
 
 
 def test_the_dockerfile_is_clean():
-    result = subprocess.run([tool("hadolint"), str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    result = subprocess.run([executable("hadolint"), str(ROOT / "Dockerfile")], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
