@@ -86,7 +86,7 @@ class LlamaCppEngine(EngineBase):
             tokenizer=model.tokenizer,
             identity=model.identity,
             causal=True,
-            decoder=False,
+            is_encoder_decoder=False,
             eos_token_ids=model.end_ids,
             validator=RequestValidator(model.identity, context, session.cells, allow_other_weights),
             scheduler=Scheduler(self.cells, step_tokens, max_batch),
@@ -159,7 +159,7 @@ class LlamaCppEngine(EngineBase):
             self._session.close()
 
     def _make_sequence(
-        self, request: Request, sampler: TokenSampler | None, detokenizer: Detokenizer, stream: ref[ChunkStream]
+        self, request: Request, sampler: TokenSampler, detokenizer: Detokenizer, stream: ref[ChunkStream]
     ) -> Answer:
         return Answer(request, request.prefix, sampler, detokenizer, stream, _floats(request.soft))
 
