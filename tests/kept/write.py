@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 import yaml
+from server.running import CHATML
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig
 
 from models import byte_tokenizer
-from server.running import CHATML
 from test_kept_files import (
     BERT,
     LLAMA,
