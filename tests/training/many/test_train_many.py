@@ -221,9 +221,10 @@ def test_a_shared_part_stands_frozen_in_front_of_everybodys_own(method, tmp_path
 def test_a_shared_start_is_learned_from_rows_that_nobody_is_evaluated_on(method, tmp_path, monkeypatch):
     data = folder_of(tmp_path / "users", "anna", "ben")
     seen = []
-    of = many.TrainingData.of
+    from_rows = many.TrainingData.from_rows
     monkeypatch.setattr(
-        "foreword.training.many.shared_init.TrainingData.of", lambda *a, **k: seen.append(of(*a, **k)) or seen[-1]
+        "foreword.training.many.shared_init.TrainingData.from_rows",
+        lambda *a, **k: seen.append(from_rows(*a, **k)) or seen[-1],
     )
     kept = Kept()
     learn(plan(data, tmp_path / "run", method=method, shared_init=True), kept)

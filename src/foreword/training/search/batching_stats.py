@@ -31,10 +31,10 @@ class BatchingStats:
 
     def step(self, lm: LanguageModel, trainer: ConcurrentTrainer) -> None:
         """One step of all runs, or a timed pair of them."""
-        if not self._should_time(trainer.lanes):
+        if not self._should_time(trainer.runs):
             trainer.step()
             return
-        single = [ConcurrentTrainer(lm, [lane]) for lane in trainer.lanes]
+        single = [ConcurrentTrainer(lm, [lane]) for lane in trainer.runs]
         trainers = ([trainer], single)
         seconds = [0.0, 0.0]
         # They take turns at going first.
@@ -43,7 +43,7 @@ class BatchingStats:
             for each in trainers[which]:
                 each.step()
             seconds[which] = time.perf_counter() - began
-        self.timings.append((len(trainer.lanes), seconds[0], seconds[1]))
+        self.timings.append((len(trainer.runs), seconds[0], seconds[1]))
 
     def _should_time(self, lanes: Sequence[ConcurrentRun]) -> bool:
         timed = [count for count, *_ in self.timings].count(len(lanes))
