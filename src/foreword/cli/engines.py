@@ -117,9 +117,9 @@ ENGINES: dict[str, Callable[[ServerOptions], AbstractContextManager[Served]]] = 
 def evaluating_embedded(options: EngineOptions) -> Iterator[EngineProtocol]:
     """PyTorch, also for what nothing serves."""
     lm = options.open_model()
-    from foreword.engine.encoder_decoder import evaluator
+    from foreword.engine.encoder_decoder import evaluation_engine
 
-    with evaluator(lm, allow_other_weights=options.allow_other_weights) as running:
+    with evaluation_engine(lm, allow_other_weights=options.allow_other_weights) as running:
         yield running
 
 

@@ -73,7 +73,7 @@ class GenerationTimer:
         return GenerationStats(
             answers=1,
             prompt_tokens=request.prompt_tokens,
-            cached_tokens=request.prefix_length + stream.reused,
+            cached_tokens=request.prefix_length + stream.cached_tokens,
             tokens=self._tokens,
             first_token_seconds=self._first - self.started,
             decoded_tokens=self._tokens - self._at_first,

@@ -74,11 +74,11 @@ _OF_THE_PLAN = ("trials", "at_once", "halving")
 
 def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
     quiet_libraries()
-    from foreword.training.search.config import HALVING, SearchConfig
+    from foreword.training.search.config import DEFAULT_ETA, SearchConfig
 
     base = make_recipe(settings)
     options = ModelOptions.of(settings)
-    halving = settings["halving"] if settings["halving"] is not None else HALVING
+    halving = settings["halving"] if settings["halving"] is not None else DEFAULT_ETA
     plan = SearchConfig.of(_varied(settings), settings["trials"], settings["at_once"], halving)
     name = settings["publish"]
     store = options.open_bank()
@@ -137,7 +137,7 @@ def _varied(settings: Mapping[str, Any]) -> object:
 
 def _parents(plan: SearchConfig, base: Recipe) -> list[str]:
     """Tasks that some trial starts from."""
-    inits = [point["init"] for point in plan.checked() if "init" in point] or [base.init]
+    inits = [params["init"] for params in plan.params_to_check() if "init" in params] or [base.init]
     return sorted({init.removeprefix("task:") for init in inits if init.startswith("task:")})
 
 
@@ -151,14 +151,14 @@ def _write_recipe(found: SearchResult, settings: Mapping[str, Any]) -> Path:
     values = {key: settings[key] for key in usual if settings.get(key) not in (None, usual[key])}
     options = asdict(ModelOptions.of(settings))
     values = {**{key: value for key, value in options.items() if value not in (None, False, "auto")}, **values}
-    values |= found.winner.point
+    values |= found.winner.params
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     RunDir(found.folder).write_text(WINNER, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return found.folder / WINNER
 
 
 def _emit(found: SearchResult, task: Task, recipe: Path, *, published: bool, json: bool) -> None:
-    from foreword.training.search.search import PICTURE, TRIALS
+    from foreword.training.search.search import PLOTS_FILE, TRIALS_FILE
 
     ref = task.ref if published else None
     data = {
@@ -173,21 +173,21 @@ def _emit(found: SearchResult, task: Task, recipe: Path, *, published: bool, jso
         "seconds": found.seconds,
         "run": str(found.folder),
         "recipe": str(recipe),
-        "table": str(found.folder / TRIALS),
-        "picture": str(found.folder / PICTURE),
+        "table": str(found.folder / TRIALS_FILE),
+        "picture": str(found.folder / PLOTS_FILE),
     }
     emit(data, _text(found, ref, recipe), json)
 
 
 def _text(found: SearchResult, ref: str | None, recipe: Path) -> str:
     from foreword.evaluation.table import table
-    from foreword.training.search.samplers import spelled
+    from foreword.training.search.samplers import format_value
 
-    names = list(found.winner.headline)
-    rows = [["trial", *found.winner.point, *names, "steps", ""]]
+    names = list(found.winner.headline_metrics)
+    rows = [["trial", *found.winner.params, *names, "steps", ""]]
     for trial in found.trials:
-        figures = [f"{trial.headline[name]:.4f}" if name in trial.headline else "-" for name in names]
-        values = [spelled(value) for value in trial.point.values()]
+        figures = [f"{trial.headline_metrics[name]:.4f}" if name in trial.headline_metrics else "-" for name in names]
+        values = [format_value(value) for value in trial.params.values()]
         rows.append([str(trial.number), *values, *figures, f"{trial.step}/{trial.steps}", trial.state])
     shown = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
     return "\n".join(
