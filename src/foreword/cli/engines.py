@@ -159,14 +159,14 @@ def vllm_command(asked: Asked, engine: str, host: str, port: int) -> str:
         raise UsageError("--print-command prints a line for vLLM; add --engine vllm.")
     _check_vllm(asked)
     from foreword.models.load import pull
-    from foreword.vllm.compat import arguments, program
+    from foreword.vllm.compat import serve_args, serve_command
 
     name = asked.model or default_model()
     length = [] if asked.max_model_len is None else ["--max-model-len", str(asked.max_model_len)]
     address = ["--served-model-name", name, "--host", host, "--port", str(port)]
     flags = [*address, *length, *_flags(asked)]
-    line = arguments(str(pull(name, options.say)), _place(asked.bank), asked.prefix_bytes, flags)
-    return f"VLLM_PLUGINS=foreword {shlex.join([*program(), *line])}"
+    args = serve_args(str(pull(name, options.say)), _place(asked.bank), asked.prefix_bytes, flags)
+    return f"VLLM_PLUGINS=foreword {shlex.join([*serve_command(), *args])}"
 
 
 def _check_vllm(asked: Asked) -> None:
