@@ -93,7 +93,7 @@ def train_many(
     Example: foreword train-many users/ --template 'Review: {text}\\nSentiment:{mask}' --publish-prefix user-
     """
     file, given = recipes.given(context, recipe, _ELSEWHERE)
-    with file.blamed():
+    with file.locate_errors():
         _train_many(file, given)
 
 
@@ -111,7 +111,7 @@ def _train_many(file: RecipeFile, given: dict[str, Any]) -> None:
     if given["no_publish"] and (given["publish_all"] or given["publish_prefix"]):
         raise SettingError("no_publish", "--no-publish contradicts --publish-all and --publish-prefix; leave one out.")
     recipes.check(file, run)
-    with file.blamed("tasks"):
+    with file.locate_errors("tasks"):
         own = _own(given["tasks"])
     from foreword.training.loop.distributed import is_main_process
     from foreword.training.many.config import MultiTaskConfig
