@@ -255,7 +255,7 @@ def generate(lm: LanguageModel, task: Task, samples: Sequence[Mapping[str, str]]
     params = foreword.SamplingParams(**task.generation)
     prompts = [request.from_fields(lm.tokenizer, task, sample) for sample in samples]
     with foreword.Engine(lm) as engine:
-        answers = list(engine.generate(Request.of(prompt, params) for prompt in prompts))
+        answers = list(engine.generate(Request.from_prompt(prompt, params) for prompt in prompts))
     return [chunks[-1].error or "".join(chunk.text for chunk in chunks).strip() for chunks in answers]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.reference import ask, assert_greedy, greedy, learned, random_ids, static, tokens_of
 from foreword.core import SamplingParams
-from foreword.engine.cache import PAGE, PagedCache
+from foreword.engine.cache import PAGE_SIZE, PagedCache
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy
@@ -113,7 +113,7 @@ def test_any_mix_with_any_limits(family, mix, pages, step_tokens, max_batch):
         now += 1
     for index, stream in streams.items():
         check_answer(family, requests[index], list(stream), cancelled=stream.cancelled)
-    assert engine.cache.free == engine.cache.pages == pages
+    assert engine.cache.num_free_pages == engine.cache.num_pages == pages
     assert not engine.scheduler.sequences
 
 
@@ -151,11 +151,11 @@ def test_cancelling_frees_everything_at_the_next_step():
     engine = stepped("llama", pages=4, max_batch=1)
     running, waiting = engine.submit(ask(30, max_tokens=20)), engine.submit(ask(30, 1, max_tokens=20))
     engine.step()
-    assert engine.cache.free == 2
+    assert engine.cache.num_free_pages == 2
     running.cancel()
     waiting.cancel()
     assert not engine.step()
-    assert engine.cache.free == 4
+    assert engine.cache.num_free_pages == 4
     assert [list(stream)[-1].finish_reason for stream in (running, waiting)] == ["cancelled"] * 2
     assert engine.statistics()["cancelled"] == 2
 
@@ -176,7 +176,7 @@ def test_an_answer_that_nobody_holds_ends():
     run(engine)
     assert engine.statistics()["cancelled"] == 1
     assert_greedy("llama", kept.request, tokens_of(kept))
-    assert engine.cache.free == engine.cache.pages
+    assert engine.cache.num_free_pages == engine.cache.num_pages
 
 
 def test_recycled_pages_leak_nothing():
@@ -226,7 +226,7 @@ def test_statistics_count_what_happened():
     engine.step()
     found = engine.statistics()
     assert (found["waiting"], found["running"], found["tokens_run"]) == (0, 2, 4)
-    assert found["pages"] - found["free_pages"] == 2 * -(-8 // PAGE)
+    assert found["pages"] - found["free_pages"] == 2 * -(-8 // PAGE_SIZE)
     run(engine)
     found = engine.statistics()
     assert (found["requests"], found["tokens_generated"], found["running"]) == (2, 6, 0)
@@ -250,7 +250,7 @@ def test_more_than_may_wait_are_refused_at_once():
 def test_a_talk_that_goes_on_runs_only_what_is_new(prefix):
     engine = stepped("llama", pages=32)
     front = learned("llama", prefix) if prefix else None
-    first = engine.submit(ask(2 * PAGE, 0, front, max_tokens=2 * PAGE))
+    first = engine.submit(ask(2 * PAGE_SIZE, 0, front, max_tokens=2 * PAGE_SIZE))
     run(engine)
     said = (*first.request.token_ids, *tokens_of(first))
     before = engine.statistics()["tokens_run"]
@@ -258,15 +258,15 @@ def test_a_talk_that_goes_on_runs_only_what_is_new(prefix):
     second = engine.submit(Request((*said, *random_ids(3, 7)), front, used, SamplingParams(max_tokens=1)))
     run(engine)
     # The last token of an answer is never run, so its page is not full.
-    assert engine.statistics()["tokens_run"] - before == PAGE + 3
-    assert engine.statistics()["tokens_reused"] == 3 * PAGE
+    assert engine.statistics()["tokens_run"] - before == PAGE_SIZE + 3
+    assert engine.statistics()["tokens_reused"] == 3 * PAGE_SIZE
     assert_greedy("llama", second.request, tokens_of(second))
 
 
 def test_the_same_words_behind_another_prefix_are_run_again():
     engine = stepped("llama", pages=32)
     for seed in range(3):
-        stream = engine.submit(ask(3 * PAGE, 0, learned("llama", SHORT, seed), max_tokens=3))
+        stream = engine.submit(ask(3 * PAGE_SIZE, 0, learned("llama", SHORT, seed), max_tokens=3))
         run(engine)
         assert_greedy("llama", stream.request, tokens_of(stream))
     assert engine.statistics()["tokens_reused"] == 0
@@ -274,12 +274,12 @@ def test_the_same_words_behind_another_prefix_are_run_again():
 
 def test_who_gives_way_answers_as_if_nothing_had_happened():
     engine = stepped("llama", pages=6)
-    streams = [engine.submit(ask(PAGE, seed, max_tokens=3 * PAGE)) for seed in range(3)]
+    streams = [engine.submit(ask(PAGE_SIZE, seed, max_tokens=3 * PAGE_SIZE)) for seed in range(3)]
     run(engine)
     assert engine.statistics()["preempted"] > 0
     for stream in streams:
         answer = tokens_of(stream)
-        assert len(answer) == 3 * PAGE
+        assert len(answer) == 3 * PAGE_SIZE
         assert_greedy("llama", stream.request, answer)
 
 
@@ -288,7 +288,7 @@ def test_weights_that_change_are_asked_without_reuse():
     lm = wrap(copy.deepcopy(known.model), known.tokenizer, name="changing")
     answers = []
     with Engine(lm, cache_bytes=1 << 20, reuse=False) as engine, Engine(lm, cache_bytes=1 << 20, reuse=False) as fresh:
-        asked = ask(3 * PAGE, max_tokens=8)
+        asked = ask(3 * PAGE_SIZE, max_tokens=8)
         answers.append(tokens_of(engine.submit(asked)))
         with torch.no_grad():
             lm.model.model.layers[0].self_attn.k_proj.weight.mul_(-3.0)
@@ -299,8 +299,8 @@ def test_weights_that_change_are_asked_without_reuse():
 @pytest.mark.parametrize("sharing", [2, 12])
 @pytest.mark.parametrize("length", [5, 20, 21])
 def test_prefixes_in_pages_or_not_read_once_or_with_each(length, sharing, monkeypatch):
-    monkeypatch.setattr("foreword.engine.cache.POOLED", 20)
-    monkeypatch.setattr("foreword.engine.attention.GATHERED", 4 * length)
+    monkeypatch.setattr("foreword.engine.cache.MAX_PAGED_PREFIX", 20)
+    monkeypatch.setattr("foreword.engine.paged_attention.MAX_GATHERED_KEYS", 4 * length)
     engine = stepped("qwen3", pages=64)
     prefixes = [learned("qwen3", length, seed) for seed in range(2)]
     streams = [engine.submit(ask(2 + seed, seed, prefixes[seed % 2], max_tokens=5)) for seed in range(sharing)]
@@ -312,8 +312,8 @@ def test_prefixes_in_pages_or_not_read_once_or_with_each(length, sharing, monkey
 @pytest.mark.parametrize("pooled", [0, 256])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss"])
 def test_prompts_in_pieces_with_prefixes_and_answers_beside_them(name, pooled, monkeypatch):
-    monkeypatch.setattr("foreword.engine.attention.PIECE", 3)
-    monkeypatch.setattr("foreword.engine.cache.POOLED", pooled)
+    monkeypatch.setattr("foreword.engine.paged_attention.QUERY_CHUNK", 3)
+    monkeypatch.setattr("foreword.engine.cache.MAX_PAGED_PREFIX", pooled)
     engine = stepped(name, pages=64)
     prefixes = [learned(name, 7, 1), learned(name, 6, 2), None]
     streams = [

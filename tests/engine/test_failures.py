@@ -46,7 +46,7 @@ def test_a_failing_step_ends_its_requests_only(monkeypatch):
         assert len(answer) == 8
         assert_greedy("llama", stream.request, answer)
     assert engine.statistics()["failed"] == 2
-    assert engine.cache.free == engine.cache.pages
+    assert engine.cache.num_free_pages == engine.cache.num_pages
 
 
 def test_a_model_that_raises_inside_leaves_no_half_written_state(monkeypatch):
@@ -84,7 +84,7 @@ def test_a_tokenizer_that_fails_does_not_stop_the_engine(monkeypatch):
         broken.setattr(Detokenizer, "_decode", lambda self, ids: 1 / 0)
         run(engine)
     assert list(stream)[-1].finish_reason == "error"
-    assert engine.cache.free == engine.cache.pages
+    assert engine.cache.num_free_pages == engine.cache.num_pages
     again = engine.submit(ask(3))
     run(engine)
     assert text_of(again) or tokens_of(again)
@@ -98,7 +98,7 @@ def test_who_was_done_before_the_failure_keeps_the_answer(monkeypatch):
         broken.setattr(Detokenizer, "_decode", lambda self, ids: 1 / (not self._stop) and decode(self, ids))
         run(engine)
     assert [list(stream)[-1].finish_reason for stream in (done, failing)] == ["length", "error"]
-    assert engine.cache.free == engine.cache.pages
+    assert engine.cache.num_free_pages == engine.cache.num_pages
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -171,14 +171,14 @@ def test_lowering_runs_with_the_adapter_on():
 
 def test_an_adapter_hook_refuses_a_layer_that_sees_other_tokens():
     """A router that sends tokens to experts hands their layers fewer tokens than the batch has."""
-    from foreword.adapters import AdapterLayers
+    from foreword.adapters import AdapterHooks
     from foreword.core import Batch
 
     layer = torch.nn.Linear(4, 4)
     model = torch.nn.ModuleDict({"expert": layer})
-    hooks = AdapterLayers(model)
+    hooks = AdapterHooks(model)
     changes = Adapter({"expert": LowRank(torch.ones(1, 4), torch.ones(4, 1))})
-    hooks.use(Batch((2, 3), (None, None), (None, None), torch.arange(5), adapters=(changes, None)))
+    hooks.activate(Batch((2, 3), (None, None), (None, None), torch.arange(5), adapters=(changes, None)))
     with pytest.raises(UnsupportedModel, match="an adapter cannot find its own"):
         layer(torch.zeros(1, 2, 4))
 

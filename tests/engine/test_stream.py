@@ -14,7 +14,7 @@ from engine.test_engine import run, stepped
 from foreword.core import SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Chunk, Request
-from foreword.engine.stream import AnswerStream
+from foreword.engine.stream import ChunkStream
 from foreword.errors import EngineError
 from models import tiny_model
 
@@ -41,7 +41,7 @@ def idle(engine: Engine) -> bool:
 def spoken(engine: Engine, text: str, monkeypatch, then: int | None = None, **sampling) -> list[Chunk]:
     """The chunks of an answer whose tokens spell ``text``: the model runs, its choices are replaced."""
     tokens = iter([*engine.tokenizer.encode(text), *([] if then is None else [then])])
-    monkeypatch.setattr("foreword.engine.sampler.sample", lambda logits, sequences: [next(tokens)])
+    monkeypatch.setattr("foreword.engine.engine.sample_batch", lambda logits, samplers: [next(tokens)])
     stream = engine.submit(Request((5,), sampling=SamplingParams(**{"max_tokens": 100, **sampling})))
     for _ in range(len(text.encode()) + (then is not None)):
         engine.step()
@@ -147,7 +147,7 @@ def test_a_reader_that_leaves_frees_its_pages(engine):
     for _ in engine.submit(ask(4, max_tokens=200)):
         break
     gc.collect()
-    engine._loop.wake()
+    engine._thread.wake()
     eventually(lambda: idle(engine))
     assert engine.statistics()["cancelled"] == 2
 
@@ -218,14 +218,14 @@ def test_closing_ends_every_stream():
     next(iter(streams[0]))
     engine.close()
     assert [list(stream)[-1].finish_reason for stream in streams] == ["cancelled"] * 5
-    assert engine.cache.free == engine.cache.pages
+    assert engine.cache.num_free_pages == engine.cache.num_pages
     with pytest.raises(EngineError, match="closed"):
         engine.submit(ask(2))
     engine.close()
 
 
 def test_a_stream_put_before_it_is_read():
-    stream = AnswerStream(ask(1), lambda: None)
+    stream = ChunkStream(ask(1), lambda: None)
     stream.put(Chunk("a", (1,)))
     stream.put(Chunk("b", (2,), "stop"))
 

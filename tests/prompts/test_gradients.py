@@ -105,7 +105,7 @@ def plain(lm: LanguageModel, encoder: PromptEncoder) -> torch.Tensor:
             total = total + F.cross_entropy(logits, torch.tensor(example.target), reduction="sum")
         return total / sum(len(example.target) for example in EXAMPLES)
     finally:
-        lm.model.set_attn_implementation(attention.NAME)
+        lm.model.set_attn_implementation(attention.ATTN_IMPLEMENTATION)
 
 
 # PEFT's prefix tuning takes the head's width from the hidden size, so this Llama has no `head_dim` of its own.
@@ -116,7 +116,9 @@ def twins() -> tuple[LanguageModel, nn.Module]:
     """One random Llama as ours, and as plain Transformers for PEFT."""
     attention.register()
     torch.manual_seed(4)
-    ours = AutoModelForCausalLM.from_config(copy.deepcopy(PEFT_CONFIG), attn_implementation=attention.NAME)
+    ours = AutoModelForCausalLM.from_config(
+        copy.deepcopy(PEFT_CONFIG), attn_implementation=attention.ATTN_IMPLEMENTATION
+    )
     with torch.no_grad():
         for parameter in ours.parameters():
             if parameter.dim() > 1:

@@ -138,7 +138,7 @@ def test_the_search_measures_what_the_engine_will_serve(family, tmp_path):
     task = TrainableTrigger(tokens, found.spelling).become(lm, found.run.task("rule"))
     with Engine(lm) as engine:
         report = evaluate(engine, task, found.run.material.eval_rows)
-    served = sum(prediction.surprise or 0.0 for prediction in report.predictions) / report.n
+    served = sum(prediction.nll or 0.0 for prediction in report.predictions) / report.n
     assert float(measured[1]) == pytest.approx(served, rel=1e-4)
     assert float(measured[0]) != pytest.approx(served, rel=1e-4)
 

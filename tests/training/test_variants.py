@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from foreword.engine.engine import Engine
 from foreword.errors import DataError, TemplateError, TrainingError, UsageError
-from foreword.evaluation.evaluate import classify, evaluate, tag
+from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.predict import classify, tag
 from foreword.text.rows import read_rows
 from foreword.text.template import Template
 from foreword.training.loop.advice import advice

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from foreword.core import Task
-from foreword.engine.encoder_decoder import evaluator
+from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.models import LanguageModel
 from foreword.training.loop.advice import advice
@@ -99,7 +99,7 @@ def train(
     way.check(run)
     start = run.learned() if run.learns else None  # what cannot start is said before anything is written
     # What is learned may be the model itself: keys of its earlier weights must not answer for it.
-    with evaluator(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
+    with evaluation_engine(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
         folder = RunDir.open(run)
         untaught = baseline_report(run, engine, say)
         if start is not None:
@@ -110,7 +110,7 @@ def train(
             )
         else:
             result = _manual(run, engine, run.task(name))
-        if missing := result.report.unmeasured:
+        if missing := result.report.unavailable_metrics:
             say(f"{', '.join(missing)} need more packages: pip install 'foreword[eval]'")
         for line in advice(run, folder.history(), untaught, result.report.metrics):
             say(line)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from foreword.adapters import AdapterLayers
+from foreword.adapters import AdapterHooks
 from foreword.core import Front, KVPrefix
-from foreword.engine.encoder_decoder import evaluator
+from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.errors import UsageError
 from foreword.models.activations import activations
 from foreword.models.packed_linear import PackedLinear, usable
@@ -39,7 +39,7 @@ def forgotten():
     """A forward with gradients leaves its adapters set until the next one, and `double` would copy them along."""
     yield
     for family in ("llama", "mistral"):
-        AdapterLayers.of(tiny_model(family).model).clear()
+        AdapterHooks.of(tiny_model(family).model).clear()
 
 
 def stored(lm, length: int, seed: int, grad: bool = False) -> KVPrefix:
@@ -186,7 +186,7 @@ def test_runs_together_learn_what_each_learns_alone(changes, tmp_path, monkeypat
     own = [{}, {"max_steps": 7, "lr": rate / 2}, {}, {"patience": 1, "lr": 2 * rate}]
     settings = [user(tmp_path, index, **{**changes, **own[index]}) for index in range(4)]
     monkeypatch.setattr(concurrent, "PASS", 90)
-    with evaluator(lm) as engine:
+    with evaluation_engine(lm) as engine:
         lanes = [lane(lm, engine, each) for each in settings]
         group = ConcurrentTrainer(lm, lanes[:2])
         for _ in range(4):
@@ -210,7 +210,7 @@ def test_runs_together_learn_what_each_learns_alone(changes, tmp_path, monkeypat
 def test_a_loss_that_is_no_number_ends_one_run_alone(tmp_path):
     lm = tiny_model("llama")
     settings = [user(tmp_path, index, **changes) for index, changes in enumerate(({}, {"lr": 1e38}, {}))]
-    with evaluator(lm) as engine:
+    with evaluation_engine(lm) as engine:
         lanes = [lane(lm, engine, each) for each in settings]
         for _ in ConcurrentTrainer(lm, lanes).run():
             pass
@@ -232,7 +232,7 @@ def test_no_packed_weights_are_held_while_learning(tmp_path):
         return sum(module.product._packed is not None for module in modules)
 
     lm = tiny_model("llama")
-    with evaluator(lm) as engine:
+    with evaluation_engine(lm) as engine:
         some = lane(lm, engine, user(tmp_path, 0, method="p-tuning-v2", init="auto"))
         assert not held()  # initial values came from a forward
         with torch.no_grad():
@@ -248,7 +248,7 @@ def test_a_restored_run_goes_on_to_the_last_bit(tmp_path):
     """Its values do; what is measured of them in passing may differ in the last digit of a float32."""
     lm = tiny_model("llama")
     settings = [user(tmp_path, index, patience=3) for index in range(3)]
-    with evaluator(lm) as engine:
+    with evaluation_engine(lm) as engine:
         lanes = [lane(lm, engine, each) for each in settings]
         group = ConcurrentTrainer(lm, lanes)
         for _ in range(7):
@@ -273,7 +273,7 @@ def test_a_restored_run_goes_on_to_the_last_bit(tmp_path):
 
 def test_learned_values_are_the_best_seen(tmp_path):
     lm = tiny_model("llama")
-    with evaluator(lm) as engine:
+    with evaluation_engine(lm) as engine:
         each = lane(lm, engine, user(tmp_path, 0))
         each.judge({"score": 0.5, "loss": 1.0})
         best = TrainablePrompt.state_dict(each.learned)["encoder.values.inputs"].clone()

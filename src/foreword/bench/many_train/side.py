@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from foreword.engine.encoder_decoder import evaluator
+from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.models import LanguageModel
 from foreword.models.load import load_model
@@ -23,7 +23,7 @@ from foreword.training.run import Run
 def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     """Load the model and make everything ready for the first step."""
     lm = load_model(settings["model"], dtype=settings["dtype"], device="cpu")
-    engine = evaluator(lm, reuse=False)
+    engine = evaluation_engine(lm, reuse=False)
     lanes = [_lane(lm, engine, settings, file) for file in sorted(Path(settings["users"]).glob("*.jsonl"))]
     groups = (
         [ConcurrentTrainer(lm, lanes)] if settings["together"] else [ConcurrentTrainer(lm, [lane]) for lane in lanes]

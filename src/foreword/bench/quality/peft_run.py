@@ -112,7 +112,7 @@ def _score(run: Run, task: Task) -> float:
     """As Foreword's own runs are scored: accuracy, with ties broken by the loss."""
     with Engine(run.lm, cache_bytes=CACHE_BYTES) as engine:
         report = evaluate(engine, task, run.held, label_field=run.material.label_field)
-    loss = sum(prediction.surprise or 0.0 for prediction in report.predictions) / report.n
+    loss = sum(prediction.nll or 0.0 for prediction in report.predictions) / report.n
     return report.metrics["accuracy"] + 1e-4 / (1 + loss)
 
 

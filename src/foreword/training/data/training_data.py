@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foreword.errors import DataError, SettingError, TemplateError, UsageError
-from foreword.evaluation.evaluate import label_index, label_of, tags_of
+from foreword.evaluation.row_labels import label_index, row_label, row_tags
 from foreword.prompts import init
 from foreword.text.request import words_of
 from foreword.text.rows import Row, data_digest, read_rows
@@ -94,10 +94,10 @@ class TrainingData:
     def answers(self, row: Row) -> tuple[int, ...]:
         """Places of the row's label, or of its tags, in `labels`; none for a row that has a text to generate."""
         if self.verbalizer is not None:
-            return (self.verbalizer.index(label_of(row, self.label_field), row.where),)
+            return (self.verbalizer.index(row_label(row, self.label_field), row.where),)
         if self.per_token:
-            return tuple(label_index(self.labels, tag, row) for tag in tags_of(row, self.label_field))
-        return (label_index(self.labels, label_of(row, self.label_field), row),) if self.head_labels else ()
+            return tuple(label_index(self.labels, tag, row) for tag in row_tags(row, self.label_field))
+        return (label_index(self.labels, row_label(row, self.label_field), row),) if self.head_labels else ()
 
     def check(self, row: Row) -> None:
         """Raise unless the row has what the templates and the labels need."""
@@ -138,9 +138,9 @@ class TrainingData:
 def _labels(rows: Sequence[Row], field: str, per_token: bool) -> tuple[str, ...]:
     """Every label that occurs, in alphabetical order; ``O`` before all other tags."""
     if not per_token:
-        found = sorted({label_of(row, field) for row in rows})
+        found = sorted({row_label(row, field) for row in rows})
     else:
-        found = sorted({tag for row in rows for tag in tags_of(row, field)}, key=lambda tag: (tag != "O", tag))
+        found = sorted({tag for row in rows for tag in row_tags(row, field)}, key=lambda tag: (tag != "O", tag))
     if len(found) < 2:
         raise DataError(f"the data has only the label {found[0]!r}; there is nothing to tell apart.")
     return tuple(found)
@@ -218,4 +218,4 @@ def _verbalizer(recipe: Recipe, templates: Sequence[Template], rows: Sequence[Ro
         return None
     if recipe.verbalizer is not None:
         return Verbalizer.parse(recipe.verbalizer)
-    return Verbalizer.from_labels(sorted({label_of(row, recipe.label_field) for row in rows}))
+    return Verbalizer.from_labels(sorted({row_label(row, recipe.label_field) for row in rows}))

@@ -143,7 +143,7 @@ class _AttentionRecorder:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rule: AttentionSpec,
+        spec: AttentionSpec,
         window: int | None,
         causal: bool,
     ) -> Tensor:
@@ -153,7 +153,7 @@ class _AttentionRecorder:
         for start, end in zip(self.batch.starts[:-1], self.batch.starts[1:], strict=True):
             # The softmax is over the prefix and the conversation so far.
             keys = torch.cat([stored, key[:, start:end]], dim=1).float()
-            scores = rule.capped(grouped[:, :, start:end] @ keys[:, None].mT * rule.scale)
+            scores = spec.capped(grouped[:, :, start:end] @ keys[:, None].mT * spec.scale)
             query_at = torch.arange(stored.shape[1], keys.shape[1], device=query.device)[:, None]
             key_at = torch.arange(keys.shape[1], device=query.device)
             masked = key_at > query_at
@@ -162,7 +162,7 @@ class _AttentionRecorder:
             scores = scores.masked_fill(masked, float("-inf"))
             mass += scores.softmax(-1)[..., : stored.shape[1]].sum((1, 2))
         self.masses[layer] = mass
-        return self._attend(layer, query, key, value, rule, window, causal)
+        return self._attend(layer, query, key, value, spec, window, causal)
 
 
 def _gather_tokens(tensor: Tensor, places: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from foreword.core import Front, SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
-from foreword.evaluation.texts import token_f1
+from foreword.evaluation.text_metrics import token_f1
 from foreword.text.request import Prompt
 from foreword.training.distillation.answer_scores import bos_ids, score_answers
 from foreword.training.distillation.run import DistillationRun
@@ -109,7 +109,7 @@ def decode_throughput(
 def _tokens_per_second(engine: Engine, task: Task, conversations: Sequence[Conversation]) -> float:
     params = SamplingParams(max_tokens=DECODE_TOKENS, ignore_eos=True)
     batch = [conversations[number % len(conversations)] for number in range(DECODE_BATCH)]
-    requests = [Request.of(user_prompt(engine.tokenizer, task, each.question), params) for each in batch]
+    requests = [Request.from_prompt(user_prompt(engine.tokenizer, task, each.question), params) for each in batch]
     streams = [iter(engine.submit(request)) for request in requests]
     for stream in streams:
         next(stream)  # the first token comes with the prefill, which is not measured

@@ -171,7 +171,7 @@ def most_likely_chunks(engine: Engine, document: Document, questions: Sequence[s
     logprobs = []
     for chunk in document.chunks:
         prompts = [user_prompt(engine.tokenizer, chunk, question) for question in questions]
-        logprobs.append([float(each.sum()) for each in engine.likelihood(prompts)])
+        logprobs.append([float(each.sum()) for each in engine.token_logprobs(prompts)])
     return [max(range(len(logprobs)), key=lambda chunk: logprobs[chunk][n]) for n in range(len(questions))]
 
 
@@ -199,7 +199,7 @@ def _generate(
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Generated text and tokens of every prompt, each with a seed of its own. Raises EngineError if one fails."""
     requests = [
-        Request.of(prompt, replace(params, seed=None if params.seed is None else params.seed + number))
+        Request.from_prompt(prompt, replace(params, seed=None if params.seed is None else params.seed + number))
         for number, prompt in enumerate(prompts)
     ]
     with Progress("writing", len(requests), "answers") as progress:

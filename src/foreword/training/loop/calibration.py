@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
-from foreword.evaluation.evaluate import classify
+from foreword.evaluation.predict import classify
 from foreword.text.template import Template
 
 CONTENT_FREE = ("N/A", "", "[MASK]")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.core import Task
-from foreword.engine.encoder_decoder import evaluator
+from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.curves import write_curves
 from foreword.home import default_run
@@ -103,7 +103,7 @@ def search(
     config.check(recipe)
     factory = TrialFactory(lm, recipe, config, TrainingData.read(recipe, vocabulary=lm.vocabulary), transfers or {})
     first = _check_runs(factory)
-    with evaluator(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
+    with evaluation_engine(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
         folder = RunDir.at(Path(recipe.out or default_run("search")), _settings(factory, first), resume=recipe.resume)
         before = baseline_report(first, engine, say)
         scheduler = TrialScheduler(factory, first, engine, folder, say)

@@ -17,7 +17,8 @@ from foreword.core import Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import SettingError
-from foreword.evaluation.evaluate import classify, evaluate
+from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.predict import classify
 from foreword.text.rows import Row, read_rows
 from foreword.text.template import Template
 from foreword.training.loop.baseline import CACHE_BYTES, best_task, format_metrics, headline_metric, report_of
