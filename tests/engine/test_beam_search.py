@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.reference import ask, learned, logits, random_ids, static, stock_model
+from engine.reference import learned_prefix, make_request, random_ids, reference_logits, static_prefix, stock_model
 from foreword.core import Constraint, SamplingParams
 from foreword.engine.beam_search import Beam, beam_search
 from foreword.engine.engine import Engine
@@ -56,7 +56,7 @@ def by_transformers(
 @pytest.mark.parametrize("ends", [0, 1, 3])
 @pytest.mark.parametrize("max_tokens", [1, 14])
 def test_beams_are_those_of_transformers(engine, prefix, width, penalty, ends, max_tokens):
-    request = ask(9, 3, static("llama", prefix) if prefix else None, max_tokens=max_tokens)
+    request = make_request(9, 3, static_prefix("llama", prefix) if prefix else None, max_tokens=max_tokens)
     stops = likely(request, ends)
     request = replace(request, sampling=replace(request.sampling, stop_token_ids=stops))
     found = beam_search(engine, request, width, penalty)
@@ -67,7 +67,7 @@ def test_beams_are_those_of_transformers(engine, prefix, width, penalty, ends, m
 
 
 def test_some_beams_of_these_tests_end_and_some_are_cut(engine):
-    request = ask(9, 3, max_tokens=14)
+    request = make_request(9, 3, max_tokens=14)
     ended = []
     for ends in (1, 3):
         stops = likely(request, ends)
@@ -82,25 +82,25 @@ def test_the_models_own_ends_count_unless_they_are_ignored(engine):
     assert engine.all_stop_token_ids(SamplingParams(stop_token_ids=(7,), ignore_eos=True)) == {7}
 
 
-@pytest.mark.parametrize("prefix", [None, learned("llama", 5)])
+@pytest.mark.parametrize("prefix", [None, learned_prefix("llama", 5)])
 def test_scores_are_the_sums_of_the_tokens_own(engine, prefix):
-    request = ask(6, 1, prefix, max_tokens=6)
+    request = make_request(6, 1, prefix, max_tokens=6)
     for beam in beam_search(engine, request, 3, 0.5):
-        rows = logits("llama", request, beam.token_ids[:-1])[-6:].double().log_softmax(-1)
+        rows = reference_logits("llama", request, beam.token_ids[:-1])[-6:].double().log_softmax(-1)
         total = float(rows.gather(1, torch.tensor(beam.token_ids)[:, None]).sum())
         assert beam.logprob == pytest.approx(total, abs=1e-4)
         assert beam.score == pytest.approx(beam.logprob / 6**0.5)
 
 
 def test_one_beam_is_greedy(engine):
-    request = ask(9, 5, learned("llama", 3), max_tokens=10)
+    request = make_request(9, 5, learned_prefix("llama", 3), max_tokens=10)
     ((beam,), (chunks,)) = (beam_search(engine, request, 1), engine.generate([request]))
     assert beam == Beam(tuple(t for chunk in chunks for t in chunk.token_ids), beam.logprob, beam.logprob / 10, False)
 
 
 def test_what_was_computed_is_not_computed_again(engine):
     before = engine.statistics()
-    beam_search(engine, ask(100, 8, max_tokens=10), 3)
+    beam_search(engine, make_request(100, 8, max_tokens=10), 3)
     after = engine.statistics()
     # 96 of the 100 tokens fill their pages in the first round.
     assert after["tokens_run"] - before["tokens_run"] <= 100 + 9 * 3 * 16
@@ -124,22 +124,22 @@ def test_what_was_computed_is_not_computed_again(engine):
 )
 def test_what_beams_cannot_do_is_refused_by_name(engine, option):
     with pytest.raises(UnsupportedOption, match=f"beam search takes no {next(iter(option))}"):
-        beam_search(engine, ask(3, **option), 2)
+        beam_search(engine, make_request(3, **option), 2)
 
 
 def test_what_can_never_run_is_refused_before_the_first_round(engine):
     for width in (0, 20):
         with pytest.raises(UsageError, match=f"width must be between 1 and 19 beams, got {width}"):
-            beam_search(engine, ask(3, stop_token_ids=(7,)), width)
+            beam_search(engine, make_request(3, stop_token_ids=(7,)), width)
     steps = engine.statistics()["steps"]
     with pytest.raises(PromptTooLong, match="ask for at most 253 tokens"):
-        beam_search(engine, ask(3, max_tokens=300), 2)
+        beam_search(engine, make_request(3, max_tokens=300), 2)
     assert engine.statistics()["steps"] == steps
     with Engine(tiny_model("bert"), cache_bytes=1 << 20) as encoder, pytest.raises(UnsupportedModel):
-        beam_search(encoder, ask(3), 2)
+        beam_search(encoder, make_request(3), 2)
 
 
 def test_a_beam_that_fails_is_an_error(engine):
-    broken = replace(learned("llama", 5), values=tuple(v * torch.nan for v in learned("llama", 5).values))
+    broken = replace(learned_prefix("llama", 5), values=tuple(v * torch.nan for v in learned_prefix("llama", 5).values))
     with pytest.raises(EngineError, match="no finite logits"):
         beam_search(engine, Request(random_ids(3, 0), broken, 5), 2)

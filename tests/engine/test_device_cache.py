@@ -7,7 +7,7 @@ import weakref
 
 import torch
 
-from engine.reference import learned, static
+from engine.reference import learned_prefix, static_prefix
 from foreword.core import KVPrefix
 from foreword.engine.device_cache import DeviceCache
 from models import tiny_model
@@ -18,7 +18,7 @@ def device_cache(dtype: torch.dtype) -> DeviceCache:
 
 
 def fresh() -> KVPrefix:
-    known = static("llama", 8)
+    known = static_prefix("llama", 8)
     return KVPrefix(known.model, known.keys, known.values, known.offset, known.token_ids)
 
 
@@ -44,7 +44,7 @@ def test_nothing_is_used_of_no_prefix():
 
 
 def test_a_prefix_that_fits_is_not_copied():
-    prefix = learned("llama", 3)
+    prefix = learned_prefix("llama", 3)
     assert device_cache(torch.float32).prefix(prefix, 3) is prefix
 
 

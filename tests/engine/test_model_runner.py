@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.reference import TOLERANCE, logits, tokens_of
-from engine.test_engine import fronts, random_ids, run, stepped
+from engine.reference import TOLERANCE, reference_logits, tokens_of
+from engine.test_engine import manual_engine, prefix_uses, random_ids, run_until_idle
 from foreword.core import SamplingParams
 from foreword.engine.protocol import Request
 from models import CAUSAL
@@ -15,7 +15,7 @@ from models import CAUSAL
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("step_tokens", [7, 200])
 def test_logits_of_prompt_chunks_and_answers(family, step_tokens, monkeypatch):
-    engine = stepped(family, step_tokens=step_tokens)
+    engine = manual_engine(family, step_tokens=step_tokens)
     seen: dict[int, list[torch.Tensor]] = {}
     forward = engine._runner.run
 
@@ -30,24 +30,24 @@ def test_logits_of_prompt_chunks_and_answers(family, step_tokens, monkeypatch):
     params = SamplingParams(max_tokens=5, ignore_eos=True)
     requests = [
         Request(random_ids(length, length), prefix, used, params)
-        for prefix, used in fronts(family)
+        for prefix, used in prefix_uses(family)
         for length in (2, 23)
     ]
     streams = [engine.submit(request) for request in requests]
-    run(engine)
+    run_until_idle(engine)
     for stream in streams:
         found = torch.stack(seen[id(stream.request)])
-        expected = logits(family, stream.request, tokens_of(stream)[:-1])[-5:]
+        expected = reference_logits(family, stream.request, tokens_of(stream)[:-1])[-5:]
         torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
 
 def test_contexts_of_very_different_lengths_run_in_groups():
     """Short answers are not padded to a long one, and still get their own tokens."""
-    engine = stepped("gpt_neox", step_tokens=200)
+    engine = manual_engine("gpt_neox", step_tokens=200)
     params = SamplingParams(max_tokens=6, ignore_eos=True)
     streams = [engine.submit(Request(random_ids(length, length), None, 0, params)) for length in (1, 3, 70, 150, 180)]
-    run(engine)
+    run_until_idle(engine)
     for stream in streams:
         answer = tokens_of(stream)
-        best = logits("gpt_neox", stream.request, answer[:-1])[-6:].argmax(-1)
+        best = reference_logits("gpt_neox", stream.request, answer[:-1])[-6:].argmax(-1)
         assert answer == best.tolist()

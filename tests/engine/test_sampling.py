@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.reference import ask, learned, tokens_of
-from engine.test_engine import run, stepped
+from engine.reference import learned_prefix, make_request, tokens_of
+from engine.test_engine import manual_engine, run_until_idle
 from foreword.core import SamplingParams
 from foreword.engine import sampling
 
@@ -107,27 +107,27 @@ def test_greedy_is_the_default():
 
 
 def test_without_a_seed_answers_differ():
-    engine = stepped("llama")
-    streams = [engine.submit(ask(4, temperature=2.0, max_tokens=20)) for _ in range(3)]
-    run(engine)
+    engine = manual_engine("llama")
+    streams = [engine.submit(make_request(4, temperature=2.0, max_tokens=20)) for _ in range(3)]
+    run_until_idle(engine)
     assert len({tuple(tokens_of(stream)) for stream in streams}) == 3
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_a_seeded_answer_is_the_same_alone_and_in_a_crowd(family):
-    prefix = learned(family, 9)
-    asked = [ask(5, seed, prefix, temperature=1.2, top_p=0.95, top_k=50, seed=seed) for seed in range(4)]
+    prefix = learned_prefix(family, 9)
+    asked = [make_request(5, seed, prefix, temperature=1.2, top_p=0.95, top_k=50, seed=seed) for seed in range(4)]
     alone = []
     for request in asked:
-        engine = stepped(family)
+        engine = manual_engine(family)
         stream = engine.submit(request)
-        run(engine)
+        run_until_idle(engine)
         alone.append(tokens_of(stream))
-    engine = stepped(family, step_tokens=16, max_batch=5)
-    crowd = [engine.submit(ask(17, 50 + seed, temperature=1.0, seed=seed)) for seed in range(3)]
-    crowd.append(engine.submit(ask(3, 60)))
+    engine = manual_engine(family, step_tokens=16, max_batch=5)
+    crowd = [engine.submit(make_request(17, 50 + seed, temperature=1.0, seed=seed)) for seed in range(3)]
+    crowd.append(engine.submit(make_request(3, 60)))
     engine.step()
     streams = [engine.submit(request) for request in reversed(asked)]
-    run(engine)
+    run_until_idle(engine)
     assert [tokens_of(stream) for stream in reversed(streams)] == alone
     assert all(tokens_of(stream) for stream in crowd)

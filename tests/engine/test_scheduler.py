@@ -9,11 +9,12 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.reference import ask
+from engine.reference import make_request
 from foreword.engine.cache import PAGE_SIZE, PagedCache
 from foreword.engine.scheduler import AGING_INTERVAL, Scheduler
 from foreword.engine.sequence import Sequence
 from foreword.engine.stream import ChunkStream
+from foreword.engine.token_sampler import TokenSampler
 from foreword.text.detokenize import Detokenizer
 from models import tiny_model
 
@@ -23,10 +24,10 @@ def make_scheduler(pages: int = 8, budget: int = 32, batch: int = 4) -> Schedule
     return Scheduler(PagedCache(lm.identity.layers, pages, lm.dtype, lm.device), budget, batch)
 
 
-def make_sequence(length: int, max_tokens: int = 4) -> Sequence:
-    request = ask(length, max_tokens=max_tokens)
-    stream = ChunkStream(request, lambda: None)
-    return Sequence(request, None, None, Detokenizer(tiny_model("llama").tokenizer), weakref.ref(stream))
+def make_sequence(length: int, max_tokens: int = 4, stream: ChunkStream | None = None) -> Sequence:
+    request = make_request(length, max_tokens=max_tokens)
+    sampler, detokenizer = TokenSampler(request, frozenset()), Detokenizer(tiny_model("llama").tokenizer)
+    return Sequence(request, None, sampler, detokenizer, weakref.ref(stream or ChunkStream(request, lambda: None)))
 
 
 def advance(step) -> None:
@@ -106,9 +107,8 @@ def test_every_sequence_comes_to_its_end(asked, budget, batch):
 
 
 def test_an_answer_without_a_reader_is_cancelled():
-    request = ask(3)
-    stream = ChunkStream(request, lambda: None)
-    found = Sequence(request, None, None, Detokenizer(tiny_model("llama").tokenizer), weakref.ref(stream))
+    stream = ChunkStream(make_request(3), lambda: None)
+    found = make_sequence(3, stream=stream)
     assert not found.cancelled
     stream.cancel()
     assert found.cancelled

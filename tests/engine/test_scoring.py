@@ -7,8 +7,16 @@ import threading
 import pytest
 import torch
 
-from engine.reference import ask, assert_greedy, learned, logits, random_ids, static, tokens_of
-from engine.test_engine import stepped
+from engine.reference import (
+    assert_greedy,
+    learned_prefix,
+    make_request,
+    random_ids,
+    reference_logits,
+    static_prefix,
+    tokens_of,
+)
+from engine.test_engine import manual_engine
 from foreword.core import KVPrefix
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
@@ -28,7 +36,7 @@ def brute_force(family: str, prompt: Prompt, words=WORDS) -> torch.Tensor:
     request = Request(prompt.token_ids, prompt.prefix, prompt.prefix_length)
     scores: dict[int, list[torch.Tensor]] = {}
     for label, word in words:
-        rows = logits(family, request, word[:-1])[-len(word) :].double().log_softmax(-1)
+        rows = reference_logits(family, request, word[:-1])[-len(word) :].double().log_softmax(-1)
         scores.setdefault(label, []).append(rows.gather(1, torch.tensor(word)[:, None]).sum())
     return torch.stack([torch.stack(scores[label]).logsumexp(0) for label in sorted(scores)]).float()
 
@@ -36,11 +44,11 @@ def brute_force(family: str, prompt: Prompt, words=WORDS) -> torch.Tensor:
 def prompts(family: str) -> list[Prompt]:
     uses: list[tuple[KVPrefix | None, int]] = [
         (None, 0),
-        (learned(family, 3), 3),
-        (static(family, 21), 21),
-        (learned(family, 21, 1), 21),
-        (static(family, 21), 5),
-        (learned(family, 3), 3),
+        (learned_prefix(family, 3), 3),
+        (static_prefix(family, 21), 21),
+        (learned_prefix(family, 21, 1), 21),
+        (static_prefix(family, 21), 5),
+        (learned_prefix(family, 3), 3),
     ]
     found = []
     for index, (prefix, used) in enumerate(uses):
@@ -69,7 +77,7 @@ def test_scoring_beside_generation_from_many_threads():
     expected = torch.stack([brute_force("llama", prompt) for prompt in asked])
     found: dict[int, torch.Tensor] = {}
     with Engine(tiny_model("llama"), cache_bytes=4 << 20, step_tokens=30) as engine:
-        streams = [engine.submit(ask(5, seed, max_tokens=30)) for seed in range(4)]
+        streams = [engine.submit(make_request(5, seed, max_tokens=30)) for seed in range(4)]
 
         def score(index: int) -> None:
             found[index] = engine.score(asked[index:], TRIE)
@@ -88,8 +96,8 @@ def test_scoring_beside_generation_from_many_threads():
 
 def test_generation_and_scoring_take_turns():
     """A long list of prompts does not hold up running answers: one piece a step."""
-    engine = stepped("llama", step_tokens=16)
-    stream = engine.submit(ask(3, max_tokens=6))
+    engine = manual_engine("llama", step_tokens=16)
+    stream = engine.submit(make_request(3, max_tokens=6))
     scoring = threading.Thread(target=engine.score, args=([Prompt(random_ids(14, 0), None, 0)] * 6, PLAIN))
     scoring.start()
     while not engine._jobs:
@@ -106,9 +114,9 @@ def test_generation_and_scoring_take_turns():
 def test_the_longest_word_must_fit_the_context():
     limit = 20
     with Engine(tiny_model("llama"), cache_bytes=1 << 20, max_model_len=limit) as engine:
-        fits = Prompt(random_ids(limit - 3 - 5, 0), learned("llama", 5), 5)
+        fits = Prompt(random_ids(limit - 3 - 5, 0), learned_prefix("llama", 5), 5)
         assert engine.score([fits], TRIE).shape == (1, 4)
-        over = Prompt(random_ids(limit - 3 - 5 + 1, 0), learned("llama", 5), 5)
+        over = Prompt(random_ids(limit - 3 - 5 + 1, 0), learned_prefix("llama", 5), 5)
         with pytest.raises(PromptTooLong, match=r"18 tokens.*context of 20.*word of 3 tokens"):
             engine.score([fits, over], TRIE)
         assert engine.score([over], PLAIN).shape == (1, 2)
@@ -120,7 +128,7 @@ def test_the_longest_word_must_fit_the_context():
         (Prompt((), None, 0), RequestError),
         (Prompt((5, 300), None, 0), RequestError),
         (Prompt((5,), None, 3), RequestError),
-        (Prompt((5,), learned("gpt2", 3), 3), ModelMismatch),
+        (Prompt((5,), learned_prefix("gpt2", 3), 3), ModelMismatch),
     ],
 )
 def test_prompts_that_can_never_be_scored(prompt, error):
@@ -142,7 +150,7 @@ def test_a_forward_that_fails_is_an_error_for_its_caller_only(monkeypatch):
 
 
 def test_closing_while_it_scores():
-    engine = stepped("llama")
+    engine = manual_engine("llama")
     raised: list[Exception] = []
 
     def score() -> None:

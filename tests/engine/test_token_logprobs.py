@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.reference import learned, logits, random_ids, static
+from engine.reference import learned_prefix, random_ids, reference_logits, static_prefix
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import PromptTooLong, RequestError, UnsupportedModel
@@ -20,12 +20,17 @@ FAMILIES = ("llama", "gpt2", "gemma3")
 
 def by_transformers(family: str, prompt: Prompt) -> torch.Tensor:
     """``[T - 1]``: of every token but the first."""
-    rows = logits(family, Request(prompt.token_ids, prompt.prefix, prompt.prefix_length))[:-1].log_softmax(-1)
+    rows = reference_logits(family, Request(prompt.token_ids, prompt.prefix, prompt.prefix_length))[:-1].log_softmax(-1)
     return rows.gather(1, torch.tensor(prompt.token_ids[1:])[:, None])[:, 0]
 
 
 def prompts(family: str) -> list[Prompt]:
-    fronts = [(None, 0), (learned(family, 3), 3), (static(family, 21), 21), (static(family, 21), 5)]
+    fronts = [
+        (None, 0),
+        (learned_prefix(family, 3), 3),
+        (static_prefix(family, 21), 21),
+        (static_prefix(family, 21), 5),
+    ]
     return [
         Prompt(random_ids(length, 10 * index + length), prefix, used)
         for index, (prefix, used) in enumerate(fronts)
@@ -46,7 +51,7 @@ def test_likelihoods_are_those_of_transformers(family, step_tokens):
 
 
 def test_only_the_tokens_behind_the_named_places_are_measured():
-    (prompt,) = [Prompt(random_ids(20, 1), learned("llama", 3), 3)]
+    (prompt,) = [Prompt(random_ids(20, 1), learned_prefix("llama", 3), 3)]
     with Engine(tiny_model("llama"), cache_bytes=1 << 20) as engine:
         (found,) = engine.token_logprobs([replace(prompt, places=(4, 5, 11))])
         for place in (19, 20):
@@ -80,9 +85,9 @@ def test_no_more_logits_are_held_than_a_step_has_tokens(monkeypatch):
 
 def test_prompts_that_can_never_be_measured():
     with Engine(tiny_model("llama"), cache_bytes=1 << 20, max_model_len=20) as engine:
-        assert engine.token_logprobs([Prompt(random_ids(15, 0), learned("llama", 5), 5)])[0].shape == (14,)
+        assert engine.token_logprobs([Prompt(random_ids(15, 0), learned_prefix("llama", 5), 5)])[0].shape == (14,)
         with pytest.raises(PromptTooLong):
-            engine.token_logprobs([Prompt(random_ids(16, 0), learned("llama", 5), 5)])
+            engine.token_logprobs([Prompt(random_ids(16, 0), learned_prefix("llama", 5), 5)])
         with pytest.raises(RequestError, match="empty"):
             engine.token_logprobs([Prompt((), None, 0)])
     encoder = Engine(tiny_model("bert"), cache_bytes=1 << 20, start=False)

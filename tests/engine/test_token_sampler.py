@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.reference import ask, logits, static, text_of, tokens_of
-from engine.test_engine import run, stepped
+from engine.reference import make_request, reference_logits, static_prefix, text_of, tokens_of
+from engine.test_engine import manual_engine, run_until_idle
 from engine.test_sampling import CHI_SQUARE, DRAWS, SIZE, row
 from foreword.core import SamplingParams
 from foreword.engine import sampling
@@ -87,17 +87,17 @@ def test_draws_follow_the_exact_probabilities(params):
 
 
 def answer(*requests: Request):
-    engine = stepped("llama")
+    engine = manual_engine("llama")
     streams = [engine.submit(request) for request in requests]
-    run(engine)
+    run_until_idle(engine)
     return [list(stream) for stream in streams]
 
 
 def test_greedy_with_penalties_follows_the_book_and_knows_a_static_prefix():
-    prefix = static("llama", 21)
-    (chunks,) = answer(ask(6, 1, prefix, repetition_penalty=3.0, frequency_penalty=1.0, max_tokens=10))
-    tokens, request = tokens_of(chunks), ask(6, 1, prefix)
-    found = logits("llama", request, tokens[:-1])[-len(tokens) :]
+    prefix = static_prefix("llama", 21)
+    (chunks,) = answer(make_request(6, 1, prefix, repetition_penalty=3.0, frequency_penalty=1.0, max_tokens=10))
+    tokens, request = tokens_of(chunks), make_request(6, 1, prefix)
+    found = reference_logits("llama", request, tokens[:-1])[-len(tokens) :]
     for place, token in enumerate(tokens):
         line = found[place].clone()
         for known in {*prefix.token_ids, *request.token_ids, *tokens[:place]}:
@@ -105,36 +105,40 @@ def test_greedy_with_penalties_follows_the_book_and_knows_a_static_prefix():
         for earlier in tokens[:place]:
             line[earlier] -= 1.0
         assert float(line.max() - line[token]) < 1e-4
-    assert tokens != tokens_of(answer(ask(6, 1, prefix, max_tokens=10))[0])
+    assert tokens != tokens_of(answer(make_request(6, 1, prefix, max_tokens=10))[0])
 
 
 def test_log_probabilities_are_the_models_own():
-    request = ask(5, 2, temperature=1.5, seed=4, logprobs=3, repetition_penalty=1.5, max_tokens=6)
+    request = make_request(5, 2, temperature=1.5, seed=4, logprobs=3, repetition_penalty=1.5, max_tokens=6)
     (chunks,) = answer(request)
     tokens = tokens_of(chunks)
-    expected = logits("llama", request, tokens[:-1])[-len(tokens) :].log_softmax(-1)
+    expected = reference_logits("llama", request, tokens[:-1])[-len(tokens) :].log_softmax(-1)
     found = [each for chunk in chunks for each in chunk.logprobs]
     assert [each.token_id for each in found] == tokens
     for each, line in zip(found, expected, strict=True):
         assert each.logprob == pytest.approx(float(line[each.token_id]), abs=1e-4)
         assert [value for _, value in each.top] == pytest.approx(line.topk(3).values.tolist(), abs=1e-4)
-    assert all(not chunk.logprobs for chunk in answer(ask(5, 2))[0])
+    assert all(not chunk.logprobs for chunk in answer(make_request(5, 2))[0])
 
 
 def test_a_seeded_answer_with_every_option_is_the_same_in_a_crowd():
     asked = replace(
-        ask(5, 1, temperature=1.3, seed=9, min_p=0.02, repetition_penalty=1.2, presence_penalty=0.4, max_tokens=12)
+        make_request(
+            5, 1, temperature=1.3, seed=9, min_p=0.02, repetition_penalty=1.2, presence_penalty=0.4, max_tokens=12
+        )
     )
     alone = tokens_of(answer(asked)[0])
-    crowd = answer(*(ask(7, 20 + n, temperature=1.0, frequency_penalty=1.0) for n in range(4)), asked, ask(3, 30))
+    crowd = answer(
+        *(make_request(7, 20 + n, temperature=1.0, frequency_penalty=1.0) for n in range(4)), asked, make_request(3, 30)
+    )
     assert tokens_of(crowd[4]) == alone
-    assert tokens_of(crowd[5]) == tokens_of(answer(ask(3, 30))[0])
+    assert tokens_of(crowd[5]) == tokens_of(answer(make_request(3, 30))[0])
 
 
 def test_nothing_ends_an_answer_before_its_least_length():
     end = next(iter(tiny_model("llama").end_ids))
     certain = {"ignore_eos": False, "logit_bias": {end: 90.0}, "max_tokens": 9}
-    short, long = answer(ask(4, **certain), ask(4, **certain, min_tokens=5))
+    short, long = answer(make_request(4, **certain), make_request(4, **certain, min_tokens=5))
     assert tokens_of(short) == [end]
     assert tokens_of(long).index(end) == 5 == len(tokens_of(long)) - 1
 
@@ -160,7 +164,7 @@ def test_a_stop_text_counts_only_behind_the_least_length(text, stop, least):
 
 
 def test_copies_count_their_seeds_up():
-    request = ask(4, temperature=1.0, seed=7)
+    request = make_request(4, temperature=1.0, seed=7)
     assert [copy.sampling.seed for copy in request.fan_out(3)] == [7, 8, 9]
     assert len({tuple(tokens_of(chunks)) for chunks in answer(*request.fan_out(3))}) == 3
 
@@ -184,5 +188,5 @@ def test_wrong_values_are_named(option, sentence):
 
 def test_a_bias_of_an_unknown_token_is_refused():
     with pytest.raises(RequestError, match="logit_bias names token id 5000"):
-        answer(ask(3, logit_bias={5000: 1.0}))
-    assert text_of(answer(ask(3))[0])
+        answer(make_request(3, logit_bias={5000: 1.0}))
+    assert text_of(answer(make_request(3))[0])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.reference import learned, logits
+from engine.reference import learned_prefix, reference_logits
 from foreword.core import Batch, KVPrefix, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
@@ -224,7 +224,7 @@ def test_a_default_bias_that_is_none_is_refused(bias):
 
 def test_members_of_an_ensemble_answer_in_one_batch(engine, monkeypatch):
     """And their answer is the mean of what plain Transformers gives behind each of them."""
-    members = [learned("llama", 5, seed) for seed in range(3)]
+    members = [learned_prefix("llama", 5, seed) for seed in range(3)]
     task = labelled(prefix=members[0], members=tuple(members[1:]), verbalizer={"good": ("g",), "bad": ("b",)})
     asked: list[int] = []
     score = engine.score
@@ -234,6 +234,6 @@ def test_members_of_an_ensemble_answer_in_one_batch(engine, monkeypatch):
     words = [engine.tokenizer(word).input_ids[0] for word in "gb"]
     for text, probs in zip(TEXTS, found, strict=True):
         ids = tuple(engine.tokenizer(f"{text}:").input_ids)
-        last = [logits("llama", Request(ids, member, 5))[-1, words] for member in members]
+        last = [reference_logits("llama", Request(ids, member, 5))[-1, words] for member in members]
         expected = torch.stack(last).softmax(-1).mean(0)
         torch.testing.assert_close(torch.tensor([probs["good"], probs["bad"]]), expected, atol=1e-5, rtol=0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from engine.reference import learned
+from engine.reference import learned_prefix
 from foreword import attention
 from foreword.core import Task
 from foreword.engine.engine import Engine
@@ -69,12 +69,12 @@ def brute_force(lm: LanguageModel, text: str, prefix, soft: torch.Tensor | None)
 def test_words_at_a_mask_equal_brute_force(family, fronts):
     lm = masked_model(family)
     assert {len(lm.tokenizer(w, add_special_tokens=False).input_ids) for ws in WORDS.values() for w in ws} != {1}
-    prefix = learned(family, 5) if fronts in ("prefix", "both") else None
+    prefix = learned_prefix(family, 5) if fronts in ("prefix", "both") else None
     soft = torch.randn(3, lm.identity.hidden_size) if fronts in ("soft", "both") else None
     empty = replace(
-        learned(family, 5),
-        keys=tuple(k[:, :0] for k in learned(family, 5).keys),
-        values=tuple(v[:, :0] for v in learned(family, 5).values),
+        learned_prefix(family, 5),
+        keys=tuple(k[:, :0] for k in learned_prefix(family, 5).keys),
+        values=tuple(v[:, :0] for v in learned_prefix(family, 5).values),
         offset=0,
     )
     template = TEMPLATE if soft is None else "{soft:3}" + TEMPLATE

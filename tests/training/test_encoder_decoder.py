@@ -245,10 +245,10 @@ def test_text_and_answer_are_tokenized_as_the_model_was_trained(frame):
     """Both are whole texts with the tokenizer's own special tokens; the words of labels begin as answers do."""
     lm = framed(frame)
     tokenizer = lm.tokenizer
-    material = TrainingData((Template.parse("{soft:2}{text} is{target:label}"),), None, (), False, "label", [], [])
-    reader = ExampleBuilder(lm, material, ExampleEncoder(tokenizer, causal=False, decoder=True))
-    (example,) = reader.read([Row({"text": "it", "label": "no"}, "row 1")])
-    assert example.prompt == (-1, -2, *tokenizer("it is").input_ids)
+    data = TrainingData((Template.parse("{soft:2}{text} is{target:label}"),), None, (), False, "label", [], [])
+    builder = ExampleBuilder(lm, data, ExampleEncoder(tokenizer, causal=False, decoder=True))
+    (example,) = builder.build([Row({"text": "it", "label": "no"}, "row 1")])
+    assert example.prompt_ids == (-1, -2, *tokenizer("it is").input_ids)
     assert example.target == tuple(tokenizer("no").input_ids)
     words = Verbalizer({"y": ("yes",), "n": ("no",)}).tokens(tokenizer, None)
     assert list(words) == [tuple(tokenizer(word).input_ids[:-1]) for word in ("yes", "no")]

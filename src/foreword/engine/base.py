@@ -24,7 +24,7 @@ from foreword.engine.request_validator import RequestValidator
 from foreword.engine.scheduler import KVCacheManager, ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence
 from foreword.engine.stream import ChunkStream
-from foreword.engine.token_sampler import TokenSampler, make_token_sampler
+from foreword.engine.token_sampler import TokenSampler
 from foreword.errors import EngineBusy, EngineError
 from foreword.text.detokenize import Detokenizer
 
@@ -41,7 +41,7 @@ class EngineBase(ABC):
     steps, which alone touches the model, the cache and the sequences.
 
     Args:
-        name, tokenizer, identity, causal, decoder: see `EngineProtocol`.
+        name, tokenizer, identity, causal, is_encoder_decoder: see `EngineProtocol`.
         eos_token_ids: tokens that end a text.
         validator: refuses requests that can never run; its context is the engine's.
         scheduler: over the cache.
@@ -56,7 +56,7 @@ class EngineBase(ABC):
         tokenizer: Any,
         identity: ModelIdentity,
         causal: bool,
-        decoder: bool,
+        is_encoder_decoder: bool,
         eos_token_ids: frozenset[int],
         validator: RequestValidator,
         scheduler: Scheduler,
@@ -64,7 +64,7 @@ class EngineBase(ABC):
         max_waiting: int,
     ) -> None:
         self.name, self.tokenizer, self.identity = name, tokenizer, identity
-        self.causal, self.decoder, self.context = causal, decoder, validator.context
+        self.causal, self.is_encoder_decoder, self.context = causal, is_encoder_decoder, validator.context
         self.loads_prefixes = False
         self.scheduler = scheduler
         self._cache, self._eos_token_ids, self._max_waiting = cache, eos_token_ids, max_waiting
@@ -79,7 +79,7 @@ class EngineBase(ABC):
 
     @abstractmethod
     def _make_sequence(
-        self, request: Request, sampler: TokenSampler | None, detokenizer: Detokenizer, stream: ref[ChunkStream]
+        self, request: Request, sampler: TokenSampler, detokenizer: Detokenizer, stream: ref[ChunkStream]
     ) -> Sequence:
         """The state of a request; called by the thread that submits it."""
 
@@ -108,7 +108,9 @@ class EngineBase(ABC):
         if (waiting := self._num_waiting()) >= self._max_waiting:
             raise EngineBusy(f"{waiting} requests are waiting already, as many as may; ask again in a while.")
         stream = ChunkStream(request, self._thread.wake)
-        sampler = make_token_sampler(request, self._eos_token_ids, self._grammars.compile)
+        constraint = request.sampling.constraint
+        grammar = self._grammars.compile(constraint) if constraint is not None else None
+        sampler = TokenSampler(request, self._eos_token_ids, grammar)
         detokenizer = Detokenizer(self.tokenizer, request.sampling.stop, request.sampling.min_tokens)
         self._enqueue(self._new_sequences, [self._make_sequence(request, sampler, detokenizer, ref(stream))])
         return stream
@@ -212,13 +214,13 @@ class EngineBase(ABC):
     def _append_token(self, sequence: Sequence, token: int | None) -> None:
         """Append a token, send its chunk, and finish the sequence if the token or its text ends the answer."""
         if token is None:
-            return self._abort(sequence, "error", sequence.error or NOT_FINITE)
+            return self._abort(sequence, "error", sequence.sampler.error or NOT_FINITE)
         self._counters["tokens_generated"] += 1
         sequence.output_token_ids.append(token)
         stops = token in self.all_stop_token_ids(sequence.request.sampling)
         text = "" if stops else sequence.detokenizer.push(token)  # a stop token is not part of the text
-        chunk = Chunk(text, (token,), logprobs=sequence.logprobs)
-        if stops or sequence.detokenizer.stopped or sequence.constraint_complete:
+        chunk = Chunk(text, (token,), logprobs=sequence.sampler.logprobs)
+        if stops or sequence.detokenizer.stopped or sequence.sampler.constraint_complete:
             self._finish(sequence, "stop", chunk)
         elif len(sequence.output_token_ids) == sequence.request.sampling.max_tokens:
             self._finish(sequence, "length", chunk)

@@ -59,7 +59,7 @@ class EncoderDecoderEngine:
 
     def __init__(self, lm: EncoderDecoder, *, allow_other_weights: bool = False) -> None:
         self.name, self.tokenizer, self.identity, self.context = lm.name, lm.tokenizer, lm.identity, lm.context
-        self.causal, self.decoder, self.loads_prefixes, self.alive = False, True, False, True
+        self.causal, self.is_encoder_decoder, self.loads_prefixes, self.alive = False, True, False, True
         self._lm = lm
         self._device_cache = DeviceCache(lm.model, lm.dtype, lm.device)
         self._validator = RequestValidator(lm.identity, lm.context, sys.maxsize, allow_other_weights)

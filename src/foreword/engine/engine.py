@@ -77,7 +77,7 @@ class Engine(EngineBase):
             tokenizer=lm.tokenizer,
             identity=lm.identity,
             causal=lm.causal,
-            decoder=lm.decoder,
+            is_encoder_decoder=False,
             eos_token_ids=lm.end_ids,
             validator=RequestValidator(
                 identity=lm.identity,
@@ -168,7 +168,7 @@ class Engine(EngineBase):
         self.cache.close()
 
     def _make_sequence(
-        self, request: Request, sampler: TokenSampler | None, detokenizer: Detokenizer, stream: ref[ChunkStream]
+        self, request: Request, sampler: TokenSampler, detokenizer: Detokenizer, stream: ref[ChunkStream]
     ) -> Sequence:
         return Sequence(
             request,

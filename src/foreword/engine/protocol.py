@@ -147,7 +147,7 @@ class EngineProtocol(Protocol):
         identity: architecture, layer shapes and weights of the model; prefixes must agree with it.
         context: positions that a request may take, prefix and answer included; ``None`` without a limit.
         causal: True for a causal model; False for encoders and encoder-decoders.
-        decoder: True for an encoder-decoder, whose answers are written by a decoder of its own.
+        is_encoder_decoder: True for an encoder-decoder, whose answers are written by a decoder of its own.
         loads_prefixes: True if the engine's workers load prefixes from the bank by `KVPrefix.source`; the server then
             keeps its tasks without the values of their prefixes.
     """
@@ -157,7 +157,7 @@ class EngineProtocol(Protocol):
     identity: ModelIdentity
     context: int | None
     causal: bool
-    decoder: bool
+    is_encoder_decoder: bool
     loads_prefixes: bool
 
     @property

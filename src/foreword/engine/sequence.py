@@ -9,7 +9,7 @@ from weakref import ref
 import numpy as np
 
 from foreword.core import Adapter, KVPrefix
-from foreword.engine.protocol import Request, TokenLogprob
+from foreword.engine.protocol import Request
 from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler
 from foreword.text.detokenize import Detokenizer
@@ -27,7 +27,7 @@ class Sequence:
     Attributes:
         request: what was submitted.
         prefix: the used part of the request's prefix, in the model's dtype and on its device; shared, never copied.
-        sampler: chooses its next token; ``None`` for a greedy request.
+        sampler: chooses its next token.
         detokenizer: turns its tokens into text.
         stream: receives the chunks; a weak reference, so that an answer without a reader ends.
         soft: the request's soft tokens ``[S, hidden]`` in the model's dtype, or ``None``.
@@ -44,7 +44,7 @@ class Sequence:
 
     request: Request
     prefix: KVPrefix | None
-    sampler: TokenSampler | None
+    sampler: TokenSampler
     detokenizer: Detokenizer
     stream: ref[ChunkStream]
     soft: torch.Tensor | None = None
@@ -63,21 +63,6 @@ class Sequence:
         """Whether its stream was cancelled or garbage-collected."""
         stream = self.stream()
         return stream is None or stream.cancelled
-
-    @property
-    def constraint_complete(self) -> bool:
-        """Whether its constraint is fulfilled and nothing can follow."""
-        return self.sampler is not None and self.sampler.constraint_complete
-
-    @property
-    def logprobs(self) -> tuple[TokenLogprob, ...]:
-        """Of the token chosen last, if the request asked for them."""
-        return self.sampler.logprobs if self.sampler is not None else ()
-
-    @property
-    def error(self) -> str | None:
-        """Why no token could be chosen, if the request's own options are the reason."""
-        return self.sampler.error if self.sampler is not None else None
 
     @property
     def num_tokens(self) -> int:

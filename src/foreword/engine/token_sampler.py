@@ -1,16 +1,15 @@
-"""`TokenSampler`: chooses the next tokens of one request; plainly greedy requests have none.
+"""`TokenSampler`: chooses the next tokens of one request.
 
 Callers are the engines, which sample all rows of a step (`sample_batch`) or one row at a time (`sample_row`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foreword.core import Constraint
 from foreword.engine.grammar import GrammarMatcher
 from foreword.engine.logits_processor import LogitsProcessor, changes_logits
 from foreword.engine.logprobs import token_logprob
@@ -30,17 +29,21 @@ class TokenSampler:
         grammar: of the request's constraint, or ``None``.
 
     Attributes:
+        greedy: whether the most probable token is always chosen, and nothing else is asked for; engines then need not
+            call `sample`.
         error: a sentence, once no token can be chosen.
         logprobs: of the token chosen last, if the request asked for them.
     """
 
-    def __init__(self, request: Request, eos_token_ids: Set[int], grammar: GrammarMatcher | None) -> None:
+    def __init__(self, request: Request, eos_token_ids: Set[int], grammar: GrammarMatcher | None = None) -> None:
         params = request.sampling
         stops = {*params.stop_token_ids, *eos_token_ids}
         self._params = params
         self._generator = make_generator(params)
         self._grammar = grammar
         self._processor = LogitsProcessor(params, request.prompt_token_ids, stops) if changes_logits(params) else None
+        plain = self._generator is None and self._grammar is None and self._processor is None
+        self.greedy = plain and params.logprobs is None
         self.error: str | None = None
         self.logprobs: tuple[TokenLogprob, ...] = ()
 
@@ -78,20 +81,8 @@ class TokenSampler:
         self.error = grammar_error or sentence
 
 
-def make_token_sampler(
-    request: Request, eos_token_ids: Set[int], compile_grammar: Callable[[Constraint], GrammarMatcher]
-) -> TokenSampler | None:
-    """The sampler of a request; ``None`` for one that is plainly greedy. Raises RequestError for a constraint that
-    cannot be compiled."""
-    params = request.sampling
-    if params.constraint is not None:
-        return TokenSampler(request, eos_token_ids, compile_grammar(params.constraint))
-    greedy = params.temperature == 0 and params.logprobs is None and not changes_logits(params)
-    return None if greedy else TokenSampler(request, eos_token_ids, None)
-
-
-def sample_batch(logits: Tensor, samplers: Sequence[TokenSampler | None]) -> list[int | None]:
-    """One token id for every row of ``logits [K, vocab]``, by the row's sampler, greedily where it is ``None``.
+def sample_batch(logits: Tensor, samplers: Sequence[TokenSampler]) -> list[int | None]:
+    """One token id for every row of ``logits [K, vocab]``, by the row's own sampler.
 
     The result is ``None`` for a row that is not finite: one broken prefix must not end the other requests of its step.
     """
@@ -99,14 +90,14 @@ def sample_batch(logits: Tensor, samplers: Sequence[TokenSampler | None]) -> lis
     finite = largest.isfinite().tolist()  # the maximum of a row with a NaN is NaN
     tokens: list[int | None] = [token if good else None for token, good in zip(greedy.tolist(), finite, strict=True)]
     for row, sampler in enumerate(samplers):
-        if sampler is not None and finite[row]:
+        if finite[row] and not sampler.greedy:
             tokens[row] = sampler.sample(logits[row].float().cpu().numpy())
     return tokens
 
 
-def sample_row(logits: np.ndarray, sampler: TokenSampler | None) -> int | None:
+def sample_row(logits: np.ndarray, sampler: TokenSampler) -> int | None:
     """`sample_batch` for one row ``logits [vocab]`` float32 in numpy."""
     token = int(logits.argmax())  # of a row with a NaN its index
     if not np.isfinite(logits[token]):
         return None
-    return token if sampler is None else sampler.sample(logits)
+    return token if sampler.greedy else sampler.sample(logits)

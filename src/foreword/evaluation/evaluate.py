@@ -183,7 +183,7 @@ def _perplexity(
     for prompt, row, text in zip(prompts, rows, references, strict=True):
         room = engine.context and engine.context - prompt.prefix_length - len(prompt.token_ids)
         with row.named():
-            target = seam.written(engine.tokenizer, text, None if engine.decoder else "")[:room]
+            target = seam.written(engine.tokenizer, text, None if engine.is_encoder_decoder else "")[:room]
         pairs += [(prompt, target)] if target else []
     if not pairs:
         return {}

@@ -67,7 +67,7 @@ def parse_template(task: Task) -> Template:
 
 def make_prompt(engine: EngineProtocol, task: Task, values: Mapping[str, Any]) -> Prompt:
     """The prompt of one input for an engine's model."""
-    return request.from_fields(engine.tokenizer, task, values, causal=engine.causal, decoder=engine.decoder)
+    return request.from_fields(engine.tokenizer, task, values, causal=engine.causal, decoder=engine.is_encoder_decoder)
 
 
 def label_scorer(engine: EngineProtocol, task: Task) -> LabelScorer:
@@ -76,7 +76,7 @@ def label_scorer(engine: EngineProtocol, task: Task) -> LabelScorer:
         return head_scorer(task.head)
     verbalizer = Verbalizer(task.verbalizer or {})
     before = parse_template(task).before_answer
-    return word_scorer(engine.tokenizer, verbalizer, before, causal=engine.causal, decoder=engine.decoder)
+    return word_scorer(engine.tokenizer, verbalizer, before, causal=engine.causal, decoder=engine.is_encoder_decoder)
 
 
 def ensemble_prompts(task: Task, prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -25,6 +25,7 @@ from foreword.llamacpp.compat import SEQUENCES, Session
 from foreword.llamacpp.decode import DecodeRun, run
 from foreword.llamacpp.key_layout import KeyLayout
 from foreword.llamacpp.model import GgufModel
+from foreword.llamacpp.preflight import preflight
 from foreword.llamacpp.scorer import PromptScoring, pieces
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer, WordScorer
@@ -52,7 +53,8 @@ class LlamaCppEngine(EngineBase):
     Raises:
         UsageError: llama.cpp is not installed, or in a version that is not known here.
         UnsupportedModel: prefixes cannot stand in front of this model here; the sentence says why.
-        EngineError: llama.cpp could not load the model, or its states are not as they are known here.
+        EngineError: llama.cpp could not load the model, died of a prompt in a child process, or its states are not as
+            they are known here.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class LlamaCppEngine(EngineBase):
         allow_other_weights: bool = False,
         start: bool = True,
     ) -> None:
+        preflight(model)
         cells = cells or max(min(CELLS, model.context), max_model_len or 0)
         self._session = session = Session(
             model.file, dtype=model.dtype, cells=cells, rows=step_tokens, outputs=min(max_batch, step_tokens)
@@ -83,7 +86,7 @@ class LlamaCppEngine(EngineBase):
             tokenizer=model.tokenizer,
             identity=model.identity,
             causal=True,
-            decoder=False,
+            is_encoder_decoder=False,
             eos_token_ids=model.end_ids,
             validator=RequestValidator(model.identity, context, session.cells, allow_other_weights),
             scheduler=Scheduler(self.cells, step_tokens, max_batch),
@@ -156,7 +159,7 @@ class LlamaCppEngine(EngineBase):
             self._session.close()
 
     def _make_sequence(
-        self, request: Request, sampler: TokenSampler | None, detokenizer: Detokenizer, stream: ref[ChunkStream]
+        self, request: Request, sampler: TokenSampler, detokenizer: Detokenizer, stream: ref[ChunkStream]
     ) -> Answer:
         return Answer(request, request.prefix, sampler, detokenizer, stream, _floats(request.soft))
 

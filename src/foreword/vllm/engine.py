@@ -66,7 +66,7 @@ class VllmEngine:
         allow_other_weights: bool = False,
     ) -> None:
         self.name, self.tokenizer, self.identity = outline.name, outline.tokenizer, outline.identity
-        self.causal, self.decoder, self.loads_prefixes = True, False, True
+        self.causal, self.is_encoder_decoder, self.loads_prefixes = True, False, True
         self._max_waiting = max_waiting
         self._counters = Counter(dict.fromkeys(COUNTERS, 0))
         self._gauges: dict[str, float] = {"waiting": 0, "running": 0, "cache_usage": 0.0}

@@ -21,7 +21,7 @@ from foreword.training.distillation.distill import distill
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.self_study import USER_QUESTION_TEMPLATES, generate_questions
 from foreword.training.distillation.self_study_data import SelfStudyData
-from foreword.training.loop import fit as fitting
+from foreword.training.loop import trainer as trainer_module
 from models import tiny_model
 from training.distillation.small_document import TEXT, chat_model, recipe
 from training.small_data import write_jsonl
@@ -92,7 +92,7 @@ def test_splits_have_no_question_in_common(tmp_path):
         data = SelfStudyData.generate(engine, document, recipe(tmp_path, conversations=30, held=10))
         questions = generate_questions(engine, document, 10, 5, USER_QUESTION_TEMPLATES)
         assert questions == generate_questions(engine, document, 10, 5, USER_QUESTION_TEMPLATES)
-    splits = [{each.question for each in split} for split in (data.train, data.held, data.test)]
+    splits = [{each.question for each in split} for split in (data.train, data.validation, data.test)]
     assert all(len(split) > 4 for split in splits)
     assert len(set.union(*splits)) == sum(map(len, splits))
     assert {each.template for each in data.test} <= {"question", "use"} < {each.template for each in data.train}
@@ -110,14 +110,14 @@ class Snapshots(TrainerCallback):
 
 def test_resuming_gives_the_uninterrupted_result(tmp_path, monkeypatch):
     lm, settings = chat_model(), recipe(tmp_path, max_steps=10)
-    usual = fitting.PrefixTrainer
+    trainer_class = trainer_module.PrefixTrainer
 
-    def watched(run, scorer, folder, progress):
-        trainer = usual(run, scorer, folder, progress)
+    def watched(*args):
+        trainer = trainer_class(*args)
         trainer.add_callback(Snapshots(Path(str(settings.out)), tmp_path / "kept"))
         return trainer
 
-    monkeypatch.setattr(fitting, "PrefixTrainer", watched)
+    monkeypatch.setattr(trainer_module, "PrefixTrainer", watched)
     whole = distill(lm, TEXT, settings, kind="prompt").task
     monkeypatch.undo()
     assert sorted(int(path.name) for path in (tmp_path / "kept").iterdir()) == [2, 4, 6, 8, 10]

@@ -21,9 +21,9 @@ from foreword.training.loop import concurrent
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.evaluator import TaskEvaluator
-from foreword.training.loop.losses import AnswerLoss, shared_forward_totals
-from foreword.training.loop.prompt_module import PromptModule
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.modules.losses import AnswerLoss, shared_forward_totals
+from foreword.training.modules.prompt_module import PromptModule
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
@@ -93,7 +93,7 @@ def test_sums_and_gradients_in_one_forward_are_those_of_each_alone(family):
     lm = tiny_model(family)
     each = fronts(lm, grad=True)
     loss = AnswerLoss()
-    found = shared_forward_totals(lm, [loss.ask(lm, front, rows(index)) for index, front in enumerate(each)])
+    found = shared_forward_totals(lm, [loss.forward_inputs(lm, front, rows(index)) for index, front in enumerate(each)])
     for index, front in enumerate(each):
         alone = loss.total(lm, front, rows(index))
         torch.testing.assert_close(found[index], alone, atol=1e-5, rtol=1e-5)
@@ -105,7 +105,9 @@ def test_sums_and_gradients_in_one_forward_are_those_of_each_alone(family):
 def test_nothing_reaches_anybody_elses_values():
     lm = tiny_model("llama")
     each = fronts(lm, grad=True)
-    found = shared_forward_totals(lm, [AnswerLoss().ask(lm, front, rows(index)) for index, front in enumerate(each)])
+    found = shared_forward_totals(
+        lm, [AnswerLoss().forward_inputs(lm, front, rows(index)) for index, front in enumerate(each)]
+    )
     others = [tensor for front in each[1:] for tensor in tensors(front)]
     reached = torch.autograd.grad(found[0], others, allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in reached)
@@ -133,7 +135,7 @@ def test_gradients_of_mixed_fronts_equal_finite_differences_in_float64(family):
         fronts = [encoder.front() for encoder in encoders]
         fronts[2] = replace(fronts[2], prefix=still)
         found = shared_forward_totals(
-            lm, [AnswerLoss().ask(lm, front, rows(index)) for index, front in enumerate(fronts)]
+            lm, [AnswerLoss().forward_inputs(lm, front, rows(index)) for index, front in enumerate(fronts)]
         )
         return (torch.stack(found) * factors).sum()
 
@@ -142,7 +144,7 @@ def test_gradients_of_mixed_fronts_equal_finite_differences_in_float64(family):
 
 def test_batches_with_computed_tokens_cannot_be_joined():
     lm = tiny_model("llama")
-    batch = AnswerLoss().ask(lm, Front(), MORE).batch
+    batch = AnswerLoss().forward_inputs(lm, Front(), MORE).batch
     with pytest.raises(UsageError, match="belong to their engine"):
         type(batch).together([batch, replace(batch, computed=(0,) * len(batch.lengths))])
 
@@ -158,9 +160,9 @@ def user(folder: Path, index: int, **changes) -> Recipe:
     return made
 
 
-def lane(lm, engine, settings: Recipe) -> ConcurrentRun:
-    run = Run.of(lm, settings)
-    return ConcurrentRun(str(settings.out), TaskEvaluator(run, engine, run.task("run"), run.learned()))
+def concurrent_run(lm, engine, settings: Recipe) -> ConcurrentRun:
+    run = Run.from_recipe(lm, settings)
+    return ConcurrentRun(str(settings.out), TaskEvaluator(run, engine, run.task("run"), run.initial_prompt()))
 
 
 def difference(one: KVPrefix, other: KVPrefix) -> float:
@@ -187,42 +189,42 @@ def test_runs_together_learn_what_each_learns_alone(changes, tmp_path, monkeypat
     settings = [user(tmp_path, index, **{**changes, **own[index]}) for index in range(4)]
     monkeypatch.setattr(concurrent, "PASS", 90)
     with evaluation_engine(lm) as engine:
-        lanes = [lane(lm, engine, each) for each in settings]
-        group = ConcurrentTrainer(lm, lanes[:2])
+        runs = [concurrent_run(lm, engine, each) for each in settings]
+        trainer = ConcurrentTrainer(lm, runs[:2])
         for _ in range(4):
-            group.step()
-        group.join(lanes[2])
-        group.join(lanes[3])
-        for ended in group.run():
+            trainer.step()
+        trainer.add(runs[2])
+        trainer.add(runs[3])
+        for ended in trainer.train():
             for each in ended:
-                group.leave(each)
-    assert group.lanes == []
-    for each, learned in zip(settings, lanes, strict=True):
+                trainer.remove(each)
+    assert trainer.runs == []
+    for each, trained in zip(settings, runs, strict=True):
         alone = train(lm, each, say=lambda _: None).task
-        learned.settle()
-        found = learned.learned.become(lm, alone)
+        trained.load_best()
+        found = trained.prompt.to_task(lm, alone)
         assert difference(found.prefix, alone.prefix) < 1e-4
         if alone.head is not None and found.head is not None:
             torch.testing.assert_close(found.head.weight, alone.head.weight, atol=1e-4, rtol=0)
-    assert lanes[1].step == 7
+    assert runs[1].step == 7
 
 
 def test_a_loss_that_is_no_number_ends_one_run_alone(tmp_path):
     lm = tiny_model("llama")
     settings = [user(tmp_path, index, **changes) for index, changes in enumerate(({}, {"lr": 1e38}, {}))]
     with evaluation_engine(lm) as engine:
-        lanes = [lane(lm, engine, each) for each in settings]
-        for _ in ConcurrentTrainer(lm, lanes).run():
+        runs = [concurrent_run(lm, engine, each) for each in settings]
+        for _ in ConcurrentTrainer(lm, runs).train():
             pass
-        untouched = [lane(lm, engine, settings[index]) for index in (0, 2)]
-        for _ in ConcurrentTrainer(lm, untouched).run():
+        untouched = [concurrent_run(lm, engine, settings[index]) for index in (0, 2)]
+        for _ in ConcurrentTrainer(lm, untouched).train():
             pass
-    assert "is nan" in lanes[1].failed or "number" in lanes[1].failed
-    assert "--lr" in lanes[1].failed
-    assert lanes[1].step < lanes[0].step == 12
-    for kept, alone in zip((lanes[0], lanes[2]), untouched, strict=True):
-        assert not kept.failed
-        assert difference(kept.learned.front().prefix, alone.learned.front().prefix) < 1e-4
+    assert "is nan" in runs[1].error or "number" in runs[1].error
+    assert "--lr" in runs[1].error
+    assert runs[1].step < runs[0].step == 12
+    for kept, alone in zip((runs[0], runs[2]), untouched, strict=True):
+        assert not kept.error
+        assert difference(kept.prompt.front().prefix, alone.prompt.front().prefix) < 1e-4
 
 
 @pytest.mark.skipif(not usable(torch.float32), reason="this PyTorch packs no weights")
@@ -233,14 +235,14 @@ def test_no_packed_weights_are_held_while_learning(tmp_path):
 
     lm = tiny_model("llama")
     with evaluation_engine(lm) as engine:
-        some = lane(lm, engine, user(tmp_path, 0, method="p-tuning-v2", init="auto"))
+        some = concurrent_run(lm, engine, user(tmp_path, 0, method="p-tuning-v2", init="auto"))
         assert not held()  # initial values came from a forward
         with torch.no_grad():
             activations(lm, [1, 2, 3])
         assert held()
-        PromptModule(lm, some.learned, some.run.loss(some.learned))
+        PromptModule(lm, some.prompt, some.run.loss(some.prompt))
         assert not held()
-        assert some.scorer()["loss"] > 0
+        assert some.evaluator()["loss"] > 0
         assert not held()
 
 
@@ -249,24 +251,26 @@ def test_a_restored_run_goes_on_to_the_last_bit(tmp_path):
     lm = tiny_model("llama")
     settings = [user(tmp_path, index, patience=3) for index in range(3)]
     with evaluation_engine(lm) as engine:
-        lanes = [lane(lm, engine, each) for each in settings]
-        group = ConcurrentTrainer(lm, lanes)
+        runs = [concurrent_run(lm, engine, each) for each in settings]
+        trainer = ConcurrentTrainer(lm, runs)
         for _ in range(7):
-            group.step()
-        kept = [(copy.deepcopy(each.state()), {k: v.clone() for k, v in each.tensors().items()}) for each in lanes]
-        for _ in group.run():
+            trainer.step()
+        kept = [
+            (copy.deepcopy(each.state_json()), {k: v.clone() for k, v in each.state_tensors().items()}) for each in runs
+        ]
+        for _ in trainer.train():
             pass
-        again = [lane(lm, engine, each) for each in settings]
+        again = [concurrent_run(lm, engine, each) for each in settings]
         for each, (state, values) in zip(again, kept, strict=True):
-            each.restore(state, values)
-        for _ in ConcurrentTrainer(lm, again).run():
+            each.load_state(state, values)
+        for _ in ConcurrentTrainer(lm, again).train():
             pass
-    for one, other in zip(lanes, again, strict=True):
+    for one, other in zip(runs, again, strict=True):
         assert one.step == other.step
         assert one.best == pytest.approx(other.best, abs=1e-6)
-        for found, expected in zip(one.log, other.log, strict=True):
+        for found, expected in zip(one.log_history, other.log_history, strict=True):
             assert found == pytest.approx(expected, abs=1e-5)
-        for a, b in zip(one.tensors().items(), other.tensors().items(), strict=True):
+        for a, b in zip(one.state_tensors().items(), other.state_tensors().items(), strict=True):
             assert a[0] == b[0]
             assert torch.equal(a[1], b[1])
 
@@ -274,11 +278,11 @@ def test_a_restored_run_goes_on_to_the_last_bit(tmp_path):
 def test_learned_values_are_the_best_seen(tmp_path):
     lm = tiny_model("llama")
     with evaluation_engine(lm) as engine:
-        each = lane(lm, engine, user(tmp_path, 0))
-        each.judge({"score": 0.5, "loss": 1.0})
-        best = TrainablePrompt.state_dict(each.learned)["encoder.values.inputs"].clone()
+        each = concurrent_run(lm, engine, user(tmp_path, 0))
+        each.record_evaluation({"score": 0.5, "loss": 1.0})
+        best = TrainablePrompt.state_dict(each.prompt)["encoder.values.inputs"].clone()
         with torch.no_grad():
-            next(iter(each.learned.parameters())).add_(1.0)
-        each.judge({"score": 0.4, "loss": 1.0})
-        each.settle()
-    assert torch.equal(each.learned.state_dict()["encoder.values.inputs"], best)
+            next(iter(each.prompt.parameters())).add_(1.0)
+        each.record_evaluation({"score": 0.4, "loss": 1.0})
+        each.load_best()
+    assert torch.equal(each.prompt.state_dict()["encoder.values.inputs"], best)

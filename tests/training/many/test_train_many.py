@@ -223,9 +223,10 @@ def test_a_frozen_shared_prefix_stands_in_front_of_every_task(method, tmp_path):
 def test_a_shared_start_is_never_learned_from_evaluation_rows(method, tmp_path, monkeypatch):
     data = folder_of(tmp_path / "users", "anna", "ben")
     seen = []
-    of = TrainingData.of
+    from_rows = TrainingData.from_rows
     monkeypatch.setattr(
-        "foreword.training.many.shared_init.TrainingData.of", lambda *a, **k: seen.append(of(*a, **k)) or seen[-1]
+        "foreword.training.many.shared_init.TrainingData.from_rows",
+        lambda *a, **k: seen.append(from_rows(*a, **k)) or seen[-1],
     )
     bank = FakeBank()
     learn(config(data, tmp_path / "run", method=method, shared_init=True), bank)

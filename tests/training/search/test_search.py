@@ -95,7 +95,7 @@ def test_new_trials_start_where_others_were_dropped(tmp_path, monkeypatch):
     most: list[int] = []
     save = TrialScheduler._save_state
     monkeypatch.setattr(
-        TrialScheduler, "_save_state", lambda scheduler: most.append(len(scheduler._trainer.lanes)) or save(scheduler)
+        TrialScheduler, "_save_state", lambda scheduler: most.append(len(scheduler._trainer.runs)) or save(scheduler)
     )
     result = run_search(recipe(tmp_path, max_steps=10), SearchConfig.of(SPACE, at_once=3, halving=2))
     assert max(most) == 3

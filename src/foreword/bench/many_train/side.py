@@ -49,18 +49,18 @@ def _lane(lm: LanguageModel, engine: EngineProtocol, settings: Mapping[str, Any]
         max_steps=settings["max_steps"],
         seed=settings["seed"],
     )
-    run = Run.of(lm, recipe)
-    return ConcurrentRun(file.stem, TaskEvaluator(run, engine, run.task("run"), run.learned()))
+    run = Run.from_recipe(lm, recipe)
+    return ConcurrentRun(file.stem, TaskEvaluator(run, engine, run.task("run"), run.initial_prompt()))
 
 
 def _tokens(lane: ConcurrentRun) -> int:
     """Of the next step's examples."""
-    return sum(example.size for example in lane.batch)
+    return sum(example.num_tokens for example in lane.next_batch)
 
 
 def _save(lanes: list[ConcurrentRun], path: str) -> None:
     """The prefix of every user as it stands."""
-    prefixes = {lane.name: lane.learned.front().prefix for lane in lanes}
+    prefixes = {lane.name: lane.prompt.front().prefix for lane in lanes}
     save_file(
         {
             f"{name}.{layer}.{what}": tensor.detach().contiguous()

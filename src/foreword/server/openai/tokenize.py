@@ -62,5 +62,7 @@ def _prompt(engine: EngineProtocol, task: Task | None, body: TokenizeRequest) ->
     if body.messages is not None:
         return request.from_messages(engine.tokenizer, task, body.messages)
     if body.inputs is not None:
-        return request.from_fields(engine.tokenizer, task, body.inputs, causal=engine.causal, decoder=engine.decoder)
+        return request.from_fields(
+            engine.tokenizer, task, body.inputs, causal=engine.causal, decoder=engine.is_encoder_decoder
+        )
     return request.from_text(engine.tokenizer, task, body.prompt or "")

@@ -13,6 +13,7 @@ from foreword.engine.engine import Engine
 from foreword.errors import SettingError
 from foreword.home import default_run
 from foreword.models import LanguageModel
+from foreword.progress import Say
 from foreword.prompts.rotate import rotations
 from foreword.training.distillation.answer_scores import score_answers
 from foreword.training.distillation.curve import curve_table, plot_curve
@@ -23,9 +24,8 @@ from foreword.training.distillation.recipe import DistilRecipe
 from foreword.training.distillation.report import DistillationReport, distillation_report
 from foreword.training.distillation.run import CACHE_BYTES, DistillationRun, run_settings
 from foreword.training.loop.distributed import require_single_process
-from foreword.training.loop.fit import fit
 from foreword.training.loop.run_dir import RunDir
-from foreword.training.methods.base import Say
+from foreword.training.loop.trainer import fit
 from foreword.version import __version__
 
 METHOD = "distill"
@@ -101,7 +101,7 @@ def distill(
         )
     rotations(lm)  # a model whose keys cannot move is refused before it makes questions for minutes
     settings = run_settings(lm, document, recipe)
-    folder = RunDir.at(Path(recipe.out or default_run("distill")), settings, resume=recipe.resume)
+    folder = RunDir.open(recipe.out or default_run(METHOD), settings, resume=recipe.resume)
     chunks = f", in {len(document.chunks)} chunks" if len(document.chunks) > 1 else ""
     say(f"{document.tokens} tokens of text, {document.nbytes:,} bytes{chunks}")
     run = DistillationRun.prepare(lm, document, recipe, folder.path, say)
@@ -120,12 +120,12 @@ def distill(
 def _distill_to(slots: int, run: DistillationRun, task: Task, folder: RunDir, say: Say) -> DistillResult:
     """Learn a prefix of one length, or resume it, and measure it."""
     initial, init = _initial_prefix(slots, run, say)
-    learned = run.learned(initial)
-    own_folder = folder.inside(f"slots-{slots}")
-    fit(DistillationEvaluator(run, learned), own_folder)
-    steps = own_folder.history()[-1]["step"]
-    tokens = sum(run.examples[item.place].size for batch in run.batches[:steps] for item in batch)
-    task = learned.become(run.lm, task)
+    prompt = run.initial_prompt(initial)
+    own_folder = folder.subdir(f"slots-{slots}")
+    fit(run, prompt, DistillationEvaluator(run, prompt), own_folder)
+    steps = own_folder.read_history()[-1]["step"]
+    tokens = sum(run.examples[item.index].num_tokens for batch in run.batches[:steps] for item in batch)
+    task = prompt.to_task(run.lm, task)
     with Engine(run.lm, cache_bytes=CACHE_BYTES) as engine:
         report = distillation_report(run, engine, task)
     say(f"{slots} slots close {report.gap_closed:.3f} of the gap, with {report.bytes_ratio:.1f} times fewer bytes")
@@ -134,14 +134,14 @@ def _distill_to(slots: int, run: DistillationRun, task: Task, folder: RunDir, sa
 
 
 def _initial_prefix(slots: int, run: DistillationRun, say: Say) -> tuple[KVPrefix, str]:
-    """The prefix of the recipe's initializer, or for ``auto`` that which scores best on the held-out conversations;
+    """The prefix of the recipe's initializer, or for ``auto`` that which scores best on the validation conversations;
     and the initializer's name."""
     source = InitSource(run.lm, run.document, run.data.train, slots)
     if run.recipe.init != "auto":
         return INITIALIZERS[run.recipe.init](source), run.recipe.init
     prefixes = {name: initializer(source) for name, initializer in INITIALIZERS.items()}
     closed = {
-        name: run.held_gap.share_closed(score_answers(run.lm, Front(prefix), run.held))
+        name: run.validation_gap.share_closed(score_answers(run.lm, Front(prefix), run.validation_set))
         for name, prefix in prefixes.items()
     }
     best = max(closed, key=lambda name: closed[name])

@@ -17,12 +17,12 @@ class DistilRecipe:
 
     Attributes:
         slots: virtual tokens.
-        init: initial values: ``attention``, ``even`` or ``first``; ``auto`` takes the best of them on held-out
+        init: initial values: ``attention``, ``even`` or ``first``; ``auto`` takes the best of them on validation
             conversations.
         questions: file of training questions in place of generated ones: rows with ``question``.
         eval_questions: file of test questions, likewise; their ``answers``, if any, are references for F1.
         conversations: number of training conversations.
-        held: number of held-out conversations, which select the checkpoint, and again of test conversations.
+        held: number of validation conversations, which select the checkpoint, and again of test conversations.
         answer_tokens: maximum tokens of an answer.
         chunk: maximum tokens of a chunk of the text; by default it is split only if it does not fit into the context.
         lr: peak learning rate.

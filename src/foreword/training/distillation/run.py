@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from foreword.core import KVPrefix
 from foreword.engine.engine import Engine
 from foreword.errors import TrainingError
 from foreword.models import LanguageModel
+from foreword.progress import Say
 from foreword.prompts.prefix import PrefixValues
 from foreword.text.rows import data_digest
 from foreword.training.data.examples import BatchItem, batch_schedule
@@ -21,8 +22,7 @@ from foreword.training.distillation.recipe import DistilRecipe
 from foreword.training.distillation.self_study import Conversation
 from foreword.training.distillation.self_study_data import SelfStudyData
 from foreword.training.distillation.teacher_logits import TeacherLogits, teacher_logits
-from foreword.training.loop.trainable_prompt import TrainablePrompt
-from foreword.training.methods.base import Say
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 
 # A batch of answers behind a shared text: their own keys and values are few.
 CACHE_BYTES = 512 << 20
@@ -51,8 +51,8 @@ class DistillationRun:
         recipe: the settings.
         data: conversations about the text.
         examples: the training conversations with the teacher's logits.
-        held_gap: between no text and the text, on the held-out conversations.
-        test_gap: likewise on the test conversations.
+        validation_gap: between no text and the text, on the validation conversations.
+        test_gap: the same on the test conversations.
     """
 
     lm: LanguageModel
@@ -60,7 +60,7 @@ class DistillationRun:
     recipe: DistilRecipe
     data: SelfStudyData
     examples: Sequence[DistillationExample]
-    held_gap: LikelihoodGap
+    validation_gap: LikelihoodGap
     test_gap: LikelihoodGap
 
     @classmethod
@@ -76,21 +76,17 @@ class DistillationRun:
         """
         data = _self_study_data(lm, document, recipe, folder / "conversations.json", say)
         logits = _teacher_logits(lm, document, data.train, folder / "beliefs.safetensors", say)
-        held_gap, test_gap = (LikelihoodGap.measure(lm, document, each) for each in (data.held, data.test))
+        validation_gap, test_gap = (LikelihoodGap.measure(lm, document, each) for each in (data.validation, data.test))
         if not test_gap.full.logprob > test_gap.none.logprob:
             raise TrainingError(
                 "the model answers no better with the text than without it, so there is nothing to distil; check the "
                 "text, or give questions about it with --eval-questions."
             )
-        return cls(lm, document, recipe, data, distillation_examples(data.train, logits), held_gap, test_gap)
+        return cls(lm, document, recipe, data, distillation_examples(data.train, logits), validation_gap, test_gap)
 
     @property
-    def held(self) -> Sequence[Conversation]:
-        return self.data.held
-
-    @property
-    def label(self) -> str:
-        return "distill"
+    def validation_set(self) -> Sequence[Conversation]:
+        return self.data.validation
 
     @property
     def steps(self) -> int:
@@ -106,17 +102,16 @@ class DistillationRun:
 
     @property
     def batches(self) -> list[list[BatchItem]]:
-        return batch_schedule([each.size for each in self.examples], self.batch_size, self.steps, self.recipe.seed)
+        return batch_schedule(
+            [each.num_tokens for each in self.examples], self.batch_size, self.steps, self.recipe.seed
+        )
 
-    def loss(self, learned: TrainablePrompt) -> KLDistillationLoss:
+    def loss(self, prompt: TrainablePrompt) -> KLDistillationLoss:
         return KLDistillationLoss()
 
-    def learned(self, initial: KVPrefix) -> TrainablePrompt:
+    def initial_prompt(self, initial: KVPrefix) -> TrainablePrompt:
         """All of a prefix at its initial values; the first position, an attention sink, stays as it is."""
         return TrainablePrompt(PrefixValues(initial, self.lm.dtype, still=1))
-
-    def settings(self) -> Mapping[str, Any]:
-        return run_settings(self.lm, self.document, self.recipe)
 
 
 def _self_study_data(
@@ -126,7 +121,8 @@ def _self_study_data(
         with Engine(lm, cache_bytes=CACHE_BYTES) as engine:
             SelfStudyData.generate(engine, document, recipe).save(file)
     data = SelfStudyData.load(file)
-    say(f"{len(data.train)} conversations to learn from, {len(data.held)} to choose by, {len(data.test)} to measure by")
+    counts = f"{len(data.train)} conversations to learn from, {len(data.validation)} to choose by, "
+    say(f"{counts}{len(data.test)} to measure by")
     return data
 
 

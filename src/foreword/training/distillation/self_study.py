@@ -68,7 +68,7 @@ QUESTION_TEMPLATES = (
 """Of training conversations."""
 
 USER_QUESTION_TEMPLATES = QUESTION_TEMPLATES[:2]
-"""Of held-out and test conversations: what a user would ask."""
+"""Of validation and test conversations: what a user would ask."""
 
 
 @dataclass(frozen=True)

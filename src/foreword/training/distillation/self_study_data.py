@@ -1,4 +1,4 @@
-"""`SelfStudyData`: conversations about a text, split into training, held-out and test conversations."""
+"""`SelfStudyData`: conversations about a text, split into training, validation and test conversations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from foreword.training.distillation.self_study import (
 TEMPERATURE = 0.5
 
 # Splits, whose seeds are far apart, since those of their requests count up from them.
-_TRAIN, _HELD, _TEST = 0, 1, 2
+_TRAIN, _VALIDATION, _TEST = 0, 1, 2
 
 References = tuple[tuple[str, ...], ...]
 """Reference answers of every test question."""
@@ -39,13 +39,13 @@ class SelfStudyData:
 
     Attributes:
         train: to learn from; their answers are sampled, which tells more of the teacher than greedy ones.
-        held: for evaluations while learning; greedy answers.
+        validation: for evaluations while learning; greedy answers.
         test: for the report, with questions that are in neither of the others; greedy answers.
         references: reference answers of ``test``, if a file gives any.
     """
 
     train: tuple[Conversation, ...]
-    held: tuple[Conversation, ...]
+    validation: tuple[Conversation, ...]
     test: tuple[Conversation, ...]
     references: References = ()
 
@@ -58,9 +58,9 @@ class SelfStudyData:
             TrainingError: the model generated no questions for one of the splits.
         """
         test, references = _test_questions(engine, document, recipe)
-        held = _without(_generated(engine, document, recipe, _HELD), test)
-        train = _without(_train_questions(engine, document, recipe), [*held, *test])
-        splits = {"learned": train, "held": held, "test": test}
+        validation = _without(_generated(engine, document, recipe, _VALIDATION), test)
+        train = _without(_train_questions(engine, document, recipe), [*validation, *test])
+        splits = {"learned": train, "held": validation, "test": test}
         if missing := [name for name, questions in splits.items() if not questions]:
             raise TrainingError(
                 f"{engine.name} made no questions about the text for the part {missing[0]!r}; give some with "
@@ -70,17 +70,17 @@ class SelfStudyData:
         sampled = SamplingParams(
             max_tokens=recipe.answer_tokens, temperature=TEMPERATURE, seed=_split_seed(recipe, _TRAIN)
         )
-        answered = generate_answers(engine, document, [*held, *test], greedy)
+        answered = generate_answers(engine, document, [*validation, *test], greedy)
         return cls(
             tuple(generate_answers(engine, document, train, sampled)),
-            tuple(answered[: len(held)]),
-            tuple(answered[len(held) :]),
+            tuple(answered[: len(validation)]),
+            tuple(answered[len(validation) :]),
             references,
         )
 
     def save(self, file: Path) -> None:
         """Write JSON atomically."""
-        splits = {"learned": self.train, "held": self.held, "test": self.test}
+        splits = {"learned": self.train, "held": self.validation, "test": self.test}
         data = {name: [each.to_json() for each in split] for name, split in splits.items()}
         partial = file.with_name(f".{file.name}")
         partial.write_text(json.dumps({**data, "references": self.references}, ensure_ascii=False), encoding="utf-8")

@@ -15,6 +15,7 @@ from foreword.core import KVPrefix, Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
 from foreword.models import LanguageModel
+from foreword.progress import Say
 from foreword.text.rows import Row
 from foreword.training.data.training_data import TrainingData
 from foreword.training.loop.concurrent import ConcurrentTrainer
@@ -22,9 +23,8 @@ from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.distributed import barrier, is_main_process
 from foreword.training.loop.evaluator import TaskEvaluator
 from foreword.training.many.config import MultiTaskConfig
-from foreword.training.methods.base import Say
 from foreword.training.recipe import Recipe
-from foreword.training.run import HELD_ROWS, Run
+from foreword.training.run import VALIDATION_ROWS, Run
 
 SHARED_NAME = "everybody"
 # As many as the longest default run sees; more would only take memory.
@@ -37,16 +37,16 @@ class SharedInit:
 
     Attributes:
         init_task: the task that every task starts from (``--shared-init``).
-        frozen_prefix: in front of every task's own virtual tokens (``--shared-length``).
+        shared_prefix: in front of every task's own virtual tokens (``--shared-length``).
     """
 
     init_task: Task | None = None
-    frozen_prefix: KVPrefix | None = None
+    shared_prefix: KVPrefix | None = None
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Entries of every task's provenance."""
-        prefix = self.init_task.prefix if self.init_task is not None else self.frozen_prefix
+        prefix = self.init_task.prefix if self.init_task is not None else self.shared_prefix
         return {"shared_sha256": prefix.digest} if prefix is not None else {}
 
 
@@ -73,23 +73,24 @@ def shared_init(
     file = folder / "shared.safetensors"
     if is_main_process() and not file.is_file():
         recipe = replace(config.recipe, length=config.shared_length or config.recipe.length)
-        run = Run.of(lm, recipe, material=_pooled_data(lm, recipe, [*names], training_data))
-        say(f"learning from everybody first: {len(run.material.train_rows)} rows of {len(names)} tasks")
+        run = Run.from_recipe(lm, recipe, data=_pooled_data(lm, recipe, [*names], training_data))
+        say(f"learning from everybody first: {len(run.data.train_rows)} rows of {len(names)} tasks")
         _save(_train_shared(run, engine, say), file)
     barrier()
     task = _load(lm, config, file)
-    return SharedInit(frozen_prefix=task.prefix) if config.shared_length else SharedInit(init_task=task)
+    return SharedInit(shared_prefix=task.prefix) if config.shared_length else SharedInit(init_task=task)
 
 
 def _train_shared(run: Run, engine: EngineProtocol, say: Say) -> Task:
-    lane = ConcurrentRun(SHARED_NAME, TaskEvaluator(run, engine, run.task(SHARED_NAME), run.learned()))
-    for _ in ConcurrentTrainer(run.lm, [lane]).run():
-        if "eval_loss" in lane.log[-1]:
-            say(f"everybody: step {lane.step}/{lane.steps}  eval_loss {lane.log[-1]['eval_loss']:.4g}")
-    if lane.failed:
-        raise TrainingError(f"what everybody shares cannot be learned: {lane.failed}.")
-    lane.settle()
-    return lane.learned.become(run.lm, lane.scorer.task)
+    evaluator = TaskEvaluator(run, engine, run.task(SHARED_NAME), run.initial_prompt())
+    trained = ConcurrentRun(SHARED_NAME, evaluator)
+    for _ in ConcurrentTrainer(run.lm, [trained]).train():
+        if "eval_loss" in trained.log_history[-1]:
+            say(f"everybody: step {trained.step}/{trained.steps}  eval_loss {trained.log_history[-1]['eval_loss']:.4g}")
+    if trained.error:
+        raise TrainingError(f"what everybody shares cannot be learned: {trained.error}.")
+    trained.load_best()
+    return trained.prompt.to_task(run.lm, evaluator.task)
 
 
 def _pooled_data(
@@ -102,8 +103,8 @@ def _pooled_data(
     for name in names:
         data = training_data(name)
         rows += data.train_rows[: -(-MAX_ROWS // len(names))]
-        held += data.eval_rows[: -(-HELD_ROWS // len(names))]
-    return TrainingData.of(recipe, rows[:MAX_ROWS], held[:HELD_ROWS], vocabulary=lm.vocabulary)
+        held += data.eval_rows[: -(-VALIDATION_ROWS // len(names))]
+    return TrainingData.from_rows(recipe, rows[:MAX_ROWS], held[:VALIDATION_ROWS], vocabulary=lm.vocabulary)
 
 
 def _save(task: Task, file: Path) -> None:

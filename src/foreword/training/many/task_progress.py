@@ -51,7 +51,7 @@ class TaskProgress:
                 records[record["task"]] = record
         return records
 
-    def save_snapshot(self, lanes: Sequence[ConcurrentRun], digests: Mapping[str, str]) -> None:
+    def save_snapshot(self, runs: Sequence[ConcurrentRun], digests: Mapping[str, str]) -> None:
         """Write the state of runs in their order; the snapshot before is deleted once this one is complete.
 
         Args:
@@ -64,9 +64,10 @@ class TaskProgress:
             shutil.rmtree(folder, ignore_errors=True)  # half of one, of a process that was killed
             folder.mkdir(parents=True)
             states = []
-            for index, lane in enumerate(lanes):
-                save_file({name: value.contiguous() for name, value in lane.tensors().items()}, folder / f"{index}")
-                states.append({"task": lane.name, "inputs": digests[lane.name], "state": lane.state()})
+            for index, run in enumerate(runs):
+                tensors = {name: value.contiguous() for name, value in run.state_tensors().items()}
+                save_file(tensors, folder / f"{index}")
+                states.append({"task": run.name, "inputs": digests[run.name], "state": run.state_json()})
             (folder / "lanes.json").write_text(json.dumps(states), encoding="utf-8")
             partial = self.folder / f".live-{self.rank}"
             partial.write_text(folder.name, encoding="utf-8")

@@ -9,8 +9,9 @@ from foreword.core import Task
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.errors import DataError, UsageError
 from foreword.models import LanguageModel
-from foreword.training.loop.baseline import CACHE_BYTES
+from foreword.progress import Say
 from foreword.training.loop.distributed import barrier, is_own_work, rank
+from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from foreword.training.loop.run_dir import RunDir
 from foreword.training.many.config import MultiTaskConfig
@@ -19,7 +20,6 @@ from foreword.training.many.task_datasets import TaskDatasets
 from foreword.training.many.task_progress import TaskProgress
 from foreword.training.many.task_source import TaskSource
 from foreword.training.many.trainer import MultiTaskTrainer, Publish
-from foreword.training.methods.base import Say
 
 
 def train_many(
@@ -50,12 +50,12 @@ def train_many(
         TrainingError: the run folder holds another run, or cannot be written.
     """
     barrier()
-    folder = RunDir.at(config.out, config.settings(lm, transfer), resume=config.recipe.resume)
+    folder = RunDir.open(config.out, config.settings(lm, transfer), resume=config.recipe.resume)
     task_progress = TaskProgress(folder.path, rank())
     datasets = TaskDatasets(lm, config, train_source, eval_source)
     names = list(_trainable_tasks(datasets, task_progress, say))
     with (
-        evaluation_engine(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine,
+        evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine,
         gradient_checkpointing(lm, config.recipe.checkpointing),
     ):
         shared = shared_init(lm, config, engine, datasets.training_data, names, folder.path, say)

@@ -14,16 +14,16 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.errors import PublishConflict, UsageError
 from foreword.evaluation.report import Report
 from foreword.models import LanguageModel
-from foreword.progress import Progress
-from foreword.training.loop.baseline import best_task_of_each, majority_share, selection_score
+from foreword.progress import Progress, Say
+from foreword.training.loop.baseline import majority_share
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.selection import best_task_of_each, selection_score
 from foreword.training.many.config import MultiTaskConfig
 from foreword.training.many.shared_init import SharedInit
 from foreword.training.many.task_datasets import TaskDatasets
 from foreword.training.many.task_progress import TaskProgress
-from foreword.training.methods.base import Say
 from foreword.training.run import Run
 
 # Seconds between two snapshots of the tasks that are being learned.
@@ -74,16 +74,16 @@ class MultiTaskTrainer:
             if record["status"] != "left out" and record["inputs"] == self._digests.get(name)
         }
         self._restore_snapshot()
-        started = {lane.name for lane in self._trainer.lanes}
+        started = {run.name for run in self._trainer.runs}
         waiting = iter([name for name in names if name not in ended and name not in started])
         snapshot_time = time.monotonic()
         with Progress("learning", len(names), "tasks") as progress:
             progress.reach(len(ended - started), before=True)
             self._start(waiting)
-            while self._trainer.lanes:
+            while self._trainer.runs:
                 progress.advance(self._step(ended))
                 if time.monotonic() - snapshot_time >= SNAPSHOT_INTERVAL:
-                    self.task_progress.save_snapshot(self._trainer.lanes, self._digests)
+                    self.task_progress.save_snapshot(self._trainer.runs, self._digests)
                     snapshot_time = time.monotonic()
                 self._start(waiting)
         self.task_progress.delete_snapshot()
@@ -92,15 +92,15 @@ class MultiTaskTrainer:
         # Tasks that have ended since the snapshot are learned along once more, so that every batch is what it was.
         for name, digest, state, file in self.task_progress.snapshot():
             if self._digests.get(name) == digest:
-                lane = self._concurrent_run(name)
-                lane.restore(state, load_file(file))
-                self._trainer.join(lane)
+                run = self._concurrent_run(name)
+                run.load_state(state, load_file(file))
+                self._trainer.add(run)
 
     def _start(self, waiting: Iterator[str]) -> None:
         """Start waiting tasks until ``at_once`` are learned."""
-        while len(self._trainer.lanes) < self.config.at_once and (name := next(waiting, None)) is not None:
+        while len(self._trainer.runs) < self.config.at_once and (name := next(waiting, None)) is not None:
             try:
-                self._trainer.join(self._concurrent_run(name))
+                self._trainer.add(self._concurrent_run(name))
             except UsageError as error:
                 self._fail(name, "cannot be learned", str(error))
 
@@ -111,26 +111,26 @@ class MultiTaskTrainer:
             ended: names of tasks that are only learned along.
         """
         done = self._trainer.step()
-        for lane in done:
-            self._trainer.leave(lane)
-        self._finish([lane for lane in done if lane.name not in ended])
+        for run in done:
+            self._trainer.remove(run)
+        self._finish([run for run in done if run.name not in ended])
         return len(done)
 
     def _concurrent_run(self, name: str) -> ConcurrentRun:
         recipe, data = self.config.task_recipe(name), self.datasets.training_data(name)
-        run = Run.of(self.lm, recipe, self.shared.init_task or self.transfer, data, self.shared.frozen_prefix)
-        return ConcurrentRun(name, TaskEvaluator(run, self.engine, run.task(name), run.learned()))
+        run = Run.from_recipe(self.lm, recipe, self.shared.init_task or self.transfer, data, self.shared.shared_prefix)
+        return ConcurrentRun(name, TaskEvaluator(run, self.engine, run.task(name), run.initial_prompt()))
 
-    def _finish(self, lanes: Sequence[ConcurrentRun]) -> None:
+    def _finish(self, runs: Sequence[ConcurrentRun]) -> None:
         """Evaluate, publish and record tasks that have ended."""
-        for lane in lanes:
-            if lane.failed:
-                self._fail(lane.name, "failed", lane.failed)
-        learned = [lane for lane in lanes if not lane.failed]
-        for lane in learned:
-            lane.settle()
-        best = best_task_of_each(self.engine, [(lane.run, _candidates(lane)) for lane in learned])
-        for lane, (task, report), base in zip(learned, best, _base_results(self.engine, learned), strict=True):
+        for run in runs:
+            if run.error:
+                self._fail(run.name, "failed", run.error)
+        learned = [run for run in runs if not run.error]
+        for run in learned:
+            run.load_best()
+        best = best_task_of_each(self.engine, [(run.run, _candidates(run)) for run in learned])
+        for run, (task, report), base in zip(learned, best, _base_results(self.engine, learned), strict=True):
             base_metrics, base_key = base
             better = _comparison_key(report) >= base_key
             metrics = {"metrics": report.metrics, "metrics_before": base_metrics}
@@ -138,18 +138,18 @@ class MultiTaskTrainer:
             try:
                 ref = self.publish(task, better)
             except PublishConflict as error:
-                self._fail(lane.name, "was learned and not published", str(error))
+                self._fail(run.name, "was learned and not published", str(error))
                 continue
             self._record(
-                lane.name,
+                run.name,
                 "learned",
                 **metrics,
-                inputs=self._digests[lane.name],
+                inputs=self._digests[run.name],
                 n=report.n,
                 better=better,
                 published=ref,
-                steps=lane.step,
-                best_step=lane.best[1] if lane.best is not None else 0,
+                steps=run.step,
+                best_step=run.best[1] if run.best is not None else 0,
             )
 
     def _fail(self, name: str, outcome: str, error: str) -> None:
@@ -160,29 +160,32 @@ class MultiTaskTrainer:
         self.task_progress.write_record({"task": name, "status": status, **details})
 
 
-def _candidates(lane: ConcurrentRun) -> list[Task]:
+def _candidates(trained: ConcurrentRun) -> list[Task]:
     """The learned task with each of its templates."""
-    task = lane.learned.become(lane.run.lm, lane.scorer.task)
-    return [replace(task, template=template.source) for template in lane.run.material.templates]
+    task = trained.prompt.to_task(trained.run.lm, trained.evaluator.task)
+    return [replace(task, template=template.source) for template in trained.run.data.templates]
 
 
 def _base_results(
-    engine: EngineProtocol, lanes: Sequence[ConcurrentRun]
+    engine: EngineProtocol, runs: Sequence[ConcurrentRun]
 ) -> list[tuple[dict[str, float], tuple[float, float]]]:
     """Metrics of the base model with the best template of each task, and their `_comparison_key`."""
-    without_head = [lane for lane in lanes if not lane.run.material.head_labels]
+    without_head = [each for each in runs if not each.run.data.head_labels]
     plain = [
-        (lane.run, [replace(lane.scorer.task, template=each.plain().source) for each in lane.run.material.templates])
-        for lane in without_head
+        (
+            each.run,
+            [replace(each.evaluator.task, template=template.plain().source) for template in each.run.data.templates],
+        )
+        for each in without_head
     ]
-    best = dict(zip((lane.name for lane in without_head), best_task_of_each(engine, plain), strict=True))
+    best = dict(zip((each.name for each in without_head), best_task_of_each(engine, plain), strict=True))
     results = []
-    for lane in lanes:
-        if lane.name in best:
-            _, report = best[lane.name]
+    for each in runs:
+        if each.name in best:
+            _, report = best[each.name]
             results.append((report.metrics, _comparison_key(report)))
         else:  # an untrained head predicts nothing
-            share = majority_share(lane.run.material)
+            share = majority_share(each.run.data)
             results.append(({"accuracy": share}, (share, float("-inf"))))
     return results
 

@@ -16,14 +16,16 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.curves import write_curves
 from foreword.home import default_run
 from foreword.models import LanguageModel
-from foreword.progress import Progress
+from foreword.progress import Progress, Say
 from foreword.training.data.training_data import TrainingData
-from foreword.training.loop.baseline import CACHE_BYTES, baseline_report, best_task, format_metrics
+from foreword.training.loop.baseline import baseline_metrics
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.distributed import require_single_process
+from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from foreword.training.loop.run_dir import RunDir
-from foreword.training.methods.base import MethodResult, Say
+from foreword.training.loop.selection import best_task, format_metrics
+from foreword.training.methods.base import MethodResult
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.search.batching_stats import halving_stats
@@ -103,9 +105,9 @@ def search(
     config.check(recipe)
     factory = TrialFactory(lm, recipe, config, TrainingData.read(recipe, vocabulary=lm.vocabulary), transfers or {})
     first = _check_runs(factory)
-    with evaluation_engine(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
-        folder = RunDir.at(Path(recipe.out or default_run("search")), _settings(factory, first), resume=recipe.resume)
-        before = baseline_report(first, engine, say)
+    with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
+        folder = RunDir.open(Path(recipe.out or default_run("search")), _settings(factory, first), resume=recipe.resume)
+        before = baseline_metrics(first, engine, say)
         scheduler = TrialScheduler(factory, first, engine, folder, say)
         count = min(config.trials, config.space.size or config.trials)
         with Progress("searching", count, "trials") as progress, gradient_checkpointing(lm, recipe.checkpointing):
@@ -126,7 +128,7 @@ def search(
         n=best.report.n,
         metrics=metrics,
         before=before,
-        trained_parameters=best.parameters,
+        trained_parameters=best.trained_parameters,
         recipe=best_run.run.recipe,
         winner=winner,
         trials=rank_trials(scheduler.trials),
@@ -135,7 +137,7 @@ def search(
         seconds=time.perf_counter() - began,
     )
     say(f"trial {winner.number} is best: {format_metrics(metrics)} on {result.n} rows")
-    _write_result(result, folder, best_run.log)
+    _write_result(result, folder, best_run.log_history)
     return result
 
 
@@ -156,19 +158,19 @@ def _check_runs(factory: TrialFactory) -> Run:
             checked.append(structure)
             run = factory.create_run(params, first)
             with errors_name_search_key(params):
-                run.learned()
+                run.initial_prompt()
             first = first or run
     assert first is not None  # a space has at least one set of parameters
     return first
 
 
-def _method_result(lane: ConcurrentRun, engine: EngineProtocol, name: str) -> MethodResult:
-    """The task of the best trial, with the template that scores best, as in `foreword.training.methods.ensemble`."""
-    lane.settle()
-    run = lane.run
-    made = lane.learned.become(run.lm, run.task(name))
-    tasks = [replace(made, template=template.source) for template in run.material.templates]
-    return MethodResult(*best_task(run, engine, tasks), parameters=lane.learned.parameter_count)
+def _method_result(best: ConcurrentRun, engine: EngineProtocol, name: str) -> MethodResult:
+    """The task of the best trial, with the template that scores best."""
+    best.load_best()
+    run = best.run
+    learned = best.prompt.to_task(run.lm, run.task(name))
+    tasks = [replace(learned, template=template.source) for template in run.data.templates]
+    return MethodResult(*best_task(run, engine, tasks), trained_parameters=best.prompt.num_trainable_parameters)
 
 
 def _write_trials(trials: Sequence[Trial], folder: RunDir, progress: Progress) -> None:

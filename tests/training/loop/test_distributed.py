@@ -15,7 +15,7 @@ from foreword.bank.format import read_prefix
 from foreword.training.recipe import Recipe
 from training.small_data import recipe
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 def losses(settings: Recipe, *launch: str) -> tuple[list[float], list[torch.Tensor]]:

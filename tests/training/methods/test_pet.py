@@ -194,74 +194,76 @@ def test_a_run_that_stopped_behind_a_pattern_goes_on_as_if_it_had_not(tmp_path):
     assert resumed.metrics == whole.metrics
 
 
-def test_soft_labels_are_the_mean_scores_by_trust_at_temperature_two():
-    first = PatternPredictions(trust=0.75, held=0.9, scores=((-1.0, -2.0),))
-    other = PatternPredictions(trust=0.25, held=0.8, scores=((-4.0, -0.5),))
+def test_soft_labels_are_the_mean_scores_by_weight_at_temperature_two():
+    first = PatternPredictions(weight=0.75, metric=0.9, scores=((-1.0, -2.0),))
+    other = PatternPredictions(weight=0.25, metric=0.8, scores=((-4.0, -0.5),))
     expected = torch.tensor([0.75 * -1.0 + 0.25 * -4.0, 0.75 * -2.0 + 0.25 * -0.5]).div(TEMPERATURE).softmax(-1)
     assert soft_labels([first, other])[0] == pytest.approx(expected.tolist())
-    blind = [replace(opinion, trust=0.0) for opinion in (first, other)]
+    blind = [replace(each, weight=0.0) for each in (first, other)]
     assert soft_labels(blind)[0] == pytest.approx(torch.tensor([-2.5, -1.25]).div(2).softmax(-1).tolist())
     assert PatternPredictions.from_json(json.loads(json.dumps(first.to_json()))) == first
 
 
-def test_passages_hide_a_share_of_the_text_and_nothing_special():
+def test_a_share_of_an_unlabeled_text_is_masked_and_nothing_special():
     lm = model("bert")
     mask = lm.tokenizer.mask_token_id
     ids = (*lm.tokenizer("twenty letters, about").input_ids, mask, *lm.tokenizer(" more").input_ids)
-    passages = UnlabeledTexts.of(lm, [EncodedExample(ids, (0,))], seed=3)
-    seen = [passages.deal(number) for number in range(60)]
-    for passage in seen:
-        assert len(passage.places) == round(0.15 * (len(ids) - 1))
-        assert all(passage.token_ids[place] == mask for place in passage.places)
-        assert passage.targets == tuple(ids[place] for place in passage.places)
-        assert mask not in passage.targets
-        untouched = set(range(len(ids))) - set(passage.places)
-        assert all(passage.token_ids[place] == ids[place] for place in untouched)
-    assert {place for passage in seen for place in passage.places} == set(range(len(ids))) - {ids.index(mask)}
-    assert seen == [passages.deal(number) for number in range(60)]
+    texts = UnlabeledTexts.for_model(lm, [EncodedExample(ids, (0,))], seed=3)
+    seen = [texts[number] for number in range(60)]
+    for text in seen:
+        assert len(text.places) == round(0.15 * (len(ids) - 1))
+        assert all(text.token_ids[place] == mask for place in text.places)
+        assert text.targets == tuple(ids[place] for place in text.places)
+        assert mask not in text.targets
+        untouched = set(range(len(ids))) - set(text.places)
+        assert all(text.token_ids[place] == ids[place] for place in untouched)
+    assert {place for text in seen for place in text.places} == set(range(len(ids))) - {ids.index(mask)}
+    assert seen == [texts[number] for number in range(60)]
 
 
-def test_passages_of_a_causal_model_are_next_tokens():
-    passages = UnlabeledTexts.of(model("llama"), [EncodedExample((5, 6, 7), (2,)), EncodedExample((9,), (0,))], seed=0)
-    assert passages.deal(0).token_ids == (5, 6, 7)
-    assert (passages.deal(0).places, passages.deal(0).targets) == ((0, 1), (6, 7))
-    assert passages.deal(1).places == ()
+def test_targets_of_a_causal_model_are_next_tokens():
+    texts = UnlabeledTexts.for_model(
+        model("llama"), [EncodedExample((5, 6, 7), (2,)), EncodedExample((9,), (0,))], seed=0
+    )
+    assert texts[0].token_ids == (5, 6, 7)
+    assert (texts[0].places, texts[0].targets) == ((0, 1), (6, 7))
+    assert texts[1].places == ()
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_the_loss_of_passages_is_that_of_each_alone(family):
+def test_the_loss_of_unlabeled_texts_is_that_of_each_alone(family):
     lm = model(family)
     source = random.Random(1)
-    questions = [EncodedExample(tuple(source.choices(range(90, 120), k=n)), (0,)) for n in (4, 7, 12)]
-    passages = UnlabeledTexts.of(lm, questions, seed=0)
-    brought = [example.at(2) for example in with_unlabeled([Example(q, labels=(0,)) for q in questions], passages)]
+    encoded = [EncodedExample(tuple(source.choices(range(90, 120), k=n)), (0,)) for n in (4, 7, 12)]
+    texts = UnlabeledTexts.for_model(lm, encoded, seed=0)
+    brought = [example.at_epoch(2) for example in with_unlabeled([Example(q, labels=(0,)) for q in encoded], texts)]
 
     class Nothing:
         def total(self, lm, front, examples):
             return torch.zeros(())
 
-        def weight(self, examples):
+        def normalizer(self, examples):
             return float(len(examples))
 
     loss = AuxiliaryLMLoss(Nothing(), 0.5)
     alone = []
     for example in brought:
         assert isinstance(example, ExampleWithUnlabeled)
-        assert example.passage is not None
-        batch = Batch.behind(Front(), [example.passage.token_ids])
-        logits = lm.logits(batch, torch.tensor(example.passage.places))
-        alone.append(F.cross_entropy(logits, torch.tensor(example.passage.targets)))
+        assert example.text is not None
+        batch = Batch.behind(Front(), [example.text.token_ids])
+        logits = lm.logits(batch, torch.tensor(example.text.places))
+        alone.append(F.cross_entropy(logits, torch.tensor(example.text.targets)))
     assert float(loss.total(lm, Front(), brought)) == pytest.approx(0.5 * float(sum(alone)), rel=1e-4)
     parts = sum(float(loss.total(lm, Front(), [example])) for example in brought)
     assert parts == pytest.approx(float(loss.total(lm, Front(), brought)), rel=1e-5)
 
 
-def test_every_pass_brings_other_passages():
-    passages = UnlabeledTexts.of(model("llama"), [EncodedExample((n, n), (1,)) for n in range(6)], seed=0)
-    brought = with_unlabeled([Example(EncodedExample((1,), (0,)), labels=(0,)) for _ in range(3)], passages)
-    first, second = ([example.at(turn) for example in brought] for turn in (0, 1))
-    assert [e.passage.token_ids[0] for e in first] == [0, 1, 2]  # type: ignore[attr-defined] - they are Accompanied
-    assert [e.passage.token_ids[0] for e in second] == [3, 4, 5]  # type: ignore[attr-defined] - they are Accompanied
+def test_every_epoch_has_other_unlabeled_texts():
+    texts = UnlabeledTexts.for_model(model("llama"), [EncodedExample((n, n), (1,)) for n in range(6)], seed=0)
+    brought = with_unlabeled([Example(EncodedExample((1,), (0,)), labels=(0,)) for _ in range(3)], texts)
+    first, second = ([example.at_epoch(epoch) for example in brought] for epoch in (0, 1))
+    assert [e.text.token_ids[0] for e in first] == [0, 1, 2]  # type: ignore[attr-defined] - they are ExampleWithUnlabeled
+    assert [e.text.token_ids[0] for e in second] == [3, 4, 5]  # type: ignore[attr-defined] - they are ExampleWithUnlabeled
 
 
 def test_unlabeled_rows_change_what_one_pattern_learns_unless_they_weigh_nothing(tmp_path):
@@ -310,11 +312,11 @@ def test_a_row_without_label_has_to_fill_every_pattern(tmp_path):
 
 def test_a_certain_label_weighs_as_much_among_soft_ones(tmp_path):
     lm = model("llama")
-    run = Run.of(lm, pet(tmp_path))
-    learned = run.learned()
-    loss, row = run.loss(learned), run.material.eval_rows[0]
-    taught = PVPRun.taught(run, run.material.template, [row], [(0.3, 0.7)]).examples
-    assert taught[-1].soft_labels == (0.3, 0.7)
+    run = Run.from_recipe(lm, pet(tmp_path))
+    learned = run.initial_prompt()
+    loss, row = run.loss(learned), run.data.eval_rows[0]
+    softly = PVPRun.on_soft_labels(run, run.data.template, [row], [(0.3, 0.7)]).examples
+    assert softly[-1].soft_labels == (0.3, 0.7)
     hard = loss.total(lm, learned.front(), run.examples)
-    assert float(loss.total(lm, learned.front(), taught[:-1])) == pytest.approx(float(hard), rel=1e-5)
-    assert loss.weight(taught) == len(run.examples) + 1
+    assert float(loss.total(lm, learned.front(), softly[:-1])) == pytest.approx(float(hard), rel=1e-5)
+    assert loss.normalizer(softly) == len(run.examples) + 1

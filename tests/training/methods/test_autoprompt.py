@@ -19,11 +19,11 @@ from foreword.models import LanguageModel
 from foreword.prompts.trigger import TriggerTokens
 from foreword.text.rows import read_rows
 from foreword.text.verbalizer import Verbalizer
-from foreword.training.loop.losses import mean_loss
 from foreword.training.methods.autoprompt.autoprompt import TrainableTrigger
-from foreword.training.methods.autoprompt.candidates import in_front, inside, losses
+from foreword.training.methods.autoprompt.candidates import candidate_losses, causal_layout, masked_layout
 from foreword.training.methods.autoprompt.token_filter import SEAM, TokenFilter
-from foreword.training.methods.autoprompt.trigger_search import FINAL, TriggerSearch
+from foreword.training.methods.autoprompt.trigger_search import FINAL_BATCHES, TriggerSearch, candidate_builder
+from foreword.training.modules.losses import mean_loss
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import TrainResult, train
@@ -56,12 +56,12 @@ def search(folder: Path, **changes) -> Recipe:
 
 
 def started(lm: LanguageModel, folder: Path, **changes) -> tuple[TriggerSearch, TriggerTokens]:
-    """A search whose first trigger survives."""
-    run = Run.of(lm, search(folder, **changes))
-    learned = run.learned()
-    found, tokens = TriggerSearch.of(run, learned), learned.encoder
+    """A search whose first trigger is accepted."""
+    run = Run.from_recipe(lm, search(folder, **changes))
+    learned = run.initial_prompt()
+    found, tokens = TriggerSearch.from_run(run, learned), learned.encoder
     assert isinstance(tokens, TriggerTokens)
-    tokens.change(found.spelling.near(tokens.trigger, Random(0)))
+    tokens.change(found.token_filter.repaired(tokens.trigger, Random(0)))
     return found, tokens
 
 
@@ -119,7 +119,7 @@ def test_braces_of_an_encoders_trigger_are_no_slots(tmp_path):
     lm = model("bert")
     found, _ = started(lm, tmp_path)
     tokens = TriggerTokens(lm, lm.tokenizer("{text}!").input_ids)
-    task = TrainableTrigger(tokens, found.spelling).become(
+    task = TrainableTrigger(tokens, found.token_filter).to_task(
         lm, replace(found.run.task("rule"), template="\n{text}{mask}")
     )
     assert task.template == "{{text}}!\n{text}{mask}"
@@ -130,23 +130,22 @@ def test_the_search_measures_what_the_engine_will_serve(family, tmp_path):
     """Its loss over the evaluation rows, all in one batch with other candidates, is that of the served task."""
     lm = model(family)
     found, tokens = started(lm, tmp_path, template="{text}{mask}" if lm.causal else "{text}{mask}.")
-    examples = replace_rows(found, found.run.material.eval_rows)
-    other = found.spelling.near(tokens.trigger[::-1], Random(1))
-    lay_out = (in_front if lm.causal else inside)(lm, found.loss.choice())
-    measured = losses(lm, found.loss, lay_out, [other, tokens.trigger, other], examples)
+    examples = encoded_rows(found, found.run.data.eval_rows)
+    other = found.token_filter.repaired(tokens.trigger[::-1], Random(1))
+    lay_out = (causal_layout if lm.causal else masked_layout)(lm, found.loss.scorer)
+    measured = candidate_losses(lm, found.loss, lay_out, [other, tokens.trigger, other], examples)
     assert measured[0] == pytest.approx(float(measured[2]), rel=1e-5)
-    task = TrainableTrigger(tokens, found.spelling).become(lm, found.run.task("rule"))
+    task = TrainableTrigger(tokens, found.token_filter).to_task(lm, found.run.task("rule"))
     with Engine(lm) as engine:
-        report = evaluate(engine, task, found.run.material.eval_rows)
+        report = evaluate(engine, task, found.run.data.eval_rows)
     served = sum(prediction.nll or 0.0 for prediction in report.predictions) / report.n
     assert float(measured[1]) == pytest.approx(served, rel=1e-4)
     assert float(measured[0]) != pytest.approx(served, rel=1e-4)
 
 
-def replace_rows(found: TriggerSearch, rows) -> list:
-    """The rows as the search lays them out."""
-    material = replace(found.run.material, train_rows=rows)
-    return TriggerSearch(replace(found.run, material=material), found.spelling, found.loss)._examples
+def encoded_rows(found: TriggerSearch, rows) -> list:
+    """The rows as the search encodes them."""
+    return candidate_builder(found.run).build(rows)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
@@ -157,10 +156,10 @@ def test_candidates_of_one_batch_are_scored_as_each_alone(family, tmp_path, monk
     lm = model(family)
     words = {"y": [" yes", " yep"], "n": [" no"]}
     found, tokens = started(lm, tmp_path, verbalizer=words, class_weights={"y": 3.0})
-    examples = found._examples[:3]
+    examples = found.run.examples[:3]
     triggers = [tuple(tokens.trigger[at:] + tokens.trigger[:at]) for at in range(5)]
-    lay_out = (in_front if lm.causal else inside)(lm, found.loss.choice())
-    together = losses(lm, found.loss, lay_out, triggers, examples)
+    lay_out = (causal_layout if lm.causal else masked_layout)(lm, found.loss.scorer)
+    together = candidate_losses(lm, found.loss, lay_out, triggers, examples)
     for trigger, loss in zip(triggers, together, strict=True):
         tokens.change(trigger)
         alone = mean_loss(found.loss, lm, tokens.front(), examples)
@@ -171,8 +170,8 @@ def test_gains_are_the_slope_towards_other_tokens(tmp_path):
     """Half of a small step towards a token is worth half of what the whole step is worth."""
     lm = model("llama")
     found, tokens = started(lm, tmp_path)
-    examples = found._examples[:6]
-    gains = found._gains(tokens, examples)
+    examples = found.run.examples[:6]
+    scores = found._hotflip_scores(tokens, examples)
     values = tokens.front().soft
     assert values is not None
     table = lm.model.get_input_embeddings().weight
@@ -183,10 +182,10 @@ def test_gains_are_the_slope_towards_other_tokens(tmp_path):
         with torch.no_grad():
             return float(mean_loss(found.loss, lm, Front(soft=moved, bos="prefix"), examples))
 
-    allowed = found.spelling.allowed.tolist()
+    allowed = found.token_filter.allowed.tolist()
     for place, index in [(0, 3), (2, 40), (5, 71)]:
         slope = (loss(place, allowed[index], -1e-2) - loss(place, allowed[index], 1e-2)) / 2e-2
-        assert float(gains[place, index]) == pytest.approx(slope, rel=0.02, abs=2e-3)
+        assert float(scores[place, index]) == pytest.approx(slope, rel=0.02, abs=2e-3)
 
 
 def test_a_step_never_makes_the_loss_of_its_batches_worse(tmp_path):
@@ -198,14 +197,14 @@ def test_a_step_never_makes_the_loss_of_its_batches_worse(tmp_path):
             continue
         changed = [old != new for old, new in zip(before, tokens.trigger, strict=True)]
         assert sum(changed) == 1
-        batches = found._batches[number * (2 + FINAL) + 2 : (number + 1) * (2 + FINAL)]
-        assert kept < sum(float(found._losses([before], batch)) for batch in batches) / FINAL
+        batches = found._batches[number * (2 + FINAL_BATCHES) + 2 : (number + 1) * (2 + FINAL_BATCHES)]
+        assert kept < sum(float(found._losses([before], batch)) for batch in batches) / FINAL_BATCHES
 
 
 def test_a_step_without_candidates_keeps_the_trigger(tmp_path):
     found, tokens = started(model("llama"), tmp_path, length=1, max_steps=1)
-    only = replace(found, spelling=replace(found.spelling))
-    only.spelling.__dict__["allowed"] = torch.tensor([*tokens.trigger])
+    only = replace(found, token_filter=replace(found.token_filter))
+    only.token_filter.__dict__["allowed"] = torch.tensor([*tokens.trigger])
     before = tokens.trigger
     assert only.step(0, tokens) > 0
     assert tokens.trigger == before
@@ -213,34 +212,34 @@ def test_a_step_without_candidates_keeps_the_trigger(tmp_path):
 
 def test_every_candidate_survives_being_read_again(tmp_path):
     found, tokens = started(model("llama"), tmp_path)
-    for changed in found.promising(tokens, found._examples[:8], Random(0)):
+    for changed in found.candidates(tokens, found.run.examples[:8], Random(0)):
         assert sum(a != b for a, b in zip(changed, tokens.trigger, strict=True)) == 1
-        assert found.run.lm.tokenizer(found.spelling.text(changed)).input_ids == list(changed)
+        assert found.run.lm.tokenizer(found.token_filter.decode(changed)).input_ids == list(changed)
 
 
-def spelling(kind: str, **words: str) -> TokenFilter:
+def token_filter(kind: str, **words: str) -> TokenFilter:
     lm = replace(tiny_model("llama"), tokenizer=TOKENIZERS[kind])
-    return TokenFilter.of(lm, Verbalizer.parse(words or {"a": " unused", "b": " neither"}))
+    return TokenFilter.from_verbalizer(lm, Verbalizer.parse(words or {"a": " unused", "b": " neither"}))
 
 
 def test_tokens_that_would_be_read_as_others_do_not_survive():
-    rule, tokenizer = spelling("byte_level"), TOKENIZERS["byte_level"]
+    filter_, tokenizer = token_filter("byte_level"), TOKENIZERS["byte_level"]
     letters = tokenizer.convert_tokens_to_ids([*"great"])
-    assert rule.text(letters) == "great"
-    assert not rule.survives(letters)
-    assert rule.survives(tokenizer("great").input_ids)
-    assert rule.survives(tokenizer("great film").input_ids)
+    assert filter_.decode(letters) == "great"
+    assert not filter_.accepts(letters)
+    assert filter_.accepts(tokenizer("great").input_ids)
+    assert filter_.accepts(tokenizer("great film").input_ids)
 
 
 def test_half_a_word_may_not_begin_a_trigger():
-    rule = spelling("wordpiece")
-    assert not rule.survives(TOKENIZERS["wordpiece"].convert_tokens_to_ids(["##r"]))
+    filter_ = token_filter("wordpiece")
+    assert not filter_.accepts(TOKENIZERS["wordpiece"].convert_tokens_to_ids(["##r"]))
 
 
 def test_the_seam_may_not_change_the_trigger():
     """A colon and a line end that are one token where they meet."""
     tokenizer = TOKENIZERS["byte_level"]
-    assert spelling("byte_level").survives(tokenizer("great:").input_ids)
+    assert token_filter("byte_level").accepts(tokenizer("great:").input_ids)
 
     class Joining:
         """The same tokenizer, which reads ':' and a line end as one token."""
@@ -254,33 +253,33 @@ def test_the_seam_may_not_change_the_trigger():
             return [*ids[: -len(pair)], 7] if ids[-len(pair) :] == pair else ids
 
     joining = replace(tiny_model("llama"), tokenizer=Joining())
-    assert not TokenFilter(joining, ()).survives(tokenizer("great:").input_ids)
-    assert TokenFilter(joining, ()).survives(tokenizer("great").input_ids)
+    assert not TokenFilter(joining, ()).accepts(tokenizer("great:").input_ids)
+    assert TokenFilter(joining, ()).accepts(tokenizer("great").input_ids)
 
 
 def test_neither_broken_characters_nor_special_tokens_nor_labels_are_allowed():
     tokenizer = TOKENIZERS["byte_level"]
-    rule = spelling("byte_level", good=" great", bad=" Awful")
-    allowed = {rule.text([token]) for token in rule.allowed.tolist()}
+    filter_ = token_filter("byte_level", good=" great", bad=" Awful")
+    allowed = {filter_.decode([token]) for token in filter_.allowed.tolist()}
     assert "film" in {text.strip() for text in allowed}
     assert not allowed & {"<|endoftext|>", "\n", " ", " great", " awful", "great"}
     assert not any("\ufffd" in text or not text.isprintable() for text in allowed)
-    assert not rule.survives(tokenizer("an awful film").input_ids)
-    assert not rule.survives(tokenizer("GREAT").input_ids)
-    assert not rule.survives(tokenizer("你").input_ids[:1])
-    assert rule.survives(tokenizer("a bad film").input_ids)
+    assert not filter_.accepts(tokenizer("an awful film").input_ids)
+    assert not filter_.accepts(tokenizer("GREAT").input_ids)
+    assert not filter_.accepts(tokenizer("你").input_ids[:1])
+    assert filter_.accepts(tokenizer("a bad film").input_ids)
 
 
 def test_a_start_that_does_not_survive_is_drawn_anew_where_it_does_not():
-    rule, tokenizer = spelling("byte_level", good=" great", bad=" bad"), TOKENIZERS["byte_level"]
+    filter_, tokenizer = token_filter("byte_level", good=" great", bad=" bad"), TOKENIZERS["byte_level"]
     wanted = tokenizer("a great film").input_ids
-    found = rule.near(wanted, Random(0))
+    found = filter_.repaired(wanted, Random(0))
     assert len(found) == len(wanted)
-    assert rule.survives(found)
+    assert filter_.accepts(found)
     assert found[0] == wanted[0]
-    assert found == rule.near(wanted, Random(0))
+    assert found == filter_.repaired(wanted, Random(0))
     whole = tokenizer("a film").input_ids
-    assert rule.near(whole, Random(0)) == tuple(whole)
+    assert filter_.repaired(whole, Random(0)) == tuple(whole)
 
 
 def test_init_text_is_where_the_search_starts(tmp_path, capsys):
@@ -356,6 +355,6 @@ def test_a_search_is_not_shared_between_processes(tmp_path, monkeypatch):
 
 def test_a_trigger_of_sentencepiece_tokens_is_found():
     """SentencePiece marks the start of a text as that of a word, so that half of its tokens cannot begin one."""
-    rule = spelling("metaspace")
-    assert len(rule.allowed)
-    assert rule.survives(rule.near(rule.allowed[:4].tolist(), Random(0)))
+    filter_ = token_filter("metaspace")
+    assert len(filter_.allowed)
+    assert filter_.accepts(filter_.repaired(filter_.allowed[:4].tolist(), Random(0)))
