@@ -131,7 +131,7 @@ def _train_many(file: RecipeFile, given: dict[str, Any]) -> None:
     from foreword.training.loop.run_dir import RunDir
 
     RunDir(plan.out).write_summary(summary)
-    gains.draw(plan.out / "gains.png")
+    gains.plot(plan.out / "gains.png")
     options.emit(summary, _summary(gains, out), given["json"])
 
 
@@ -187,7 +187,7 @@ def _summary(gains: MultiTaskReport, out: str) -> str:
             f"{gains.metric} {before:.4f} -> {after:.4f}; gains: median {spread['median']:+.4f}, quartiles "
             f"{spread['low']:+.4f} and {spread['high']:+.4f}, from {spread['least']:+.4f} to {spread['most']:+.4f}"
         )
-    if worse := gains.worse:
+    if worse := gains.base_better:
         lines.append(f"the base model is better at: {_named(worse)}")
     for status, which in (("left out", found["left_out"]), ("failed", found["failed"])):
         lines += [f"{status}: {name}: {why}" for name, why in list(which.items())[:NAMED]]
