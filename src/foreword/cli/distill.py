@@ -79,7 +79,7 @@ def distill(
             say=say,
         )
         write_task(made.task, made.folder)
-        closed = made.quality.gap_closed
+        closed = made.report.gap_closed
         if min_quality is not None and closed < min_quality:
             raise TrainingError(
                 f"{recipe.slots} slots close {closed:.3f} of the gap, less than --min-quality {min_quality:g}, so "
@@ -91,9 +91,9 @@ def distill(
             task = store.publish(task, replace=replace, reserved=[lm.name])
     ref = task.ref if publish is not None else None
     data = {
-        **made.quality.to_json(),
+        **made.report.to_json(),
         "task": ref,
-        **made.effort,
+        **made.training_stats,
         "curve": [each.to_json() for each in made.curve],
         "run": str(made.folder),
     }
@@ -111,16 +111,16 @@ def _static(task: Task) -> Task:
 
 
 def _summary(made: DistillResult, ref: str | None) -> str:
-    from foreword.training.distillation.curve import table
+    from foreword.training.distillation.curve import curve_table
 
-    quality = made.quality
+    report = made.report
     lines = [
-        f"gap closed {quality.gap_closed:.3f} on {quality.n} questions",
-        f"answers: F1 with the full text's {quality.f1['distilled']:.3f}, without any text {quality.f1['none']:.3f}",
-        f"agreement of tokens: {quality.agreement['distilled']:.3f}, without any text {quality.agreement['none']:.3f}",
-        f"cache: {quality.bytes['distilled']:,} bytes, {quality.bytes_ratio:.1f} times fewer than before",
-        f"decoding: {quality.decode['distilled']:.0f} tokens/s, before {quality.decode['full']:.0f}",
+        f"gap closed {report.gap_closed:.3f} on {report.n} questions",
+        f"answers: F1 with the full text's {report.f1['distilled']:.3f}, without any text {report.f1['none']:.3f}",
+        f"agreement of tokens: {report.agreement['distilled']:.3f}, without any text {report.agreement['none']:.3f}",
+        f"cache: {report.bytes['distilled']:,} bytes, {report.bytes_ratio:.1f} times fewer than before",
+        f"decoding: {report.decode['distilled']:.0f} tokens/s, before {report.decode['full']:.0f}",
     ]
     if made.curve:
-        lines += ["", table(made.curve), f"picture: {made.folder / 'curve.png'}"]
+        lines += ["", curve_table(made.curve), f"picture: {made.folder / 'curve.png'}"]
     return "\n".join([*lines, publication(ref, made.folder)])

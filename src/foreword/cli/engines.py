@@ -161,14 +161,14 @@ def vllm_command(options: ServerOptions, engine: str, host: str, port: int) -> s
         raise UsageError("--print-command prints a line for vLLM; add --engine vllm.")
     _check_vllm(options)
     from foreword.models.load import pull
-    from foreword.vllm.compat import arguments, program
+    from foreword.vllm.compat import serve_args, serve_command
 
     name = options.model_name
     length = [] if options.max_model_len is None else ["--max-model-len", str(options.max_model_len)]
     address = ["--served-model-name", name, "--host", host, "--port", str(port)]
     flags = [*address, *length, *_flags(options)]
-    line = arguments(str(pull(name, say)), _place(options.bank), options.prefix_bytes, flags)
-    return f"VLLM_PLUGINS=foreword {shlex.join([*program(), *line])}"
+    args = serve_args(str(pull(name, say)), _place(options.bank), options.prefix_bytes, flags)
+    return f"VLLM_PLUGINS=foreword {shlex.join([*serve_command(), *args])}"
 
 
 def _check_vllm(options: ServerOptions) -> None:

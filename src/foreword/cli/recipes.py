@@ -36,10 +36,10 @@ def read_settings(
     """
     from foreword.training.recipe_file import RecipeFile
 
-    file = RecipeFile.read(path) if path is not None else RecipeFile.none()
+    file = RecipeFile.read(path) if path is not None else RecipeFile.empty()
     file.check_keys({*context.params, *more_keys} - {"recipe", "json"})
     types = parameter_types(context.command.callback) if context.command.callback is not None else {}
-    with file.blamed():
+    with file.locate_errors():
         for name in sorted(set(file.values) - {*Recipe.keys(), *more_keys, *unchecked}):
             check_type(name, file.values[name], (*types[name], NoneType))
     typed = typed_options(context)
@@ -70,10 +70,10 @@ def check_recipe(file: RecipeFile, recipe: Recipe) -> None:
     from foreword.text.template import Template
     from foreword.text.verbalizer import Verbalizer
 
-    with file.blamed("template"):
+    with file.locate_errors("template"):
         for source in recipe.templates:
             Template.parse(source)
-    with file.blamed("verbalizer"):
+    with file.locate_errors("verbalizer"):
         if recipe.verbalizer is not None:
             Verbalizer.parse(recipe.verbalizer)
     quiet_libraries()

@@ -64,7 +64,7 @@ def search(
     """
     file, settings = read_settings(context, recipe, ["search", *Recipe.keys()], _OF_THE_PLAN)
     flagged = [f"search.{flag.partition('=')[0].strip().replace('-', '_')}" for flag in vary or ()]
-    with file.without(flagged).blamed():
+    with file.without(flagged).locate_errors():
         _search(file, settings)
 
 
@@ -83,7 +83,7 @@ def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
     name = settings["publish"]
     store = options.open_bank()
     if name is not None:
-        with file.blamed("publish"):
+        with file.locate_errors("publish"):
             options.check_name(name)
     check_recipe(file, base)
     plan.check(base)

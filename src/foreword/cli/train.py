@@ -37,7 +37,7 @@ def train(
     Example: foreword train --data reviews.jsonl --template 'Review: {text}\\nSentiment:{mask}' --publish reviews
     """
     file, settings = read_settings(context, recipe)
-    with file.blamed():
+    with file.locate_errors():
         _train(file, settings)
 
 
@@ -53,7 +53,7 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
                 "--weights all changes the model itself, which no task can carry; leave --publish out, and load what "
                 "was learned with --model FOLDER."
             )
-        with file.blamed("publish"):
+        with file.locate_errors("publish"):
             options.check_name(name)
     check_recipe(file, recipe)
     out = recipe.out or default_run(name or recipe.method)

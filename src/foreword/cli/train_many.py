@@ -64,7 +64,7 @@ def train_many(
     Example: foreword train-many users/ --template 'Review: {text}\\nSentiment:{mask}' --publish-prefix user-
     """
     file, settings = read_settings(context, recipe, unchecked=["tasks"])
-    with file.blamed():
+    with file.locate_errors():
         _train_many(file, settings)
 
 
@@ -75,7 +75,7 @@ def _train_many(file: RecipeFile, settings: dict[str, Any]) -> None:
     if settings["no_publish"] and (settings["publish_all"] or settings["publish_prefix"]):
         raise SettingError("no_publish", "--no-publish contradicts --publish-all and --publish-prefix; leave one out.")
     check_recipe(file, recipe)
-    with file.blamed("tasks"):
+    with file.locate_errors("tasks"):
         tasks = _task_settings(settings["tasks"])
     from foreword.training.loop.distributed import is_main_process
 
@@ -93,7 +93,7 @@ def _train_many(file: RecipeFile, settings: dict[str, Any]) -> None:
     from foreword.training.loop.run_dir import RunDir
 
     RunDir(plan.out).write_summary(summary)
-    gains.draw(plan.out / "gains.png")
+    gains.plot(plan.out / "gains.png")
     emit(summary, _summary(gains, out), settings["json"])
 
 
@@ -150,7 +150,7 @@ def _summary(gains: MultiTaskReport, out: str) -> str:
             f"{gains.metric} {before:.4f} -> {after:.4f}; gains: median {spread['median']:+.4f}, quartiles "
             f"{spread['low']:+.4f} and {spread['high']:+.4f}, from {spread['least']:+.4f} to {spread['most']:+.4f}"
         )
-    if worse := gains.worse:
+    if worse := gains.base_better:
         lines.append(f"the base model is better at: {_named(worse)}")
     for status, which in (("left out", found["left_out"]), ("failed", found["failed"])):
         lines += [f"{status}: {name}: {why}" for name, why in list(which.items())[:NAMED]]

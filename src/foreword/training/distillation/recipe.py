@@ -1,4 +1,4 @@
-"""`DistilRecipe`: everything that a distilled prefix is made from, as the command line's flags name it."""
+"""`DistilRecipe`: settings of ``foreword distill``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from foreword.training.recipe import SEEDS, Accumulate, Checkpointing, Out, ReportTo, Resume, check_run
 from foreword.training.setting import Setting, check_settings
 
-STARTS = ("auto", "attention", "even", "first")
+INITS = ("auto", "attention", "even", "first")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class DistilRecipe:
     """The first of them stays as it is."""
     init: Annotated[
         str,
-        Setting("Where they start: attention, even or first, or auto for the best of them.", choices=STARTS),
+        Setting("Where they start: attention, even or first, or auto for the best of them.", choices=INITS),
     ] = "auto"
     questions: Annotated[str | None, Setting("Questions to learn from: rows with question.", default="self-made")] = (
         None
@@ -53,5 +53,5 @@ class DistilRecipe:
         check_run(self)
 
     def to_json(self) -> dict[str, Any]:
-        """What determines the result: neither where it is written nor whether it was interrupted."""
+        """The settings that determine the result: all but ``resume``, ``report_to`` and ``out``."""
         return {name: value for name, value in asdict(self).items() if name not in ("resume", "report_to", "out")}
