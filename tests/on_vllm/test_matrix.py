@@ -54,7 +54,7 @@ def test_what_fails_to_load_fails_alone_with_groups_of_layers(house):
 
     from foreword.core import SamplingParams
     from foreword.engine.protocol import Request
-    from foreword.text.request import from_ids
+    from foreword.text.task_prompts import from_ids
 
     lost = house.publish("lost", 107)
     name, _, version = lost.ref.partition("@")

@@ -12,7 +12,7 @@ from foreword.cli import options, runs
 from foreword.cli.completion import task_names
 from foreword.cli.interruption import going_on
 from foreword.errors import TrainingError, UsageError
-from foreword.home import default_run
+from foreword.home import default_run_dir
 
 if TYPE_CHECKING:
     from foreword.core import Kind, Task
@@ -94,7 +94,7 @@ def distill(
     options.quiet_libraries()
     from foreword.training.distillation.recipe import DistilRecipe
 
-    out = out or default_run(publish or "distill")
+    out = out or default_run_dir(publish or "distill")
     # The other flags are named as the recipe's own settings.
     settings = {each.name: context.params[each.name] for each in fields(DistilRecipe)}
     recipe = DistilRecipe(**{**settings, "out": out})

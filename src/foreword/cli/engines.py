@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.engine.protocol import EngineProtocol
     from foreword.models import LanguageModel
-    from foreword.text.prompt_rows import StaticPrompt
+    from foreword.text.static_prompts import StaticPrompt
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _prompts(file: str | None, model: str | None) -> list[StaticPrompt]:
     if file is None:
         return []
     from foreword.bank.bank import check_free
-    from foreword.text.prompt_rows import read_prompts
+    from foreword.text.static_prompts import read_prompts
 
     prompts = read_prompts(file)
     for prompt in prompts:

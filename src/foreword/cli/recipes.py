@@ -70,6 +70,6 @@ def check(file: RecipeFile, run: Recipe) -> None:
         if run.verbalizer is not None:
             Verbalizer.parse(run.verbalizer)
     options.quiet_libraries()
-    from foreword.prompts.registry import method
+    from foreword.prompts.registry import get_method
 
-    method(run.method, **run.options)
+    get_method(run.method, **run.options)

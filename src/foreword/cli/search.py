@@ -14,7 +14,7 @@ from foreword.cli import flags, options, recipes, runs
 from foreword.cli.interruption import going_on
 from foreword.cli.train import ELSEWHERE
 from foreword.errors import SettingError, UsageError
-from foreword.home import default_run
+from foreword.home import default_run_dir
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -116,7 +116,7 @@ def _search(file: RecipeFile, given: dict[str, Any]) -> None:
     recipes.check(file, base)
     plan.check(base)
     _check_unvaried(plan, base)
-    out = base.out or default_run("search")
+    out = base.out or default_run_dir("search")
     with going_on(lambda: runs.left(out)):
         lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
         from foreword.training.search.search import search as run_search

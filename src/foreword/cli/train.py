@@ -12,7 +12,7 @@ import typer
 from foreword.cli import flags, options, recipes, runs
 from foreword.cli.interruption import going_on
 from foreword.errors import UsageError
-from foreword.home import default_run
+from foreword.home import default_run_dir
 
 if TYPE_CHECKING:
     from foreword.training.recipe_file import RecipeFile
@@ -103,7 +103,7 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
         with file.blamed("publish"):
             check_free(name, [given["model"] or options.default_model()])
     recipes.check(file, run)
-    out_folder = run.out or default_run(name or run.method)
+    out_folder = run.out or default_run_dir(name or run.method)
     with going_on(lambda: runs.left(out_folder)):
         lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
         from foreword.training.train import train as run_train

@@ -13,7 +13,7 @@ import typer
 from foreword.cli import flags, options, recipes, runs
 from foreword.cli.interruption import going_on
 from foreword.errors import SettingError, UsageError
-from foreword.home import default_run
+from foreword.home import default_run_dir
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -116,7 +116,7 @@ def _train_many(file: RecipeFile, given: dict[str, Any]) -> None:
     from foreword.training.loop.distributed import is_main_process
     from foreword.training.many.config import MultiTaskConfig
 
-    out = run.out or default_run("train-many")
+    out = run.out or default_run_dir("train-many")
     names = ("at_once", "min_rows", "shared_init", "shared_length")
     plan = MultiTaskConfig(run, Path(out), own, **{name: given[name] for name in names})
     users = _users(run.data, given)

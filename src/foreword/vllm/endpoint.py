@@ -26,8 +26,8 @@ from foreword.server.operations.auth import Caller
 from foreword.server.operations.error_handlers import error_response
 from foreword.server.tasks.catalogue import Catalogue
 from foreword.server.tasks.table import TaskTable
-from foreword.text import request as asking
-from foreword.text.request import Prompt
+from foreword.text import task_prompts as asking
+from foreword.text.prompt import Prompt
 from foreword.vllm import compat
 from foreword.vllm.connector import PREFIX_BYTES
 from foreword.vllm.lora_folders import LoRAFolders
@@ -183,7 +183,7 @@ class TaskHandlers:
         """A chat, rendered by vLLM wherever the task leaves the chat template to it: tools are its own affair."""
         if _has_other_content(body.messages):
             raise UnsupportedOption("a task takes text alone in its messages; send images and audio to the base model.")
-        if asking.answers_one_message(task) or task.kind == "prompt":
+        if asking.takes_one_message(task) or task.kind == "prompt":
             _refuse(body, _REFUSED_BY_TEXTS, f"task '{task.name}' makes its text by itself")
             if not body.add_generation_prompt:
                 raise UnsupportedOption(

@@ -36,12 +36,12 @@ class LoRAFolders:
         self._lock = threading.Lock()
         self._none: Adapter | None = None
         if self._taken and compat.mixes_up_adapters():
-            if outline.linear is None:
+            if outline.first_linear is None:
                 raise UnsupportedModel(
                     f"{outline.name} has no plain linear layer for an adapter that changes nothing, which vLLM's CPU "
                     "kernels need beside others; leave --enable-lora out."
                 )
-            self._none = _nothing(*outline.linear)
+            self._none = _nothing(*outline.first_linear)
 
     def of(self, adapter: Adapter | None) -> tuple[str, int, str] | None:
         """Name, number and folder of an adapter, no two of which have the same; ``None`` to run without.

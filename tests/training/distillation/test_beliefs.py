@@ -20,7 +20,7 @@ def test_kept_logits_are_those_of_a_fresh_forward_over_the_joined_text(tmp_path)
         last = len(text) + len(each.prompt) - 1
         rows = torch.arange(last, last + len(each.answer))
         with torch.no_grad():
-            fresh = lm.logits(Batch.behind(Front(), [joined]), rows).log_softmax(-1)
+            fresh = lm.logits(Batch.from_rows(Front(), [joined]), rows).log_softmax(-1)
         ids, logprobs = kept.of(number)
         best = fresh.topk(12)
         assert torch.equal(ids.long(), best.indices)
@@ -31,4 +31,4 @@ def test_a_conversation_is_read_where_its_answer_is_predicted():
     lm = roomy()
     question = read(talk(lm, "abc", "xy"))
     assert lm.tokenizer.decode(question.token_ids) == "abcx"
-    assert question.places == (2, 3)
+    assert question.output_indices == (2, 3)

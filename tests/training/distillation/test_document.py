@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from encoder_decoders import tiny_encoder_decoder
 from foreword.errors import SettingError, UnsupportedModel, UsageError
-from foreword.text.request import static_ids
+from foreword.text.task_prompts import static_token_ids
 from foreword.training.distillation.document import Document, cut
-from models import tiny_model
+from tiny_encoder_decoders import tiny_encoder_decoder
+from tiny_models import tiny_model
 from training.distillation.small import TEXT, roomy
 
 
@@ -17,7 +17,7 @@ def test_a_text_that_fits_is_one_chunk_with_the_prefix_of_its_static_task():
     for kind in ("system", "prompt"):
         found = Document.read(lm, kind, TEXT)
         assert len(found.chunks) == 1
-        assert found.tokens == len(static_ids(lm.tokenizer, kind, TEXT))
+        assert found.tokens == len(static_token_ids(lm.tokenizer, kind, TEXT))
         assert found.chunks[0].kind == kind
 
 

@@ -46,7 +46,7 @@ def chat(
     if asked is not None and asked != (model or options.default_model()):
         store.describe(asked)  # said before the model is loaded
     lm = options.open_model(model, dtype, device, trust_remote_code)
-    if not lm.causal and not lm.decoder:
+    if not lm.causal and not lm.is_encoder_decoder:
         raise UnsupportedModel(f"{lm.name} is an encoder, which writes no text; ask it with foreword classify.")
     from foreword.cli.chat.loop import Loop
     from foreword.cli.chat.talk import Talk

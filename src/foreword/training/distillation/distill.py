@@ -11,7 +11,7 @@ from typing import Any
 from foreword.core import Front, Kind, KVPrefix, Task
 from foreword.engine.engine import Engine
 from foreword.errors import SettingError, TrainingError
-from foreword.home import default_run
+from foreword.home import default_run_dir
 from foreword.models import LanguageModel
 from foreword.progress import Say
 from foreword.prompts.rotate import rotations
@@ -99,7 +99,7 @@ def distill(
     _check_shorter(document, [recipe.slots, *curve])
     rotations(lm)  # a model whose keys cannot move is refused before it makes questions for minutes
     plan = DistillationSetup(lm, document, recipe)
-    folder = RunDir.open(recipe.out or default_run(METHOD), plan.settings(), resume=recipe.resume)
+    folder = RunDir.open(recipe.out or default_run_dir(METHOD), plan.settings(), resume=recipe.resume)
     say(f"{document.tokens} tokens of text, {document.nbytes:,} bytes{_in_chunks(document)}")
     desk = _Desk.of(plan, folder, say)
     made = {slots: desk.distilled(_task(plan, name, parent), slots) for slots in sorted({recipe.slots, *curve})}

@@ -15,7 +15,7 @@ from foreword.models import LanguageModel
 from foreword.prompts.lower import lower_tokens
 from foreword.text import seam
 from foreword.text.encoded_example import EncodedExample
-from foreword.text.ragged import lay_out
+from foreword.text.ragged import make_batch
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.run import DistillationRun
 from foreword.training.distillation.self_study import Conversation
@@ -70,7 +70,7 @@ def bare(lm: LanguageModel) -> Front:
 
 def leading(lm: LanguageModel) -> tuple[int, ...]:
     """The beginning-of-text token, if the model has one."""
-    return seam.specials(lm.tokenizer)[0]
+    return seam.special_tokens(lm.tokenizer)[0]
 
 
 @torch.inference_mode()
@@ -83,7 +83,7 @@ def score_answers(lm: LanguageModel, fronts: Sequence[Front], conversations: Seq
     total, same, count = 0.0, 0, 0
     for numbers in batches(conversations):
         some = [conversations[number] for number in numbers]
-        batch, places = lay_out(fronts[some[0].chunk], [_answer(each) for each in some], lm.device)
+        batch, places = make_batch(fronts[some[0].chunk], [_answer(each) for each in some], lm.device)
         targets = torch.tensor([token for each in some for token in each.answer], device=lm.device)
         logits = lm.logits(batch, places).float()
         own = logits.gather(1, targets[:, None])[:, 0]
@@ -96,7 +96,7 @@ def score_answers(lm: LanguageModel, fronts: Sequence[Front], conversations: Seq
 def _answer(conversation: Conversation) -> EncodedExample:
     """A conversation, read where tokens of its answer are predicted."""
     question = read(conversation)
-    return EncodedExample(question.token_ids, question.places[-len(conversation.answer) :])
+    return EncodedExample(question.token_ids, question.output_indices[-len(conversation.answer) :])
 
 
 @dataclass(frozen=True)

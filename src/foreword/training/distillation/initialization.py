@@ -107,9 +107,9 @@ def attention_mass(lm: LanguageModel, document: Document, conversations: Sequenc
     for numbers in batches(conversations):
         chunk = conversations[numbers[0]].chunk
         prefix = document.chunks[chunk].prefix
-        batch = Batch.behind(Front(prefix), [read(conversations[n]).token_ids for n in numbers], device=lm.device)
+        batch = Batch.from_rows(Front(prefix), [read(conversations[n]).token_ids for n in numbers], device=lm.device)
         watch = _AttentionRecorder(batch, prefix)
-        lm.hidden(batch, torch.zeros(1, dtype=torch.long, device=lm.device), attend=watch)
+        lm.hidden_states(batch, torch.zeros(1, dtype=torch.long, device=lm.device), attend=watch)
         begin = sum(sizes[:chunk])
         for layer, mass in watch.masses.items():
             masses[layer][:, begin : begin + prefix.length] += mass

@@ -12,7 +12,7 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.evaluation.text_metrics import token_f1
 from foreword.models import LanguageModel
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.training.distillation.evaluator import LikelihoodGap, leading, score_answers
 from foreword.training.distillation.self_study import Conversation, said, written
 from foreword.training.distillation.setup import DistillationSetup, SelfStudyData

@@ -61,4 +61,4 @@ class DistillationRun:
 
     def learned(self, start: KVPrefix) -> TrainablePrompt:
         """Everything trainable at its initial values: all of the prefix but its first position."""
-        return TrainablePrompt(PrefixValues(start, self.lm.dtype, still=1))
+        return TrainablePrompt(PrefixValues(start, self.lm.dtype, num_frozen=1))

@@ -16,8 +16,8 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineError
 from foreword.progress import Progress
-from foreword.text import request, seam
-from foreword.text.request import Prompt
+from foreword.text import seam, task_prompts
+from foreword.text.prompt import Prompt
 from foreword.training.distillation.document import Document
 
 # Tokens of an excerpt that a seed prompt is about.
@@ -164,14 +164,14 @@ def likeliest_chunks(engine: Engine, document: Document, questions: Sequence[str
 def said(tokenizer: Any, task: Task, message: str) -> Prompt:
     """A user's message as the text is used: a chat behind a system turn, question and answer behind bare text."""
     if task.kind == "system":
-        return request.from_messages(tokenizer, task, [{"role": "user", "content": message}])
-    return request.from_text(tokenizer, task, f"\n\nQuestion: {message}\nAnswer:")
+        return task_prompts.from_messages(tokenizer, task, [{"role": "user", "content": message}])
+    return task_prompts.from_text(tokenizer, task, f"\n\nQuestion: {message}\nAnswer:")
 
 
 def _opened(tokenizer: Any, task: Task, prompt: Prompt, opener: str) -> Prompt:
     """The prompt with the first words of its answer behind it."""
     ids = seam.encode(tokenizer, opener if task.kind == "system" else f" {opener}", bos=False)
-    return replace(prompt, token_ids=(*prompt.token_ids, *ids), places=())
+    return replace(prompt, token_ids=(*prompt.token_ids, *ids), output_indices=())
 
 
 def written(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -17,7 +17,7 @@ from foreword.errors import TrainingError
 from foreword.models import LanguageModel
 from foreword.progress import Progress
 from foreword.text.encoded_example import EncodedExample
-from foreword.text.ragged import lay_out, passes
+from foreword.text.ragged import batch_by_tokens, make_batch
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.self_study import Conversation
 
@@ -80,11 +80,11 @@ def teacher_logits(
         for numbers in batches(conversations):
             front = Front(document.chunks[conversations[numbers[0]].chunk].prefix)
             questions = [read(conversations[number]) for number in numbers]
-            batch, places = lay_out(front, questions, lm.device)
+            batch, places = make_batch(front, questions, lm.device)
             logits = lm.logits(batch, places).float()
             best = logits.topk(top)
             logprobs = best.values - logits.logsumexp(-1, keepdim=True)
-            sizes = [len(question.places) for question in questions]
+            sizes = [len(question.output_indices) for question in questions]
             parts = zip(numbers, best.indices.int().cpu().split(sizes), logprobs.cpu().split(sizes), strict=True)
             found |= {number: (ids, values) for number, ids, values in parts}
             progress.advance(len(numbers))
@@ -100,4 +100,4 @@ def batches(conversations: Sequence[Conversation]) -> Iterator[list[int]]:
     sizes = [len(read(each).token_ids) for each in conversations]
     order = sorted(range(len(sizes)), key=lambda number: (conversations[number].chunk, sizes[number]))
     for _, alike in groupby(order, key=lambda number: conversations[number].chunk):
-        yield from passes([(number, sizes[number]) for number in alike], AT_ONCE)
+        yield from batch_by_tokens([(number, sizes[number]) for number in alike], AT_ONCE)

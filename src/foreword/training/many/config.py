@@ -11,7 +11,7 @@ from foreword.core import Task
 from foreword.errors import SettingError
 from foreword.models import LanguageModel
 from foreword.prompts.lora import LoRA
-from foreword.prompts.registry import method
+from foreword.prompts.registry import get_method
 from foreword.training.recipe import Recipe
 
 # What a task may have of its own.
@@ -109,7 +109,7 @@ class MultiTaskConfig:
             )
         if recipe.parent is not None:
             raise SettingError(flag, f"{spelled} and --init {recipe.init} both say where to start; give one of them.")
-        chosen = method(recipe.method, **recipe.options)
+        chosen = get_method(recipe.method, **recipe.options)
         if not chosen.length or isinstance(chosen, LoRA):
             raise SettingError(flag, f"{spelled} is for prefixes alone, and --method {recipe.method} is more or less.")
         if self.shared_length and recipe.freeze_first:

@@ -103,7 +103,7 @@ def _everybody(
         own = material(name)
         rows += own.train_rows[: -(-ROWS // len(names))]
         held += own.eval_rows[: -(-VALIDATION_ROWS // len(names))]
-    return TrainingData.from_rows(recipe, rows[:ROWS], held[:VALIDATION_ROWS], vocabulary=lm.vocabulary)
+    return TrainingData.from_rows(recipe, rows[:ROWS], held[:VALIDATION_ROWS], vocabulary=lm.has_lm_head)
 
 
 def _save(task: Task, file: Path) -> None:

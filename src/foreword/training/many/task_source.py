@@ -65,7 +65,7 @@ class FolderSource:
                 raise DataError(f"{file} has to end in {', '.join(KINDS)}; a folder of tasks holds one file each.")
             if file.stem in files:
                 raise DataError(f"{files[file.stem]} and {file} would be one task; rename one of them.")
-            with Row({}, str(file)).named():
+            with Row({}, str(file)).error_context():
                 check(file.stem)
             files[file.stem] = file
         if not files:
@@ -111,7 +111,7 @@ class JsonlSource:
                     if line.strip():
                         name, _ = found._read(line, number)
                         if name not in found.places:
-                            with Row({}, f"{path} line {number}").named():
+                            with Row({}, f"{path} line {number}").error_context():
                                 check(name)
                         found.places.setdefault(name, array("q")).extend((begins, number))
                     begins += len(line)

@@ -129,7 +129,7 @@ class _MultiTaskRun:
         if len(rows) < self.plan.min_rows:
             raise DataError(f"it has {len(rows)} rows, fewer than {self.plan.min_rows} (--min-rows)")
         held = self.held.rows(name) if self.held is not None else []
-        made = TrainingData.from_rows(self.plan.recipe_of(name), rows, held, vocabulary=self.lm.vocabulary)
+        made = TrainingData.from_rows(self.plan.recipe_of(name), rows, held, vocabulary=self.lm.has_lm_head)
         return replace(made, digest=self.users.digest(name))
 
     def _inputs(self, name: str) -> str:
@@ -156,7 +156,7 @@ class _MultiTaskRun:
         queue = iter([name for name in names if name not in ended and name not in begun])
         snapshot = time.monotonic()
         with Progress("learning", len(names), "tasks") as progress:
-            progress.reach(len(ended - begun), before=True)
+            progress.set_completed(len(ended - begun), before=True)
             while self._fill(group, queue, engine, shared, inputs) or group.runs:
                 progress.advance(self._advance(group, engine, shared, inputs, ended))
                 if time.monotonic() - snapshot >= SNAPSHOT:
@@ -255,7 +255,13 @@ def _bases(
     """Figures of the base model with the best template of each, and its `_key`."""
     words = [lane for lane in lanes if not lane.run.data.head_labels]
     plain = [
-        (lane.run, [replace(lane.evaluator.task, template=each.plain().source) for each in lane.run.data.templates])
+        (
+            lane.run,
+            [
+                replace(lane.evaluator.task, template=each.without_soft_tokens().source)
+                for each in lane.run.data.templates
+            ],
+        )
         for lane in words
     ]
     found = dict(zip((lane.name for lane in words), best_task_of_each(engine, plain), strict=True))

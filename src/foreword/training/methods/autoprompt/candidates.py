@@ -29,7 +29,7 @@ class CausalCandidateEncoder(ExampleEncoder):
     """Rows of a causal model as they continue a trigger, without the trigger."""
 
     def answer(self, filled: FilledTemplate) -> EncodedExample:
-        ids = seam.continuation(self.tokenizer, filled.text, "")
+        ids = seam.continuation_ids(self.tokenizer, filled.text, "")
         return EncodedExample(tuple(ids), (len(ids) - 1,))
 
 
@@ -44,10 +44,10 @@ class MaskedCandidateEncoder(ExampleEncoder):
     trigger_length: int = 0
 
     def answer(self, filled: FilledTemplate) -> EncodedExample:
-        plain = super().answer(filled)
-        head = len(seam.specials(self.tokenizer)[0])
+        plain = super().encode_prompt(filled)
+        head = len(seam.special_tokens(self.tokenizer)[0])
         ids = (*plain.token_ids[:head], *map(soft_id, range(self.trigger_length)), *plain.token_ids[head:])
-        return EncodedExample(ids, tuple(place + self.trigger_length for place in plain.places))
+        return EncodedExample(ids, tuple(place + self.trigger_length for place in plain.output_indices))
 
 
 LayOut = Callable[[Sequence[Trigger], Sequence[EncodedExample]], tuple[Batch, Tensor]]
@@ -56,10 +56,10 @@ LayOut = Callable[[Sequence[Trigger], Sequence[EncodedExample]], tuple[Batch, Te
 
 def causal_layout(lm: LanguageModel, scorer: LabelScorer) -> LayOut:
     """For causal models: every trigger once, as a sequence that its copy of the rows continues."""
-    start = seam.specials(lm.tokenizer)[0]
+    start = seam.special_tokens(lm.tokenizer)[0]
 
     def lay_out(triggers: Sequence[Trigger], examples: Sequence[EncodedExample]) -> tuple[Batch, Tensor]:
-        rows, places = scorer.lay_out(Front(), examples, lm.device)
+        rows, places = scorer.make_batch(Front(), examples, lm.device)
         leads = torch.tensor([[*start, *trigger] for trigger in triggers], device=lm.device)
         step = leads.shape[1] + rows.starts[-1]
         shifts = leads.shape[1] + step * torch.arange(len(triggers), device=lm.device)
@@ -73,7 +73,7 @@ def masked_layout(lm: LanguageModel, scorer: LabelScorer) -> LayOut:
 
     def lay_out(triggers: Sequence[Trigger], examples: Sequence[EncodedExample]) -> tuple[Batch, Tensor]:
         filled = [_with_trigger(example, trigger) for trigger in triggers for example in examples]
-        return scorer.lay_out(Front(), filled, lm.device)
+        return scorer.make_batch(Front(), filled, lm.device)
 
     return lay_out
 
@@ -87,7 +87,7 @@ def candidate_losses(
         return torch.empty(0)
     scorer, encoded = loss.scorer, [example.encoded for example in examples]
     labels = torch.tensor([label for example in examples for label in example.labels], device=lm.device)
-    count = max(1, BUDGET // sum(map(scorer.size, encoded)))
+    count = max(1, BUDGET // sum(map(scorer.num_tokens, encoded)))
     losses = []
     for start in range(0, len(triggers), count):
         some = triggers[start : start + count]

@@ -11,10 +11,17 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from foreword.core import Batch, Front
-from foreword.models.packed_linear import FusedLinear, PackedConv1D, PackedLinear, pack, release, usable
-from models import CAUSAL, ENCODERS, tiny_model
+from foreword.models.packed_linear import (
+    FusedLinear,
+    PackedConv1D,
+    PackedLinear,
+    is_packing_supported,
+    pack_linear_layers,
+    release_packed_weights,
+)
+from tiny_models import CAUSAL, ENCODERS, tiny_model
 
-pytestmark = pytest.mark.skipif(not usable(torch.float32), reason="this PyTorch packs no weights")
+pytestmark = pytest.mark.skipif(not is_packing_supported(torch.float32), reason="this PyTorch packs no weights")
 
 
 def packed(model: nn.Module) -> list:
@@ -25,7 +32,7 @@ def packed(model: nn.Module) -> list:
 def test_logits_are_those_of_the_stock_layers(family):
     lm = tiny_model(family)
     assert packed(lm.model), "nothing is packed, so this test compares nothing"
-    batch = Batch.behind(Front(), [[5, 7, 11, 13], [17, 19]])
+    batch = Batch.from_rows(Front(), [[5, 7, 11, 13], [17, 19]])
     rows = torch.tensor([3, 5])
     with torch.no_grad():
         found = lm.logits(batch, rows)
@@ -69,7 +76,7 @@ def test_what_is_released_is_packed_again():
     with torch.no_grad():
         before = linear(x)
         assert linear.down_proj.product._packed is not None
-        release(linear)
+        release_packed_weights(linear)
         assert all(module.product._packed is None for module in packed(linear))
         torch.testing.assert_close(linear(x), before)
 
@@ -77,7 +84,7 @@ def test_what_is_released_is_packed_again():
 def test_a_changed_bias_is_noticed():
     linear = nn.Linear(8, 8).requires_grad_(False)
     layers, x = nn.ModuleList([linear]), torch.randn(1, 8)
-    assert pack(layers, lambda: layers[0](x)) == 1
+    assert pack_linear_layers(layers, lambda: layers[0](x)) == 1
     with torch.no_grad():
         before = layers[0](x)
         linear.bias.add_(1.0)
@@ -152,7 +159,7 @@ def test_bias_and_shapes(kind, dtype):
         nn.init.normal_(layer.bias)
     x = torch.randn(2, 5, 24).to(dtype)
     expected = [layer(x).detach() for layer in layers]
-    assert pack(layers, lambda: [layer(x) for layer in layers]) == 1
+    assert pack_linear_layers(layers, lambda: [layer(x) for layer in layers]) == 1
     with torch.no_grad():
         found = [layer(x) for layer in layers]
     for a, b in zip(found, expected, strict=True):
@@ -162,5 +169,5 @@ def test_bias_and_shapes(kind, dtype):
 
 def test_other_dtypes_are_left_alone():
     layers = nn.ModuleList([nn.Linear(8, 8)]).double()
-    assert pack(layers, lambda: layers[0](torch.ones(1, 8).double())) == 0
+    assert pack_linear_layers(layers, lambda: layers[0](torch.ones(1, 8).double())) == 0
     assert type(layers[0]) is nn.Linear
