@@ -119,7 +119,7 @@ def distill(
             say=options.say,
         )
         runs.keep(made.task, Path(out))
-        closed = made.quality.gap_closed
+        closed = made.report.gap_closed
         if min_quality is not None and closed < min_quality:
             raise TrainingError(
                 f"{slots} slots close {closed:.3f} of the gap, less than --min-quality {min_quality:g}, so nothing was "
@@ -150,26 +150,26 @@ def _source(sources: dict[str, str | None]) -> str:
 
 def _figures(made: DistillResult, task: Task, published: bool) -> dict[str, Any]:
     return {
-        **made.quality.to_json(),
+        **made.report.to_json(),
         "task": task.ref if published else None,
-        **made.effort,
+        **made.training_stats,
         "curve": [each.to_json() for each in made.curve],
         "run": str(made.folder),
     }
 
 
 def _summary(made: DistillResult, task: Task | None) -> str:
-    from foreword.training.distillation.curve import table
+    from foreword.training.distillation.curve import curve_table
 
-    quality = made.quality
+    report = made.report
     lines = [
-        f"gap closed {quality.gap_closed:.3f} on {quality.n} questions",
-        f"answers: F1 with the full text's {quality.f1['distilled']:.3f}, without any text {quality.f1['none']:.3f}",
-        f"agreement of tokens: {quality.agreement['distilled']:.3f}, without any text {quality.agreement['none']:.3f}",
-        f"cache: {quality.bytes['distilled']:,} bytes, {quality.bytes_ratio:.1f} times fewer than before",
-        f"decoding: {quality.decode['distilled']:.0f} tokens/s, before {quality.decode['full']:.0f}",
+        f"gap closed {report.gap_closed:.3f} on {report.n} questions",
+        f"answers: F1 with the full text's {report.f1['distilled']:.3f}, without any text {report.f1['none']:.3f}",
+        f"agreement of tokens: {report.agreement['distilled']:.3f}, without any text {report.agreement['none']:.3f}",
+        f"cache: {report.bytes['distilled']:,} bytes, {report.bytes_ratio:.1f} times fewer than before",
+        f"decoding: {report.decode['distilled']:.0f} tokens/s, before {report.decode['full']:.0f}",
     ]
     if made.curve:
-        lines += ["", table(made.curve), f"picture: {made.folder / 'curve.png'}"]
+        lines += ["", curve_table(made.curve), f"picture: {made.folder / 'curve.png'}"]
     how = f"published {task.ref}" if task is not None else f"not published; foreword publish NAME --run {made.folder}"
     return "\n".join([*lines, how])

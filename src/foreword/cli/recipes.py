@@ -28,9 +28,9 @@ def given(
     from foreword.training.recipe import check_type
     from foreword.training.recipe_file import RecipeFile
 
-    file = RecipeFile.read(recipe) if recipe is not None else RecipeFile.none()
+    file = RecipeFile.read(recipe) if recipe is not None else RecipeFile.empty()
     file.check_keys({*context.params, *more} - {"recipe", "json"})
-    with file.blamed():
+    with file.locate_errors():
         for name in sorted(set(file.values) & set(elsewhere)):
             check_type(name, file.values[name], optional=True)
     typed = {
@@ -63,10 +63,10 @@ def check(file: RecipeFile, run: Recipe) -> None:
     from foreword.text.template import Template
     from foreword.text.verbalizer import Verbalizer
 
-    with file.blamed("template"):
+    with file.locate_errors("template"):
         for source in run.templates:
             Template.parse(source)
-    with file.blamed("verbalizer"):
+    with file.locate_errors("verbalizer"):
         if run.verbalizer is not None:
             Verbalizer.parse(run.verbalizer)
     options.quiet_libraries()

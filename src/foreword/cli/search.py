@@ -93,7 +93,7 @@ def search(
 
     file, given = recipes.given(context, recipe, ELSEWHERE, ("search", *Recipe.keys()))
     flagged = [f"search.{flag.partition('=')[0].strip().replace('-', '_')}" for flag in vary or ()]
-    with file.without(flagged).blamed():
+    with file.without(flagged).locate_errors():
         _search(file, given)
 
 
@@ -111,7 +111,7 @@ def _search(file: RecipeFile, given: dict[str, Any]) -> None:
     if name is not None:
         from foreword.bank.bank import check_free
 
-        with file.blamed("publish"):
+        with file.locate_errors("publish"):
             check_free(name, [given["model"] or options.default_model()])
     recipes.check(file, base)
     plan.check(base)

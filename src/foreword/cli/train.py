@@ -83,7 +83,7 @@ def train(
     Example: foreword train --data reviews.jsonl --template 'Review: {text}\\nSentiment:{mask}' --publish reviews
     """
     file, given = recipes.given(context, recipe, ELSEWHERE)
-    with file.blamed():
+    with file.locate_errors():
         _train(file, given)
 
 
@@ -100,7 +100,7 @@ def _train(file: RecipeFile, given: dict[str, Any]) -> None:
                 "--weights all changes the model itself, which no task can carry; leave --publish out, and load what "
                 "was learned with --model FOLDER."
             )
-        with file.blamed("publish"):
+        with file.locate_errors("publish"):
             check_free(name, [given["model"] or options.default_model()])
     recipes.check(file, run)
     out_folder = run.out or default_run_dir(name or run.method)

@@ -93,7 +93,7 @@ def train_many(
     Example: foreword train-many users/ --template 'Review: {text}\\nSentiment:{mask}' --publish-prefix user-
     """
     file, given = recipes.given(context, recipe, _ELSEWHERE)
-    with file.blamed():
+    with file.locate_errors():
         _train_many(file, given)
 
 
@@ -111,7 +111,7 @@ def _train_many(file: RecipeFile, given: dict[str, Any]) -> None:
     if given["no_publish"] and (given["publish_all"] or given["publish_prefix"]):
         raise SettingError("no_publish", "--no-publish contradicts --publish-all and --publish-prefix; leave one out.")
     recipes.check(file, run)
-    with file.blamed("tasks"):
+    with file.locate_errors("tasks"):
         own = _own(given["tasks"])
     from foreword.training.loop.distributed import is_main_process
     from foreword.training.many.config import MultiTaskConfig
@@ -131,7 +131,7 @@ def _train_many(file: RecipeFile, given: dict[str, Any]) -> None:
     from foreword.training.loop.run_dir import RunDir
 
     RunDir(plan.out).write_summary(summary)
-    gains.draw(plan.out / "gains.png")
+    gains.plot(plan.out / "gains.png")
     options.emit(summary, _summary(gains, out), given["json"])
 
 
@@ -187,7 +187,7 @@ def _summary(gains: MultiTaskReport, out: str) -> str:
             f"{gains.metric} {before:.4f} -> {after:.4f}; gains: median {spread['median']:+.4f}, quartiles "
             f"{spread['low']:+.4f} and {spread['high']:+.4f}, from {spread['least']:+.4f} to {spread['most']:+.4f}"
         )
-    if worse := gains.worse:
+    if worse := gains.base_better:
         lines.append(f"the base model is better at: {_named(worse)}")
     for status, which in (("left out", found["left_out"]), ("failed", found["failed"])):
         lines += [f"{status}: {name}: {why}" for name, why in list(which.items())[:NAMED]]

@@ -1,4 +1,4 @@
-"""How much of the gap prefixes of several lengths close, as a table and as a picture."""
+"""Gap closed over the length of the prefix, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from foreword.errors import TrainingError
 from foreword.training.distillation.report import DistillationReport
 
 
-def table(curve: Sequence[DistillationReport]) -> str:
-    """Markdown, a row a length."""
+def curve_table(curve: Sequence[DistillationReport]) -> str:
+    """A Markdown table with a row for every length."""
     rows = [
         f"| {each.slots} | {each.gap_closed:.3f} | {each.agreement['distilled']:.3f} | {each.f1['distilled']:.3f} | "
         f"{each.bytes['distilled']:,} | {each.bytes_ratio:.1f} |"
@@ -21,8 +21,8 @@ def table(curve: Sequence[DistillationReport]) -> str:
     )
 
 
-def draw(curve: Sequence[DistillationReport], file: Path) -> None:
-    """A PNG, replaced as a whole. Raises TrainingError if it cannot be written."""
+def plot_curve(curve: Sequence[DistillationReport], file: Path) -> None:
+    """Write a PNG atomically. Raises TrainingError if it cannot be written."""
     # The figure alone, without pyplot: that keeps every figure of the process, and looks for a screen.
     from matplotlib.figure import Figure
 

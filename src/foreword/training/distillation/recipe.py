@@ -1,4 +1,4 @@
-"""`DistilRecipe`: everything that a distilled prefix is made from, as the command line's flags name it."""
+"""`DistilRecipe`: settings of ``foreword distill``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from foreword.errors import SettingError
 from foreword.training.recipe import check_numbers
 
-STARTS = ("auto", "attention", "even", "first")
+INITS = ("auto", "attention", "even", "first")
 
 
 @dataclass(frozen=True)
@@ -17,21 +17,22 @@ class DistilRecipe:
 
     Attributes:
         slots: virtual tokens.
-        init: where they start: ``attention``, ``even`` or ``first``; ``auto`` takes the best of them on dev.
-        questions: file of questions to learn from, in place of self-made ones: rows with ``question``.
-        eval_questions: file of questions to measure by, likewise; their ``answers``, if any, are measured by, too.
-        conversations: how many self-made ones to learn from.
-        held: how many self-made ones to choose by on the way, and how many again to measure by in the end.
-        answer_tokens: of an answer at most.
-        chunk: tokens that the text is cut into; by default it is cut only if it does not fit into the context.
+        init: initial values: ``attention``, ``even`` or ``first``; ``auto`` takes the best of them on validation
+            conversations.
+        questions: file of training questions in place of generated ones: rows with ``question``.
+        eval_questions: file of test questions, likewise; their ``answers``, if any, are references for F1.
+        conversations: number of training conversations.
+        held: number of validation conversations, which select the checkpoint, and again of test conversations.
+        answer_tokens: maximum tokens of an answer.
+        chunk: maximum tokens of a chunk of the text; by default it is split only if it does not fit into the context.
         lr: peak learning rate.
         max_steps: optimizer steps.
         batch_size: conversations a step.
-        accumulate: parts that a step's conversations are run in, with the same result in less memory.
-        checkpointing: recompute activations in the backward pass, for less memory still.
-        patience: stop after so many looks at dev without a better one.
+        accumulate: gradient accumulation: parts that a step's conversations are run in, for less memory.
+        checkpointing: gradient checkpointing: recompute activations in the backward pass, for less memory still.
+        patience: early stopping after so many evaluations without a better one.
         seed: of everything that is drawn.
-        resume: go on from what is in ``out``.
+        resume: go on from the run in ``out``.
         report_to: passed to the Transformers Trainer.
         out: run folder; by default ``runs/distill-TIME``.
     """
@@ -61,9 +62,9 @@ class DistilRecipe:
             raise SettingError(
                 "slots", f"--slots must be at least 2, of which the first stays as it is, got {self.slots}."
             )
-        if self.init not in STARTS:
-            raise SettingError("init", f"--init must be one of {', '.join(STARTS)}, got {self.init!r}.")
+        if self.init not in INITS:
+            raise SettingError("init", f"--init must be one of {', '.join(INITS)}, got {self.init!r}.")
 
     def to_json(self) -> dict[str, Any]:
-        """What determines the result: neither where it is written nor whether it was interrupted."""
+        """The settings that determine the result: all but ``resume``, ``report_to`` and ``out``."""
         return {name: value for name, value in asdict(self).items() if name not in ("resume", "report_to", "out")}

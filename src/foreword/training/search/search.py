@@ -166,13 +166,13 @@ def _check_runs(factory: TrialFactory) -> Run:
     return first
 
 
-def _method_result(lane: ConcurrentRun, engine: EngineProtocol, name: str) -> MethodResult:
+def _method_result(best: ConcurrentRun, engine: EngineProtocol, name: str) -> MethodResult:
     """The task of the best trial, with the template that scores best."""
-    lane.load_best()
-    run = lane.run
-    made = lane.prompt.to_task(run.lm, run.task(name))
-    tasks = [replace(made, template=template.source) for template in run.data.templates]
-    return MethodResult(*best_task(run, engine, tasks), trained_parameters=lane.prompt.num_trainable_parameters)
+    best.load_best()
+    run = best.run
+    learned = best.prompt.to_task(run.lm, run.task(name))
+    tasks = [replace(learned, template=template.source) for template in run.data.templates]
+    return MethodResult(*best_task(run, engine, tasks), trained_parameters=best.prompt.num_trainable_parameters)
 
 
 def _write_trials(trials: Sequence[Trial], folder: RunDir, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""A tiny model with a chat template and room for conversations of bytes, and a text to distil."""
+"""A tiny model with a chat template and a long context, and a text to distil."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ TEXT = "Lamp 3 costs 9 coins. It ships on Monday; refunds take 2 days."
 
 
 @cache
-def roomy(family: str = "llama", context: int | None = 4096) -> LanguageModel:
+def chat_model(family: str = "llama", context: int | None = 4096) -> LanguageModel:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = CHATML
-    return replace(tiny_model(family), tokenizer=tokenizer, context=context, name=f"roomy-{family}")
+    return replace(tiny_model(family), tokenizer=tokenizer, context=context, name=f"chat-{family}")
 
 
 @cache
 def document(kind: Kind = "prompt", chunk: int | None = None) -> Document:
-    return Document.read(roomy(), kind, TEXT, chunk)
+    return Document.prefill(chat_model(), kind, TEXT, chunk)
 
 
-def talk(lm: LanguageModel, question: str, answer: str, chunk: int = 0) -> Conversation:
-    prompt, written = (tuple(lm.tokenizer.encode(part, add_special_tokens=False)) for part in (question, answer))
-    return Conversation(chunk, "given", question, prompt, written)
+def dialog(lm: LanguageModel, question: str, answer: str, chunk: int = 0) -> Conversation:
+    prompt, answer_ids = (tuple(lm.tokenizer.encode(part, add_special_tokens=False)) for part in (question, answer))
+    return Conversation(chunk, "given", question, prompt, answer_ids)
 
 
 def recipe(folder: Path, **changes) -> DistilRecipe:
