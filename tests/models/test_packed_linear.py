@@ -44,9 +44,9 @@ def test_layers_that_share_an_input_become_one_product():
     lm = tiny_model("llama")
     layer = lm.model.model.layers[0]
     attention, mlp = layer.self_attn, layer.mlp
-    assert attention.q_proj.product.members == (attention.q_proj, attention.k_proj, attention.v_proj)
-    assert mlp.gate_proj.product is mlp.up_proj.product
-    assert attention.o_proj.product.members == (attention.o_proj,)
+    assert attention.q_proj.fused.layers == (attention.q_proj, attention.k_proj, attention.v_proj)
+    assert mlp.gate_proj.fused is mlp.up_proj.fused
+    assert attention.o_proj.fused.layers == (attention.o_proj,)
 
 
 def test_a_changed_weight_is_noticed():
@@ -75,9 +75,9 @@ def test_what_is_released_is_packed_again():
     x = torch.randn(1, 3, 48)
     with torch.no_grad():
         before = linear(x)
-        assert linear.down_proj.product._packed is not None
+        assert linear.down_proj.fused._packed is not None
         release_packed_weights(linear)
-        assert all(module.product._packed is None for module in packed(linear))
+        assert all(module.fused._packed is None for module in packed(linear))
         torch.testing.assert_close(linear(x), before)
 
 
@@ -107,7 +107,7 @@ def test_a_copy_has_products_of_its_own():
         before = mlp(x)
         other = copy.deepcopy(mlp)
         other.up_proj.weight.zero_()
-        assert other.up_proj.product.members[0] is other.gate_proj
+        assert other.up_proj.fused.layers[0] is other.gate_proj
         assert not other(x).any()
         torch.testing.assert_close(mlp(x), before)
 
@@ -164,7 +164,7 @@ def test_bias_and_shapes(kind, dtype):
         found = [layer(x) for layer in layers]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
-    assert isinstance(layers[0].product, FusedLinear)
+    assert isinstance(layers[0].fused, FusedLinear)
 
 
 def test_other_dtypes_are_left_alone():

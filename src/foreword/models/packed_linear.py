@@ -125,10 +125,10 @@ def pack_linear_layers(model: nn.Module, run: Callable[[], object]) -> int:
     layers = [module for module in model.modules() if type(module) in _KINDS and _can_pack(module)]
     groups = _group_by_input(layers, run) if layers else []
     for group in groups:
-        product = FusedLinear(group)
+        fused = FusedLinear(group)
         for module in group:
             module.__class__ = _KINDS[type(module)]
-            module.product = product  # type: ignore[assignment]
+            module.fused = fused  # type: ignore[assignment]
     return len(groups)
 
 
