@@ -21,7 +21,7 @@ from foreword.text.rows import Row, data_digest
 from foreword.training.compatibility import check_compatible
 from foreword.training.data.class_weights import class_weights
 from foreword.training.data.examples import BatchItem, Example, ExampleBuilder, batch_schedule
-from foreword.training.data.training_data import TrainingData
+from foreword.training.data.training_data import TrainingData, evenly_spaced
 from foreword.training.initialization import initial_head, initializer
 from foreword.training.modules.losses import AnswerLoss, LabelLoss, Loss, SharedForwardLoss
 from foreword.training.modules.trainable_prompt import TrainablePrompt
@@ -66,7 +66,7 @@ class Run:
         shared_prefix: KVPrefix | None = None,
         like: Run | None = None,
     ) -> Run:
-        """Read the data and check every row. Raises UsageError and its kin, or ModelMismatch.
+        """Read the data and check every row. Raises UsageError or a subclass, or ModelMismatch.
 
         Args:
             data: if it has been read already.
@@ -159,9 +159,7 @@ class Run:
     @property
     def validation_set(self) -> list[Row]:
         """The rows that choose the best checkpoint, evenly over the evaluation rows."""
-        rows = self.data.eval_rows
-        count = min(VALIDATION_ROWS, len(rows))
-        return [rows[i * len(rows) // count] for i in range(count)]
+        return evenly_spaced(self.data.eval_rows, VALIDATION_ROWS)
 
     @property
     def steps(self) -> int:

@@ -20,7 +20,7 @@ from foreword.prompts.trigger import TriggerTokens
 from foreword.text.rows import read_rows
 from foreword.text.verbalizer import Verbalizer
 from foreword.training.methods.autoprompt.autoprompt import TrainableTrigger
-from foreword.training.methods.autoprompt.candidates import candidate_losses, causal_layout, masked_layout
+from foreword.training.methods.autoprompt.candidates import candidate_losses
 from foreword.training.methods.autoprompt.token_filter import SEAM, TokenFilter
 from foreword.training.methods.autoprompt.trigger_search import FINAL_BATCHES, TriggerSearch, candidate_builder
 from foreword.training.modules.losses import mean_loss
@@ -132,8 +132,7 @@ def test_the_search_measures_what_the_engine_will_serve(family, tmp_path):
     found, tokens = started(lm, tmp_path, template="{text}{mask}" if lm.causal else "{text}{mask}.")
     examples = encoded_rows(found, found.run.data.eval_rows)
     other = found.token_filter.repaired(tokens.trigger[::-1], Random(1))
-    lay_out = (causal_layout if lm.causal else masked_layout)(lm, found.loss.scorer)
-    measured = candidate_losses(lm, found.loss, lay_out, [other, tokens.trigger, other], examples)
+    measured = candidate_losses(lm, found.loss, [other, tokens.trigger, other], examples)
     assert measured[0] == pytest.approx(float(measured[2]), rel=1e-5)
     task = TrainableTrigger(tokens, found.token_filter).to_task(lm, found.run.task("rule"))
     with Engine(lm) as engine:
@@ -158,8 +157,7 @@ def test_candidates_of_one_batch_are_scored_as_each_alone(family, tmp_path, monk
     found, tokens = started(lm, tmp_path, verbalizer=words, class_weights={"y": 3.0})
     examples = found.run.examples[:3]
     triggers = [tuple(tokens.trigger[at:] + tokens.trigger[:at]) for at in range(5)]
-    lay_out = (causal_layout if lm.causal else masked_layout)(lm, found.loss.scorer)
-    together = candidate_losses(lm, found.loss, lay_out, triggers, examples)
+    together = candidate_losses(lm, found.loss, triggers, examples)
     for trigger, loss in zip(triggers, together, strict=True):
         tokens.change(trigger)
         alone = mean_loss(found.loss, lm, tokens.front(), examples)

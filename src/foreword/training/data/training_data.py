@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from foreword.core import Task
 from foreword.errors import DataError, SettingError, TemplateError, UsageError
 from foreword.evaluation.row_labels import label_index, row_label, row_tags
 from foreword.prompts import init
@@ -86,6 +87,10 @@ class TrainingData:
         """The first template; the others have the same soft tokens and the same kind of answer."""
         return self.templates[0]
 
+    def tasks(self, task: Task) -> list[Task]:
+        """The task with each of the templates."""
+        return [replace(task, template=template.source) for template in self.templates]
+
     def with_soft_tokens(self, length: int) -> TrainingData:
         """The same with soft tokens in front of every template, for encoders, which cannot cache them."""
         templates = tuple(Template.parse(f"{{soft:{length}}}{template.source}") for template in self.templates)
@@ -138,15 +143,21 @@ class TrainingData:
         return text + (filled.target or "")
 
 
+def evenly_spaced(rows: Sequence[Row], count: int) -> list[Row]:
+    """``count`` of the rows, or all if there are fewer, evenly over all of them."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
 def _labels(rows: Sequence[Row], field: str, per_token: bool) -> tuple[str, ...]:
     """Every label that occurs, in alphabetical order; ``O`` before all other tags."""
     if not per_token:
-        found = sorted({row_label(row, field) for row in rows})
+        labels = sorted({row_label(row, field) for row in rows})
     else:
-        found = sorted({tag for row in rows for tag in row_tags(row, field)}, key=lambda tag: (tag != "O", tag))
-    if len(found) < 2:
-        raise DataError(f"the data has only the label {found[0]!r}; there is nothing to tell apart.")
-    return tuple(found)
+        labels = sorted({tag for row in rows for tag in row_tags(row, field)}, key=lambda tag: (tag != "O", tag))
+    if len(labels) < 2:
+        raise DataError(f"the data has only the label {labels[0]!r}; there is nothing to tell apart.")
+    return tuple(labels)
 
 
 def _split(recipe: Recipe, rows: list[Row]) -> tuple[list[Row], list[Row]]:

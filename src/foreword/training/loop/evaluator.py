@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -52,12 +52,9 @@ class TaskEvaluator:
 
     def jobs(self) -> list[EvaluationJob]:
         """An evaluation by the engine for every template, of a run that chooses labels."""
-        data = self.run.data
-        tasks = [replace(self.task, template=template.source) for template in data.templates]
-        return [
-            EvaluationJob(self.prompt.to_task(self.run.lm, task), self.run.validation_set, data.label_field)
-            for task in tasks
-        ]
+        data, rows = self.run.data, self.run.validation_set
+        tasks = [self.prompt.to_task(self.run.lm, task) for task in data.tasks(self.task)]
+        return [EvaluationJob(task, rows, data.label_field) for task in tasks]
 
     def batches(self) -> Iterator[tuple[Front, Sequence[Example]]]:
         """Batches of the validation rows, each with the front it is run behind, of a run that writes answers."""

@@ -61,8 +61,7 @@ def train(
     say(f"trigger: {trigger.text!r}")
     run_dir.write_history(state.log)
     write_curves(state.log, run_dir.path / "curves.png")
-    templates = search.run.data.templates
-    tasks = [trigger.to_task(run.lm, replace(evaluator.task, template=template.source)) for template in templates]
+    tasks = [trigger.to_task(run.lm, each) for each in search.run.data.tasks(evaluator.task)]
     return MethodResult(*best_task(search.run, engine, tasks), trained_parameters=len(state.best))
 
 

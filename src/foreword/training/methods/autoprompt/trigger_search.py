@@ -19,8 +19,6 @@ from foreword.training.methods.autoprompt.candidates import (
     MaskedCandidateEncoder,
     Trigger,
     candidate_losses,
-    causal_layout,
-    masked_layout,
 )
 from foreword.training.methods.autoprompt.token_filter import SEAM, TokenFilter
 from foreword.training.modules.losses import LabelLoss, mean_loss
@@ -106,8 +104,7 @@ class TriggerSearch:
         return candidates
 
     def _losses(self, triggers: Sequence[Trigger], examples: Sequence[Example]) -> Tensor:
-        lay_out = (causal_layout if self.run.lm.causal else masked_layout)(self.run.lm, self.loss.scorer)
-        return candidate_losses(self.run.lm, self.loss, lay_out, triggers, examples)
+        return candidate_losses(self.run.lm, self.loss, triggers, examples)
 
     def _hotflip_scores(self, tokens: TriggerTokens, examples: Sequence[Example]) -> Tensor:
         """``[length, allowed]``: how much every replacement would lower the loss, to first order (HotFlip, Ebrahimi et
