@@ -259,7 +259,7 @@ def test_the_built_in_file_and_its_conversion_are_one_model(built_in):
     lm = load_model("smollm2-135m", progress=lambda line: None)
     lm.identity.check(built_in.identity, "a prefix")
     assert built_in.identity.rope == lm.identity.rope
-    assert built_in.end_ids == lm.end_ids
+    assert built_in.end_ids == lm.eos_token_ids
     assert built_in.context == lm.context
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foreword.bank.adapter_config import ADAPTER_MEND, FLOAT32_MAX, check_plain, layer_scale, make_config
-from foreword.bank.atomic_files import atomic_write, make_folders
+from foreword.bank.durable import durable_write, make_folders
 from foreword.bank.json_document import parse
 from foreword.bank.tensor_file import TensorLoader, load_tensors, open_file, read_tensors, upcast, write_tensors
 from foreword.core import Adapter, LowRank
@@ -65,7 +65,7 @@ def write_adapter(
     }
     # Other loaders of Transformers' files ask for this entry.
     write_tensors(folder / WEIGHTS, tensors, "the adapter", {"format": "pt"})
-    atomic_write(folder / CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    durable_write(folder / CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_adapter(folder: Path, load: TensorLoader = load_tensors) -> Adapter:

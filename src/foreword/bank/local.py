@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from foreword.bank.atomic_files import TEMPORARY_PREFIX, atomic_write, fsync_folder, make_folders, temporary_name
+from foreword.bank.durable import TEMPORARY_PREFIX, durable_write, fsync_folder, make_folders, temporary_name
 from foreword.bank.names import is_name, is_version, version_number
 from foreword.bank.version_folder import read_record
 from foreword.errors import PublishConflict
@@ -42,7 +42,7 @@ class LocalStore:
         return None
 
     def write_current(self, task: str, version: str) -> None:
-        atomic_write(self._root / task / "current", f"{version}\n".encode())
+        durable_write(self._root / task / "current", f"{version}\n".encode())
 
     def record(self, task: str, version: str) -> dict[str, Any]:
         return read_record(self.folder(task, version), task, version)
@@ -97,7 +97,7 @@ class LocalStore:
     def check_writable(self) -> None:
         if self._root.is_dir():
             trial = self._root / temporary_name()
-            atomic_write(trial, b"")
+            durable_write(trial, b"")
             return trial.unlink()
         above = next(folder for folder in self._root.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):

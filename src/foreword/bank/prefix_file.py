@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from foreword.bank.atomic_files import atomic_write
+from foreword.bank.durable import durable_write
 from foreword.bank.json_document import (
     FORMAT,
     MEND,
@@ -69,7 +69,7 @@ def write_prefix(path: str | os.PathLike[str], prefix: KVPrefix, *, method: str,
         "provenance": dict(provenance),
     }
     metadata = {_METADATA_KEY: dump(header, "the header of a prefix")}
-    atomic_write(Path(path), serialize(_named_tensors(prefix), metadata))
+    durable_write(Path(path), serialize(_named_tensors(prefix), metadata))
 
 
 def read_prefix(path: str | os.PathLike[str], source: str = "", load: TensorLoader = load_tensors) -> KVPrefix:

@@ -19,8 +19,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
-from foreword.bank.atomic_files import atomic_write, make_folders, temporary_name
 from foreword.bank.digests import check_bytes, check_file
+from foreword.bank.durable import durable_write, make_folders, temporary_name
 from foreword.bank.json_document import MEND
 from foreword.bank.names import is_name, is_version, version_number
 from foreword.bank.record import parse_record
@@ -134,8 +134,8 @@ class RemoteStore:
         data, record = self._get_record(task, version)
         for name, entry in record["files"].items():
             make_folders((folder / name).parent)
-            atomic_write(folder / name, self._fetch_file(task, version, name, entry))
-        atomic_write(folder / RECORD, data)
+            durable_write(folder / name, self._fetch_file(task, version, name, entry))
+        durable_write(folder / RECORD, data)
 
     def _fetch_file(self, task: str, version: str, name: str, entry: dict[str, Any]) -> bytes:
         # A bank copied here from a local disk keeps its files beside task.json: that serves as well.

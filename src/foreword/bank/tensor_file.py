@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from foreword.bank.atomic_files import atomic_write
+from foreword.bank.durable import durable_write
 from foreword.bank.json_document import MEND
 from foreword.bank.safetensors_header import read_safetensors_header
 from foreword.errors import BankError, CorruptFile, UsageError
@@ -52,7 +52,7 @@ def write_tensors(
         if not is_finite(tensor):
             raise UsageError(f"{name} of {what} holds NaN or infinity; train it again with a smaller --lr.")
     stored = {name: detach(tensor) for name, tensor in tensors.items()}
-    atomic_write(path, serialize(stored, metadata))
+    durable_write(path, serialize(stored, metadata))
 
 
 def read_tensors(path: Path, load: TensorLoader) -> dict[str, torch.Tensor]:

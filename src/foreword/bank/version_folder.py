@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from foreword.bank.adapter_file import read_adapter, write_adapter
-from foreword.bank.atomic_files import atomic_write, fsync_folder
 from foreword.bank.digests import check_file, file_sha256
+from foreword.bank.durable import durable_write, fsync_folder
 from foreword.bank.head_file import read_head, write_head
 from foreword.bank.json_document import MEND
 from foreword.bank.model_card import model_card
@@ -54,9 +54,9 @@ def write_version(folder: Path, task: Task, *, number: int = 1) -> Task:
         OSError: the disk is full or not writable.
     """
     names = [*_write_prefixes(folder, task), *_write_parts(folder, task)]
-    atomic_write(folder / MODEL_CARD, model_card(task).encode())
+    durable_write(folder / MODEL_CARD, model_card(task).encode())
     record = make_record(task, number, {name: _file_entry(folder / name) for name in (MODEL_CARD, *names)})
-    atomic_write(folder / RECORD, write_record(record))
+    durable_write(folder / RECORD, write_record(record))
     fsync_folder(folder)
     return dataclasses.replace(task, version=record["version"])
 

@@ -29,7 +29,7 @@ from foreword.llamacpp.preflight import preflight
 from foreword.llamacpp.scorer import PromptScoring, pieces
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer, WordScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 
 CELLS = 8192
 """Positions of the cache, unless the model's context or ``max_model_len`` says otherwise."""
@@ -111,9 +111,9 @@ class LlamaCppEngine(EngineBase):
         """
         if not isinstance(scorer, WordScorer):
             raise UnsupportedModel("heads are not read on llama.cpp; serve this task with --engine embedded.")
-        inner = len(scorer.trie.inner)
+        inner = len(scorer.trie.inner_nodes)
         for prompt in prompts:
-            self._check_prompt(prompt, scorer.longest, inner)
+            self._check_prompt(prompt, scorer.max_extra_tokens, inner)
         softs = [_floats(prompt.soft) for prompt in prompts]
         numbers = (SEQUENCES - self.scheduler.max_num_seqs) // 2
         if 1 + inner > numbers:
@@ -126,7 +126,7 @@ class LlamaCppEngine(EngineBase):
             Job(partial(part.scores, self._session, self.cells), len(places), self._when(part.wanted, part.numbers))
             for places, part in parts
         ]
-        scores = np.empty((len(prompts), scorer.labels), np.float32)
+        scores = np.empty((len(prompts), scorer.num_labels), np.float32)
         for (places, _), found in zip(parts, self._run_jobs(jobs), strict=True):
             scores[places] = found
         return scores
@@ -137,7 +137,7 @@ class LlamaCppEngine(EngineBase):
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`."""
-        return self._read([replace(prompt, places=())], min(top, self.identity.vocab_size))[0]
+        return self._read([replace(prompt, output_indices=())], min(top, self.identity.vocab_size))[0]
 
     def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
         """Refused: what a quantized model computes is not what the bank's other engines would. Raises
@@ -183,12 +183,12 @@ class LlamaCppEngine(EngineBase):
     def _read(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
         for prompt in prompts:
             self._check_prompt(prompt, 0, 0)
-        asked = [PromptScoring(prompt.measured, _floats(prompt.soft), top) for prompt in prompts]
+        asked = [PromptScoring(prompt.for_token_logprobs, _floats(prompt.soft), top) for prompt in prompts]
         # A prompt of one token has nothing that is predicted.
         jobs = {
             number: Job(partial(each.logprobs, self._session, self.cells), 0, self._when(each.wanted, 1))
             for number, each in enumerate(asked)
-            if each.prompt.places
+            if each.prompt.output_indices
         }
         found = dict(zip(jobs, self._run_jobs(list(jobs.values())), strict=True))
         return [found.get(number, []) for number in range(len(asked))]

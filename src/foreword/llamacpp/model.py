@@ -16,7 +16,7 @@ from foreword.errors import UnknownModel, UnsupportedModel
 from foreword.home import default_model
 from foreword.llamacpp.gguf_file import GgufFile
 from foreword.llamacpp.tokenizer import FileTokenizer
-from foreword.models.gguf import BUILTIN, builtin_file, converted_place, sha256
+from foreword.models.gguf import BUILTIN, builtin_file, converted_folder, sha256
 from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -101,7 +101,7 @@ def _located(name: str, progress: Callable[[str], None]) -> Path:
 
 def _folder(file: Path, name: str, digest: str) -> Path | None:
     """Where the tokenizer's own files are: beside the model, or where Foreword has converted it to."""
-    places = [file.parent, converted_place(digest)]
+    places = [file.parent, converted_folder(digest)]
     if name == BUILTIN:
         places = []  # what is in the file is the same, and reads faster than a conversion
     return next((place for place in places if (place / "tokenizer.json").is_file()), None)

@@ -13,7 +13,7 @@ from foreword.engine.protocol import TokenLogprob
 from foreword.llamacpp.cell_allocator import CellAllocator, SequenceCells
 from foreword.llamacpp.compat import Session
 from foreword.llamacpp.decode import DecodeRun, Read, run
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.text.verbalizer import WordTrie
 
 
@@ -34,12 +34,12 @@ class LabelScoring:
     @property
     def wanted(self) -> list[tuple[int, KVPrefix | None]]:
         """Own cells and prefix of each prompt, the words behind it included."""
-        return [(len(p.token_ids) + len(self.trie.inner), _prefix(p)) for p in self.prompts]
+        return [(len(p.token_ids) + len(self.trie.inner_nodes), _prefix(p)) for p in self.prompts]
 
     @property
     def numbers(self) -> int:
         """Sequences that they take."""
-        return len(self.prompts) * (1 + len(self.trie.inner))
+        return len(self.prompts) * (1 + len(self.trie.inner_nodes))
 
     def scores(self, session: Session, cells: CellAllocator) -> np.ndarray:
         """``[prompts, labels]`` float32; there must be room for all."""
@@ -88,8 +88,8 @@ class LabelScoring:
         depths: dict[int | None, int] = {None: -1}
         for node, parent in enumerate(self.trie.parents):
             depths[node] = depths[parent] + 1
-        for depth in sorted({depths[node] for node in self.trie.inner}):
-            yield [node for node in self.trie.inner if depths[node] == depth]
+        for depth in sorted({depths[node] for node in self.trie.inner_nodes}):
+            yield [node for node in self.trie.inner_nodes if depths[node] == depth]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class PromptScoring:
         holding = cells.take(self._end, self.prompt.prefix, self.prompt.prefix_length)
         assert holding is not None
         try:
-            wanted = frozenset(self.prompt.places)
+            wanted = frozenset(self.prompt.output_indices)
             run(
                 session,
                 [DecodeRun(holding.number, self.prompt.prefix_length, ids[: self._end], self.soft, wanted)],
@@ -133,12 +133,12 @@ class PromptScoring:
     @property
     def _end(self) -> int:
         """What stands behind the last place is predicted and never run."""
-        return self.prompt.places[-1] + 1
+        return self.prompt.output_indices[-1] + 1
 
 
 def label_scores(trie: WordTrie, logprobs: np.ndarray) -> np.ndarray:
     """``[N, nodes]`` -> ``[N, labels]``; see `WordTrie.label_scores`, which does it in PyTorch."""
-    found = np.full((len(logprobs), trie.labels), -np.inf, np.float32)
+    found = np.full((len(logprobs), trie.num_labels), -np.inf, np.float32)
     for label, path in trie.words:
         found[:, label] = np.logaddexp(found[:, label], logprobs[:, list(path)].sum(1))
     return found

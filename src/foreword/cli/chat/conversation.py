@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from foreword.engine.protocol import EngineProtocol, Request, Stream
 from foreword.evaluation.sampling_params import CHAT_MAX_TOKENS, request_sampling_params
-from foreword.text import request
+from foreword.text import task_prompts
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -39,7 +39,7 @@ class Conversation:
     def select_task(self, name: str | None) -> None:
         """Let another task answer, from a new beginning. Raises for one that there is not, or that writes nothing."""
         task = self.find_task(name)
-        request.require_generation(task)
+        task_prompts.require_generation(task)
         self.task = task
         self.clear()
 
@@ -48,14 +48,14 @@ class Conversation:
         self.messages.clear()
 
     @property
-    def one_message(self) -> bool:
+    def single_turn(self) -> bool:
         """Whether every question stands alone, because the task's template takes one message."""
-        return request.answers_one_message(self.task)
+        return task_prompts.takes_one_message(self.task)
 
     def ask(self, text: str) -> Stream:
         """Submit a question behind what was said so far. Raises RequestError and its kin."""
         turns = [] if self.single_turn else self.messages
-        prompt = request.from_messages(self.engine.tokenizer, self.task, [*turns, _message("user", text)])
+        prompt = task_prompts.from_messages(self.engine.tokenizer, self.task, [*turns, _message("user", text)])
         params = request_sampling_params(
             self.task,
             prompt,

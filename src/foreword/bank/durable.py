@@ -1,4 +1,4 @@
-"""Atomic, fsynced writes: after a kill or a power cut a file is either the old one or the new one, whole."""
+"""Durable writes: atomic and fsynced, so that after a power cut a file is either the old one or the new one, whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def temporary_name() -> str:
     return f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def durable_write(path: Path, data: bytes) -> None:
     """Replace a file in one step, fsynced. Raises `OSError`, and then the old file is still there."""
     temporary = path.with_name(temporary_name())
     try:
