@@ -19,7 +19,8 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy, EngineError, PromptTooLong, RequestError, UnsupportedModel
 from foreword.text.label_scorers import HeadScorer, WordScorer
-from foreword.text.request import Prompt, from_ids
+from foreword.text.prompt import Prompt
+from foreword.text.task_prompts import from_ids
 from foreword.text.verbalizer import WordTrie
 from on_llamacpp.gguf_models import (
     CLOSE,
@@ -171,8 +172,8 @@ def test_words_are_scored_as_by_the_embedded_engine(served, engine):
 def test_prompts_are_read_behind_learned_prefixes_too(served, engine):
     draw = random.Random(6)
     prompts = [from_ids(task, [draw.randrange(250) for _ in range(90)]) for task in (*served.tasks[:8], None)]
-    prompts = [replace(prompt, places=()) for prompt in (*prompts, from_ids(None, (5,)))]
-    prompts.append(replace(from_ids(None, (5, 6, 7)), places=(1,)))
+    prompts = [replace(prompt, output_indices=()) for prompt in (*prompts, from_ids(None, (5,)))]
+    prompts.append(replace(from_ids(None, (5, 6, 7)), output_indices=(1,)))
     with Engine(served.lm, cache_bytes=CACHE_BYTES) as embedded:
         expected = embedded.token_logprobs(prompts)
         top = embedded.prompt_logprobs(prompts[2], 3)

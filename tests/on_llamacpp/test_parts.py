@@ -242,7 +242,7 @@ def test_a_file_is_what_its_folder_is(served):
     model = gguf_model(str(gguf_file(served)))
     served.lm.identity.check(model.identity, "a prefix", allow_other_weights=True)
     assert model.context == 512
-    assert model.eos_token_ids == served.lm.end_ids
+    assert model.eos_token_ids == served.lm.eos_token_ids
 
 
 def test_rotary_parameters_are_compared_as_numbers(served):
@@ -262,7 +262,7 @@ def test_the_built_in_file_and_its_conversion_are_one_model(built_in):
     lm = load_model("smollm2-135m", progress=lambda line: None)
     lm.identity.check(built_in.identity, "a prefix")
     assert built_in.identity.rope == lm.identity.rope
-    assert built_in.eos_token_ids == lm.end_ids
+    assert built_in.eos_token_ids == lm.eos_token_ids
     assert built_in.context == lm.context
 
 

@@ -29,7 +29,7 @@ from foreword.llamacpp.preflight import preflight
 from foreword.llamacpp.scoring import PromptScoring, make_batches
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer, WordScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 
 CELLS = 8192
 """Default positions of the cache: fewer for a model with a shorter context, more for a longer ``max_model_len``."""
@@ -114,9 +114,9 @@ class LlamaCppEngine(EngineBase):
         """
         if not isinstance(scorer, WordScorer):
             raise UnsupportedModel("heads are not read on llama.cpp; serve this task with --engine embedded.")
-        num_inner = len(scorer.trie.inner)
+        num_inner = len(scorer.trie.inner_nodes)
         for prompt in prompts:
-            self._check_prompt(prompt, scorer.longest, num_inner)
+            self._check_prompt(prompt, scorer.max_extra_tokens, num_inner)
         max_sequences = (MAX_SEQUENCES - self.scheduler.max_num_seqs) // 2
         if 1 + num_inner > max_sequences:
             raise RequestError(
@@ -141,7 +141,7 @@ class LlamaCppEngine(EngineBase):
             )
             for indices, batch in batches
         ]
-        scores = np.empty((len(prompts), scorer.labels), np.float32)
+        scores = np.empty((len(prompts), scorer.num_labels), np.float32)
         for (indices, _), result in zip(batches, self._run_jobs(jobs), strict=True):
             scores[indices] = result
         return scores
@@ -152,7 +152,7 @@ class LlamaCppEngine(EngineBase):
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`."""
-        return self._prompt_logprobs([replace(prompt, places=())], min(top, self.identity.vocab_size))[0]
+        return self._prompt_logprobs([replace(prompt, output_indices=())], min(top, self.identity.vocab_size))[0]
 
     def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
         """Raises UnsupportedModel: a quantized model computes other keys and values than the bank's other engines."""
@@ -184,7 +184,7 @@ class LlamaCppEngine(EngineBase):
     def _execute_model(self, scheduled: list[ScheduledTokens]) -> list[int | None]:
         sampled: dict[int, int | None] = {}
 
-        def on_logits(index: int, place: int, logits: np.ndarray) -> None:
+        def on_logits(index: int, token_index: int, logits: np.ndarray) -> None:
             sampled[index] = sample_row(logits, scheduled[index].sequence.sampler)
 
         decode(self._session, [self._sequence_tokens(each) for each in scheduled], on_logits)
@@ -192,22 +192,22 @@ class LlamaCppEngine(EngineBase):
 
     def _sequence_tokens(self, tokens: ScheduledTokens) -> SequenceTokens:
         sequence = tokens.sequence
-        places = (tokens.num_tokens - 1,) if tokens.needs_logits else ()
+        output_indices = (tokens.num_tokens - 1,) if tokens.needs_logits else ()
         start = sequence.request.prefix_length + tokens.start
         token_ids = sequence.token_ids(tokens.start, tokens.end)
         soft: Any = sequence.soft  # a numpy array, see `_make_sequence`
-        return SequenceTokens(self.allocator.seq_id(sequence), start, token_ids, soft, places)
+        return SequenceTokens(self.allocator.seq_id(sequence), start, token_ids, soft, output_indices)
 
     def _prompt_logprobs(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
-        """Log-probabilities of the token behind each place of every prompt."""
+        """Log-probabilities of the token behind each output of every prompt."""
         for prompt in prompts:
             self._check_prompt(prompt, 0, 0)
-        scorings = [PromptScoring(prompt.measured, _as_float32(prompt.soft), top) for prompt in prompts]
+        scorings = [PromptScoring(prompt.for_token_logprobs, _as_float32(prompt.soft), top) for prompt in prompts]
         # Nothing of a prompt of one token is predicted.
         jobs = {
             index: Job(partial(scoring.run, self._session, self.allocator), 0, self._has_room(scoring.requirements, 1))
             for index, scoring in enumerate(scorings)
-            if scoring.prompt.places
+            if scoring.prompt.output_indices
         }
         results = dict(zip(jobs, self._run_jobs(list(jobs.values())), strict=True))
         return [results.get(index, []) for index in range(len(scorings))]

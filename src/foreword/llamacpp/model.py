@@ -16,7 +16,7 @@ from foreword.errors import UnknownModel, UnsupportedModel
 from foreword.home import default_model
 from foreword.llamacpp.gguf_file import GgufFile
 from foreword.llamacpp.tokenizer import FileTokenizer
-from foreword.models.gguf import BUILTIN, builtin_file, converted_place, sha256
+from foreword.models.gguf import BUILTIN, builtin_file, converted_folder, sha256
 from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -111,7 +111,7 @@ def _tokenizer_folder(file: Path, name: str, digest: str) -> Path | None:
     """The folder with the tokenizer's files: the model's, or the one that Foreword converted it to."""
     if name == BUILTIN:
         return None  # the tokenizer in the file is the same, and loads faster
-    places = [file.parent, converted_place(digest)]
+    places = [file.parent, converted_folder(digest)]
     return next((place for place in places if (place / "tokenizer.json").is_file()), None)
 
 
@@ -139,7 +139,7 @@ def _rope_parameters(file: GgufFile, rope_theta: float) -> str:
 
 
 def _eos_token_ids(file: GgufFile, tokenizer: FileTokenizer, folder: Path | None) -> frozenset[int]:
-    """The same as `foreword.models.LanguageModel.end_ids`: the tokenizer's, and those of the generation config."""
+    """As `foreword.models.LanguageModel.eos_token_ids`: the tokenizer's, and those of the generation config."""
     configured: Any = file.fields.get("tokenizer.ggml.eos_token_id")
     if folder is not None and (config := folder / "generation_config.json").is_file():
         configured = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id", configured)

@@ -13,7 +13,7 @@ from foreword.engine.protocol import TokenLogprob
 from foreword.llamacpp.cell_allocator import CellAllocator, SequenceCells
 from foreword.llamacpp.compat import Session
 from foreword.llamacpp.decode import SequenceTokens, decode
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.text.verbalizer import WordTrie
 
 
@@ -34,12 +34,12 @@ class LabelScoring:
     @property
     def requirements(self) -> list[tuple[int, KVPrefix | None]]:
         """Own cells and prefix of each prompt, with the inner nodes of the trie behind it."""
-        return [(len(prompt.token_ids) + len(self.trie.inner), _prefix(prompt)) for prompt in self.prompts]
+        return [(len(prompt.token_ids) + len(self.trie.inner_nodes), _prefix(prompt)) for prompt in self.prompts]
 
     @property
     def num_sequences(self) -> int:
         """One for each prompt, and one for each inner node behind it."""
-        return len(self.prompts) * (1 + len(self.trie.inner))
+        return len(self.prompts) * (1 + len(self.trie.inner_nodes))
 
     def run(self, session: Session, allocator: CellAllocator) -> np.ndarray:
         """``[prompts, labels]`` float32; there must be room for all."""
@@ -51,7 +51,7 @@ class LabelScoring:
             """Run tokens that end at nodes of the trie, and read the log-probabilities of the nodes' children."""
             keys = list(inputs)
 
-            def on_logits(index: int, place: int, logits: np.ndarray) -> None:
+            def on_logits(index: int, token_index: int, logits: np.ndarray) -> None:
                 row, node = keys[index]
                 children = trie.children[node]
                 logprobs[row, children] = logits[[trie.tokens[child] for child in children]] - logsumexp(logits)
@@ -72,7 +72,9 @@ class LabelScoring:
                     for node in nodes:
                         parent = cells[row, trie.parents[node]]
                         cells[row, node] = own = allocator.fork(parent, position, 1)
-                        inputs[row, node] = SequenceTokens(own.seq_id, position, (trie.tokens[node],), places=(0,))
+                        inputs[row, node] = SequenceTokens(
+                            own.seq_id, position, (trie.tokens[node],), output_indices=(0,)
+                        )
                 decode_nodes(inputs)
         finally:
             for each in cells.values():
@@ -92,7 +94,7 @@ class PromptScoring:
     """A prompt whose own tokens are scored.
 
     Attributes:
-        prompt: with at least one place whose next token is scored.
+        prompt: with at least one output index, whose next token is scored.
         soft: its soft tokens as float32, or ``None``.
         top: how many of the most probable tokens are read, too.
     """
@@ -107,25 +109,29 @@ class PromptScoring:
         return [(self._num_run, _prefix(self.prompt))]
 
     def run(self, session: Session, allocator: CellAllocator) -> list[TokenLogprob]:
-        """Log-probabilities of the token behind each place; there must be room."""
+        """Log-probabilities of the token behind each output index; there must be room."""
         ids, logprobs = self.prompt.token_ids, list[TokenLogprob]()
 
-        def on_logits(index: int, place: int, logits: np.ndarray) -> None:
-            logprobs.append(token_logprob(logits, ids[place + 1], self.top))
+        def on_logits(index: int, token_index: int, logits: np.ndarray) -> None:
+            logprobs.append(token_logprob(logits, ids[token_index + 1], self.top))
 
         cells = _allocate(allocator, self.prompt, self._num_run)
         try:
-            places = frozenset(self.prompt.places)
+            output_indices = frozenset(self.prompt.output_indices)
             start = self.prompt.prefix_length
-            decode(session, [SequenceTokens(cells.seq_id, start, ids[: self._num_run], self.soft, places)], on_logits)
+            decode(
+                session,
+                [SequenceTokens(cells.seq_id, start, ids[: self._num_run], self.soft, output_indices)],
+                on_logits,
+            )
         finally:
             allocator.free_cells(cells)
         return logprobs
 
     @property
     def _num_run(self) -> int:
-        """Tokens up to the last place: the one behind it is predicted and never run."""
-        return self.prompt.places[-1] + 1
+        """Tokens up to the last output index: the one behind it is predicted and never run."""
+        return self.prompt.output_indices[-1] + 1
 
 
 def make_batches(
@@ -168,7 +174,7 @@ def make_batches(
 
 def _label_scores(trie: WordTrie, logprobs: np.ndarray) -> np.ndarray:
     """``[N, nodes]`` -> ``[N, labels]``: `WordTrie.label_scores` without PyTorch."""
-    scores = np.full((len(logprobs), trie.labels), -np.inf, np.float32)
+    scores = np.full((len(logprobs), trie.num_labels), -np.inf, np.float32)
     for label, path in trie.words:
         scores[:, label] = np.logaddexp(scores[:, label], logprobs[:, list(path)].sum(1))
     return scores
