@@ -59,7 +59,7 @@ def llamacpp_engine(served: ServedModel, **options) -> Iterator[LlamaCppEngine]:
         yield engine
 
 
-def asked(task, ids=IDS, **sampling) -> Request:
+def make_request(task, ids=IDS, **sampling) -> Request:
     return Request.from_prompt(from_ids(task, ids), SamplingParams(**{"max_tokens": 8, "ignore_eos": True, **sampling}))
 
 
