@@ -1,4 +1,4 @@
-"""Commands whose parameters are dataclasses, such as the recipes of what is learned: each field becomes an option."""
+"""Options of commands from the fields of dataclasses, such as recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soft tokens in front of a text, as PEFT's PROMPT_TUNING: of models where they see the text and stay soft tokens."""
+"""Export of soft tokens as PEFT's PROMPT_TUNING, for encoders and encoder-decoders, where they are not lowered."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from foreword.models import LanguageModel
 from foreword.text.template import SoftSlot, Template
 
 
-def inside(lm: LanguageModel, task: Task) -> int:
-    """Soft tokens of a task's template that stand in its rows, as PEFT has no place for them: not all in front."""
+def inner_soft_tokens(lm: LanguageModel, task: Task) -> int:
+    """Number of soft tokens inside a task's template, where PEFT has none: those that are not in front of it."""
     if task.template is None:
         return 0
     template = Template.parse(task.template)
@@ -26,20 +26,20 @@ def inside(lm: LanguageModel, task: Task) -> int:
     return template.num_inner_soft_tokens(lm.causal) - in_front
 
 
-def placed(task: Task) -> Tensor | None:
-    """The soft tokens that the template of an encoder's task has places for: the last ones of those learned."""
+def template_soft_tokens(task: Task) -> Tensor | None:
+    """The learned soft tokens that fill the slots of an encoder's template: the last ones; ``None`` without slots."""
     count = Template.parse(task.template).num_soft_tokens if task.template is not None else 0
     return task.soft[-count:] if task.soft is not None and count else None
 
 
 def write_soft(lm: LanguageModel, soft: Tensor, folder: Path, base: str, task_type: str) -> str:
-    """Write soft tokens that stand in front of a text and return their PEFT type.
+    """Write soft tokens that stand in front of a text. Returns their PEFT type.
 
     Args:
         lm: the model that they were learned for.
         soft: ``[P, hidden]``.
-        base: where Transformers finds the model.
-        task_type: what PEFT calls its work.
+        base: name of the model for `from_pretrained`.
+        task_type: of PEFT.
     """
     length, width = soft.shape
     config: dict[str, Any] = {
