@@ -239,7 +239,7 @@ def test_a_file_is_what_its_folder_is(served):
     model = gguf_model(str(gguf_file(served)))
     served.lm.identity.check(model.identity, "a prefix", allow_other_weights=True)
     assert model.context == 512
-    assert model.end_ids == served.lm.end_ids
+    assert model.end_ids == served.lm.eos_token_ids
 
 
 def test_rotary_parameters_are_compared_as_numbers(served):

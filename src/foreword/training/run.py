@@ -104,7 +104,7 @@ class Run:
 
     @cached_property
     def length(self) -> int:
-        """Virtual tokens: the soft tokens of the template, ``--length``, those of `transfer`, or the method's."""
+        """Virtual tokens: the soft tokens of the template, ``--length``, those of ``--transfer``, or the method's."""
         slots = self.data.template.num_soft_tokens if self.method.soft else 0
         if slots and self.recipe.length not in (None, slots):
             raise SettingError(
