@@ -48,7 +48,7 @@ def tasks_without_torch(served: ServedModel) -> list:
     """The served's tasks as a process without PyTorch reads them."""
     from foreword.bank.arrays import load_arrays  # which needs what only the extra brings
 
-    bank = Bank(served.bank.place, load=load_arrays)
+    bank = Bank(served.bank.location, load=load_arrays)
     return [bank.load(task.ref) for task in served.tasks]
 
 
@@ -59,7 +59,7 @@ def llamacpp_engine(served: ServedModel, **options) -> Iterator[LlamaCppEngine]:
         yield engine
 
 
-def asked(task, ids=IDS, **sampling) -> Request:
+def make_request(task, ids=IDS, **sampling) -> Request:
     return Request.from_prompt(from_ids(task, ids), SamplingParams(**{"max_tokens": 8, "ignore_eos": True, **sampling}))
 
 

@@ -51,5 +51,5 @@ class Method(Protocol):
     def lr(self) -> float: ...
 
     def encoder(self, lm: LanguageModel, start: InitialValues) -> PromptEncoder:
-        """A new encoder for ``lm`` with the initial values ``start``. Raises UsageError if they do not fit the method."""
+        """A new encoder for ``lm`` with the initial values ``start``. Raises UsageError if they do not fit."""
         ...

@@ -213,7 +213,7 @@ def _task_interface(
 
 
 def _with_interface_of(stack: Task, part: Task) -> Task:
-    """A part with the template, words and defaults of the stack. The template's soft tokens are left out: they are in the
+    """A part with the template, words and defaults of the stack; the template is without soft tokens, which are in the
     prefix of the part that has them."""
     template = stack.template
     if template is not None and template != part.template:

@@ -165,8 +165,8 @@ class VllmEngine:
         """
         logprobs = []
         for prompt, entries in zip(prompts, self._prompt_logprobs(prompts, 0), strict=True):
-            places = prompt.output_indices or range(len(prompt.token_ids) - 1)
-            logprobs.append(torch.tensor([entries[place].logprob for place in places]))
+            indices = prompt.output_indices or range(len(prompt.token_ids) - 1)
+            logprobs.append(torch.tensor([entries[index].logprob for index in indices]))
         return logprobs
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
