@@ -80,8 +80,10 @@ class Run:
         check_compatible(lm, recipe, run.method, data)
         if run.method.soft and not data.template.soft_tokens and not lm.causal:
             run = replace(run, data=data.with_soft_tokens(run.length))
-        reuse = like is not None and run._has_tokens_of(like)
-        examples = like.examples if like is not None and reuse else run.example_builder.build(run.data.train_rows)
+        if like is not None and run._has_tokens_of(like):
+            examples = like.examples
+        else:
+            examples = run.example_builder.build(run.data.train_rows)
         run.example_builder.build(run.data.eval_rows)  # now, so that none fails after an hour
         return replace(run, examples=examples)
 
