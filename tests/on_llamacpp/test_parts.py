@@ -30,8 +30,8 @@ from foreword.models import load_model
 from foreword.models.activations import activations
 from foreword.models.gguf import builtin_file
 from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
-from on_llamacpp.model_fixtures import IDS, gguf_of, llamacpp_engine
-from on_vllm.model_fixtures import learned
+from on_llamacpp.gguf_models import IDS, gguf_file, llamacpp_engine
+from served_model import learned
 
 WIDTHS = (64, 64, 64)
 
@@ -49,7 +49,7 @@ def state_of(engine, sequence: int = 200) -> bytes:
     return data
 
 
-@pytest.fixture(scope="module", params=["house", "half_house"], ids=["float32", "float16"])
+@pytest.fixture(scope="module", params=["served", "served_float16"], ids=["float32", "float16"])
 def quiet(request):
     """An engine that nobody steps, so that its session is the test's."""
     with llamacpp_engine(request.getfixturevalue(request.param), cells=256, start=False) as engine:
@@ -68,24 +68,24 @@ def test_a_state_is_read_and_written_byte_by_byte(quiet):
     assert state.write(200) == data
 
 
-def test_keys_and_values_of_a_text_are_transformers_own(house, quiet):
+def test_keys_and_values_of_a_text_are_transformers_own(served, quiet):
     """The bank's reference: what the embedded model computes of the same tokens, in the bank's order of numbers."""
     state = read(quiet, state_of(quiet))
     close = 1e-5 if quiet._session.dtype == np.float32 else 2e-2
-    prefix = activations(house.lm, IDS)
+    prefix = activations(served.lm, IDS)
     for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
         np.testing.assert_allclose(quiet.order.kept(state.keys[layer], 2), key.numpy(), atol=close, rtol=close)
         rows = value.numpy().swapaxes(0, 1).reshape(len(IDS), -1)
         np.testing.assert_allclose(state.values[layer], rows, atol=close, rtol=close)
 
 
-def test_a_cache_has_the_precision_of_its_file(house, half_house):
-    assert gguf_model(str(gguf_of(house))).dtype == np.float32
-    assert gguf_model(str(gguf_of(half_house))).dtype == gguf_model("smollm2-135m").dtype == np.float16
+def test_a_cache_has_the_precision_of_its_file(served, served_float16):
+    assert gguf_model(str(gguf_file(served))).dtype == np.float32
+    assert gguf_model(str(gguf_file(served_float16))).dtype == gguf_model("smollm2-135m").dtype == np.float16
 
 
-def test_what_is_written_is_what_is_there(house, quiet):
-    prefix = learned(house.lm, 70, 5)
+def test_what_is_written_is_what_is_there(served, quiet):
+    prefix = learned(served.lm, 70, 5)
     state = quiet.cells._state(prefix)
     quiet._session.restore(201, state.write(201))
     assert quiet._session.state(201) == state.write(201)
@@ -144,7 +144,7 @@ def test_orders_of_keys_are_inverse(rotary, interleaved):
 
 
 @pytest.mark.parametrize("wrong", ["theta", "order", "rotary"])
-def test_keys_that_are_rotated_otherwise_are_refused(house, quiet, wrong):
+def test_keys_that_are_rotated_otherwise_are_refused(served, quiet, wrong):
     order = quiet.order
     spoilt = {
         "theta": replace(order, theta=order.theta * 1.5),
@@ -163,12 +163,12 @@ def test_a_version_that_is_not_known_is_refused(monkeypatch):
             compat.check_version()
 
 
-def test_a_file_that_is_no_model_is_refused(house, tmp_path):
+def test_a_file_that_is_no_model_is_refused(served, tmp_path):
     with pytest.raises(UnknownModel, match="cannot be read"):
         gguf_model(str(tmp_path / "absent.gguf"))
     with pytest.raises(UnknownModel, match="reads GGUF files"):
         gguf_model(str(tmp_path))
-    whole = gguf_of(house).read_bytes()
+    whole = gguf_file(served).read_bytes()
     for wrong in (b"", b"GGUF", b"nothing at all", whole[:200]):
         (tmp_path / "wrong.gguf").write_bytes(wrong)
         with pytest.raises(UnsupportedModel, match="no GGUF file that can be read"):
@@ -194,20 +194,20 @@ def small(file: Path, architecture: str, **more) -> Path:
     return file
 
 
-def test_models_that_were_never_tried_are_refused(house, tmp_path):
+def test_models_that_were_never_tried_are_refused(served, tmp_path):
     with pytest.raises(UnsupportedModel, match="architecture 'gemma3'"):
         gguf_model(str(small(tmp_path / "gemma.gguf", "gemma3")))
     with pytest.raises(UnsupportedModel, match=r"put the model's tokenizer\.json"):
         gguf_model(str(small(tmp_path / "llama.gguf", "llama", tokenizer__ggml__model="llama")))
-    house.lm.tokenizer.save_pretrained(tmp_path)
+    served.lm.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="scales its rotary angles"):
         gguf_model(str(small(tmp_path / "yarn.gguf", "llama", llama__rope__scaling__type="yarn")))
 
 
 @pytest.mark.parametrize("rules", [None, "qwen2", "llama-bpe"])
-def test_a_tokenizer_that_cuts_texts_otherwise_is_not_guessed(house, tmp_path, rules):
+def test_a_tokenizer_that_cuts_texts_otherwise_is_not_guessed(served, tmp_path, rules):
     """`"\n\n"` is one token for some rules and two for others, and the file only names them."""
-    head = GgufFile.read(gguf_of(house))
+    head = GgufFile.read(gguf_file(served))
     assert FileTokenizer.of_gguf(head).encode("a b")
     fields = {name: value for name, value in head.fields.items() if name != "tokenizer.ggml.pre"}
     other = replace(head, fields={**fields, **({} if rules is None else {"tokenizer.ggml.pre": rules})})
@@ -215,35 +215,35 @@ def test_a_tokenizer_that_cuts_texts_otherwise_is_not_guessed(house, tmp_path, r
         FileTokenizer.of_gguf(other)
 
 
-def test_sliding_windows_are_refused(house, tmp_path, monkeypatch):
+def test_sliding_windows_are_refused(served, tmp_path, monkeypatch):
     """As llama.cpp itself says it of a model."""
     library = compat.library()
     monkeypatch.setattr(library, "llama_model_n_swa", lambda model: 48)
     with pytest.raises(UnsupportedModel, match="sliding windows"):
-        Session(gguf_of(house), dtype=np.dtype(np.float16), cells=256, rows=8, outputs=8)
+        Session(gguf_file(served), dtype=np.dtype(np.float16), cells=256, rows=8, outputs=8)
 
 
-def test_a_file_with_keys_in_another_order_is_never_served(house, tmp_path):
+def test_a_file_with_keys_in_another_order_is_never_served(served, tmp_path):
     """The library would run it, wrongly; a converter that forgot to put numbers side by side is not our doing, but keys
     in the bank are of the model that was converted."""
-    write_gguf(house.lm, tmp_path / "model.gguf", interleaved=False)
-    house.lm.tokenizer.save_pretrained(tmp_path)
+    write_gguf(served.lm, tmp_path / "model.gguf", interleaved=False)
+    served.lm.tokenizer.save_pretrained(tmp_path)
     with LlamaCppEngine(gguf_model(str(tmp_path / "model.gguf")), start=False, cells=256) as engine:
         state = read(engine, state_of(engine))
-        theirs = activations(house.lm, IDS).keys[0].numpy()
+        theirs = activations(served.lm, IDS).keys[0].numpy()
         assert np.abs(engine.order.kept(state.keys[0], 2) - theirs).max() > 0.5
 
 
-def test_a_file_is_what_its_folder_is(house):
+def test_a_file_is_what_its_folder_is(served):
     """But for the weights: the file's own digest."""
-    model = gguf_model(str(gguf_of(house)))
-    house.lm.identity.check(model.identity, "a prefix", allow_other_weights=True)
+    model = gguf_model(str(gguf_file(served)))
+    served.lm.identity.check(model.identity, "a prefix", allow_other_weights=True)
     assert model.context == 512
-    assert model.end_ids == house.lm.end_ids
+    assert model.end_ids == served.lm.end_ids
 
 
-def test_rotary_parameters_are_compared_as_numbers(house):
-    identity = replace(house.lm.identity, rope='{"rope_theta": 10000.0, "rope_type": "default"}')
+def test_rotary_parameters_are_compared_as_numbers(served):
+    identity = replace(served.lm.identity, rope='{"rope_theta": 10000.0, "rope_type": "default"}')
     replace(identity, rope='{"rope_type": "default", "rope_theta": 10000}').check(identity, "a prefix")
     for other in ('{"rope_theta": 10001, "rope_type": "default"}', "null", "no JSON"):
         with pytest.raises(ModelMismatch, match="rope is"):
@@ -287,7 +287,7 @@ def test_the_built_in_tokenizer_is_read_from_its_file(built_in):
     assert len(mine) == len(theirs)
 
 
-def test_chat_templates_have_the_names_that_transformers_gives_them(tmp_path, house):
+def test_chat_templates_have_the_names_that_transformers_gives_them(tmp_path, served):
     from jinja2 import TemplateError
 
     template = (
@@ -295,7 +295,7 @@ def test_chat_templates_have_the_names_that_transformers_gives_them(tmp_path, ho
         "{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}"
         "{% if messages[0].content == 'no' %}{{ raise_exception('never') }}{% endif %}"
     )
-    tokenizer = house.lm.tokenizer.__class__(tokenizer_object=house.lm.tokenizer.backend_tokenizer, bos_token="<s>")
+    tokenizer = served.lm.tokenizer.__class__(tokenizer_object=served.lm.tokenizer.backend_tokenizer, bos_token="<s>")
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path)
     mine = FileTokenizer.of_folder(tmp_path)
@@ -317,11 +317,11 @@ def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path):
         FileTokenizer.of_folder(tmp_path)
 
 
-def test_bfloat16_and_float16_are_read_as_pytorch_reads_them(house, tmp_path):
+def test_bfloat16_and_float16_are_read_as_pytorch_reads_them(served, tmp_path):
     from foreword.bank.arrays import load_arrays
     from foreword.bank.prefix_file import read_prefix, write_prefix
 
-    prefix = learned(house.lm, 9, 1)
+    prefix = learned(served.lm, 9, 1)
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2):
         file = tmp_path / "prefix.safetensors"
         write_prefix(file, prefix.to(dtype=dtype), method="test", provenance={})

@@ -20,8 +20,8 @@ from foreword.errors import EngineError, UnsupportedModel
 from foreword.llamacpp import compat, preflight
 from foreword.llamacpp.engine import LlamaCppEngine
 from foreword.llamacpp.model import GgufModel, gguf_model
-from on_llamacpp.model_fixtures import IDS, asked, gguf_of, llamacpp_engine
-from on_vllm.model_fixtures import tokens
+from on_llamacpp.gguf_models import IDS, asked, gguf_file, llamacpp_engine
+from served_model import tokens
 
 AMX = "CPU : AVX512 = 1 | AVX512_VNNI = 1 | AMX_INT8 = 1 | REPACK = 1 | "
 # llama.cpp as Python calls it, in every process that is started: `{body}` stands in front of each batch.
@@ -60,8 +60,8 @@ def site(own_home, tmp_path, monkeypatch) -> Site:
 
 
 @pytest.fixture
-def model(house) -> GgufModel:
-    return gguf_model(str(gguf_of(house)))
+def model(served) -> GgufModel:
+    return gguf_model(str(gguf_file(served)))
 
 
 @pytest.fixture
@@ -161,8 +161,8 @@ def test_the_doctor_runs_it_too(model, site):
     assert "Traceback" not in done.stderr
 
 
-def test_the_doctor_leaves_out_what_llama_cpp_does_not_run(house, tmp_path):
-    assert check_llamacpp(house.folder) == check_llamacpp("owner/name") == []
+def test_the_doctor_leaves_out_what_llama_cpp_does_not_run(served, tmp_path):
+    assert check_llamacpp(served.folder) == check_llamacpp("owner/name") == []
     (found,) = check_llamacpp(str(tmp_path / "absent.gguf"))
     assert found.state == "note"
 
@@ -196,7 +196,7 @@ def test_weights_are_kept_from_amx_and_else_as_llama_cpp_would(system_info, extr
     assert compat.model_params(library, system_info).use_extra_bufts is extra
 
 
-def test_a_library_with_amx_loads_without_extra_buffers(house, monkeypatch):
+def test_a_library_with_amx_loads_without_extra_buffers(served, monkeypatch):
     """And answers the same, from weights that are not repacked."""
     library, given = compat.library(), []
     load, real = library.llama_model_load_from_file, library.llama_print_system_info()
@@ -209,8 +209,8 @@ def test_a_library_with_amx_loads_without_extra_buffers(house, monkeypatch):
     answers = []
     for said in (real, AMX.encode()):
         monkeypatch.setattr(library, "llama_print_system_info", lambda said=said: said)
-        with llamacpp_engine(house, cells=256) as engine:
-            answers += tokens(engine, [asked(house.tasks[0], IDS * 9)])
+        with llamacpp_engine(served, cells=256) as engine:
+            answers += tokens(engine, [asked(served.tasks[0], IDS * 9)])
     assert given == [b"AMX_INT8 = 1" not in real, False]
     assert answers[0] == answers[1]
 

@@ -28,7 +28,7 @@ from foreword.evaluation.predict import classify
 from foreword.models import LanguageModel, load_model
 from foreword.prompts.static import static_task
 from foreword.text.request import from_messages, from_text
-from on_vllm.model_fixtures import CACHE_BYTES, learned
+from served_model import CACHE_BYTES, learned
 
 POLICY = "You are the help desk of a lamp shop. Lamps can be returned within thirty days, with the receipt. " * 6
 QUESTION = [{"role": "user", "content": "Can I return a lamp after three weeks?"}]

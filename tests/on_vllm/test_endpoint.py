@@ -30,7 +30,7 @@ from foreword.text.request import Prompt, from_fields, from_ids, from_messages, 
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from on_vllm.model_fixtures import learned
+from served_model import learned
 
 BASE = "smollm2-135m"
 POLICY = "You are the help desk of a lamp shop. Lamps can be returned within thirty days, with the receipt. " * 6
@@ -118,9 +118,9 @@ def shop(tmp_path_factory) -> Iterator[Shop]:
 
 
 def free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return door.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 240) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C: every command ends with one sentence that says what is left and how to go on, and exit status 130."""
+"""Ctrl-C: every command ends with one sentence that says what was kept and how to go on, and exit status 130."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def going_on(how: Callable[[], str]) -> Iterator[None]:
-    """Say what is left of the work in this block if it is interrupted.
+    """If this block is interrupted, end with a sentence that says what was kept and how to go on.
 
     Args:
-        how: what is left and how to go on, without a full stop; asked for after the interruption.
+        how: that sentence without "stopped;" and the full stop; called after the interruption.
     """
     try:
         yield

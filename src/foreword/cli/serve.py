@@ -7,19 +7,22 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.engines import ENGINES, Asked, vllm_command
+from foreword.cli.engines import ENGINES, ServerOptions, vllm_command
+from foreword.cli.flags import expand_options
+from foreword.cli.options import EngineOptions, say
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
     from foreword.server.operations.auth import Authenticator
 
 
+@expand_options
 def serve(
     flags: Annotated[
         list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve, for --engine vllm.")
@@ -50,12 +53,8 @@ def serve(
     print_command: Annotated[
         bool, typer.Option("--print-command", help="Print the vllm serve line that does the same, and serve nothing.")
     ] = False,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    allow_other_weights: options.OtherWeights = False,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Serve the base model and every task of the bank over the OpenAI API, with a page to try them.
 
@@ -67,12 +66,16 @@ def serve(
         raise UsageError(f"engine {engine!r} is not in this version; choose {' or '.join(ENGINES)}.")
     if prefix_bytes < 0:
         raise UsageError(f"--prefix-bytes must be 0 or more, got {prefix_bytes}.")
-    asked = Asked(
-        model, bank, dtype, device, trust_remote_code, allow_other_weights, multi_task_prompt, prefix_bytes,
-        max_model_len, max_waiting, tuple(flags or ()),
-    )  # fmt: skip
+    asked = ServerOptions(
+        **asdict(options),
+        multi_task_prompt=multi_task_prompt,
+        prefix_bytes=prefix_bytes,
+        max_model_len=max_model_len,
+        max_waiting=max_waiting,
+        flags=tuple(flags or ()),
+    )
     if print_command:
-        if api_keys is not None or cors_origin or allow_other_weights or os.environ.get("FOREWORD_API_KEY"):
+        if api_keys is not None or cors_origin or options.allow_other_weights or os.environ.get("FOREWORD_API_KEY"):
             raise UsageError(
                 "API keys, --cors-origin and --allow-other-weights are of Foreword's own server, which vllm serve does "
                 "not have; leave them out, or serve without --print-command."
@@ -98,7 +101,7 @@ def serve(
             store,
             prefix_bytes=prefix_bytes,
             extra_tasks=extra,
-            allow_other_weights=allow_other_weights,
+            allow_other_weights=options.allow_other_weights,
             authenticator=authenticator,
             timeout=timeout,
             max_body_bytes=max_body_bytes,
@@ -111,7 +114,7 @@ def serve(
         with _bind(host, port) as door:
             page = f", and a page to try them at {PATH}" if shown else ""
             address = f"http://{host}:{door.getsockname()[1]}"
-            options.say(f"serving {running.name} and {len(names)} tasks at {address}{page}")
+            say(f"serving {running.name} and {len(names)} tasks at {address}{page}")
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
             uvicorn.Server(config).run(sockets=[door])
 

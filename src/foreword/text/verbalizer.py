@@ -137,6 +137,14 @@ class WordTrie:
         inner = tuple(sorted({parent for parent in parents if parent is not None}))
         return cls(tuple(token for _, token in nodes), parents, tuple(paths), inner, labels)
 
+    @cached_property
+    def children(self) -> dict[int | None, list[int]]:
+        """Child nodes of the prompt (``None``) and of every inner node."""
+        children: dict[int | None, list[int]] = {}
+        for node, parent in enumerate(self.parents):
+            children.setdefault(parent, []).append(node)
+        return children
+
     def label_scores(self, node_logprobs: torch.Tensor) -> torch.Tensor:
         """A score a label: the sum of log-probabilities along a word, ``logsumexp`` over the label's words.
 

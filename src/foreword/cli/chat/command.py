@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli import options
 from foreword.cli.completion import task_names
+from foreword.cli.flags import expand_options
+from foreword.cli.options import EngineOptions
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.home import home
 
 
+@expand_options
 def chat(
     name: Annotated[
         str | None,
@@ -26,12 +28,8 @@ def chat(
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy.", show_default="the task's, else 1; 0 for learned tasks")
     ] = None,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    allow_other_weights: options.OtherWeights = False,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Talk with the base model or a task; /help in it lists what else it knows.
 
@@ -42,19 +40,19 @@ def chat(
     if name is not None and task is not None:
         raise UsageError("NAME and --task are the same; give one of them.")
     asked = name or task
-    store = options.open_bank(bank)
-    if asked is not None and asked != (model or options.default_model()):
+    store = options.open_bank()
+    if asked is not None and asked != options.model_name:
         store.describe(asked)  # said before the model is loaded
-    lm = options.open_model(model, dtype, device, trust_remote_code)
+    lm = options.open_model()
     if not lm.causal and not lm.decoder:
         raise UnsupportedModel(f"{lm.name} is an encoder, which writes no text; ask it with foreword classify.")
     from foreword.cli.chat.loop import Loop
     from foreword.cli.chat.talk import Talk
 
-    with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
+    with options.open_engine(lm) as engine:
         talk = Talk(
             engine,
-            lambda ref: options.find_task(ref, bank, lm, allow_other_weights=allow_other_weights),
+            lambda ref: options.find_task(ref, lm),
             max_tokens,
             temperature,
         )

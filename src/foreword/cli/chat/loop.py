@@ -9,10 +9,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foreword.cli import options
 from foreword.cli.chat.keyboard import Keyboard
 from foreword.cli.chat.talk import Talk
-from foreword.cli.figures import Figures, Meter
+from foreword.cli.generation_stats import GenerationStats, GenerationTimer
+from foreword.cli.options import say
 from foreword.errors import EngineError, ForewordError, PromptTooLong, UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Loop:
     def __init__(self, talk: Talk, bank: Bank, history: Path) -> None:
         self._talk, self._bank = talk, bank
         self._keyboard = Keyboard(history, self._complete)
-        self._figures: list[Figures] = []
+        self._answered: list[GenerationStats] = []
         self._commands: dict[str, Callable[[str], None]] = {
             "/task": self._task,
             "/base": lambda rest: self._turn_to(None),
@@ -55,7 +55,7 @@ class Loop:
     def run(self) -> None:
         """Until /quit, Ctrl-D or the end of the pipe. Raises EngineError once the engine can answer no more."""
         if self._keyboard.interactive:
-            options.say(f"{self._talk.engine.name}; /help lists the commands, Ctrl-D leaves")
+            say(f"{self._talk.engine.name}; /help lists the commands, Ctrl-D leaves")
         while (line := self._keyboard.read(self._name)) is not None:
             if line.strip() == "/quit":
                 return
@@ -64,7 +64,7 @@ class Loop:
             except ForewordError as error:
                 if not self._talk.engine.alive:
                     raise
-                options.say(f"foreword: {error}")
+                say(f"foreword: {error}")
             except KeyboardInterrupt:  # in the moments before and after an answer
                 if not self._keyboard.interactive:
                     raise
@@ -86,7 +86,7 @@ class Loop:
         self._commands[word](rest.strip())
 
     def _answer(self, question: str) -> None:
-        meter = Meter()
+        timer = GenerationTimer()
         try:
             stream = self._talk.ask(question)
         except PromptTooLong as error:
@@ -96,7 +96,7 @@ class Loop:
         reason, failed = None, None
         with stopped_by_ctrl_c(stream):
             for chunk in stream:
-                meter.take(chunk)
+                timer.take(chunk)
                 pieces.append(chunk.text)
                 print(chunk.text, end="", flush=True)
                 reason, failed = chunk.finish_reason, chunk.error
@@ -104,9 +104,9 @@ class Loop:
         if failed is not None:
             raise EngineError(failed)
         if reason == "cancelled":
-            options.say("(stopped)")
-        if (figures := meter.figures(stream)) is not None:
-            self._figures.append(figures)
+            say("(stopped)")
+        if (stats := timer.stats(stream)) is not None:
+            self._answered.append(stats)
             self._talk.keep(question, "".join(pieces))
 
     def _task(self, name: str) -> None:
@@ -120,17 +120,17 @@ class Loop:
         self._talk.turn_to(name)
         task = self._talk.task
         said = f"{task.ref} answers" if task is not None else f"{self._talk.engine.name} answers"
-        options.say(f"({said}, every question by itself)" if self._talk.one_message else f"({said})")
+        say(f"({said}, every question by itself)" if self._talk.one_message else f"({said})")
 
     def _clear(self, rest: str) -> None:
         self._talk.clear()
-        options.say("(a new conversation)")
+        say("(a new conversation)")
 
     def _stats(self, rest: str) -> None:
-        if not self._figures:
+        if not self._answered:
             raise UsageError("nothing was answered yet; ask something first.")
-        print(f"last answer: {self._figures[-1]}", flush=True)
-        print(f"session:     {Figures.together(self._figures)} in {len(self._figures)} answers", flush=True)
+        print(f"last answer: {self._answered[-1]}", flush=True)
+        print(f"session:     {GenerationStats.together(self._answered)} in {len(self._answered)} answers", flush=True)
 
     def _complete(self, line: str) -> list[str]:
         if line.startswith("/task "):

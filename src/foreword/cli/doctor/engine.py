@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from foreword.cli import options
 from foreword.cli.doctor.finding import Finding
-from foreword.cli.figures import Meter
+from foreword.cli.generation_stats import GenerationTimer
 from foreword.errors import EngineError, ForewordError
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ def _generated(lm: LanguageModel) -> Finding:
     task = static_task(lm, "doctor", "prompt", FRONT)
     prompt = request.from_text(lm.tokenizer, task, REQUEST)
     with options.open_engine(lm) as engine:
-        meter = Meter()
+        timer = GenerationTimer()
         stream = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=TOKENS, ignore_eos=True)))
         for chunk in stream:
-            meter.take(chunk)
+            timer.take(chunk)
             if chunk.error is not None:
                 raise EngineError(chunk.error)
-    return Finding("engine", "answer behind a prefix", "good", str(meter.figures(stream)))
+    return Finding("engine", "answer behind a prefix", "good", str(timer.stats(stream)))
 
 
 def _scored(lm: LanguageModel) -> Finding:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from foreword.errors import TrainingError
 from foreword.training.distillation.report import DistillationReport
+from foreword.training.loop.atomic_write import atomic_write
 
 
 def curve_table(curve: Sequence[DistillationReport]) -> str:
@@ -37,9 +38,8 @@ def plot_curve(curve: Sequence[DistillationReport], file: Path) -> None:
     axes.set_xlabel("virtual tokens")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    partial = file.with_name(f".{file.name}")
     try:
-        figure.savefig(partial, format="png", dpi=120)
-        partial.replace(file)
+        with atomic_write(file) as partial:
+            figure.savefig(partial, format="png", dpi=120)
     except OSError as error:
         raise TrainingError(f"the picture {file} cannot be written: {error.strerror}; use another --out.") from error

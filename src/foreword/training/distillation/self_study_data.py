@@ -22,6 +22,7 @@ from foreword.training.distillation.self_study import (
     generate_questions,
     most_likely_chunks,
 )
+from foreword.training.loop.atomic_write import atomic_write
 
 # Of the sampled answers of training conversations.
 TEMPERATURE = 0.5
@@ -82,9 +83,9 @@ class SelfStudyData:
         """Write JSON atomically."""
         splits = {"learned": self.train, "held": self.validation, "test": self.test}
         data = {name: [each.to_json() for each in split] for name, split in splits.items()}
-        partial = file.with_name(f".{file.name}")
-        partial.write_text(json.dumps({**data, "references": self.references}, ensure_ascii=False), encoding="utf-8")
-        partial.replace(file)
+        text = json.dumps({**data, "references": self.references}, ensure_ascii=False)
+        with atomic_write(file) as partial:
+            partial.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, file: Path) -> SelfStudyData:

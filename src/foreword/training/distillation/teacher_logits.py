@@ -19,6 +19,7 @@ from foreword.progress import Progress
 from foreword.text.ragged import lay_out, passes
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.self_study import Conversation
+from foreword.training.loop.atomic_write import atomic_write
 
 # Tokens whose log-probabilities are kept at every place.
 TOP_K = 64
@@ -47,10 +48,9 @@ class TeacherLogits:
 
     def save(self, file: Path) -> None:
         """Write them atomically."""
-        partial = file.with_name(f".{file.name}")
         tensors = {"starts": torch.tensor(self.starts), "token_ids": self.token_ids, "logprobs": self.logprobs}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(file)
+        with atomic_write(file) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
     @classmethod
     def load(cls, file: Path) -> TeacherLogits:

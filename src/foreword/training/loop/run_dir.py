@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import TrainingError
+from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.distributed import is_main_process
 
 
@@ -109,9 +110,8 @@ class RunDir:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            partial = self.path / f".{name}"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.path / name)
+            with atomic_write(self.path / name) as partial:
+                partial.write_text(text, encoding="utf-8")
         except OSError as error:
             raise TrainingError(
                 f"the run folder {self.path} cannot be written: {error.strerror}; use another --out."

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from foreword.core import Task
 from foreword.errors import SettingError
-from foreword.models import LanguageModel
-from foreword.prompts.lora import LoRA
-from foreword.prompts.registry import method
 from foreword.training.recipe import Recipe
+from foreword.training.setting import Setting, check_settings, flag_of
+
+if TYPE_CHECKING:
+    from foreword.core import Task
+    from foreword.models import LanguageModel
 
 # Settings that a single task may have.
 TASK_SETTINGS = (
@@ -38,31 +39,26 @@ class MultiTaskConfig:
         recipe: of all tasks; ``data`` and ``eval`` name the folder or file with the rows of all.
         out: the run folder.
         tasks: settings of single tasks by name, of the keys `TASK_SETTINGS`.
-        at_once: tasks that are learned, and in memory, at a time.
-        min_rows: tasks with fewer rows are left out.
-        shared_init: all tasks start from a prefix that is learned on the rows of all.
-        shared_length: virtual tokens that are learned on the rows of all tasks, then frozen, in front of those of each
-            task; 0 for none.
+
+    The other fields are flags of the command, too.
     """
 
     recipe: Recipe
     out: Path
     tasks: Mapping[str, Mapping[str, Any]]
-    at_once: int = 32
-    min_rows: int = 8
-    shared_init: bool = False
-    shared_length: int = 0
+    at_once: Annotated[int, Setting("Tasks that are learned, and in memory, at a time.", above=0)] = 32
+    min_rows: Annotated[int, Setting("Leave out tasks with fewer rows.", low=2)] = 8
+    shared_init: Annotated[bool, Setting("Start all from a prefix learned on everybody's rows.")] = False
+    shared_length: Annotated[
+        int,
+        Setting("Virtual tokens learned on everybody's rows, then frozen in front of each task's own.", low=0),
+    ] = 0
 
     def __post_init__(self) -> None:
         recipe = self.recipe
         if recipe.method in UNSUPPORTED_METHODS:
             raise SettingError("method", f"--method {recipe.method} learns one task at a time; use foreword train.")
-        if self.at_once < 1:
-            raise SettingError("at_once", f"--at-once must be above 0, got {self.at_once}.")
-        if self.min_rows < 2:
-            raise SettingError("min_rows", f"--min-rows must be at least 2, got {self.min_rows}.")
-        if self.shared_length < 0:
-            raise SettingError("shared_length", f"--shared-length must be 0 or more, got {self.shared_length}.")
+        check_settings(self)
         self._check_shared()
         for name, settings in self.tasks.items():
             if not isinstance(settings, Mapping):
@@ -100,15 +96,19 @@ class MultiTaskConfig:
     def _check_shared(self) -> None:
         recipe = self.recipe
         flag = "shared_init" if self.shared_init else "shared_length"
-        option = f"--{flag.replace('_', '-')}"
         if not (self.shared_init or self.shared_length):
             return
         if self.shared_init and self.shared_length:
             raise SettingError(
                 flag, "--shared-init and --shared-length are two ways to learn from everybody; give one of them."
             )
+        option = flag_of(flag)
         if recipe.parent is not None:
             raise SettingError(flag, f"{option} and --init {recipe.init} both say where to start; give one of them.")
+        # They load torch, and the command line reads this file for its help.
+        from foreword.prompts.lora import LoRA
+        from foreword.prompts.registry import method
+
         chosen = method(recipe.method, **recipe.options)
         if not chosen.length or isinstance(chosen, LoRA):
             raise SettingError(flag, f"{option} is for prefixes alone, and --method {recipe.method} is more or less.")

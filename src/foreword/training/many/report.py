@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import TrainingError
+from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.selection import headline_metric
 
 
@@ -73,10 +74,9 @@ class MultiTaskReport:
         axes.axvline(0.0, color="tab:gray", linewidth=1)
         axes.set_xlabel(f"gain in {(self.metric or '').replace('_', ' ')} over the base model")
         axes.set_ylabel("tasks")
-        partial = file.with_name(f".{file.name}")
         try:
-            figure.savefig(partial, format="png", dpi=120)
-            partial.replace(file)
+            with atomic_write(file) as partial:
+                figure.savefig(partial, format="png", dpi=120)
         except OSError as error:
             raise TrainingError(f"{file} cannot be written: {error.strerror}; make room, and pass --resume.") from error
 

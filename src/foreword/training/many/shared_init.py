@@ -18,6 +18,7 @@ from foreword.models import LanguageModel
 from foreword.progress import Say
 from foreword.text.rows import Row
 from foreword.training.data.training_data import TrainingData
+from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.distributed import barrier, is_main_process
@@ -113,10 +114,9 @@ def _save(task: Task, file: Path) -> None:
     tensors: dict[str, Tensor] = {"soft": task.soft.contiguous()} if task.soft is not None else {}
     for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
         tensors |= {f"{layer}.key": key.contiguous(), f"{layer}.value": value.contiguous()}
-    partial = file.with_name(f".{file.name}")
     try:
-        save_file(tensors, partial)
-        partial.replace(file)
+        with atomic_write(file) as partial:
+            save_file(tensors, partial)
     except OSError as error:
         raise TrainingError(f"{file} cannot be written: {error.strerror}; use another --out.") from error
 

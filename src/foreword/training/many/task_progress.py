@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from foreword.errors import TrainingError
+from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.concurrent_run import ConcurrentRun
 
 
@@ -69,9 +70,8 @@ class TaskProgress:
                 save_file(tensors, folder / f"{index}")
                 states.append({"task": run.name, "inputs": digests[run.name], "state": run.state_json()})
             (folder / "lanes.json").write_text(json.dumps(states), encoding="utf-8")
-            partial = self.folder / f".live-{self.rank}"
-            partial.write_text(folder.name, encoding="utf-8")
-            partial.replace(self._pointer)
+            with atomic_write(self._pointer) as partial:
+                partial.write_text(folder.name, encoding="utf-8")
         if previous is not None:
             shutil.rmtree(previous, ignore_errors=True)
 

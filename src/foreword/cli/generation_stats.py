@@ -1,10 +1,10 @@
-"""`Figures`: how fast an answer came, and how much of its prompt did not have to be run."""
+"""`GenerationStats`: how fast an answer came, and how much of its prompt was cached; `GenerationTimer` takes them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,43 +12,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Of one answer, or of several together.
+class GenerationStats:
+    """Sums over one answer, or over several.
 
     Attributes:
-        answers: how many.
-        prompt_tokens: all positions in front of them, prefixes included.
-        cached_tokens: how many of those did not have to be run.
-        tokens: of the answers.
-        waited: seconds to the first tokens.
-        followed: tokens behind the first ones.
-        seconds: that those took.
+        answers: how many there are.
+        prompt_tokens: positions in front of the answers, prefixes included.
+        cached_tokens: those of them that were cached.
+        tokens: tokens of the answers.
+        first_token_seconds: seconds to the first token.
+        decoded_tokens: tokens behind those of the first chunk.
+        decode_seconds: seconds that they took.
     """
 
     answers: int
     prompt_tokens: int
     cached_tokens: int
     tokens: int
-    waited: float
-    followed: int
-    seconds: float
+    first_token_seconds: float
+    decoded_tokens: int
+    decode_seconds: float
 
     @classmethod
-    def together(cls, parts: Sequence[Figures]) -> Figures:
-        names = cls.__dataclass_fields__
-        return cls(**{name: sum(getattr(part, name) for part in parts) for name in names})
+    def together(cls, parts: Sequence[GenerationStats]) -> GenerationStats:
+        return cls(*map(sum, zip(*map(astuple, parts), strict=True)))
 
     def __str__(self) -> str:
         """Such as ``first token after 85 ms, 21.4 tokens/s, 64 tokens, 1021 of 1043 prompt tokens cached``."""
-        wait = self.waited / self.answers
+        wait = self.first_token_seconds / self.answers
         first = f"first token after {wait * 1000:.0f} ms" if wait < 1 else f"first token after {wait:.1f} s"
-        rate = [f"{self.followed / self.seconds:.1f} tokens/s"] if self.seconds > 0 else []
+        rate = [f"{self.decoded_tokens / self.decode_seconds:.1f} tokens/s"] if self.decode_seconds > 0 else []
         cached = f"{self.cached_tokens} of {self.prompt_tokens} prompt tokens cached"
         return ", ".join([first, *rate, f"{self.tokens} tokens", cached])
 
 
 @dataclass
-class Meter:
+class GenerationTimer:
     """Times one answer while it comes; make it right before the request is submitted."""
 
     started: float = field(default_factory=time.perf_counter)
@@ -66,17 +65,17 @@ class Meter:
         if self._first is None:
             self._first, self._at_first = self._last, self._tokens
 
-    def figures(self, stream: Stream) -> Figures | None:
-        """Of the answer as far as it came; ``None`` if nothing did."""
+    def stats(self, stream: Stream) -> GenerationStats | None:
+        """Statistics of the answer as far as it came; ``None`` if no token did."""
         if self._first is None:
             return None
         request = stream.request
-        return Figures(
+        return GenerationStats(
             answers=1,
             prompt_tokens=request.prompt_tokens,
             cached_tokens=request.prefix_length + stream.cached_tokens,
             tokens=self._tokens,
-            waited=self._first - self.started,
-            followed=self._tokens - self._at_first,
-            seconds=self._last - self._first,
+            first_token_seconds=self._first - self.started,
+            decoded_tokens=self._tokens - self._at_first,
+            decode_seconds=self._last - self._first,
         )

@@ -1,10 +1,9 @@
-"""Models that other engines take, a bank in front of each, and the requests that both engines answer."""
+"""Small models in folders, as vLLM and llama.cpp take them, each with a bank of tasks and requests behind them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,11 +46,7 @@ CONFIGS = {
 }
 # Shorter and longer than a block of 32 or 128, whole blocks and all but.
 LENGTHS = (1, 2, 5, 16, 31, 32, 33, 48, 63, 64, 65, 96, 100, 127, 128, 129, 200, 256, 299, 300)
-TURNS = 3
 CACHE_BYTES = 1 << 26
-BLOCK = 32
-# Of a request of 364 tokens at most, twelve: four of the longest fill the cache, and others wait or give way.
-BLOCKS = 49
 
 
 def save_model(family: str, folder: Path) -> Path:
@@ -68,8 +63,15 @@ def save_model(family: str, folder: Path) -> Path:
 
 
 @dataclass(frozen=True, eq=False)
-class House:
-    """A model folder, the model in this process, and a bank in front of it."""
+class ServedModel:
+    """A model, and a bank of tasks for it.
+
+    Attributes:
+        folder: the model's files.
+        lm: the model in this process.
+        bank: with learned, lowered and static prefixes, by turns.
+        tasks: of the bank.
+    """
 
     folder: str
     lm: LanguageModel
@@ -77,7 +79,7 @@ class House:
     tasks: tuple[Task, ...]
 
     def requests(self, count: int, seed: int = 0, tokens: int = 12) -> list[Request]:
-        """Mixed requests behind all tasks, and some behind none; greedy, and on past the end of text."""
+        """Requests behind all tasks by turns, and some behind none; greedy, and on past the end of text."""
         draw = random.Random(seed)
         sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
         words = range(min(250, self.lm.identity.vocab_size))
@@ -89,45 +91,47 @@ class House:
         return found
 
     def expected(self, requests: Sequence[Request]) -> list[list[int]]:
-        """What the embedded engine answers."""
+        """The embedded engine's answers."""
         with Engine(self.lm, cache_bytes=CACHE_BYTES) as engine:
             return tokens(engine, requests)
 
     def publish(self, name: str, seed: int, length: int = 64) -> Task:
-        """A learned task that was not there, or a new version of one."""
+        """Publish a learned task, or a new version of one."""
         return self.bank.load(self.bank.publish(Task(name, "p-tuning-v2", learned(self.lm, length, seed))).ref)
 
 
-def open_house(folder: Path | str | None, place: Path, lengths: Sequence[int] = LENGTHS) -> House:
-    """A bank of learned, lowered and static prefixes, by turns.
+def make_served_model(folder: Path | str | None, place: Path, lengths: Sequence[int] = LENGTHS) -> ServedModel:
+    """Publish a prefix of every length.
 
     Args:
         folder: of the model; the built-in one if ``None``.
+        place: of the bank.
+        lengths: of the prefixes.
     """
     name = str(folder) if folder is not None else None
     lm = load_model(name, dtype="float32", progress=lambda line: None)
     bank = Bank(place)
     makers = (learned, lowered, static)
     for index, length in enumerate(lengths):
-        prefix = makers[index % TURNS](lm, length, index)
+        prefix = makers[index % len(makers)](lm, length, index)
         bank.publish(Task(f"t{index}", "test", prefix))
     tasks = tuple(bank.load(f"t{index}") for index in range(len(lengths)))
-    return House(str(model_info(name).folder), lm, bank, tasks)
+    return ServedModel(str(model_info(name).folder), lm, bank, tasks)
 
 
 def learned(lm: LanguageModel, length: int, seed: int) -> KVPrefix:
-    """Keys and values as per-layer methods learn them: of a text, and then moved."""
+    """A learned prefix: the keys and values of a text, with noise."""
     generator = torch.Generator().manual_seed(seed)
     real = replace(lower_tokens(lm, some_ids(length, seed)), token_ids=None, bos="none")
 
-    def move(tensor: torch.Tensor) -> torch.Tensor:
+    def add_noise(tensor: torch.Tensor) -> torch.Tensor:
         return tensor + 0.3 * torch.randn(tensor.shape, generator=generator) * float(tensor.std(correction=0) + 0.1)
 
-    return replace(real, keys=tuple(map(move, real.keys)), values=tuple(map(move, real.values)))
+    return replace(real, keys=tuple(map(add_noise, real.keys)), values=tuple(map(add_noise, real.values)))
 
 
 def lowered(lm: LanguageModel, length: int, seed: int) -> KVPrefix:
-    """Of soft tokens, which have no ids."""
+    """A prefix lowered from soft tokens, which have no ids."""
     width = lm.identity.hidden_size
     spread = float(lm.model.get_input_embeddings().weight.std())
     soft = torch.randn(length, width, generator=torch.Generator().manual_seed(seed)) * spread
@@ -135,7 +139,7 @@ def lowered(lm: LanguageModel, length: int, seed: int) -> KVPrefix:
 
 
 def static(lm: LanguageModel, length: int, seed: int) -> KVPrefix:
-    """Of a text."""
+    """The prefix of a text."""
     return lower_tokens(lm, some_ids(length, seed))
 
 
@@ -146,19 +150,9 @@ def some_ids(length: int, seed: int) -> list[int]:
 
 def tokens(engine: EngineProtocol, requests: Sequence[Request]) -> list[list[int]]:
     streams = [engine.submit(request) for request in requests]
-    return [[token for chunk in stream for token in whole(chunk)] for stream in streams]
+    return [[token for chunk in stream for token in token_ids(chunk)] for stream in streams]
 
 
-def whole(chunk) -> tuple[int, ...]:
+def token_ids(chunk) -> tuple[int, ...]:
     assert chunk.error is None, chunk.error
     return chunk.token_ids
-
-
-@contextmanager
-def vllm_engine(house: House, *flags: str) -> Iterator:
-    from foreword.vllm.engine import VllmEngine
-
-    described = model_info(house.folder)
-    usual = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32")
-    with VllmEngine(described, house.bank.place, flags=[*usual, *flags]) as engine:
-        yield engine

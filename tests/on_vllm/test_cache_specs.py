@@ -1,4 +1,4 @@
-"""Which of vLLM's caches a prefix may be written into, by vLLM's own classes."""
+"""Which of vLLM's KV cache specs a prefix may be written into."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from vllm.v1 import kv_cache_interface as kinds
+from vllm.v1 import kv_cache_interface as specs
 
 from foreword.errors import UnsupportedModel
 from foreword.vllm import compat
 from on_vllm.test_parts import settings
 
-USUAL = {"block_size": 16, "num_kv_heads": 2, "head_size": 32, "dtype": torch.float32}
+SIZES = {"block_size": 16, "num_kv_heads": 2, "head_size": 32, "dtype": torch.float32}
 
 
 def cache(spec) -> SimpleNamespace:
@@ -25,18 +25,18 @@ def cache(spec) -> SimpleNamespace:
 @pytest.mark.parametrize(
     "spec",
     [
-        kinds.MLAAttentionSpec(**{**USUAL, "num_kv_heads": 1}),
-        kinds.MambaSpec(block_size=16, shapes=((2, 2),), dtypes=(torch.float32,)),
-        kinds.CrossAttentionSpec(**USUAL),
-        kinds.ChunkedLocalAttentionSpec(**USUAL, attention_chunk_size=64),
+        specs.MLAAttentionSpec(**{**SIZES, "num_kv_heads": 1}),
+        specs.MambaSpec(block_size=16, shapes=((2, 2),), dtypes=(torch.float32,)),
+        specs.CrossAttentionSpec(**SIZES),
+        specs.ChunkedLocalAttentionSpec(**SIZES, attention_chunk_size=64),
     ],
     ids=lambda spec: type(spec).__name__,
 )
 def test_other_states_than_keys_and_values_are_refused_by_name(spec):
     with pytest.raises(UnsupportedModel, match=type(spec).__name__):
-        compat.check_cache(settings(), cache(spec))
+        compat.check_kv_cache(settings(), cache(spec))
 
 
 def test_keys_and_values_are_served():
-    for spec in (kinds.FullAttentionSpec(**USUAL), kinds.SlidingWindowSpec(**USUAL, sliding_window=8)):
-        compat.check_cache(settings(), cache(spec))
+    for spec in (specs.FullAttentionSpec(**SIZES), specs.SlidingWindowSpec(**SIZES, sliding_window=8)):
+        compat.check_kv_cache(settings(), cache(spec))
