@@ -89,7 +89,7 @@ class Run:
 
     @cached_property
     def method(self) -> Method:
-        return find_method(self.recipe.method, **self.recipe.options)
+        return find_method(self.recipe.method, **self.recipe.method_options)
 
     def with_seed(self, seed: int) -> Run:
         """The same run with other random numbers, on the same rows."""
@@ -173,7 +173,7 @@ class Run:
 
     @property
     def batch_size(self) -> int:
-        return self.recipe.batch_of(len(self.examples))
+        return self.recipe.batch_size_for(len(self.examples))
 
     @property
     def batches(self) -> list[list[BatchItem]]:
