@@ -79,4 +79,4 @@ def check_recipe(file: RecipeFile, recipe: Recipe) -> None:
     quiet_libraries()
     from foreword.prompts.registry import method
 
-    method(recipe.method, **recipe.options)
+    method(recipe.method, **recipe.method_options)
