@@ -17,8 +17,8 @@ from foreword.engine.protocol import EngineProtocol, Request
 from foreword.models import LanguageModel, load_model
 from foreword.models.model_info import model_info
 from foreword.prompts.lower import lower, lower_tokens
-from foreword.text.request import from_ids
-from models import VOCABULARY, byte_tokenizer
+from foreword.text.task_prompts import from_ids
+from tiny_models import VOCABULARY, byte_tokenizer
 
 SIZES = {
     "vocab_size": VOCABULARY,

@@ -218,7 +218,7 @@ class RaggedAttention:
     """
 
     def __init__(self, batch: Batch, on_keys: Callable[[int, Tensor, Tensor], None] | None = None) -> None:
-        if batch.computed is not None:
+        if batch.num_computed_tokens is not None:
             raise UsageError("a batch with computed tokens needs the attention of the engine that holds them.")
         self._on_keys = on_keys
         self._groups = [_pad(batch, members) for members in _group_by_context(batch)]

@@ -13,7 +13,7 @@ from foreword.bench.step.products import Products, Shapes
 from foreword.bench.step.workload import Step
 from foreword.bench.workload import Options
 from foreword.errors import BenchError
-from models import tiny_config, tiny_model
+from tiny_models import tiny_config, tiny_model
 
 TEXT = " ".join(f"I want lamp {number} of order {number * 37}." for number in range(60))
 

@@ -11,7 +11,7 @@ import pytest
 from foreword.bank.bank import Bank
 from foreword.cli.doctor import threads
 from foreword.cli.doctor.installation import check_installation
-from models import save_tiny
+from tiny_models import save_tiny
 
 
 def of(found, area: str, state: str | None = None) -> list[dict[str, str]]:

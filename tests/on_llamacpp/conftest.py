@@ -24,15 +24,15 @@ def served_float16(tmp_path_factory) -> ServedModel:
 
 
 @pytest.fixture(scope="session")
-def running(served) -> Iterator:
+def shared_engine(served) -> Iterator:
     with llamacpp_engine(served, cells=CELLS, step_tokens=64, max_batch=32) as engine:
         yield engine
 
 
 @pytest.fixture
-def engine(running) -> Iterator:
-    """After every test, what is counted is what is held, and nobody holds anything."""
-    yield running
-    assert running.statistics()["running"] == running.statistics()["waiting"] == 0
-    running.cells.check()
-    assert running.cells.num_free == CELLS
+def engine(shared_engine) -> Iterator:
+    """Checks after every test that the cache is consistent and free."""
+    yield shared_engine
+    assert shared_engine.statistics()["running"] == shared_engine.statistics()["waiting"] == 0
+    shared_engine.allocator.check()
+    assert shared_engine.allocator.num_free == CELLS

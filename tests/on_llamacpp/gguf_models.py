@@ -16,7 +16,8 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.llamacpp.engine import LlamaCppEngine
 from foreword.llamacpp.model import gguf_model
-from foreword.text.request import Prompt, from_ids
+from foreword.text.prompt import Prompt
+from foreword.text.task_prompts import from_ids
 from served_model import CACHE_BYTES, ServedModel, make_served_model, save_model
 
 IDS = (5, 17, 90, 200, 31)
@@ -58,7 +59,7 @@ def llamacpp_engine(served: ServedModel, **options) -> Iterator[LlamaCppEngine]:
         yield engine
 
 
-def asked(task, ids=IDS, **sampling) -> Request:
+def make_request(task, ids=IDS, **sampling) -> Request:
     return Request.from_prompt(from_ids(task, ids), SamplingParams(**{"max_tokens": 8, "ignore_eos": True, **sampling}))
 
 

@@ -19,15 +19,16 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy, EngineError, PromptTooLong, RequestError, UnsupportedModel
 from foreword.text.label_scorers import HeadScorer, WordScorer
-from foreword.text.request import Prompt, from_ids
+from foreword.text.prompt import Prompt
+from foreword.text.task_prompts import from_ids
 from foreword.text.verbalizer import WordTrie
 from on_llamacpp.gguf_models import (
     CLOSE,
     IDS,
-    asked,
     assert_same_answers,
     llamacpp_engine,
     make_gguf_model,
+    make_request,
     tasks_without_torch,
 )
 from served_model import CACHE_BYTES, tokens
@@ -42,10 +43,10 @@ def test_mixed_requests_get_the_embedded_engine_s_tokens(family, half, tmp_path)
     requests = own.requests(100)
     assert len({id(request.prefix) for request in requests}) > 20
     with llamacpp_engine(own, cells=2048) as engine:
-        assert engine.order.interleaved == (family == "llama")
+        assert engine.key_layout.interleaved == (family == "llama")
         assert_same_answers(own, requests, tokens(engine, requests), ties=0.1 if half else 0)
         assert engine.statistics()["prefixes_written"] >= 20
-        engine.cells.check()
+        engine.allocator.check()
 
 
 def test_a_lost_or_wrong_prefix_would_show(served, engine):
@@ -60,14 +61,14 @@ def test_prefixes_read_without_pytorch_are_the_same(served, engine):
     plain = tasks_without_torch(served)
     assert [task.prefix.digest for task in plain] == [task.prefix.digest for task in served.tasks]
     assert all(isinstance(task.prefix.keys[0], np.ndarray) for task in plain)
-    mine, theirs = ([asked(task) for task in tasks] for tasks in (plain, served.tasks))
+    mine, theirs = ([make_request(task) for task in tasks] for tasks in (plain, served.tasks))
     assert tokens(engine, mine) == tokens(engine, theirs)
 
 
 def test_a_prefix_lies_in_the_cache_once(served, engine):
     task = served.publish("shared", 102, length=96)
     before = engine.statistics()["prefixes_written"]
-    requests = [asked(task, (7, 8, token)) for token in range(9, 29)]
+    requests = [make_request(task, (7, 8, token)) for token in range(9, 29)]
     assert_same_answers(served, requests, tokens(engine, requests))
     assert engine.statistics()["prefixes_written"] == before + 1
 
@@ -83,7 +84,7 @@ def test_any_part_of_a_static_prefix_is_exact(served, engine):
 def test_long_requests_are_run_in_pieces(served, engine):
     draw = random.Random(8)
     requests = [
-        asked(task, [draw.randrange(250) for _ in range(150)])  # a step runs 64 tokens
+        make_request(task, [draw.randrange(250) for _ in range(150)])  # a step runs 64 tokens
         for task in (*served.tasks[::3], None)
     ]
     assert_same_answers(served, requests, tokens(engine, requests))
@@ -100,10 +101,10 @@ def test_requests_that_must_give_way_go_on_rightly(served, engine):
 
 def test_a_new_version_answers_as_itself(served, engine):
     old = served.publish("renewed", 103, length=64)
-    first = tokens(engine, [asked(old)])
+    first = tokens(engine, [make_request(old)])
     new = served.publish("renewed", 104, length=64)
-    found = [tokens(engine, [asked(task)])[0] for task in (new, old)]
-    assert found == served.expected([asked(new), asked(old)])
+    found = [tokens(engine, [make_request(task)])[0] for task in (new, old)]
+    assert found == served.expected([make_request(new), make_request(old)])
     assert found[1] == first[0] != found[0]
 
 
@@ -171,8 +172,8 @@ def test_words_are_scored_as_by_the_embedded_engine(served, engine):
 def test_prompts_are_read_behind_learned_prefixes_too(served, engine):
     draw = random.Random(6)
     prompts = [from_ids(task, [draw.randrange(250) for _ in range(90)]) for task in (*served.tasks[:8], None)]
-    prompts = [replace(prompt, places=()) for prompt in (*prompts, from_ids(None, (5,)))]
-    prompts.append(replace(from_ids(None, (5, 6, 7)), places=(1,)))
+    prompts = [replace(prompt, output_indices=()) for prompt in (*prompts, from_ids(None, (5,)))]
+    prompts.append(replace(from_ids(None, (5, 6, 7)), output_indices=(1,)))
     with Engine(served.lm, cache_bytes=CACHE_BYTES) as embedded:
         expected = embedded.token_logprobs(prompts)
         top = embedded.prompt_logprobs(prompts[2], 3)
@@ -191,7 +192,7 @@ def test_soft_tokens_inside_a_request_are_its_own(served, engine):
     for task in [*served.tasks[:6], None]:
         soft = torch.randn(3, served.lm.identity.hidden_size, generator=draw) * spread
         ids = (5, -1, 17, -3, -2, *range(40, 120))  # more than a step
-        requests.append(replace(asked(task), token_ids=ids, soft=soft))
+        requests.append(replace(make_request(task), token_ids=ids, soft=soft))
     requests.append(replace(requests[0], token_ids=(5, 9, -1)))
     assert_same_answers(served, requests, tokens(engine, requests))
     others = [replace(request, soft=-request.soft) for request in requests]
@@ -214,20 +215,20 @@ def test_soft_tokens_inside_a_request_are_its_own(served, engine):
     ids=lambda sampling: "-".join(sampling),
 )
 def test_options_mean_what_they_mean_to_the_embedded_engine(served, engine, sampling):
-    requests = [asked(task, **sampling) for task in served.tasks[:12]]
+    requests = [make_request(task, **sampling) for task in served.tasks[:12]]
     mine, theirs = tokens(engine, requests), served.expected(requests)
     assert mine == theirs
-    assert mine != tokens(engine, [asked(task) for task in served.tasks[:12]])
+    assert mine != tokens(engine, [make_request(task) for task in served.tasks[:12]])
 
 
 def test_a_seeded_answer_is_the_same_alone_and_in_a_crowd(served, engine):
-    request = asked(served.tasks[4], temperature=1.0, seed=7, max_tokens=20)
+    request = make_request(served.tasks[4], temperature=1.0, seed=7, max_tokens=20)
     alone = tokens(engine, [request])[0]
     assert tokens(engine, [*served.requests(8, seed=9), request])[-1] == tokens(engine, [request])[0] == alone
 
 
 def test_logprobs_are_the_model_s_own(served, engine):
-    request = asked(served.tasks[3], logprobs=3)
+    request = make_request(served.tasks[3], logprobs=3)
     found = [each for chunk in engine.submit(request) for each in chunk.logprobs]
     with Engine(served.lm, cache_bytes=CACHE_BYTES) as embedded:
         expected = [each for chunk in embedded.submit(request) for each in chunk.logprobs]
@@ -237,12 +238,12 @@ def test_logprobs_are_the_model_s_own(served, engine):
 
 
 def test_stop_texts_and_ends(served, engine):
-    free = tokens(engine, [asked(served.tasks[5], max_tokens=12)])[0]
+    free = tokens(engine, [make_request(served.tasks[5], max_tokens=12)])[0]
     text = served.lm.tokenizer.decode(free)
     for request in (
-        asked(served.tasks[5], max_tokens=12, stop=(text[3:5],)),
-        asked(served.tasks[5], max_tokens=12, stop_token_ids=(free[4],)),
-        asked(served.tasks[5], max_tokens=12, ignore_eos=False, logit_bias={256: 90.0}),
+        make_request(served.tasks[5], max_tokens=12, stop=(text[3:5],)),
+        make_request(served.tasks[5], max_tokens=12, stop_token_ids=(free[4],)),
+        make_request(served.tasks[5], max_tokens=12, ignore_eos=False, logit_bias={256: 90.0}),
     ):
         chunks = list(engine.submit(request))
         with Engine(served.lm, cache_bytes=CACHE_BYTES) as embedded:
@@ -258,14 +259,17 @@ def test_constraints_are_kept(served, engine):
         (Constraint.choice(["yes", "no"]), lambda text: text in ("yes", "no")),
         (Constraint.json_schema(schema), lambda text: 0 <= json.loads(text)["age"] <= 9),
     ):
-        request = asked(served.tasks[3], constraint=constraint, ignore_eos=False, max_tokens=60)
+        request = make_request(served.tasks[3], constraint=constraint, ignore_eos=False, max_tokens=60)
         assert fits("".join(chunk.text for chunk in engine.submit(request)))
 
 
 def test_what_is_scored_gets_room_while_others_run(served, engine):
     """Prefixes of what runs fill the cache; a scoring that needs more waits, and nobody overtakes it for ever."""
     task = served.publish("wide", 105, length=400)
-    streams = [engine.submit(asked(task, max_tokens=100)), engine.submit(asked(served.tasks[-1], max_tokens=100))]
+    streams = [
+        engine.submit(make_request(task, max_tokens=100)),
+        engine.submit(make_request(served.tasks[-1], max_tokens=100)),
+    ]
     other = served.publish("other-wide", 106, length=500)
     found = engine.score([from_ids(other, IDS)], WordScorer(TRIE))
     with Engine(served.lm, cache_bytes=CACHE_BYTES) as embedded:
@@ -277,7 +281,7 @@ def test_what_can_never_run_is_refused(served, engine):
     wide = served.lm.identity.hidden_size
     adapter = Adapter({"model.layers.0.self_attn.q_proj": LowRank(torch.zeros(1, wide), torch.zeros(wide, 1))})
     with pytest.raises(RequestError, match="LoRA"):
-        engine.submit(replace(asked(served.tasks[0]), adapter=adapter))
+        engine.submit(replace(make_request(served.tasks[0]), adapter=adapter))
     with pytest.raises(RequestError, match="LoRA"):
         engine.score([Prompt(IDS, None, 0, adapter=adapter)], WordScorer(TRIE))
     with pytest.raises(UnsupportedModel, match="heads are not read"):
@@ -285,14 +289,14 @@ def test_what_can_never_run_is_refused(served, engine):
     with pytest.raises(UnsupportedModel, match="computes no prefix"):
         engine.prefill(IDS)
     with pytest.raises(PromptTooLong, match="context of 512"):
-        engine.submit(asked(served.tasks[0], max_tokens=512))
+        engine.submit(make_request(served.tasks[0], max_tokens=512))
 
 
 def test_a_prefix_that_float16_does_not_hold_is_refused(served_float16):
     short = served_float16.tasks[3].prefix
     keys = (short.keys[0] * 1e6, *short.keys[1:])
     with llamacpp_engine(served_float16, cells=256) as engine, pytest.raises(RequestError, match=r"beyond 65,504"):
-        engine.submit(asked(replace(served_float16.tasks[3], prefix=replace(short, keys=keys))))
+        engine.submit(make_request(replace(served_float16.tasks[3], prefix=replace(short, keys=keys))))
 
 
 def test_a_prefix_and_request_beyond_the_cache_are_refused(served):
@@ -300,24 +304,24 @@ def test_a_prefix_and_request_beyond_the_cache_are_refused(served):
         llamacpp_engine(served, cells=256) as engine,
         pytest.raises(PromptTooLong, match=r"the context of 256|positions of the cache"),
     ):
-        engine.submit(asked(served.tasks[-1]))
+        engine.submit(make_request(served.tasks[-1]))
 
 
 def test_too_many_wait(served):
     with llamacpp_engine(served, cells=512, max_waiting=1, start=False) as engine:
-        streams = [engine.submit(asked(None))]
+        streams = [engine.submit(make_request(None))]
         with pytest.raises(EngineBusy):
-            engine.submit(asked(None))
+            engine.submit(make_request(None))
         assert streams[0].cancelled is False
 
 
 def test_closing_ends_what_runs(served):
     with llamacpp_engine(served, cells=512) as engine:
-        stream = engine.submit(asked(None, max_tokens=400))
+        stream = engine.submit(make_request(None, max_tokens=400))
         next(iter(stream))
     assert list(stream)[-1].finish_reason == "cancelled"
     with pytest.raises(EngineError, match="closed"):
-        engine.submit(asked(None))
+        engine.submit(make_request(None))
 
 
 def test_a_prefix_of_another_model_is_refused(served, engine):
@@ -326,4 +330,4 @@ def test_a_prefix_of_another_model_is_refused(served, engine):
     short: KVPrefix = served.tasks[0].prefix
     other = replace(short, model=replace(short.model, rope='{"rope_theta": 1.0}'))
     with pytest.raises(ModelMismatch, match="rope"):
-        engine.submit(asked(replace(served.tasks[0], prefix=other)))
+        engine.submit(make_request(replace(served.tasks[0], prefix=other)))

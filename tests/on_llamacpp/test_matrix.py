@@ -12,7 +12,7 @@ from foreword.bench.conformance.on_vllm import TOP, compared
 from foreword.bench.conformance.subject import Subject
 from foreword.bench.conformance.vllm_side import answered
 from foreword.bench.conformance.workload import GOAL, LLAMACPP
-from foreword.core.sampling import MOST_LOGPROBS
+from foreword.core.sampling import MAX_LOGPROBS
 from foreword.engine.engine import Engine
 from foreword.errors import UnsupportedModel
 from served_model import CACHE_BYTES
@@ -36,7 +36,7 @@ def test_a_lost_prefix_is_a_number(served, engine):
         for index, task in enumerate(served.tasks)
     ]
     with Engine(served.lm, cache_bytes=CACHE_BYTES) as embedded:
-        expected = answered(embedded, served.bank, asked, MOST_LOGPROBS)
+        expected = answered(embedded, served.bank, asked, MAX_LOGPROBS)
     assert compared(answered(engine, served.bank, asked, TOP), expected)["difference"] < GOAL
     lost = [{**each, "task": None, "length": 0} for each in asked]
     for each, known in zip(lost, expected, strict=True):

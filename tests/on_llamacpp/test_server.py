@@ -27,7 +27,7 @@ from foreword.engine.protocol import Request
 from foreword.evaluation.predict import classify
 from foreword.models import LanguageModel, load_model
 from foreword.prompts.static import static_task
-from foreword.text.request import from_messages, from_text
+from foreword.text.task_prompts import from_messages, from_text
 from served_model import CACHE_BYTES, learned
 
 POLICY = "You are the help desk of a lamp shop. Lamps can be returned within thirty days, with the receipt. " * 6

@@ -14,7 +14,7 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import RequestError
 from foreword.text.label_scorers import WordScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.text.verbalizer import WordTrie
 from on_vllm.running_engine import vllm_engine
 from served_model import ServedModel, make_served_model, save_model, tokens

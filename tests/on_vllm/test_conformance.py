@@ -11,7 +11,7 @@ from foreword.bench.conformance.on_vllm import TOP, compared, on_vllm
 from foreword.bench.conformance.subject import Subject
 from foreword.bench.conformance.vllm_side import answered
 from foreword.bench.conformance.workload import GOAL, VLLM
-from foreword.core.sampling import MOST_LOGPROBS
+from foreword.core.sampling import MAX_LOGPROBS
 from foreword.engine.engine import Engine
 
 
@@ -30,7 +30,7 @@ def test_a_lost_prefix_is_a_number(served, engine):
         for index, task in enumerate(served.tasks)
     ]
     with Engine(served.lm) as embedded:
-        expected = answered(embedded, served.bank, asked, MOST_LOGPROBS)
+        expected = answered(embedded, served.bank, asked, MAX_LOGPROBS)
     assert compared(answered(engine, served.bank, asked, TOP), expected)["difference"] < GOAL
     for each, known in zip(asked, expected, strict=True):
         lost = {**each, "task": None, "length": 0}

@@ -26,7 +26,8 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.models import LanguageModel, load_model
 from foreword.prompts.static import static_task
-from foreword.text.request import Prompt, from_fields, from_ids, from_messages, from_text
+from foreword.text.prompt import Prompt
+from foreword.text.task_prompts import from_fields, from_ids, from_messages, from_text
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 

@@ -17,7 +17,8 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy, PromptTooLong, RequestError, UnsupportedModel
 from foreword.text.label_scorers import WordScorer
-from foreword.text.request import Prompt, from_ids
+from foreword.text.prompt import Prompt
+from foreword.text.task_prompts import from_ids
 from foreword.text.verbalizer import WordTrie
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")

@@ -55,7 +55,7 @@ def test_what_fails_to_load_fails_alone_with_groups_of_layers(served):
 
     from foreword.core import SamplingParams
     from foreword.engine.protocol import Request
-    from foreword.text.request import from_ids
+    from foreword.text.task_prompts import from_ids
 
     lost = served.publish("lost", 107)
     name, _, version = lost.ref.partition("@")

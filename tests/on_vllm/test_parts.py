@@ -18,7 +18,7 @@ from foreword.vllm.plugin import register
 from foreword.vllm.prefix_load import NULL_BLOCK_ID, PrefixReference, slot_mapping
 from foreword.vllm.prefix_shards import HeadShard, PrefixShards
 from foreword.vllm.prompt_builder import PromptBuilder
-from models import byte_tokenizer
+from tiny_models import byte_tokenizer
 
 KEY = "0123456789abcdef0123456789abcdef"
 

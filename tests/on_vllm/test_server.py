@@ -18,7 +18,7 @@ from foreword.core import SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.server.app import create_app
-from foreword.text.request import from_text
+from foreword.text.task_prompts import from_text
 from served_model import learned
 
 TEXT = "once upon"

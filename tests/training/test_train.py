@@ -30,7 +30,7 @@ from foreword.training.loop.trainer import PrefixTrainer, training_arguments
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
-from models import tiny_model
+from tiny_models import tiny_model
 from training.small_data import ANSWERS, examples, recipe, write_csv, write_jsonl
 
 LEARNED = ("p-tuning-v2", "prompt-tuning")
@@ -236,7 +236,7 @@ def test_killed_and_resumed(tmp_path):
     code = f"""
 from foreword.training.recipe import Recipe
 from foreword.training.train import train
-from models import tiny_model
+from tiny_models import tiny_model
 train(tiny_model("llama"), Recipe(**{settings.to_json()!r}, out={settings.out!r}))
 """
     tests = Path(__file__).parents[1]

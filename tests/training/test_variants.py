@@ -25,7 +25,7 @@ from foreword.training.loop.trainer import PrefixTrainer
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
-from models import tiny_model
+from tiny_models import tiny_model
 from training.small_data import examples, recipe, write_jsonl
 
 
@@ -134,7 +134,7 @@ def test_soft_tokens_anywhere_in_the_template(method, template, ahead, tmp_path)
     assert result.metrics["accuracy"] > 0.9
     assert result.task.prefix.length == ahead
     assert result.task.soft is not None
-    assert len(result.task.soft) == Template.parse(template).soft_tokens
+    assert len(result.task.soft) == Template.parse(template).num_soft_tokens
 
 
 def test_soft_tokens_on_an_encoder_stay_in_the_rows(tmp_path):

@@ -22,10 +22,10 @@ from foreword.bank.json_document import (
 )
 from foreword.bank.names import is_name, is_version, name_version
 from foreword.bank.version_files import HEAD, known_files, member_files, missing_files, unknown_files
-from foreword.core import OF_REQUESTS, Combine, Kind, SamplingParams, Task
+from foreword.core import REQUEST_ONLY_PARAMS, Combine, Kind, SamplingParams, Task
 from foreword.errors import CorruptFile, UsageError
 
-_GENERATION = frozenset(field.name for field in dataclasses.fields(SamplingParams)) - OF_REQUESTS
+_GENERATION = frozenset(field.name for field in dataclasses.fields(SamplingParams)) - REQUEST_ONLY_PARAMS
 
 
 def _is_text(value: object) -> bool:

@@ -28,7 +28,7 @@ def cache(
 
     Example: foreword cache multi_task_prompt.json
     """
-    from foreword.text.prompt_rows import read_prompts
+    from foreword.text.static_prompts import read_prompts
 
     prompts = read_prompts(file)
     # All names before any work: half a file published would be worse than none.

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.evaluation.report import Report
     from foreword.models import LanguageModel
-    from foreword.prompts.compose import Composition, How
+    from foreword.prompts.compose import Composition, Placement
     from foreword.text.rows import Row
 
 # The name of a stack that is only measured.
 UNPUBLISHED = "stack"
 
-HOW: dict[How, str] = {
+HOW: dict[Placement, str] = {
     "text": "its text, run behind what stands in front: exact",
     "first": "as it was learned: exact",
     "soft": "its soft tokens, run behind what stands in front; learned without it, so an approximation",
@@ -100,12 +100,12 @@ def _measured(lm: LanguageModel, made: Composition, rows: Sequence[Row], label_f
 
     if made.task.template is None:
         raise UsageError("the stack has no template to ask the examples with; pass --template.")
-    asked: dict[str, Task] = {task.ref: task for task in made.alone()}
+    asked: dict[str, Task] = {task.ref: task for task in made.separate_tasks()}
     with evaluation_engine(lm) as engine, Progress("measuring", len(asked) + 1, "prefixes") as progress:
         alone = {}
         for ref, task in asked.items():
             alone[ref] = _figures(evaluate(engine, task, rows, label_field=label_field))
-            progress.reach(len(alone))
+            progress.set_completed(len(alone))
         together = _figures(evaluate(engine, made.task, rows, label_field=label_field))
     return {"n": len(rows), "metrics": together, "alone": alone}
 

@@ -13,7 +13,7 @@ from foreword.cli.interruption import going_on
 from foreword.cli.options import Json, ModelOptions, Replace, emit, one_of, quiet_libraries, read_text, say
 from foreword.cli.runs import how_to_resume, publication, write_task
 from foreword.errors import TrainingError, UsageError
-from foreword.home import default_run
+from foreword.home import default_run_dir
 from foreword.training.distillation.recipe import DistilRecipe
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def distill(
     if publish is not None:
         options.check_name(publish)
     quiet_libraries()
-    recipe = with_fields(recipe, out=recipe.out or default_run(publish or "distill"))
+    recipe = with_fields(recipe, out=recipe.out or default_run_dir(publish or "distill"))
     store = options.open_bank()
     source = None if name is None else _static(store.load(name))
     content = source.text or "" if source is not None else read_text(given)

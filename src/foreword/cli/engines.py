@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.engine.protocol import EngineProtocol
     from foreword.models import LanguageModel
-    from foreword.text.prompt_rows import StaticPrompt
+    from foreword.text.static_prompts import StaticPrompt
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _prompts(options: ServerOptions) -> list[StaticPrompt]:
     """The rows of a file of static prompts, their names checked before the model is loaded."""
     if options.multi_task_prompt is None:
         return []
-    from foreword.text.prompt_rows import read_prompts
+    from foreword.text.static_prompts import read_prompts
 
     prompts = read_prompts(options.multi_task_prompt)
     options.check_name(*(prompt.name for prompt in prompts))

@@ -162,7 +162,7 @@ def _reports(engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row],
     """By name and version."""
     from foreword.evaluation.evaluate import evaluate as run_evaluate
 
-    with Progress("evaluating", _questions(tasks, len(rows)), "questions", watch=lambda: _answered(engine)):
+    with Progress("evaluating", _questions(tasks, len(rows)), "questions", poll=lambda: _answered(engine)):
         reports = {task.ref: run_evaluate(engine, task, rows, label_field=label_field) for task in tasks}
     if missing := sorted({name for report in reports.values() for name in report.unavailable_metrics}):
         say(f"not measured: {', '.join(missing)}; they need: pip install 'foreword[eval]'")

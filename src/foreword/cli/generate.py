@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from foreword.engine.engine import Engine
     from foreword.engine.protocol import Request, Stream
     from foreword.models import LanguageModel
-    from foreword.text.request import Prompt
+    from foreword.text.prompt import Prompt
 
 
 @expand_options
@@ -64,7 +64,7 @@ def generate(
     usual = task_sampling_params(found).max_tokens
     params = task_sampling_params(
         found,
-        max_tokens=prompt.fitting(usual, lm.context) if max_tokens is None else max_tokens,
+        max_tokens=prompt.cap_max_tokens(usual, lm.context) if max_tokens is None else max_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -167,9 +167,9 @@ def _constraint(json_schema: str | None, regex: str | None, choice: list[str] | 
 
 
 def _prompt(lm: LanguageModel, task: Task | None, text: str | None, fields: dict[str, str]) -> Prompt:
-    from foreword.text import request
+    from foreword.text import task_prompts
 
-    request.require_generation(task)
+    task_prompts.require_generation(task)
     if text is None:
-        return request.from_fields(lm.tokenizer, task, fields)
-    return request.from_text(lm.tokenizer, task, text)
+        return task_prompts.from_fields(lm.tokenizer, task, fields)
+    return task_prompts.from_text(lm.tokenizer, task, text)

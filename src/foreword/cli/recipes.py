@@ -77,6 +77,6 @@ def check_recipe(file: RecipeFile, recipe: Recipe) -> None:
         if recipe.verbalizer is not None:
             Verbalizer.parse(recipe.verbalizer)
     quiet_libraries()
-    from foreword.prompts.registry import method
+    from foreword.prompts.registry import get_method
 
-    method(recipe.method, **recipe.method_options)
+    get_method(recipe.method, **recipe.method_options)

@@ -16,7 +16,7 @@ from foreword.cli.options import Json, ModelOptions, Replace, emit, quiet_librar
 from foreword.cli.recipes import SharedRecipeFlags, check_recipe, make_recipe, read_settings
 from foreword.cli.runs import how_to_resume, publication, write_task
 from foreword.errors import SettingError, UsageError
-from foreword.home import default_run
+from foreword.home import default_run_dir
 from foreword.training.recipe import Recipe
 from foreword.training.setting import flag_of
 
@@ -88,7 +88,7 @@ def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
     check_recipe(file, base)
     plan.check(base)
     _check_unvaried(plan, base)
-    out = base.out or default_run("search")
+    out = base.out or default_run_dir("search")
     with going_on(lambda: how_to_resume(out)):
         lm = options.open_model()
         from foreword.training.search.search import search as run_search

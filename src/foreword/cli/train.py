@@ -14,7 +14,7 @@ from foreword.cli.options import Json, ModelOptions, Replace, emit, say
 from foreword.cli.recipes import RecipeFlags, check_recipe, make_recipe, read_settings
 from foreword.cli.runs import how_to_resume, publication, write_task
 from foreword.errors import UsageError
-from foreword.home import default_run
+from foreword.home import default_run_dir
 
 if TYPE_CHECKING:
     from foreword.training.recipe_file import RecipeFile
@@ -56,7 +56,7 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
         with file.locate_errors("publish"):
             options.check_name(name)
     check_recipe(file, recipe)
-    out = recipe.out or default_run(name or recipe.method)
+    out = recipe.out or default_run_dir(name or recipe.method)
     with going_on(lambda: how_to_resume(out)):
         lm = options.open_model()
         from foreword.training.loop.distributed import is_main_process

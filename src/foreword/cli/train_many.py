@@ -16,7 +16,7 @@ from foreword.cli.options import Json, ModelOptions, Replace, emit, say
 from foreword.cli.recipes import SharedRecipeFlags, check_recipe, make_recipe, read_settings
 from foreword.cli.runs import how_to_resume, write_task
 from foreword.errors import SettingError, UsageError
-from foreword.home import default_run
+from foreword.home import default_run_dir
 from foreword.training.many.config import MultiTaskConfig
 from foreword.training.setting import check_type, settings_of
 
@@ -79,7 +79,7 @@ def _train_many(file: RecipeFile, settings: dict[str, Any]) -> None:
         tasks = _task_settings(settings["tasks"])
     from foreword.training.loop.distributed import is_main_process
 
-    out = recipe.out or default_run("train-many")
+    out = recipe.out or default_run_dir("train-many")
     plan = MultiTaskConfig(recipe, Path(out), tasks, **{name: settings[name] for name in settings_of(MultiTaskConfig)})
     users = _users(recipe.data, settings)
     held = _users(recipe.eval, settings) if recipe.eval is not None else None

@@ -41,7 +41,7 @@ def prefix_task(
         parsed.require_answer()
     if (parsed is not None and parsed.has_mask) != (verbalizer is not None):
         raise UsageError("a template with {mask} and a verbalizer go together; give both, or neither.")
-    if parsed is not None and parsed.soft_tokens:
+    if parsed is not None and parsed.num_soft_tokens:
         raise UsageError("a prefix file has no values for {soft:N}; take it out of the template.")
     source = parsed.source if parsed is not None else None
     words = dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None

@@ -21,7 +21,7 @@ PREFIX_TOKENS = 11
 REQUEST_TOKENS = 7
 # Share of a prefix's effect that may be lost to rounding, in units of the dtype's own precision. SmolLM2 loses 5 in
 # bfloat16 and float16 and 16 in float32, where a floor is put: less than a thousandth is rounding in any model.
-TOLERATED = 24.0
+TOLERANCE = 24.0
 FLOOR = 1e-3
 # Not all and not in order, so that a model which ignores the choice of rows is found out too.
 REQUEST_ROWS = (6, 3, 0, 4)
@@ -47,7 +47,7 @@ class ProbeResult:
 
 
 @torch.no_grad()
-def prove(model: Any, first_position: int) -> ProbeResult:
+def probe_model(model: Any, first_position: int) -> ProbeResult:
     """Show that every self-attention layer of ``model`` uses a prefix exactly once and rightly.
 
     Raises:
@@ -65,14 +65,14 @@ def prove(model: Any, first_position: int) -> ProbeResult:
         keys[layer], values[layer] = key, value
 
     try:
-        first = ForwardContext(RaggedAttention(_alone(ids[:PREFIX_TOKENS]), collect), layers, register_layers=True)
-        _run(model, _alone(ids[:PREFIX_TOKENS]), _all(PREFIX_TOKENS, ids), first, first_position)
+        first = ForwardContext(RaggedAttention(_single_row(ids[:PREFIX_TOKENS]), collect), layers, register_layers=True)
+        _run(model, _single_row(ids[:PREFIX_TOKENS]), _all(PREFIX_TOKENS, ids), first, first_position)
         _check_layers(config, name, first)
         prefix = _as_prefix(keys, values)
-        request = _alone(ids[PREFIX_TOKENS:], prefix)
+        request = _single_row(ids[PREFIX_TOKENS:], prefix)
         second = ForwardContext(RaggedAttention(request), layers)
         with_prefix = _run(model, request, rows, second, first_position)
-        bare = Batch((REQUEST_TOKENS,), (None,), (_without(prefix),), ids[PREFIX_TOKENS:])
+        bare = Batch((REQUEST_TOKENS,), (None,), (_emptied(prefix),), ids[PREFIX_TOKENS:])
         without = _run(model, bare, rows, ForwardContext(RaggedAttention(bare), layers), first_position)
         causal = all(bool(getattr(module, "is_causal", True)) for module in layers)
         reference = _reference(model, ids, causal)[rows]
@@ -85,7 +85,7 @@ def prove(model: Any, first_position: int) -> ProbeResult:
     difference, effect = _distance(with_prefix, reference), _distance(without, reference)
     precision = torch.finfo(reference.dtype).eps
     rounding = 4 * precision * float(reference.float().square().mean().sqrt())
-    if not difference <= max(max(TOLERATED * precision, FLOOR) * effect, rounding):
+    if not difference <= max(max(TOLERANCE * precision, FLOOR) * effect, rounding):
         raise UnsupportedModel(
             f"{name} does not give the same logits with text as a prefix as with the joined text: they differ by "
             f"{difference:.3g}, where leaving the prefix out changes them by {effect:.3g}."
@@ -145,7 +145,7 @@ def _probe_ids(model: Any) -> Tensor:
     return (vocabulary // 4 + steps * 7919) % (vocabulary - 5) + 5
 
 
-def _alone(ids: Tensor, prefix: KVPrefix | None = None) -> Batch:
+def _single_row(ids: Tensor, prefix: KVPrefix | None = None) -> Batch:
     return Batch((len(ids),), (None,), (prefix,), ids)
 
 
@@ -162,7 +162,7 @@ def _as_prefix(keys: dict[int, Tensor], values: dict[int, Tensor]) -> KVPrefix:
     return KVPrefix(identity, tuple(keys[i] for i in ordered), tuple(values[i] for i in ordered), offset=PREFIX_TOKENS)
 
 
-def _without(prefix: KVPrefix) -> KVPrefix:
+def _emptied(prefix: KVPrefix) -> KVPrefix:
     """No positions, but the request still starts where it would: what a model that loses its prefix computes."""
     keys = tuple(key[:, :0] for key in prefix.keys)
     values = tuple(value[:, :0] for value in prefix.values)
@@ -181,7 +181,7 @@ def _reference(model: Any, ids: Tensor, causal: bool) -> Tensor:
         cache = DynamicCache()
         model.set_attn_implementation(ATTN_IMPLEMENTATION)
         layers: dict[nn.Module, int] = {}
-        attend = RaggedAttention(_alone(ids[:PREFIX_TOKENS]), lambda i, k, v: keys.__setitem__(i, (k, v)))
+        attend = RaggedAttention(_single_row(ids[:PREFIX_TOKENS]), lambda i, k, v: keys.__setitem__(i, (k, v)))
         run = ForwardContext(attend, layers, register_layers=True)
         model(input_ids=ids[None, :PREFIX_TOKENS], use_cache=False, foreword=run)
         for layer, (key, value) in keys.items():

@@ -15,7 +15,7 @@ TRAINING_FLAGS = ("length", "init_text", "lr", "epochs", "max_steps", "patience"
 
 def check_compatible(lm: LanguageModel, recipe: Recipe, method: Method, data: TrainingData) -> None:
     """Raise UsageError or TemplateError, with the mend, for settings that contradict each other."""
-    if lm.decoder:
+    if lm.is_encoder_decoder:
         _check_encoder_decoder(lm, method, data)
     ignored = [name for name in TRAINING_FLAGS if getattr(recipe, name) is not None]
     if not (method.learns or data.head_labels) and (ignored or recipe.init != "auto"):
@@ -25,7 +25,7 @@ def check_compatible(lm: LanguageModel, recipe: Recipe, method: Method, data: Tr
         )
     if recipe.length is not None and not method.length:
         raise SettingError("length", f"--method {method.name} has no virtual tokens, so leave --length out.")
-    if data.template.soft_tokens and not method.soft:
+    if data.template.num_soft_tokens and not method.soft:
         raise TemplateError(
             f"the template has {{soft:N}} slots, which --method {method.name} does not learn; take them out, "
             "or use p-tuning."

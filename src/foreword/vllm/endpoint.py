@@ -26,14 +26,14 @@ from foreword.server.operations.auth import Caller
 from foreword.server.operations.error_handlers import error_response
 from foreword.server.tasks.catalogue import Catalogue
 from foreword.server.tasks.table import TaskTable
-from foreword.text.request import (
-    Prompt,
-    answers_one_message,
+from foreword.text.prompt import Prompt
+from foreword.text.task_prompts import (
     from_ids,
     from_messages,
     from_rendered,
     from_text,
     require_generation,
+    takes_one_message,
 )
 from foreword.vllm import compat
 from foreword.vllm.connector import PREFIX_BYTES
@@ -194,7 +194,7 @@ class TaskHandlers:
         """The prompt of a chat. vLLM renders its chat template, tools included, unless the task has its own."""
         if _has_media(body.messages):
             raise UnsupportedOption("a task takes text alone in its messages; send images and audio to the base model.")
-        if answers_one_message(task) or task.kind == "prompt":
+        if takes_one_message(task) or task.kind == "prompt":
             _check_unsupported(body, _UNSUPPORTED_OUTSIDE_CHAT, f"task '{task.name}' makes its text by itself")
             if not body.add_generation_prompt:
                 raise UnsupportedOption(

@@ -22,7 +22,7 @@ from foreword.engine.stream import ChunkStream
 from foreword.errors import EngineBusy, EngineError, RequestError, UnsupportedModel, UsageError
 from foreword.models.model_info import ModelInfo
 from foreword.text.label_scorers import LabelScorer, WordScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.vllm import compat, conversion
 from foreword.vllm.lora_folders import LoRAFolders
 from foreword.vllm.prompt_builder import PrefixedPrompt, PromptBuilder
@@ -139,7 +139,7 @@ class VllmEngine:
         if not isinstance(scorer, WordScorer):
             raise UnsupportedModel("vLLM gives no hidden states to heads; serve this task with --engine embedded.")
         for prompt in prompts:
-            self._validator.check_prompt(prompt, scorer.longest)
+            self._validator.check_prompt(prompt, scorer.max_extra_tokens)
         trie = scorer.trie
         rows: list[tuple[int, list[int]]] = []
         requests: list[_ScoringRequest] = []
@@ -165,8 +165,8 @@ class VllmEngine:
         """
         logprobs = []
         for prompt, entries in zip(prompts, self._prompt_logprobs(prompts, 0), strict=True):
-            places = prompt.places or range(len(prompt.token_ids) - 1)
-            logprobs.append(torch.tensor([entries[place].logprob for place in places]))
+            indices = prompt.output_indices or range(len(prompt.token_ids) - 1)
+            logprobs.append(torch.tensor([entries[index].logprob for index in indices]))
         return logprobs
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:

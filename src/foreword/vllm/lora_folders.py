@@ -36,12 +36,12 @@ class LoRAFolders:
         self._lock = threading.Lock()
         self._default: Adapter | None = None
         if self._enabled and compat.needs_lora_in_every_row():
-            if model.linear is None:
+            if model.first_linear is None:
                 raise UnsupportedModel(
                     f"{model.name} has no plain linear layer for an adapter that changes nothing, which vLLM's CPU "
                     "kernels need beside others; leave --enable-lora out."
                 )
-            self._default = _zero_adapter(*model.linear)
+            self._default = _zero_adapter(*model.first_linear)
 
     def lora_request(self, adapter: Adapter | None) -> Any:
         """vLLM's ``LoRARequest`` for an adapter, with a name and an id of its own; ``None`` to run without.

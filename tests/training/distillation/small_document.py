@@ -11,8 +11,8 @@ from foreword.models import LanguageModel
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.recipe import DistilRecipe
 from foreword.training.distillation.self_study import Conversation
-from models import byte_tokenizer, tiny_model
 from server.running_server import CHATML
+from tiny_models import byte_tokenizer, tiny_model
 
 TEXT = "Lamp 3 costs 9 coins. It ships on Monday; refunds take 2 days."
 

@@ -16,13 +16,13 @@ from foreword.core import KVPrefix
 from foreword.engine.engine import Engine
 from foreword.errors import DataError, SettingError, TrainingError, UnsupportedModel
 from foreword.prompts.static import static_task
-from foreword.text import request
+from foreword.text import task_prompts
 from foreword.training.distillation.distill import distill
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.self_study import USER_QUESTION_TEMPLATES, generate_questions
 from foreword.training.distillation.self_study_data import SelfStudyData
 from foreword.training.loop import trainer as trainer_module
-from models import tiny_model
+from tiny_models import tiny_model
 from training.distillation.small_document import TEXT, chat_model, recipe
 from training.small_data import write_jsonl
 
@@ -65,14 +65,14 @@ def test_it_answers_where_the_static_task_would(tmp_path):
     full = static_task(lm, "full", "system", TEXT)
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes?"}]
     for messages in (turns[:1], [*turns, turns[0]]):
-        static = request.from_messages(lm.tokenizer, full, messages)
-        distilled = request.from_messages(lm.tokenizer, result.task, messages)
+        static = task_prompts.from_messages(lm.tokenizer, full, messages)
+        distilled = task_prompts.from_messages(lm.tokenizer, result.task, messages)
         assert static.prefix_length == full.prefix.length
         assert distilled.token_ids == static.token_ids
         assert distilled.prefix is result.task.prefix
     assert (
-        request.from_text(lm.tokenizer, result.task, " and then").token_ids
-        == request.from_text(lm.tokenizer, full, " and then").token_ids
+        task_prompts.from_text(lm.tokenizer, result.task, " and then").token_ids
+        == task_prompts.from_text(lm.tokenizer, full, " and then").token_ids
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from encoder_decoders import tiny_encoder_decoder
 from foreword.errors import SettingError, UnsupportedModel, UsageError
-from foreword.text.request import static_ids
+from foreword.text.task_prompts import static_token_ids
 from foreword.training.distillation.document import Document, split_text
-from models import tiny_model
+from tiny_encoder_decoders import tiny_encoder_decoder
+from tiny_models import tiny_model
 from training.distillation.small_document import TEXT, chat_model
 
 
@@ -17,7 +17,7 @@ def test_a_text_that_fits_is_one_chunk_with_the_prefix_of_its_static_task():
     for kind in ("system", "prompt"):
         document = Document.prefill(lm, kind, TEXT)
         assert len(document.chunks) == 1
-        assert document.tokens == len(static_ids(lm.tokenizer, kind, TEXT))
+        assert document.tokens == len(static_token_ids(lm.tokenizer, kind, TEXT))
         assert document.chunks[0].kind == kind
 
 

@@ -13,7 +13,7 @@ from foreword.errors import UnsupportedModel
 from foreword.training.distillation import initialization
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.recipe import INITS
-from models import tiny_model
+from tiny_models import tiny_model
 from training.distillation.small_document import TEXT, chat_model, dialog
 
 CONVERSATIONS = [("what does it cost?", " 9 coins"), ("when", " Monday")]
@@ -39,7 +39,7 @@ def test_rotated_keys_give_the_logits_of_the_text(family):
     row = tuple(lm.tokenizer.encode("what is it?", add_special_tokens=False))
     places = torch.arange(len(row))
     with torch.no_grad():
-        found, expected = (lm.logits(Batch.behind(Front(each), [row]), places) for each in (rotated, prefix))
+        found, expected = (lm.logits(Batch.from_rows(Front(each), [row]), places) for each in (rotated, prefix))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
     assert not torch.allclose(rotated.keys[0], prefix.keys[0])
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from foreword.core import Front
-from foreword.prompts.prefix import prefix_of, rows_of
+from foreword.prompts.prefix import flatten_prefix, unflatten_prefix
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.kl_loss import KLDistillationLoss, distillation_examples, kl_divergence
 from foreword.training.distillation.teacher_logits import teacher_logits
-from models import double
+from tiny_models import double
 from training.distillation.small_document import TEXT, dialog
 
 
@@ -72,12 +72,12 @@ def test_gradients_of_the_prefix():
     conversations = [dialog(lm, "cost?", " 9"), dialog(lm, "ships", " on Mo")]
     text = Document.prefill(lm, "prompt", TEXT)
     examples = distillation_examples(conversations, teacher_logits(lm, text, conversations, k=9))
-    rows = rows_of(text.chunks[0].prefix)[:3]
+    rows = flatten_prefix(text.chunks[0].prefix)[:3]
     some = rows[:, ::37].clone().requires_grad_()
 
     def loss(values):
         changed = rows.clone()
         changed[:, ::37] = values
-        return KLDistillationLoss().total(lm, Front(prefix_of(changed, lm.identity, 3, "prefix")), examples)
+        return KLDistillationLoss().total(lm, Front(unflatten_prefix(changed, lm.identity, 3, "prefix")), examples)
 
     assert torch.autograd.gradcheck(loss, some)

@@ -24,7 +24,7 @@ def test_stored_logits_are_those_of_a_fresh_forward_over_the_joined_text(tmp_pat
         last = len(text) + len(each.prompt) - 1
         rows = torch.arange(last, last + len(each.answer))
         with torch.no_grad():
-            fresh = lm.logits(Batch.behind(Front(), [joined]), rows).log_softmax(-1)
+            fresh = lm.logits(Batch.from_rows(Front(), [joined]), rows).log_softmax(-1)
         ids, logprobs = stored.of_conversation(number)
         best = fresh.topk(12)
         assert torch.equal(ids.long(), best.indices)
@@ -35,4 +35,4 @@ def test_a_conversation_is_read_where_its_answer_is_predicted():
     lm = chat_model()
     encoded = dialog(lm, "abc", "xy").encoded()
     assert lm.tokenizer.decode(encoded.token_ids) == "abcx"
-    assert encoded.places == (2, 3)
+    assert encoded.output_indices == (2, 3)

@@ -30,7 +30,7 @@ sys.path.insert(0, {str(TESTS)!r})
 from foreword.bank.format import write_prefix
 from foreword.training.recipe import Recipe
 from foreword.training.train import train
-from models import tiny_model
+from tiny_models import tiny_model
 result = train(tiny_model("llama"), Recipe(**{settings.to_json()!r}, out={settings.out!r}))
 if os.environ.get("RANK", "0") == "0":
     file = Path({settings.out!r}) / "learned.safetensors"

@@ -23,7 +23,7 @@ from foreword.training.many.task_source import open_task_source
 from foreword.training.many.train_many import train_many
 from foreword.training.recipe import Recipe
 from foreword.training.train import train
-from models import tiny_model
+from tiny_models import tiny_model
 from training.loop.test_concurrent import difference
 from training.small_data import ANSWERS, examples, write_jsonl
 

@@ -27,8 +27,8 @@ from foreword.training.modules.losses import mean_loss
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import TrainResult, train
-from models import byte_tokenizer, tiny_model
 from text.small_tokenizers import TOKENIZERS
+from tiny_models import byte_tokenizer, tiny_model
 from training.small_data import recipe
 
 
@@ -61,7 +61,7 @@ def started(lm: LanguageModel, folder: Path, **changes) -> tuple[TriggerSearch, 
     prompt = run.initial_prompt()
     found, tokens = TriggerSearch.from_run(run, prompt), prompt.encoder
     assert isinstance(tokens, TriggerTokens)
-    tokens.change(found.token_filter.repaired(tokens.trigger, Random(0)))
+    tokens.set_tokens(found.token_filter.repaired(tokens.trigger, Random(0)))
     return found, tokens
 
 
@@ -159,7 +159,7 @@ def test_candidates_of_one_batch_are_scored_as_each_alone(family, tmp_path, monk
     triggers = [tuple(tokens.trigger[at:] + tokens.trigger[:at]) for at in range(5)]
     together = candidate_losses(lm, found.loss, triggers, examples)
     for trigger, loss in zip(triggers, together, strict=True):
-        tokens.change(trigger)
+        tokens.set_tokens(trigger)
         alone = mean_loss(found.loss, lm, tokens.front(), examples)
         assert float(loss) == pytest.approx(float(alone), rel=1e-4)
 

@@ -31,7 +31,7 @@ from foreword.training.methods.pet.unlabeled_text import (
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
-from models import byte_tokenizer, save_tiny, tiny_model
+from tiny_models import byte_tokenizer, save_tiny, tiny_model
 from training.small_data import examples, recipe, write_jsonl
 
 PATTERNS = ["{text}{mask}", "Is {text} it?{mask}"]
@@ -250,7 +250,7 @@ def test_the_loss_of_unlabeled_texts_is_that_of_each_alone(family):
     for example in brought:
         assert isinstance(example, ExampleWithUnlabeled)
         assert example.text is not None
-        batch = Batch.behind(Front(), [example.text.token_ids])
+        batch = Batch.from_rows(Front(), [example.text.token_ids])
         logits = lm.logits(batch, torch.tensor(example.text.places))
         alone.append(F.cross_entropy(logits, torch.tensor(example.text.targets)))
     assert float(loss.total(lm, Front(), brought)) == pytest.approx(0.5 * float(sum(alone)), rel=1e-4)

@@ -18,9 +18,9 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Chunk, Request
 from foreword.errors import BenchError
 from foreword.interop.export import export_peft
-from foreword.prompts.lower import empty, lower_tokens
+from foreword.prompts.lower import empty_prefix, lower_tokens
 from foreword.text.label_scorers import MaskScorer, WordScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.text.verbalizer import WordTrie
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 
@@ -178,24 +178,24 @@ def _label_difference(subject: Subject, running: Engine) -> float:
     for prompt in prompts:
         past = subject.past(prompt.prefix) if prompt.prefix is not None else None
         logits = subject.stock(input_ids=torch.tensor([prompt.token_ids]), past_key_values=past).logits[0]
-        expected.append(logits[prompt.places[0]].log_softmax(-1)[list(labels)])
+        expected.append(logits[prompt.output_indices[0]].log_softmax(-1)[list(labels)])
     return float((found - torch.stack(expected)).abs().max())
 
 
 def _task(subject: Subject) -> Task:
-    if not subject.lm.decoder:
+    if not subject.lm.is_encoder_decoder:
         return Task("exported", "p-tuning-v2", subject.prefix(len(subject.soft())))
     soft = subject.soft()
     words = {"yes": ("yes",), "no": ("no",)}
     template = f"{{soft:{len(soft)}}}{{text}}{{mask}}"
-    return Task("exported", "prompt-tuning", empty(subject.lm), soft=soft, template=template, verbalizer=words)
+    return Task("exported", "prompt-tuning", empty_prefix(subject.lm), soft=soft, template=template, verbalizer=words)
 
 
 def _by_peft(subject: Subject, model: Any) -> list[Tensor]:
     found = []
     for row, length in enumerate(TEXTS):
         ids = torch.tensor([subject.tokens(length, row)])
-        if subject.lm.decoder:
+        if subject.lm.is_encoder_decoder:
             mask = torch.ones_like(ids)
             found.append(model(ids, attention_mask=mask, decoder_input_ids=subject.begun(row)).logits[0])
         else:

@@ -12,7 +12,7 @@ from foreword.bench.conformance.on_vllm import TOP, compared, published
 from foreword.bench.conformance.subject import Subject
 from foreword.bench.conformance.vllm_side import answered
 from foreword.bench.conformance.workload import LLAMACPP
-from foreword.core.sampling import MOST_LOGPROBS
+from foreword.core.sampling import MAX_LOGPROBS
 from foreword.engine.engine import Engine
 from foreword.errors import BenchError, UnsupportedModel
 from foreword.llamacpp.model import ARCHITECTURES
@@ -33,7 +33,7 @@ def on_llamacpp(subject: Subject) -> Mapping[str, Any]:
     bank = Bank(subject.folder / "bank-llamacpp")
     asked = published(subject, bank)
     with Engine(subject.lm, cache_bytes=1 << 20) as engine:
-        expected = answered(engine, bank, asked, MOST_LOGPROBS)
+        expected = answered(engine, bank, asked, MAX_LOGPROBS)
     place = subject.folder / "gguf"
     place.mkdir()
     subject.lm.tokenizer.save_pretrained(place)  # with what Transformers adds for a family

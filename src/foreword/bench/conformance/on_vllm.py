@@ -14,7 +14,7 @@ from foreword.bench.conformance.subject import Subject
 from foreword.bench.conformance.vllm_side import Asked, Step, answered
 from foreword.bench.conformance.workload import VLLM
 from foreword.core import Task
-from foreword.core.sampling import MOST_LOGPROBS
+from foreword.core.sampling import MAX_LOGPROBS
 from foreword.engine.engine import Engine
 from foreword.errors import BenchError
 from foreword.models.model_info import model_info
@@ -37,7 +37,7 @@ def on_vllm(subject: Subject) -> Mapping[str, Any]:
     bank = Bank(subject.folder / "bank")
     asked = published(subject, bank)
     with Engine(subject.lm, cache_bytes=1 << 20) as engine:
-        expected = answered(engine, bank, asked, MOST_LOGPROBS)
+        expected = answered(engine, bank, asked, MAX_LOGPROBS)
     settings = {"model": str(subject.folder), "bank": bank.place, "log": str(subject.folder / "vllm.log")}
     try:
         with (

@@ -73,7 +73,7 @@ class Subject:
 
     def learned(self) -> list[Tensor]:
         """Values that gradients go to: keys and values of a prefix, or soft tokens of an encoder-decoder."""
-        if self.lm.decoder:
+        if self.lm.is_encoder_decoder:
             return [self.soft().requires_grad_()]
         prefix = self.prefix(LENGTH)
         return [tensor.requires_grad_() for tensor in (*prefix.keys, *prefix.values)]
@@ -81,8 +81,8 @@ class Subject:
     def ours(self, learned: Sequence[Tensor]) -> list[Tensor]:
         """Logits ``[tokens, vocab]`` of every row behind what is learned, by Foreword: one ragged batch."""
         texts = [self.tokens(length, row) for row, length in enumerate(TEXTS)]
-        if not self.lm.decoder:
-            batch = Batch.behind(Front(self._as_prefix(learned)), texts)
+        if not self.lm.is_encoder_decoder:
+            batch = Batch.from_rows(Front(self._as_prefix(learned)), texts)
             return list(self.lm.logits(batch, torch.arange(sum(TEXTS))).split(TEXTS))
         (soft,) = learned
         rows: list[Sequence[int]] = []
@@ -90,7 +90,7 @@ class Subject:
         for row, text in enumerate(texts):
             parents += [None, len(rows)]
             rows += [(*map(soft_id, range(len(soft))), *text), self.written(row)]
-        batch = Batch.behind(Front(inner=soft), rows, parents)
+        batch = Batch.from_rows(Front(inner_soft=soft), rows, parents)
         ends = [batch.starts[at] for at in range(1, len(rows), 2)]
         # The decoder's first token comes out behind the text itself.
         places = [end - 1 + at for end, length in zip(ends, WRITTEN, strict=True) for at in range(length + 1)]
@@ -99,7 +99,7 @@ class Subject:
     def theirs(self, learned: Sequence[Tensor]) -> list[Tensor]:
         """The same by Transformers alone, a row at a time."""
         texts = [torch.tensor([self.tokens(length, row)]) for row, length in enumerate(TEXTS)]
-        if not self.lm.decoder:
+        if not self.lm.is_encoder_decoder:
             prefix = self._as_prefix(learned)
             return [self.stock(input_ids=ids, past_key_values=self.past(prefix)).logits[0] for ids in texts]
         embeddings, (soft,) = self.stock.get_input_embeddings(), learned

@@ -18,7 +18,7 @@ from foreword.engine.protocol import EngineProtocol, Request
 from foreword.errors import BenchError
 from foreword.server.operations.auth import Caller
 from foreword.server.tasks.table import TaskTable
-from foreword.text.request import from_text
+from foreword.text.task_prompts import from_text
 
 # Tokens of the running answers between two disturbances, in which what the last one left behind passes.
 CALM = 4

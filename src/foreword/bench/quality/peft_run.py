@@ -94,7 +94,7 @@ def _learn(run: Run, model: Any, trained: Sequence[Tensor], folder: Path) -> Non
 def _loss(run: Run, model: Any, examples: Sequence[Example]) -> Tensor:
     """Cross-entropy over the labels' words, each a single token: the loss that Foreword learns by."""
     choice = run.word_scorer
-    if not isinstance(choice, WordScorer) or choice.trie.inner:
+    if not isinstance(choice, WordScorer) or choice.trie.inner_nodes:
         raise BenchError("the peers of PEFT are measured where every label is a word of one token.")
     width = max(len(example.prompt_ids) for example in examples)
     ids = torch.zeros(len(examples), width, dtype=torch.long)

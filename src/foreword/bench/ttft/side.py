@@ -15,7 +15,7 @@ from foreword.engine.protocol import EngineProtocol, Request
 from foreword.errors import BenchError
 from foreword.server.operations.auth import Caller
 from foreword.server.tasks.table import TaskTable
-from foreword.text.request import from_text
+from foreword.text.task_prompts import from_text
 
 
 def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:

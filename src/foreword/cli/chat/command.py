@@ -44,7 +44,7 @@ def chat(
     if asked is not None and asked != options.model_name:
         store.describe(asked)  # said before the model is loaded
     lm = options.open_model()
-    if not lm.causal and not lm.decoder:
+    if not lm.causal and not lm.is_encoder_decoder:
         raise UnsupportedModel(f"{lm.name} is an encoder, which writes no text; ask it with foreword classify.")
     from foreword.cli.chat.loop import Loop
     from foreword.cli.chat.talk import Talk

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from foreword.engine.protocol import EngineProtocol, Request, Stream
 from foreword.evaluation.sampling_params import CHAT_MAX_TOKENS, request_sampling_params
-from foreword.text import request
+from foreword.text import task_prompts
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -39,7 +39,7 @@ class Talk:
     def turn_to(self, name: str | None) -> None:
         """Let another task answer, from a new beginning. Raises for one that there is not, or that writes nothing."""
         task = self.find(name)
-        request.require_generation(task)
+        task_prompts.require_generation(task)
         self.task = task
         self.clear()
 
@@ -50,12 +50,12 @@ class Talk:
     @property
     def one_message(self) -> bool:
         """Whether every question stands alone, because the task's template takes one message."""
-        return request.answers_one_message(self.task)
+        return task_prompts.takes_one_message(self.task)
 
     def ask(self, text: str) -> Stream:
         """Submit a question behind what was said so far. Raises RequestError and its kin."""
         turns = [] if self.one_message else self.turns
-        prompt = request.from_messages(self.engine.tokenizer, self.task, [*turns, _turn("user", text)])
+        prompt = task_prompts.from_messages(self.engine.tokenizer, self.task, [*turns, _turn("user", text)])
         params = request_sampling_params(
             self.task,
             prompt,

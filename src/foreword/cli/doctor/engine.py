@@ -19,7 +19,7 @@ TOKENS = 8
 
 def check_engine(lm: LanguageModel) -> list[Finding]:
     """Start it, ask it once, and stop it."""
-    if lm.decoder:
+    if lm.is_encoder_decoder:
         return [Finding("engine", "serving", "note", "no engine serves encoder-decoders; they learn and are evaluated")]
     try:
         return [_generated(lm) if lm.causal else _scored(lm)]
@@ -31,10 +31,10 @@ def _generated(lm: LanguageModel) -> Finding:
     from foreword.core import SamplingParams
     from foreword.engine.protocol import Request
     from foreword.prompts.static import static_task
-    from foreword.text import request
+    from foreword.text import task_prompts
 
     task = static_task(lm, "doctor", "prompt", FRONT)
-    prompt = request.from_text(lm.tokenizer, task, REQUEST)
+    prompt = task_prompts.from_text(lm.tokenizer, task, REQUEST)
     with options.open_engine(lm) as engine:
         timer = GenerationTimer()
         stream = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=TOKENS, ignore_eos=True)))
@@ -51,7 +51,7 @@ def _scored(lm: LanguageModel) -> Finding:
     from foreword.core import Head
     from foreword.prompts.lower import activations
     from foreword.text.label_scorers import head_scorer
-    from foreword.text.request import Prompt
+    from foreword.text.prompt import Prompt
 
     front, ids = (tuple(lm.tokenizer(text).input_ids) for text in (FRONT, REQUEST))
     prompt = Prompt(ids, activations(lm, front), len(front))

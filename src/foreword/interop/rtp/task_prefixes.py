@@ -17,8 +17,9 @@ from foreword.models import LanguageModel
 from foreword.prompts.lower import lower_tokens
 from foreword.prompts.static import static_task
 from foreword.text import chat
-from foreword.text.prompt_rows import StaticPrompt, parse_prompts, read_prompts
-from foreword.text.request import Prompt, from_text, require_generation
+from foreword.text.prompt import Prompt
+from foreword.text.static_prompts import StaticPrompt, parse_prompts, read_prompts
+from foreword.text.task_prompts import from_text, require_generation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,7 +81,7 @@ class StackedPrompt:
         if prompt.kind == "system":
             text = chat.without_bos(lm.tokenizer, chat.system_text(lm.tokenizer, text))
         ids = from_text(lm.tokenizer, front, text).token_ids
-        return cls(front, text, ids, lower_tokens(lm, ids, behind=front.prefix))
+        return cls(front, text, ids, lower_tokens(lm, ids, past=front.prefix))
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase, text: str, *, all_ids: bool) -> Prompt:
         """The joined text behind ``front``, of which the static part is computed already.

@@ -13,7 +13,7 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.errors import PublishConflict
 from foreword.server.tasks.catalogue import Catalogue
 from foreword.server.tasks.table import TaskTable
-from foreword.text.request import static_ids
+from foreword.text.task_prompts import static_token_ids
 
 
 class TaskManager:
@@ -39,7 +39,7 @@ class TaskManager:
         """
         check_free(name, [self._engine.name])
         self._catalogue.check_in_bank(name)
-        token_ids = static_ids(self._engine.tokenizer, kind, text)
+        token_ids = static_token_ids(self._engine.tokenizer, kind, text)
         prefix = self._engine.prefill(token_ids)
         from foreword.prompts.static import prefilled_task  # which loads torch, as an engine that could do this has
 

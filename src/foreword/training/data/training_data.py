@@ -11,8 +11,8 @@ from foreword.core import Task
 from foreword.errors import DataError, SettingError, TemplateError, UsageError
 from foreword.evaluation.row_labels import label_index, row_label, row_tags
 from foreword.prompts import init
-from foreword.text.request import words_of
 from foreword.text.rows import Row, data_digest, read_rows
+from foreword.text.task_prompts import field_words
 from foreword.text.template import SoftSlot, Template
 from foreword.text.verbalizer import Verbalizer
 from foreword.training.recipe import Recipe
@@ -108,7 +108,7 @@ class TrainingData:
         """Raise unless the row has what the templates and the labels need."""
         label_ids = self.label_ids(row)
         if self.per_token:
-            words = words_of(self.template, row.values, row.where)
+            words = field_words(self.template, row.values, row.where)
             if len(words) != len(label_ids):
                 raise DataError(
                     f"{row.where}: there are {len(label_ids)} tags for {len(words)} words; give one a word."
@@ -135,7 +135,7 @@ class TrainingData:
     def _demonstration(self, row: Row) -> str:
         """The row's filled template with its answer."""
         if self.per_token:
-            return " ".join(words_of(self.template, row.values, row.where))
+            return " ".join(field_words(self.template, row.values, row.where))
         filled = self.template.fill(row.values, row.where)
         text = "".join(piece for piece in filled.prompt if not isinstance(piece, SoftSlot))
         if self.verbalizer is not None:
@@ -176,7 +176,7 @@ def _templates(
     templates = tuple(_with_target(recipe, template) for template in templates)
     for template in templates:
         if per_token:
-            template.only_field()
+            template.single_field()
         elif not linear:
             template.require_answer()
         elif template.has_mask or template.target is not None:
@@ -204,7 +204,7 @@ def _check_compatible(templates: Sequence[Template]) -> None:
             raise TemplateError(
                 f"the templates {first.source!r} and {other.source!r} have different answers; make them one."
             )
-        if (other.soft_tokens, other.beginning) != (first.soft_tokens, first.beginning):
+        if (other.num_soft_tokens, other.constant_pieces) != (first.num_soft_tokens, first.constant_pieces):
             raise TemplateError(
                 f"the templates {first.source!r} and {other.source!r} have different soft tokens; make them the same."
             )

@@ -12,7 +12,7 @@ from foreword.core import Front
 from foreword.models import LanguageModel
 from foreword.prompts.lower import lower_tokens
 from foreword.text import seam
-from foreword.text.ragged import lay_out
+from foreword.text.ragged import make_batch
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.self_study import Conversation
 from foreword.training.distillation.teacher_logits import conversation_batches
@@ -64,7 +64,7 @@ def bos_front(lm: LanguageModel) -> Front:
 
 def bos_ids(lm: LanguageModel) -> tuple[int, ...]:
     """The beginning-of-text token, if the model has one."""
-    return seam.specials(lm.tokenizer)[0]
+    return seam.special_tokens(lm.tokenizer)[0]
 
 
 @torch.inference_mode()
@@ -80,7 +80,7 @@ def score_answers(
     for numbers in conversation_batches(conversations):
         batched = [conversations[number] for number in numbers]
         batch_front = front if isinstance(front, Front) else front[batched[0].chunk]
-        batch, places = lay_out(batch_front, [each.encoded() for each in batched], lm.device)
+        batch, places = make_batch(batch_front, [each.encoded() for each in batched], lm.device)
         targets = torch.tensor([token for each in batched for token in each.answer], device=lm.device)
         logits = lm.logits(batch, places).float()
         target_logits = logits.gather(1, targets[:, None])[:, 0]

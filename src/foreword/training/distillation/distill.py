@@ -11,7 +11,7 @@ from typing import Any
 from foreword.core import Front, Kind, KVPrefix, Task
 from foreword.engine.engine import Engine
 from foreword.errors import SettingError
-from foreword.home import default_run
+from foreword.home import default_run_dir
 from foreword.models import LanguageModel
 from foreword.progress import Say
 from foreword.prompts.rotate import rotations
@@ -101,7 +101,7 @@ def distill(
         )
     rotations(lm)  # a model whose keys cannot move is refused before it makes questions for minutes
     settings = run_settings(lm, document, recipe)
-    folder = RunDir.open(recipe.out or default_run(METHOD), settings, resume=recipe.resume)
+    folder = RunDir.open(recipe.out or default_run_dir(METHOD), settings, resume=recipe.resume)
     chunks = f", in {len(document.chunks)} chunks" if len(document.chunks) > 1 else ""
     say(f"{document.tokens} tokens of text, {document.nbytes:,} bytes{chunks}")
     run = DistillationRun.prepare(lm, document, recipe, folder.path, say)

@@ -10,7 +10,7 @@ from foreword.core import Kind, Task
 from foreword.errors import SettingError, UnsupportedModel
 from foreword.models import LanguageModel
 from foreword.prompts.static import static_task
-from foreword.text.request import static_ids
+from foreword.text.task_prompts import static_token_ids
 
 # Tokens of a chunk at most, where the whole text does not fit: longer ones cost more than they bring.
 MAX_CHUNK_TOKENS = 2048
@@ -47,14 +47,14 @@ class Document:
             UsageError: the text is empty; TemplateError: the model has no chat template for a system turn.
         """
         if not lm.causal:
-            architecture = "an encoder-decoder" if lm.decoder else "an encoder"
+            architecture = "an encoder-decoder" if lm.is_encoder_decoder else "an encoder"
             raise UnsupportedModel(
                 f"{lm.name} is {architecture}, and a text is distilled into keys and values of a causal model; choose "
                 "one."
             )
 
         def token_count(part: str) -> int:
-            return len(static_ids(lm.tokenizer, kind, part))
+            return len(static_token_ids(lm.tokenizer, kind, part))
 
         parts = split_text(text, token_count, _chunk_limit(lm, token_count(text), chunk))
         tasks = [static_task(lm, "chunk", kind, part) for part in parts]

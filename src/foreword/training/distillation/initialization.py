@@ -111,9 +111,11 @@ def attention_mass(lm: LanguageModel, document: Document, conversations: Sequenc
     for numbers in conversation_batches(conversations):
         chunk = conversations[numbers[0]].chunk
         prefix = document.chunks[chunk].prefix
-        batch = Batch.behind(Front(prefix), [conversations[n].encoded().token_ids for n in numbers], device=lm.device)
+        batch = Batch.from_rows(
+            Front(prefix), [conversations[n].encoded().token_ids for n in numbers], device=lm.device
+        )
         recorder = _AttentionRecorder(batch, prefix)
-        lm.hidden(batch, torch.zeros(1, dtype=torch.long, device=lm.device), attend=recorder)
+        lm.hidden_states(batch, torch.zeros(1, dtype=torch.long, device=lm.device), attend=recorder)
         start = sum(sizes[:chunk])
         for layer, mass in recorder.masses.items():
             masses[layer][:, start : start + prefix.length] += mass

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foreword.core import Front
 from foreword.models import LanguageModel
-from foreword.text.ragged import lay_out
+from foreword.text.ragged import make_batch
 from foreword.training.data.examples import Example
 from foreword.training.distillation.self_study import Conversation
 from foreword.training.distillation.teacher_logits import TeacherLogits
@@ -46,7 +46,7 @@ class KLDistillationLoss:
     """
 
     def total(self, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:
-        batch, places = lay_out(front, [example.encoded for example in examples], lm.device)
+        batch, places = make_batch(front, [example.encoded for example in examples], lm.device)
         logits = lm.logits(batch, places)
         with_teacher = [example for example in examples if isinstance(example, DistillationExample)]
         token_ids = torch.cat([example.token_ids for example in with_teacher]).to(lm.device, torch.long)
@@ -54,7 +54,7 @@ class KLDistillationLoss:
         return kl_divergence(logits, token_ids, logprobs).sum()
 
     def normalizer(self, examples: Sequence[Example]) -> float:
-        return float(sum(len(example.encoded.places) for example in examples))
+        return float(sum(len(example.encoded.output_indices) for example in examples))
 
 
 def kl_divergence(logits: Tensor, token_ids: Tensor, logprobs: Tensor) -> Tensor:

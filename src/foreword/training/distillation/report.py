@@ -11,7 +11,7 @@ from foreword.core import Front, SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.evaluation.text_metrics import token_f1
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.training.distillation.answer_scores import bos_ids, score_answers
 from foreword.training.distillation.run import DistillationRun
 from foreword.training.distillation.self_study import Conversation, generate_texts, user_prompt

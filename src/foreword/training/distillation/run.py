@@ -111,7 +111,7 @@ class DistillationRun:
 
     def initial_prompt(self, initial: KVPrefix) -> TrainablePrompt:
         """All of a prefix at its initial values; the first position, an attention sink, stays as it is."""
-        return TrainablePrompt(PrefixValues(initial, self.lm.dtype, still=1))
+        return TrainablePrompt(PrefixValues(initial, self.lm.dtype, num_frozen=1))
 
 
 def _self_study_data(

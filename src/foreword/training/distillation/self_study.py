@@ -16,9 +16,9 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineError
 from foreword.progress import Progress
-from foreword.text import request, seam
+from foreword.text import seam, task_prompts
 from foreword.text.encoded_example import EncodedExample
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.training.distillation.document import Document
 
 # Tokens of an excerpt, and of its first words.
@@ -178,15 +178,15 @@ def most_likely_chunks(engine: Engine, document: Document, questions: Sequence[s
 def user_prompt(tokenizer: Any, task: Task, message: str) -> Prompt:
     """A user's message behind a task: a chat turn behind a system turn, question and answer behind bare text."""
     if task.kind == "system":
-        return request.from_messages(tokenizer, task, [{"role": "user", "content": message}])
-    return request.from_text(tokenizer, task, f"\n\nQuestion: {message}\nAnswer:")
+        return task_prompts.from_messages(tokenizer, task, [{"role": "user", "content": message}])
+    return task_prompts.from_text(tokenizer, task, f"\n\nQuestion: {message}\nAnswer:")
 
 
 def _question_prompt(tokenizer: Any, task: Task, message: str, opener: str) -> Prompt:
     """The prompt that a question is generated from, with the question's first words behind it."""
     prompt = user_prompt(tokenizer, task, message)
     ids = seam.encode(tokenizer, opener if task.kind == "system" else f" {opener}", bos=False)
-    return replace(prompt, token_ids=(*prompt.token_ids, *ids), places=())
+    return replace(prompt, token_ids=(*prompt.token_ids, *ids), output_indices=())
 
 
 def generate_texts(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:

@@ -16,7 +16,7 @@ from foreword.core import Front
 from foreword.errors import TrainingError
 from foreword.models import LanguageModel
 from foreword.progress import Progress
-from foreword.text.ragged import lay_out, passes
+from foreword.text.ragged import batch_by_tokens, make_batch
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.self_study import Conversation
 from foreword.training.loop.atomic_write import atomic_write
@@ -74,10 +74,10 @@ def teacher_logits(
         for numbers in conversation_batches(conversations):
             front = Front(document.chunks[conversations[numbers[0]].chunk].prefix)
             encoded = [conversations[number].encoded() for number in numbers]
-            batch, places = lay_out(front, encoded, lm.device)
+            batch, places = make_batch(front, encoded, lm.device)
             logits = lm.logits(batch, places).float()
             top = logits.topk(k)
-            sizes = [len(each.places) for each in encoded]
+            sizes = [len(each.output_indices) for each in encoded]
             top_ids = top.indices.int().cpu().split(sizes)
             top_logprobs = (top.values - logits.logsumexp(-1, keepdim=True)).cpu().split(sizes)
             for number, ids, values in zip(numbers, top_ids, top_logprobs, strict=True):
@@ -92,4 +92,4 @@ def conversation_batches(conversations: Sequence[Conversation]) -> Iterator[list
     sizes = [each.size for each in conversations]
     order = sorted(range(len(sizes)), key=lambda number: (conversations[number].chunk, sizes[number]))
     for _, group in groupby(order, key=lambda number: conversations[number].chunk):
-        yield from passes([(number, sizes[number]) for number in group], MAX_BATCH_TOKENS)
+        yield from batch_by_tokens([(number, sizes[number]) for number in group], MAX_BATCH_TOKENS)

@@ -14,8 +14,8 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
 from foreword.evaluation.evaluate import EvaluationJob, evaluate_all
 from foreword.evaluation.report import Report
-from foreword.models.packed_linear import release
-from foreword.text.ragged import passes
+from foreword.models.packed_linear import release_packed_weights
+from foreword.text.ragged import batch_by_tokens
 from foreword.training.data.examples import Example
 from foreword.training.modules.losses import shared_forward_totals
 from foreword.training.modules.trainable_prompt import TrainablePrompt
@@ -63,9 +63,9 @@ class TaskEvaluator:
             yield front, self._examples[start : start + self.run.batch_size]
 
     def _front(self, task: Task) -> Front:
-        inner = self.run.data.template.inner_soft(self.run.lm.causal)
+        inner = self.run.data.template.num_inner_soft_tokens(self.run.lm.causal)
         soft = task.soft[len(task.soft) - inner :] if inner and task.soft is not None else None
-        return Front(task.prefix, inner=soft, adapter=task.adapter)
+        return Front(task.prefix, inner_soft=soft, adapter=task.adapter)
 
     @cached_property
     def _examples(self) -> Sequence[Example]:
@@ -83,7 +83,7 @@ def evaluate_together(evaluators: Sequence[TaskEvaluator]) -> list[dict[str, flo
     metrics = dict(zip(map(id, labels), _label_metrics(labels), strict=True))
     metrics |= zip(map(id, answers), _answer_metrics(answers), strict=True)
     if evaluators:
-        release(evaluators[0].run.lm.model)  # training goes on
+        release_packed_weights(evaluators[0].run.lm.model)  # training goes on
     return [metrics[id(evaluator)] for evaluator in evaluators]
 
 
@@ -108,7 +108,9 @@ def _answer_metrics(evaluators: Sequence[TaskEvaluator]) -> list[dict[str, float
     losses = [evaluator.run.shared_loss(evaluator.prompt) for evaluator in evaluators]
     batches = [(index, *batch) for index, evaluator in enumerate(evaluators) for batch in evaluator.batches()]
     sums, normalizers = [0.0] * len(evaluators), [0.0] * len(evaluators)
-    for shared in passes([(batch, sum(example.num_tokens for example in batch[2])) for batch in batches], PASS):
+    for shared in batch_by_tokens(
+        [(batch, sum(example.num_tokens for example in batch[2])) for batch in batches], PASS
+    ):
         lm = evaluators[0].run.lm
         inputs = [losses[index].forward_inputs(lm, front, examples) for index, front, examples in shared]
         for (index, _, examples), total in zip(shared, shared_forward_totals(lm, inputs), strict=True):

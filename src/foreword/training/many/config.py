@@ -107,9 +107,9 @@ class MultiTaskConfig:
             raise SettingError(flag, f"{option} and --init {recipe.init} both say where to start; give one of them.")
         # They load torch, and the command line reads this file for its help.
         from foreword.prompts.lora import LoRA
-        from foreword.prompts.registry import method
+        from foreword.prompts.registry import get_method
 
-        chosen = method(recipe.method, **recipe.method_options)
+        chosen = get_method(recipe.method, **recipe.method_options)
         if not chosen.length or isinstance(chosen, LoRA):
             raise SettingError(flag, f"{option} is for prefixes alone, and --method {recipe.method} is more or less.")
         if self.shared_length and recipe.freeze_first:

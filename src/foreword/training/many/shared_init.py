@@ -105,7 +105,7 @@ def _pooled_data(
         data = training_data(name)
         rows += data.train_rows[: -(-MAX_ROWS // len(names))]
         held += data.eval_rows[: -(-VALIDATION_ROWS // len(names))]
-    return TrainingData.from_rows(recipe, rows[:MAX_ROWS], held[:VALIDATION_ROWS], vocabulary=lm.vocabulary)
+    return TrainingData.from_rows(recipe, rows[:MAX_ROWS], held[:VALIDATION_ROWS], vocabulary=lm.has_lm_head)
 
 
 def _save(task: Task, file: Path) -> None:

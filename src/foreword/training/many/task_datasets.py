@@ -35,7 +35,7 @@ class TaskDatasets:
         if len(rows) < self.config.min_rows:
             raise DataError(f"it has {len(rows)} rows, fewer than {self.config.min_rows} (--min-rows)")
         held = self.eval_source.rows(name) if self.eval_source is not None else []
-        data = TrainingData.from_rows(self.config.task_recipe(name), rows, held, vocabulary=self.lm.vocabulary)
+        data = TrainingData.from_rows(self.config.task_recipe(name), rows, held, vocabulary=self.lm.has_lm_head)
         return replace(data, digest=self.train_source.digest(name))
 
     def digest(self, name: str) -> str:

@@ -65,7 +65,7 @@ class FolderSource:
                 raise DataError(f"{file} has to end in {', '.join(SUFFIXES)}; a folder of tasks holds one file each.")
             if file.stem in files:
                 raise DataError(f"{files[file.stem]} and {file} would be one task; rename one of them.")
-            with Row({}, str(file)).named():
+            with Row({}, str(file)).error_context():
                 check(file.stem)
             files[file.stem] = file
         if not files:
@@ -111,7 +111,7 @@ class JsonlSource:
                     if line.strip():
                         name, _ = source._parse(line, number)
                         if name not in source.index:
-                            with Row({}, f"{path} line {number}").named():
+                            with Row({}, f"{path} line {number}").error_context():
                                 check(name)
                         source.index.setdefault(name, array("q")).extend((offset, number))
                     offset += len(line)

@@ -78,7 +78,7 @@ class MultiTaskTrainer:
         waiting = iter([name for name in names if name not in ended and name not in started])
         snapshot_time = time.monotonic()
         with Progress("learning", len(names), "tasks") as progress:
-            progress.reach(len(ended - started), before=True)
+            progress.set_completed(len(ended - started), before=True)
             self._start(waiting)
             while self._trainer.runs:
                 progress.advance(self._step(ended))
@@ -174,7 +174,10 @@ def _base_results(
     plain = [
         (
             each.run,
-            [replace(each.evaluator.task, template=template.plain().source) for template in each.run.data.templates],
+            [
+                replace(each.evaluator.task, template=template.without_soft_tokens().source)
+                for template in each.run.data.templates
+            ],
         )
         for each in without_head
     ]

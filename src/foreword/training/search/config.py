@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from foreword.errors import SettingError
-from foreword.prompts.registry import method
+from foreword.prompts.registry import get_method
 from foreword.training.recipe import Recipe
 from foreword.training.search.space import SearchSpace, TrialParams, search_key
 from foreword.training.setting import flag_of
@@ -77,7 +77,7 @@ class SearchConfig:
             base = replace(base, epochs=None)
         with errors_name_search_key(params):
             recipe = replace(base, **params)
-            chosen = method(recipe.method, **recipe.method_options)
+            chosen = get_method(recipe.method, **recipe.method_options)
         if recipe.method in ("pet", "autoprompt") or not chosen.learns:
             key = search_key("method") if "method" in params else "method"
             raise SettingError(key, f"--method {recipe.method} is no prompt that an optimizer learns; choose another.")

@@ -28,8 +28,8 @@ BUDGET = 2048
 class CausalCandidateEncoder(ExampleEncoder):
     """Rows of a causal model as they continue a trigger, without the trigger."""
 
-    def answer(self, filled: FilledTemplate) -> EncodedExample:
-        ids = seam.continuation(self.tokenizer, filled.text, "")
+    def encode_prompt(self, filled: FilledTemplate) -> EncodedExample:
+        ids = seam.continuation_ids(self.tokenizer, filled.text, "")
         return EncodedExample(tuple(ids), (len(ids) - 1,))
 
 
@@ -43,11 +43,11 @@ class MaskedCandidateEncoder(ExampleEncoder):
 
     trigger_length: int = 0
 
-    def answer(self, filled: FilledTemplate) -> EncodedExample:
-        plain = super().answer(filled)
-        head = len(seam.specials(self.tokenizer)[0])
+    def encode_prompt(self, filled: FilledTemplate) -> EncodedExample:
+        plain = super().encode_prompt(filled)
+        head = len(seam.special_tokens(self.tokenizer)[0])
         ids = (*plain.token_ids[:head], *map(soft_id, range(self.trigger_length)), *plain.token_ids[head:])
-        return EncodedExample(ids, tuple(place + self.trigger_length for place in plain.places))
+        return EncodedExample(ids, tuple(place + self.trigger_length for place in plain.output_indices))
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def candidate_losses(
         return torch.empty(0)
     scorer, encoded = loss.scorer, [example.encoded for example in examples]
     labels = torch.tensor([label for example in examples for label in example.labels], device=lm.device)
-    count = max(1, BUDGET // sum(map(scorer.size, encoded)))
+    count = max(1, BUDGET // sum(map(scorer.num_tokens, encoded)))
     losses = []
     for start in range(0, len(triggers), count):
         some = triggers[start : start + count]
@@ -77,10 +77,10 @@ def _lay_out(
     """A batch of every row with every trigger, and the places in it whose outputs are read."""
     if not lm.causal:
         filled = [_with_trigger(example, trigger) for trigger in triggers for example in examples]
-        return scorer.lay_out(Front(), filled, lm.device)
+        return scorer.make_batch(Front(), filled, lm.device)
     # Every trigger once, as a sequence that its copy of the rows continues.
-    rows, places = scorer.lay_out(Front(), examples, lm.device)
-    start = seam.specials(lm.tokenizer)[0]
+    rows, places = scorer.make_batch(Front(), examples, lm.device)
+    start = seam.special_tokens(lm.tokenizer)[0]
     sequences = torch.tensor([[*start, *trigger] for trigger in triggers], device=lm.device)
     length = sequences.shape[1]
     shifts = length + (length + rows.starts[-1]) * torch.arange(len(triggers), device=lm.device)

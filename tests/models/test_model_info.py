@@ -9,7 +9,7 @@ import pytest
 from foreword.errors import UnknownModel, UnsupportedModel
 from foreword.models import load_model
 from foreword.models.model_info import model_info
-from models import CAUSAL, save_tiny
+from tiny_models import CAUSAL, save_tiny
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -19,8 +19,8 @@ def test_identity_and_context_are_those_of_the_loaded_model(family, tmp_path):
     assert described.identity == loaded.identity
     assert described.context == loaded.context
     assert described.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
-    if described.linear is not None:
-        name, shape = described.linear
+    if described.first_linear is not None:
+        name, shape = described.first_linear
         assert tuple(loaded.model.get_submodule(name).weight.shape) == shape
 
 

@@ -11,10 +11,17 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from foreword.core import Batch, Front
-from foreword.models.packed_linear import FusedLinear, PackedConv1D, PackedLinear, pack, release, usable
-from models import CAUSAL, ENCODERS, tiny_model
+from foreword.models.packed_linear import (
+    FusedLinear,
+    PackedConv1D,
+    PackedLinear,
+    is_packing_supported,
+    pack_linear_layers,
+    release_packed_weights,
+)
+from tiny_models import CAUSAL, ENCODERS, tiny_model
 
-pytestmark = pytest.mark.skipif(not usable(torch.float32), reason="this PyTorch packs no weights")
+pytestmark = pytest.mark.skipif(not is_packing_supported(torch.float32), reason="this PyTorch packs no weights")
 
 
 def packed(model: nn.Module) -> list:
@@ -25,7 +32,7 @@ def packed(model: nn.Module) -> list:
 def test_logits_are_those_of_the_stock_layers(family):
     lm = tiny_model(family)
     assert packed(lm.model), "nothing is packed, so this test compares nothing"
-    batch = Batch.behind(Front(), [[5, 7, 11, 13], [17, 19]])
+    batch = Batch.from_rows(Front(), [[5, 7, 11, 13], [17, 19]])
     rows = torch.tensor([3, 5])
     with torch.no_grad():
         found = lm.logits(batch, rows)
@@ -37,9 +44,9 @@ def test_layers_that_share_an_input_become_one_product():
     lm = tiny_model("llama")
     layer = lm.model.model.layers[0]
     attention, mlp = layer.self_attn, layer.mlp
-    assert attention.q_proj.product.members == (attention.q_proj, attention.k_proj, attention.v_proj)
-    assert mlp.gate_proj.product is mlp.up_proj.product
-    assert attention.o_proj.product.members == (attention.o_proj,)
+    assert attention.q_proj.fused.layers == (attention.q_proj, attention.k_proj, attention.v_proj)
+    assert mlp.gate_proj.fused is mlp.up_proj.fused
+    assert attention.o_proj.fused.layers == (attention.o_proj,)
 
 
 def test_a_changed_weight_is_noticed():
@@ -68,16 +75,16 @@ def test_what_is_released_is_packed_again():
     x = torch.randn(1, 3, 48)
     with torch.no_grad():
         before = linear(x)
-        assert linear.down_proj.product._packed is not None
-        release(linear)
-        assert all(module.product._packed is None for module in packed(linear))
+        assert linear.down_proj.fused._packed is not None
+        release_packed_weights(linear)
+        assert all(module.fused._packed is None for module in packed(linear))
         torch.testing.assert_close(linear(x), before)
 
 
 def test_a_changed_bias_is_noticed():
     linear = nn.Linear(8, 8).requires_grad_(False)
     layers, x = nn.ModuleList([linear]), torch.randn(1, 8)
-    assert pack(layers, lambda: layers[0](x)) == 1
+    assert pack_linear_layers(layers, lambda: layers[0](x)) == 1
     with torch.no_grad():
         before = layers[0](x)
         linear.bias.add_(1.0)
@@ -100,7 +107,7 @@ def test_a_copy_has_products_of_its_own():
         before = mlp(x)
         other = copy.deepcopy(mlp)
         other.up_proj.weight.zero_()
-        assert other.up_proj.product.members[0] is other.gate_proj
+        assert other.up_proj.fused.layers[0] is other.gate_proj
         assert not other(x).any()
         torch.testing.assert_close(mlp(x), before)
 
@@ -152,15 +159,15 @@ def test_bias_and_shapes(kind, dtype):
         nn.init.normal_(layer.bias)
     x = torch.randn(2, 5, 24).to(dtype)
     expected = [layer(x).detach() for layer in layers]
-    assert pack(layers, lambda: [layer(x) for layer in layers]) == 1
+    assert pack_linear_layers(layers, lambda: [layer(x) for layer in layers]) == 1
     with torch.no_grad():
         found = [layer(x) for layer in layers]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
-    assert isinstance(layers[0].product, FusedLinear)
+    assert isinstance(layers[0].fused, FusedLinear)
 
 
 def test_other_dtypes_are_left_alone():
     layers = nn.ModuleList([nn.Linear(8, 8)]).double()
-    assert pack(layers, lambda: layers[0](torch.ones(1, 8).double())) == 0
+    assert pack_linear_layers(layers, lambda: layers[0](torch.ones(1, 8).double())) == 0
     assert type(layers[0]) is nn.Linear

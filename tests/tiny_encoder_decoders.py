@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, BartConfig, T5Config
 
 from foreword.models.encoder_decoder import EncoderDecoder
-from foreword.models.load import wrap
-from models import VOCABULARY, byte_tokenizer
+from foreword.models.load import wrap_model
+from tiny_models import VOCABULARY, byte_tokenizer
 
 END, PAD = 256, 257
 SPECIALS = {"eos_token_id": END, "pad_token_id": PAD, "decoder_start_token_id": PAD, "vocab_size": VOCABULARY}
@@ -46,7 +46,7 @@ def random_model(family: str):
 
 @cache
 def tiny_encoder_decoder(family: str) -> EncoderDecoder:
-    lm = wrap(random_model(family), byte_tokenizer(), name=f"tiny-{family}")
+    lm = wrap_model(random_model(family), byte_tokenizer(), name=f"tiny-{family}")
     assert isinstance(lm, EncoderDecoder)
     return lm
 

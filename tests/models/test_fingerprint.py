@@ -13,8 +13,8 @@ from foreword.core import LayerShape
 from foreword.errors import ModelMismatch
 from foreword.models import load_model
 from foreword.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
-from models import byte_tokenizer, save_tiny, tiny_model
 from text.small_tokenizers import TOKENIZERS
+from tiny_models import byte_tokenizer, save_tiny, tiny_model
 
 
 def weights(folder, **options) -> str:

@@ -28,8 +28,8 @@ from foreword.engine.protocol import Request
 from foreword.errors import UnknownModel, UnsupportedModel, UsageError
 from foreword.models import LanguageModel, load_model, probe
 from foreword.prompts.lower import lower_tokens
-from foreword.text import request
-from models import CAUSAL, ENCODERS, SIZES, byte_tokenizer, save_tiny, tiny_config, tiny_model
+from foreword.text import task_prompts
+from tiny_models import CAUSAL, ENCODERS, SIZES, byte_tokenizer, save_tiny, tiny_config, tiny_model
 
 EVEN = {**SIZES, "hidden_size": 64, "num_hidden_layers": 2}
 
@@ -148,7 +148,7 @@ def test_a_sentence_encoder_has_hidden_states_and_no_words(tmp_path):
     ids = torch.tensor([7, 8, 9, 10])
     batch = Batch((4,), (None,), (None,), ids)
     with torch.no_grad():
-        found = lm.hidden(batch, torch.tensor([0, 3]))
+        found = lm.hidden_states(batch, torch.tensor([0, 3]))
         expected = model(input_ids=ids[None]).last_hidden_state[0, [0, 3]]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     with pytest.raises(UnsupportedModel, match="has no output matrix, so it cannot score words; learn with a head"):
@@ -211,7 +211,7 @@ def test_without_the_probe_wrong_answers_would_get_through(tmp_path, monkeypatch
     if "does not hand extra keyword arguments" in str(refused.value):
         pytest.skip("in this release of Transformers another guard stops Falcon-H1 first")
     assert "does not give the same logits" in str(refused.value)
-    monkeypatch.setattr(probe, "TOLERATED", float("inf"))
+    monkeypatch.setattr(probe, "TOLERANCE", float("inf"))
     assert error_of_a_prefix(load_model(folder)) > 0.1
     assert error_of_a_prefix(tiny_model("llama")) < 1e-5
 
@@ -253,6 +253,6 @@ def test_the_built_in_model_knows_the_capital_of_france():
     lm = load_model()
     assert lm.name == "smollm2-135m"
     with Engine(lm) as engine:
-        prompt = request.from_text(lm.tokenizer, None, "The capital of France is")
+        prompt = task_prompts.from_text(lm.tokenizer, None, "The capital of France is")
         (chunks,) = engine.generate([Request.from_prompt(prompt, SamplingParams(max_tokens=4))])
     assert "".join(chunk.text for chunk in chunks).startswith(" Paris")

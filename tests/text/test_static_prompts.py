@@ -8,7 +8,7 @@ import time
 import pytest
 
 from foreword.errors import DataError
-from foreword.text.prompt_rows import StaticPrompt, read_prompts
+from foreword.text.static_prompts import StaticPrompt, read_prompts
 
 ROWS = [{"task_id": 1, "prompt": "Translate:\u2028\n"}, {"task_id": "faq", "system": "Be kind.\u0085"}]
 READ = [StaticPrompt("1", "prompt", "Translate:\u2028\n"), StaticPrompt("faq", "system", "Be kind.\u0085")]

@@ -7,79 +7,30 @@ asked. ``task=None`` is the base model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from foreword.core import Adapter, Kind, KVPrefix, Task
+from foreword.core import Kind, Task
 from foreword.errors import RequestError, TemplateError, UsageError
 from foreword.text import chat, distilled_text, seam
 from foreword.text.encoded_example import EncodedExample, ExampleEncoder
+from foreword.text.prompt import Prompt
 from foreword.text.template import Template
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """What an engine is given.
-
-    Attributes:
-        token_ids: to be run, never empty; ids below 0 name rows of ``soft``.
-        prefix: stands in front of them; ``None`` if no position of it is used.
-        prefix_length: how many of its positions are used: all of a learned prefix, a slice of a static one.
-        places: where in ``token_ids`` answers are read; the last token if empty.
-        soft: ``[S, hidden]`` soft tokens inside ``token_ids``, or ``None``.
-        adapter: changes of the model's layers for this request, or ``None``.
-    """
-
-    token_ids: tuple[int, ...]
-    prefix: KVPrefix | None
-    prefix_length: int
-    places: tuple[int, ...] = ()
-    soft: torch.Tensor | None = None
-    adapter: Adapter | None = None
-
-    @property
-    def question(self) -> EncodedExample:
-        return EncodedExample(self.token_ids, self.places or (len(self.token_ids) - 1,))
-
-    @property
-    def measured(self) -> Prompt:
-        """The prompt with the places whose next tokens are measured: its own, or else all that have one.
-
-        A soft token is not in the vocabulary, so nothing predicts it. Raises RequestError for a place without a next
-        token.
-        """
-        ids = self.token_ids
-        found = tuple(place for place in range(len(ids) - 1) if ids[place + 1] >= 0)
-        if wrong := set(self.places) - set(found):
-            raise RequestError(
-                f"no token of the vocabulary stands behind place {min(wrong)} of the prompt; leave it out."
-            )
-        return replace(self, places=self.places or found)
-
-    def fitting(self, usual: int, context: int | None) -> int:
-        """A default number of answer tokens, cut to the room behind this prompt.
-
-        At least 1, so that the engine says what is wrong with a prompt that leaves none. What a user asks for is
-        not cut but refused there.
-        """
-        if context is None:
-            return usual
-        return max(1, min(usual, context - self.prefix_length - len(self.token_ids)))
 
 
 def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) -> Prompt:
     """The prefix, then the text verbatim. Raises RequestError if there is nothing to run."""
     if task is not None and distilled_text.stands_for_text(task):
-        return _verbatim(task, distilled_text.encode_continuation(tokenizer, task, text))
+        return _continuation_prompt(task, distilled_text.encode_continuation(tokenizer, task, text))
     if task is None or not _is_static(task):
-        return _verbatim(task, seam.encode(tokenizer, text, bos=_request_has_bos(task)))
+        return _continuation_prompt(task, seam.encode(tokenizer, text, bos=_request_has_bos(task)))
     if task.kind == "system":
-        return _joined(task, chat.encode(tokenizer, chat.system_text(tokenizer, _text(task)) + text))
-    return _joined(task, seam.encode(tokenizer, _text(task) + text, bos=task.prefix.bos != "none"))
+        return _static_slice_prompt(
+            task, chat.encode(tokenizer, chat.system_text(tokenizer, _static_text(task)) + text)
+        )
+    return _static_slice_prompt(task, seam.encode(tokenizer, _static_text(task) + text, bos=task.prefix.bos != "none"))
 
 
 def from_fields(
@@ -88,7 +39,7 @@ def from_fields(
     inputs: Mapping[str, object],
     *,
     causal: bool = True,
-    decoder: bool = False,
+    is_encoder_decoder: bool = False,
 ) -> Prompt:
     """The task's template filled with named values, up to the answer.
 
@@ -103,27 +54,29 @@ def from_fields(
         raise TemplateError(f"{name} has no template for fields; send the text itself, or ask a task with a template.")
     template = Template.parse(task.template)
     if task.head is not None and task.head.per_token:
-        words = layout(tokenizer, task, template, causal).words(words_of(template, inputs), template.inner_soft(causal))
-        return _asked(task, words, template.inner_soft(causal))
+        words = example_encoder(tokenizer, task, template, causal).encode_words(
+            field_words(template, inputs), template.num_inner_soft_tokens(causal)
+        )
+        return _whole_prefix_prompt(task, words, template.num_inner_soft_tokens(causal))
     filled = template.fill(inputs, "inputs", answer=False)
     if _is_static(task):
         return from_text(tokenizer, task, filled.text)
-    laid = layout(tokenizer, task, template, causal, decoder)
-    question = laid.state(filled) if task.head is not None else laid.answer(filled)
-    return _asked(task, question, template.inner_soft(causal))
+    laid = example_encoder(tokenizer, task, template, causal, is_encoder_decoder)
+    question = laid.encode_sequence(filled) if task.head is not None else laid.encode_prompt(filled)
+    return _whole_prefix_prompt(task, question, template.num_inner_soft_tokens(causal))
 
 
-def layout(
-    tokenizer: PreTrainedTokenizerBase, task: Task, template: Template, causal: bool, decoder: bool = False
+def example_encoder(
+    tokenizer: PreTrainedTokenizerBase, task: Task, template: Template, causal: bool, is_encoder_decoder: bool = False
 ) -> ExampleEncoder:
     """How rows of a task become tokens: which of its template's soft tokens are in the prefix already."""
-    lead = template.soft_tokens - template.inner_soft(causal)
-    return ExampleEncoder(tokenizer, causal, _request_has_bos(task), lead, decoder)
+    lead = template.num_soft_tokens - template.num_inner_soft_tokens(causal)
+    return ExampleEncoder(tokenizer, causal, _request_has_bos(task), lead, is_encoder_decoder)
 
 
-def words_of(template: Template, values: Mapping[str, object], where: str = "inputs") -> list[str]:
+def field_words(template: Template, values: Mapping[str, object], where: str = "inputs") -> list[str]:
     """The words of the one field of a tagging template: a list of texts, or a text that is cut at white space."""
-    field = template.only_field()
+    field = template.single_field()
     value = values.get(field)
     if isinstance(value, str):
         value = value.split()
@@ -143,28 +96,30 @@ def from_messages(
     if task is not None and field is not None:
         return from_fields(tokenizer, task, {field: _single_user_text(task, messages)})
     if task is not None and _is_static(task):
-        return _joined(task, _static_chat_ids(tokenizer, task, messages))
+        return _static_slice_prompt(task, _static_chat_ids(tokenizer, task, messages))
     if task is not None and distilled_text.stands_for_text(task):
-        return _verbatim(task, distilled_text.encode_conversation(tokenizer, task, messages))
+        return _continuation_prompt(task, distilled_text.encode_conversation(tokenizer, task, messages))
     rendered = chat.render(tokenizer, messages)
     if _request_has_bos(task):
-        return _verbatim(task, chat.encode(tokenizer, rendered))
-    return _verbatim(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
+        return _continuation_prompt(task, chat.encode(tokenizer, rendered))
+    return _continuation_prompt(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
 
 
 def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Sequence[int]) -> Prompt:
     """A conversation that somebody else rendered with the model's chat template, a system task's turn included."""
     if _is_static(task):
-        return _joined(task, token_ids)
-    leading = list(seam.specials(tokenizer)[0])
+        return _static_slice_prompt(task, token_ids)
+    leading = list(seam.special_tokens(tokenizer)[0])
     ids = list(token_ids)
     if task.kind == "system" and distilled_text.stands_for_text(task):
-        return _verbatim(task, ids[seam.common_length(static_ids(tokenizer, "system", _text(task)), ids) :])
+        return _continuation_prompt(
+            task, ids[seam.common_prefix_length(static_token_ids(tokenizer, "system", _static_text(task)), ids) :]
+        )
     bare = ids[len(leading) :] if ids[: len(leading)] == leading else ids
-    return _verbatim(task, [*leading, *bare] if _request_has_bos(task) else bare)
+    return _continuation_prompt(task, [*leading, *bare] if _request_has_bos(task) else bare)
 
 
-def answers_one_message(task: Task | None) -> bool:
+def takes_one_message(task: Task | None) -> bool:
     """Whether the task answers a single message through its template, and so takes no conversation."""
     return _only_field(task) is not None
 
@@ -174,8 +129,8 @@ def from_ids(task: Task | None, token_ids: Sequence[int]) -> Prompt:
     if token_ids and min(token_ids) < 0:
         raise RequestError(f"token id {min(token_ids)} is below 0; send ids of the tokenizer.")
     if task is None or task.prefix.token_ids is None:
-        return _verbatim(task, token_ids)
-    return _joined(task, [*task.prefix.token_ids, *token_ids])
+        return _continuation_prompt(task, token_ids)
+    return _static_slice_prompt(task, [*task.prefix.token_ids, *token_ids])
 
 
 def require_generation(task: Task | None) -> None:
@@ -186,7 +141,7 @@ def require_generation(task: Task | None) -> None:
         raise RequestError(f"task '{task.name}' is an ensemble of prefixes, which only labels texts; classify with it.")
 
 
-def static_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) -> tuple[int, ...]:
+def static_token_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) -> tuple[int, ...]:
     """The token ids that the prefix of a static task is computed from when it is published.
 
     Raises UsageError for an empty text or a learned task, TemplateError if a system turn cannot be rendered.
@@ -200,7 +155,7 @@ def static_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) -> tup
     return tuple(seam.encode(tokenizer, text, bos=True))
 
 
-def _asked(task: Task, question: EncodedExample, inner: int = 0) -> Prompt:
+def _whole_prefix_prompt(task: Task, question: EncodedExample, inner: int = 0) -> Prompt:
     """A question behind the whole prefix of a task, with its last ``inner`` soft tokens inside."""
     soft = None
     if inner:
@@ -209,7 +164,7 @@ def _asked(task: Task, question: EncodedExample, inner: int = 0) -> Prompt:
             raise TemplateError(f"the template of task '{task.name}' has {inner} soft tokens in it, the task {have}.")
         soft = task.soft[have - inner :]
     prefix = task.prefix if task.prefix.length else None
-    return Prompt(question.token_ids, prefix, task.prefix.length, question.places, soft, task.adapter)
+    return Prompt(question.token_ids, prefix, task.prefix.length, question.output_indices, soft, task.adapter)
 
 
 def _is_static(task: Task) -> bool:
@@ -223,25 +178,25 @@ def _request_has_bos(task: Task | None) -> bool:
     return task.prefix.bos == "request" or (task.prefix.length == 0 and task.prefix.bos == "prefix")
 
 
-def _verbatim(task: Task | None, token_ids: Sequence[int]) -> Prompt:
+def _continuation_prompt(task: Task | None, token_ids: Sequence[int]) -> Prompt:
     if not token_ids:
         raise RequestError("the request is empty, so there is nothing to continue; send at least one token.")
     if task is None:
         return Prompt(tuple(token_ids), None, 0)
-    if task.template is not None and Template.parse(task.template).inner_soft(causal=True):
+    if task.template is not None and Template.parse(task.template).num_inner_soft_tokens(causal=True):
         raise RequestError(
             f"task '{task.name}' has soft tokens inside its template, so it takes fields and no bare text; send "
             "inputs for its fields."
         )
-    return _asked(task, EncodedExample(tuple(token_ids), (len(token_ids) - 1,)))
+    return _whole_prefix_prompt(task, EncodedExample(tuple(token_ids), (len(token_ids) - 1,)))
 
 
-def _joined(task: Task, joined_ids: Sequence[int]) -> Prompt:
-    usable, rest = seam.split_static(task.prefix.token_ids or (), joined_ids)
+def _static_slice_prompt(task: Task, joined_ids: Sequence[int]) -> Prompt:
+    usable, rest = seam.match_prefix(task.prefix.token_ids or (), joined_ids)
     return Prompt(tuple(rest), task.prefix if usable else None, usable, adapter=task.adapter)
 
 
-def _text(task: Task) -> str:
+def _static_text(task: Task) -> str:
     if task.text is None:
         raise RequestError(
             f"task '{task.name}' has a static prefix without its text, so no text can be joined to it; send "
@@ -254,9 +209,9 @@ def _static_chat_ids(
     tokenizer: PreTrainedTokenizerBase, task: Task, messages: Sequence[Mapping[str, object]]
 ) -> list[int]:
     if task.kind == "system":
-        return chat.encode(tokenizer, chat.render(tokenizer, messages, system=_text(task)))
+        return chat.encode(tokenizer, chat.render(tokenizer, messages, system=_static_text(task)))
     rendered = chat.without_bos(tokenizer, chat.render(tokenizer, messages))
-    return seam.encode(tokenizer, _text(task) + rendered, bos=task.prefix.bos != "none")
+    return seam.encode(tokenizer, _static_text(task) + rendered, bos=task.prefix.bos != "none")
 
 
 def _only_field(task: Task | None) -> str | None:
@@ -265,7 +220,7 @@ def _only_field(task: Task | None) -> str | None:
 
 
 def _single_user_text(task: Task, messages: Sequence[Mapping[str, object]]) -> str:
-    turns = chat.checked(messages)
+    turns = chat.validate_messages(messages)
     if len(turns) != 1 or turns[0]["role"] != "user":
         roles = ", ".join(turn["role"] for turn in turns)
         raise RequestError(

@@ -18,7 +18,7 @@ def asked(*rows: tuple[int, ...]) -> list[EncodedExample]:
 
 
 def test_every_prompt_runs_once_with_a_row_for_every_inner_node():
-    batch, ends = CHOICE.lay_out(Front(), asked((10, 11), (12,)))
+    batch, ends = CHOICE.make_batch(Front(), asked((10, 11), (12,)))
     assert batch.lengths == (2, 1, 1, 1, 1, 1)
     assert batch.parents == (None, 0, 1, None, 3, 4)
     assert batch.token_ids.tolist() == [10, 11, 3, 4, 12, 3, 4]
@@ -26,7 +26,7 @@ def test_every_prompt_runs_once_with_a_row_for_every_inner_node():
 
 
 def test_soft_tokens_move_the_places_of_the_prompts():
-    batch, ends = CHOICE.lay_out(Front(soft=torch.zeros(5, 8)), asked((10, 11)))
+    batch, ends = CHOICE.make_batch(Front(soft=torch.zeros(5, 8)), asked((10, 11)))
     assert batch.lengths == (5, 2, 1, 1)
     assert ends.tolist() == [6, 7, 8]
 

