@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foreword.bank.format import read_prefix
+from foreword.bank.prefix_file import read_prefix
 from foreword.training.recipe import Recipe
 from training.small_data import recipe
 
@@ -27,7 +27,7 @@ def losses(settings: Recipe, *launch: str) -> tuple[list[float], list[torch.Tens
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {str(TESTS)!r})
-from foreword.bank.format import write_prefix
+from foreword.bank.prefix_file import write_prefix
 from foreword.training.recipe import Recipe
 from foreword.training.train import train
 from tiny_models import tiny_model
