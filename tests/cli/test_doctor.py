@@ -33,7 +33,7 @@ def test_all_is_well(run, published, folder):
     assert found.json["architecture"] == "LlamaForCausalLM"
     assert found.json["difference"] < 1e-4
     assert of(found, "model")[0]["what"] == str(folder)
-    assert [each["what"] for each in of(found, "bank")] == [published.place, "writable", "one", "two"]
+    assert [each["what"] for each in of(found, "bank")] == [published.location, "writable", "one", "two"]
     (answer,) = of(found, "engine")
     assert answer["found"].startswith("first token after")
     assert "8 tokens" in answer["found"]

@@ -48,7 +48,7 @@ def tasks_without_torch(served: ServedModel) -> list:
     """The served's tasks as a process without PyTorch reads them."""
     from foreword.bank.arrays import load_arrays  # which needs what only the extra brings
 
-    bank = Bank(served.bank.place, load=load_arrays)
+    bank = Bank(served.bank.location, load=load_arrays)
     return [bank.load(task.ref) for task in served.tasks]
 
 

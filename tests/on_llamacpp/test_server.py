@@ -86,7 +86,7 @@ def shop(tmp_path_factory) -> Iterator[Shop]:
     bank.publish(Task("learned", "p-tuning-v2", learned(lm, 40, 1)))
     bank.publish(Task("mood", "test", learned(lm, 9, 2), template="{text}\nMood:{mask}", verbalizer=words))
     bank.publish(Task("hybrid", "lora-hybrid", learned(lm, 12, 4), adapter=adapter))
-    process, line = start("serve", "--engine", "llamacpp", "--bank", bank.place, "--port", "0", "--no-ui", "--quiet")
+    process, line = start("serve", "--engine", "llamacpp", "--bank", bank.location, "--port", "0", "--no-ui", "--quiet")
     assert "serving" in line, line
     yield Shop(line.split(" at ")[1], lm, bank)
     process.send_signal(signal.SIGTERM)

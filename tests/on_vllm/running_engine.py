@@ -18,5 +18,5 @@ def vllm_engine(served: ServedModel, *flags: str) -> Iterator:
     from foreword.vllm.engine import VllmEngine
 
     usual = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32")
-    with VllmEngine(model_info(served.folder), served.bank.place, flags=[*usual, *flags]) as engine:
+    with VllmEngine(model_info(served.folder), served.bank.location, flags=[*usual, *flags]) as engine:
         yield engine

@@ -91,7 +91,7 @@ def shop(tmp_path_factory) -> Iterator[Shop]:
     port = free_port()
     extra = "--dtype float32 --enforce-eager --max-model-len 2048 --enable-lora --max-lora-rank 8 --max-loras 2"
     tools = "--enable-prompt-tokens-details --enable-auto-tool-choice --tool-call-parser hermes"
-    typed = ["serve", "--engine", "vllm", "--bank", bank.place, "--port", str(port), "--print-command", "--"]
+    typed = ["serve", "--engine", "vllm", "--bank", bank.location, "--port", str(port), "--print-command", "--"]
     line = subprocess.run(
         [sys.executable, "-m", "foreword", *typed, *shlex.split(extra), *shlex.split(tools)],
         capture_output=True,

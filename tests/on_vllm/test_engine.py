@@ -239,7 +239,7 @@ def test_a_client_cannot_choose_a_prefix_by_itself(served, engine, forge):
 def test_a_prefix_that_cannot_be_loaded_fails_its_request_alone(served, engine):
     lost = served.publish("lost", 107)
     name, _, version = lost.ref.partition("@")
-    shutil.rmtree(Path(served.bank.place) / name / "versions" / version)
+    shutil.rmtree(Path(served.bank.location) / name / "versions" / version)
     good = served.requests(10, seed=4)
     streams = [engine.submit(make_request(lost)), *map(engine.submit, good)]
     chunks = list(streams[0])

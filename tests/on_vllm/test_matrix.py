@@ -59,7 +59,7 @@ def test_what_fails_to_load_fails_alone_with_groups_of_layers(served):
 
     lost = served.publish("lost", 107)
     name, _, version = lost.ref.partition("@")
-    shutil.rmtree(Path(served.bank.place) / name / "versions" / version)
+    shutil.rmtree(Path(served.bank.location) / name / "versions" / version)
     good = served.requests(10, seed=4)
     with vllm_engine(served, "--max-model-len", "512") as engine:
         chunks = list(engine.submit(Request.from_prompt(from_ids(lost, (1, 2, 3)), SamplingParams(max_tokens=4))))
@@ -77,7 +77,7 @@ def test_the_command_serves_and_ends(served, tmp_path):
     from on_vllm.test_endpoint import free_port, wait_for
 
     port, log = free_port(), tmp_path / "log"
-    typed = ["serve", "--engine", "vllm", "--model", served.folder, "--bank", served.bank.place, "--port", str(port)]
+    typed = ["serve", "--engine", "vllm", "--model", served.folder, "--bank", served.bank.location, "--port", str(port)]
     with log.open("wb") as out:
         server = subprocess.Popen(
             [sys.executable, "-m", "foreword", *typed, "--max-model-len", "512", "--", "--enforce-eager"],

@@ -69,9 +69,9 @@ def opened(settings: Mapping[str, Any]) -> EngineProtocol:
 
 def opened_bank(settings: Mapping[str, Any]) -> Bank:
     """The bank of a candidate, as its engine reads it."""
-    from foreword.cli.engines import bank_of
+    from foreword.cli.engines import open_engine_bank
 
-    return bank_of(settings.get("engine", EMBEDDED), settings["bank"])
+    return open_engine_bank(settings.get("engine", EMBEDDED), settings["bank"])
 
 
 def key_of(engine: str, name: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
 from foreword.cli.compose import compose
 from foreword.cli.options import BankRoot, Json, Replace, emit, open_bank, say
 from foreword.errors import CorruptFile
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Tasks and their versions.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Name of the task.", autocompletion=task_names)]
+Name = Annotated[str, typer.Argument(help="Name of the task.", autocompletion=complete_task)]
 
 
 @app.command("list")
@@ -49,7 +49,7 @@ def _row(store: Bank, name: str) -> dict[str, str]:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=task_names)],
+    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=complete_task)],
     bank: BankRoot = None,
     json: Json = False,
 ) -> None:
@@ -65,7 +65,7 @@ def show(
 
 @app.command()
 def verify(
-    name: Annotated[str | None, typer.Argument(help="One task only.", autocompletion=task_names)] = None,
+    name: Annotated[str | None, typer.Argument(help="One task only.", autocompletion=complete_task)] = None,
     bank: BankRoot = None,
     json: Json = False,
 ) -> None:
@@ -118,7 +118,9 @@ app.command()(compose)
 def ensemble(
     tasks: Annotated[
         list[str],
-        typer.Argument(help="Learned tasks or task@version, two or more.", metavar="TASK", autocompletion=task_names),
+        typer.Argument(
+            help="Learned tasks or task@version, two or more.", metavar="TASK", autocompletion=complete_task
+        ),
     ],
     publish: Annotated[str, typer.Option(help="Name of the new task.")],
     vote: Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import options
-from foreword.cli.interruption import command_line, going_on
+from foreword.cli.interruption import command_line, on_interrupt
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def bench(
         used,
     )
     options.quiet_libraries()
-    with going_on(lambda: _left(results, again)):
+    with on_interrupt(lambda: _left(results, again)):
         outcome = run(chosen, wanted, Results(results), options.say, only=only or (), again=again)
     if out is not None:
         write_json(out, outcome.to_json())

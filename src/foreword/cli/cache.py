@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foreword.cli.flags import expand_options
-from foreword.cli.interruption import command_line, going_on, served
+from foreword.cli.interruption import command_line, current_version, on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, say
 from foreword.progress import Progress
 
@@ -35,8 +35,8 @@ def cache(
     options.check_name(*(prompt.name for prompt in prompts))
     store = options.open_bank()
     published: list[dict[str, Any]] = []
-    before = {prompt.name: served(store, prompt.name) for prompt in prompts}
-    with going_on(lambda: _how_far(store, before)):
+    before = {prompt.name: current_version(store, prompt.name) for prompt in prompts}
+    with on_interrupt(lambda: _how_far(store, before)):
         lm = options.open_model()
         from foreword.prompts.static import static_task
 
@@ -57,5 +57,5 @@ def _how_far(bank: Bank, before: Mapping[str, str | None]) -> str:
     Args:
         before: the versions that were served when it began, by task.
     """
-    count = sum(served(bank, name) != version for name, version in before.items())
+    count = sum(current_version(bank, name) != version for name, version in before.items())
     return f"{count} of {len(before)} prompts are published; start again: {command_line()}"

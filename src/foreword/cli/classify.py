@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
 from foreword.cli.options import EngineOptions, Json, emit, read_text
 from foreword.errors import UsageError
@@ -21,7 +21,7 @@ Answer = tuple[list[dict[str, Any]], list[str]]
 
 @expand_options
 def classify(
-    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=task_names)],
+    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=complete_task)],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to classify; - reads lines from stdin.")],
     *,
     options: EngineOptions,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
-from foreword.cli.interruption import publishing
+from foreword.cli.interruption import on_interrupted_publish
 from foreword.cli.options import Json, ModelOptions, Replace, emit
 from foreword.errors import UsageError
 
@@ -40,7 +40,7 @@ def compose(
     tasks: Annotated[
         list[str],
         typer.Argument(
-            help="Tasks or task@version, two or more, the first in front.", metavar="TASK", autocompletion=task_names
+            help="Tasks or task@version, two or more, the first in front.", metavar="TASK", autocompletion=complete_task
         ),
     ],
     publish: Annotated[str | None, typer.Option(help="Publish the stack under this name.")] = None,
@@ -80,7 +80,7 @@ def compose(
         options.check_name(publish)
     rows = read_rows(data)[:limit] if data is not None else None
     parts = [store.load(ref) for ref in tasks]
-    with publishing(store, publish) if publish is not None else nullcontext():
+    with on_interrupted_publish(store, publish) if publish is not None else nullcontext():
         lm = options.open_model()
         from foreword.prompts.compose import compose as stacked
 

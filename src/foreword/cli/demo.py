@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foreword.cli.interruption import command_line, going_on
+from foreword.cli.interruption import command_line, on_interrupt
 from foreword.cli.options import Json, ModelName, emit, open_model
 
 
@@ -17,7 +17,7 @@ def demo(model: ModelName = None, json: Json = False) -> None:
     lm = open_model(model, "auto", "auto")
     from foreword.demo.demo import as_json, run_demo, show
 
-    with going_on(lambda: f"nothing of the demo was kept; start again: {command_line()}"):
+    with on_interrupt(lambda: f"nothing of the demo was kept; start again: {command_line()}"):
         findings = run_demo(lm, console)
     show(findings, console)
     if json:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
-from foreword.cli.interruption import going_on
-from foreword.cli.options import Json, ModelOptions, Replace, emit, one_of, quiet_libraries, read_text, say
-from foreword.cli.runs import how_to_resume, publication, write_task
+from foreword.cli.interruption import on_interrupt
+from foreword.cli.options import Json, ModelOptions, Replace, emit, exactly_one, quiet_libraries, read_text, say
+from foreword.cli.runs import publish_hint, resume_hint, write_task
 from foreword.errors import TrainingError, UsageError
 from foreword.home import default_run_dir
 from foreword.training.distillation.recipe import DistilRecipe
@@ -26,7 +26,7 @@ CURVE = (16, 32, 64, 128)
 @expand_options
 def distill(
     name: Annotated[
-        str | None, typer.Argument(help="A static task whose text is distilled.", autocompletion=task_names)
+        str | None, typer.Argument(help="A static task whose text is distilled.", autocompletion=complete_task)
     ] = None,
     document: Annotated[
         str | None,
@@ -51,7 +51,7 @@ def distill(
 
     Example: foreword distill --document policy.txt --slots 64 --publish support
     """
-    _, given = one_of({"NAME": name, "--document": document, "--system": system, "--text": text})
+    _, given = exactly_one({"NAME": name, "--document": document, "--system": system, "--text": text})
     if min_quality is not None and not 0 < min_quality <= 1:
         raise UsageError(f"--min-quality must be above 0 and at most 1, the whole gap, got {min_quality}.")
     if publish is not None:
@@ -62,7 +62,7 @@ def distill(
     source = None if name is None else _static(store.load(name))
     content = source.text or "" if source is not None else read_text(given)
     kind: Kind | None = source.kind if source is not None else "system" if system else "prompt" if text else None
-    with going_on(lambda: how_to_resume(str(recipe.out))):
+    with on_interrupt(lambda: resume_hint(str(recipe.out))):
         lm = options.open_model()
         if source is not None:
             options.check_model(source, lm)
@@ -123,4 +123,4 @@ def _summary(made: DistillResult, ref: str | None) -> str:
     ]
     if made.curve:
         lines += ["", curve_table(made.curve), f"picture: {made.folder / 'curve.png'}"]
-    return "\n".join([*lines, publication(ref, made.folder)])
+    return "\n".join([*lines, publish_hint(ref, made.folder)])

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foreword.cli.options import EngineOptions, open_bank, quiet_libraries, say, settle_threads
+from foreword.cli.options import EngineOptions, configure_threads, open_bank, quiet_libraries, say
 from foreword.errors import UsageError
 from foreword.home import default_bank
 from foreword.progress import Progress
@@ -91,7 +91,7 @@ def llamacpp(options: ServerOptions) -> Iterator[Served]:
         raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(options.flags)}.")
     check_llamacpp(options.dtype, options.device, options.trust_remote_code)
     _check_prompts("llama.cpp", options.multi_task_prompt)
-    settle_threads()
+    configure_threads()
     from foreword.llamacpp.engine import LlamaCppEngine
     from foreword.llamacpp.model import gguf_model
 
@@ -103,7 +103,7 @@ def llamacpp(options: ServerOptions) -> Iterator[Served]:
         max_model_len=options.max_model_len,
         allow_other_weights=options.allow_other_weights,
     ) as running:
-        yield running, bank_of("llamacpp", options.bank), {}
+        yield running, open_engine_bank("llamacpp", options.bank), {}
 
 
 ENGINES: dict[str, Callable[[ServerOptions], AbstractContextManager[Served]]] = {
@@ -129,13 +129,13 @@ def evaluating_llamacpp(options: EngineOptions) -> Iterator[EngineProtocol]:
         yield running
 
 
-EVALUATORS: dict[str, Callable[[EngineOptions], AbstractContextManager[EngineProtocol]]] = {
+EVALUATION_ENGINES: dict[str, Callable[[EngineOptions], AbstractContextManager[EngineProtocol]]] = {
     "embedded": evaluating_embedded,
     "llamacpp": evaluating_llamacpp,
 }
 
 
-def bank_of(engine: str, root: str | None) -> Bank:
+def open_engine_bank(engine: str, root: str | None) -> Bank:
     """A bank as an engine reads it."""
     if engine != "llamacpp":
         return open_bank(root)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli.completion import task_names
-from foreword.cli.engines import EVALUATORS, bank_of
+from foreword.cli.completion import complete_task
+from foreword.cli.engines import EVALUATION_ENGINES, open_engine_bank
 from foreword.cli.flags import expand_options
-from foreword.cli.interruption import command_line, going_on
+from foreword.cli.interruption import command_line, on_interrupt
 from foreword.cli.options import EngineOptions, Json, emit, say, typed_options
 from foreword.errors import UnknownTask, UsageError
 from foreword.progress import Progress
@@ -31,13 +31,13 @@ _WITH_RATINGS = ("ratings", "json")
 @expand_options
 def evaluate(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Task, or task@version.", autocompletion=task_names)] = None,
+    name: Annotated[str | None, typer.Argument(help="Task, or task@version.", autocompletion=complete_task)] = None,
     data: Annotated[str | None, typer.Option(help="Examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(
             help="Another task to run on the same examples, or base for the base model; may be repeated.",
-            autocompletion=task_names,
+            autocompletion=complete_task,
         ),
     ] = None,
     label_field: Annotated[str, typer.Option(help="Field that holds the label.")] = "label",
@@ -65,18 +65,18 @@ def evaluate(
         return _rated(ratings, json)
     if name is None or data is None:
         raise UsageError("name a task and its examples: foreword eval NAME --data FILE.")
-    if engine not in EVALUATORS:
-        raise UsageError(f"engine {engine!r} does not evaluate; choose {' or '.join(EVALUATORS)}.")
+    if engine not in EVALUATION_ENGINES:
+        raise UsageError(f"engine {engine!r} does not evaluate; choose {' or '.join(EVALUATION_ENGINES)}.")
     names = [name, *(compare or [])]
     _check_files(names, blind, seed, predictions)
     from foreword.text.rows import read_rows
 
     rows = read_rows(data)[:limit]
-    found = _load_tasks(bank_of(engine, options.bank), names, options.model_name)
+    found = _load_tasks(open_engine_bank(engine, options.bank), names, options.model_name)
     _check_tasks(found, per_class)
     with (
-        going_on(lambda: f"nothing was written; start again: {command_line()}"),
-        EVALUATORS[engine](options) as running,
+        on_interrupt(lambda: f"nothing was written; start again: {command_line()}"),
+        EVALUATION_ENGINES[engine](options) as running,
     ):
         tasks = _with_baseline(found, running, options)
         reports = _reports(running, tasks, rows, label_field)

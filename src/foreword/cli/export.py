@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
 from foreword.cli.options import BankRoot, Json, ModelName, RemoteCode, emit, open_bank, open_model
 
 app = typer.Typer(help="Tasks for other programs.", no_args_is_help=True)
@@ -20,7 +20,7 @@ def _export() -> None:
 
 @app.command()
 def peft(
-    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=task_names)],
+    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=complete_task)],
     path: Annotated[Path, typer.Argument(help="Folder to write; it must not exist, or be empty.")],
     model: ModelName = None,
     bank: BankRoot = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
 from foreword.cli.options import EngineOptions, Json, emit, read_text, say
 from foreword.errors import EngineError, UsageError
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 @expand_options
 def generate(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME] TEXT|-", help="Task, and the text.", autocompletion=task_names)
+        list[str] | None,
+        typer.Argument(metavar="[NAME] TEXT|-", help="Task, and the text.", autocompletion=complete_task),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="The task, instead of NAME.", autocompletion=task_names)
+        str | None, typer.Option("--task", help="The task, instead of NAME.", autocompletion=complete_task)
     ] = None,
     field: Annotated[list[str] | None, typer.Option("--field", help="k=v for the task's template.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens at most.", show_default="the task's, else 128")] = None,

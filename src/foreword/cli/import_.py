@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli.flags import expand_options
-from foreword.cli.interruption import publishing
+from foreword.cli.interruption import on_interrupted_publish
 from foreword.cli.options import Json, ModelOptions, Replace, emit, quiet_libraries
 from foreword.errors import UsageError
 
@@ -117,7 +117,7 @@ def _publish(
     name = publish or checkpoint.name.lower()
     options.check_name(name)
     store = options.open_bank()
-    with publishing(store, name):
+    with on_interrupted_publish(store, name):
         lm = options.open_model()
         task = store.publish(convert(lm, checkpoint, name), replace=replace, reserved=[lm.name])
     data = {"task": task.ref, "method": task.method, "length": task.prefix.length, "bytes": task.nbytes}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli.interruption import command_line, going_on
+from foreword.cli.interruption import command_line, on_interrupt
 from foreword.cli.options import Json, emit, quiet_libraries, say
 
 app = typer.Typer(help="Base models.", no_args_is_help=True)
@@ -29,6 +29,6 @@ def pull(
     quiet_libraries()
     from foreword.models.load import pull as pull_model
 
-    with going_on(lambda: f"{name} is not ready yet; go on with: {command_line()}"):
+    with on_interrupt(lambda: f"{name} is not ready yet; go on with: {command_line()}"):
         folder = str(pull_model(name, say))
     emit({"model": name, "folder": folder}, folder, json)

@@ -125,14 +125,14 @@ def quiet_libraries() -> None:
     """Settings of the libraries underneath that must stand before they load: no chatter, and how threads wait."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    settle_threads()
+    configure_threads()
     from transformers.utils import logging as chatter
 
     chatter.disable_progress_bar()
     chatter.set_verbosity_error()
 
 
-def settle_threads() -> None:
+def configure_threads() -> None:
     """How threads of the libraries underneath wait; must stand before they load."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Between small operations threads wait actively, some tens of microseconds, and then let go of the core. On two
@@ -178,7 +178,7 @@ def read_text(source: str) -> str:
         raise UsageError(f"{source} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
 
 
-def one_of(flags: Mapping[str, str | None]) -> tuple[str, str]:
+def exactly_one(flags: Mapping[str, str | None]) -> tuple[str, str]:
     """The one flag that was given, and its value. Raises UsageError if it is none, or more than one."""
     given = [(flag, value) for flag, value in flags.items() if value is not None]
     if len(given) != 1:

@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
-from foreword.cli.interruption import publishing
-from foreword.cli.options import Json, ModelOptions, Replace, emit, one_of, read_text
+from foreword.cli.interruption import on_interrupted_publish
+from foreword.cli.options import Json, ModelOptions, Replace, emit, exactly_one, read_text
 from foreword.cli.runs import read_task
 from foreword.errors import UsageError
 
 
 @expand_options
 def publish(
-    name: Annotated[str, typer.Argument(help="Name of the task.", autocompletion=task_names)],
+    name: Annotated[str, typer.Argument(help="Name of the task.", autocompletion=complete_task)],
     system: Annotated[str | None, typer.Option(help="File with a system prompt, or -.")] = None,
     text: Annotated[str | None, typer.Option(help="File with text that stands in front, or -.")] = None,
     run: Annotated[str | None, typer.Option(help="Folder of a training run.")] = None,
@@ -33,7 +33,7 @@ def publish(
 
     Example: foreword publish support --system policy.txt
     """
-    flag, source = one_of({"--system": system, "--text": text, "--run": run, "--prefix": prefix})
+    flag, source = exactly_one({"--system": system, "--text": text, "--run": run, "--prefix": prefix})
     if prefix is None and (template is not None or verbalizer is not None):
         raise UsageError("--template and --verbalizer go with --prefix; a run brings its own.")
     needs_model = flag in ("--system", "--text")
@@ -41,7 +41,7 @@ def publish(
         raise UsageError(f"{flag} needs no model; leave out --dtype, --device and --trust-remote-code.")
     store = options.open_bank()
     options.check_name(name)
-    with publishing(store, name):
+    with on_interrupted_publish(store, name):
         if run is not None:
             task = read_task(Path(run), name)
         elif prefix is not None:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 _NAME = "run"
 
 
-def how_to_resume(folder: str) -> str:
+def resume_hint(folder: str) -> str:
     """What a run that is stopped has written into its folder, and the command that goes on with it."""
     if not (Path(folder) / "recipe.json").is_file():
         return f"nothing was written; start again: {command_line()}"
     return f"what was learned is in {folder}; go on with: {command_line('--resume', '--out', folder)}"
 
 
-def publication(ref: str | None, folder: Path) -> str:
+def publish_hint(ref: str | None, folder: Path) -> str:
     """Under which name and version a task was published; if it was not, the command that publishes it."""
     return f"published {ref}" if ref is not None else f"not published; foreword publish NAME --run {folder}"
 
@@ -32,7 +32,7 @@ def write_task(task: Task, folder: Path) -> None:
     """Write a task into its run folder; a resumed run replaces it."""
     import shutil
 
-    from foreword.bank.format import write_version
+    from foreword.bank.version_folder import write_version
 
     target = folder / "task"
     shutil.rmtree(target, ignore_errors=True)
@@ -42,7 +42,7 @@ def write_task(task: Task, folder: Path) -> None:
 
 def read_task(folder: Path, name: str) -> Task:
     """The task of a finished run, under a name of its own. Raises UsageError for a folder that holds none."""
-    from foreword.bank.format import read_version
+    from foreword.bank.version_folder import read_version
 
     if (folder / "model").is_dir():
         raise UsageError(

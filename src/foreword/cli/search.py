@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foreword.cli.flags import expand_options
-from foreword.cli.interruption import going_on
+from foreword.cli.interruption import on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, quiet_libraries, say
 from foreword.cli.recipes import SharedRecipeFlags, check_recipe, make_recipe, read_settings
-from foreword.cli.runs import how_to_resume, publication, write_task
+from foreword.cli.runs import publish_hint, resume_hint, write_task
 from foreword.errors import SettingError, UsageError
 from foreword.home import default_run_dir
 from foreword.training.recipe import Recipe
@@ -77,7 +77,7 @@ def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
     from foreword.training.search.config import DEFAULT_ETA, SearchConfig
 
     base = make_recipe(settings)
-    options = ModelOptions.of(settings)
+    options = ModelOptions.from_settings(settings)
     halving = settings["halving"] if settings["halving"] is not None else DEFAULT_ETA
     plan = SearchConfig.of(_varied(settings), settings["trials"], settings["at_once"], halving)
     name = settings["publish"]
@@ -89,7 +89,7 @@ def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
     plan.check(base)
     _check_unvaried(plan, base)
     out = base.out or default_run_dir("search")
-    with going_on(lambda: how_to_resume(out)):
+    with on_interrupt(lambda: resume_hint(out)):
         lm = options.open_model()
         from foreword.training.search.search import search as run_search
 
@@ -149,7 +149,7 @@ def _write_recipe(found: SearchResult, settings: Mapping[str, Any]) -> Path:
 
     usual = {field.name: field.default for field in fields(Recipe) if field.name not in ("out", "resume")}
     values = {key: settings[key] for key in usual if settings.get(key) not in (None, usual[key])}
-    options = asdict(ModelOptions.of(settings))
+    options = asdict(ModelOptions.from_settings(settings))
     values = {**{key: value for key, value in options.items() if value not in (None, False, "auto")}, **values}
     values |= found.winner.params
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
@@ -191,7 +191,7 @@ def _text(found: SearchResult, ref: str | None, recipe: Path) -> str:
         rows.append([str(trial.number), *values, *figures, f"{trial.step}/{trial.steps}", trial.state])
     shown = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
     return "\n".join(
-        [table(rows), "", *_saved(found), shown, f"the winner's recipe is {recipe}", publication(ref, found.folder)]
+        [table(rows), "", *_saved(found), shown, f"the winner's recipe is {recipe}", publish_hint(ref, found.folder)]
     )
 
 

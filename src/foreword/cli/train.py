@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foreword.cli.flags import expand_options
-from foreword.cli.interruption import going_on
+from foreword.cli.interruption import on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, say
 from foreword.cli.recipes import RecipeFlags, check_recipe, make_recipe, read_settings
-from foreword.cli.runs import how_to_resume, publication, write_task
+from foreword.cli.runs import publish_hint, resume_hint, write_task
 from foreword.errors import UsageError
 from foreword.home import default_run_dir
 
@@ -44,7 +44,7 @@ def train(
 def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
     """Learn, keep and publish what flags and recipe say."""
     recipe = make_recipe(settings)
-    options = ModelOptions.of(settings)
+    options = ModelOptions.from_settings(settings)
     name = settings["publish"]
     store = options.open_bank()
     if name is not None:
@@ -57,7 +57,7 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
             options.check_name(name)
     check_recipe(file, recipe)
     out = recipe.out or default_run_dir(name or recipe.method)
-    with going_on(lambda: how_to_resume(out)):
+    with on_interrupt(lambda: resume_hint(out)):
         lm = options.open_model()
         from foreword.training.loop.distributed import is_main_process
         from foreword.training.train import train as run_train
@@ -90,4 +90,4 @@ def _summary(outcome: TrainResult, ref: str | None) -> str:
     shown = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
     if outcome.model is not None:
         return f"{shown}\na model of its own; load it with --model {outcome.model}"
-    return f"{shown}\n{publication(ref, outcome.folder)}"
+    return f"{shown}\n{publish_hint(ref, outcome.folder)}"

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foreword.cli.flags import FlagsOf, expand_options
-from foreword.cli.interruption import going_on
+from foreword.cli.interruption import on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, say
 from foreword.cli.recipes import SharedRecipeFlags, check_recipe, make_recipe, read_settings
-from foreword.cli.runs import how_to_resume, write_task
+from foreword.cli.runs import resume_hint, write_task
 from foreword.errors import SettingError, UsageError
 from foreword.home import default_run_dir
 from foreword.training.many.config import MultiTaskConfig
@@ -85,7 +85,7 @@ def _train_many(file: RecipeFile, settings: dict[str, Any]) -> None:
     held = _users(recipe.eval, settings) if recipe.eval is not None else None
     if unknown := sorted(set(tasks) - set(users.names)):
         raise SettingError("tasks", f"--tasks names '{unknown[0]}', of which there are no rows; correct the name.")
-    with going_on(lambda: how_to_resume(out)):
+    with on_interrupt(lambda: resume_hint(out)):
         gains = _learn(plan, users, held, settings)
     if not is_main_process():
         return  # the first process of several speaks for all
@@ -100,7 +100,7 @@ def _train_many(file: RecipeFile, settings: dict[str, Any]) -> None:
 def _learn(
     plan: MultiTaskConfig, users: TaskSource, held: TaskSource | None, settings: dict[str, Any]
 ) -> MultiTaskReport:
-    options = ModelOptions.of(settings)
+    options = ModelOptions.from_settings(settings)
     lm = options.open_model()
     from foreword.training.many.report import MultiTaskReport
     from foreword.training.many.train_many import train_many as learn
@@ -122,7 +122,7 @@ def _users(source: str, settings: Mapping[str, Any]) -> TaskSource:
     """The tasks of a folder or a file, all with names that can be published."""
     from foreword.training.many.task_source import open_task_source
 
-    options, prefix = ModelOptions.of(settings), settings["publish_prefix"]
+    options, prefix = ModelOptions.from_settings(settings), settings["publish_prefix"]
     return open_task_source(source, settings["task_field"], lambda name: options.check_name(prefix + name))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from foreword.bank.format import read_header, read_prefix
-from foreword.bank.tensor_file import Load, load_tensors
+from foreword.bank.prefix_file import read_header, read_prefix
+from foreword.bank.tensor_file import TensorLoader, load_tensors
 from foreword.core import Task
 from foreword.errors import UsageError
 from foreword.text.template import Template, decode_escapes
@@ -18,7 +18,7 @@ def prefix_task(
     file: Path,
     template: str | None,
     verbalizer: str | Mapping[str, object] | None,
-    load: Load = load_tensors,
+    load: TensorLoader = load_tensors,
 ) -> Task:
     """The task of a ``prefix.safetensors``.
 

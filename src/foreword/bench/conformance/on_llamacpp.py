@@ -38,7 +38,7 @@ def on_llamacpp(subject: Subject) -> Mapping[str, Any]:
     place.mkdir()
     subject.lm.tokenizer.save_pretrained(place)  # with what Transformers adds for a family
     file = write_gguf(subject.lm, place / "model.gguf")
-    settings = {"model": str(file), "bank": bank.place}
+    settings = {"model": str(file), "bank": bank.location}
     try:
         with Candidate("llama.cpp", FACTORY, settings, LLAMACPP.python, LLAMACPP.environment) as candidate:
             return compared(candidate.ask("answers", asked=asked, top=TOP), expected)

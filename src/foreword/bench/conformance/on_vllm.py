@@ -38,7 +38,7 @@ def on_vllm(subject: Subject) -> Mapping[str, Any]:
     asked = published(subject, bank)
     with Engine(subject.lm, cache_bytes=1 << 20) as engine:
         expected = answered(engine, bank, asked, MAX_LOGPROBS)
-    settings = {"model": str(subject.folder), "bank": bank.place, "log": str(subject.folder / "vllm.log")}
+    settings = {"model": str(subject.folder), "bank": bank.location, "log": str(subject.folder / "vllm.log")}
     try:
         with (
             Candidate("vLLM", FACTORY, settings, VLLM.python, VLLM.environment) as candidate,

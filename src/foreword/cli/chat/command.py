@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
 from foreword.cli.options import EngineOptions
 from foreword.errors import UnsupportedModel, UsageError
@@ -17,10 +17,10 @@ from foreword.home import home
 def chat(
     name: Annotated[
         str | None,
-        typer.Argument(help="Task, or task@version.", show_default="the base model", autocompletion=task_names),
+        typer.Argument(help="Task, or task@version.", show_default="the base model", autocompletion=complete_task),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="The task, instead of NAME.", autocompletion=task_names)
+        str | None, typer.Option("--task", help="The task, instead of NAME.", autocompletion=complete_task)
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of an answer at most.", show_default="the task's, else 1024", min=1)
@@ -46,15 +46,15 @@ def chat(
     lm = options.open_model()
     if not lm.causal and not lm.is_encoder_decoder:
         raise UnsupportedModel(f"{lm.name} is an encoder, which writes no text; ask it with foreword classify.")
-    from foreword.cli.chat.loop import Loop
-    from foreword.cli.chat.talk import Talk
+    from foreword.cli.chat.conversation import Conversation
+    from foreword.cli.chat.repl import ChatRepl
 
     with options.open_engine(lm) as engine:
-        talk = Talk(
+        conversation = Conversation(
             engine,
             lambda ref: options.find_task(ref, lm),
             max_tokens,
             temperature,
         )
-        talk.turn_to(asked)
-        Loop(talk, store, home() / "chat_history").run()
+        conversation.select_task(asked)
+        ChatRepl(conversation, store, home() / "chat_history").run()

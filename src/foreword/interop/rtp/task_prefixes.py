@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foreword.bank.names import hint
+from foreword.bank.names import suggest
 from foreword.core import KVPrefix, Task
 from foreword.errors import UnknownTask, UsageError
 from foreword.interop import peft, ptuning
@@ -143,4 +143,4 @@ class TaskPrefixes:
     def _mend(self, task_id: str) -> str:
         if not self._static:
             return f"set {FILE} to a file of static prompts before the model is loaded."
-        return hint(task_id, list(self._static), f"cat ${FILE}")
+        return suggest(task_id, list(self._static), f"cat ${FILE}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from foreword.bank.bank import Bank, check_free
 from foreword.bank.names import split_ref
-from foreword.bank.tensor_file import Load
+from foreword.bank.tensor_file import TensorLoader
 from foreword.core import Kind, Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import PublishConflict
@@ -46,7 +46,7 @@ class TaskManager:
         return self.publish(prefilled_task(name, kind, text, token_ids, prefix), replace=replace)
 
     @property
-    def load_tensors(self) -> Load:
+    def load_tensors(self) -> TensorLoader:
         """How the bank reads tensors."""
         return self._bank.load_tensors
 

@@ -1,4 +1,4 @@
-"""``README.md`` of a version: what a person sees who opens the folder."""
+"""The model card of a version: its ``README.md``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _KINDS = {
 }
 
 
-def write_card(task: Task) -> str:
-    """Markdown for one task. The version is left out: its name depends on this very file."""
+def model_card(task: Task) -> str:
+    """The card of a task, in Markdown. It does not have the version, which depends on the digest of this file."""
     lines = [
         f"# {task.name}",
         "",
@@ -46,7 +46,7 @@ def _kind(task: Task) -> str:
 
 
 def _distilled(task: Task) -> list[str]:
-    """The text that a distilled prefix stands for, and the task that served it at full length."""
+    """Token count and digest of a distilled text, and the task that it was distilled from."""
     source = task.provenance
     if task.method != "distill":
         return []
@@ -63,7 +63,7 @@ def _model(prefix: KVPrefix) -> str:
 
 
 def _parts(task: Task) -> list[str]:
-    """What it has besides its prefix, and the bytes of all; nothing for a prefix alone."""
+    """Members, soft tokens, adapter and head, and the bytes of all tensors; empty for a task with only a prefix."""
     lines = []
     if task.members:
         lines.append(f"- ensemble: {len(task.members) + 1} prefixes, answers combined by {task.combine}")

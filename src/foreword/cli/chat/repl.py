@@ -1,4 +1,4 @@
-"""`Loop`: line by line, a command or a question, until somebody leaves."""
+"""`ChatRepl`: line by line, a command or a question, until somebody leaves."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foreword.cli.chat.keyboard import Keyboard
-from foreword.cli.chat.talk import Talk
+from foreword.cli.chat.conversation import Conversation
+from foreword.cli.chat.line_reader import LineReader
 from foreword.cli.generation_stats import GenerationStats, GenerationTimer
 from foreword.cli.options import say
 from foreword.errors import EngineError, ForewordError, PromptTooLong, UsageError
@@ -29,24 +29,24 @@ HELP = """\
 Ctrl-C stops an answer. A line that begins with a space is always a question."""
 
 
-class Loop:
+class ChatRepl:
     """Holds a conversation with whoever is at the keyboard.
 
     Answers, and what commands were asked to show, go to stdout; all else goes to stderr.
 
     Args:
-        talk: the conversation.
+        conversation: the conversation.
         bank: whose tasks can be turned to.
         history: file of earlier lines.
     """
 
-    def __init__(self, talk: Talk, bank: Bank, history: Path) -> None:
-        self._talk, self._bank = talk, bank
-        self._keyboard = Keyboard(history, self._complete)
-        self._answered: list[GenerationStats] = []
+    def __init__(self, conversation: Conversation, bank: Bank, history: Path) -> None:
+        self._conversation, self._bank = conversation, bank
+        self._reader = LineReader(history, self._complete)
+        self._answer_stats: list[GenerationStats] = []
         self._commands: dict[str, Callable[[str], None]] = {
             "/task": self._task,
-            "/base": lambda rest: self._turn_to(None),
+            "/base": lambda rest: self._select_task(None),
             "/clear": self._clear,
             "/stats": self._stats,
             "/help": lambda rest: print(HELP, flush=True),
@@ -54,26 +54,26 @@ class Loop:
 
     def run(self) -> None:
         """Until /quit, Ctrl-D or the end of the pipe. Raises EngineError once the engine can answer no more."""
-        if self._keyboard.interactive:
-            say(f"{self._talk.engine.name}; /help lists the commands, Ctrl-D leaves")
-        while (line := self._keyboard.read(self._name)) is not None:
+        if self._reader.interactive:
+            say(f"{self._conversation.engine.name}; /help lists the commands, Ctrl-D leaves")
+        while (line := self._reader.read(self._name)) is not None:
             if line.strip() == "/quit":
                 return
             try:
-                self._take(line)
+                self._handle(line)
             except ForewordError as error:
-                if not self._talk.engine.alive:
+                if not self._conversation.engine.alive:
                     raise
                 say(f"foreword: {error}")
             except KeyboardInterrupt:  # in the moments before and after an answer
-                if not self._keyboard.interactive:
+                if not self._reader.interactive:
                     raise
 
     @property
     def _name(self) -> str:
-        return self._talk.task.name if self._talk.task is not None else "base"
+        return self._conversation.task.name if self._conversation.task is not None else "base"
 
-    def _take(self, line: str) -> None:
+    def _handle(self, line: str) -> None:
         if not line.strip():
             return
         if not line.startswith("/"):
@@ -88,13 +88,13 @@ class Loop:
     def _answer(self, question: str) -> None:
         timer = GenerationTimer()
         try:
-            stream = self._talk.ask(question)
+            stream = self._conversation.ask(question)
         except PromptTooLong as error:
-            behind = " /clear begins a new conversation." if self._talk.turns else ""
+            behind = " /clear begins a new conversation." if self._conversation.messages else ""
             raise PromptTooLong(f"{error}{behind}") from None
         pieces: list[str] = []
         reason, failed = None, None
-        with stopped_by_ctrl_c(stream):
+        with cancel_on_sigint(stream):
             for chunk in stream:
                 timer.take(chunk)
                 pieces.append(chunk.text)
@@ -106,31 +106,34 @@ class Loop:
         if reason == "cancelled":
             say("(stopped)")
         if (stats := timer.stats(stream)) is not None:
-            self._answered.append(stats)
-            self._talk.keep(question, "".join(pieces))
+            self._answer_stats.append(stats)
+            self._conversation.add_turn(question, "".join(pieces))
 
     def _task(self, name: str) -> None:
         if not name:
             names = self._bank.names()
             print("\n".join(names) if names else "the bank is empty", flush=True)
             return
-        self._turn_to(name)
+        self._select_task(name)
 
-    def _turn_to(self, name: str | None) -> None:
-        self._talk.turn_to(name)
-        task = self._talk.task
-        said = f"{task.ref} answers" if task is not None else f"{self._talk.engine.name} answers"
-        say(f"({said}, every question by itself)" if self._talk.one_message else f"({said})")
+    def _select_task(self, name: str | None) -> None:
+        self._conversation.select_task(name)
+        task = self._conversation.task
+        said = f"{task.ref} answers" if task is not None else f"{self._conversation.engine.name} answers"
+        say(f"({said}, every question by itself)" if self._conversation.single_turn else f"({said})")
 
     def _clear(self, rest: str) -> None:
-        self._talk.clear()
+        self._conversation.clear()
         say("(a new conversation)")
 
     def _stats(self, rest: str) -> None:
-        if not self._answered:
+        if not self._answer_stats:
             raise UsageError("nothing was answered yet; ask something first.")
-        print(f"last answer: {self._answered[-1]}", flush=True)
-        print(f"session:     {GenerationStats.together(self._answered)} in {len(self._answered)} answers", flush=True)
+        print(f"last answer: {self._answer_stats[-1]}", flush=True)
+        print(
+            f"session:     {GenerationStats.together(self._answer_stats)} in {len(self._answer_stats)} answers",
+            flush=True,
+        )
 
     def _complete(self, line: str) -> list[str]:
         if line.startswith("/task "):
@@ -139,7 +142,7 @@ class Loop:
 
 
 @contextmanager
-def stopped_by_ctrl_c(stream: Stream) -> Iterator[None]:
+def cancel_on_sigint(stream: Stream) -> Iterator[None]:
     """While an answer comes, Ctrl-C ends it and nothing else."""
     before = signal.signal(signal.SIGINT, lambda number, frame: stream.cancel())
     try:

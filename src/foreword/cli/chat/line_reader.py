@@ -1,4 +1,4 @@
-"""`Keyboard`: where questions come from: a person at a terminal, with a history of earlier ones, or a pipe."""
+"""`LineReader`: where questions come from: a person at a terminal, with a history of earlier ones, or a pipe."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 # Lines of history that are read, and about as many are kept.
-KEPT = 1000
+MAX_HISTORY = 1000
 
 
-class Keyboard:
+class LineReader:
     """Lines that somebody types, or that come through a pipe.
 
     Args:
@@ -26,9 +26,9 @@ class Keyboard:
         self._history = history
         self._readline = _readline() if self.interactive else None
         if self._readline is not None:
-            for line in _tidied(history):
+            for line in _load_history(history):
                 self._readline.add_history(line)
-            _bind_tab(self._readline, complete)
+            _bind_completer(self._readline, complete)
 
     def read(self, name: str) -> str | None:
         """The next line without its end; ``None`` when there is none any more, and an empty one after Ctrl-C.
@@ -70,21 +70,21 @@ def _readline() -> ModuleType | None:
     return readline
 
 
-def _tidied(history: Path) -> list[str]:
+def _load_history(history: Path) -> list[str]:
     """The newest lines; a file that has grown to twice as many is cut to them."""
     try:
         lines = history.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        if len(lines) > 2 * KEPT:
+        if len(lines) > 2 * MAX_HISTORY:
             partial = history.with_name(f".{history.name}")
             partial.touch(0o600)
-            partial.write_text("".join(f"{line}\n" for line in lines[-KEPT:]), encoding="utf-8")
+            partial.write_text("".join(f"{line}\n" for line in lines[-MAX_HISTORY:]), encoding="utf-8")
             partial.replace(history)
     except OSError:
         return []
-    return lines[-KEPT:]
+    return lines[-MAX_HISTORY:]
 
 
-def _bind_tab(readline: ModuleType, complete: Callable[[str], list[str]]) -> None:
+def _bind_completer(readline: ModuleType, complete: Callable[[str], list[str]]) -> None:
     def completer(word: str, state: int) -> str | None:
         line = readline.get_line_buffer()[: readline.get_endidx()]
         found = complete(line)

@@ -1,4 +1,4 @@
-"""`Talk`: a conversation behind one task at a time, asked of the engine exactly as the server asks it."""
+"""`Conversation`: a conversation behind one task at a time, asked of the engine exactly as the server asks it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from foreword.text import task_prompts
 if TYPE_CHECKING:
     from foreword.core import Task
 
-Find = Callable[[str | None], "Task | None"]
+TaskLookup = Callable[[str | None], "Task | None"]
 """The task of a name; ``None`` is the base model, as a name and as a task."""
 
 
 @dataclass
-class Talk:
+class Conversation:
     """A conversation.
 
     Attributes:
@@ -30,32 +30,32 @@ class Talk:
     """
 
     engine: EngineProtocol
-    find: Find
+    find_task: TaskLookup
     max_tokens: int | None = None
     temperature: float | None = None
     task: Task | None = None
-    turns: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, str]] = field(default_factory=list)
 
-    def turn_to(self, name: str | None) -> None:
+    def select_task(self, name: str | None) -> None:
         """Let another task answer, from a new beginning. Raises for one that there is not, or that writes nothing."""
-        task = self.find(name)
+        task = self.find_task(name)
         task_prompts.require_generation(task)
         self.task = task
         self.clear()
 
     def clear(self) -> None:
         """Begin anew."""
-        self.turns.clear()
+        self.messages.clear()
 
     @property
-    def one_message(self) -> bool:
+    def single_turn(self) -> bool:
         """Whether every question stands alone, because the task's template takes one message."""
         return task_prompts.takes_one_message(self.task)
 
     def ask(self, text: str) -> Stream:
         """Submit a question behind what was said so far. Raises RequestError and its kin."""
-        turns = [] if self.one_message else self.turns
-        prompt = task_prompts.from_messages(self.engine.tokenizer, self.task, [*turns, _turn("user", text)])
+        turns = [] if self.single_turn else self.messages
+        prompt = task_prompts.from_messages(self.engine.tokenizer, self.task, [*turns, _message("user", text)])
         params = request_sampling_params(
             self.task,
             prompt,
@@ -66,10 +66,10 @@ class Talk:
         )
         return self.engine.submit(Request.from_prompt(prompt, params, self.task.name if self.task is not None else ""))
 
-    def keep(self, question: str, answer: str) -> None:
+    def add_turn(self, question: str, answer: str) -> None:
         """What was asked and answered is part of the conversation from now on."""
-        self.turns += [_turn("user", question), _turn("assistant", answer)]
+        self.messages += [_message("user", question), _message("assistant", answer)]
 
 
-def _turn(role: str, content: str) -> dict[str, str]:
+def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
