@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from foreword.cli.options import EngineOptions, configure_threads, open_bank, quiet_libraries, say
 from foreword.errors import UsageError
@@ -24,21 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServerOptions(EngineOptions):
-    """The options of ``foreword serve`` that configure its engine.
+    """The options of ``foreword serve`` that configure its engine."""
 
-    Attributes:
-        multi_task_prompt: file of static prompts that are served beside the bank.
-        prefix_bytes: maximum bytes of loaded prefixes.
-        max_model_len: maximum positions of a request; by default the model's context.
-        max_waiting: maximum number of waiting requests.
-        flags: arguments behind ``--``, for ``vllm serve``.
-    """
-
-    multi_task_prompt: str | None = None
-    prefix_bytes: int = 1 << 30
-    max_model_len: int | None = None
-    max_waiting: int = 4096
-    flags: tuple[str, ...] = ()
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve, for --engine vllm.")
+    ] = None
+    multi_task_prompt: Annotated[
+        str | None, typer.Option(help="JSON rows {task_id, prompt | system}, served beside the bank.")
+    ] = None
+    prefix_bytes: Annotated[int, typer.Option(help="Bound of the loaded prefixes, in bytes.")] = 1 << 30
+    max_model_len: Annotated[int | None, typer.Option(help="Positions a request may take.")] = None
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 4096
 
 
 ServedEngine = tuple["EngineProtocol", "Bank", dict[str, "Task"]]
@@ -193,7 +191,7 @@ def _check_prompts(engine: str, file: str | None) -> None:
 def _vllm_flags(options: ServerOptions) -> list[str]:
     given = ["--trust-remote-code"] if options.trust_remote_code else []
     given += ["--dtype", options.dtype] if options.dtype != "auto" else []
-    return [*given, *options.flags]
+    return [*given, *(options.flags or ())]
 
 
 def _absolute_bank(bank: str | None) -> str:

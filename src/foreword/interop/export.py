@@ -7,18 +7,19 @@ values, too; soft tokens that are not lowered become PROMPT_TUNING, low-rank cha
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import indent
-from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
 from foreword.core import KVPrefix, Task
 from foreword.errors import UsageError
 from foreword.interop.flat_prefix import flatten, uniform_layer_shape
-from foreword.interop.soft_prompt import inner_soft_tokens, template_soft_tokens, write_soft
+from foreword.interop.soft_prompt import inner_soft_tokens, template_soft_tokens
 from foreword.models import LanguageModel
 
 _PEFT = "PEFT's prefix tuning"
@@ -43,7 +44,7 @@ def export_peft(lm: LanguageModel, task: Task, folder: Path) -> str:
         raise UsageError(f"{folder} is not an empty folder; give another path, or clear it first.")
     soft = None if lm.causal else template_soft_tokens(task)
     if soft is not None:
-        peft_type = write_soft(lm, soft, folder, _base_model(lm), _task_type(lm))
+        peft_type = _write_soft(lm, soft, folder)
     else:
         peft_type = _write_prefix(lm, task.prefix, folder) if task.adapter is None else _write_lora(lm, task, folder)
     (folder / "README.md").write_text(_model_card(task, _base_model(lm)), encoding="utf-8")
@@ -74,23 +75,36 @@ def _check_exportable(lm: LanguageModel, task: Task) -> None:
 def _write_prefix(lm: LanguageModel, prefix: KVPrefix, folder: Path) -> str:
     shape = uniform_layer_shape(prefix.model, _PEFT)
     width = shape.kv_heads * shape.key_dim
-    config: dict[str, Any] = {
+    config = {"encoder_hidden_size": width, "prefix_projection": False, "token_dim": width}
+    return _write_prompt(lm, folder, "PREFIX_TUNING", flatten(prefix, _PEFT), config)
+
+
+def _write_soft(lm: LanguageModel, soft: Tensor, folder: Path) -> str:
+    config = {"prompt_tuning_init": "RANDOM", "token_dim": soft.shape[1]}
+    return _write_prompt(lm, folder, "PROMPT_TUNING", soft.contiguous().cpu(), config)
+
+
+def _write_prompt(
+    lm: LanguageModel, folder: Path, peft_type: str, embeddings: Tensor, config: Mapping[str, object]
+) -> str:
+    """Write ``prompt_embeddings [P, width]`` and a config with the fields that all prompts of PEFT have."""
+    config = {
+        **config,
         "base_model_name_or_path": _base_model(lm),
-        "encoder_hidden_size": width,
         "inference_mode": True,
-        "num_attention_heads": shape.kv_heads,
-        "num_layers": len(prefix.model.layers),
+        "num_attention_heads": lm.identity.layers[0].kv_heads,
+        "num_layers": len(lm.identity.layers),
+        # PEFT's default for encoder-decoders is 2: more soft tokens in front of the decoder.
         "num_transformer_submodules": 1,
-        "num_virtual_tokens": prefix.length,
-        "peft_type": "PREFIX_TUNING",
-        "prefix_projection": False,
+        "num_virtual_tokens": len(embeddings),
+        "peft_type": peft_type,
         "task_type": _task_type(lm),
-        "token_dim": width,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"prompt_embeddings": flatten(prefix, _PEFT)}, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return "PREFIX_TUNING"
+    save_file({"prompt_embeddings": embeddings}, folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    return peft_type
 
 
 def _write_lora(lm: LanguageModel, task: Task, folder: Path) -> str:
