@@ -46,10 +46,10 @@ def chat(
     lm = options.open_model()
     if not lm.causal and not lm.is_encoder_decoder:
         raise UnsupportedModel(f"{lm.name} is an encoder, which writes no text; ask it with foreword classify.")
-    from foreword.cli.chat.conversation import Conversation
     from foreword.cli.chat.repl import ChatRepl
+    from foreword.cli.chat.session import ChatSession
 
     with options.open_engine(lm) as engine:
-        conversation = Conversation(engine, lambda ref: options.find_task(ref, lm), max_tokens, temperature)
-        conversation.select_task(ref)
-        ChatRepl(conversation, store, home() / "chat_history").run()
+        session = ChatSession(engine, lambda ref: options.find_task(ref, lm), max_tokens, temperature)
+        session.select_task(ref)
+        ChatRepl(session, store, home() / "chat_history").run()

@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foreword.cli.chat.conversation import Conversation
 from foreword.cli.chat.line_reader import LineReader
+from foreword.cli.chat.session import ChatSession
 from foreword.cli.generation_stats import GenerationStats, GenerationTimer
 from foreword.cli.options import say
 from foreword.errors import EngineError, ForewordError, PromptTooLong, UsageError
@@ -33,13 +33,13 @@ class ChatRepl:
     """Reads lines, and prints answers and the output of commands on stdout, all else on stderr.
 
     Args:
-        conversation: what questions are asked in.
+        session: what questions are asked in.
         bank: tasks for ``/task``.
         history: file of earlier lines.
     """
 
-    def __init__(self, conversation: Conversation, bank: Bank, history: Path) -> None:
-        self._conversation, self._bank = conversation, bank
+    def __init__(self, session: ChatSession, bank: Bank, history: Path) -> None:
+        self._session, self._bank = session, bank
         self._reader = LineReader(history, self._complete)
         self._stats: list[GenerationStats] = []  # of every answer
         self._commands: dict[str, Callable[[str], None]] = {
@@ -53,14 +53,14 @@ class ChatRepl:
     def run(self) -> None:
         """Run until /quit, Ctrl-D or the end of the input. Raises EngineError if the engine has stopped."""
         if self._reader.interactive:
-            say(f"{self._conversation.engine.name}; /help lists the commands, Ctrl-D leaves")
+            say(f"{self._session.engine.name}; /help lists the commands, Ctrl-D leaves")
         while (line := self._reader.read(self._task_name)) is not None:
             if line.strip() == "/quit":
                 return
             try:
                 self._handle(line)
             except ForewordError as error:
-                if not self._conversation.engine.alive:
+                if not self._session.engine.alive:
                     raise
                 say(f"foreword: {error}")
             except KeyboardInterrupt:  # just before or after an answer
@@ -69,7 +69,7 @@ class ChatRepl:
 
     @property
     def _task_name(self) -> str:
-        return self._conversation.task.name if self._conversation.task is not None else "base"
+        return self._session.task.name if self._session.task is not None else "base"
 
     def _handle(self, line: str) -> None:
         if not line.strip():
@@ -86,9 +86,9 @@ class ChatRepl:
     def _answer(self, question: str) -> None:
         timer = GenerationTimer()
         try:
-            stream = self._conversation.ask(question)
+            stream = self._session.ask(question)
         except PromptTooLong as error:
-            mend = " /clear begins a new conversation." if self._conversation.messages else ""
+            mend = " /clear begins a new conversation." if self._session.messages else ""
             raise PromptTooLong(f"{error}{mend}") from None
         pieces: list[str] = []
         reason, failed = None, None
@@ -105,7 +105,7 @@ class ChatRepl:
             say("(stopped)")
         if (stats := timer.stats(stream)) is not None:
             self._stats.append(stats)
-            self._conversation.add_turn(question, "".join(pieces))
+            self._session.add_turn(question, "".join(pieces))
 
     def _task_command(self, name: str) -> None:
         if not name:
@@ -115,13 +115,13 @@ class ChatRepl:
         self._select_task(name)
 
     def _select_task(self, name: str | None) -> None:
-        self._conversation.select_task(name)
-        task = self._conversation.task
-        answerer = task.ref if task is not None else self._conversation.engine.name
-        say(f"({answerer} answers{', every question by itself' if self._conversation.single_turn else ''})")
+        self._session.select_task(name)
+        task = self._session.task
+        answerer = task.ref if task is not None else self._session.engine.name
+        say(f"({answerer} answers{', every question by itself' if self._session.single_turn else ''})")
 
     def _clear_command(self, rest: str) -> None:
-        self._conversation.clear()
+        self._session.clear()
         say("(a new conversation)")
 
     def _stats_command(self, rest: str) -> None:

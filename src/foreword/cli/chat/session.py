@@ -1,4 +1,4 @@
-"""`Conversation`: a conversation behind one task at a time, asked of the engine exactly as the server asks it."""
+"""`ChatSession`: the messages of a chat with a task; its requests are the same as those of the server's chat route."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TaskLookup = Callable[[str | None], "Task | None"]
 
 
 @dataclass
-class Conversation:
+class ChatSession:
     """The messages so far, and the task or base model that answers.
 
     Attributes:
