@@ -57,8 +57,8 @@ class ModelOptions:
     trust_remote_code: RemoteCode = False
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
-        """Those among all settings of a command."""
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """The values of these options among the settings of a command."""
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     @property
