@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import Field
 
-from foreword.bank.json_document import Count, is_a
+from foreword.bank.json_document import Count, FieldCheck, is_a
 from foreword.core import SamplingParams
 from foreword.errors import RequestError, UnsupportedOption
 from foreword.text.detokenize import REPLACEMENT_CHARACTER
+
+
+def _at_least(low: int) -> FieldCheck:
+    return f"a whole number, {low} or more", is_a(Annotated[int, Field(ge=low)])
+
+
+def _number(low: float, high: float) -> FieldCheck:
+    return f"a number from {low:g} to {high:g}", is_a(Annotated[float, Field(ge=low, le=high)])
+
+
+_FLAG = "true or false", is_a(bool)
+_ID = "a whole number or a text", is_a(int | str | None)
+_SEED = "a whole number", is_a(int | None)
+_TEXTS = "a list of texts that are not empty", is_a(Sequence[Annotated[str, Field(min_length=1)]])
+_IDS = "a list of lists of token ids", is_a(Sequence[Annotated[Sequence[Count], Field(min_length=1)]])
 
 
 @dataclass(frozen=True)
@@ -36,20 +51,20 @@ class GenerateConfig:
         yield_generator: another name of the same.
     """
 
-    max_new_tokens: int = 1000
-    min_new_tokens: int = 0
-    top_k: int = 0
-    top_p: float = 1.0
-    temperature: float = 1.0
-    repetition_penalty: float = 1.0
-    random_seed: int | None = None
-    stop_words_str: Sequence[str] = ()
-    stop_words_list: Sequence[Sequence[int]] = ()
-    num_return_sequences: int = 0
-    task_id: int | str | None = None
-    return_incremental: bool = False
-    is_streaming: bool = True
-    yield_generator: bool = True
+    max_new_tokens: Annotated[int, _at_least(1)] = 1000
+    min_new_tokens: Annotated[int, _at_least(0)] = 0
+    top_k: Annotated[int, _at_least(0)] = 0
+    top_p: Annotated[float, _number(0, 1)] = 1.0
+    temperature: Annotated[float, _number(0, 100)] = 1.0
+    repetition_penalty: Annotated[float, _number(0.01, 100)] = 1.0
+    random_seed: Annotated[int | None, _SEED] = None
+    stop_words_str: Annotated[Sequence[str], _TEXTS] = ()
+    stop_words_list: Annotated[Sequence[Sequence[int]], _IDS] = ()
+    num_return_sequences: Annotated[int, _at_least(0)] = 0
+    task_id: Annotated[int | str | None, _ID] = None
+    return_incremental: Annotated[bool, _FLAG] = False
+    is_streaming: Annotated[bool, _FLAG] = True
+    yield_generator: Annotated[bool, _FLAG] = True
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> GenerateConfig:
@@ -106,42 +121,8 @@ class GenerateConfig:
         )
 
 
-Check = tuple[str, Callable[[object], bool]]
-"""The valid values of an option, as errors describe them, and a predicate."""
-
-
-def _at_least(low: int) -> Check:
-    return f"a whole number, {low} or more", is_a(Annotated[int, Field(ge=low)])
-
-
-def _number(low: float, high: float) -> Check:
-    return f"a number from {low:g} to {high:g}", is_a(Annotated[float, Field(ge=low, le=high)])
-
-
-_FLAG = "true or false", is_a(bool)
-_ID = "a whole number or a text", is_a(int | str | None)
-_SEED = "a whole number", is_a(int | None)
-_TEXTS = "a list of texts that are not empty", is_a(Sequence[Annotated[str, Field(min_length=1)]])
-_IDS = "a list of lists of token ids", is_a(Sequence[Annotated[Sequence[Count], Field(min_length=1)]])
-
-_CHECKS: Mapping[str, Check] = {
-    "max_new_tokens": _at_least(1),
-    "min_new_tokens": _at_least(0),
-    "top_k": _at_least(0),
-    "top_p": _number(0, 1),
-    "temperature": _number(0, 100),
-    "repetition_penalty": _number(0.01, 100),
-    "random_seed": _SEED,
-    "stop_words_str": _TEXTS,
-    "stop_words_list": _IDS,
-    "num_return_sequences": _at_least(0),
-    "task_id": _ID,
-    "return_incremental": _FLAG,
-    "is_streaming": _FLAG,
-    "yield_generator": _FLAG,
-}
+_CHECKS = {name: hint.__metadata__[0] for name, hint in get_type_hints(GenerateConfig, include_extras=True).items()}
 """A check for every option."""
-assert _CHECKS.keys() == {field.name for field in fields(GenerateConfig)}
 
 _REFUSED: Mapping[str, Any] = {
     "num_beams": 1,
