@@ -1,10 +1,12 @@
-"""The arrows between rooms, the public names, and what the quick commands may import."""
+"""The arrows between rooms as `docs/architecture.md` draws them, the public names, and what quick commands import."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,42 +14,16 @@ import pytest
 import foreword
 
 SOURCE = Path(foreword.__file__).parent
-EVERYWHERE = {"core", "errors", "home", "version", "openmp"}
-# "is used by", read the other way: what each room may import, beside the nouns that all may.
-USES = {
-    "core": set(),
-    "errors": set(),
-    "home": set(),
-    "version": set(),
-    "openmp": set(),
-    "progress": set(),
-    "dense_attention": set(),
-    "attention": {"dense_attention"},
-    "adapters": set(),
-    "models": {"attention", "adapters"},
-    "text": set(),
-    "bank": set(),
-    "prompts": {"models", "attention", "adapters", "text"},
-    "engine": {"models", "adapters", "attention", "dense_attention", "text"},
-    "evaluation": {"engine", "text"},
-    "training": {"models", "attention", "text", "prompts", "engine", "evaluation", "progress"},
-    "server": {"text", "bank", "evaluation", "engine", "prompts", "interop"},
-    "vllm": {"text", "bank", "engine", "models", "server"},
-    "llamacpp": {"text", "engine", "models"},
-    "interop": {"models", "adapters", "attention", "text", "prompts", "bank", "engine"},
-    "bench": None,
-    "demo": None,
-    "cli": None,
-    "__main__": {"cli"},
-}
+PAGE = SOURCE.parents[1] / "docs/architecture.md"
+EVERYWHERE = {"core", "errors", "home", "version", "openmp", "progress"}
+"""Rooms that every room may use; they use one another and nothing else."""
+USE_ALL = {"__init__", "__main__", "bench", "cli", "demo"}
+"""Rooms that may use every room."""
+ARROW = re.compile(r"^ +([\w &]+?) --> ([\w &]+)$", re.MULTILINE)
 
 
 def files() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
-
-
-def room(file: Path) -> str:
-    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
 def imports(file: Path) -> set[str]:
@@ -67,26 +43,101 @@ def imports(file: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(SOURCE)))
-def test_rooms_use_only_what_the_design_draws(file):
-    if file == SOURCE / "__init__.py":
-        return
-    here = room(file)
-    for name in imports(file):
-        assert name, f"{file} imports the package root"
-        target = name.split(".")[0]
-        allowed = USES[here]
-        assert target in EVERYWHERE | {here} or allowed is None or target in allowed, f"{here} may not use {name}"
+def module(file: Path) -> str:
+    """The dotted name of a file below ``foreword``; a package's is that of its folder."""
+    return ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+def drawn(heading: str) -> set[tuple[str, str]]:
+    """The arrows of the drawing behind a sentence of the page, as (used, user)."""
+    block = re.search(re.escape(heading) + r".*?```mermaid\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None, f"{PAGE} has no drawing behind {heading!r}"
+    lines = [line for line in block[1].splitlines() if "-->" in line]
+    arrows = [ARROW.fullmatch(line) for line in lines]
+    assert all(arrows), f"not an arrow: {lines[arrows.index(None)]}" if None in arrows else ""
+    return {
+        (used, user)
+        for arrow in arrows
+        if arrow is not None
+        for used in arrow[1].split(" & ")
+        for user in arrow[2].split(" & ")
+    }
+
+
+def arrows_below(package: str) -> set[tuple[str, str]]:
+    """The imports between the rooms of a package, as (used, user); ``""`` is the root."""
+    folder, prefix = SOURCE / package, f"{package}." if package else ""
+    found = set()
+    for file in sorted(folder.rglob("*.py")):
+        user = file.relative_to(folder).parts[0].removesuffix(".py")
+        for name in imports(file):
+            if name.startswith(prefix):
+                used = name.removeprefix(prefix).split(".")[0]
+                found |= {(used, user)} if used not in ("", user) else set()
+    return found
+
+
+def lines_of(arrows: set[tuple[str, str]]) -> str:
+    """Arrows as lines of a drawing, to be pasted."""
+    users = {used: sorted(user for each, user in arrows if each == used) for used, _ in sorted(arrows)}
+    return "\n".join(f"    {used} --> {' & '.join(found)}" for used, found in users.items())
+
+
+def test_the_rooms_use_what_the_page_draws_and_nothing_else():
+    arrows = {arrow for arrow in arrows_below("") if arrow[0] not in EVERYWHERE and arrow[1] not in USE_ALL}
+    assert arrows == drawn('An arrow reads "is used by"'), lines_of(arrows)
+
+
+@pytest.mark.parametrize("package", ["training", "server"])
+def test_the_rooms_inside_a_room_use_what_the_page_draws(package):
+    arrows = {arrow for arrow in arrows_below(package) if arrow[1] != "__init__"}
+    assert arrows == drawn(f"Inside `{package}/`"), lines_of(arrows)
+
+
+def test_the_nouns_use_nothing_but_one_another():
+    for room in EVERYWHERE:
+        for file in [SOURCE / f"{room}.py", *(SOURCE / room).rglob("*.py")]:
+            if file.exists():
+                assert {name.split(".")[0] for name in imports(file)} <= EVERYWHERE, file
+
+
+def test_nothing_imports_the_package_root():
+    for file in files():
+        assert "" not in imports(file), f"{file} imports the package root"
+
+
+def test_no_file_imports_in_a_circle():
+    """Imports inside functions and for type checkers count, too."""
+    known = {module(file): file for file in files()}
+    uses = {name: {used for used in imports_of_modules(file, known) if used != name} for name, file in known.items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"imports in a circle: {' -> '.join((*path[path.index(name) :], name))}"
+        if name not in done:
+            for used in sorted(uses[name]):
+                visit(used, (*path, name))
+            done.add(name)
+
+    for name in known:
+        visit(name, ())
+
+
+def imports_of_modules(file: Path, known: Mapping[str, Path]) -> set[str]:
+    """The files that a file imports: of ``from a import b`` the file ``a.b`` where there is one, else ``a``."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "foreword":
+            package = (node.module or "").removeprefix("foreword").lstrip(".")
+            names = [f"{package}.{alias.name}".lstrip(".") for alias in node.names]
+            found |= {name if name in known else package for name in names}
+    return found & known.keys()
 
 
 def test_the_server_knows_only_the_engine_protocol():
     for file in (SOURCE / "server").rglob("*.py"):
         used = {name for name in imports(file) if name.startswith("engine")}
         assert used <= {"engine.protocol"}, f"{file} uses {used}"
-
-
-def test_every_room_is_drawn():
-    assert {room(file) for file in files()} - {"__init__"} == set(USES)
 
 
 def test_public_names():
