@@ -38,7 +38,7 @@ from foreword.prompts.lower import empty
 from foreword.prompts.prefix import PrefixValues, PTuningV2, initial_prefix
 from foreword.prompts.reparam import BiLSTM, ResidualReparam
 from foreword.text import request
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 
 TASK = "customer-service"
 TEMPLATE = "指令：{instruction}\n输入：{input}\n回答：{target:output}"
@@ -232,7 +232,7 @@ def save(lm: LanguageModel, model: PTuningModel, config: PTuningConfig) -> Task:
     method = "lora-hybrid" if config.lora else "p-tuning-v2"
     task = Task(TASK, method, empty(lm), template=TEMPLATE, generation={"max_tokens": 80})
     folder = Path(config.output_dir)
-    published = foreword.Bank(folder / "bank").publish(TrainablePrompt(model.encoder).become(lm, task), replace=True)
+    published = foreword.Bank(folder / "bank").publish(TrainablePrompt(model.encoder).to_task(lm, task), replace=True)
     lm.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "config.json").write_text(json.dumps(asdict(config), ensure_ascii=False, indent=2), encoding="utf-8")
     print(f"已保存 saved: {published.ref}, {published.nbytes / 1e6:.2f} MB, {folder}")
@@ -255,7 +255,7 @@ def generate(lm: LanguageModel, task: Task, samples: Sequence[Mapping[str, str]]
     params = foreword.SamplingParams(**task.generation)
     prompts = [request.from_fields(lm.tokenizer, task, sample) for sample in samples]
     with foreword.Engine(lm) as engine:
-        answers = list(engine.generate(Request.of(prompt, params) for prompt in prompts))
+        answers = list(engine.generate(Request.from_prompt(prompt, params) for prompt in prompts))
     return [chunks[-1].error or "".join(chunk.text for chunk in chunks).strip() for chunks in answers]
 
 

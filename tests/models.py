@@ -105,7 +105,7 @@ def tiny_model(family: str) -> LanguageModel:
     attention.register()
     torch.manual_seed(sum(map(ord, family)))
     auto = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
-    model = auto.from_config(tiny_config(family), attn_implementation=attention.NAME)
+    model = auto.from_config(tiny_config(family), attn_implementation=attention.ATTN_IMPLEMENTATION)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -25,7 +25,7 @@ from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
 from foreword.training.train import train
 from models import tiny_model
-from server.running import chat_model, publish_all
+from server.running_server import chat_model, publish_all
 from training.small_data import recipe, write_jsonl
 
 SOURCE = Path(foreword.__file__).parent
@@ -127,6 +127,16 @@ def test_a_row_walks_as_drawn(tmp_path):
     check_order("row", calls(learn, {(file, function) for file, function, _ in stations("row")}))
 
 
+def test_the_glossary_names_what_there_is():
+    """Every class and file in backticks exists, and the terms are in alphabetical order."""
+    glossary = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^\| ([^|]+?) \|", glossary, re.MULTILINE)[2:]
+    assert terms == sorted(terms, key=str.lower)
+    names = {name for file in SOURCE.rglob("*.py") for name in qualified_names(file)}
+    classes = set(re.findall(r"`([A-Z]\w+)`(?!\w)", re.sub(r"vLLM's `\w+`", "", glossary)))
+    assert classes - {"P"} <= names, classes - names
+
+
 def section(title: str) -> str:
     """The text of the page below a heading."""
     found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
@@ -195,7 +205,7 @@ ASK = """
 import json, openai
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from server.running import chat_model
+from server.running_server import chat_model
 
 lm = chat_model()
 """

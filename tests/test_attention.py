@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from foreword import attention
-from foreword.attention import NAME
+from foreword.attention import ATTN_IMPLEMENTATION
 from foreword.core import Batch, KVPrefix
 from foreword.errors import TrainingError
 from foreword.models.load import wrap
@@ -47,7 +47,7 @@ def stock(lm, token_ids, prefix: KVPrefix | None = None):
         positions = torch.arange(start, start + len(token_ids))[None] + lm.first_position
         return lm.model(input_ids=token_ids[None], position_ids=positions, past_key_values=cache).logits[0]
     finally:
-        lm.model.set_attn_implementation(NAME)
+        lm.model.set_attn_implementation(ATTN_IMPLEMENTATION)
 
 
 def lowered(lm, token_ids) -> KVPrefix:
@@ -119,7 +119,7 @@ def test_soft_tokens_equal_inputs_embeds(family):
     lm.model.set_attn_implementation("eager")
     embeds = torch.cat([soft, lm.model.get_input_embeddings()(text)])[None]
     expected = lm.model(inputs_embeds=embeds, use_cache=False).logits[0, 5:]
-    lm.model.set_attn_implementation(NAME)
+    lm.model.set_attn_implementation(ATTN_IMPLEMENTATION)
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -185,7 +185,7 @@ def test_layers_of_different_shapes():
     """A model whose second layer keeps four key heads where the others keep two."""
     attention.register()
     torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_config(tiny_config("llama"), attn_implementation=NAME)
+    model = AutoModelForCausalLM.from_config(tiny_config("llama"), attn_implementation=ATTN_IMPLEMENTATION)
     wide = tiny_config("llama")
     wide.num_key_value_heads = 4
     model.model.layers[1].self_attn = LlamaAttention(wide, layer_idx=1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from foreword.attention import NAME
+from foreword.attention import ATTN_IMPLEMENTATION
 from foreword.bank.bank import Bank
 from foreword.cli import main
 from foreword.core import Batch, Front, KVPrefix, SamplingParams, Task
@@ -64,7 +64,7 @@ def plain_greedy(lm: LanguageModel, ids: list[int], prefix: KVPrefix | None, cou
             tokens = torch.tensor([chosen[-1:]])
         return chosen
     finally:
-        lm.model.set_attn_implementation(NAME)
+        lm.model.set_attn_implementation(ATTN_IMPLEMENTATION)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -100,7 +100,7 @@ def test_greedy_tokens_equal_transformers_over_fifty_prompts(lm):
     made = [request.from_text(lm.tokenizer, task, text) for task, text in asked]
     params = SamplingParams(max_tokens=TOKENS)
     with Engine(lm, cache_bytes=1 << 28) as engine:
-        answers = list(engine.generate(Request.of(prompt, params) for prompt in made))
+        answers = list(engine.generate(Request.from_prompt(prompt, params) for prompt in made))
     for (task, text), prompt, answer in zip(asked, made, answers, strict=True):
         found = [token for chunk in answer for token in chunk.token_ids]
         if task is static:
@@ -134,7 +134,7 @@ def test_a_stack_answers_as_its_joined_parts(lm):
         assert plain_greedy(lm, ids, stack.task.prefix, TOKENS) == expected
         with Engine(lm, cache_bytes=1 << 26) as engine:
             prompt = request.from_text(lm.tokenizer, stack.task, text)
-            (answer,) = engine.generate([Request.of(prompt, SamplingParams(max_tokens=TOKENS))])
+            (answer,) = engine.generate([Request.from_prompt(prompt, SamplingParams(max_tokens=TOKENS))])
             assert [token for chunk in answer for token in chunk.token_ids] == expected
     both = compose(lm, "both", [texts[0], front])
     assert (both.exact, both.task.prefix.length) == (False, texts[0].prefix.length + front.prefix.length)
@@ -150,7 +150,7 @@ def test_logits_behind_a_long_policy_equal_the_uncached_prompt(lm):
     lm.model.set_attn_implementation("sdpa")
     with torch.inference_mode():
         expected = lm.model(torch.tensor([whole.token_ids])).logits[0, -len(prompt.token_ids) :]
-    lm.model.set_attn_implementation(NAME)
+    lm.model.set_attn_implementation(ATTN_IMPLEMENTATION)
     front = Front(policy.prefix.head(prompt.prefix_length))
     batch = Batch.behind(front, [prompt.token_ids])
     with torch.inference_mode():

@@ -94,6 +94,24 @@ def test_the_rooms_inside_a_room_use_what_the_page_draws(package):
     assert arrows == drawn(f"Inside `{package}/`"), lines_of(arrows)
 
 
+@pytest.mark.parametrize("package", ["", "training", "server"])
+def test_no_room_uses_another_in_a_circle(package):
+    arrows = arrows_below(package)
+    left = {room for arrow in arrows for room in arrow}
+    while free := {room for room in left if not any(used in left for used, user in arrows if user == room)}:
+        left -= free
+    assert not left, f"rooms in a circle: {', '.join(sorted(left))}"
+
+
+def test_no_two_classes_share_a_name():
+    places: dict[str, list[str]] = {}
+    for file in files():
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(file.relative_to(SOURCE)))
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
 def test_the_nouns_use_nothing_but_one_another():
     for room in EVERYWHERE:
         for file in [SOURCE / f"{room}.py", *(SOURCE / room).rglob("*.py")]:

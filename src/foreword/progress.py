@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+Say = Callable[[str], None]
+"""Prints a line about the progress of a run."""
+
 # Seconds between two lines where there is no terminal.
 EVERY = 10.0
 # Seconds between two looks at work that does not report by itself.

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from foreword.cli import main
 from models import byte_tokenizer, tiny_model
-from server.running import CHATML
+from server.running_server import CHATML
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def random_ids(length: int, seed: int) -> tuple[int, ...]:
 
 
 @cache
-def learned(family: str, length: int, seed: int = 0) -> KVPrefix:
+def learned_prefix(family: str, length: int, seed: int = 0) -> KVPrefix:
     """Random keys and values: what no text could give."""
     identity = tiny_model(family).identity
     generator = torch.Generator().manual_seed(1000 + seed)
@@ -41,7 +41,7 @@ def learned(family: str, length: int, seed: int = 0) -> KVPrefix:
 
 
 @cache
-def static(family: str, length: int, seed: int = 0) -> KVPrefix:
+def static_prefix(family: str, length: int, seed: int = 0) -> KVPrefix:
     """Keys and values of a random text."""
     lm = tiny_model(family)
     ids = random_ids(length, 2000 + seed)
@@ -55,7 +55,7 @@ def static(family: str, length: int, seed: int = 0) -> KVPrefix:
     return KVPrefix(lm.identity, keys, values, length, token_ids=ids)
 
 
-def logits(family: str, request: Request, more: Sequence[int] = ()) -> Tensor:
+def reference_logits(family: str, request: Request, more: Sequence[int] = ()) -> Tensor:
     """``[T + len(more), vocab]`` of the request's own tokens and ``more``, behind its prefix or its joined text."""
     model, prefix = stock_model(family), request.prefix
     own = [*request.token_ids, *more]
@@ -68,7 +68,7 @@ def logits(family: str, request: Request, more: Sequence[int] = ()) -> Tensor:
     return model(input_ids=torch.tensor([own]), position_ids=positions, past_key_values=past).logits[0]
 
 
-def greedy(family: str, request: Request) -> list[int]:
+def greedy_reference(family: str, request: Request) -> list[int]:
     """The answer by a plain loop, a token a forward."""
     model, prefix = stock_model(family), request.prefix
     past = _past(family, prefix) or DynamicCache(config=model.config)
@@ -86,7 +86,7 @@ def greedy(family: str, request: Request) -> list[int]:
 def assert_greedy(family: str, request: Request, tokens: Sequence[int]) -> None:
     """Every token is the most probable one behind those before it, as a plain forward over the whole answer says."""
     assert tokens
-    found = logits(family, request, tokens[:-1])[-len(tokens) :]
+    found = reference_logits(family, request, tokens[:-1])[-len(tokens) :]
     chosen = found.gather(1, torch.tensor(tokens)[:, None])[:, 0]
     assert float((found.max(-1).values - chosen).max()) <= TOLERANCE, (tokens, found.argmax(-1).tolist())
 
@@ -99,7 +99,7 @@ def text_of(chunks: Iterable[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
-def ask(length: int, text: int = 0, prefix: KVPrefix | None = None, **sampling) -> Request:
+def make_request(length: int, text: int = 0, prefix: KVPrefix | None = None, **sampling) -> Request:
     """The random tokens number ``text`` behind a whole prefix; the answer goes on past end-of-text tokens."""
     params = replace(SamplingParams(max_tokens=8, ignore_eos=True), **sampling)
     return Request(random_ids(length, text), prefix, prefix.length if prefix else 0, params)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 
 from examples.conftest import Load, Run
-from foreword.attention import NAME
+from foreword.attention import ATTN_IMPLEMENTATION
 from foreword.bank.bank import Bank
 from foreword.core import Task
 from foreword.prompts.lower import empty, lower
@@ -81,7 +81,7 @@ def test_the_loss_is_that_of_plain_transformers_behind_the_prefix(demo, answer_o
             total += float(F.cross_entropy(logits, labels, ignore_index=demo.IGNORED, reduction="sum"))
             count += int((labels != demo.IGNORED).sum())
     finally:
-        lm.model.set_attn_implementation(NAME)
+        lm.model.set_attn_implementation(ATTN_IMPLEMENTATION)
     assert loss.item() == pytest.approx(total / count, abs=1e-4)
     loss.backward()
     assert any(parameter.grad.abs().sum() > 0 for parameter in model.parameters())

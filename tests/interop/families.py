@@ -71,7 +71,7 @@ def deep() -> LanguageModel:
 def _made(name: str, config: PreTrainedConfig, *, spread: float, dtype: torch.dtype = torch.float32) -> LanguageModel:
     attention.register()
     torch.manual_seed(sum(map(ord, name)))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.ATTN_IMPLEMENTATION)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -31,7 +31,7 @@ from foreword.text.prompt_rows import StaticPrompt
 from interop.conftest import Base, random_prefix
 from interop.test_ptuning import GLM, GLM_WIDTH, flat, past_of, write
 from models import tiny_model
-from server.running import chat_model
+from server.running_server import chat_model
 from text.small_tokenizers import TOKENIZERS
 
 ROWS = [

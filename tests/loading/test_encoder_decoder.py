@@ -35,7 +35,7 @@ def test_loads_with_its_own_attention(family, tmp_path):
     assert isinstance(lm, EncoderDecoder)
     # Weights are fingerprinted as they are stored: tied ones once.
     assert replace(lm.identity, weights="") == replace(tiny_encoder_decoder(family).identity, weights="")
-    assert lm.model.config._attn_implementation != attention.NAME
+    assert lm.model.config._attn_implementation != attention.ATTN_IMPLEMENTATION
     assert len(lm.identity.layers) == 3  # the decoder's; the encoder has 2
     assert lm.difference < 1e-5
 

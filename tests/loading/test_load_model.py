@@ -254,5 +254,5 @@ def test_the_built_in_model_knows_the_capital_of_france():
     assert lm.name == "smollm2-135m"
     with Engine(lm) as engine:
         prompt = request.from_text(lm.tokenizer, None, "The capital of France is")
-        (chunks,) = engine.generate([Request.of(prompt, SamplingParams(max_tokens=4))])
+        (chunks,) = engine.generate([Request.from_prompt(prompt, SamplingParams(max_tokens=4))])
     assert "".join(chunk.text for chunk in chunks).startswith(" Paris")

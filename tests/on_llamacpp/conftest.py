@@ -35,4 +35,4 @@ def engine(running) -> Iterator:
     yield running
     assert running.statistics()["running"] == running.statistics()["waiting"] == 0
     running.cells.check()
-    assert running.cells.free == CELLS
+    assert running.cells.num_free == CELLS

@@ -59,7 +59,7 @@ def llamacpp_engine(house: House, **options) -> Iterator[LlamaCppEngine]:
 
 
 def asked(task, ids=IDS, **sampling) -> Request:
-    return Request.of(from_ids(task, ids), SamplingParams(**{"max_tokens": 8, "ignore_eos": True, **sampling}))
+    return Request.from_prompt(from_ids(task, ids), SamplingParams(**{"max_tokens": 8, "ignore_eos": True, **sampling}))
 
 
 def check_answers(house: House, requests: Sequence[Request], found: Sequence[Sequence[int]], ties: float = 0) -> None:
@@ -81,5 +81,5 @@ def check_answers(house: House, requests: Sequence[Request], found: Sequence[Seq
                 Prompt((*own, token), request.prefix, request.prefix_length, (len(own) - 1,), request.soft)
                 for token in (mine[at], theirs[at])
             ]
-            one, other = (float(np.asarray(logprob)[0]) for logprob in engine.likelihood(prompts))
+            one, other = (float(np.asarray(logprob)[0]) for logprob in engine.token_logprobs(prompts))
             assert abs(one - other) < TIE, f"answer {index} differs at token {at}, which is no tie"

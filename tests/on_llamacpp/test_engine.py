@@ -166,9 +166,9 @@ def test_prompts_are_read_behind_learned_prefixes_too(house, engine):
     prompts = [replace(prompt, places=()) for prompt in (*prompts, from_ids(None, (5,)))]
     prompts.append(replace(from_ids(None, (5, 6, 7)), places=(1,)))
     with Engine(house.lm, cache_bytes=CACHE_BYTES) as embedded:
-        expected = embedded.likelihood(prompts)
+        expected = embedded.token_logprobs(prompts)
         top = embedded.prompt_logprobs(prompts[2], 3)
-    for mine, theirs in zip(engine.likelihood(prompts), expected, strict=True):
+    for mine, theirs in zip(engine.token_logprobs(prompts), expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=CLOSE)
     found = engine.prompt_logprobs(prompts[2], 3)
     assert [each.token_id for each in found] == [each.token_id for each in top]

@@ -24,7 +24,7 @@ from foreword.bank.prefix_file import write_prefix
 from foreword.core import Adapter, LowRank, SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
-from foreword.evaluation.evaluate import classify
+from foreword.evaluation.predict import classify
 from foreword.models import LanguageModel, load_model
 from foreword.prompts.static import static_task
 from foreword.text.request import from_messages, from_text
@@ -134,7 +134,7 @@ def test_streams_and_many_tasks_at_once(shop):
     # Products of quantized weights round by how much is in a batch.
     assert sum(found[n] == alone[n % 3] for n in range(18)) >= 15, (found, alone)
     with Engine(shop.lm, cache_bytes=CACHE_BYTES) as engine:
-        request = Request.of(
+        request = Request.from_prompt(
             from_text(shop.lm.tokenizer, shop.bank.load("learned"), TEXT), SamplingParams(max_tokens=3)
         )
         assert "".join(chunk.text for chunk in engine.submit(request))[:2] == alone[0][:2]

@@ -85,7 +85,7 @@ class House:
         found = []
         for index in range(count):
             ids = [draw.choice(words) for _ in range(draw.randint(1, 40))]
-            found.append(Request.of(from_ids(choices[index % len(choices)], ids), sampling))
+            found.append(Request.from_prompt(from_ids(choices[index % len(choices)], ids), sampling))
         return found
 
     def expected(self, requests: Sequence[Request]) -> list[list[int]]:

@@ -57,7 +57,7 @@ class Shop:
     def expected(self, prompts: Sequence[Prompt], **sampling) -> list[str]:
         params = SamplingParams(**{"max_tokens": TOKENS, **sampling})
         with Engine(self.lm) as engine:
-            answers = list(engine.generate(Request.of(prompt, params) for prompt in prompts))
+            answers = list(engine.generate(Request.from_prompt(prompt, params) for prompt in prompts))
         # A character that is not complete at the end is shown by one engine and not by the other.
         return ["".join(chunk.text for chunk in chunks).removesuffix("\ufffd") for chunks in answers]
 

@@ -28,7 +28,7 @@ IDS = (5, 17, 90, 200, 31)
 
 
 def asked(task, ids=IDS, **sampling) -> Request:
-    return Request.of(from_ids(task, ids), SamplingParams(**{"max_tokens": 8, "ignore_eos": True, **sampling}))
+    return Request.from_prompt(from_ids(task, ids), SamplingParams(**{"max_tokens": 8, "ignore_eos": True, **sampling}))
 
 
 def raw(engine, prompt: list[int], transfer: dict, salt: str | None = None, **sampling) -> str:
@@ -189,11 +189,11 @@ def test_prompts_are_read_behind_static_prefixes_only(house, engine):
     static = next(task for task in house.tasks if task.prefix.token_ids)
     prompts = [from_ids(static, IDS), from_ids(None, IDS)]
     with Engine(house.lm) as embedded:
-        expected = embedded.likelihood(prompts)
-    for mine, theirs in zip(engine.likelihood(prompts), expected, strict=True):
+        expected = embedded.token_logprobs(prompts)
+    for mine, theirs in zip(engine.token_logprobs(prompts), expected, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-4)
     with pytest.raises(RequestError, match="behind a learned prefix"):
-        engine.likelihood([from_ids(learned_tasks(house)[0], IDS)])
+        engine.token_logprobs([from_ids(learned_tasks(house)[0], IDS)])
 
 
 @pytest.mark.parametrize(

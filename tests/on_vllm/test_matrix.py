@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm-full")
 
 from on_vllm.model_fixtures import LENGTHS, open_house, save_model, tokens, vllm_engine
-from server.running import wait_until
+from server.running_server import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def test_what_fails_to_load_fails_alone_with_groups_of_layers(house):
     shutil.rmtree(Path(house.bank.place) / name / "versions" / version)
     good = house.requests(10, seed=4)
     with vllm_engine(house, "--max-model-len", "512") as engine:
-        chunks = list(engine.submit(Request.of(from_ids(lost, (1, 2, 3)), SamplingParams(max_tokens=4))))
+        chunks = list(engine.submit(Request.from_prompt(from_ids(lost, (1, 2, 3)), SamplingParams(max_tokens=4))))
         assert chunks[-1].finish_reason == "error"
         assert tokens(engine, good) == house.expected(good)
 

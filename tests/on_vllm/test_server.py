@@ -41,7 +41,9 @@ def url(house, engine) -> Iterator[str]:
 def expected(house, task) -> str:
     prompt = from_text(house.lm.tokenizer, task, TEXT)
     with Engine(house.lm) as engine:
-        return "".join(c.text for c in engine.submit(Request.of(prompt, SamplingParams(max_tokens=8, ignore_eos=True))))
+        return "".join(
+            c.text for c in engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=8, ignore_eos=True)))
+        )
 
 
 def test_completions_whole_and_streamed(house, url):

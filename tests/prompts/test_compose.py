@@ -11,7 +11,7 @@ import torch
 from tokenizers import processors
 from torch import Tensor
 
-from engine.reference import TOLERANCE, learned, logits, stock_model
+from engine.reference import TOLERANCE, learned_prefix, reference_logits, stock_model
 from foreword.core import Adapter, Batch, Front, Head, KVPrefix, LowRank, Task
 from foreword.engine.protocol import Request
 from foreword.errors import ModelMismatch, PromptTooLong, TemplateError, UnsupportedModel, UsageError
@@ -35,7 +35,7 @@ def text_task(lm: LanguageModel, name: str, text: str, **fields: object) -> Task
 
 
 def learned_task(family: str, name: str, length: int = 5, seed: int = 0, **fields: object) -> Task:
-    return Task(name, "p-tuning-v2", replace(learned(family, length, seed), **fields))
+    return Task(name, "p-tuning-v2", replace(learned_prefix(family, length, seed), **fields))
 
 
 def served(lm: LanguageModel, prefix: KVPrefix) -> Tensor:
@@ -54,7 +54,7 @@ def test_a_text_behind_a_learned_prefix_is_exact(family):
     made = compose(lm, "both", [front, text_task(lm, "text", "Once upon a time,")])
     request = Request((*ids(lm, "Once upon a time,"), *ASKED), front.prefix, front.prefix.length)
     torch.testing.assert_close(
-        served(lm, made.task.prefix), logits(family, request)[-len(ASKED) :], atol=TOLERANCE, rtol=0
+        served(lm, made.task.prefix), reference_logits(family, request)[-len(ASKED) :], atol=TOLERANCE, rtol=0
     )
     assert made.exact
     assert [part.how for part in made.parts] == ["first", "text"]
@@ -97,7 +97,7 @@ def test_a_stack_of_learned_prefixes_is_served_as_plain_transformers_would(famil
     lm = tiny_model(family)
     made = compose(lm, "three", [learned_task(family, n, 4, seed) for seed, n in enumerate("abc")]).task.prefix
     assert made.length == made.offset == 12
-    expected = logits(family, Request(ASKED, made, made.length))
+    expected = reference_logits(family, Request(ASKED, made, made.length))
     torch.testing.assert_close(served(lm, made), expected, atol=TOLERANCE, rtol=0)
 
 
@@ -147,7 +147,7 @@ def test_a_text_begins_once(before, begins, stands):
     made = compose(lm, "both", [front, text_task(lm, "text", "Once")]).task.prefix
     own = [*([lm.tokenizer.bos_token_id] if begins else []), *ids(lm, "Once")]
     assert (made.length, made.bos) == (5 + len(own), stands)
-    expected = logits("llama", Request((*own, *ASKED), front.prefix, 5))[-len(ASKED) :]
+    expected = reference_logits("llama", Request((*own, *ASKED), front.prefix, 5))[-len(ASKED) :]
     torch.testing.assert_close(served(lm, made), expected, atol=TOLERANCE, rtol=0)
 
 
@@ -223,12 +223,12 @@ def refused() -> dict[str, tuple[dict[str, object], str]]:
     width = 48
     return {
         "system": ({"kind": "system", "text": "x"}, "is a system turn, which cannot be stacked"),
-        "lost": ({"prefix": replace(learned("llama", 2), token_ids=(1, 2))}, "is static and has lost its text"),
+        "lost": ({"prefix": replace(learned_prefix("llama", 2), token_ids=(1, 2))}, "is static and has lost its text"),
         "soft": ({"soft": torch.zeros(2, width), "template": "{a}{soft:2}{mask}"}, "has soft tokens inside"),
         "unlowered": ({"soft": torch.zeros(2, width), "prefix": empty(tiny_model("llama"))}, "has soft tokens inside"),
         "head": ({"head": Head(("a", "b"), torch.zeros(2, width), torch.zeros(2))}, "has a head"),
         "adapter": ({"adapter": Adapter({"x": LowRank(torch.zeros(2, 4), torch.zeros(4, 2))})}, "has an adapter"),
-        "members": ({"members": (learned("llama", 3),)}, "has members of its own"),
+        "members": ({"members": (learned_prefix("llama", 3),)}, "has members of its own"),
         "bias": ({"bias": {"yes": -1.0, "no": -1.0}}, "has a calibration"),
     }
 

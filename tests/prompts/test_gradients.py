@@ -20,7 +20,7 @@ from foreword.prompts.init import random_values, text
 from foreword.prompts.registry import method
 from foreword.text.encoded_example import EncodedExample
 from foreword.training.data.examples import Example
-from foreword.training.loop.losses import AnswerLoss, mean_loss
+from foreword.training.modules.losses import AnswerLoss, mean_loss
 from models import CAUSAL, SIZES, byte_tokenizer, double, tiny_model
 
 
@@ -99,13 +99,13 @@ def plain(lm: LanguageModel, encoder: PromptEncoder) -> torch.Tensor:
     try:
         total = torch.zeros(())
         for example in EXAMPLES:
-            ids = torch.tensor(example.prompt + example.target[:-1])
+            ids = torch.tensor(example.prompt_ids + example.target[:-1])
             embeds = torch.cat([encoder.front().soft, table(ids)])[None]
             logits = lm.model(inputs_embeds=embeds, use_cache=False).logits[0, -len(example.target) :]
             total = total + F.cross_entropy(logits, torch.tensor(example.target), reduction="sum")
         return total / sum(len(example.target) for example in EXAMPLES)
     finally:
-        lm.model.set_attn_implementation(attention.NAME)
+        lm.model.set_attn_implementation(attention.ATTN_IMPLEMENTATION)
 
 
 # PEFT's prefix tuning takes the head's width from the hidden size, so this Llama has no `head_dim` of its own.
@@ -116,7 +116,9 @@ def twins() -> tuple[LanguageModel, nn.Module]:
     """One random Llama as ours, and as plain Transformers for PEFT."""
     attention.register()
     torch.manual_seed(4)
-    ours = AutoModelForCausalLM.from_config(copy.deepcopy(PEFT_CONFIG), attn_implementation=attention.NAME)
+    ours = AutoModelForCausalLM.from_config(
+        copy.deepcopy(PEFT_CONFIG), attn_implementation=attention.ATTN_IMPLEMENTATION
+    )
     with torch.no_grad():
         for parameter in ours.parameters():
             if parameter.dim() > 1:
@@ -128,8 +130,8 @@ def twins() -> tuple[LanguageModel, nn.Module]:
 
 def padded() -> dict[str, torch.Tensor]:
     """`EXAMPLES` as PEFT's users write them: padded, with labels on the answers only."""
-    rows = [torch.tensor(example.prompt + example.target) for example in EXAMPLES]
-    labels = [torch.tensor((-100,) * len(example.prompt) + example.target) for example in EXAMPLES]
+    rows = [torch.tensor(example.prompt_ids + example.target) for example in EXAMPLES]
+    labels = [torch.tensor((-100,) * len(example.prompt_ids) + example.target) for example in EXAMPLES]
     pad = nn.utils.rnn.pad_sequence
     return {
         "input_ids": pad(rows, batch_first=True),

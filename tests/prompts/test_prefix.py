@@ -65,10 +65,10 @@ def test_activations_of_an_encoder_are_those_of_the_text_alone(family):
 
 
 def _plain(lm: LanguageModel, length: int):
-    from foreword.attention import Pass, RaggedAttention
+    from foreword.attention import ForwardContext, RaggedAttention
     from foreword.core import Batch
 
-    return Pass(RaggedAttention(Batch((length,), (None,), (None,), torch.zeros(length))), lm.layers)
+    return ForwardContext(RaggedAttention(Batch((length,), (None,), (None,), torch.zeros(length))), lm.layers)
 
 
 def test_a_text_longer_than_the_model_is_no_start():

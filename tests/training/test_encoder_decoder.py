@@ -15,7 +15,8 @@ from foreword.core import Constraint, SamplingParams, Task
 from foreword.engine.encoder_decoder import EncoderDecoderEngine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineError, RequestError, TemplateError, UnsupportedOption, UsageError
-from foreword.evaluation.evaluate import classify, evaluate
+from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.predict import classify
 from foreword.models.load import wrap
 from foreword.prompts.lower import empty
 from foreword.text import request
@@ -136,7 +137,7 @@ def test_answers_are_greedy_whatever_waits_beside_them(family):
         prompts = [request.from_fields(lm.tokenizer, task, {"text": t}, causal=False, decoder=True) for t in texts]
         params = SamplingParams(max_tokens=6, ignore_eos=True)
         other = replace(prompts[0], soft=-task.soft)
-        streams = [engine.submit(Request.of(prompt, params)) for prompt in (*prompts, other)]
+        streams = [engine.submit(Request.from_prompt(prompt, params)) for prompt in (*prompts, other)]
         answers = [next(iter(stream)) for stream in streams]
         assert engine.statistics() == {"requests": 4, "tokens_generated": 24, "scored": 0, "waiting": 0}
     for answer, text, soft in zip(answers, (*texts, TEXT), (*[task.soft] * 3, -task.soft), strict=True):
@@ -154,13 +155,15 @@ def test_answers_end_where_they_should():
     first = int(by_hand(lm, task.soft, [])[-1].argmax())
     letter = lm.tokenizer.decode([first])
     with EncoderDecoderEngine(lm) as engine:
-        stopped = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5, stop_token_ids=(first,))))
-        said = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5, stop=(letter,))))
-        broken = engine.submit(Request.of(replace(prompt, soft=task.soft * math.nan), SamplingParams(max_tokens=5)))
-        dropped = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5)))
+        stopped = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=5, stop_token_ids=(first,))))
+        said = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=5, stop=(letter,))))
+        broken = engine.submit(
+            Request.from_prompt(replace(prompt, soft=task.soft * math.nan), SamplingParams(max_tokens=5))
+        )
+        dropped = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=5)))
         dropped.cancel()
         chunks = [list(stream) for stream in (stopped, said, broken, dropped)]
-        unread = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5)))
+        unread = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=5)))
     assert [(c.text, c.finish_reason) for (c,) in chunks] == [
         ("", "stop"),
         ("", "stop"),
@@ -176,11 +179,11 @@ def test_what_is_not_answered_is_refused():
     prompt = request.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, causal=False, decoder=True)
     with EncoderDecoderEngine(lm) as engine:
         with pytest.raises(UnsupportedOption, match="answers greedily; leave temperature at 0"):
-            engine.submit(Request.of(prompt, SamplingParams(temperature=0.5)))
+            engine.submit(Request.from_prompt(prompt, SamplingParams(temperature=0.5)))
         with pytest.raises(TemplateError, match="never seen by a model that writes its answers"):
             classify(engine, soft_task(lm, template="{soft:4}{text}{mask}!"), [{"text": TEXT}])
     with pytest.raises(EngineError, match="is closed"):
-        engine.submit(Request.of(prompt, SamplingParams()))
+        engine.submit(Request.from_prompt(prompt, SamplingParams()))
     with pytest.raises(EngineError, match="is closed"):
         classify(engine, soft_task(lm), [{"text": TEXT}])
 
@@ -205,7 +208,7 @@ def test_options_of_an_answer_are_refused_by_name(option):
         EncoderDecoderEngine(lm) as engine,
         pytest.raises(UnsupportedOption, match=f"takes no {next(iter(option))}; leave"),
     ):
-        engine.submit(Request.of(prompt, SamplingParams(**option)))
+        engine.submit(Request.from_prompt(prompt, SamplingParams(**option)))
 
 
 def test_a_prompt_is_measured_from_where_the_decoder_begins():
@@ -215,7 +218,7 @@ def test_a_prompt_is_measured_from_where_the_decoder_begins():
         EncoderDecoderEngine(lm) as engine,
         pytest.raises(RequestError, match="name the place that its decoder begins at"),
     ):
-        engine.likelihood([replace(prompt, places=())])
+        engine.token_logprobs([replace(prompt, places=())])
 
 
 @pytest.mark.parametrize("method", ["p-tuning-v2", "prefix-tuning", "lora", "lora-hybrid", "pet", "autoprompt"])
@@ -242,10 +245,10 @@ def test_text_and_answer_are_tokenized_as_the_model_was_trained(frame):
     """Both are whole texts with the tokenizer's own special tokens; the words of labels begin as answers do."""
     lm = framed(frame)
     tokenizer = lm.tokenizer
-    material = TrainingData((Template.parse("{soft:2}{text} is{target:label}"),), None, (), False, "label", [], [])
-    reader = ExampleBuilder(lm, material, ExampleEncoder(tokenizer, causal=False, decoder=True))
-    (example,) = reader.read([Row({"text": "it", "label": "no"}, "row 1")])
-    assert example.prompt == (-1, -2, *tokenizer("it is").input_ids)
+    data = TrainingData((Template.parse("{soft:2}{text} is{target:label}"),), None, (), False, "label", [], [])
+    builder = ExampleBuilder(lm, data, ExampleEncoder(tokenizer, causal=False, decoder=True))
+    (example,) = builder.build([Row({"text": "it", "label": "no"}, "row 1")])
+    assert example.prompt_ids == (-1, -2, *tokenizer("it is").input_ids)
     assert example.target == tuple(tokenizer("no").input_ids)
     words = Verbalizer({"y": ("yes",), "n": ("no",)}).tokens(tokenizer, None)
     assert list(words) == [tuple(tokenizer(word).input_ids[:-1]) for word in ("yes", "no")]

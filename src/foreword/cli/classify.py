@@ -52,7 +52,7 @@ def classify(
 
 
 def _labelled(engine: Engine, task: Task, field: str, texts: list[str]) -> Answer:
-    from foreword.evaluation.evaluate import classify as run_classify
+    from foreword.evaluation.predict import classify as run_classify
 
     probs = run_classify(engine, task, [{field: text} for text in texts])
     rows = [{"index": i, "label": max(row, key=row.__getitem__), "probs": row} for i, row in enumerate(probs)]
@@ -61,7 +61,7 @@ def _labelled(engine: Engine, task: Task, field: str, texts: list[str]) -> Answe
 
 def _tagged(engine: Engine, task: Task, field: str, texts: list[str]) -> Answer:
     """Every text cut into words at white space, with a tag behind each word that has one."""
-    from foreword.evaluation.evaluate import tag
+    from foreword.evaluation.predict import tag
 
     words = [text.split() for text in texts]
     found = tag(engine, task, [{field: each} for each in words])

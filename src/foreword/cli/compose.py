@@ -110,14 +110,14 @@ def _rows(data: str, limit: int | None) -> list[Row]:
 
 def _measured(lm: LanguageModel, made: Composition, rows: Sequence[Row], label_field: str) -> dict[str, Any]:
     """Figures of the stack, and of every part by itself with the stack's question."""
-    from foreword.engine.encoder_decoder import evaluator
+    from foreword.engine.encoder_decoder import evaluation_engine
     from foreword.evaluation.evaluate import evaluate
     from foreword.progress import Progress
 
     if made.task.template is None:
         raise UsageError("the stack has no template to ask the examples with; pass --template.")
     asked: dict[str, Task] = {task.ref: task for task in made.alone()}
-    with evaluator(lm) as engine, Progress("measuring", len(asked) + 1, "prefixes") as progress:
+    with evaluation_engine(lm) as engine, Progress("measuring", len(asked) + 1, "prefixes") as progress:
         alone = {}
         for ref, task in asked.items():
             alone[ref] = _figures(evaluate(engine, task, rows, label_field=label_field))

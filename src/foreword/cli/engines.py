@@ -115,9 +115,9 @@ ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {
 def evaluating_embedded(asked: Asked) -> Iterator[EngineProtocol]:
     """PyTorch, also for what nothing serves."""
     lm = options.open_model(asked.model, asked.dtype, asked.device, asked.trust_remote_code)
-    from foreword.engine.encoder_decoder import evaluator
+    from foreword.engine.encoder_decoder import evaluation_engine
 
-    with evaluator(lm, allow_other_weights=asked.allow_other_weights) as running:
+    with evaluation_engine(lm, allow_other_weights=asked.allow_other_weights) as running:
         yield running
 
 

@@ -114,11 +114,11 @@ def _check_files(names: Sequence[str], blind: Path | None, seed: int | None, pre
     if seed is not None and blind is None:
         raise UsageError("--seed draws the order of answers in a rating sheet; leave it out without --blind.")
     if blind is not None:
-        from foreword.evaluation.rating_sheet import check_free
+        from foreword.evaluation.rating_sheet import check_unused
 
         if len(names) != 2:
             raise UsageError(f"--blind is for two tasks, got {len(names)}; name one with --compare.")
-        check_free(blind)
+        check_unused(blind)
     for file in (blind, predictions):
         if file is not None and not file.absolute().parent.is_dir():
             raise UsageError(f"there is no folder {file.absolute().parent} for {file.name}; make it first.")
@@ -158,13 +158,13 @@ def _check_tasks(tasks: Sequence[Task | None], per_class: bool) -> None:
 
 def _asked(tasks: Sequence[Task | None], engine: EngineProtocol, allow_other_weights: bool) -> list[Task]:
     """What is asked, the base model as the first task is; every task checked against the model."""
-    from foreword.evaluation.baseline import baseline
+    from foreword.evaluation.baseline import baseline_task
 
     first = next(task for task in tasks if task is not None)
     for task in tasks:
         if task is not None:
             options.check_model(task, engine, allow_other_weights=allow_other_weights)
-    return [baseline(first, engine.name, engine.identity) if task is None else task for task in tasks]
+    return [baseline_task(first, engine.name, engine.identity) if task is None else task for task in tasks]
 
 
 def _reports(engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row], label_field: str) -> dict[str, Report]:
@@ -173,7 +173,7 @@ def _reports(engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row],
 
     with Progress("evaluating", _questions(tasks, len(rows)), "questions", watch=lambda: _answered(engine)):
         reports = {task.ref: run_evaluate(engine, task, rows, label_field=label_field) for task in tasks}
-    if missing := sorted({name for report in reports.values() for name in report.unmeasured}):
+    if missing := sorted({name for report in reports.values() for name in report.unavailable_metrics}):
         options.say(f"not measured: {', '.join(missing)}; they need: pip install 'foreword[eval]'")
     return reports
 

@@ -74,7 +74,7 @@ class Meter:
         return Figures(
             answers=1,
             prompt_tokens=request.prompt_tokens,
-            cached_tokens=request.prefix_length + stream.reused,
+            cached_tokens=request.prefix_length + stream.cached_tokens,
             tokens=self._tokens,
             waited=self._first - self.started,
             followed=self._tokens - self._at_first,

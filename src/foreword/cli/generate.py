@@ -60,11 +60,11 @@ def generate(
     lm = options.open_model(model, dtype, device, trust_remote_code)
     found = options.find_task(name, bank, lm, allow_other_weights=allow_other_weights)
     from foreword.engine.protocol import Request
-    from foreword.evaluation.evaluate import generation_params
+    from foreword.evaluation.sampling_params import task_sampling_params
 
     prompt = _prompt(lm, found, text, fields)
-    usual = generation_params(found).max_tokens
-    params = generation_params(
+    usual = task_sampling_params(found).max_tokens
+    params = task_sampling_params(
         found,
         max_tokens=prompt.fitting(usual, lm.context) if max_tokens is None else max_tokens,
         temperature=temperature,
@@ -80,7 +80,7 @@ def generate(
         raise UsageError(
             "--top-p, --top-k, --min-p and --seed choose among samples, and greedy takes none; add --temperature."
         )
-    request = Request.of(prompt, params)
+    request = Request.from_prompt(prompt, params)
     with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
         if beams is None:
             answer = _answer(engine.submit(request), aloud=not json)
@@ -118,14 +118,14 @@ def _answer(stream: Stream, *, aloud: bool) -> _Answer:
 
 def _searched(engine: Engine, request: Request, beams: int, *, aloud: bool) -> _Answer:
     """The best answer of a beam search, which is known only at its end."""
-    from foreword.engine.beams import beam_search
+    from foreword.engine.beam_search import beam_search
 
     best = beam_search(engine, request, beams)[0]
-    said = best.token_ids[:-1] if best.ended else best.token_ids  # a token that ends is not part of the text
+    said = best.token_ids[:-1] if best.finished else best.token_ids  # a token that ends is not part of the text
     text = engine.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     if aloud:
         print(text, end="", flush=True)
-    return _Answer(text, list(best.token_ids), "stop" if best.ended else "length")
+    return _Answer(text, list(best.token_ids), "stop" if best.finished else "length")
 
 
 def _named(words: list[str], task: str | None, has_fields: bool) -> tuple[str | None, str | None]:

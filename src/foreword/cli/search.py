@@ -100,11 +100,11 @@ def search(
 def _search(file: RecipeFile, given: dict[str, Any]) -> None:
     options.quiet_libraries()
     from foreword.training.recipe import Recipe
-    from foreword.training.search.config import HALVING, SearchConfig
+    from foreword.training.search.config import DEFAULT_ETA, SearchConfig
 
     keys = Recipe.keys()
     base = recipes.recipe({key: given[key] for key in keys if key in given})
-    halving = given["halving"] if given["halving"] is not None else HALVING
+    halving = given["halving"] if given["halving"] is not None else DEFAULT_ETA
     plan = SearchConfig.of(_varied(given), given["trials"], given["at_once"], halving)
     name = given["publish"]
     store = options.open_bank(given["bank"])
@@ -169,7 +169,7 @@ def _varied(given: Mapping[str, Any]) -> object:
 
 def _parents(plan: SearchConfig, base: Recipe) -> list[str]:
     """Tasks that some trial starts from."""
-    inits = [point["init"] for point in plan.checked() if "init" in point] or [base.init]
+    inits = [params["init"] for params in plan.params_to_check() if "init" in params] or [base.init]
     return sorted({init.removeprefix("task:") for init in inits if init.startswith("task:")})
 
 
@@ -184,14 +184,14 @@ def _write_recipe(found: SearchResult, given: Mapping[str, Any]) -> Path:
     values = {key: given[key] for key in usual if given.get(key) not in (None, usual[key])}
     elsewhere = ("model", "bank", "dtype", "device", "trust_remote_code")
     where = {key: given[key] for key in elsewhere if given[key] not in (None, False, "auto")}
-    values = {**where, **values, **found.winner.point}
+    values = {**where, **values, **found.winner.params}
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     RunDir(found.folder).write_text(WINNER, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return found.folder / WINNER
 
 
 def _emit(found: SearchResult, task: Task, recipe: Path, *, published: bool, json: bool) -> None:
-    from foreword.training.search.search import PICTURE, TRIALS
+    from foreword.training.search.search import PLOTS_FILE, TRIALS_FILE
 
     ref = task.ref if published else None
     data = {
@@ -206,21 +206,21 @@ def _emit(found: SearchResult, task: Task, recipe: Path, *, published: bool, jso
         "seconds": found.seconds,
         "run": str(found.folder),
         "recipe": str(recipe),
-        "table": str(found.folder / TRIALS),
-        "picture": str(found.folder / PICTURE),
+        "table": str(found.folder / TRIALS_FILE),
+        "picture": str(found.folder / PLOTS_FILE),
     }
     options.emit(data, _text(found, ref, recipe), json)
 
 
 def _text(found: SearchResult, ref: str | None, recipe: Path) -> str:
     from foreword.evaluation.table import table
-    from foreword.training.search.samplers import spelled
+    from foreword.training.search.samplers import format_value
 
-    names = list(found.winner.headline)
-    rows = [["trial", *found.winner.point, *names, "steps", ""]]
+    names = list(found.winner.headline_metrics)
+    rows = [["trial", *found.winner.params, *names, "steps", ""]]
     for trial in found.trials:
-        figures = [f"{trial.headline[name]:.4f}" if name in trial.headline else "-" for name in names]
-        values = [spelled(value) for value in trial.point.values()]
+        figures = [f"{trial.headline_metrics[name]:.4f}" if name in trial.headline_metrics else "-" for name in names]
+        values = [format_value(value) for value in trial.params.values()]
         rows.append([str(trial.number), *values, *figures, f"{trial.step}/{trial.steps}", trial.state])
     shown = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
     published = f"published {ref}" if ref is not None else f"not published; foreword publish NAME --run {found.folder}"

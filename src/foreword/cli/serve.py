@@ -78,7 +78,7 @@ def serve(
                 "not have; leave them out, or serve without --print-command."
             )
         return print(vllm_command(asked, engine, host, port))
-    gate = _gate(api_keys)
+    authenticator = _authenticator(api_keys)
     from foreword.server.ui.mount import PATH, check_ui, has_ui
 
     if ui:
@@ -99,14 +99,14 @@ def serve(
             prefix_bytes=prefix_bytes,
             extra_tasks=extra,
             allow_other_weights=allow_other_weights,
-            gate=gate,
-            answer_seconds=timeout,
-            body_bytes=max_body_bytes,
-            origins=cors_origin or (),
+            authenticator=authenticator,
+            timeout=timeout,
+            max_body_bytes=max_body_bytes,
+            cors_origins=cors_origin or (),
             ui=shown,
         )
         if not quiet:
-            _write_journal()
+            _write_access_log()
         names = {*extra, *store.names()}
         with _bind(host, port) as door:
             page = f", and a page to try them at {PATH}" if shown else ""
@@ -116,16 +116,16 @@ def serve(
             uvicorn.Server(config).run(sockets=[door])
 
 
-def _gate(file: Path | None) -> Authenticator:
-    """Who may ask: the keys of a file, and the one of the environment, which may do everything."""
+def _authenticator(file: Path | None) -> Authenticator:
+    """Authenticator of the keys in a file, and of the one in the environment, which may do everything."""
     from foreword.server.operations.api_keys import ApiKeys
     from foreword.server.operations.auth import Authenticator
 
-    ring = ApiKeys.of(file, os.environ.get("FOREWORD_API_KEY"))
-    return Authenticator(ring, file.with_name(f"{file.name}.used") if file is not None else None)
+    keys = ApiKeys.load(file, os.environ.get("FOREWORD_API_KEY"))
+    return Authenticator(keys, file.with_name(f"{file.name}.used") if file is not None else None)
 
 
-def _write_journal() -> None:
+def _write_access_log() -> None:
     """Lines of the requests go to stderr, as they are."""
     from foreword.server.operations.access_log import LOGGER
 

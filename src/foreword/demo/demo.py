@@ -180,7 +180,7 @@ def _accuracy(engine: Engine, task: Task, rows: list[corpus.Row]) -> float:
     """Exact match of the category, the first line of a greedy answer."""
     params = SamplingParams(max_tokens=8, stop=("\n",))
     prompts = [request.from_fields(engine.tokenizer, task, {"message": row.message}) for row in rows]
-    answers = engine.generate(Request.of(prompt, params) for prompt in prompts)
+    answers = engine.generate(Request.from_prompt(prompt, params) for prompt in prompts)
     texts = ["".join(chunk.text for chunk in answer) for answer in answers]
     return sum(corpus.category_of(text) == row.category for text, row in zip(texts, rows, strict=True)) / len(rows)
 

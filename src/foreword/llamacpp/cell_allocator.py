@@ -49,7 +49,7 @@ class SequenceCells:
 
 
 class CellAllocator:
-    """The cache of a session: a `foreword.engine.scheduler.Cache`, and room for what is scored.
+    """The cache of a session: a `foreword.engine.scheduler.KVCacheManager`, and room for what is scored.
 
     Prefixes that nobody shares stay until their cells are needed, least recently used first.
 
@@ -68,7 +68,7 @@ class CellAllocator:
         self._held: dict[Sequence, SequenceCells] = {}
 
     @property
-    def free(self) -> int:
+    def num_free(self) -> int:
         """Cells that nobody holds; those of idle prefixes among them."""
         # A copy, because anybody may ask while the engine's thread goes on.
         idle = [resident.length for resident in tuple(self._residents.values()) if not resident.holders]
@@ -78,33 +78,33 @@ class CellAllocator:
         """llama.cpp's number of an admitted sequence."""
         return self._held[sequence].number
 
-    def admit(self, sequence: Sequence) -> bool:
-        """See `foreword.engine.scheduler.Cache`. Writes the prefix if it is not there."""
+    def allocate(self, sequence: Sequence) -> bool:
+        """See `foreword.engine.scheduler.KVCacheManager`. Writes the prefix if it is not there."""
         if self.held_back:
             return False
         request = sequence.request
-        holding = self.take(sequence.length, request.prefix, request.prefix_length)
+        holding = self.take(sequence.num_tokens, request.prefix, request.prefix_length)
         if holding is None:
             return False
         self._held[sequence] = holding
-        sequence.computed = 0
+        sequence.num_computed_tokens = 0
         return True
 
-    def grow(self, sequence: Sequence) -> bool:
-        """See `foreword.engine.scheduler.Cache`."""
+    def extend(self, sequence: Sequence) -> bool:
+        """See `foreword.engine.scheduler.KVCacheManager`."""
         holding = self._held[sequence]
-        missing = sequence.length - holding.cells
+        missing = sequence.num_tokens - holding.cells
         if not self._make_room(missing, 0):
             return False
         holding.cells += missing
         self._used += missing
         return True
 
-    def remember(self, sequence: Sequence) -> None:
+    def cache_tokens(self, sequence: Sequence) -> None:
         """Nothing: only prefixes are shared here."""
 
-    def release(self, sequence: Sequence) -> None:
-        """See `foreword.engine.scheduler.Cache`."""
+    def free(self, sequence: Sequence) -> None:
+        """See `foreword.engine.scheduler.KVCacheManager`."""
         self.give_back(self._held.pop(sequence))
 
     def room_for(self, wanted: Items[tuple[int, KVPrefix | None]], numbers: int) -> bool:

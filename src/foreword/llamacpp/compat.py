@@ -9,6 +9,7 @@ import ctypes
 import os
 from functools import cache
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,28 @@ def check_version() -> None:
             f"{PACKAGE} {version} is not known here, whose states of sequences may be others; install one from {first} "
             f"on and below {last}."
         )
+
+
+def library_files() -> list[Path]:
+    """The shared libraries of llama.cpp, found without loading one; it must be installed."""
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")  # as llama-cpp-python reads it
+    spec = find_spec("llama_cpp")
+    places = [override] if override else [f"{place}/lib" for place in (spec and spec.submodule_search_locations) or ()]
+    return sorted(file for place in places for file in Path(place).glob("*") if file.is_file())
+
+
+def model_params(llama_cpp: Any, system_info: str) -> Any:
+    """How a model is loaded: llama.cpp's defaults, but without its extra buffers where it was compiled with AMX.
+
+    Args:
+        system_info: what ``llama_print_system_info`` says.
+    """
+    params = llama_cpp.llama_model_default_params()
+    # GCC 12 takes the writes of the tile configuration for dead and drops them: the first product of more than 32 rows
+    # ends the process with SIGILL. Products get to AMX through weights in an extra buffer only.
+    if "AMX_INT8 = 1" in system_info:
+        params.use_extra_bufts = False
+    return params
 
 
 def _log(llama_cpp: Any) -> Any:
@@ -136,7 +159,8 @@ class Session:
 
     def __init__(self, file: Path, *, dtype: np.dtype, cells: int, rows: int, outputs: int) -> None:
         self._c, self.dtype = library(), dtype
-        self._model = self._c.llama_model_load_from_file(str(file).encode(), self._c.llama_model_default_params())
+        params = model_params(self._c, self._c.llama_print_system_info().decode())
+        self._model = self._c.llama_model_load_from_file(str(file).encode(), params)
         if not self._model:
             raise EngineError(f"llama.cpp could not load {file}; what it printed says why.")
         try:

@@ -5,33 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakSet, ref
 
 import numpy as np
 
 from foreword.core import Adapter, KVPrefix
-from foreword.engine import sampler
-from foreword.engine.admission import Admission
 from foreword.engine.base import EngineBase
 from foreword.engine.job import Job
 from foreword.engine.protocol import Request, TokenLogprob
+from foreword.engine.request_validator import RequestValidator
 from foreword.engine.scheduler import ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence as Answer
-from foreword.engine.stream import AnswerStream
-from foreword.engine.token_sampler import TokenSampler
+from foreword.engine.stream import ChunkStream
+from foreword.engine.token_sampler import TokenSampler, sample_row
 from foreword.errors import EngineError, PromptTooLong, RequestError, UnsupportedModel
 from foreword.llamacpp.cell_allocator import CellAllocator, check_range
 from foreword.llamacpp.compat import SEQUENCES, Session
 from foreword.llamacpp.decode import DecodeRun, run
 from foreword.llamacpp.key_layout import KeyLayout
 from foreword.llamacpp.model import GgufModel
+from foreword.llamacpp.preflight import preflight
 from foreword.llamacpp.scorer import PromptScoring, pieces
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer, WordScorer
 from foreword.text.request import Prompt
-
-T = TypeVar("T")
 
 CELLS = 8192
 """Positions of the cache, unless the model's context or ``max_model_len`` says otherwise."""
@@ -55,7 +53,8 @@ class LlamaCppEngine(EngineBase):
     Raises:
         UsageError: llama.cpp is not installed, or in a version that is not known here.
         UnsupportedModel: prefixes cannot stand in front of this model here; the sentence says why.
-        EngineError: llama.cpp could not load the model, or its states are not as they are known here.
+        EngineError: llama.cpp could not load the model, died of a prompt in a child process, or its states are not as
+            they are known here.
     """
 
     def __init__(
@@ -70,6 +69,7 @@ class LlamaCppEngine(EngineBase):
         allow_other_weights: bool = False,
         start: bool = True,
     ) -> None:
+        preflight(model)
         cells = cells or max(min(CELLS, model.context), max_model_len or 0)
         self._session = session = Session(
             model.file, dtype=model.dtype, cells=cells, rows=step_tokens, outputs=min(max_batch, step_tokens)
@@ -86,53 +86,53 @@ class LlamaCppEngine(EngineBase):
             tokenizer=model.tokenizer,
             identity=model.identity,
             causal=True,
-            decoder=False,
-            end_ids=model.end_ids,
-            admission=Admission(model.identity, context, session.cells, allow_other_weights),
+            is_encoder_decoder=False,
+            eos_token_ids=model.end_ids,
+            validator=RequestValidator(model.identity, context, session.cells, allow_other_weights),
             scheduler=Scheduler(self.cells, step_tokens, max_batch),
             cache=self.cells,
             max_waiting=max_waiting,
         )
         self._in_range: WeakSet[KVPrefix] = WeakSet()
         if start:
-            self._loop.start()
+            self._thread.start()
 
     def check(self, request: Request) -> None:
         """See `EngineBase.check`."""
         super().check(request)
         self._check_parts(request.prefix, request.prefix_length, request.adapter)
         whole = request.prefix.length if request.prefix is not None and request.prefix_length else 0
-        self._check_cells(whole + request.own_limit)
+        self._check_cells(whole + request.max_cached_tokens)
 
-    def score(self, prompts: Sequence[Prompt], choice: LabelScorer) -> np.ndarray:
+    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> np.ndarray:
         """See `EngineProtocol.score`. Runs between the steps of generation, in pieces of a step's size.
 
         Raises UnsupportedModel for a head: what is read here are logits, not hidden states.
         """
-        if not isinstance(choice, WordScorer):
+        if not isinstance(scorer, WordScorer):
             raise UnsupportedModel("heads are not read on llama.cpp; serve this task with --engine embedded.")
-        inner = len(choice.trie.inner)
+        inner = len(scorer.trie.inner)
         for prompt in prompts:
-            self._check_prompt(prompt, choice.longest, inner)
+            self._check_prompt(prompt, scorer.longest, inner)
         softs = [_floats(prompt.soft) for prompt in prompts]
-        numbers = (SEQUENCES - self.scheduler.batch) // 2
+        numbers = (SEQUENCES - self.scheduler.max_num_seqs) // 2
         if 1 + inner > numbers:
             raise RequestError(
                 f"the words of this task branch at {inner} places, and llama.cpp tells {numbers - 1} apart; use "
                 "shorter words, or --engine embedded."
             )
-        parts = list(pieces(choice.trie, prompts, softs, self._session.rows, self._session.cells, numbers))
+        parts = list(pieces(scorer.trie, prompts, softs, self._session.rows, self._session.cells, numbers))
         jobs = [
             Job(partial(part.scores, self._session, self.cells), len(places), self._when(part.wanted, part.numbers))
             for places, part in parts
         ]
-        scores = np.empty((len(prompts), choice.labels), np.float32)
-        for (places, _), found in zip(parts, self._done(jobs), strict=True):
+        scores = np.empty((len(prompts), scorer.labels), np.float32)
+        for (places, _), found in zip(parts, self._run_jobs(jobs), strict=True):
             scores[places] = found
         return scores
 
-    def likelihood(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        """See `EngineProtocol.likelihood`. Runs as `score` does, a prompt at a time."""
+    def token_logprobs(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """See `EngineProtocol.token_logprobs`. Runs as `score` does, a prompt at a time."""
         return [np.array([each.logprob for each in found], np.float32) for found in self._read(prompts, 0)]
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
@@ -149,7 +149,7 @@ class LlamaCppEngine(EngineBase):
 
     def statistics(self) -> dict[str, float]:
         """``waiting``, ``running``, ``cells``, ``free_cells``, ``prefixes_written``, and counters since the start."""
-        own = {"cells": self._session.cells, "free_cells": self.cells.free, "prefixes_written": self.cells.injected}
+        own = {"cells": self._session.cells, "free_cells": self.cells.num_free, "prefixes_written": self.cells.injected}
         return {**super().statistics(), **own}
 
     def close(self) -> None:
@@ -158,25 +158,25 @@ class LlamaCppEngine(EngineBase):
             super().close()
             self._session.close()
 
-    def _sequence(
-        self, request: Request, how: TokenSampler | None, detokenizer: Detokenizer, stream: ref[AnswerStream]
+    def _make_sequence(
+        self, request: Request, sampler: TokenSampler, detokenizer: Detokenizer, stream: ref[ChunkStream]
     ) -> Answer:
-        return Answer(request, request.prefix, how, detokenizer, stream, _floats(request.soft))
+        return Answer(request, request.prefix, sampler, detokenizer, stream, _floats(request.soft))
 
-    def _run(self, plan: list[ScheduledTokens]) -> list[int | None]:
+    def _execute_model(self, scheduled: list[ScheduledTokens]) -> list[int | None]:
         chosen: dict[int, int | None] = {}
 
         def read(number: int, place: int, row: np.ndarray) -> None:
-            chosen[number] = sampler.choose(row, plan[number].sequence)
+            chosen[number] = sample_row(row, scheduled[number].sequence.sampler)
 
-        run(self._session, [self._as_run(work) for work in plan], read)
-        return [chosen[number] for number, work in enumerate(plan) if work.samples]
+        run(self._session, [self._as_run(each) for each in scheduled], read)
+        return [chosen[number] for number, each in enumerate(scheduled) if each.needs_logits]
 
-    def _as_run(self, work: ScheduledTokens) -> DecodeRun:
-        sequence = work.sequence
-        wanted = {work.tokens - 1} if work.samples else frozenset[int]()
-        start = sequence.request.prefix_length + work.start
-        ids = sequence.tokens(work.start, work.end)
+    def _as_run(self, tokens: ScheduledTokens) -> DecodeRun:
+        sequence = tokens.sequence
+        wanted = {tokens.num_tokens - 1} if tokens.needs_logits else frozenset[int]()
+        start = sequence.request.prefix_length + tokens.start
+        ids = sequence.token_ids(tokens.start, tokens.end)
         soft: Any = sequence.soft  # as `_floats` made it
         return DecodeRun(self.cells.number(sequence), start, ids, soft, wanted)
 
@@ -190,12 +190,8 @@ class LlamaCppEngine(EngineBase):
             for number, each in enumerate(asked)
             if each.prompt.places
         }
-        found = dict(zip(jobs, self._done(list(jobs.values())), strict=True))
+        found = dict(zip(jobs, self._run_jobs(list(jobs.values())), strict=True))
         return [found.get(number, []) for number in range(len(asked))]
-
-    def _done(self, jobs: Sequence[Job[T]]) -> list[T]:
-        with self._handed_over(jobs):
-            return [job.result() for job in jobs]
 
     def _when(self, wanted: Sequence[tuple[int, KVPrefix | None]], numbers: int) -> Callable[[], bool]:
         """Whether there is room; until there is, nothing else is admitted."""
@@ -210,7 +206,7 @@ class LlamaCppEngine(EngineBase):
         return ready
 
     def _check_prompt(self, prompt: Prompt, longest: int, inner: int) -> None:
-        self._admission.check_prompt(prompt, longest)
+        self._validator.check_prompt(prompt, longest)
         self._check_parts(prompt.prefix, prompt.prefix_length, prompt.adapter)
         whole = prompt.prefix.length if prompt.prefix is not None and prompt.prefix_length else 0
         self._check_cells(whole + len(prompt.token_ids) + inner)

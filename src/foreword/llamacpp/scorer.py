@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foreword.core import KVPrefix
-from foreword.engine.logprobs import log_sum, token_logprob
+from foreword.engine.logprobs import logsumexp, token_logprob
 from foreword.engine.protocol import TokenLogprob
 from foreword.llamacpp.cell_allocator import CellAllocator, SequenceCells
 from foreword.llamacpp.compat import Session
@@ -54,7 +54,7 @@ class LabelScoring:
             def keep(number: int, place: int, row: np.ndarray) -> None:
                 prompt, node = which[number]
                 nodes = below[node]
-                found[prompt, nodes] = row[[trie.tokens[each] for each in nodes]] - log_sum(row)
+                found[prompt, nodes] = row[[trie.tokens[each] for each in nodes]] - logsumexp(row)
 
             return keep
 

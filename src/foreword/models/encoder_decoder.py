@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
-from foreword.attention import Attend
+from foreword.attention import AttentionFn
 from foreword.core import Batch
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.decoder_inputs import DecoderInputs
@@ -42,7 +42,7 @@ class EncoderDecoder(LanguageModel):
         batch: Batch,
         rows: Tensor,
         *,
-        attend: Attend | None = None,
+        attend: AttentionFn | None = None,
         on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Logits ``[K, vocab]`` after the last token of a text, or after tokens of the decoder.
@@ -77,7 +77,7 @@ class EncoderDecoder(LanguageModel):
         batch: Batch,
         rows: Tensor,
         *,
-        attend: Attend | None = None,
+        attend: AttentionFn | None = None,
         on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Raises UnsupportedModel: neither heads nor lowering work on an encoder-decoder."""

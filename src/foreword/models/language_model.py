@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foreword.adapters import AdapterLayers
-from foreword.attention import Attend, Pass, RaggedAttention
+from foreword.adapters import AdapterHooks
+from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
 from foreword.core import Batch, ModelIdentity
 from foreword.errors import UnsupportedModel
 
@@ -46,10 +46,10 @@ class LanguageModel:
     difference: float
     first_position: int = 0
     vocabulary: bool = True
-    _adapters: AdapterLayers = field(init=False, repr=False)
+    _adapters: AdapterHooks = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._adapters = AdapterLayers.of(self.model)
+        self._adapters = AdapterHooks.of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +72,7 @@ class LanguageModel:
         batch: Batch,
         rows: Tensor,
         *,
-        attend: Attend | None = None,
+        attend: AttentionFn | None = None,
         on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Logits after chosen tokens of a ragged batch.
@@ -88,7 +88,7 @@ class LanguageModel:
         """
         if not self.vocabulary:
             raise UnsupportedModel(f"{self.name} has no output matrix, so it cannot score words; learn with a head.")
-        run = Pass(attend if attend is not None else RaggedAttention(batch, on_keys), self.layers)
+        run = ForwardContext(attend if attend is not None else RaggedAttention(batch, on_keys), self.layers)
         with self._adapted(batch):
             return forward(self.model, batch, rows, run, self.first_position)
 
@@ -97,26 +97,26 @@ class LanguageModel:
         batch: Batch,
         rows: Tensor,
         *,
-        attend: Attend | None = None,
+        attend: AttentionFn | None = None,
         on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Final hidden states ``[K, hidden]`` of chosen tokens; the arguments are those of `logits`."""
-        run = Pass(attend if attend is not None else RaggedAttention(batch, on_keys), self.layers)
+        run = ForwardContext(attend if attend is not None else RaggedAttention(batch, on_keys), self.layers)
         with self._adapted(batch):
             return hidden_states(self.model, batch, run, self.first_position)[rows]
 
     @contextmanager
     def _adapted(self, batch: Batch) -> Iterator[None]:
-        self._adapters.use(batch)
+        self._adapters.activate(batch)
         try:
             yield
-            self._adapters.check_met(self.name)
+            self._adapters.check_applied(self.name)
         finally:
             if not torch.is_grad_enabled():
                 self._adapters.clear()
 
 
-def forward(model: Any, batch: Batch, rows: Tensor, run: Pass, first_position: int) -> Tensor:
+def forward(model: Any, batch: Batch, rows: Tensor, run: ForwardContext, first_position: int) -> Tensor:
     """One forward of a Transformers model over ``[1, N]`` tokens; see `LanguageModel.logits`."""
     # A model that does not know `logits_to_keep` would swallow it and return the logits of every token.
     keeps = "logits_to_keep" in signature(model.forward).parameters
@@ -129,7 +129,7 @@ def forward(model: Any, batch: Batch, rows: Tensor, run: Pass, first_position: i
     return output.logits[0] if keeps else output.logits[0, rows]
 
 
-def hidden_states(model: Any, batch: Batch, run: Pass, first_position: int) -> Tensor:
+def hidden_states(model: Any, batch: Batch, run: ForwardContext, first_position: int) -> Tensor:
     """Final hidden states ``[N, hidden]`` of all tokens, from the model without its output matrix."""
     body = model.base_model
     known = signature(body.forward).parameters

@@ -195,7 +195,7 @@ def _weights(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             # Soft tokens are all that an encoder-decoder takes: its attention stays Transformers' own.
-            **({} if auto is AutoModelForSeq2SeqLM else {"attn_implementation": attention.NAME}),
+            **({} if auto is AutoModelForSeq2SeqLM else {"attn_implementation": attention.ATTN_IMPLEMENTATION}),
         )
     except KeyError as error:
         raise UnsupportedModel(

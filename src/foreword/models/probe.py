@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from foreword.attention import NAME, Pass, RaggedAttention
+from foreword.attention import ATTN_IMPLEMENTATION, ForwardContext, RaggedAttention
 from foreword.core import Batch, KVPrefix, LayerShape, ModelIdentity
 from foreword.errors import UnsupportedModel
 from foreword.models.language_model import forward, hidden_states
@@ -65,21 +65,23 @@ def prove(model: Any, first_position: int) -> ProbeResult:
         keys[layer], values[layer] = key, value
 
     try:
-        first = Pass(RaggedAttention(_alone(ids[:PREFIX_TOKENS]), collect), layers, numbering=True)
+        first = ForwardContext(RaggedAttention(_alone(ids[:PREFIX_TOKENS]), collect), layers, register_layers=True)
         _run(model, _alone(ids[:PREFIX_TOKENS]), _all(PREFIX_TOKENS, ids), first, first_position)
         _check_layers(config, name, first)
         prefix = _as_prefix(keys, values)
         request = _alone(ids[PREFIX_TOKENS:], prefix)
-        second = Pass(RaggedAttention(request), layers)
+        second = ForwardContext(RaggedAttention(request), layers)
         with_prefix = _run(model, request, rows, second, first_position)
         bare = Batch((REQUEST_TOKENS,), (None,), (_without(prefix),), ids[PREFIX_TOKENS:])
-        without = _run(model, bare, rows, Pass(RaggedAttention(bare), layers), first_position)
+        without = _run(model, bare, rows, ForwardContext(RaggedAttention(bare), layers), first_position)
         causal = all(bool(getattr(module, "is_causal", True)) for module in layers)
         reference = _reference(model, ids, causal)[rows]
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedModel(f"{name} cannot carry a prefix: its forward failed with {error!r}.") from error
-    if second.asked != first.asked:
-        raise UnsupportedModel(f"{name} asked for prefixes of layers {second.asked}, expected {first.asked}.")
+    if second.attended_layers != first.attended_layers:
+        raise UnsupportedModel(
+            f"{name} asked for prefixes of layers {second.attended_layers}, expected {first.attended_layers}."
+        )
     difference, effect = _distance(with_prefix, reference), _distance(without, reference)
     precision = torch.finfo(reference.dtype).eps
     rounding = 4 * precision * float(reference.float().square().mean().sqrt())
@@ -96,7 +98,7 @@ def has_vocabulary(model: Any) -> bool:
     return model.get_output_embeddings() is not None
 
 
-def _run(model: Any, batch: Batch, rows: Tensor, run: Pass, first_position: int) -> Tensor:
+def _run(model: Any, batch: Batch, rows: Tensor, run: ForwardContext, first_position: int) -> Tensor:
     """Logits, or hidden states of a model without an output matrix."""
     if has_vocabulary(model):
         return forward(model, batch, rows, run, first_position)
@@ -114,12 +116,12 @@ def _check_kind(config: Any, name: str) -> None:
         raise UnsupportedModel(f"{name} has {unknown[0]} layers, whose state no key/value prefix can carry.")
 
 
-def _check_layers(config: Any, name: str, run: Pass) -> None:
+def _check_layers(config: Any, name: str, run: ForwardContext) -> None:
     count = config.num_hidden_layers
-    if run.asked != list(range(count)):
+    if run.attended_layers != list(range(count)):
         raise UnsupportedModel(
-            f"{name} has {count} layers, of which {len(set(run.asked))} asked for a prefix "
-            f"({len(run.asked)} times); every self-attention layer must ask exactly once."
+            f"{name} has {count} layers, of which {len(set(run.attended_layers))} asked for a prefix "
+            f"({len(run.attended_layers)} times); every self-attention layer must ask exactly once."
         )
     expected = _windows(config, count)
     if run.windows != expected:
@@ -177,14 +179,14 @@ def _reference(model: Any, ids: Tensor, causal: bool) -> Tensor:
             return out(model(input_ids=ids[None], use_cache=False))[PREFIX_TOKENS:]
         keys: dict[int, tuple[Tensor, Tensor]] = {}
         cache = DynamicCache()
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(ATTN_IMPLEMENTATION)
         layers: dict[nn.Module, int] = {}
         attend = RaggedAttention(_alone(ids[:PREFIX_TOKENS]), lambda i, k, v: keys.__setitem__(i, (k, v)))
-        run = Pass(attend, layers, numbering=True)
+        run = ForwardContext(attend, layers, register_layers=True)
         model(input_ids=ids[None, :PREFIX_TOKENS], use_cache=False, foreword=run)
         for layer, (key, value) in keys.items():
             cache.update(key[None], value[None], layer)
         model.set_attn_implementation("eager")
         return out(model(input_ids=ids[None, PREFIX_TOKENS:], past_key_values=cache))
     finally:
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(ATTN_IMPLEMENTATION)

@@ -23,7 +23,7 @@ from foreword.core import Task
 from foreword.errors import ForewordError, RequestError, UnsupportedOption
 from foreword.models.model_info import ModelInfo, model_info
 from foreword.server.operations.auth import Caller
-from foreword.server.operations.error_handlers import refusal
+from foreword.server.operations.error_handlers import error_response
 from foreword.server.tasks.catalogue import Catalogue
 from foreword.server.tasks.table import TaskTable
 from foreword.text import request as asking
@@ -96,7 +96,7 @@ async def _answered(http: Request, body: Any, answer: Any) -> Response:
     try:
         return await served.answer(http, body, answer)
     except ForewordError as error:
-        return refusal(error)
+        return error_response(error)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class _Model:
 
     name: str
     identity: Any
-    reads_bank: bool = True
+    loads_prefixes: bool = True
 
 
 class TaskHandlers:
@@ -139,7 +139,7 @@ class TaskHandlers:
         # vLLM lists every LoRA that it has, also those that only stand behind a task.
         content["data"] = [each for each in content["data"] if each["id"] not in self._names.values()]
         own = {each["id"] for each in content["data"]}
-        entries = await run_in_threadpool(self._catalogue.entries)
+        entries = await run_in_threadpool(self._catalogue.models)
         content["data"] += [entry for entry in entries if entry["id"] not in own and entry["id"] != self._base]
         return JSONResponse(content)
 

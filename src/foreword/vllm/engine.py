@@ -16,9 +16,9 @@ from weakref import ref
 import torch
 
 from foreword.core import Adapter, KVPrefix
-from foreword.engine.admission import Admission
 from foreword.engine.protocol import Chunk, Request, TokenLogprob
-from foreword.engine.stream import AnswerStream
+from foreword.engine.request_validator import RequestValidator
+from foreword.engine.stream import ChunkStream
 from foreword.errors import EngineBusy, EngineError, RequestError, UnsupportedModel, UsageError
 from foreword.models.model_info import ModelInfo
 from foreword.text.label_scorers import LabelScorer, WordScorer
@@ -66,7 +66,7 @@ class VllmEngine:
         allow_other_weights: bool = False,
     ) -> None:
         self.name, self.tokenizer, self.identity = outline.name, outline.tokenizer, outline.identity
-        self.causal, self.decoder, self.reads_bank = True, False, True
+        self.causal, self.is_encoder_decoder, self.loads_prefixes = True, False, True
         self._max_waiting = max_waiting
         self._counters = Counter(dict.fromkeys(COUNTERS, 0))
         self._gauges: dict[str, float] = {"waiting": 0, "running": 0, "cache_usage": 0.0}
@@ -93,7 +93,9 @@ class VllmEngine:
         config = self._llm.vllm_config
         self.context: int | None = config.model_config.max_model_len
         soft = config.model_config.dtype if config.model_config.enable_prompt_embeds else None
-        self._admission = Admission(self.identity, self.context, config.model_config.max_model_len, allow_other_weights)
+        self._validator = RequestValidator(
+            self.identity, self.context, config.model_config.max_model_len, allow_other_weights
+        )
         try:
             self._front = PromptBuilder(self.tokenizer, config.kv_transfer_config.engine_id, soft)
             self._adapters = LoRAFolders(outline, config)
@@ -102,13 +104,13 @@ class VllmEngine:
             raise
         self._held.callback(self._adapters.close)
 
-    def submit(self, request: Request) -> AnswerStream:
+    def submit(self, request: Request) -> ChunkStream:
         """Queue a request and return its stream; see `EngineProtocol.submit`."""
-        self._admission.check(request)
+        self._validator.check(request)
         prompt = self._fronted(request)
         params = conversion.sampling(request.sampling, prompt.transfer)
         adapter = self._adapters.request(request.adapter)
-        stream = AnswerStream(request, lambda: answering.cancel())
+        stream = ChunkStream(request, lambda: answering.cancel())
         with self._lock:
             if not self.alive:
                 raise EngineError("the engine is stopped.")
@@ -127,16 +129,16 @@ class VllmEngine:
         for stream in streams:
             yield list(stream)
 
-    def score(self, prompts: Sequence[Prompt], choice: LabelScorer) -> torch.Tensor:
+    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> torch.Tensor:
         """See `EngineProtocol.score`. A request for every question and inner node of the words' trie.
 
         Raises UnsupportedModel for a head: vLLM gives no hidden states beside answers.
         """
-        if not isinstance(choice, WordScorer):
+        if not isinstance(scorer, WordScorer):
             raise UnsupportedModel("vLLM gives no hidden states to heads; serve this task with --engine embedded.")
         for prompt in prompts:
-            self._admission.check_prompt(prompt, choice.longest)
-        trie = choice.trie
+            self._validator.check_prompt(prompt, scorer.longest)
+        trie = scorer.trie
         below: dict[int | None, list[int]] = {}
         for node, parent in enumerate(trie.parents):
             below.setdefault(parent, []).append(node)
@@ -164,8 +166,8 @@ class VllmEngine:
         self._counters["scored"] += len(prompts)
         return trie.label_scores(found)
 
-    def likelihood(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
-        """See `EngineProtocol.likelihood`. A static prefix is run anew for it.
+    def token_logprobs(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        """See `EngineProtocol.token_logprobs`. A static prefix is run anew for it.
 
         Raises RequestError for a learned prefix, which vLLM cannot read through.
         """
@@ -176,7 +178,7 @@ class VllmEngine:
         return found
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
-        """See `EngineProtocol.prompt_logprobs`. Raises as `likelihood` does."""
+        """See `EngineProtocol.prompt_logprobs`. Raises as `token_logprobs` does."""
         (entries,) = self._read([prompt], top)
         return entries
 
@@ -221,7 +223,7 @@ class VllmEngine:
     def _read(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
         """Of every prompt's own tokens but the first, all prompts together."""
         for prompt in prompts:
-            self._admission.check_prompt(prompt, 1)
+            self._validator.check_prompt(prompt, 1)
             if prompt.prefix is not None and prompt.prefix.token_ids is None:
                 raise RequestError(
                     "vLLM gives no log-probabilities of a prompt behind a learned prefix: it would run what stands in "
@@ -247,7 +249,7 @@ class VllmEngine:
         params: Any,
         adapter: Any,
         request: Request,
-        reader: ref[AnswerStream],
+        reader: ref[ChunkStream],
     ) -> None:
         last = Chunk("", (), "cancelled")
         try:
@@ -263,7 +265,9 @@ class VllmEngine:
                 elif chunk.finish_reason is not None:
                     last = chunk
                 else:
-                    stream.reused = max(stream.reused, (output.num_cached_tokens or 0) - request.prefix_length)
+                    stream.cached_tokens = max(
+                        stream.cached_tokens, (output.num_cached_tokens or 0) - request.prefix_length
+                    )
                     stream.put(chunk)
                 del stream
         except asyncio.CancelledError:

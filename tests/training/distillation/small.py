@@ -12,7 +12,7 @@ from foreword.training.distillation.document import Document
 from foreword.training.distillation.recipe import DistilRecipe
 from foreword.training.distillation.self_study import Conversation
 from models import byte_tokenizer, tiny_model
-from server.running import CHATML
+from server.running_server import CHATML
 
 TEXT = "Lamp 3 costs 9 coins. It ships on Monday; refunds take 2 days."
 

@@ -21,7 +21,7 @@ from foreword.training.distillation.distill import distill
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.self_study import QUESTIONS, generate_questions
 from foreword.training.distillation.setup import DistillationSetup
-from foreword.training.loop import fit as fitting
+from foreword.training.loop import trainer as trainer_module
 from models import tiny_model
 from training.distillation.small import TEXT, recipe, roomy
 from training.small_data import write_jsonl
@@ -107,14 +107,14 @@ class Snapshots(TrainerCallback):
 
 def test_resuming_gives_the_uninterrupted_result(tmp_path, monkeypatch):
     lm, settings = roomy(), recipe(tmp_path, max_steps=10)
-    usual = fitting.PrefixTrainer
+    usual = trainer_module.PrefixTrainer
 
-    def watched(run, scorer, folder, progress):
-        trainer = usual(run, scorer, folder, progress)
+    def watched(*args):
+        trainer = usual(*args)
         trainer.add_callback(Snapshots(Path(str(settings.out)), tmp_path / "kept"))
         return trainer
 
-    monkeypatch.setattr(fitting, "PrefixTrainer", watched)
+    monkeypatch.setattr(trainer_module, "PrefixTrainer", watched)
     whole = distill(lm, TEXT, settings, kind="prompt").task
     monkeypatch.undo()
     assert sorted(int(path.name) for path in (tmp_path / "kept").iterdir()) == [2, 4, 6, 8, 10]

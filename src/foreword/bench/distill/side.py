@@ -11,7 +11,7 @@ from typing import Any
 
 from foreword.core import Front, SamplingParams, Task
 from foreword.engine.engine import Engine
-from foreword.evaluation.texts import token_f1
+from foreword.evaluation.text_metrics import token_f1
 from foreword.models import LanguageModel, load_model
 from foreword.text import seam
 from foreword.training.distillation.distill import CACHE_BYTES, distill

@@ -84,7 +84,7 @@ class _Side:
         assert task is not None
         self._note(task.prefix)
         prompt = from_text(self._engine.tokenizer, task, self._prompts[row])
-        stream = self._engine.submit(Request.of(prompt, SamplingParams(max_tokens=tokens, ignore_eos=True)))
+        stream = self._engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=tokens, ignore_eos=True)))
         async for chunk in stream:
             if chunk.error is not None:
                 raise BenchError(chunk.error)

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from foreword.engine.encoder_decoder import evaluator
+from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.models import LanguageModel
 from foreword.models.load import load_model
@@ -23,7 +23,7 @@ from foreword.training.run import Run
 def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     """Load the model and make everything ready for the first step."""
     lm = load_model(settings["model"], dtype=settings["dtype"], device="cpu")
-    engine = evaluator(lm, reuse=False)
+    engine = evaluation_engine(lm, reuse=False)
     lanes = [_lane(lm, engine, settings, file) for file in sorted(Path(settings["users"]).glob("*.jsonl"))]
     groups = (
         [ConcurrentTrainer(lm, lanes)] if settings["together"] else [ConcurrentTrainer(lm, [lane]) for lane in lanes]
@@ -49,18 +49,18 @@ def _lane(lm: LanguageModel, engine: EngineProtocol, settings: Mapping[str, Any]
         max_steps=settings["max_steps"],
         seed=settings["seed"],
     )
-    run = Run.of(lm, recipe)
-    return ConcurrentRun(file.stem, TaskEvaluator(run, engine, run.task("run"), run.learned()))
+    run = Run.from_recipe(lm, recipe)
+    return ConcurrentRun(file.stem, TaskEvaluator(run, engine, run.task("run"), run.initial_prompt()))
 
 
 def _tokens(lane: ConcurrentRun) -> int:
     """Of the next step's examples."""
-    return sum(example.size for example in lane.batch)
+    return sum(example.num_tokens for example in lane.next_batch)
 
 
 def _save(lanes: list[ConcurrentRun], path: str) -> None:
     """The prefix of every user as it stands."""
-    prefixes = {lane.name: lane.learned.front().prefix for lane in lanes}
+    prefixes = {lane.name: lane.prompt.front().prefix for lane in lanes}
     save_file(
         {
             f"{name}.{layer}.{what}": tensor.detach().contiguous()

@@ -166,7 +166,7 @@ def _alone(side: Candidate, variant: int, settings: Mapping[str, Any], say: Say)
 def _points() -> list[dict[str, Any]]:
     from foreword.training.search.space import SearchSpace
 
-    return list(SearchSpace.parse(VARIED).corners())
+    return list(SearchSpace.parse(VARIED).grid())
 
 
 def _recipe(options: Options, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:

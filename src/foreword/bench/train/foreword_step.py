@@ -14,8 +14,8 @@ from foreword.bench.train.case import CASES
 from foreword.bench.train.encoders import encoder
 from foreword.models.load import load_model, pull
 from foreword.training.data.examples import Example
-from foreword.training.loop.prompt_module import PromptModule
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.modules.prompt_module import PromptModule
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 
@@ -32,7 +32,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
         length=settings["length"],
         seed=settings["seed"],
     )
-    run = Run.of(lm, recipe)
+    run = Run.from_recipe(lm, recipe)
     learned = TrainablePrompt(encoder(run))
     side = _Side(run, learned, _shuffled(run.examples, settings["batch_size"], settings["seed"]), case.lr)
     return {
@@ -40,7 +40,7 @@ def start(settings: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
         "folder": lambda: str(pull(settings["model"], print)),
         "initial": lambda path: _save(learned, case.peft_name, path),
         "step": side.step,
-        "trained_parameters": lambda: learned.parameter_count,
+        "trained_parameters": lambda: learned.num_trainable_parameters,
     }
 
 
@@ -53,12 +53,12 @@ class _Side:
 
     def tokens(self, count: int) -> list[list[list[Sequence[int]]]]:
         """Prompt and target of every example of the first batches, for the other side."""
-        return [[[example.prompt, example.target] for example in self._batch(turn)] for turn in range(count)]
+        return [[[example.prompt_ids, example.target] for example in self._batch(turn)] for turn in range(count)]
 
     def step(self, turn: int) -> dict[str, float]:
         examples = self._batch(turn)
         began = time.perf_counter()
-        loss = self._learner(examples, self._loss.weight(examples))["loss"]
+        loss = self._learner(examples, self._loss.normalizer(examples))["loss"]
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()

@@ -49,7 +49,7 @@ class _Side:
         task = await self._tasks.resolve(self._task if published else self._engine.name, None, Caller())
         found = time.perf_counter() - began
         prompt = from_text(self._engine.tokenizer, task, question if published else self._policy + question)
-        stream = self._engine.submit(Request.of(prompt, SamplingParams(max_tokens=1, ignore_eos=True)))
+        stream = self._engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=1, ignore_eos=True)))
         async for chunk in stream:
             if chunk.error is not None:
                 raise BenchError(chunk.error)

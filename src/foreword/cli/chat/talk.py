@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from foreword.engine.protocol import EngineProtocol, Request, Stream
-from foreword.evaluation.answering import CHAT_TOKENS, answer_params
+from foreword.evaluation.sampling_params import CHAT_MAX_TOKENS, request_sampling_params
 from foreword.text import request
 
 if TYPE_CHECKING:
@@ -56,15 +56,15 @@ class Talk:
         """Submit a question behind what was said so far. Raises RequestError and its kin."""
         turns = [] if self.one_message else self.turns
         prompt = request.from_messages(self.engine.tokenizer, self.task, [*turns, _turn("user", text)])
-        params = answer_params(
+        params = request_sampling_params(
             self.task,
             prompt,
             self.engine.context,
-            CHAT_TOKENS,
+            CHAT_MAX_TOKENS,
             max_tokens=self.max_tokens,
             temperature=self.temperature,
         )
-        return self.engine.submit(Request.of(prompt, params, self.task.name if self.task is not None else ""))
+        return self.engine.submit(Request.from_prompt(prompt, params, self.task.name if self.task is not None else ""))
 
     def keep(self, question: str, answer: str) -> None:
         """What was asked and answered is part of the conversation from now on."""

@@ -37,7 +37,7 @@ def _generated(lm: LanguageModel) -> Finding:
     prompt = request.from_text(lm.tokenizer, task, REQUEST)
     with options.open_engine(lm) as engine:
         meter = Meter()
-        stream = engine.submit(Request.of(prompt, SamplingParams(max_tokens=TOKENS, ignore_eos=True)))
+        stream = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=TOKENS, ignore_eos=True)))
         for chunk in stream:
             meter.take(chunk)
             if chunk.error is not None:

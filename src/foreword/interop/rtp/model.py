@@ -102,8 +102,8 @@ class Model:
         """Ask for the answers to one prompt; hold on to them, or they are cancelled."""
         prompt = self._fronts.prompt(config.task, text, all_ids=config.repetition_penalty != 1)
         sampling = config.sampling(self.tokenizer, lambda usual: prompt.fitting(usual, self.engine.context))
-        request = Request.of(prompt, sampling, group=config.task or "")
-        return [self.engine.submit(copy) for copy in request.copies(max(1, config.num_return_sequences))]
+        request = Request.from_prompt(prompt, sampling, group=config.task or "")
+        return [self.engine.submit(copy) for copy in request.fan_out(max(1, config.num_return_sequences))]
 
     def stop(self) -> None:
         """Stop the engine; answers on their way end with an error."""

@@ -1,4 +1,4 @@
-"""What the page says, in English and in Chinese."""
+"""The page's texts in English and Chinese, by key."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from html import escape
 from typing import Literal
 
 Language = Literal["en", "zh"]
-Say = Callable[[str], str]
+Translate = Callable[[str], str]
+"""From a key to its text in one language."""
 
-_WORDS: dict[str, tuple[str, str]] = {
+_TEXTS: dict[str, tuple[str, str]] = {
     "tagline": ("One frozen model, many tasks.", "一个冻结的模型，许多任务。"),
     "playground": ("Playground", "试用"),
     "classify": ("Classify", "分类"),
@@ -70,13 +71,13 @@ _WORDS: dict[str, tuple[str, str]] = {
 }
 
 
-def say_in(language: str) -> Say:
-    """Words of one language; any other than Chinese is English."""
+def translator(language: str) -> Translate:
+    """Texts in Chinese for "zh", and in English for every other language."""
     index = 1 if language == "zh" else 0
-    return lambda key: _WORDS[key][index]
+    return lambda key: _TEXTS[key][index]
 
 
-def both(key: str) -> str:
-    """HTML with the words of both languages, of which the style sheet shows the page's."""
-    english, chinese = _WORDS[key]
+def bilingual(key: str) -> str:
+    """HTML with the text in both languages, of which the style sheet shows the page's."""
+    english, chinese = _TEXTS[key]
     return f'<span class="en">{escape(english)}</span><span class="zh">{escape(chinese)}</span>'

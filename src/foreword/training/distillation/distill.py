@@ -11,7 +11,9 @@ from typing import Any
 from foreword.core import Front, Kind, KVPrefix, Task
 from foreword.engine.engine import Engine
 from foreword.errors import SettingError, TrainingError
+from foreword.home import default_run
 from foreword.models import LanguageModel
+from foreword.progress import Say
 from foreword.prompts.rotate import rotations
 from foreword.training.distillation import initialization
 from foreword.training.distillation.curve import draw, table
@@ -24,9 +26,8 @@ from foreword.training.distillation.run import DistillationRun
 from foreword.training.distillation.setup import DistillationSetup, SelfStudyData, load, save
 from foreword.training.distillation.teacher_logits import TeacherLogits
 from foreword.training.loop.distributed import require_single_process
-from foreword.training.loop.fit import fit
 from foreword.training.loop.run_dir import RunDir
-from foreword.training.methods.base import Say
+from foreword.training.loop.trainer import fit
 from foreword.version import __version__
 
 METHOD = "distill"
@@ -98,7 +99,7 @@ def distill(
     _check_shorter(document, [recipe.slots, *curve])
     rotations(lm)  # a model whose keys cannot move is refused before it makes questions for minutes
     plan = DistillationSetup(lm, document, recipe)
-    folder = RunDir.open(plan)
+    folder = RunDir.open(recipe.out or default_run(METHOD), plan.settings(), resume=recipe.resume)
     say(f"{document.tokens} tokens of text, {document.nbytes:,} bytes{_in_chunks(document)}")
     desk = _Desk.of(plan, folder, say)
     made = {slots: desk.distilled(_task(plan, name, parent), slots) for slots in sorted({recipe.slots, *curve})}
@@ -151,11 +152,11 @@ class _Desk:
         prefix, init = self._start(slots)
         lesson = DistillationRun(self.plan, self.examples, self.material.held)
         learned = lesson.learned(prefix)
-        folder = self.folder.inside(f"slots-{slots}")
-        fit(DistillationEvaluator(lesson, learned, self.held), folder)
-        steps = folder.history()[-1]["step"]
-        tokens = sum(self.examples[draw.place].size for batch in lesson.batches[:steps] for draw in batch)
-        task = learned.become(self.plan.lm, task)
+        folder = self.folder.subdir(f"slots-{slots}")
+        fit(lesson, learned, DistillationEvaluator(lesson, learned, self.held), folder)
+        steps = folder.read_history()[-1]["step"]
+        tokens = sum(self.examples[item.index].num_tokens for batch in lesson.batches[:steps] for item in batch)
+        task = learned.to_task(self.plan.lm, task)
         with Engine(self.plan.lm, cache_bytes=CACHE_BYTES) as engine:
             quality = measure(self.plan, engine, self.material, self.test, task)
         closed, ratio = quality.gap_closed, quality.bytes_ratio

@@ -20,7 +20,7 @@ from foreword.training.distillation.document import Document
 from foreword.training.distillation.run import DistillationRun
 from foreword.training.distillation.self_study import Conversation
 from foreword.training.distillation.teacher_logits import batches, read
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class DistillationEvaluator:
     def __call__(self) -> dict[str, float]:
         """Raises TrainingError if what is learned no longer gives numbers."""
         front = self.learned.front()
-        found = score_answers(self.run.lm, [front] * len(self.run.plan.document.chunks), self.run.held)
+        found = score_answers(self.run.lm, [front] * len(self.run.plan.document.chunks), self.run.validation_set)
         if not math.isfinite(found.logprob):
             raise TrainingError("the loss is no longer a number; start again with a smaller --lr and another --out.")
         figures: dict[str, Any] = {"loss": -found.logprob, "agreement": found.agreement, "score": found.logprob}

@@ -139,7 +139,7 @@ class _AttentionRecorder:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rule: AttentionSpec,
+        spec: AttentionSpec,
         window: int | None,
         causal: bool,
     ) -> Tensor:
@@ -149,14 +149,14 @@ class _AttentionRecorder:
         for start, end in zip(self.batch.starts[:-1], self.batch.starts[1:], strict=True):
             # What a token gives to the text is a share of all that it gives, to the conversation so far as well.
             seen = torch.cat([stored, key[:, start:end]], dim=1).float()
-            scores = rule.capped(grouped[:, :, start:end] @ seen[:, None].mT * rule.scale)
+            scores = spec.capped(grouped[:, :, start:end] @ seen[:, None].mT * spec.scale)
             at = torch.arange(stored.shape[1], seen.shape[1], device=query.device)[:, None]
             places = torch.arange(seen.shape[1], device=query.device)
             hidden = places > at
             scores = scores.masked_fill(hidden if window is None else hidden | (places <= at - window), float("-inf"))
             mass += scores.softmax(-1)[..., : stored.shape[1]].sum((1, 2))
         self.masses[layer] = mass
-        return self._attend(layer, query, key, value, rule, window, causal)
+        return self._attend(layer, query, key, value, spec, window, causal)
 
 
 def _taken(tensor: Tensor, places: Tensor) -> Tensor:

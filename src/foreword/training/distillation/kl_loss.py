@@ -46,14 +46,14 @@ class KLDistillationLoss:
     """
 
     def total(self, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:
-        batch, places = lay_out(front, [example.question for example in examples], lm.device)
+        batch, places = lay_out(front, [example.encoded for example in examples], lm.device)
         logits = lm.logits(batch, places)
         taught = [example for example in examples if isinstance(example, DistillationExample)]
         token_ids = torch.cat([example.token_ids for example in taught]).to(lm.device, torch.long)
         return kl_divergence(logits, token_ids, torch.cat([example.logprobs for example in taught]).to(lm.device)).sum()
 
-    def weight(self, examples: Sequence[Example]) -> float:
-        return float(sum(len(example.question.places) for example in examples))
+    def normalizer(self, examples: Sequence[Example]) -> float:
+        return float(sum(len(example.encoded.places) for example in examples))
 
 
 def kl_divergence(logits: Tensor, token_ids: Tensor, logprobs: Tensor) -> Tensor:

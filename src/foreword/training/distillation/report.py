@@ -10,7 +10,7 @@ from typing import Any
 from foreword.core import Front, SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
-from foreword.evaluation.texts import token_f1
+from foreword.evaluation.text_metrics import token_f1
 from foreword.models import LanguageModel
 from foreword.text.request import Prompt
 from foreword.training.distillation.evaluator import LikelihoodGap, leading, score_answers
@@ -113,7 +113,7 @@ def speeds(engine: Engine, tasks: dict[str, Task], conversations: Sequence[Conve
 def _speed(engine: Engine, task: Task, conversations: Sequence[Conversation]) -> float:
     params = SamplingParams(max_tokens=SPEED_TOKENS, ignore_eos=True)
     some = [conversations[number % len(conversations)] for number in range(SPEED_BATCH)]
-    requests = [Request.of(said(engine.tokenizer, task, each.question), params) for each in some]
+    requests = [Request.from_prompt(said(engine.tokenizer, task, each.question), params) for each in some]
     streams = [iter(engine.submit(request)) for request in requests]
     for stream in streams:
         next(stream)  # the first token comes with the prompt, which is not what is measured

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from foreword.core import KVPrefix
 from foreword.models import LanguageModel
@@ -14,7 +13,7 @@ from foreword.training.distillation.kl_loss import DistillationExample, KLDistil
 from foreword.training.distillation.recipe import DistilRecipe
 from foreword.training.distillation.self_study import Conversation
 from foreword.training.distillation.setup import DistillationSetup
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +23,12 @@ class DistillationRun:
     Attributes:
         plan: model, text and settings.
         examples: conversations with the teacher's beliefs.
-        held: conversations that choose the best checkpoint.
+        validation_set: conversations that choose the best checkpoint.
     """
 
     plan: DistillationSetup
     examples: Sequence[DistillationExample]
-    held: Sequence[Conversation]
+    validation_set: Sequence[Conversation]
 
     @property
     def lm(self) -> LanguageModel:
@@ -38,10 +37,6 @@ class DistillationRun:
     @property
     def recipe(self) -> DistilRecipe:
         return self.plan.recipe
-
-    @property
-    def label(self) -> str:
-        return "distill"
 
     @property
     def steps(self) -> int:
@@ -57,14 +52,13 @@ class DistillationRun:
 
     @property
     def batches(self) -> list[list[BatchItem]]:
-        return batch_schedule([each.size for each in self.examples], self.batch_size, self.steps, self.recipe.seed)
+        return batch_schedule(
+            [each.num_tokens for each in self.examples], self.batch_size, self.steps, self.recipe.seed
+        )
 
-    def loss(self, learned: TrainablePrompt) -> KLDistillationLoss:
+    def loss(self, prompt: TrainablePrompt) -> KLDistillationLoss:
         return KLDistillationLoss()
 
     def learned(self, start: KVPrefix) -> TrainablePrompt:
         """Everything trainable at its initial values: all of the prefix but its first position."""
         return TrainablePrompt(PrefixValues(start, self.lm.dtype, still=1))
-
-    def settings(self) -> Mapping[str, Any]:
-        return self.plan.settings()

@@ -156,7 +156,7 @@ def likeliest_chunks(engine: Engine, document: Document, questions: Sequence[str
         return [0] * len(questions)
     sums = []
     for chunk in document.chunks:
-        found = engine.likelihood([said(engine.tokenizer, chunk, question) for question in questions])
+        found = engine.token_logprobs([said(engine.tokenizer, chunk, question) for question in questions])
         sums.append([float(each.sum()) for each in found])
     return [max(range(len(sums)), key=lambda chunk: sums[chunk][number]) for number in range(len(questions))]
 
@@ -177,7 +177,7 @@ def _opened(tokenizer: Any, task: Task, prompt: Prompt, opener: str) -> Prompt:
 def written(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Text and tokens of every answer, all in one batch. Raises EngineError if one of them fails."""
     requests = [
-        Request.of(prompt, replace(params, seed=None if params.seed is None else params.seed + number))
+        Request.from_prompt(prompt, replace(params, seed=None if params.seed is None else params.seed + number))
         for number, prompt in enumerate(prompts)
     ]
     with Progress("writing", len(requests), "answers") as progress:

@@ -77,10 +77,6 @@ class DistillationSetup:
     document: Document
     recipe: DistilRecipe
 
-    @property
-    def label(self) -> str:
-        return "distill"
-
     def settings(self) -> dict[str, Any]:
         """What must be the same for a run to be resumed: contents count, not the paths they were read from."""
         recipe = self.recipe

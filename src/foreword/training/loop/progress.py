@@ -1,4 +1,4 @@
-"""What a person sees of a run, on stderr: how far it is, and a line a log entry."""
+"""`ProgressLines`: the progress of a run on stderr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foreword.progress import Progress
 
 
 class ProgressLines(TrainerCallback):
-    """Steps with their rate and the time left, and a line a log entry."""
+    """Prints steps with their rate and the time left, and a line for every log entry."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import TrainingError
-from foreword.training.loop.baseline import headline_metric
+from foreword.training.loop.selection import headline_metric
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from foreword.core import KVPrefix, Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
 from foreword.models import LanguageModel
+from foreword.progress import Say
 from foreword.text.rows import Row
 from foreword.training.data.training_data import TrainingData
 from foreword.training.loop.concurrent import ConcurrentTrainer
@@ -22,9 +23,8 @@ from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.distributed import barrier, is_main_process
 from foreword.training.loop.evaluator import TaskEvaluator
 from foreword.training.many.config import MultiTaskConfig
-from foreword.training.methods.base import Say
 from foreword.training.recipe import Recipe
-from foreword.training.run import HELD_ROWS, Run
+from foreword.training.run import VALIDATION_ROWS, Run
 
 NAME = "everybody"
 # As many as the longest default run sees; more would only take memory.
@@ -73,8 +73,8 @@ def shared_init(
     file = folder / "shared.safetensors"
     if is_main_process() and not file.is_file():
         recipe = replace(plan.recipe, length=plan.shared_length or plan.recipe.length)
-        run = Run.of(lm, recipe, material=_everybody(lm, recipe, [*names], material))
-        say(f"learning from everybody first: {len(run.material.train_rows)} rows of {len(names)} tasks")
+        run = Run.from_recipe(lm, recipe, data=_everybody(lm, recipe, [*names], material))
+        say(f"learning from everybody first: {len(run.data.train_rows)} rows of {len(names)} tasks")
         _save(_learned(run, engine, say), file)
     barrier()
     task = _load(lm, plan, file)
@@ -82,14 +82,14 @@ def shared_init(
 
 
 def _learned(run: Run, engine: EngineProtocol, say: Say) -> Task:
-    lane = ConcurrentRun(NAME, TaskEvaluator(run, engine, run.task(NAME), run.learned()))
-    for _ in ConcurrentTrainer(run.lm, [lane]).run():
-        if "eval_loss" in lane.log[-1]:
-            say(f"everybody: step {lane.step}/{lane.steps}  eval_loss {lane.log[-1]['eval_loss']:.4g}")
-    if lane.failed:
-        raise TrainingError(f"what everybody shares cannot be learned: {lane.failed}.")
-    lane.settle()
-    return lane.learned.become(run.lm, lane.scorer.task)
+    lane = ConcurrentRun(NAME, TaskEvaluator(run, engine, run.task(NAME), run.initial_prompt()))
+    for _ in ConcurrentTrainer(run.lm, [lane]).train():
+        if "eval_loss" in lane.log_history[-1]:
+            say(f"everybody: step {lane.step}/{lane.steps}  eval_loss {lane.log_history[-1]['eval_loss']:.4g}")
+    if lane.error:
+        raise TrainingError(f"what everybody shares cannot be learned: {lane.error}.")
+    lane.load_best()
+    return lane.prompt.to_task(run.lm, lane.evaluator.task)
 
 
 def _everybody(
@@ -102,8 +102,8 @@ def _everybody(
     for name in names:
         own = material(name)
         rows += own.train_rows[: -(-ROWS // len(names))]
-        held += own.eval_rows[: -(-HELD_ROWS // len(names))]
-    return TrainingData.of(recipe, rows[:ROWS], held[:HELD_ROWS], vocabulary=lm.vocabulary)
+        held += own.eval_rows[: -(-VALIDATION_ROWS // len(names))]
+    return TrainingData.from_rows(recipe, rows[:ROWS], held[:VALIDATION_ROWS], vocabulary=lm.vocabulary)
 
 
 def _save(task: Task, file: Path) -> None:

@@ -60,8 +60,10 @@ class TaskProgress:
             folder.mkdir(parents=True)
             states = []
             for number, lane in enumerate(lanes):
-                save_file({name: value.contiguous() for name, value in lane.tensors().items()}, folder / f"{number}")
-                states.append({"task": lane.name, "inputs": inputs[lane.name], "state": lane.state()})
+                save_file(
+                    {name: value.contiguous() for name, value in lane.state_tensors().items()}, folder / f"{number}"
+                )
+                states.append({"task": lane.name, "inputs": inputs[lane.name], "state": lane.state_json()})
             (folder / "lanes.json").write_text(json.dumps(states), encoding="utf-8")
             partial = self.folder / f".live-{self.rank}"
             partial.write_text(folder.name, encoding="utf-8")
@@ -84,7 +86,7 @@ class TaskProgress:
     @staticmethod
     def restore(lane: ConcurrentRun, state: Mapping[str, Any], file: Path) -> None:
         """Let a lane go on from a snapshot."""
-        lane.restore(state, load_file(file))
+        lane.load_state(state, load_file(file))
 
     def drop(self) -> None:
         """Nothing is being learned any more."""

@@ -13,25 +13,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foreword.core import Task
-from foreword.engine.encoder_decoder import evaluator
+from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import DataError, PublishConflict, UsageError
 from foreword.evaluation.report import Report
 from foreword.models import LanguageModel
-from foreword.progress import Progress
+from foreword.progress import Progress, Say
 from foreword.training.data.training_data import TrainingData
-from foreword.training.loop.baseline import CACHE_BYTES, best_task_of_each, majority_share, selection_score
+from foreword.training.loop.baseline import majority_share
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.distributed import barrier, is_own_work, rank
-from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.evaluator import EVAL_CACHE_BYTES, TaskEvaluator
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from foreword.training.loop.run_dir import RunDir
+from foreword.training.loop.selection import best_task_of_each, selection_score
 from foreword.training.many.config import MultiTaskConfig
 from foreword.training.many.shared_init import SharedInit, shared_init
 from foreword.training.many.task_progress import TaskProgress
 from foreword.training.many.task_source import TaskSource
-from foreword.training.methods.base import Say
 from foreword.training.run import Run
 
 # Seconds between two snapshots of what is being learned.
@@ -70,7 +70,7 @@ def train_many(
         TrainingError: the run folder holds another run, or cannot be written.
     """
     barrier()
-    folder = RunDir.at(plan.out, plan.settings(lm, transfer), resume=plan.recipe.resume)
+    folder = RunDir.open(plan.out, plan.settings(lm, transfer), resume=plan.recipe.resume)
     many = _MultiTaskRun(lm, plan, users, held, keep, transfer, say, TaskProgress(folder.path, rank()))
     many.learn()
     barrier()
@@ -92,7 +92,7 @@ class _MultiTaskRun:
     def learn(self) -> None:
         names = list(self._survey())
         with (
-            evaluator(self.lm, cache_bytes=CACHE_BYTES, reuse=False) as engine,
+            evaluation_engine(self.lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine,
             gradient_checkpointing(self.lm, self.plan.recipe.checkpointing),
         ):
             shared = shared_init(self.lm, self.plan, engine, self.material, names, self.ledger.folder, self.say)
@@ -129,7 +129,7 @@ class _MultiTaskRun:
         if len(rows) < self.plan.min_rows:
             raise DataError(f"it has {len(rows)} rows, fewer than {self.plan.min_rows} (--min-rows)")
         held = self.held.rows(name) if self.held is not None else []
-        made = TrainingData.of(self.plan.recipe_of(name), rows, held, vocabulary=self.lm.vocabulary)
+        made = TrainingData.from_rows(self.plan.recipe_of(name), rows, held, vocabulary=self.lm.vocabulary)
         return replace(made, digest=self.users.digest(name))
 
     def _inputs(self, name: str) -> str:
@@ -151,16 +151,16 @@ class _MultiTaskRun:
             if inputs.get(name) == before:
                 lane = self._lane(name, engine, shared)
                 self.ledger.restore(lane, state, file)
-                group.join(lane)
-        begun = {lane.name for lane in group.lanes}
+                group.add(lane)
+        begun = {lane.name for lane in group.runs}
         queue = iter([name for name in names if name not in ended and name not in begun])
         snapshot = time.monotonic()
         with Progress("learning", len(names), "tasks") as progress:
             progress.reach(len(ended - begun), before=True)
-            while self._fill(group, queue, engine, shared, inputs) or group.lanes:
+            while self._fill(group, queue, engine, shared, inputs) or group.runs:
                 progress.advance(self._advance(group, engine, shared, inputs, ended))
                 if time.monotonic() - snapshot >= SNAPSHOT:
-                    self.ledger.keep(group.lanes, inputs)
+                    self.ledger.keep(group.runs, inputs)
                     snapshot = time.monotonic()
         self.ledger.drop()
 
@@ -174,9 +174,9 @@ class _MultiTaskRun:
     ) -> bool:
         """Give free places to those who wait; whether anybody came."""
         came = False
-        while len(group.lanes) < self.plan.at_once and (name := next(queue, None)) is not None:
+        while len(group.runs) < self.plan.at_once and (name := next(queue, None)) is not None:
             try:
-                group.join(self._lane(name, engine, shared))
+                group.add(self._lane(name, engine, shared))
                 came = True
             except UsageError as error:
                 self.say(f"{name} cannot be learned: {error}")
@@ -194,27 +194,27 @@ class _MultiTaskRun:
         """A step of all, and the end of those for whom it was the last: how many. Nothing holds them afterwards."""
         done = group.step()
         for lane in done:
-            group.leave(lane)
+            group.remove(lane)
         self._finish([lane for lane in done if lane.name not in ended], engine, shared, inputs)
         return len(done)
 
     def _lane(self, name: str, engine: EngineProtocol, shared: SharedInit) -> ConcurrentRun:
         recipe = self.plan.recipe_of(name)
         transfer = shared.start or self.transfer
-        run = Run.of(self.lm, recipe, transfer, self.material(name), shared.behind)
-        return ConcurrentRun(name, TaskEvaluator(run, engine, run.task(name), run.learned()))
+        run = Run.from_recipe(self.lm, recipe, transfer, self.material(name), shared.behind)
+        return ConcurrentRun(name, TaskEvaluator(run, engine, run.task(name), run.initial_prompt()))
 
     def _finish(
         self, lanes: Sequence[ConcurrentRun], engine: EngineProtocol, shared: SharedInit, inputs: Mapping[str, str]
     ) -> None:
         """Measure, publish and write down what has been learned."""
         for lane in lanes:
-            if lane.failed:
-                self.say(f"{lane.name} failed: {lane.failed}")
-                self._note(lane.name, "failed", why=lane.failed, inputs=inputs[lane.name])
-        good = [lane for lane in lanes if not lane.failed]
+            if lane.error:
+                self.say(f"{lane.name} failed: {lane.error}")
+                self._note(lane.name, "failed", why=lane.error, inputs=inputs[lane.name])
+        good = [lane for lane in lanes if not lane.error]
         for lane in good:
-            lane.settle()
+            lane.load_best()
         found = best_task_of_each(engine, [(lane.run, _tasks(lane)) for lane in good])
         for lane, (task, report), base in zip(good, found, _bases(engine, good), strict=True):
             better = _key(report) >= base[1]
@@ -245,17 +245,17 @@ class _MultiTaskRun:
 
 def _tasks(lane: ConcurrentRun) -> list[Task]:
     """What was learned, with every template."""
-    learned = lane.learned.become(lane.run.lm, lane.scorer.task)
-    return [replace(learned, template=template.source) for template in lane.run.material.templates]
+    learned = lane.prompt.to_task(lane.run.lm, lane.evaluator.task)
+    return [replace(learned, template=template.source) for template in lane.run.data.templates]
 
 
 def _bases(
     engine: EngineProtocol, lanes: Sequence[ConcurrentRun]
 ) -> list[tuple[dict[str, float], tuple[float, float]]]:
     """Figures of the base model with the best template of each, and its `_key`."""
-    words = [lane for lane in lanes if not lane.run.material.head_labels]
+    words = [lane for lane in lanes if not lane.run.data.head_labels]
     plain = [
-        (lane.run, [replace(lane.scorer.task, template=each.plain().source) for each in lane.run.material.templates])
+        (lane.run, [replace(lane.evaluator.task, template=each.plain().source) for each in lane.run.data.templates])
         for lane in words
     ]
     found = dict(zip((lane.name for lane in words), best_task_of_each(engine, plain), strict=True))
@@ -265,12 +265,12 @@ def _bases(
             _, report = found[lane.name]
             bases.append((report.metrics, _key(report)))
         else:  # a head answers nothing before it has learned
-            share = majority_share(lane.run.material)
+            share = majority_share(lane.run.data)
             bases.append(({"accuracy": share}, (share, float("-inf"))))
     return bases
 
 
 def _key(report: Report) -> tuple[float, float]:
     """What two tasks are compared by: the first figure, and the loss where that is equal."""
-    losses = [prediction.surprise for prediction in report.predictions if prediction.surprise is not None]
+    losses = [prediction.nll for prediction in report.predictions if prediction.nll is not None]
     return selection_score(report.metrics), -sum(losses)
