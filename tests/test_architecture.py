@@ -70,7 +70,8 @@ def calls(work: Callable[[], object], watched: set[Station]) -> list[Station]:
             return
         code = frame.f_code
         if code not in files:
-            files[code] = Path(code.co_filename).relative_to(SOURCE).as_posix(), code.co_qualname
+            name = code.co_qualname.replace(".<locals>", "")
+            files[code] = Path(code.co_filename).relative_to(SOURCE).as_posix(), name
         if files[code] in watched:
             found.append(files[code])
 

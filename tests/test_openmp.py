@@ -1,4 +1,4 @@
-"""Threads that keep no OpenMP workers behind the engine's back."""
+"""OpenMP workers are released by every thread but the engine's."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def random_ids(length: int, seed: int) -> tuple[int, ...]:
 
 @cache
 def learned_prefix(family: str, length: int, seed: int = 0) -> KVPrefix:
-    """Random keys and values: what no text could give."""
+    """A learned prefix: random keys and values, which no text could give."""
     identity = tiny_model(family).identity
     generator = torch.Generator().manual_seed(1000 + seed)
     keys = tuple(torch.randn(s.kv_heads, length, s.key_dim, generator=generator) for s in identity.layers)
@@ -42,7 +42,7 @@ def learned_prefix(family: str, length: int, seed: int = 0) -> KVPrefix:
 
 @cache
 def static_prefix(family: str, length: int, seed: int = 0) -> KVPrefix:
-    """Keys and values of a random text."""
+    """A static prefix: keys and values of a random text."""
     lm = tiny_model(family)
     ids = random_ids(length, 2000 + seed)
     kept: dict[int, tuple[Tensor, Tensor]] = {}
@@ -100,7 +100,7 @@ def text_of(chunks: Iterable[Chunk]) -> str:
 
 
 def make_request(length: int, text: int = 0, prefix: KVPrefix | None = None, **sampling) -> Request:
-    """The random tokens number ``text`` behind a whole prefix; the answer goes on past end-of-text tokens."""
+    """A request of random tokens, drawn with seed ``text``, behind a whole prefix; it ignores end-of-text tokens."""
     params = replace(SamplingParams(max_tokens=8, ignore_eos=True), **sampling)
     return Request(random_ids(length, text), prefix, prefix.length if prefix else 0, params)
 

@@ -98,7 +98,7 @@ def test_one_beam_is_greedy(engine):
     assert beam == Beam(tuple(t for chunk in chunks for t in chunk.token_ids), beam.logprob, beam.logprob / 10, False)
 
 
-def test_what_was_computed_is_not_computed_again(engine):
+def test_beams_reuse_the_cache(engine):
     before = engine.statistics()
     beam_search(engine, make_request(100, 8, max_tokens=10), 3)
     after = engine.statistics()
@@ -122,12 +122,12 @@ def test_what_was_computed_is_not_computed_again(engine):
         {"constraint": Constraint.regex("a"), "ignore_eos": False},
     ],
 )
-def test_what_beams_cannot_do_is_refused_by_name(engine, option):
+def test_unsupported_params_are_refused_by_name(engine, option):
     with pytest.raises(UnsupportedOption, match=f"beam search takes no {next(iter(option))}"):
         beam_search(engine, make_request(3, **option), 2)
 
 
-def test_what_can_never_run_is_refused_before_the_first_round(engine):
+def test_invalid_requests_are_refused_before_the_first_step(engine):
     for width in (0, 20):
         with pytest.raises(UsageError, match=f"width must be between 1 and 19 beams, got {width}"):
             beam_search(engine, make_request(3, stop_token_ids=(7,)), width)

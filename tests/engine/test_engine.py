@@ -55,7 +55,7 @@ def prefix_uses(family: str):
 
 
 @pytest.mark.parametrize("family", CAUSAL + FURTHER)
-def test_a_mix_of_requests_gives_what_a_plain_loop_gives(family):
+def test_a_mix_of_requests_equals_greedy_decoding_one_by_one(family):
     engine = manual_engine(family)
     requests = [
         Request(random_ids(length, length), prefix, used, SamplingParams(max_tokens=12, ignore_eos=True))
@@ -182,7 +182,7 @@ def test_an_answer_cancelled_while_it_runs_takes_no_further_token():
     assert len(tokens_of(stream)) == 1
 
 
-def test_an_answer_that_nobody_holds_ends():
+def test_an_answer_whose_stream_is_collected_is_cancelled():
     engine = manual_engine("llama")
     engine.submit(make_request(5, max_tokens=100))
     kept = engine.submit(make_request(5, 1, max_tokens=4))
@@ -234,7 +234,7 @@ def test_a_prefix_is_freed_with_its_last_holder():
     assert seen() is None
 
 
-def test_statistics_count_what_happened():
+def test_statistics():
     engine = manual_engine("llama", step_tokens=4)
     streams = [engine.submit(make_request(6, seed, max_tokens=3)) for seed in range(2)]
     assert engine.statistics()["waiting"] == 2
@@ -262,7 +262,7 @@ def test_more_than_may_wait_are_refused_at_once():
 
 
 @pytest.mark.parametrize("prefix", [None, SHORT, LONG])
-def test_a_talk_that_goes_on_runs_only_what_is_new(prefix):
+def test_a_conversation_runs_only_its_new_tokens(prefix):
     engine = manual_engine("llama", pages=32)
     front = learned_prefix("llama", prefix) if prefix else None
     first = engine.submit(make_request(2 * PAGE_SIZE, 0, front, max_tokens=2 * PAGE_SIZE))
@@ -287,7 +287,7 @@ def test_the_same_words_behind_another_prefix_are_run_again():
     assert engine.statistics()["tokens_reused"] == 0
 
 
-def test_who_gives_way_answers_as_if_nothing_had_happened():
+def test_preemption_does_not_change_answers():
     engine = manual_engine("llama", pages=6)
     streams = [engine.submit(make_request(PAGE_SIZE, seed, max_tokens=3 * PAGE_SIZE)) for seed in range(3)]
     run_until_idle(engine)

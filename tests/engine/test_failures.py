@@ -65,7 +65,7 @@ def test_a_model_that_raises_inside_leaves_no_half_written_state(monkeypatch):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_broken_prefix_hurts_nobody_else(value, temperature):
+def test_a_broken_prefix_fails_only_its_own_request(value, temperature):
     engine = manual_engine("llama", pages=6)
     bad = engine.submit(make_request(3, 0, broken_prefix(value), temperature=temperature))
     good = [engine.submit(make_request(3, seed, learned_prefix("llama", 4))) for seed in range(2)]
@@ -90,7 +90,7 @@ def test_a_tokenizer_that_fails_does_not_stop_the_engine(monkeypatch):
     assert text_of(again) or tokens_of(again)
 
 
-def test_who_was_done_before_the_failure_keeps_the_answer(monkeypatch):
+def test_answers_finished_before_the_failure_are_kept(monkeypatch):
     engine = manual_engine("llama")
     done, failing = engine.submit(make_request(3, max_tokens=1)), engine.submit(make_request(3, 1, stop=("x",)))
     decode = Detokenizer._decode
@@ -102,7 +102,7 @@ def test_who_was_done_before_the_failure_keeps_the_answer(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_when_the_engine_itself_breaks_everybody_hears_of_it(monkeypatch):
+def test_a_crash_of_the_engine_ends_every_stream_with_an_error(monkeypatch):
     engine = Engine(tiny_model("llama"), cache_bytes=1 << 20)
     monkeypatch.setattr(engine.scheduler, "schedule", lambda: 1 / 0)
     last = list(engine.submit(make_request(3)))[-1]

@@ -55,7 +55,7 @@ def test_every_answer_has_its_form_and_the_neighbours_stay_as_they_are(constrain
     assert [tokens_of(stream) for stream in free] == alone
 
 
-def test_the_built_in_model_writes_what_is_asked():
+def test_the_built_in_model_follows_a_schema():
     lm = load_model("smollm2-135m")
     ids = tuple(lm.tokenizer.encode("A person as JSON:"))
     with Engine(lm, cache_bytes=1 << 26) as engine:
@@ -78,7 +78,7 @@ def test_the_built_in_model_writes_what_is_asked():
         (Constraint.json_schema({"not": {}, "x-guidance": {"lenient": True}}), "Unimplemented keys"),
     ],
 )
-def test_what_cannot_be_enforced_is_refused(constraint, sentence):
+def test_unenforceable_constraints_are_refused(constraint, sentence):
     engine = manual_engine("llama")
     with pytest.raises(RequestError, match=sentence):
         engine.submit(make_request(3, ignore_eos=False, constraint=constraint))

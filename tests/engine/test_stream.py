@@ -77,7 +77,7 @@ def test_a_stop_text_across_tokens_ends_the_answer_and_is_not_part_of_it(monkeyp
     assert not any("\n" in chunk.text for chunk in chunks)
 
 
-def test_what_only_looked_like_a_stop_text_is_given(monkeypatch):
+def test_the_beginning_of_a_stop_text_is_emitted_at_the_end(monkeypatch):
     chunks = spoken(manual_engine("llama"), "a\nLab", monkeypatch, stop=("\nLabel",), max_tokens=5)
     assert (text_of(chunks), chunks[-1].finish_reason) == ("a\nLab", "length")
 

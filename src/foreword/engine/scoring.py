@@ -28,7 +28,7 @@ FrontGroup = tuple[Front, list[EncodedExample]]
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """What is computed for prompts.
+    """A computation of scores for prompts.
 
     Attributes:
         forward: from groups of examples to scores ``[places, columns]``, a row for each place of each example.

@@ -41,7 +41,7 @@ class ChunkStream:
                 return
             try:
                 self._wake()
-            except RuntimeError:  # the reader's event loop was closed, so nobody will read on
+            except RuntimeError:  # the reader's event loop was closed, so the rest is not read
                 self._wake = None
                 self.cancelled = True
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Points = list[tuple[int, float]]
-# What the Transformers Trainer logs beside metrics.
+# Entries of the Transformers Trainer's log that are no metrics.
 _NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "score")
 _COLOURS = {"train": "tab:gray", "held out": "tab:blue"}
 _COLUMNS = 3

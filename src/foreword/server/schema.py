@@ -1,4 +1,4 @@
-"""What the request bodies and the OpenAPI pages of all route families share."""
+"""Base of request bodies, and helpers of the OpenAPI page, for all route families."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 expect.set_options(timeout=15_000)  # other tests share the cores
-SCREENSHOTS = Path(__file__).parents[2] / "runs" / "ui"
+SCREENSHOTS = Path(__file__).parents[3] / "runs" / "ui"
 DESKTOP = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
 

@@ -1,4 +1,4 @@
-"""`OpenAIServing`: what the two completions endpoints do alike, from the resolved task to the HTTP response."""
+"""`OpenAIServing`: the common part of the two completions endpoints, from the resolved task to the HTTP response."""
 
 from __future__ import annotations
 

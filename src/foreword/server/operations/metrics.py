@@ -12,23 +12,28 @@ from prometheus_client.registry import Collector
 MAX_TASK_LABELS = 100
 """Tasks that have a label of their own, in the order of their first requests; the others share ``other``."""
 
-_FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_INTER_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-_ANSWER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-
+# Histograms as name, help and buckets in seconds, in the order of `LatencyObservers`.
+_LATENCIES = (
+    (
+        "time_to_first_token",
+        "From the request to its first token.",
+        (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+    ),
+    (
+        "inter_token",
+        "From one token of an answer to the next.",
+        (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+    ),
+    (
+        "answer",
+        "From the request to the last token of its answer.",
+        (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+    ),
+)
 # Of `EngineProtocol.statistics`, those that count since the start; everything else there is a gauge.
-_ENGINE_COUNTERS = frozenset(
-    {
-        "requests",
-        "steps",
-        "tokens_run",
-        "tokens_generated",
-        "cancelled",
-        "failed",
-        "scored",
-        "preempted",
-        "tokens_reused",
-    }
+_ENGINE_COUNTERS = (
+    *("requests", "steps", "scored", "preempted", "cancelled", "failed"),
+    *("tokens_run", "tokens_generated", "tokens_reused"),
 )
 
 
@@ -47,7 +52,7 @@ class LatencyObservers(NamedTuple):
 
 
 class TaskCacheStatistics(Protocol):
-    """What is measured of the tasks in memory; its length is how many there are."""
+    """Statistics of the cache of tasks; its length is their number."""
 
     nbytes: int
     loads: int
@@ -75,15 +80,7 @@ class Metrics:
             "cached_tokens", "Tokens of prompts that were not computed anew.", ("task",)
         )
         self._answer_tokens = self._counter("answer_tokens", "Tokens of answers.", ("task",))
-        self._time_to_first_token = self._histogram(
-            "time_to_first_token", "From the request to its first token.", _FIRST_TOKEN_BUCKETS
-        )
-        self._inter_token = self._histogram(
-            "inter_token", "From one token of an answer to the next.", _INTER_TOKEN_BUCKETS
-        )
-        self._answer_seconds = self._histogram(
-            "answer", "From the request to the last token of its answer.", _ANSWER_BUCKETS
-        )
+        self._latencies = [self._histogram(*each) for each in _LATENCIES]
 
     def count_response(self, route: str, status: int) -> None:
         """Count one response; ``route`` is the path's template, so that there are few label values."""
@@ -92,12 +89,7 @@ class Metrics:
     def latency_observers(self, task: str) -> LatencyObservers:
         """Observers of one task's latencies, looked up once a request: one of them is called for every token."""
         label = self._label(task)
-        return LatencyObservers(
-            *(
-                each.labels(label).observe
-                for each in (self._time_to_first_token, self._inter_token, self._answer_seconds)
-            )
-        )
+        return LatencyObservers(*(histogram.labels(label).observe for histogram in self._latencies))
 
     def count_tokens(self, task: str, prompt: int, cached: int, answer: int) -> None:
         """Count the tokens of one request."""

@@ -1,4 +1,4 @@
-"""`ScoringService`: what ``/v1/classify`` and ``/v1/tag`` do alike around the scoring of their inputs."""
+"""`ScoringService`: the common part of ``/v1/classify`` and ``/v1/tag``, around the scoring of their inputs."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -11,10 +11,12 @@ from foreword.server.ui import html
 from foreword.server.ui.answer_pane import AnswerPane, compare
 from foreword.server.ui.server_client import Authorization, PlaygroundRequest, ServerClient, ServerRefusal
 from foreword.server.ui.task_versions import TaskVersion, TaskVersions
-from foreword.server.ui.translations import Translate, translator
+from foreword.server.ui.translations import text
 
 Component = TypeVar("Component")
 Update = dict[str, Any]
+Texts = Mapping[str, str | Sequence[tuple[str, str]]]
+"""Keys of translations by the property that shows them; ``choices`` has pairs of a key and a value."""
 
 
 class Page:
@@ -30,7 +32,7 @@ class Page:
         self._client = client
         self._task_versions = task_versions
         self._base = base
-        self._translated: dict[Any, Callable[[Translate], Update]] = {}
+        self._translated: dict[Any, Texts] = {}
         # Gradio's servers get no analytics.
         with gr.Blocks(title="Foreword", analytics_enabled=False, fill_width=True) as self.blocks:
             self._build()
@@ -48,49 +50,39 @@ class Page:
             )
         self.notice = gr.HTML(elem_id="notice")
         with gr.Tabs():
-            with self._translate(gr.Tab, lambda t: {"label": t("playground")}, id="playground"):
+            with self._translate(gr.Tab, {"label": "playground"}, id="playground"):
                 self._build_playground()
-            with self._translate(gr.Tab, lambda t: {"label": t("classify")}, id="classify"):
+            with self._translate(gr.Tab, {"label": "classify"}, id="classify"):
                 self._build_classify()
-            with self._translate(gr.Tab, lambda t: {"label": t("tasks")}, id="tasks"):
+            with self._translate(gr.Tab, {"label": "tasks"}, id="tasks"):
                 self._build_tasks()
 
     def _build_playground(self) -> None:
         self.models = self._translate(
-            gr.Dropdown,
-            lambda t: {"label": t("models"), "info": t("models_hint")},
-            multiselect=True,
-            elem_id="models",
+            gr.Dropdown, {"label": "models", "info": "models_hint"}, multiselect=True, elem_id="models"
         )
         self.question = self._translate(
-            gr.Textbox,
-            lambda t: {"label": t("question"), "placeholder": t("question_hint")},
-            lines=3,
-            max_lines=12,
-            elem_id="question",
+            gr.Textbox, {"label": "question", "placeholder": "question_hint"}, lines=3, max_lines=12, elem_id="question"
         )
         with gr.Row(elem_classes="actions"):
-            self.ask = self._translate(gr.Button, lambda t: {"value": t("ask")}, variant="primary", elem_id="ask")
-            self.stop = self._translate(gr.Button, lambda t: {"value": t("stop")}, elem_id="stop")
+            self.ask = self._translate(gr.Button, {"value": "ask"}, variant="primary", elem_id="ask")
+            self.stop = self._translate(gr.Button, {"value": "stop"}, elem_id="stop")
         with (
-            self._translate(gr.Accordion, lambda t: {"label": t("settings")}, open=False, elem_id="settings"),
+            self._translate(gr.Accordion, {"label": "settings"}, open=False, elem_id="settings"),
             gr.Row(),
         ):
             self.form = self._translate(
                 gr.Radio,
-                lambda t: {
-                    "label": t("form"),
-                    "choices": [(t("form_chat"), "chat"), (t("form_text"), "text")],
-                },
+                {"label": "form", "choices": [("form_chat", "chat"), ("form_text", "text")]},
                 value="chat",
                 elem_id="form",
             )
             self.max_tokens = self._translate(
-                gr.Slider, lambda t: {"label": t("max_tokens")}, minimum=1, maximum=1024, value=128, step=1
+                gr.Slider, {"label": "max_tokens"}, minimum=1, maximum=1024, value=128, step=1
             )
             self.temperature = self._translate(
                 gr.Slider,
-                lambda t: {"label": t("temperature"), "info": t("temperature_hint")},
+                {"label": "temperature", "info": "temperature_hint"},
                 minimum=0,
                 maximum=2,
                 value=0,
@@ -100,54 +92,37 @@ class Page:
 
     def _build_classify(self) -> None:
         self.labellers = self._translate(
-            gr.Dropdown,
-            lambda t: {"label": t("labellers"), "info": t("labellers_hint")},
-            multiselect=True,
-            elem_id="labellers",
+            gr.Dropdown, {"label": "labellers", "info": "labellers_hint"}, multiselect=True, elem_id="labellers"
         )
         self.sample = self._translate(
-            gr.Textbox,
-            lambda t: {"label": t("sample"), "placeholder": t("sample_hint")},
-            lines=3,
-            max_lines=12,
-            elem_id="sample",
+            gr.Textbox, {"label": "sample", "placeholder": "sample_hint"}, lines=3, max_lines=12, elem_id="sample"
         )
         with gr.Row(elem_classes="actions"):
-            self.label = self._translate(
-                gr.Button, lambda t: {"value": t("classify")}, variant="primary", elem_id="label"
-            )
+            self.label = self._translate(gr.Button, {"value": "classify"}, variant="primary", elem_id="label")
         self.probabilities = gr.HTML(html.hint("classify_to_start"), elem_id="probabilities")
 
     def _build_tasks(self) -> None:
         self.tasks = gr.HTML(elem_id="tasks")
         with gr.Row():
-            self.task = self._translate(gr.Dropdown, lambda t: {"label": t("task")}, elem_id="task")
-            self.version = self._translate(
-                gr.Dropdown, lambda t: {"label": t("version"), "info": t("version_hint")}, elem_id="version"
-            )
+            self.task = self._translate(gr.Dropdown, {"label": "task"}, elem_id="task")
+            self.version = self._translate(gr.Dropdown, {"label": "version", "info": "version_hint"}, elem_id="version")
         with gr.Row(elem_classes="actions"):
-            self.rollback = self._translate(
-                gr.Button, lambda t: {"value": t("rollback")}, variant="primary", elem_id="rollback"
-            )
-            self.refresh = self._translate(gr.Button, lambda t: {"value": t("refresh")}, elem_id="refresh")
+            self.rollback = self._translate(gr.Button, {"value": "rollback"}, variant="primary", elem_id="rollback")
+            self.refresh = self._translate(gr.Button, {"value": "refresh"}, elem_id="refresh")
         self.done = gr.HTML(elem_id="done")
         self.versions = gr.HTML(elem_id="versions")
 
     # Events.
 
     def _bind_events(self) -> None:
-        translated = list(self._translated)
+        translated = [self.language, *self._translated]
         lists = [self.notice, self.models, self.labellers, self.tasks, self.task]
         chosen = [self.models, self.labellers, self.task]
         versions = [self.version, self.versions]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
-        self.blocks.load(
-            self._set_language, self.language, [self.language, *translated], js="foreword.language", **quiet
-        )
-        self.language.input(
-            self._set_language, self.language, [self.language, *translated], js="foreword.remember", **quiet
-        )
+        self.blocks.load(self._set_language, self.language, translated, js="foreword.language", **quiet)
+        self.language.input(self._set_language, self.language, translated, js="foreword.remember", **quiet)
         for event in (self.blocks.load, self.refresh.click):
             event(self._list, chosen, lists, **quiet).then(self._versions, self.task, versions, **quiet)
 
@@ -163,17 +138,14 @@ class Page:
         rolled = self.rollback.click(self._rollback, [self.task, self.version], self.done, **quiet)
         rolled.then(self._list, chosen, lists, **quiet).then(self._versions, self.task, versions, **quiet)
 
-    def _translate(
-        self, component: Callable[..., Component], texts: Callable[[Translate], Update], **options: Any
-    ) -> Component:
+    def _translate(self, component_class: Callable[..., Component], texts: Texts, **options: Any) -> Component:
         """A component whose ``texts`` follow the page's language."""
-        made = component(**texts(translator("en")), **options)
-        self._translated[made] = texts
-        return made
+        component = component_class(**_in_language(texts, "en"), **options)
+        self._translated[component] = texts
+        return component
 
     def _set_language(self, language: str) -> list[Any]:
-        translate = translator(language)
-        return [language, *(gr.update(**texts(translate)) for texts in self._translated.values())]
+        return [language, *(gr.update(**_in_language(texts, language)) for texts in self._translated.values())]
 
     async def _list(
         self, models: Sequence[str], labellers: Sequence[str], task: str | None, request: gr.Request
@@ -209,12 +181,12 @@ class Page:
         return [gr.update(choices=choices, value=_previous_version(versions)), html.versions(task, versions)]
 
     async def _ask(
-        self, models: Sequence[str], text: str, form: str, max_tokens: int, temperature: float, request: gr.Request
+        self, models: Sequence[str], question: str, form: str, max_tokens: int, temperature: float, request: gr.Request
     ) -> AsyncIterator[str]:
-        if error := _missing_input(models, text):
+        if error := _missing_input(models, question):
             yield error
             return
-        prompt = PlaygroundRequest(text, form == "chat", int(max_tokens), float(temperature))
+        prompt = PlaygroundRequest(question, form == "chat", int(max_tokens), float(temperature))
 
         def stream_answer(model: str) -> AsyncIterator[AnswerPane]:
             return self._client.stream_answer(_authorization(request), model, prompt, model == self._base)
@@ -222,13 +194,13 @@ class Page:
         async for panes in compare(models, stream_answer):
             yield html.answers(panes)
 
-    async def _classify(self, tasks: Sequence[str], text: str, request: gr.Request) -> str:
-        if error := _missing_input(tasks, text):
+    async def _classify(self, tasks: Sequence[str], sample: str, request: gr.Request) -> str:
+        if error := _missing_input(tasks, sample):
             return error
         results: dict[str, dict[str, float] | str] = {}
         for task in tasks:
             try:
-                results[task] = await self._client.classify(_authorization(request), task, text)
+                results[task] = await self._client.classify(_authorization(request), task, sample)
             except ServerRefusal as error:
                 results[task] = str(error)
         return html.probabilities(results)
@@ -243,14 +215,21 @@ class Page:
         return html.success(f"{task}@{served}", "now_served")
 
 
+def _in_language(texts: Texts, language: str) -> Update:
+    return {
+        name: text(key, language) if isinstance(key, str) else [(text(each, language), value) for each, value in key]
+        for name, key in texts.items()
+    }
+
+
 def _authorization(request: gr.Request) -> Authorization:
     return request.headers.get("authorization")
 
 
-def _missing_input(models: Sequence[str], text: str | None) -> str | None:
+def _missing_input(models: Sequence[str], typed: str | None) -> str | None:
     if not models:
         return html.input_error("nothing_chosen")
-    return None if text and text.strip() else html.input_error("nothing_typed")
+    return None if typed and typed.strip() else html.input_error("nothing_typed")
 
 
 def _keep_chosen(choices: list[str], chosen: Sequence[str], default: list[str]) -> Update:

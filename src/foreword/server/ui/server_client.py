@@ -65,12 +65,12 @@ class ServerClient:
 
     async def models(self, authorization: Authorization) -> list[dict[str, Any]]:
         """Entries of ``/v1/models``: the base model, then its tasks."""
-        return (await self.get("/v1/models", authorization))["data"]
+        return (await self.request("GET", "/v1/models", authorization))["data"]
 
     async def classify(self, authorization: Authorization, model: str, text: str) -> dict[str, float]:
         """The probability of each label."""
         body = {"model": model, "input": [parse_fields(text) or text]}
-        return (await self.post("/v1/classify", authorization, body))["data"][0]["probs"]
+        return (await self.request("POST", "/v1/classify", authorization, body))["data"][0]["probs"]
 
     async def stream_answer(
         self, authorization: Authorization, model: str, request: PlaygroundRequest, is_base: bool
@@ -89,17 +89,10 @@ class ServerClient:
             pane = dataclasses.replace(pane, error=str(error))
         yield dataclasses.replace(pane, done=True)
 
-    async def get(self, path: str, authorization: Authorization) -> dict[str, Any]:
-        """The JSON body of a response to GET."""
-        return await self._request_json("GET", path, authorization, None)
-
-    async def post(self, path: str, authorization: Authorization, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON body of a response to POST."""
-        return await self._request_json("POST", path, authorization, body)
-
-    async def _request_json(
-        self, method: str, path: str, authorization: Authorization, body: Mapping[str, Any] | None
+    async def request(
+        self, method: str, path: str, authorization: Authorization, body: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
+        """The JSON body of a response."""
         response = await self._client.request(method, path, json=body, headers=_headers(authorization))
         await _raise_for_status(response)
         return response.json()

@@ -62,15 +62,17 @@ class TaskVersions:
 
     async def tasks(self, authorization: Authorization) -> list[TaskVersion]:
         """The served version of every task, by name."""
-        tasks = await self._client.get("/v1/tasks", authorization)
+        tasks = await self._client.request("GET", "/v1/tasks", authorization)
         return [TaskVersion.from_json(each) for each in tasks["data"]]
 
     async def versions(self, authorization: Authorization, task: str) -> list[TaskVersion]:
         """All versions of a task, newest first."""
-        served = await self._client.get(f"/v1/tasks/{task}", authorization)
+        served = await self._client.request("GET", f"/v1/tasks/{task}", authorization)
         paths = [f"/v1/tasks/{task}@{version}" for version in reversed(served["versions"])]
-        return [TaskVersion.from_json(await self._client.get(path, authorization)) for path in paths]
+        return [TaskVersion.from_json(await self._client.request("GET", path, authorization)) for path in paths]
 
     async def rollback(self, authorization: Authorization, task: str, version: str) -> str:
         """Serve a version from now on, and return it."""
-        return (await self._client.post(f"/v1/tasks/{task}/rollback", authorization, {"version": version}))["current"]
+        return (await self._client.request("POST", f"/v1/tasks/{task}/rollback", authorization, {"version": version}))[
+            "current"
+        ]

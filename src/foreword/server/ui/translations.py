@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from html import escape
-from typing import Literal
-
-Language = Literal["en", "zh"]
-Translate = Callable[[str], str]
-"""From a key to its text in one language."""
 
 _TEXTS: dict[str, tuple[str, str]] = {
     "tagline": ("One frozen model, many tasks.", "一个冻结的模型，许多任务。"),
@@ -71,10 +65,9 @@ _TEXTS: dict[str, tuple[str, str]] = {
 }
 
 
-def translator(language: str) -> Translate:
-    """Texts in Chinese for "zh", and in English for every other language."""
-    index = 1 if language == "zh" else 0
-    return lambda key: _TEXTS[key][index]
+def text(key: str, language: str) -> str:
+    """Chinese for "zh", and English for every other language."""
+    return _TEXTS[key][language == "zh"]
 
 
 def bilingual(key: str) -> str:
