@@ -65,15 +65,15 @@ test-llamacpp: .venv-llamacpp/ready
 	OMP_WAIT_POLICY=passive $(LLAMACPP)/python -m pytest tests/on_llamacpp
 
 lint: .venv/ready
-	$(BIN)/ruff check src tests examples
-	$(BIN)/ruff format --check src tests examples
+	$(BIN)/ruff check src benchmarks tests examples
+	$(BIN)/ruff format --check src benchmarks tests examples
 
 types: .venv/ready
 	$(BIN)/pyright
 
 format: .venv/ready
-	$(BIN)/ruff check --fix src tests examples
-	$(BIN)/ruff format src tests examples
+	$(BIN)/ruff check --fix src benchmarks tests examples
+	$(BIN)/ruff format src benchmarks tests examples
 
 clean:
 	rm -rf .venv .venv-vllm .venv-llamacpp .pytest_cache .ruff_cache .hypothesis dist
