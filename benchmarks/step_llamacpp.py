@@ -25,7 +25,9 @@ class LlamaCpp:
 
     def __init__(self, model: str, prompts: Sequence[Sequence[int]], cells: int) -> None:
         described = gguf_model(model)
-        self._session = Session(described.file, dtype=described.dtype, cells=cells, rows=ROWS, outputs=len(prompts))
+        self._session = Session(
+            described.file, dtype=described.dtype, num_cells=cells, batch_size=ROWS, max_outputs=len(prompts)
+        )
         self._prompts = prompts
         self._next: list[int] = []
         self._position = 0
@@ -39,30 +41,30 @@ class LlamaCpp:
     def step(self) -> float:
         """Seconds of one step of all answers."""
         began = time.perf_counter()
-        session, rows = self._session, self._session.tokens
-        count = rows.count = len(self._next)
-        rows.tokens[:count], rows.positions[:count] = self._next, self._position
-        rows.sequences[:count], rows.wanted[:count] = range(count), 1
-        session.decode(rows)
+        session, batch = self._session, self._session.tokens
+        count = batch.count = len(self._next)
+        batch.token_ids[:count], batch.positions[:count] = self._next, self._position
+        batch.seq_ids[:count], batch.outputs[:count] = range(count), 1
+        session.decode(batch)
         self._next = [int(session.logits(row).argmax()) for row in range(count)]
         self._position += 1
         return time.perf_counter() - began
 
     def prefill(self) -> float:
         """Seconds until the first prompt has its first token."""
-        self._session.drop(0)
+        self._session.clear(0)
         began = time.perf_counter()
         self._prompt(0, self._prompts[0])
         return time.perf_counter() - began
 
     def _prompt(self, number: int, prompt: Sequence[int]) -> int:
-        session, rows = self._session, self._session.tokens
+        session, batch = self._session, self._session.tokens
         for start in range(0, len(prompt), ROWS):
             part = prompt[start : start + ROWS]
-            rows.count = len(part)
-            rows.tokens[: len(part)], rows.sequences[: len(part)] = part, number
-            rows.positions[: len(part)] = range(start, start + len(part))
-            rows.wanted[: len(part)] = 0
-            rows.wanted[len(part) - 1] = start + len(part) == len(prompt)
-            session.decode(rows)
-        return int(session.logits(rows.count - 1).argmax())
+            batch.count = len(part)
+            batch.token_ids[: len(part)], batch.seq_ids[: len(part)] = part, number
+            batch.positions[: len(part)] = range(start, start + len(part))
+            batch.outputs[: len(part)] = 0
+            batch.outputs[len(part) - 1] = start + len(part) == len(prompt)
+            session.decode(batch)
+        return int(session.logits(batch.count - 1).argmax())

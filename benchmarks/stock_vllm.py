@@ -38,14 +38,14 @@ class StockVllm:
     def __init__(self, model: str, flags: Sequence[str] = ()) -> None:
         self._loop = asyncio.new_event_loop()
         arguments = [str(pull(model, print)), *VLLM_FLAGS, *flags]
-        self._llm = self._loop.run_until_complete(compat.start(arguments, lambda scheduler, iteration: None))
+        self._llm = self._loop.run_until_complete(compat.start_engine(arguments, lambda scheduler, iteration: None))
         self._count = 0
         atexit.register(self.close)
 
     def close(self) -> None:
         """End vLLM's processes."""
         atexit.unregister(self.close)
-        self._loop.run_until_complete(compat.end(self._llm))
+        self._loop.run_until_complete(compat.shut_down(self._llm))
         self._loop.close()
 
     def answers(self, prompts: Sequence[Any], tokens: int, adapters: Sequence[Any] = ()) -> list[Answer]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from foreword.bench.record import Record
-from models import byte_tokenizer, tiny_model
+from tiny_models import byte_tokenizer, tiny_model
 
 FILMS = ("fine", "dull")
 

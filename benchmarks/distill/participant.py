@@ -12,16 +12,22 @@ from typing import Any
 from foreword.bench.worker import Handlers
 from foreword.core import Front, SamplingParams, Task
 from foreword.engine.engine import Engine
-from foreword.evaluation.texts import token_f1
+from foreword.evaluation.text_metrics import token_f1
 from foreword.models import LanguageModel, load_model
 from foreword.text import seam
-from foreword.training.distillation.distill import CACHE_BYTES, distill
+from foreword.training.distillation.answer_scores import LikelihoodGap, score_answers
+from foreword.training.distillation.distill import distill
 from foreword.training.distillation.document import Document
-from foreword.training.distillation.evaluator import LikelihoodGap, score_answers
 from foreword.training.distillation.recipe import DistilRecipe
-from foreword.training.distillation.report import answers
-from foreword.training.distillation.self_study import Conversation, Question, generate_answers, said
-from foreword.training.distillation.setup import load
+from foreword.training.distillation.run import CACHE_BYTES
+from foreword.training.distillation.self_study import (
+    Conversation,
+    Question,
+    generate_answers,
+    generate_texts,
+    user_prompt,
+)
+from foreword.training.distillation.self_study_data import SelfStudyData
 
 SUMMARIZE = "Summarize the whole text in a few sentences."
 
@@ -39,15 +45,15 @@ def figures(settings: Mapping[str, Any]) -> dict[str, Any]:
         recipe = DistilRecipe(**settings["recipe"], out=folder)
         made = distill(lm, settings["text"], recipe, kind=settings["kind"], name="bench")
         seconds = time.perf_counter() - began
-        test = load(Path(folder) / "conversations.json").test
-    document = Document.read(lm, settings["kind"], settings["text"])
-    gap = LikelihoodGap.of(lm, document, test)
+        test = SelfStudyData.load(Path(folder) / "conversations.json").test
+    document = Document.prefill(lm, settings["kind"], settings["text"])
+    gap = LikelihoodGap.measure(lm, document, test)
     with Engine(lm, cache_bytes=CACHE_BYTES) as engine:
         alternatives = Alternatives(lm, engine, document, recipe)
         return {
-            **made.quality.to_json(),
+            **made.report.to_json(),
             "seconds": seconds,
-            **made.effort,
+            **made.training_stats,
             "text_tokens": document.tokens,
             "peers": {name: alternatives.peer(name, test, gap) for name in settings["peers"] if name in SHORTER},
             "own": alternatives.own(made.task, settings["questions"]) if settings["questions"] else None,
@@ -72,12 +78,12 @@ class Alternatives:
 
     def peer(self, name: str, test: Sequence[Conversation], gap: LikelihoodGap) -> dict[str, Any]:
         """Figures of a shorter text that stands where the text does."""
-        task = Document.read(self.lm, self.document.kind, SHORTER[name](self)).chunks[0]
-        found = score_answers(self.lm, [Front(task.prefix)], test)
+        task = Document.prefill(self.lm, self.document.kind, SHORTER[name](self)).chunks[0]
+        found = score_answers(self.lm, Front(task.prefix), test)
         texts = self._answers(task, [each.question for each in test])
         right = [[self.lm.tokenizer.decode(each.answer, skip_special_tokens=True)] for each in test]
         return {
-            "gap_closed": gap.closed(found),
+            "gap_closed": gap.share_closed(found),
             "agreement": found.agreement,
             "f1": token_f1(texts, right),
             "bytes": task.prefix.nbytes,
@@ -92,8 +98,8 @@ class Alternatives:
         full = [self.lm.tokenizer.decode(each.answer, skip_special_tokens=True) for each in talks]
         return {
             "n": len(rows),
-            "gap_closed": LikelihoodGap.of(self.lm, self.document, talks).closed(
-                score_answers(self.lm, [Front(task.prefix)], talks)
+            "gap_closed": LikelihoodGap.measure(self.lm, self.document, talks).share_closed(
+                score_answers(self.lm, Front(task.prefix), talks)
             ),
             "f1_full": token_f1(full, right),
             "f1_distilled": token_f1(self._answers(task, questions), right),
@@ -106,12 +112,12 @@ class Alternatives:
 
     def summary(self) -> str:
         """What the model itself says about the text in as many tokens."""
-        prompt = said(self.lm.tokenizer, self.document.chunks[0], SUMMARIZE)
-        return answers(self.engine, [prompt], SamplingParams(max_tokens=self.recipe.slots))[0]
+        prompt = user_prompt(self.lm.tokenizer, self.document.chunks[0], SUMMARIZE)
+        return generate_texts(self.engine, [prompt], SamplingParams(max_tokens=self.recipe.slots))[0]
 
     def _answers(self, task: Task, questions: Sequence[str]) -> list[str]:
-        prompts = [said(self.lm.tokenizer, task, question) for question in questions]
-        return answers(self.engine, prompts, SamplingParams(max_tokens=self.recipe.answer_tokens))
+        prompts = [user_prompt(self.lm.tokenizer, task, question) for question in questions]
+        return generate_texts(self.engine, prompts, SamplingParams(max_tokens=self.recipe.answer_tokens))
 
 
 SHORTER: Mapping[str, Callable[[Alternatives], str]] = {

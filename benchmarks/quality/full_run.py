@@ -16,9 +16,9 @@ from foreword.core import Front, Task
 from foreword.engine.engine import Engine
 from foreword.models import load_model
 from foreword.prompts.manual import NoPrompt
-from foreword.training.loop.baseline import CACHE_BYTES
-from foreword.training.loop.evaluator import TaskEvaluator
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.data.examples import examples_of
+from foreword.training.loop.evaluator import EVAL_CACHE_BYTES, TaskEvaluator
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 
@@ -28,19 +28,19 @@ HEAD_RATE = 1e-3
 
 def figures(settings: Mapping[str, Any]) -> dict[str, Any]:
     lm = load_model(settings["model"], device="cpu")
-    run = Run.of(lm, Recipe(**settings["recipe"]))
-    learned = TrainablePrompt(NoPrompt(), run.learned().head)
+    run = Run.from_recipe(lm, Recipe(**settings["recipe"]))
+    learned = TrainablePrompt(NoPrompt(), run.initial_prompt().head)
     task = replace(run.task("full"), method="full")
     weights = [weight.requires_grad_() for weight in lm.model.parameters()]
     began = time.perf_counter()
-    with Engine(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:  # its weights change
+    with Engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:  # its weights change
         _learn(run, learned, weights, TaskEvaluator(run, engine, task, learned))
     seconds = time.perf_counter() - began
-    figures = evaluated(lm, learned.become(lm, task), settings)
+    figures = evaluated(lm, learned.to_task(lm, task), settings)
     changed = sum(weight.numel() for weight in weights)
     return {
         **figures,
-        "trained_parameters": changed + learned.parameter_count,
+        "trained_parameters": changed + learned.num_trainable_parameters,
         "model_parameters": model_size(lm),
         "task_bytes": sum(weight.numel() * weight.element_size() for weight in weights) + _head_bytes(task),
         "seconds": seconds,
@@ -56,8 +56,8 @@ def _learn(run: Run, learned: TrainablePrompt, weights: list[Tensor], scorer: Ta
     best: list[Tensor] = []
 
     def backward(step: int) -> None:
-        examples = [run.examples[draw.place].at(draw.turn) for draw in batches[step]]
-        (loss.total(run.lm, Front(), examples) / loss.weight(examples)).backward()
+        examples = examples_of(run.examples, batches[step])
+        (loss.total(run.lm, Front(), examples) / loss.normalizer(examples)).backward()
         for master, weight in zip(masters, weights, strict=True):
             master.grad = weight.grad.float() if weight.grad is not None else None
             weight.grad = None

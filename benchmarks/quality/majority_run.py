@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from foreword.evaluation.evaluate import label_of, tags_of
 from foreword.evaluation.metrics import label_metrics, tag_metrics
+from foreword.evaluation.row_labels import row_label, row_tags
 from foreword.text.rows import Row, read_rows
 
 
@@ -21,7 +21,7 @@ def figures(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _labels(row: Row, field: str) -> tuple[str, ...]:
-    return tags_of(row, field) if isinstance(row.values.get(field), list) else (label_of(row, field),)
+    return row_tags(row, field) if isinstance(row.values.get(field), list) else (row_label(row, field),)
 
 
 def _metrics(rows: list[Row], field: str, most: str) -> dict[str, float]:

@@ -25,15 +25,15 @@ from foreword.interop.peft import import_peft, read_peft
 from foreword.models import LanguageModel
 from foreword.models.load import load_model, pull
 from foreword.text.label_scorers import WordScorer
-from foreword.training.data.examples import Example
-from foreword.training.loop.baseline import CACHE_BYTES
+from foreword.training.data.examples import Example, examples_of
+from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 
 
 def figures(settings: Mapping[str, Any]) -> dict[str, Any]:
     lm = load_model(settings["model"], device="cpu")
-    run = Run.of(lm, Recipe(**settings["recipe"]))
+    run = Run.from_recipe(lm, Recipe(**settings["recipe"]))
     torch.manual_seed(run.recipe.seed)
     model = _model(lm, str(pull(settings["model"], print)), settings["peft"])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -70,7 +70,7 @@ def _learn(run: Run, model: Any, trained: Sequence[Tensor], folder: Path) -> Non
     batches = run.batches
 
     def backward(step: int) -> None:
-        examples = [run.examples[draw.place].at(draw.turn) for draw in batches[step]]
+        examples = examples_of(run.examples, batches[step])
         _loss(run, model, examples).backward()
 
     def score() -> float:
@@ -89,15 +89,15 @@ def _learn(run: Run, model: Any, trained: Sequence[Tensor], folder: Path) -> Non
 
 def _loss(run: Run, model: Any, examples: Sequence[Example]) -> Tensor:
     """Cross-entropy over the labels' words, each a single token: the loss that Foreword learns by."""
-    choice = run.words
-    if not isinstance(choice, WordScorer) or choice.trie.inner:
+    choice = run.word_scorer
+    if not isinstance(choice, WordScorer) or choice.trie.inner_nodes:
         raise BenchError("the peers of PEFT are measured where every label is a word of one token.")
-    width = max(len(example.prompt) for example in examples)
+    width = max(len(example.prompt_ids) for example in examples)
     ids = torch.zeros(len(examples), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, example in enumerate(examples):
-        ids[row, : len(example.prompt)] = torch.tensor(example.prompt)
-        mask[row, : len(example.prompt)] = 1
+        ids[row, : len(example.prompt_ids)] = torch.tensor(example.prompt_ids)
+        mask[row, : len(example.prompt_ids)] = 1
     # Soft tokens come back as further positions in front.
     logits = model(input_ids=ids, attention_mask=mask).logits[:, -width:]
     last = logits[torch.arange(len(examples)), mask.sum(1) - 1]
@@ -106,9 +106,9 @@ def _loss(run: Run, model: Any, examples: Sequence[Example]) -> Tensor:
 
 def _score(run: Run, task: Task) -> float:
     """As Foreword's own runs are scored: accuracy, with ties broken by the loss."""
-    with Engine(run.lm, cache_bytes=CACHE_BYTES) as engine:
-        report = evaluate(engine, task, run.held, label_field=run.material.label_field)
-    loss = sum(prediction.surprise or 0.0 for prediction in report.predictions) / report.n
+    with Engine(run.lm, cache_bytes=EVAL_CACHE_BYTES) as engine:
+        report = evaluate(engine, task, run.validation_set, label_field=run.data.label_field)
+    loss = sum(prediction.nll or 0.0 for prediction in report.predictions) / report.n
     return report.metrics["accuracy"] + 1e-4 / (1 + loss)
 
 

@@ -50,12 +50,12 @@ class Learning:
         self._lm = lm
         self._settings = settings
         self._plan = SearchConfig.of(settings["varied"], halving=settings["halving"])
-        self._points = list(self._plan.space.corners())
+        self._points = list(self._plan.space.grid())
 
     def alone(self, variant: int, steps: int, save: str | None = None) -> dict[str, Any]:
         """Learn one variant as ``foreword train`` does, from reading the rows to the figures of what was learned."""
         with TemporaryDirectory() as folder:
-            recipe = self._plan.recipe(self._recipe(folder, steps), self._points[variant])
+            recipe = self._plan.trial_recipe(self._recipe(folder, steps), self._points[variant])
             began = _Clock()
             outcome = train(self._lm, recipe)
             seconds = began.passed()
@@ -74,8 +74,8 @@ class Learning:
         _save(found.task.prefix, save)
         return {
             **seconds,
-            "winner": self._points.index(found.winner.point),
-            "score": found.winner.best,
+            "winner": self._points.index(found.winner.params),
+            "score": found.winner.best_score,
             "savings": found.savings,
         }
 

@@ -21,7 +21,7 @@ from foreword.training.run import Run
 
 def encoder(run: Run) -> PromptEncoder:
     """The encoder of a run as PEFT would have it, at the run's own initial values."""
-    own = run.learned().encoder
+    own = run.initial_prompt().encoder
     reparam = {"p-tuning": _lstm, "prefix-tuning": _mlp(len(run.lm.identity.layers))}.get(run.method.name)
     if reparam is not None:
         assert isinstance(own, SoftTokens | PrefixValues)

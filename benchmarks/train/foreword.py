@@ -16,8 +16,8 @@ from benchmarks.train.methods import METHODS
 from foreword.bench.worker import Handlers
 from foreword.models.load import load_model, pull
 from foreword.training.data.examples import Example
-from foreword.training.loop.prompt_module import PromptModule
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.modules.prompt_module import PromptModule
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 
@@ -34,7 +34,7 @@ def start(settings: Mapping[str, Any]) -> Handlers:
         length=settings["length"],
         seed=settings["seed"],
     )
-    run = Run.of(lm, recipe)
+    run = Run.from_recipe(lm, recipe)
     learned = TrainablePrompt(encoder(run))
     ours = ForewordTraining(run, learned, _shuffled(run.examples, settings["batch_size"], settings["seed"]), method.lr)
     return {
@@ -43,7 +43,7 @@ def start(settings: Mapping[str, Any]) -> Handlers:
         "memory": PeakMemory(),
         "initial": lambda path: _save(learned, method.peft_name, path),
         "step": ours.step,
-        "trained_parameters": lambda: learned.parameter_count,
+        "trained_parameters": lambda: learned.num_trainable_parameters,
     }
 
 
@@ -56,12 +56,12 @@ class ForewordTraining:
 
     def tokens(self, count: int) -> list[list[list[Sequence[int]]]]:
         """Prompt and target of every example of the first batches, for PEFT."""
-        return [[[example.prompt, example.target] for example in self._batch(turn)] for turn in range(count)]
+        return [[[example.prompt_ids, example.target] for example in self._batch(turn)] for turn in range(count)]
 
     def step(self, turn: int) -> dict[str, float]:
         examples = self._batch(turn)
         began = time.perf_counter()
-        loss = self._learner(examples, self._loss.weight(examples))["loss"]
+        loss = self._learner(examples, self._loss.normalizer(examples))["loss"]
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""The OpenMP workers of a thread, which PyTorch starts at the first parallel operation in it and never ends.
+"""Releases the OpenMP workers of a thread, which PyTorch starts at its first parallel operation and never ends.
 
 libgomp lets workers wait actively for the next operation only while there are no more of them than cores in the whole
 process. So a thread that keeps its workers, though it does nothing, slows down the one that runs the model: on two

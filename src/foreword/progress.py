@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+Say = Callable[[str], None]
+"""Prints a line about the progress of a run."""
+
 # Seconds between two lines where there is no terminal.
-EVERY = 10.0
+LINE_INTERVAL = 10.0
 # Seconds between two looks at work that does not report by itself.
-LOOK = 0.25
+POLL_INTERVAL = 0.25
 
 
 def on_terminal() -> bool:
@@ -33,9 +36,9 @@ class Progress:
         watch: how much is done, asked for again and again, where the work does not call `advance`.
     """
 
-    def __init__(self, what: str, total: int, unit: str, watch: Callable[[], int] | None = None) -> None:
+    def __init__(self, what: str, total: int, unit: str, poll: Callable[[], int] | None = None) -> None:
         self._what, self._total, self._unit = what, total, unit
-        self._watch = watch
+        self._watch = poll
         self._done, self._before = 0, 0
         self._started = self._said = time.monotonic()
         self._bar: Bar | None = None
@@ -62,9 +65,9 @@ class Progress:
 
     def advance(self, count: int = 1) -> None:
         """So much more is done."""
-        self.reach(self._done + count)
+        self.set_completed(self._done + count)
 
-    def reach(self, done: int, *, before: bool = False) -> None:
+    def set_completed(self, done: int, *, before: bool = False) -> None:
         """So much is done in all.
 
         Args:
@@ -75,7 +78,7 @@ class Progress:
             self._before = self._done
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, rate=self._rate_text)
-        elif time.monotonic() - self._said >= EVERY:
+        elif time.monotonic() - self._said >= LINE_INTERVAL:
             self._said = time.monotonic()
             print(self, file=sys.stderr, flush=True)
 
@@ -99,8 +102,8 @@ class Progress:
 
     def _look(self) -> None:
         assert self._watch is not None
-        while not self._ended.wait(LOOK):
-            self.reach(self._watch())
+        while not self._ended.wait(POLL_INTERVAL):
+            self.set_completed(self._watch())
 
 
 def _bar() -> Bar:

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from encoder_decoders import tiny_encoder_decoder
+
 from foreword.bench.conformance import Conformance, load_pair
 from foreword.bench.record import Results
 from foreword.bench.runner import run
 from foreword.bench.workload import Options
-from models import byte_tokenizer, tiny_model
+from tiny_models import byte_tokenizer, tiny_model
 
 COLUMNS = ("train", "engine")
 

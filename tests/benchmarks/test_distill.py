@@ -17,7 +17,7 @@ from foreword.bench.record import Results
 from foreword.bench.runner import run
 from foreword.bench.workload import Options
 from foreword.errors import BenchError
-from server.running import CHATML
+from server.running_server import CHATML
 
 PEERS = tuple(peer.key for peer in Distill.peers)
 

@@ -12,7 +12,7 @@ from foreword.bench.record import Results
 from foreword.bench.runner import run
 from foreword.bench.workload import Options
 from foreword.errors import BenchError
-from models import tiny_config, tiny_model
+from tiny_models import tiny_config, tiny_model
 
 
 def test_the_products_have_the_weights_of_the_model():

@@ -59,8 +59,8 @@ def test_both_sides_learn_the_same_curve(method, settings, tmp_path):
 def test_both_begin_at_the_initial_values_of_foreword(method, settings):
     lm = load_model(settings["model"], dtype="float32", device="cpu")
     files = {"data": settings["data"], "eval": settings["data"]}
-    run = Run.of(lm, Recipe(**files, method=method, template=TEMPLATE, length=5, seed=3))
-    torch.testing.assert_close(encoder(run).values(), run.learned().encoder.values(), rtol=1e-4, atol=1e-4)
+    run = Run.from_recipe(lm, Recipe(**files, method=method, template=TEMPLATE, length=5, seed=3))
+    torch.testing.assert_close(encoder(run).values(), run.initial_prompt().encoder.values(), rtol=1e-4, atol=1e-4)
 
 
 def test_another_learning_rate_would_be_seen(settings, tmp_path):

@@ -11,7 +11,7 @@ from benchmarks.conformance.engine_steps import decoded
 from benchmarks.conformance.families import FAMILIES
 from benchmarks.conformance.pairs import load_pair
 from foreword.bench.conformance import GOAL
-from foreword.core.sampling import MOST_LOGPROBS
+from foreword.core.sampling import MAX_LOGPROBS
 from foreword.engine.engine import Engine
 
 
@@ -24,14 +24,14 @@ def test_sinks_experts_and_windows_are_the_embedded_engine_s(tmp_path, monkeypat
     assert found["difference"] < GOAL
 
 
-def test_a_lost_prefix_is_a_number(house, engine):
+def test_a_lost_prefix_is_a_number(served, engine):
     asked = [
         {"task": f"t{index}", "length": task.prefix.length, "token_ids": (5, 17, 90)}
-        for index, task in enumerate(house.tasks)
+        for index, task in enumerate(served.tasks)
     ]
-    with Engine(house.lm) as embedded:
-        expected = decoded(embedded, house.bank, asked, MOST_LOGPROBS)
-    assert compared(decoded(engine, house.bank, asked, TOP), expected)["difference"] < GOAL
+    with Engine(served.lm) as embedded:
+        expected = decoded(embedded, served.bank, asked, MAX_LOGPROBS)
+    assert compared(decoded(engine, served.bank, asked, TOP), expected)["difference"] < GOAL
     for each, known in zip(asked, expected, strict=True):
         lost = {**each, "task": None, "length": 0}
-        assert compared(decoded(engine, house.bank, [lost], TOP), [known])["difference"] > 100 * GOAL, each
+        assert compared(decoded(engine, served.bank, [lost], TOP), [known])["difference"] > 100 * GOAL, each

@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from foreword import attention
 from foreword.core import Front
 from foreword.models import LanguageModel
-from foreword.models.load import wrap
+from foreword.models.load import wrap_model
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import random_values, text
-from foreword.prompts.registry import method
+from foreword.prompts.init import from_text, random_values
+from foreword.prompts.registry import get_method
 from foreword.text.encoded_example import EncodedExample
 from foreword.training.data.examples import Example
-from foreword.training.loop.losses import AnswerLoss, mean_loss
-from models import CAUSAL, SIZES, byte_tokenizer, double, tiny_model
+from foreword.training.modules.losses import AnswerLoss, mean_loss
+from tiny_models import CAUSAL, SIZES, byte_tokenizer, double, tiny_model
 
 
 def asked(*token_ids: int, target: tuple[int, ...]) -> Example:
@@ -59,8 +59,8 @@ def disturbed(encoder: PromptEncoder) -> PromptEncoder:
 @pytest.mark.parametrize(("name", "options"), LEARNED)
 def test_gradients_equal_finite_differences_in_float64(family, name, options):
     lm = double(family)
-    made = method(name, **options)
-    start = text(lm, "abc")(2 if made.length else 0, torch.Generator())
+    made = get_method(name, **options)
+    start = from_text(lm, "abc")(2 if made.length else 0, torch.Generator())
     encoder = disturbed(made.encoder(lm, start if made.length else random_values(0, torch.Generator())))
     parameters = list(encoder.parameters())
     assert {parameter.dtype for parameter in parameters} == {torch.float64}
@@ -74,7 +74,7 @@ def test_gradients_equal_finite_differences_in_float64(family, name, options):
 def test_every_single_gradient_of_values_learned_directly(name):
     """What the other methods go through too, one number after the other."""
     lm = double("llama")
-    encoder = method(name).encoder(lm, text(lm, "ab")(1, torch.Generator()))
+    encoder = get_method(name).encoder(lm, from_text(lm, "ab")(1, torch.Generator()))
     assert torch.autograd.gradcheck(
         lambda *_: answer_loss(lm, encoder.front(), EXAMPLES[1:2]), list(encoder.parameters()), atol=1e-7, rtol=1e-4
     )
@@ -83,7 +83,7 @@ def test_every_single_gradient_of_values_learned_directly(name):
 @pytest.mark.parametrize("family", CAUSAL)
 def test_prompt_tuning_has_the_gradients_of_plain_inputs_embeds(family):
     lm = tiny_model(family)
-    encoder = method("prompt-tuning").encoder(lm, random_values(5, torch.Generator().manual_seed(2)))
+    encoder = get_method("prompt-tuning").encoder(lm, random_values(5, torch.Generator().manual_seed(2)))
     loss = answer_loss(lm, encoder.front(), EXAMPLES)
     (found,) = torch.autograd.grad(loss, list(encoder.parameters()))
     expected = plain(lm, encoder)
@@ -99,13 +99,13 @@ def plain(lm: LanguageModel, encoder: PromptEncoder) -> torch.Tensor:
     try:
         total = torch.zeros(())
         for example in EXAMPLES:
-            ids = torch.tensor(example.prompt + example.target[:-1])
+            ids = torch.tensor(example.prompt_ids + example.target[:-1])
             embeds = torch.cat([encoder.front().soft, table(ids)])[None]
             logits = lm.model(inputs_embeds=embeds, use_cache=False).logits[0, -len(example.target) :]
             total = total + F.cross_entropy(logits, torch.tensor(example.target), reduction="sum")
         return total / sum(len(example.target) for example in EXAMPLES)
     finally:
-        lm.model.set_attn_implementation(attention.NAME)
+        lm.model.set_attn_implementation(attention.ATTN_IMPLEMENTATION)
 
 
 # PEFT's prefix tuning takes the head's width from the hidden size, so this Llama has no `head_dim` of its own.
@@ -116,20 +116,22 @@ def twins() -> tuple[LanguageModel, nn.Module]:
     """One random Llama as ours, and as plain Transformers for PEFT."""
     attention.register()
     torch.manual_seed(4)
-    ours = AutoModelForCausalLM.from_config(copy.deepcopy(PEFT_CONFIG), attn_implementation=attention.NAME)
+    ours = AutoModelForCausalLM.from_config(
+        copy.deepcopy(PEFT_CONFIG), attn_implementation=attention.ATTN_IMPLEMENTATION
+    )
     with torch.no_grad():
         for parameter in ours.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.12)
     theirs = AutoModelForCausalLM.from_config(copy.deepcopy(PEFT_CONFIG), attn_implementation="eager")
     theirs.load_state_dict(ours.state_dict())
-    return wrap(ours.eval().requires_grad_(False), byte_tokenizer(), name="twin"), theirs.eval()
+    return wrap_model(ours.eval().requires_grad_(False), byte_tokenizer(), name="twin"), theirs.eval()
 
 
 def padded() -> dict[str, torch.Tensor]:
     """`EXAMPLES` as PEFT's users write them: padded, with labels on the answers only."""
-    rows = [torch.tensor(example.prompt + example.target) for example in EXAMPLES]
-    labels = [torch.tensor((-100,) * len(example.prompt) + example.target) for example in EXAMPLES]
+    rows = [torch.tensor(example.prompt_ids + example.target) for example in EXAMPLES]
+    labels = [torch.tensor((-100,) * len(example.prompt_ids) + example.target) for example in EXAMPLES]
     pad = nn.utils.rnn.pad_sequence
     return {
         "input_ids": pad(rows, batch_first=True),
@@ -140,7 +142,7 @@ def padded() -> dict[str, torch.Tensor]:
 
 def test_prompt_tuning_equals_peft():
     lm, model = twins()
-    encoder = method("prompt-tuning").encoder(lm, random_values(6, torch.Generator().manual_seed(5)))
+    encoder = get_method("prompt-tuning").encoder(lm, random_values(6, torch.Generator().manual_seed(5)))
     tuned = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6))
     weight = tuned.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
@@ -155,7 +157,7 @@ def test_prompt_tuning_equals_peft():
 
 def test_p_tuning_v2_equals_pefts_prefix_tuning():
     lm, model = twins()
-    encoder = method("p-tuning-v2").encoder(lm, random_values(6, torch.Generator().manual_seed(5)))
+    encoder = get_method("p-tuning-v2").encoder(lm, random_values(6, torch.Generator().manual_seed(5)))
     tuned = peft.get_peft_model(model, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6))
     weight = tuned.prompt_encoder["default"].embedding.weight
     (rows,) = encoder.parameters()  # [P, layers * 2 * kv_heads * head_dim], as PEFT lays them out
@@ -172,7 +174,7 @@ def test_p_tuning_v2_equals_pefts_prefix_tuning():
 def test_one_pass_over_the_soft_tokens_serves_all_rows():
     """The soft tokens are one sequence of the batch however many rows there are."""
     lm = tiny_model("llama")
-    encoder = method("prompt-tuning").encoder(lm, random_values(5, torch.Generator()))
+    encoder = get_method("prompt-tuning").encoder(lm, random_values(5, torch.Generator()))
     seen = []
     original = lm.logits
 

@@ -26,11 +26,11 @@ from foreword.prompts.lower import lower, lower_tokens
 from foreword.text.rows import data_digest, read_rows
 from foreword.training.loop.evaluator import TaskEvaluator
 from foreword.training.loop.run_dir import RunDir
-from foreword.training.loop.trainer import PrefixTrainer, arguments
+from foreword.training.loop.trainer import PrefixTrainer, training_arguments
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
-from models import tiny_model
+from tiny_models import tiny_model
 from training.small_data import ANSWERS, examples, recipe, write_csv, write_jsonl
 
 LEARNED = ("p-tuning-v2", "prompt-tuning")
@@ -168,12 +168,12 @@ class Snapshots(TrainerCallback):
 
 def whole_run(lm: LanguageModel, settings: Recipe, kept: Path) -> PromptEncoder:
     """An uninterrupted run, with `Snapshots` of it in ``kept``."""
-    run = Run.of(lm, settings)
-    folder, learned = RunDir.open(run), run.learned()
+    run = Run.from_recipe(lm, settings)
+    run_dir, prompt = RunDir.open(settings.out or "", run.settings(), resume=False), run.initial_prompt()
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        scorer = TaskEvaluator(run, engine, run.task("run"), learned)
-        PrefixTrainer(run, scorer, folder, Snapshots(folder.path, kept)).train()
-    return learned.encoder
+        evaluator = TaskEvaluator(run, engine, run.task("run"), prompt)
+        PrefixTrainer(run, prompt, evaluator, run_dir, Snapshots(run_dir.path, kept)).train()
+    return prompt.encoder
 
 
 @pytest.mark.parametrize("method", LEARNED)
@@ -203,7 +203,7 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path):
     assert sorted(scores) == [8, 16, 24, 32, 40]
     assert outcome.metrics["accuracy"] == max(scores.values()) > scores[40]
     best = load_file(checkpoints / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
-    learned = Run.of(lm, settings).learned()
+    learned = Run.from_recipe(lm, settings).initial_prompt()
     learned.load_state_dict({name.removeprefix("learned."): tensor for name, tensor in best.items()})
     assert same(outcome.task.prefix, lower(lm, learned.encoder))
     resumed = train(lm, replace(settings, resume=True))
@@ -236,7 +236,7 @@ def test_killed_and_resumed(tmp_path):
     code = f"""
 from foreword.training.recipe import Recipe
 from foreword.training.train import train
-from models import tiny_model
+from tiny_models import tiny_model
 train(tiny_model("llama"), Recipe(**{settings.to_json()!r}, out={settings.out!r}))
 """
     tests = Path(__file__).parents[1]
@@ -297,5 +297,5 @@ def test_the_model_itself_does_not_change(tmp_path):
 
 def test_report_to_passes_through(tmp_path):
     """As far as the Trainer, which then asks for the tracker's own package."""
-    run = Run.of(tiny_model("llama"), recipe(tmp_path, report_to="tensorboard"))
-    assert arguments(run, RunDir(tmp_path)).report_to == ["tensorboard"]
+    run = Run.from_recipe(tiny_model("llama"), recipe(tmp_path, report_to="tensorboard"))
+    assert training_arguments(run, tmp_path).report_to == ["tensorboard"]

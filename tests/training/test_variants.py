@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from foreword.engine.engine import Engine
 from foreword.errors import DataError, TemplateError, TrainingError, UsageError
-from foreword.evaluation.evaluate import classify, evaluate, tag
+from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.predict import classify, tag
 from foreword.text.rows import read_rows
 from foreword.text.template import Template
 from foreword.training.loop.advice import advice
@@ -24,7 +25,7 @@ from foreword.training.loop.trainer import PrefixTrainer
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
-from models import tiny_model
+from tiny_models import tiny_model
 from training.small_data import examples, recipe, write_jsonl
 
 
@@ -98,13 +99,14 @@ def test_a_head_learns_as_fast_beside_any_method(method, tmp_path):
     """Its rate is its own: at that of an MLP, a tenth of it, it would hardly leave the noise that it begins with."""
     lm = tiny_model("bert")
     settings = recipe(tmp_path, method=method, template="{text}", head="linear", init="auto", max_steps=20)
-    run = Run.of(lm, replace(settings, lr=None, length=None))
-    learned = run.learned()
-    assert [group["lr"] for group in learned.groups(run.lr)] == pytest.approx([run.method.lr, 5e-3])
-    assert [group["lr"] for group in learned.groups(run.lr / 2)] == pytest.approx([run.method.lr / 2, 2.5e-3])
-    travel = Travel(learned.head)
+    run = Run.from_recipe(lm, replace(settings, lr=None, length=None))
+    prompt = run.initial_prompt()
+    assert [group["lr"] for group in prompt.param_groups(run.lr)] == pytest.approx([run.method.lr, 5e-3])
+    assert [group["lr"] for group in prompt.param_groups(run.lr / 2)] == pytest.approx([run.method.lr / 2, 2.5e-3])
+    travel = Travel(prompt.head)
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        PrefixTrainer(run, TaskEvaluator(run, engine, run.task("run"), learned), RunDir.open(run), travel).train()
+        evaluator = TaskEvaluator(run, engine, run.task("run"), prompt)
+        PrefixTrainer(run, prompt, evaluator, RunDir(tmp_path / "run"), travel).train()
     assert 0.01 < travel.far < 0.1
 
 
@@ -132,7 +134,7 @@ def test_soft_tokens_anywhere_in_the_template(method, template, ahead, tmp_path)
     assert outcome.metrics["accuracy"] > 0.9
     assert outcome.task.prefix.length == ahead
     assert outcome.task.soft is not None
-    assert len(outcome.task.soft) == Template.parse(template).soft_tokens
+    assert len(outcome.task.soft) == Template.parse(template).num_soft_tokens
 
 
 def test_soft_tokens_on_an_encoder_stay_in_the_rows(tmp_path):
@@ -226,7 +228,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoint(tmp_path, monkeypatch):
-    from foreword.training.loop.losses import LabelLoss
+    from foreword.training.modules.losses import LabelLoss
 
     whole, calls = LabelLoss.total, []
 
@@ -248,7 +250,7 @@ def test_what_went_wrong_is_said_with_what_to_try(tmp_path, capsys):
     settings = recipe(tmp_path, lr=1e-9, max_steps=20, **data)
     train(tiny_model("llama"), settings)
     assert "the loss did not fall" in capsys.readouterr().err
-    said = advice(Run.of(tiny_model("llama"), settings), [], {"accuracy": 0.9}, {"accuracy": 0.5})
+    said = advice(Run.from_recipe(tiny_model("llama"), settings), [], {"accuracy": 0.9}, {"accuracy": 0.5})
     assert "is under the 0.958 of always saying 'y'; try" in said[0]
     assert said[1].startswith("what was learned is worse than nothing; try")
 
@@ -296,7 +298,7 @@ def test_what_contradicts_itself_is_refused(changes, sentence, tmp_path):
 
 
 def test_class_weights_reach_the_loss(tmp_path):
-    run = Run.of(tiny_model("llama"), recipe(tmp_path, class_weights="balanced"))
-    weights = run.loss(run.learned()).class_weights
+    run = Run.from_recipe(tiny_model("llama"), recipe(tmp_path, class_weights="balanced"))
+    weights = run.loss(run.initial_prompt()).class_weights
     counts = [sum(example.labels == (label,) for example in run.examples) for label in range(2)]
     torch.testing.assert_close(weights, torch.tensor([48 / (2 * count) for count in counts]))

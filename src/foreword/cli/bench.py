@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import options
-from foreword.cli.interruption import command_line, going_on
+from foreword.cli.interruption import command_line, on_interrupt
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def bench(
     peers = _peers(chosen, peer, used)
     wanted = Options(data, model or options.default_model(), peers, steps, limit, seed, used)
     options.quiet_libraries()
-    with going_on(lambda: _left(results, again)):
+    with on_interrupt(lambda: _left(results, again)):
         result = run(chosen, wanted, Results(results), options.say, only=only or (), again=again)
     if out is not None:
         write_json(out, result.to_json())

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
+from foreword.cli.flags import expand_options
+from foreword.cli.options import EngineOptions, Json, emit, read_text
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,16 +19,13 @@ Answer = tuple[list[dict[str, Any]], list[str]]
 """Rows for ``--json``, and lines for people."""
 
 
+@expand_options
 def classify(
-    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=task_names)],
+    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=complete_task)],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to classify; - reads lines from stdin.")],
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    allow_other_weights: options.OtherWeights = False,
-    json: options.Json = False,
+    *,
+    options: EngineOptions,
+    json: Json = False,
 ) -> None:
     """Label texts, or their words, with a task that has labels to choose from.
 
@@ -35,24 +33,24 @@ def classify(
     """
     from foreword.text.template import Template
 
-    task = options.open_bank(bank).load(name)
+    task = options.open_bank().load(name)
     if task.template is None or not task.labels:
         raise UsageError(f"task '{name}' has no labels to choose from; train one with {{mask}}, or use generate.")
     fields = Template.parse(task.template).fields
     if len(fields) != 1:
         raise UsageError(f"task '{name}' has {len(fields)} input fields, classify takes one; ask /v1/classify.")
     if texts == ["-"]:
-        texts = [line for line in options.read_text("-").splitlines() if line.strip()]
-    lm = options.open_model(model, dtype, device, trust_remote_code)
-    options.check_model(task, lm, allow_other_weights=allow_other_weights)
+        texts = [line for line in read_text("-").splitlines() if line.strip()]
+    lm = options.open_model()
+    options.check_model(task, lm)
     answer = _tagged if task.head is not None and task.head.per_token else _labelled
-    with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
+    with options.open_engine(lm) as engine:
         rows, lines = answer(engine, task, fields[0], texts)
-    options.emit({"task": task.ref, "data": rows}, "\n".join(lines), json)
+    emit({"task": task.ref, "data": rows}, "\n".join(lines), json)
 
 
 def _labelled(engine: Engine, task: Task, field: str, texts: list[str]) -> Answer:
-    from foreword.evaluation.evaluate import classify as run_classify
+    from foreword.evaluation.predict import classify as run_classify
 
     probs = run_classify(engine, task, [{field: text} for text in texts])
     rows = [{"index": i, "label": max(row, key=row.__getitem__), "probs": row} for i, row in enumerate(probs)]
@@ -61,7 +59,7 @@ def _labelled(engine: Engine, task: Task, field: str, texts: list[str]) -> Answe
 
 def _tagged(engine: Engine, task: Task, field: str, texts: list[str]) -> Answer:
     """Every text cut into words at white space, with a tag behind each word that has one."""
-    from foreword.evaluation.evaluate import tag
+    from foreword.evaluation.predict import tag
 
     words = [text.split() for text in texts]
     found = tag(engine, task, [{field: each} for each in words])

@@ -8,7 +8,7 @@ from foreword.errors import ForewordError
 from foreword.home import default_bank
 
 
-def task_names(context: typer.Context, incomplete: str) -> list[str]:
+def complete_task(context: typer.Context, incomplete: str) -> list[str]:
     """Tasks of the bank that the line names, else of the default one; none of a bank that is far away."""
     root = str(context.params.get("bank") or default_bank())
     if "://" in root and not root.startswith(("file://", "local://")):

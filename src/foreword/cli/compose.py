@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.completion import task_names
-from foreword.cli.interruption import publishing
+from foreword.cli.completion import complete_task
+from foreword.cli.flags import expand_options
+from foreword.cli.interruption import on_interrupted_publish
+from foreword.cli.options import Json, ModelOptions, Replace, emit
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.evaluation.report import Report
     from foreword.models import LanguageModel
-    from foreword.prompts.compose import Composition, How
+    from foreword.prompts.compose import Composition, Placement
     from foreword.text.rows import Row
 
 # The name of a stack that is only measured.
 UNPUBLISHED = "stack"
 
-HOW: dict[How, str] = {
+HOW: dict[Placement, str] = {
     "text": "its text, run behind what stands in front: exact",
     "first": "as it was learned: exact",
     "soft": "its soft tokens, run behind what stands in front; learned without it, so an approximation",
@@ -34,11 +35,12 @@ HOW: dict[How, str] = {
 }
 
 
+@expand_options
 def compose(
     tasks: Annotated[
         list[str],
         typer.Argument(
-            help="Tasks or task@version, two or more, the first in front.", metavar="TASK", autocompletion=task_names
+            help="Tasks or task@version, two or more, the first in front.", metavar="TASK", autocompletion=complete_task
         ),
     ],
     publish: Annotated[str | None, typer.Option(help="Publish the stack under this name.")] = None,
@@ -51,12 +53,10 @@ def compose(
         str | None, typer.Option(help="Template of the stack.", show_default="of the last task that has one")
     ] = None,
     verbalizer: Annotated[str | None, typer.Option(help="Words of every label for --template: JSON or a file.")] = None,
-    replace: options.Replace = False,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    json: options.Json = False,
+    *,
+    replace: Replace = False,
+    options: ModelOptions,
+    json: Json = False,
 ) -> None:
     """Stack tasks into one: the first prefix in front, every other one behind it.
 
@@ -69,17 +69,19 @@ def compose(
         raise UsageError("there is nothing to do with the stack; pass --publish NAME, --data FILE or both.")
     if data is None and (limit is not None or label_field != "label"):
         raise UsageError("--limit and --label-field are of --data; pass it, or leave them out.")
-    store, reserved = options.open_bank(bank), [model or options.default_model()]
-    words = _words(verbalizer)
-    source = _template(template)
-    if publish is not None:
-        from foreword.bank.bank import check_free
+    store = options.open_bank()
+    from foreword.text.rows import read_rows
+    from foreword.text.template import Template, decode_escapes
+    from foreword.text.verbalizer import Verbalizer
 
-        check_free(publish, reserved)
-    rows = _rows(data, limit) if data is not None else None
+    words = dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
+    source = Template.parse(decode_escapes(template)).source if template is not None else None
+    if publish is not None:
+        options.check_name(publish)
+    rows = read_rows(data)[:limit] if data is not None else None
     parts = [store.load(ref) for ref in tasks]
-    with publishing(store, publish) if publish is not None else nullcontext():
-        lm = options.open_model(model, dtype, device)
+    with on_interrupted_publish(store, publish) if publish is not None else nullcontext():
+        lm = options.open_model()
         from foreword.prompts.compose import compose as stacked
 
         made = stacked(lm, publish or UNPUBLISHED, parts, template=source, verbalizer=words)
@@ -90,38 +92,20 @@ def compose(
     _emit(made, task, found, published=publish is not None, json=json)
 
 
-def _words(verbalizer: str | None) -> Mapping[str, tuple[str, ...]] | None:
-    from foreword.text.verbalizer import Verbalizer
-
-    return dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
-
-
-def _template(source: str | None) -> str | None:
-    from foreword.text.template import Template, decode_escapes
-
-    return Template.parse(decode_escapes(source)).source if source is not None else None
-
-
-def _rows(data: str, limit: int | None) -> list[Row]:
-    from foreword.text.rows import read_rows
-
-    return read_rows(data)[:limit]
-
-
 def _measured(lm: LanguageModel, made: Composition, rows: Sequence[Row], label_field: str) -> dict[str, Any]:
     """Figures of the stack, and of every part by itself with the stack's question."""
-    from foreword.engine.encoder_decoder import evaluator
+    from foreword.engine.encoder_decoder import evaluation_engine
     from foreword.evaluation.evaluate import evaluate
     from foreword.progress import Progress
 
     if made.task.template is None:
         raise UsageError("the stack has no template to ask the examples with; pass --template.")
-    asked: dict[str, Task] = {task.ref: task for task in made.alone()}
-    with evaluator(lm) as engine, Progress("measuring", len(asked) + 1, "prefixes") as progress:
+    asked: dict[str, Task] = {task.ref: task for task in made.separate_tasks()}
+    with evaluation_engine(lm) as engine, Progress("measuring", len(asked) + 1, "prefixes") as progress:
         alone = {}
         for ref, task in asked.items():
             alone[ref] = _figures(evaluate(engine, task, rows, label_field=label_field))
-            progress.reach(len(alone))
+            progress.set_completed(len(alone))
         together = _figures(evaluate(engine, made.task, rows, label_field=label_field))
     return {"n": len(rows), "metrics": together, "alone": alone}
 
@@ -143,7 +127,7 @@ def _emit(made: Composition, task: Task, found: Mapping[str, Any], *, published:
     elif not made.exact:
         lines.append("what that costs is unknown until it is measured: pass --data FILE")
     done = f"published {task.ref} ({length} positions)" if published else f"not published ({length} positions)"
-    options.emit(data, "\n".join([*lines, done]), json)
+    emit(data, "\n".join([*lines, done]), json)
 
 
 def _table(found: Mapping[str, Any], together: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foreword.cli import options
+from foreword.cli.options import EngineOptions, configure_threads, open_bank, quiet_libraries, say
 from foreword.errors import UsageError
-from foreword.home import default_bank, default_model
+from foreword.home import default_bank
 from foreword.progress import Progress
 
 if TYPE_CHECKING:
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.engine.protocol import EngineProtocol
     from foreword.models import LanguageModel
-    from foreword.text.prompt_rows import StaticPrompt
+    from foreword.text.static_prompts import StaticPrompt
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was typed of the engine and its model."""
+class ServerOptions(EngineOptions):
+    """The options of ``foreword serve`` that its engine is made from.
 
-    model: str | None
-    bank: str | None
-    dtype: str
-    device: str
-    trust_remote_code: bool
-    allow_other_weights: bool
+    Attributes:
+        multi_task_prompt: file of static prompts that are served beside the bank.
+        prefix_bytes: bound of the loaded prefixes.
+        max_model_len: positions that a request may take; by default the model's context.
+        max_waiting: requests that may wait.
+        flags: those behind ``--``, for ``vllm serve``.
+    """
+
     multi_task_prompt: str | None = None
     prefix_bytes: int = 1 << 30
     max_model_len: int | None = None
@@ -44,67 +46,67 @@ Served = tuple["EngineProtocol", "Bank", dict[str, "Task"]]
 
 
 @contextmanager
-def embedded(asked: Asked) -> Iterator[Served]:
+def embedded(options: ServerOptions) -> Iterator[Served]:
     """PyTorch, in this process."""
-    if asked.flags:
-        raise UsageError(f"the embedded engine takes no flags behind --, found {shlex.join(asked.flags)}.")
-    prompts = _prompts(asked.multi_task_prompt, asked.model)
-    lm = options.open_model(asked.model, asked.dtype, asked.device, asked.trust_remote_code)
-    _check_length(asked.max_model_len, lm.context)
+    if options.flags:
+        raise UsageError(f"the embedded engine takes no flags behind --, found {shlex.join(options.flags)}.")
+    prompts = _prompts(options)
+    lm = options.open_model()
+    _check_length(options.max_model_len, lm.context)
     extra = _extra_tasks(lm, prompts)
-    limits = {"max_model_len": asked.max_model_len, "max_waiting": asked.max_waiting}
-    with options.open_engine(lm, allow_other_weights=asked.allow_other_weights, **limits) as running:
-        yield running, options.open_bank(asked.bank), extra
+    limits = {"max_model_len": options.max_model_len, "max_waiting": options.max_waiting}
+    with options.open_engine(lm, **limits) as running:
+        yield running, options.open_bank(), extra
 
 
 @contextmanager
-def vllm(asked: Asked) -> Iterator[Served]:
+def vllm(options: ServerOptions) -> Iterator[Served]:
     """vLLM, in processes of its own."""
-    _check_vllm(asked)
+    _check_vllm(options)
     from foreword.vllm.compat import check_version
 
     check_version()
-    options.quiet_libraries()
+    quiet_libraries()
     from foreword.models.model_info import model_info
     from foreword.vllm.engine import VllmEngine
 
-    described = model_info(asked.model, trust_remote_code=asked.trust_remote_code, progress=options.say)
-    _check_length(asked.max_model_len, described.context)
+    described = model_info(options.model, trust_remote_code=options.trust_remote_code, progress=say)
+    _check_length(options.max_model_len, described.context)
     with VllmEngine(
         described,
-        _place(asked.bank),
-        flags=_flags(asked),
-        prefix_bytes=asked.prefix_bytes,
-        max_waiting=asked.max_waiting,
-        max_model_len=asked.max_model_len,
-        allow_other_weights=asked.allow_other_weights,
+        _place(options.bank),
+        flags=_flags(options),
+        prefix_bytes=options.prefix_bytes,
+        max_waiting=options.max_waiting,
+        max_model_len=options.max_model_len,
+        allow_other_weights=options.allow_other_weights,
     ) as running:
-        yield running, options.open_bank(asked.bank), {}
+        yield running, options.open_bank(), {}
 
 
 @contextmanager
-def llamacpp(asked: Asked) -> Iterator[Served]:
+def llamacpp(options: ServerOptions) -> Iterator[Served]:
     """llama.cpp, in this process and without PyTorch."""
-    if asked.flags:
-        raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(asked.flags)}.")
-    check_llamacpp(asked.dtype, asked.device, asked.trust_remote_code)
-    _check_prompts("llama.cpp", asked.multi_task_prompt)
-    options.settle_threads()
+    if options.flags:
+        raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(options.flags)}.")
+    check_llamacpp(options.dtype, options.device, options.trust_remote_code)
+    _check_prompts("llama.cpp", options.multi_task_prompt)
+    configure_threads()
     from foreword.llamacpp.engine import LlamaCppEngine
     from foreword.llamacpp.model import gguf_model
 
-    model = gguf_model(asked.model, progress=options.say)
-    _check_length(asked.max_model_len, model.context)
+    model = gguf_model(options.model, progress=say)
+    _check_length(options.max_model_len, model.context)
     with LlamaCppEngine(
         model,
-        max_waiting=asked.max_waiting,
-        max_model_len=asked.max_model_len,
-        allow_other_weights=asked.allow_other_weights,
+        max_waiting=options.max_waiting,
+        max_model_len=options.max_model_len,
+        allow_other_weights=options.allow_other_weights,
     ) as running:
-        yield running, bank_of("llamacpp", asked.bank), {}
+        yield running, open_engine_bank("llamacpp", options.bank), {}
 
 
-ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {
+ENGINES: dict[str, Callable[[ServerOptions], AbstractContextManager[Served]]] = {
     "embedded": embedded,
     "vllm": vllm,
     "llamacpp": llamacpp,
@@ -112,31 +114,31 @@ ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {
 
 
 @contextmanager
-def evaluating_embedded(asked: Asked) -> Iterator[EngineProtocol]:
+def evaluating_embedded(options: EngineOptions) -> Iterator[EngineProtocol]:
     """PyTorch, also for what nothing serves."""
-    lm = options.open_model(asked.model, asked.dtype, asked.device, asked.trust_remote_code)
-    from foreword.engine.encoder_decoder import evaluator
+    lm = options.open_model()
+    from foreword.engine.encoder_decoder import evaluation_engine
 
-    with evaluator(lm, allow_other_weights=asked.allow_other_weights) as running:
+    with evaluation_engine(lm, allow_other_weights=options.allow_other_weights) as running:
         yield running
 
 
 @contextmanager
-def evaluating_llamacpp(asked: Asked) -> Iterator[EngineProtocol]:
-    with llamacpp(asked) as (running, _, _):
+def evaluating_llamacpp(options: EngineOptions) -> Iterator[EngineProtocol]:
+    with llamacpp(ServerOptions(**asdict(options))) as (running, _, _):
         yield running
 
 
-EVALUATORS: dict[str, Callable[[Asked], AbstractContextManager[EngineProtocol]]] = {
+EVALUATION_ENGINES: dict[str, Callable[[EngineOptions], AbstractContextManager[EngineProtocol]]] = {
     "embedded": evaluating_embedded,
     "llamacpp": evaluating_llamacpp,
 }
 
 
-def bank_of(engine: str, root: str | None) -> Bank:
+def open_engine_bank(engine: str, root: str | None) -> Bank:
     """A bank as an engine reads it."""
     if engine != "llamacpp":
-        return options.open_bank(root)
+        return open_bank(root)
     from foreword.bank.arrays import load_arrays
     from foreword.bank.bank import Bank
 
@@ -153,25 +155,25 @@ def check_llamacpp(dtype: str, device: str, trust_remote_code: bool) -> None:
         raise UsageError(f"llama.cpp runs a GGUF file as it is, on this machine's CPU; leave {wrong[0]} out.")
 
 
-def vllm_command(asked: Asked, engine: str, host: str, port: int) -> str:
+def vllm_command(options: ServerOptions, engine: str, host: str, port: int) -> str:
     """The line that serves the same tasks with vLLM's own server. Raises UsageError for another engine."""
     if engine != "vllm":
         raise UsageError("--print-command prints a line for vLLM; add --engine vllm.")
-    _check_vllm(asked)
+    _check_vllm(options)
     from foreword.models.load import pull
-    from foreword.vllm.compat import arguments, program
+    from foreword.vllm.compat import serve_args, serve_command
 
-    name = asked.model or default_model()
-    length = [] if asked.max_model_len is None else ["--max-model-len", str(asked.max_model_len)]
+    name = options.model_name
+    length = [] if options.max_model_len is None else ["--max-model-len", str(options.max_model_len)]
     address = ["--served-model-name", name, "--host", host, "--port", str(port)]
-    flags = [*address, *length, *_flags(asked)]
-    line = arguments(str(pull(name, options.say)), _place(asked.bank), asked.prefix_bytes, flags)
-    return f"VLLM_PLUGINS=foreword {shlex.join([*program(), *line])}"
+    flags = [*address, *length, *_flags(options)]
+    args = serve_args(str(pull(name, say)), _place(options.bank), options.prefix_bytes, flags)
+    return f"VLLM_PLUGINS=foreword {shlex.join([*serve_command(), *args])}"
 
 
-def _check_vllm(asked: Asked) -> None:
-    _check_prompts("vLLM", asked.multi_task_prompt)
-    if asked.device != "auto":
+def _check_vllm(options: ServerOptions) -> None:
+    _check_prompts("vLLM", options.multi_task_prompt)
+    if options.device != "auto":
         raise UsageError("vLLM chooses its device when it is installed; leave --device out.")
 
 
@@ -182,10 +184,10 @@ def _check_prompts(engine: str, file: str | None) -> None:
         )
 
 
-def _flags(asked: Asked) -> list[str]:
-    given = ["--trust-remote-code"] if asked.trust_remote_code else []
-    given += ["--dtype", asked.dtype] if asked.dtype != "auto" else []
-    return [*given, *asked.flags]
+def _flags(options: ServerOptions) -> list[str]:
+    given = ["--trust-remote-code"] if options.trust_remote_code else []
+    given += ["--dtype", options.dtype] if options.dtype != "auto" else []
+    return [*given, *options.flags]
 
 
 def _place(bank: str | None) -> str:
@@ -194,21 +196,19 @@ def _place(bank: str | None) -> str:
     return place if "://" in place else str(Path(place).expanduser().absolute())
 
 
-def _check_length(asked: int | None, context: int | None) -> None:
-    if asked is not None and not 2 <= asked <= (context or asked):
-        raise UsageError(f"--max-model-len must be from 2 to the model's context of {context}, got {asked}.")
+def _check_length(limit: int | None, context: int | None) -> None:
+    if limit is not None and not 2 <= limit <= (context or limit):
+        raise UsageError(f"--max-model-len must be from 2 to the model's context of {context}, got {limit}.")
 
 
-def _prompts(file: str | None, model: str | None) -> list[StaticPrompt]:
+def _prompts(options: ServerOptions) -> list[StaticPrompt]:
     """The rows of a file of static prompts, their names checked before the model is loaded."""
-    if file is None:
+    if options.multi_task_prompt is None:
         return []
-    from foreword.bank.bank import check_free
-    from foreword.text.prompt_rows import read_prompts
+    from foreword.text.static_prompts import read_prompts
 
-    prompts = read_prompts(file)
-    for prompt in prompts:
-        check_free(prompt.name, [model or default_model()])
+    prompts = read_prompts(options.multi_task_prompt)
+    options.check_name(*(prompt.name for prompt in prompts))
     return prompts
 
 

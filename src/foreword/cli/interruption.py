@@ -1,4 +1,4 @@
-"""Ctrl-C: every command ends with one sentence that says what is left and how to go on, and exit status 130."""
+"""Ctrl-C: every command ends with one sentence that says what was kept and how to go on, and exit status 130."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def going_on(how: Callable[[], str]) -> Iterator[None]:
-    """Say what is left of the work in this block if it is interrupted.
+def on_interrupt(how: Callable[[], str]) -> Iterator[None]:
+    """If this block is interrupted, end with a sentence that says what was kept and how to go on.
 
     Args:
-        how: what is left and how to go on, without a full stop; asked for after the interruption.
+        how: that sentence without "stopped;" and the full stop; called after the interruption.
     """
     try:
         yield
@@ -30,17 +30,17 @@ def going_on(how: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
-def publishing(bank: Bank, name: str) -> Iterator[None]:
+def on_interrupted_publish(bank: Bank, name: str) -> Iterator[None]:
     """Say whether a task was published if the work in this block is interrupted."""
-    before = served(bank, name)
+    before = current_version(bank, name)
 
     def left() -> str:
-        now = served(bank, name)
+        now = current_version(bank, name)
         if now != before:
             return f"{name}@{now} was published"
         return f"nothing was published; start again: {command_line()}"
 
-    with going_on(left):
+    with on_interrupt(left):
         yield
 
 
@@ -61,7 +61,7 @@ def command_line(*flags: str) -> str:
     return shlex.join([*typed, *added])
 
 
-def served(bank: Bank, name: str) -> str | None:
+def current_version(bank: Bank, name: str) -> str | None:
     """The version that is served; ``None`` if there is none, or none that can be read."""
     try:
         return bank.current(name)
@@ -69,7 +69,7 @@ def served(bank: Bank, name: str) -> str | None:
         return None
 
 
-class Commands(TyperGroup):
+class InterruptibleGroup(TyperGroup):
     """Turns Ctrl-C into one of our own errors, before Typer makes an end without a word of it."""
 
     def invoke(self, ctx: Any) -> Any:

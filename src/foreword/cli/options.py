@@ -1,4 +1,4 @@
-"""Options that mean the same in every command, and the objects that they stand for."""
+"""Options that mean the same in every command, and the model, the bank and the engine that they stand for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -45,6 +46,65 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Replace = Annotated[bool, typer.Option("--replace", help="Publish over a task that belongs to another model.")]
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, which bank, and how the model is loaded: the options of commands that load a model."""
+
+    model: ModelName = None
+    bank: BankRoot = None
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    trust_remote_code: RemoteCode = False
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """Those among all settings of a command."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
+    @property
+    def model_name(self) -> str:
+        return self.model or default_model()
+
+    def open_model(self) -> LanguageModel:
+        return open_model(self.model, self.dtype, self.device, self.trust_remote_code)
+
+    def open_bank(self) -> Bank:
+        return open_bank(self.bank)
+
+    def find_task(self, name: str | None, lm: LanguageModel) -> Task | None:
+        """The task called ``name`` or ``name@version``, checked against the model; ``None`` for the base model."""
+        if name is None or name == lm.name:
+            return None
+        task = self.open_bank().load(name)
+        self.check_model(task, lm)
+        return task
+
+    def check_model(self, task: Task, lm: LanguageModel | EngineProtocol) -> None:
+        """Raise ModelMismatch for a task of another model, whether or not it has a prefix that would show it."""
+        task.prefix.model.check(lm.identity, f"task '{task.name}'")
+
+    def check_name(self, *names: str) -> None:
+        """Raise UsageError or PublishConflict for names that nothing can be published under."""
+        from foreword.bank.bank import check_free
+
+        for name in names:
+            check_free(name, [self.model_name])
+
+
+@dataclass(frozen=True)
+class EngineOptions(ModelOptions):
+    """The options of commands whose engine answers with tasks."""
+
+    allow_other_weights: OtherWeights = False
+
+    def open_engine(self, lm: LanguageModel, **limits: int | None) -> Engine:
+        return open_engine(lm, allow_other_weights=self.allow_other_weights, **limits)
+
+    def check_model(self, task: Task, lm: LanguageModel | EngineProtocol) -> None:
+        label = f"task '{task.name}'"
+        task.prefix.model.check(lm.identity, label, allow_other_weights=self.allow_other_weights)
+
+
 def say(line: str) -> None:
     """A line of progress; stdout belongs to results."""
     print(line, file=sys.stderr, flush=True)
@@ -65,14 +125,14 @@ def quiet_libraries() -> None:
     """Settings of the libraries underneath that must stand before they load: no chatter, and how threads wait."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    settle_threads()
+    configure_threads()
     from transformers.utils import logging as chatter
 
     chatter.disable_progress_bar()
     chatter.set_verbosity_error()
 
 
-def settle_threads() -> None:
+def configure_threads() -> None:
     """How threads of the libraries underneath wait; must stand before they load."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Between small operations threads wait actively, some tens of microseconds, and then let go of the core. On two
@@ -105,22 +165,6 @@ def open_engine(lm: LanguageModel, *, allow_other_weights: bool = False, **limit
     return Engine(lm, allow_other_weights=allow_other_weights, **given)  # type: ignore[arg-type]
 
 
-def find_task(
-    name: str | None, bank: str | None, lm: LanguageModel, *, allow_other_weights: bool = False
-) -> Task | None:
-    """The task called ``name`` or ``name@version``, checked against the model; ``None`` for the base model."""
-    if name is None or name == lm.name:
-        return None
-    task = open_bank(bank).load(name)
-    check_model(task, lm, allow_other_weights=allow_other_weights)
-    return task
-
-
-def check_model(task: Task, lm: LanguageModel | EngineProtocol, *, allow_other_weights: bool = False) -> None:
-    """Raise ModelMismatch for a task of another model, whether or not it has a prefix that would show it."""
-    task.prefix.model.check(lm.identity, f"task '{task.name}'", allow_other_weights=allow_other_weights)
-
-
 def read_text(source: str) -> str:
     """The text of a file, or of standard input for ``-``."""
     try:
@@ -132,3 +176,21 @@ def read_text(source: str) -> str:
         raise UsageError(f"{source} cannot be read: {error.strerror}; check the path.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{source} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+
+
+def exactly_one(flags: Mapping[str, str | None]) -> tuple[str, str]:
+    """The one flag that was given, and its value. Raises UsageError if it is none, or more than one."""
+    given = [(flag, value) for flag, value in flags.items() if value is not None]
+    if len(given) != 1:
+        found = ", ".join(flag for flag, _ in given) or "none"
+        raise UsageError(f"give exactly one of {', '.join(flags)}; got {found}.")
+    return given[0]
+
+
+def typed_options(context: typer.Context) -> dict[str, Any]:
+    """Parameters of the command that are on the command line, neither defaults nor from the environment."""
+    return {
+        name: value
+        for name, value in context.params.items()
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }

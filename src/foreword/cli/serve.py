@@ -7,19 +7,22 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.engines import ENGINES, Asked, vllm_command
+from foreword.cli.engines import ENGINES, ServerOptions, vllm_command
+from foreword.cli.flags import expand_options
+from foreword.cli.options import EngineOptions, say
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
     from foreword.server.operations.auth import Authenticator
 
 
+@expand_options
 def serve(
     flags: Annotated[
         list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve, for --engine vllm.")
@@ -50,12 +53,8 @@ def serve(
     print_command: Annotated[
         bool, typer.Option("--print-command", help="Print the vllm serve line that does the same, and serve nothing.")
     ] = False,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    allow_other_weights: options.OtherWeights = False,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Serve the base model and every task of the bank over the OpenAI API, with a page to try them.
 
@@ -67,18 +66,22 @@ def serve(
         raise UsageError(f"engine {engine!r} is not in this version; choose {' or '.join(ENGINES)}.")
     if prefix_bytes < 0:
         raise UsageError(f"--prefix-bytes must be 0 or more, got {prefix_bytes}.")
-    asked = Asked(
-        model, bank, dtype, device, trust_remote_code, allow_other_weights, multi_task_prompt, prefix_bytes,
-        max_model_len, max_waiting, tuple(flags or ()),
-    )  # fmt: skip
+    asked = ServerOptions(
+        **asdict(options),
+        multi_task_prompt=multi_task_prompt,
+        prefix_bytes=prefix_bytes,
+        max_model_len=max_model_len,
+        max_waiting=max_waiting,
+        flags=tuple(flags or ()),
+    )
     if print_command:
-        if api_keys is not None or cors_origin or allow_other_weights or os.environ.get("FOREWORD_API_KEY"):
+        if api_keys is not None or cors_origin or options.allow_other_weights or os.environ.get("FOREWORD_API_KEY"):
             raise UsageError(
                 "API keys, --cors-origin and --allow-other-weights are of Foreword's own server, which vllm serve does "
                 "not have; leave them out, or serve without --print-command."
             )
         return print(vllm_command(asked, engine, host, port))
-    gate = _gate(api_keys)
+    authenticator = _authenticator(api_keys)
     from foreword.server.ui.mount import PATH, check_ui, has_ui
 
     if ui:
@@ -98,34 +101,34 @@ def serve(
             store,
             prefix_bytes=prefix_bytes,
             extra_tasks=extra,
-            allow_other_weights=allow_other_weights,
-            gate=gate,
-            answer_seconds=timeout,
-            body_bytes=max_body_bytes,
-            origins=cors_origin or (),
+            allow_other_weights=options.allow_other_weights,
+            authenticator=authenticator,
+            timeout=timeout,
+            max_body_bytes=max_body_bytes,
+            cors_origins=cors_origin or (),
             ui=shown,
         )
         if not quiet:
-            _write_journal()
+            _write_access_log()
         names = {*extra, *store.names()}
         with _bind(host, port) as door:
             page = f", and a page to try them at {PATH}" if shown else ""
             address = f"http://{host}:{door.getsockname()[1]}"
-            options.say(f"serving {running.name} and {len(names)} tasks at {address}{page}")
+            say(f"serving {running.name} and {len(names)} tasks at {address}{page}")
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
             uvicorn.Server(config).run(sockets=[door])
 
 
-def _gate(file: Path | None) -> Authenticator:
-    """Who may ask: the keys of a file, and the one of the environment, which may do everything."""
+def _authenticator(file: Path | None) -> Authenticator:
+    """Authenticator of the keys in a file, and of the one in the environment, which may do everything."""
     from foreword.server.operations.api_keys import ApiKeys
     from foreword.server.operations.auth import Authenticator
 
-    ring = ApiKeys.of(file, os.environ.get("FOREWORD_API_KEY"))
-    return Authenticator(ring, file.with_name(f"{file.name}.used") if file is not None else None)
+    keys = ApiKeys.load(file, os.environ.get("FOREWORD_API_KEY"))
+    return Authenticator(keys, file.with_name(f"{file.name}.used") if file is not None else None)
 
 
-def _write_journal() -> None:
+def _write_access_log() -> None:
     """Lines of the requests go to stderr, as they are."""
     from foreword.server.operations.access_log import LOGGER
 

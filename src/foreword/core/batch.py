@@ -39,7 +39,7 @@ class Front:
 
     prefix: KVPrefix | None = None
     soft: torch.Tensor | None = None
-    inner: torch.Tensor | None = None
+    inner_soft: torch.Tensor | None = None
     adapter: Adapter | None = None
     bos: Bos = "request"
 
@@ -68,12 +68,12 @@ class Batch:
     prefixes: tuple[KVPrefix | None, ...]
     token_ids: torch.Tensor
     embeds: torch.Tensor | None = None
-    embed_rows: torch.Tensor | None = None
-    computed: tuple[int, ...] | None = None
+    embed_indices: torch.Tensor | None = None
+    num_computed_tokens: tuple[int, ...] | None = None
     adapters: tuple[Adapter | None, ...] | None = None
 
     @classmethod
-    def behind(
+    def from_rows(
         cls,
         front: Front,
         rows: Sequence[Sequence[int]],
@@ -101,19 +101,19 @@ class Batch:
             count = front.soft.shape[0]
             parents = (None, *(0 if parent is None else parent + 1 for parent in parents))
             lengths, prefixes = (count, *lengths), (prefix, *(None for _ in rows))
-        embeds, embed_rows = embedded(front.soft, front.inner, ids)
+        embeds, embed_rows = gather_embeds(front.soft, front.inner_soft, ids)
         return cls(
             lengths=lengths,
             parents=tuple(parents),
             prefixes=prefixes,
             token_ids=torch.tensor([0] * count + [max(token, 0) for token in ids], device=device),
             embeds=embeds,
-            embed_rows=torch.tensor(embed_rows, device=device) if embeds is not None else None,
+            embed_indices=torch.tensor(embed_rows, device=device) if embeds is not None else None,
             adapters=(front.adapter,) * len(lengths) if front.adapter is not None else None,
         )
 
     @classmethod
-    def together(cls, batches: Sequence[Batch]) -> Batch:
+    def concat(cls, batches: Sequence[Batch]) -> Batch:
         """One batch of the sequences of several, in their order: rows that stand behind different fronts.
 
         Nothing of one batch sees anything of another. Raises UsageError for tokens in an engine's cache.
@@ -122,15 +122,15 @@ class Batch:
 
         if len(batches) == 1:
             return batches[0]
-        if any(batch.computed is not None for batch in batches):
+        if any(batch.num_computed_tokens is not None for batch in batches):
             raise UsageError("batches with computed tokens belong to their engine; lay them out as one there.")
         parents: list[int | None] = []
         rows, first = [], 0
         for batch in batches:
             above = len(parents)
             parents += [parent if parent is None else parent + above for parent in batch.parents]
-            if batch.embed_rows is not None:
-                rows.append(batch.embed_rows + first)
+            if batch.embed_indices is not None:
+                rows.append(batch.embed_indices + first)
             first += batch.starts[-1]
         embeds = [batch.embeds for batch in batches if batch.embeds is not None]
         adapters = [each for batch in batches for each in batch.adapters or (None,) * len(batch.lengths)]
@@ -140,7 +140,7 @@ class Batch:
             prefixes=tuple(prefix for batch in batches for prefix in batch.prefixes),
             token_ids=torch.cat([batch.token_ids for batch in batches]),
             embeds=torch.cat(embeds) if embeds else None,
-            embed_rows=torch.cat(rows) if rows else None,
+            embed_indices=torch.cat(rows) if rows else None,
             adapters=tuple(adapters) if any(each is not None for each in adapters) else None,
         )
 
@@ -153,10 +153,10 @@ class Batch:
         return tuple(starts)
 
     @cached_property
-    def offsets(self) -> tuple[int, ...]:
+    def position_offsets(self) -> tuple[int, ...]:
         """Position of every sequence's first token: behind its parent, or behind its prefix and computed tokens."""
         offsets: list[int] = []
-        computed = self.computed or (0,) * len(self.lengths)
+        computed = self.num_computed_tokens or (0,) * len(self.lengths)
         for parent, prefix, behind in zip(self.parents, self.prefixes, computed, strict=True):
             if parent is not None:
                 offsets.append(offsets[parent] + self.lengths[parent])
@@ -165,7 +165,7 @@ class Batch:
         return tuple(offsets)
 
 
-def embedded(
+def gather_embeds(
     soft: torch.Tensor | None, inner: torch.Tensor | None, ids: Sequence[int]
 ) -> tuple[torch.Tensor | None, list[int]]:
     """Soft tokens of a batch and the places that they take: first those that lead it, then those inside its rows.

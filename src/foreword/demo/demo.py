@@ -29,7 +29,7 @@ from foreword.models import LanguageModel
 from foreword.prompts.static import static_task
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from foreword.text import request
+from foreword.text import task_prompts
 from foreword.training.recipe import Recipe
 from foreword.training.train import TrainResult, train
 
@@ -179,8 +179,8 @@ def _written_prompt(lm: LanguageModel) -> Task:
 def _accuracy(engine: Engine, task: Task, rows: list[corpus.Row]) -> float:
     """Exact match of the category, the first line of a greedy answer."""
     params = SamplingParams(max_tokens=8, stop=("\n",))
-    prompts = [request.from_fields(engine.tokenizer, task, {"message": row.message}) for row in rows]
-    answers = engine.generate(Request.of(prompt, params) for prompt in prompts)
+    prompts = [task_prompts.from_fields(engine.tokenizer, task, {"message": row.message}) for row in rows]
+    answers = engine.generate(Request.from_prompt(prompt, params) for prompt in prompts)
     texts = ["".join(chunk.text for chunk in answer) for answer in answers]
     return sum(corpus.category_of(text) == row.category for text, row in zip(texts, rows, strict=True)) / len(rows)
 

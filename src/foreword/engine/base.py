@@ -1,4 +1,7 @@
-"""`EngineBase`: what every engine that steps by itself does around its model: queues, jobs, streams, endings."""
+"""`EngineBase`: everything around the model in an engine that steps by itself: queues, jobs, streams, errors.
+
+`Engine` and `LlamaCppEngine` derive from it; they add the model and its cache.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,20 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 from weakref import ref
 
 from foreword.core import ModelIdentity, SamplingParams
-from foreword.engine.admission import Admission
-from foreword.engine.grammar import Grammars
+from foreword.engine.engine_thread import EngineThread
+from foreword.engine.grammar import GrammarCompiler
 from foreword.engine.job import Job
-from foreword.engine.loop import Loop
 from foreword.engine.protocol import Chunk, FinishReason, Request
-from foreword.engine.scheduler import Cache, ScheduledTokens, Scheduler
+from foreword.engine.request_validator import RequestValidator
+from foreword.engine.scheduler import KVCacheManager, ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence
-from foreword.engine.stream import AnswerStream
-from foreword.engine.token_sampler import TokenSampler, token_sampler
+from foreword.engine.stream import ChunkStream
+from foreword.engine.token_sampler import TokenSampler
 from foreword.errors import EngineBusy, EngineError
 from foreword.text.detokenize import Detokenizer
 
@@ -33,15 +35,15 @@ NOT_FINITE = "the model gave no finite logits for this request; its prefix may b
 
 
 class EngineBase(ABC):
-    """``step()`` is schedule, run, postprocess; what runs, and on what, is the engine's own.
+    """An engine whose `step` is: run a job, take in requests, then schedule, run the model, postprocess.
 
-    Any thread may submit, score, cancel and ask for statistics; whatever they bring waits in queues for the one
-    thread that steps, which alone touches the model, the cache and the sequences.
+    Any thread may submit, score, cancel and read statistics; requests and jobs wait in queues for the one thread that
+    steps, which alone touches the model, the cache and the sequences.
 
     Args:
-        name, tokenizer, identity, causal, decoder: see `EngineProtocol`.
-        end_ids: tokens that end a text.
-        admission: refuses what can never run; its context is the engine's.
+        name, tokenizer, identity, causal, is_encoder_decoder: see `EngineProtocol`.
+        eos_token_ids: tokens that end a text.
+        validator: refuses requests that can never run; its context is the engine's.
         scheduler: over the cache.
         cache: of the requests' keys and values.
         max_waiting: requests that may wait; more are refused at once.
@@ -54,95 +56,98 @@ class EngineBase(ABC):
         tokenizer: Any,
         identity: ModelIdentity,
         causal: bool,
-        decoder: bool,
-        end_ids: frozenset[int],
-        admission: Admission,
+        is_encoder_decoder: bool,
+        eos_token_ids: frozenset[int],
+        validator: RequestValidator,
         scheduler: Scheduler,
-        cache: Cache,
+        cache: KVCacheManager,
         max_waiting: int,
     ) -> None:
         self.name, self.tokenizer, self.identity = name, tokenizer, identity
-        self.causal, self.decoder, self.context = causal, decoder, admission.context
-        self.reads_bank = False
+        self.causal, self.is_encoder_decoder, self.context = causal, is_encoder_decoder, validator.context
+        self.loads_prefixes = False
         self.scheduler = scheduler
-        self._cache, self._end_ids, self._max_waiting = cache, end_ids, max_waiting
-        self._admission = admission
-        self._grammars = Grammars(tokenizer, identity.vocab_size, end_ids)
-        self._arrivals: deque[Sequence] = deque()
+        self._cache, self._eos_token_ids, self._max_waiting = cache, eos_token_ids, max_waiting
+        self._validator = validator
+        self._grammars = GrammarCompiler(tokenizer, identity.vocab_size, eos_token_ids)
+        self._new_sequences: deque[Sequence] = deque()
         self._jobs: deque[Job] = deque()
         self._counters = Counter(dict.fromkeys(COUNTERS, 0))
-        self._lock = threading.Lock()  # nothing arrives once the engine is closed
+        self._lock = threading.Lock()  # nothing is queued once the engine is closed
         self._closed = False
-        self._loop = Loop(self.step, self._crash)
+        self._thread = EngineThread(self.step, self._on_crash)
 
     @abstractmethod
-    def _sequence(
-        self, request: Request, how: TokenSampler | None, detokenizer: Detokenizer, stream: ref[AnswerStream]
+    def _make_sequence(
+        self, request: Request, sampler: TokenSampler, detokenizer: Detokenizer, stream: ref[ChunkStream]
     ) -> Sequence:
-        """The state of a request; called by the thread of whoever submits."""
+        """The state of a request; called by the thread that submits it."""
 
     @abstractmethod
-    def _run(self, plan: list[ScheduledTokens]) -> list[int | None]:
-        """Run a step; the next token of every work that samples, in their order, ``None`` for one without any."""
+    def _execute_model(self, scheduled: list[ScheduledTokens]) -> list[int | None]:
+        """Run a step's tokens. Returns the next token for each entry that needs logits, in their order; ``None`` where
+        none could be sampled."""
 
-    def submit(self, request: Request) -> AnswerStream:
+    def step(self) -> bool:
+        """Run one step. Returns whether there was work."""
+        ran_job = self._run_next_job()
+        self._add_new_sequences()
+        self._abort_cancelled()
+        scheduled = self.scheduler.schedule()
+        try:
+            if scheduled:
+                tokens = self._execute_model(scheduled)
+                self._postprocess(scheduled, tokens)
+        except Exception as error:  # one bad step fails its requests, not the engine
+            self._fail_step(scheduled, error)
+        return ran_job or bool(scheduled)
+
+    def submit(self, request: Request) -> ChunkStream:
         """Queue a request and return its stream; see `EngineProtocol.submit`."""
         self.check(request)
-        if (waiting := self._waits()) >= self._max_waiting:
+        if (waiting := self._num_waiting()) >= self._max_waiting:
             raise EngineBusy(f"{waiting} requests are waiting already, as many as may; ask again in a while.")
-        stream = AnswerStream(request, self._loop.wake)
-        how = token_sampler(request, self._end_ids, self._grammars.grammar)
+        stream = ChunkStream(request, self._thread.wake)
+        constraint = request.sampling.constraint
+        grammar = self._grammars.compile(constraint) if constraint is not None else None
+        sampler = TokenSampler(request, self._eos_token_ids, grammar)
         detokenizer = Detokenizer(self.tokenizer, request.sampling.stop, request.sampling.min_tokens)
-        self._hand_over(self._arrivals, [self._sequence(request, how, detokenizer, ref(stream))])
+        self._enqueue(self._new_sequences, [self._make_sequence(request, sampler, detokenizer, ref(stream))])
         return stream
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Chunk]]:
-        """All answers in the order of their requests, each as the chunks it came in; they run together."""
+        """The chunks of every answer, in the order of the requests, which run together."""
         streams = [self.submit(request) for request in requests]
         for stream in streams:
             yield list(stream)
 
     @property
     def alive(self) -> bool:
-        """False once it is closed or broken."""
+        """False once the engine is closed or broken."""
         return not self._closed
 
     def check(self, request: Request) -> None:
-        """Raise for a request that can never run."""
-        self._admission.check(request)
+        """Raise RequestError, PromptTooLong, ModelMismatch or UnsupportedModel for a request that can never run."""
+        self._validator.check(request)
 
-    def ending(self, params: SamplingParams) -> frozenset[int]:
-        """Tokens that end an answer."""
-        return self._end_ids.union(params.stop_token_ids) if not params.ignore_eos else frozenset(params.stop_token_ids)
+    def all_stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        """Tokens that end an answer: the request's own, and the model's unless it ignores them."""
+        own = frozenset(params.stop_token_ids)
+        return own if params.ignore_eos else self._eos_token_ids | own
 
     def statistics(self) -> dict[str, float]:
-        """``waiting``, ``running``, and counters since the start.
-
-        ``preempted`` is how often a sequence had to give way.
-        """
+        """``waiting``, ``running``, and counters since the start; ``preempted`` counts preemptions."""
         return {
             **self._counters,
-            "waiting": self._waits(),
+            "waiting": self._num_waiting(),
             "running": len(self.scheduler.running),
-            "preempted": self.scheduler.preempted,
+            "preempted": self.scheduler.num_preemptions,
         }
-
-    def step(self) -> bool:
-        """Schedule, run, postprocess. Returns whether there was work."""
-        worked = self._do_job()
-        self._receive()
-        plan = self.scheduler.schedule()
-        try:
-            if plan:
-                self._postprocess(plan, self._run(plan))
-        except Exception as error:  # one bad step fails its requests, not the engine
-            self._fail(plan, error)
-        return worked or bool(plan)
 
     def close(self) -> None:
         """Stop stepping; unfinished requests end as cancelled."""
-        self._loop.stop()
-        self._end_all("cancelled")
+        self._thread.stop()
+        self._shut_down("cancelled")
 
     def __enter__(self) -> Self:
         return self
@@ -150,12 +155,14 @@ class EngineBase(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def _handed_over(self, jobs: Items[Job]) -> Iterator[None]:
-        """Let the engine's thread do jobs; in the block, wait for their results."""
-        self._hand_over(self._jobs, jobs)
+    def _run_jobs(self, jobs: Items[Job[T]]) -> list[T]:
+        """Have the engine's thread run jobs between its steps, and wait for their results.
+
+        Raises EngineError if one fails or the engine is closed; the others are cancelled.
+        """
+        self._enqueue(self._jobs, jobs)
         try:
-            yield
+            return [job.result() for job in jobs]
         except CancelledError:
             raise EngineError("the engine was closed before it was done; start it again.") from None
         except Exception as error:
@@ -164,89 +171,92 @@ class EngineBase(ABC):
             for job in jobs:
                 job.cancel()
 
-    def _waits(self) -> int:
-        return len(self._arrivals) + self.scheduler.waits
+    def _num_waiting(self) -> int:
+        return len(self._new_sequences) + self.scheduler.num_waiting
 
-    def _hand_over(self, queue: deque[T], items: Items[T]) -> None:
+    def _enqueue(self, queue: deque[T], items: Items[T]) -> None:
         with self._lock:
             if self._closed:
                 raise EngineError("the engine is closed; start it again.")
             queue.extend(items)
-        self._loop.wake()
+        self._thread.wake()
 
-    def _do_job(self) -> bool:
+    def _run_next_job(self) -> bool:
+        """Run the oldest job, if there is room for it; returns whether it ran."""
         if not self._jobs or not self._jobs[0].ready():
             return False
         job = self._jobs.popleft()
         job.run()
-        self._counters["scored"] += job.scored
+        self._counters["scored"] += job.num_scored
         return True
 
-    def _receive(self) -> None:
-        """Take in what has arrived, and let go of what nobody waits for."""
-        while self._arrivals:
-            self.scheduler.add(self._arrivals.popleft())
+    def _add_new_sequences(self) -> None:
+        while self._new_sequences:
+            self.scheduler.add(self._new_sequences.popleft())
             self._counters["requests"] += 1
+
+    def _abort_cancelled(self) -> None:
         for sequence in self.scheduler.sequences:
-            if sequence.abandoned:
-                self._end(sequence, "cancelled")
+            if sequence.cancelled:
+                self._abort(sequence, "cancelled")
 
-    def _postprocess(self, plan: list[ScheduledTokens], chosen: list[int | None]) -> None:
-        tokens = iter(chosen)
+    def _postprocess(self, scheduled: list[ScheduledTokens], sampled: list[int | None]) -> None:
+        """Record what was computed, and append the sampled tokens to their sequences."""
+        tokens = iter(sampled)
         self._counters["steps"] += 1
-        self._counters["tokens_run"] += sum(work.tokens for work in plan)
-        for work in plan:
-            work.sequence.computed = work.end
-            self._cache.remember(work.sequence)
-            if work.samples:
-                self._accept(work.sequence, next(tokens))
+        self._counters["tokens_run"] += sum(each.num_tokens for each in scheduled)
+        for each in scheduled:
+            each.sequence.num_computed_tokens = each.end
+            self._cache.cache_tokens(each.sequence)
+            if each.needs_logits:
+                self._append_token(each.sequence, next(tokens))
 
-    def _accept(self, sequence: Sequence, token: int | None) -> None:
+    def _append_token(self, sequence: Sequence, token: int | None) -> None:
+        """Append a token, send its chunk, and finish the sequence if the token or its text ends the answer."""
         if token is None:
-            return self._end(sequence, "error", error=sequence.error or NOT_FINITE)
+            return self._abort(sequence, "error", sequence.sampler.error or NOT_FINITE)
         self._counters["tokens_generated"] += 1
-        sequence.generated.append(token)
-        ends = token in self.ending(sequence.request.sampling)
-        text = "" if ends else sequence.detokenizer.push(token)  # a token that ends is not part of the text
-        new = Chunk(text, (token,), logprobs=sequence.logprobs)
-        if ends or sequence.detokenizer.stopped or sequence.complete:
-            self._finish(sequence, "stop", new)
-        elif len(sequence.generated) == sequence.request.sampling.max_tokens:
-            self._finish(sequence, "length", new)
+        sequence.output_token_ids.append(token)
+        stops = token in self.all_stop_token_ids(sequence.request.sampling)
+        text = "" if stops else sequence.detokenizer.push(token)  # a stop token is not part of the text
+        chunk = Chunk(text, (token,), logprobs=sequence.sampler.logprobs)
+        if stops or sequence.detokenizer.stopped or sequence.sampler.constraint_complete:
+            self._finish(sequence, "stop", chunk)
+        elif len(sequence.output_token_ids) == sequence.request.sampling.max_tokens:
+            self._finish(sequence, "length", chunk)
         else:
-            _put(sequence, new)
+            _put(sequence, chunk)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, last: Chunk) -> None:
+        """Remove a sequence whose answer is complete; its last chunk gets the text that was held back."""
         self.scheduler.remove(sequence)
         _put(sequence, replace(last, text=last.text + sequence.detokenizer.finish(), finish_reason=reason))
 
-    def _end(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        error: str | None = None,
-    ) -> None:
+    def _abort(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
+        """Remove a sequence whose answer is incomplete, with an empty last chunk."""
         self.scheduler.remove(sequence)
         self._counters["cancelled"] += reason == "cancelled"
         self._counters["failed"] += reason == "error"
         _put(sequence, Chunk("", (), reason, error))
 
-    def _fail(self, plan: list[ScheduledTokens], error: Exception) -> None:
+    def _fail_step(self, scheduled: list[ScheduledTokens], error: Exception) -> None:
         sentence = f"the engine could not run this request: {type(error).__name__}: {error}"
-        alive = set(self.scheduler.running)
-        for work in plan:
-            if work.sequence in alive:
-                self._end(work.sequence, "error", error=sentence)
+        running = set(self.scheduler.running)
+        for each in scheduled:
+            if each.sequence in running:
+                self._abort(each.sequence, "error", sentence)
 
-    def _crash(self, error: Exception) -> None:
-        self._end_all("error", f"the engine broke down: {type(error).__name__}: {error}")
+    def _on_crash(self, error: Exception) -> None:
+        self._shut_down("error", f"the engine broke down: {type(error).__name__}: {error}")
 
-    def _end_all(self, reason: FinishReason, error: str | None = None) -> None:
+    def _shut_down(self, reason: FinishReason, error: str | None = None) -> None:
+        """Accept nothing more, and end every sequence and job."""
         with self._lock:
             self._closed = True
-        self._receive()
+        self._add_new_sequences()
+        self._abort_cancelled()
         for sequence in self.scheduler.sequences:
-            self._end(sequence, reason, error=error)
+            self._abort(sequence, reason, error)
         while self._jobs:
             self._jobs.popleft().cancel()
 
@@ -254,5 +264,5 @@ class EngineBase(ABC):
 def _put(sequence: Sequence, chunk: Chunk) -> None:
     stream = sequence.stream()
     if stream is not None:
-        stream.reused = sequence.reused or 0
+        stream.cached_tokens = sequence.num_cached_tokens or 0
         stream.put(chunk)

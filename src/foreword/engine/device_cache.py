@@ -1,4 +1,4 @@
-"""`DeviceCache`: prefixes and adapters that are in use, as the model needs them, each once."""
+"""`DeviceCache`: the prefixes and adapters in use, once each, in the model's dtype and on its device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from foreword.openmp import release_openmp_threads
 
 
 class DeviceCache:
-    """Every prefix and adapter once in the model's dtype and on its device, for as long as somebody holds the original.
+    """Converted copies of prefixes and adapters, kept for as long as the originals are referenced.
 
     Equal requests get the same object, by which attention and adapters know that they share it.
     """
@@ -28,65 +28,67 @@ class DeviceCache:
         self._dtype = dtype
         self._device = device
         self._adapters: WeakKeyDictionary[Adapter, Adapter] = WeakKeyDictionary()
-        self._converted: WeakKeyDictionary[KVPrefix, KVPrefix] = WeakKeyDictionary()
-        self._heads: WeakKeyDictionary[KVPrefix, WeakValueDictionary[int, KVPrefix]] = WeakKeyDictionary()
-        self._numbers: WeakKeyDictionary[Adapter, int] = WeakKeyDictionary()
-        self._fresh = count()
+        self._prefixes: WeakKeyDictionary[KVPrefix, KVPrefix] = WeakKeyDictionary()
+        self._slices: WeakKeyDictionary[KVPrefix, WeakValueDictionary[int, KVPrefix]] = WeakKeyDictionary()
+        self._adapter_ids: WeakKeyDictionary[Adapter, int] = WeakKeyDictionary()
+        self._next_adapter_id = count()
         self._lock = threading.Lock()
 
     @torch.no_grad()
+    def prefix(self, prefix: KVPrefix | None, length: int) -> KVPrefix | None:
+        """The first ``length`` positions of a prefix; ``None`` for none. Slices are views."""
+        if prefix is None or length == 0:
+            return None
+        with self._lock:
+            whole = self._converted(prefix)
+            if length == whole.length:
+                return whole
+            slices = self._slices.setdefault(prefix, WeakValueDictionary())
+            if (head := slices.get(length)) is None:
+                head = slices[length] = whole.head(length)
+            return head
+
+    @torch.no_grad()
     def adapter(self, adapter: Adapter | None) -> Adapter | None:
-        """An adapter ready to use. Raises ModelMismatch for one that was made for another model."""
+        """An adapter. Raises ModelMismatch for one that was made for another model."""
         if adapter is None:
             return None
         with self._lock:
-            known = self._adapters.get(adapter)
-            if known is None:
+            converted = self._adapters.get(adapter)
+            if converted is None:
                 check_adapter(adapter, self._model, "the adapter of this request")
-                known = adapter.to(dtype=self._dtype, device=self._device)
+                converted = adapter.to(dtype=self._dtype, device=self._device)
                 # An entry that holds its own key would never go away, so one that needs no change is wrapped anew.
-                known = Adapter(known.layers, known.scale)
-                self._adapters[adapter] = known
-            return known
+                converted = Adapter(converted.layers, converted.scale)
+                self._adapters[adapter] = converted
+            return converted
 
     def soft(self, soft: Tensor | None) -> Tensor | None:
-        """Soft tokens in the model's dtype and on its device."""
+        """Soft tokens; not kept."""
         return soft.to(dtype=self._dtype, device=self._device) if soft is not None else None
 
-    def root(self, request: Request) -> bytes:
-        """What the keys and values of a request's tokens depend on besides these tokens: equal for two requests only if
-        tokens of one may stand for those of the other. Soft tokens are never shared."""
+    def root_hash(self, request: Request) -> bytes:
+        """Hash of what the keys and values of a request's tokens depend on besides these tokens: prefix and adapter.
+
+        Requests with soft tokens get a random one, so that they never share pages.
+        """
         if request.soft is not None:
             return urandom(32)
         prefix = self.prefix(request.prefix, request.prefix_length)
         adapter = self.adapter(request.adapter)
-        parts = [prefix.digest if prefix is not None else "", str(self._number(adapter) if adapter is not None else "")]
-        return sha256("/".join(parts).encode()).digest()
+        digest = prefix.digest if prefix is not None else ""
+        adapter_id = str(self._adapter_id(adapter)) if adapter is not None else ""
+        return sha256(f"{digest}/{adapter_id}".encode()).digest()
 
-    def _number(self, adapter: Adapter) -> int:
+    def _adapter_id(self, adapter: Adapter) -> int:
         with self._lock:
-            return self._numbers.setdefault(adapter, next(self._fresh))
+            return self._adapter_ids.setdefault(adapter, next(self._next_adapter_id))
 
-    @torch.no_grad()
-    def prefix(self, prefix: KVPrefix | None, length: int) -> KVPrefix | None:
-        """The first ``length`` positions; ``None`` for none. Slices are views, and shared while in use."""
-        if prefix is None or length == 0:
-            return None
-        with self._lock:
-            whole = self._whole(prefix)
-            if length == whole.length:
-                return whole
-            heads = self._heads.setdefault(prefix, WeakValueDictionary())
-            head = heads.get(length)
-            if head is None:
-                head = heads[length] = whole.head(length)
-            return head
-
-    def _whole(self, prefix: KVPrefix) -> KVPrefix:
-        whole = self._converted.get(prefix)
-        if whole is None:
-            whole = prefix.to(dtype=self._dtype, device=self._device)
-            if whole is not prefix:  # an entry that holds its own key would never go away
-                self._converted[prefix] = whole
-                release_openmp_threads()  # what a caller's thread converted, the engine's uses
-        return whole
+    def _converted(self, prefix: KVPrefix) -> KVPrefix:
+        converted = self._prefixes.get(prefix)
+        if converted is None:
+            converted = prefix.to(dtype=self._dtype, device=self._device)
+            if converted is not prefix:  # an entry that holds its own key would never go away
+                self._prefixes[prefix] = converted
+                release_openmp_threads()  # converted by the caller's thread, used by the engine's
+        return converted

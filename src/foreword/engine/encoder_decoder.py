@@ -1,4 +1,4 @@
-"""`EncoderDecoderEngine`: what evaluation asks of an encoder-decoder. Nothing serves one."""
+"""`EncoderDecoderEngine`: scores and greedy answers of an encoder-decoder, for evaluation; nothing serves one."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from itertools import groupby
 from torch import Tensor
 
 from foreword.core import Batch, Front, KVPrefix, SamplingParams
-from foreword.engine import scorer
-from foreword.engine.admission import Admission
+from foreword.engine import scoring
 from foreword.engine.device_cache import DeviceCache
 from foreword.engine.encoder_decoder_stream import EncoderDecoderStream
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request, TokenLogprob
+from foreword.engine.request_validator import RequestValidator
 from foreword.errors import EngineError, RequestError, UnsupportedModel, UnsupportedOption
 from foreword.models import LanguageModel
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 
-UNUSED = (
+UNSUPPORTED_PARAMS = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
@@ -32,14 +32,14 @@ UNUSED = (
     "constraint",
 )
 
-# Padded tokens of the texts that are read together.
 BATCH_TOKENS = 4096
+"""Padded tokens of the texts in one batch."""
 
 
-def evaluator(
+def evaluation_engine(
     lm: LanguageModel, *, cache_bytes: int = 1 << 30, allow_other_weights: bool = False, reuse: bool = True
 ) -> Engine | EncoderDecoderEngine:
-    """The engine that measures a model: the one that serves it, except for an encoder-decoder, which nothing serves.
+    """The engine for evaluating a model: an `EncoderDecoderEngine` for an encoder-decoder, else the one that serves it.
 
     Args:
         reuse: see `Engine`; not for a model whose weights change meanwhile.
@@ -50,7 +50,7 @@ def evaluator(
 
 
 class EncoderDecoderEngine:
-    """Scores labels and writes greedy answers, in the thread of whoever asks: an `EngineProtocol` without a queue.
+    """An engine without a thread: it scores labels and generates greedily in the thread that calls it.
 
     Args:
         lm: an encoder-decoder.
@@ -59,48 +59,52 @@ class EncoderDecoderEngine:
 
     def __init__(self, lm: EncoderDecoder, *, allow_other_weights: bool = False) -> None:
         self.name, self.tokenizer, self.identity, self.context = lm.name, lm.tokenizer, lm.identity, lm.context
-        self.causal, self.decoder, self.reads_bank, self.alive = False, True, False, True
+        self.causal, self.is_encoder_decoder, self.loads_prefixes, self.alive = False, True, False, True
         self._lm = lm
-        self._residents = DeviceCache(lm.model, lm.dtype, lm.device)
-        self._admission = Admission(lm.identity, lm.context, sys.maxsize, allow_other_weights)
+        self._device_cache = DeviceCache(lm.model, lm.dtype, lm.device)
+        self._validator = RequestValidator(lm.identity, lm.context, sys.maxsize, allow_other_weights)
         self._waiting: list[EncoderDecoderStream] = []
         self._counters = dict.fromkeys(("requests", "tokens_generated", "scored"), 0)
 
     def submit(self, request: Request) -> EncoderDecoderStream:
-        """Keep a request until its answer is read. Raises UnsupportedOption for one that is to be sampled."""
+        """Keep a request until its stream is read.
+
+        Raises UnsupportedOption for a temperature above 0 and for `UNSUPPORTED_PARAMS`.
+        """
         self._check_open()
-        self._admission.check(request)
+        self._validator.check(request)
         if request.sampling.temperature:
             raise UnsupportedOption(
                 f"{self.name} is an encoder-decoder, which answers greedily; leave temperature at 0."
             )
-        usual = SamplingParams()
-        for name in UNUSED:
-            if getattr(request.sampling, name) != getattr(usual, name):
+        defaults = SamplingParams()
+        for name in UNSUPPORTED_PARAMS:
+            if getattr(request.sampling, name) != getattr(defaults, name):
                 raise UnsupportedOption(f"{self.name} is an encoder-decoder, which takes no {name}; leave it out.")
         detokenizer = Detokenizer(self.tokenizer, request.sampling.stop)
-        answer = EncoderDecoderStream(request, detokenizer, self._lm.end_ids, self._write_all)
-        self._waiting.append(answer)
+        stream = EncoderDecoderStream(request, detokenizer, self._lm.eos_token_ids, self._generate_waiting)
+        self._waiting.append(stream)
         self._counters["requests"] += 1
-        return answer
+        return stream
 
-    def score(self, prompts: Sequence[Prompt], choice: LabelScorer) -> Tensor:
+    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> Tensor:
         """See `EngineProtocol.score`."""
         self._check_open()
         for prompt in prompts:
-            self._admission.check_prompt(prompt, choice.longest)
-        return self._read(prompts, scorer.by_choice(choice))
+            self._validator.check_prompt(prompt, scorer.max_extra_tokens)
+        return self._score(prompts, scoring.label_scores(scorer))
 
-    def likelihood(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """See `EngineProtocol.likelihood`. The decoder begins at a prompt's first place, which has to be named."""
+    def token_logprobs(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """See `EngineProtocol.token_logprobs`. The decoder begins at a prompt's first place, so places must
+        be given."""
         self._check_open()
         for prompt in prompts:
-            self._admission.check_prompt(prompt, 0)
-            if not prompt.places:
+            self._validator.check_prompt(prompt, 0)
+            if not prompt.output_indices:
                 raise RequestError(f"{self.name} is an encoder-decoder; name the place that its decoder begins at.")
-        asked = [prompt.measured for prompt in prompts]
-        found = self._read(asked, scorer.following(BATCH_TOKENS))
-        return list(found[:, 0].split([len(prompt.places) for prompt in asked]))
+        measured = [prompt.for_token_logprobs for prompt in prompts]
+        scores = self._score(measured, scoring.next_token_logprobs(BATCH_TOKENS))
+        return list(scores[:, 0].split([len(prompt.output_indices) for prompt in measured]))
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """Raises UnsupportedModel: the prompt of an encoder-decoder is read as a whole."""
@@ -115,10 +119,10 @@ class EncoderDecoderEngine:
         return {**self._counters, "waiting": len(self._waiting)}
 
     def close(self) -> None:
-        """Answers that nobody has read end as cancelled."""
+        """Cancel the answers that were not read."""
         self.alive = False
-        for answer in self._waiting:
-            answer.cancel()
+        for stream in self._waiting:
+            stream.cancel()
         self._waiting.clear()
 
     def __enter__(self) -> EncoderDecoderEngine:
@@ -127,51 +131,54 @@ class EncoderDecoderEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, prompts: Sequence[Prompt], reading: scorer.ScoringSpec) -> Tensor:
-        pieces = scorer.pieces(self._lm, prompts, reading, self._residents, BATCH_TOKENS)
-        for piece in pieces:
-            piece.job.run()
+    def _score(self, prompts: Sequence[Prompt], spec: scoring.ScoringSpec) -> Tensor:
+        batches = scoring.make_batches(self._lm, prompts, spec, self._device_cache, BATCH_TOKENS)
+        for batch in batches:
+            batch.job.run()
         self._counters["scored"] += len(prompts)
-        return scorer.gathered(pieces, prompts, reading.labels)
+        results = [batch.job.result() for batch in batches]
+        return scoring.gather_scores(batches, results, prompts, spec.columns)
 
     def _check_open(self) -> None:
         if not self.alive:
             raise EngineError("the engine is closed; start it again.")
 
-    def _write_all(self) -> None:
-        """Write all answers that wait, those of one front and of similar lengths together."""
-        waiting = sorted((a for a in self._waiting if not a.ended), key=lambda a: (_front(a), len(a.request.token_ids)))
+    def _generate_waiting(self) -> None:
+        """Generate all waiting answers, those with the same soft prompt and similar lengths in one batch."""
+        waiting = [stream for stream in self._waiting if not stream.ended]
         self._waiting.clear()
-        for _, answers in groupby(waiting, _front):
-            for batch in _cut(list(answers)):
-                self._write(batch)
+        waiting.sort(key=lambda stream: (_soft_key(stream), len(stream.request.token_ids)))
+        for _, streams in groupby(waiting, _soft_key):
+            for batch in _split_batches(list(streams)):
+                self._generate(batch)
 
-    def _write(self, answers: list[EncoderDecoderStream]) -> None:
-        front = Front(inner=self._residents.soft(answers[0].request.soft))
-        batch = Batch.behind(front, [answer.request.token_ids for answer in answers], device=self._lm.device)
+    def _generate(self, streams: list[EncoderDecoderStream]) -> None:
+        front = Front(inner_soft=self._device_cache.soft(streams[0].request.soft))
+        batch = Batch.from_rows(front, [stream.request.token_ids for stream in streams], device=self._lm.device)
 
         def choose(logits: Tensor) -> list[int] | None:
-            most, tokens = logits.max(-1)  # the maximum of a row with a NaN is NaN
-            for answer, token, good in zip(answers, tokens.tolist(), most.isfinite().tolist(), strict=True):
-                answer.take(token if good else None)
-            return None if all(answer.ended for answer in answers) else tokens.tolist()
+            largest, tokens = logits.max(-1)  # the maximum of a row with a NaN is NaN
+            for stream, token, good in zip(streams, tokens.tolist(), largest.isfinite().tolist(), strict=True):
+                stream.append_token(token if good else None)
+            return None if all(stream.ended for stream in streams) else tokens.tolist()
 
-        self._lm.write(batch, choose)
-        self._counters["tokens_generated"] += sum(len(answer.token_ids) for answer in answers)
+        self._lm.decode(batch, choose)
+        self._counters["tokens_generated"] += sum(len(stream.token_ids) for stream in streams)
 
 
-def _front(answer: EncoderDecoderStream) -> int:
-    soft = answer.request.soft
+def _soft_key(stream: EncoderDecoderStream) -> int:
+    """Equal for requests with the same soft prompt."""
+    soft = stream.request.soft
     return soft.data_ptr() if soft is not None else 0  # slices of one task's soft tokens are one
 
 
-def _cut(answers: list[EncoderDecoderStream]) -> Iterator[list[EncoderDecoderStream]]:
-    """Sorted by length, in batches whose padded texts fit."""
+def _split_batches(streams: list[EncoderDecoderStream]) -> Iterator[list[EncoderDecoderStream]]:
+    """Streams sorted by length, in batches of at most `BATCH_TOKENS` padded tokens."""
     batch: list[EncoderDecoderStream] = []
-    for answer in answers:
-        if batch and (len(batch) + 1) * len(answer.request.token_ids) > BATCH_TOKENS:
+    for stream in streams:
+        if batch and (len(batch) + 1) * len(stream.request.token_ids) > BATCH_TOKENS:
             yield batch
             batch = []
-        batch.append(answer)
+        batch.append(stream)
     if batch:
         yield batch

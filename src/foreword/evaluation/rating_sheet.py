@@ -1,4 +1,4 @@
-"""A rating sheet: the answers of two tasks as A and B, for people who must not know whose they are.
+"""A blind rating sheet: the answers of two tasks as A and B, to be compared by people.
 
 The sheet is CSV as Excel reads it; which task is A and which is B, drawn for every row, is in a key file beside it.
 """
@@ -24,8 +24,8 @@ def key_file(sheet: Path) -> Path:
     return sheet.with_name(f"{sheet.name}.key.json")
 
 
-def check_free(sheet: Path) -> None:
-    """Raise UsageError rather than write over a sheet, which may hold hours of somebody's work."""
+def check_unused(sheet: Path) -> None:
+    """Raise UsageError if the sheet or its key exists: it may hold hours of work."""
     for file in (sheet, key_file(sheet)):
         if file.exists():
             raise UsageError(f"{file} exists, and there may be ratings in it; name another file, or remove it.")
@@ -38,7 +38,7 @@ def write_sheet(
 
     Args:
         sheet: the CSV file; nothing may be there.
-        fields: what of every row is shown.
+        fields: of every row that are shown.
         rows: that were evaluated.
         reports: of the two tasks, by name.
         seed: of the draw.
@@ -51,7 +51,7 @@ def write_sheet(
     """
     if len(reports) != 2:
         raise UsageError(f"a blind rating is of two different tasks, got {len(reports)}; name one with --compare.")
-    check_free(sheet)
+    check_unused(sheet)
     draw = random.Random(seed)
     orders = [draw.sample(list(reports), 2) for _ in rows]
     lines = [

@@ -113,7 +113,7 @@ def _base_model(lm: LanguageModel) -> str:
 
 
 def _task_type(lm: LanguageModel) -> str:
-    if lm.decoder:
+    if lm.is_encoder_decoder:
         return "SEQ_2_SEQ_LM"
     return "CAUSAL_LM" if lm.causal else "FEATURE_EXTRACTION"
 

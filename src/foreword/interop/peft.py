@@ -123,12 +123,12 @@ def import_peft(
 def _check_decoder(lm: LanguageModel, checkpoint: Checkpoint, *, soft: bool) -> None:
     """Raise for a checkpoint of an encoder-decoder that is not soft tokens, or that meets a model of another kind."""
     found = checkpoint.config.get("task_type")
-    if lm.decoder != (found == _SEQ_2_SEQ):
+    if lm.is_encoder_decoder != (found == _SEQ_2_SEQ):
         raise ModelMismatch(
             f"{checkpoint} is for {found}, {lm.name} is {lm.identity.architecture}; give the model it was made for "
             "with --model."
         )
-    if lm.decoder and not soft:
+    if lm.is_encoder_decoder and not soft:
         raise UsageError(
             f"{checkpoint} is {checkpoint.config['peft_type']}, and an encoder-decoder takes only soft tokens in front "
             "of its text; learn it again as PROMPT_TUNING."

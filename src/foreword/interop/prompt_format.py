@@ -37,7 +37,7 @@ class PromptFormat:
             UsageError: they do not fit together, or the template has soft tokens, which only the checkpoint has.
         """
         parsed = Template.parse(template) if template is not None else None
-        if parsed is not None and parsed.soft_tokens:
+        if parsed is not None and parsed.num_soft_tokens:
             raise UsageError("the soft tokens come from the checkpoint; take {soft:N} out of --template.")
         if (parsed is not None and parsed.has_mask) != (verbalizer is not None):
             raise UsageError("a --template with {mask} and a --verbalizer go together; give both, or neither.")

@@ -91,7 +91,7 @@ def import_ptuning(
         if wording.verbalizer is not None:
             raise UsageError(f"{checkpoint} has a head of its own; leave --verbalizer out, or add --prefix-only.")
         wording = PromptFormat(wording.template or "{tokens}")
-        Template.parse(str(wording.template)).only_field()
+        Template.parse(str(wording.template)).single_field()
     return Task(
         name,
         "p-tuning-v2",

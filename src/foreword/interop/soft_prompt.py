@@ -20,15 +20,15 @@ def inside(lm: LanguageModel, task: Task) -> int:
     if task.template is None:
         return 0
     template = Template.parse(task.template)
-    pieces = template.beginning
+    pieces = template.constant_pieces
     leading = not lm.causal and all(isinstance(piece, SoftSlot) for piece in pieces)
     in_front = sum(piece.length for piece in pieces if isinstance(piece, SoftSlot)) if leading else 0
-    return template.inner_soft(lm.causal) - in_front
+    return template.num_inner_soft_tokens(lm.causal) - in_front
 
 
 def placed(task: Task) -> Tensor | None:
     """The soft tokens that the template of an encoder's task has places for: the last ones of those learned."""
-    count = Template.parse(task.template).soft_tokens if task.template is not None else 0
+    count = Template.parse(task.template).num_soft_tokens if task.template is not None else 0
     return task.soft[-count:] if task.soft is not None and count else None
 
 

@@ -22,13 +22,13 @@ class DecoderInputs:
     """
 
     batch: Batch
-    places: tuple[list[int], ...]
-    texts: tuple[int, ...]
+    token_indices: tuple[list[int], ...]
+    text_indices: tuple[int, ...]
     rows: tuple[int, ...]
     depths: tuple[int, ...]
 
     @classmethod
-    def of(cls, batch: Batch) -> DecoderInputs:
+    def from_batch(cls, batch: Batch) -> DecoderInputs:
         paths: list[list[int]] = []
         texts: list[int] = []
         count = 0
@@ -41,13 +41,13 @@ class DecoderInputs:
         row_of = {end: row for row, end in enumerate(sorted(set(ends)))}
         return cls(
             batch,
-            places=tuple(paths[end] for end in row_of),
-            texts=tuple(texts[end] for end in row_of),
+            token_indices=tuple(paths[end] for end in row_of),
+            text_indices=tuple(texts[end] for end in row_of),
             rows=tuple(row_of[end] for end in ends),
             depths=tuple(0 if parent is None else len(paths[parent]) for parent in batch.parents),
         )
 
-    def at(self, place: int) -> tuple[int, int]:
+    def logits_index(self, place: int) -> tuple[int, int]:
         """Row, and column behind the start token, of the logits after a token. Raises UsageError inside a text."""
         index = bisect_right(self.batch.starts, place) - 1
         start, end = self.batch.starts[index : index + 2]

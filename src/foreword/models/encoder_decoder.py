@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
-from foreword.attention import Attend
+from foreword.attention import AttentionFn
 from foreword.core import Batch
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.decoder_inputs import DecoderInputs
@@ -34,16 +34,16 @@ class EncoderDecoder(LanguageModel):
         start_id: the token that the decoder begins with.
     """
 
-    decoder: ClassVar[bool] = True
-    start_id: int = 0
+    is_encoder_decoder: ClassVar[bool] = True
+    decoder_start_token_id: int = 0
 
     def logits(
         self,
         batch: Batch,
-        rows: Tensor,
+        output_indices: Tensor,
         *,
-        attend: Attend | None = None,
-        on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | None = None,
+        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Logits ``[K, vocab]`` after the last token of a text, or after tokens of the decoder.
 
@@ -56,44 +56,47 @@ class EncoderDecoder(LanguageModel):
             UnsupportedModel: there are prefixes or adapters.
             UsageError: soft tokens without a text, or a place inside a text.
         """
-        if attend is not None or on_keys is not None:
+        if attend is not None or on_keys_values is not None:
             raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose keys and values are not kept.")
-        states, mask = self._read(batch)
-        written = DecoderInputs.of(batch)
-        texts = torch.tensor(written.texts, device=self.device)
-        ids = [torch.cat([texts.new_tensor([self.start_id]), batch.token_ids[places]]) for places in written.places]
+        states, mask = self._encode(batch)
+        written = DecoderInputs.from_batch(batch)
+        texts = torch.tensor(written.text_indices, device=self.device)
+        ids = [
+            torch.cat([texts.new_tensor([self.decoder_start_token_id]), batch.token_ids[places]])
+            for places in written.token_indices
+        ]
         output = self.model(
             encoder_outputs=BaseModelOutput(states[texts]),
             attention_mask=mask[texts],
             # What stands behind a row's end is never seen by the tokens in front of it.
-            decoder_input_ids=pad_sequence(ids, batch_first=True, padding_value=self.start_id),
+            decoder_input_ids=pad_sequence(ids, batch_first=True, padding_value=self.decoder_start_token_id),
             use_cache=False,
         )
-        chosen = torch.tensor([written.at(place) for place in rows.tolist()], device=self.device)
+        chosen = torch.tensor([written.logits_index(place) for place in output_indices.tolist()], device=self.device)
         return output.logits[chosen[:, 0], chosen[:, 1]]
 
-    def hidden(
+    def hidden_states(
         self,
         batch: Batch,
-        rows: Tensor,
+        output_indices: Tensor,
         *,
-        attend: Attend | None = None,
-        on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | None = None,
+        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Raises UnsupportedModel: neither heads nor lowering work on an encoder-decoder."""
-        del batch, rows, attend, on_keys
+        del batch, output_indices, attend, on_keys_values
         raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose hidden states no head or prefix is made of.")
 
     @torch.inference_mode()
-    def write(self, batch: Batch, choose: Callable[[Tensor], Sequence[int] | None]) -> None:
+    def decode(self, batch: Batch, choose: Callable[[Tensor], Sequence[int] | None]) -> None:
         """Run the decoder behind all texts of a batch, token by token.
 
         Args:
             batch: texts alone.
             choose: gets logits ``[texts, vocab]`` float32 and gives the next token of every text, or ``None`` to stop.
         """
-        states, mask = self._read(batch)
-        tokens: Sequence[int] | None = [self.start_id] * len(states)
+        states, mask = self._encode(batch)
+        tokens: Sequence[int] | None = [self.decoder_start_token_id] * len(states)
         cache = None
         while tokens is not None:
             output = self.model(
@@ -106,12 +109,12 @@ class EncoderDecoder(LanguageModel):
             cache = output.past_key_values
             tokens = choose(output.logits[:, -1].float())
 
-    def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The encoder's states ``[texts, longest, hidden]`` and which of them are there ``[texts, longest]``."""
         self._check(batch)
         embedded = self.model.get_input_embeddings()(batch.token_ids)
-        if batch.embeds is not None and batch.embed_rows is not None:
-            embedded = embedded.index_copy(0, batch.embed_rows, batch.embeds.to(embedded.dtype))
+        if batch.embeds is not None and batch.embed_indices is not None:
+            embedded = embedded.index_copy(0, batch.embed_indices, batch.embeds.to(embedded.dtype))
         texts = [i for i, parent in enumerate(batch.parents) if parent is None]
         rows = [embedded[batch.starts[i] : batch.starts[i + 1]] for i in texts]
         mask = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
@@ -124,7 +127,7 @@ class EncoderDecoder(LanguageModel):
                 f"{self.name} is an encoder-decoder, which takes soft tokens in front of its text and neither prefixes "
                 "nor adapters; learn with prompt-tuning or p-tuning."
             )
-        places = batch.embed_rows.tolist() if batch.embed_rows is not None else []
+        places = batch.embed_indices.tolist() if batch.embed_indices is not None else []
         soft = [bisect_right(batch.starts, place) - 1 for place in places]
         alone = {i for i in set(soft) if soft.count(i) == batch.lengths[i]}
         if alone or any(batch.parents[i] is not None for i in soft):

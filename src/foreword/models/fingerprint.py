@@ -61,7 +61,9 @@ def rope_parameters(config: Any) -> str:
     return json.dumps(_without_nulls(rope), sort_keys=True, default=str)
 
 
-def identify(model: Any, tokenizer: Any, layers: tuple[LayerShape, ...], folder: Path | None = None) -> ModelIdentity:
+def compute_identity(
+    model: Any, tokenizer: Any, layers: tuple[LayerShape, ...], folder: Path | None = None
+) -> ModelIdentity:
     """What prefixes of a model must agree with.
 
     Args:

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from foreword.core import LayerShape, ModelIdentity
 from foreword.errors import UnsupportedModel
 from foreword.home import default_model
-from foreword.models.fingerprint import identify
-from foreword.models.load import auto_class, describe, positions, pull
+from foreword.models.fingerprint import compute_identity
+from foreword.models.load import auto_class, load_config_and_tokenizer, max_positions, pull
 
 TOKENS = 2
 
@@ -39,7 +39,7 @@ class ModelInfo:
     tokenizer: Any
     identity: ModelIdentity
     context: int | None
-    linear: tuple[str, tuple[int, int]] | None = None
+    first_linear: tuple[str, tuple[int, int]] | None = None
 
 
 def model_info(
@@ -60,7 +60,7 @@ def model_info(
     """
     name = name or default_model()
     folder = pull(name, progress)
-    config, tokenizer = describe(str(folder), name, trust_remote_code)
+    config, tokenizer = load_config_and_tokenizer(str(folder), name, trust_remote_code)
     if auto_class(config) is not AutoModelForCausalLM:
         raise UnsupportedModel(f"{name} is no causal model ({type(config).__name__}); serve it with --engine embedded.")
     try:
@@ -73,8 +73,8 @@ def model_info(
             shapes = tuple(LayerShape(int(e.keys.shape[1]), e.keys.shape[-1], e.values.shape[-1]) for e in layers)
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedModel(f"{name} ({type(config).__name__}) shows no keys and values: {error!r}.") from error
-    identity = identify(model, tokenizer, shapes, folder)
-    context = positions(config.get_text_config())
+    identity = compute_identity(model, tokenizer, shapes, folder)
+    context = max_positions(config.get_text_config())
     return ModelInfo(name, folder, tokenizer, identity, context, _first_linear(model))
 
 

@@ -22,7 +22,7 @@ class PromptEncoder(nn.Module):
     def soft_tokens(self) -> Tensor | None:
         """All learned soft tokens ``[length, hidden]`` as they are now, without gradients; ``None`` if there are none.
 
-        They are what other soft prompts can start from (`foreword.prompts.init.transfer`).
+        They are what other soft prompts can start from (`foreword.prompts.init.from_task`).
         """
         return None
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from foreword.core import Combine, Task
 from foreword.errors import UsageError
-from foreword.prompts.stackable import check_prefix_alone
+from foreword.prompts.stackable import require_bare_prefix
 
 
 def ensemble(name: str, tasks: Sequence[Task], combine: Combine) -> Task:
@@ -24,7 +24,7 @@ def ensemble(name: str, tasks: Sequence[Task], combine: Combine) -> Task:
         raise UsageError(f"an ensemble needs two tasks or more, found {len(tasks)}; name those to be combined.")
     first = tasks[0]
     for task in tasks:
-        check_prefix_alone(task, "combined")
+        require_bare_prefix(task, "combined")
         _check_choice(task)
         _check_alike(first, task)
     _check_different(tasks)

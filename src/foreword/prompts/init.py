@@ -53,9 +53,9 @@ class InitialValues:
     soft: Tensor | None = None
     prefix: KVPrefix | None = None
     adapter: Adapter | None = None
-    lead: tuple[int, ...] | None = None
+    constant_prefix: tuple[int, ...] | None = None
     bos: Bos = "request"
-    behind: KVPrefix | None = None
+    frozen_prefix: KVPrefix | None = None
 
 
 Initializer = Callable[[int, torch.Generator], InitialValues]
@@ -83,7 +83,7 @@ def sampled_vocabulary(lm: LanguageModel) -> Initializer:
     return start
 
 
-def text(lm: LanguageModel, source: str) -> Initializer:
+def from_text(lm: LanguageModel, source: str) -> Initializer:
     """The tokens of a text: repeated if it is too short, and its last ones if it is too long.
 
     The end is kept because it is what the request follows.
@@ -99,7 +99,7 @@ def text(lm: LanguageModel, source: str) -> Initializer:
     return start
 
 
-def transfer(task: Task, *, soft: bool = False) -> Initializer:
+def from_task(task: Task, *, soft: bool = False) -> Initializer:
     """What another task has learned, as it stands (SPoT, Vu et al. 2022, arXiv:2110.07904).
 
     Keys and values may come from any task that has a prefix, whatever it was learned as. Soft tokens cannot be had back

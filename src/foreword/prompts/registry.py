@@ -30,7 +30,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def method(name: str, **options: Any) -> Method:
+def get_method(name: str, **options: Any) -> Method:
     """The method called ``name`` with some of its options set, such as ``rank=4``.
 
     Raises:

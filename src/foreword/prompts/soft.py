@@ -31,34 +31,40 @@ class SoftTokens(PromptEncoder):
         behind: a prefix that they stand behind, as it is.
     """
 
-    lead: Tensor
-    places: Tensor
+    constant_embeds: Tensor
+    soft_indices: Tensor
 
     def __init__(
         self,
         initial: Tensor,
-        lead: Tensor,
-        places: Sequence[int],
+        constant_embeds: Tensor,
+        soft_indices: Sequence[int],
         bos: Bos,
         reparam: Reparam | None = None,
-        behind: KVPrefix | None = None,
+        frozen_prefix: KVPrefix | None = None,
     ) -> None:
         super().__init__()
         self.values = TrainableValues(initial, reparam)
-        self.register_buffer("lead", lead, persistent=False)
-        self.register_buffer("places", torch.tensor(places, dtype=torch.long, device=lead.device), persistent=False)
+        self.register_buffer("constant_embeds", constant_embeds, persistent=False)
+        self.register_buffer(
+            "soft_indices",
+            torch.tensor(soft_indices, dtype=torch.long, device=constant_embeds.device),
+            persistent=False,
+        )
         self._bos: Bos = bos
-        self._behind = behind
+        self._frozen_prefix = frozen_prefix
 
     def front(self) -> Front:
-        values = self.values().to(self.lead.dtype)
-        ahead = len(self.places)
-        soft = self.lead.index_copy(0, self.places, values[:ahead]) if len(self.lead) else None
-        return Front(self._behind, soft, values[ahead:] if ahead < len(values) else None, bos=self._bos)
+        values = self.values().to(self.constant_embeds.dtype)
+        ahead = len(self.soft_indices)
+        soft = (
+            self.constant_embeds.index_copy(0, self.soft_indices, values[:ahead]) if len(self.constant_embeds) else None
+        )
+        return Front(self._frozen_prefix, soft, values[ahead:] if ahead < len(values) else None, bos=self._bos)
 
     @torch.no_grad()
     def soft_tokens(self) -> Tensor:
-        return self.values().to(self.lead.dtype).clone()
+        return self.values().to(self.constant_embeds.dtype).clone()
 
 
 @dataclass(frozen=True)
@@ -110,14 +116,14 @@ class PTuning:
 def _soft_tokens(lm: LanguageModel, start: InitialValues, reparam: Reparam | None = None) -> SoftTokens:
     initial = _initial(lm, start)
     in_front = [soft_id(index) for index in range(start.length)] if lm.causal else []
-    lead = list(start.lead) if start.lead is not None else in_front
+    lead = list(start.constant_prefix) if start.constant_prefix is not None else in_front
     places = [place for place, token in enumerate(lead) if token < 0]
     if [lead[place] for place in places] != in_front[: len(places)]:
         raise UsageError(
             f"the constant beginning of the template must name the first of {start.length} soft tokens in order, and "
             f"none for a model that reads in both directions; got {[-1 - lead[place] for place in places]}."
         )
-    behind = start.behind.to(dtype=lm.dtype, device=lm.device) if start.behind is not None else None
+    behind = start.frozen_prefix.to(dtype=lm.dtype, device=lm.device) if start.frozen_prefix is not None else None
     return SoftTokens(initial, _embeddings(lm, [max(token, 0) for token in lead]), places, start.bos, reparam, behind)
 
 

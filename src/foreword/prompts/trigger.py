@@ -38,7 +38,7 @@ class TriggerTokens(PromptEncoder):
         """The tokens as they are now."""
         return tuple(self.token_ids.tolist())
 
-    def change(self, trigger: Sequence[int]) -> None:
+    def set_tokens(self, trigger: Sequence[int]) -> None:
         """Put other tokens in their place, as many."""
         self.token_ids.copy_(torch.tensor(trigger))
 
@@ -46,10 +46,10 @@ class TriggerTokens(PromptEncoder):
     def front(self) -> Front:
         """Their embeddings: in front of the rows of a causal model, behind the beginning-of-text token; inside those of
         an encoder."""
-        specials = seam.specials(self._lm.tokenizer)[0] if self._lm.causal else ()
+        specials = seam.special_tokens(self._lm.tokenizer)[0] if self._lm.causal else ()
         ids = torch.cat([self.token_ids.new_tensor(specials), self.token_ids])
         values = self._lm.model.get_input_embeddings()(ids).clone()
-        return Front(soft=values, bos="prefix") if self._lm.causal else Front(inner=values)
+        return Front(soft=values, bos="prefix") if self._lm.causal else Front(inner_soft=values)
 
 
 @dataclass(frozen=True)

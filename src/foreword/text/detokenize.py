@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-UNFINISHED = "\ufffd"
+REPLACEMENT_CHARACTER = "\ufffd"
 
 
 class Detokenizer:
@@ -17,10 +17,10 @@ class Detokenizer:
         least: a stop text that is complete within so many tokens ends nothing.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), least: int = 0) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._left = least  # tokens until a stop text counts
+        self._left = min_tokens  # tokens until a stop text counts
         self._window: list[int] = []  # the last tokens that were released, and those that were not
         self._released = 0  # tokens of the window
         self._given = 0  # characters of the window that were released
@@ -32,7 +32,7 @@ class Detokenizer:
         self._window.append(token_id)
         self._left -= 1
         text = self._decode(self._window)
-        if len(text) <= self._given or text.endswith(UNFINISHED):
+        if len(text) <= self._given or text.endswith(REPLACEMENT_CHARACTER):
             return ""
         fresh = text[self._given :]
         # Decoders join spaces and bytes across tokens, so one released piece stays for context; the window must

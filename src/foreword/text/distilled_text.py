@@ -26,7 +26,7 @@ def stands_for_text(task: Task) -> bool:
 def encode_continuation(tokenizer: PreTrainedTokenizerBase, task: Task, text: str) -> list[int]:
     """Token ids that a text has where it continues the task's; those that it has alone where the two merge."""
     try:
-        return seam.continuation(tokenizer, text, _leading(tokenizer, task)[-_SEAM:])
+        return seam.continuation_ids(tokenizer, text, _leading(tokenizer, task)[-_SEAM:])
     except TemplateError:
         return seam.encode(tokenizer, text, bos=False)
 
@@ -38,7 +38,9 @@ def encode_conversation(
     if task.kind != "system":
         return encode_continuation(tokenizer, task, chat.without_bos(tokenizer, chat.render(tokenizer, messages)))
     rendered = chat.render(tokenizer, messages, system=task.text)
-    return encode_continuation(tokenizer, task, rendered[seam.common_length(_leading(tokenizer, task), rendered) :])
+    return encode_continuation(
+        tokenizer, task, rendered[seam.common_prefix_length(_leading(tokenizer, task), rendered) :]
+    )
 
 
 def _leading(tokenizer: PreTrainedTokenizerBase, task: Task) -> str:

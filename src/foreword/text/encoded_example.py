@@ -33,7 +33,7 @@ class EncodedExample:
     """
 
     token_ids: tuple[int, ...]
-    places: tuple[int, ...]
+    output_indices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -64,61 +64,61 @@ class ExampleEncoder:
     tokenizer: PreTrainedTokenizerBase
     causal: bool = True
     bos: bool = True
-    lead: int = 0
-    decoder: bool = False
+    num_prefix_soft_tokens: int = 0
+    is_encoder_decoder: bool = False
 
-    def answer(self, filled: FilledTemplate) -> EncodedExample:
+    def encode_prompt(self, filled: FilledTemplate) -> EncodedExample:
         """A row whose answer is a word or a text.
 
         Raises:
             TemplateError: text behind an answer that is written, or a model without a mask token.
             RequestError: there is nothing to run.
         """
-        before = self._encode(_behind_lead(filled.prompt, self.lead))
-        if not self.causal and not self.decoder:
+        before = self._encode(_after_soft_tokens(filled.prompt, self.num_prefix_soft_tokens))
+        if not self.causal and not self.is_encoder_decoder:
             mask = self._mask_id()
-            after = seam.continuation(self.tokenizer, filled.after, "") if filled.after else []
-            return _question([*before, mask, *after, *self._end()], (len(before),))
+            after = seam.continuation_ids(self.tokenizer, filled.after, "") if filled.after else []
+            return _encoded([*before, mask, *after, *self._end()], (len(before),))
         if filled.after:
             raise TemplateError(
                 f"the text {filled.after[:20]!r} behind the answer is never seen by a model that writes its answers; "
                 "end the template with {mask} or {target:...}."
             )
-        ids = [*before, *self._end()] if self.decoder else before
-        return _question(ids, (len(ids) - 1,))
+        ids = [*before, *self._end()] if self.is_encoder_decoder else before
+        return _encoded(ids, (len(ids) - 1,))
 
-    def state(self, filled: FilledTemplate) -> EncodedExample:
+    def encode_sequence(self, filled: FilledTemplate) -> EncodedExample:
         """A row whose one hidden state is labelled: of the first token for encoders, of the last for causal models."""
-        pieces = _behind_lead(filled.prompt, self.lead)
+        pieces = _after_soft_tokens(filled.prompt, self.num_prefix_soft_tokens)
         ids = self._encode(pieces)
         if self.causal:
-            return _question(ids, (len(ids) - 1,))
+            return _encoded(ids, (len(ids) - 1,))
         first = next((at for at, token in enumerate(ids) if token >= 0), 0)
-        return _question([*ids, *self._end()], (first,))
+        return _encoded([*ids, *self._end()], (first,))
 
-    def words(self, words: Sequence[str], soft: int = 0) -> EncodedExample:
+    def encode_words(self, words: Sequence[str], soft: int = 0) -> EncodedExample:
         """A row of words, behind ``soft`` soft tokens. Labelled is the state of each word's first token, as is usual
         for encoders, and of its last one in causal models, where the first has not seen the word.
 
         Raises TemplateError for a word without tokens.
         """
-        before, after = seam.specials(self.tokenizer)
+        before, after = seam.special_tokens(self.tokenizer)
         ids = [*map(soft_id, range(soft)), *(before if self.bos else ())]
         places = []
         for index, word in enumerate(words):
-            pieces = seam.continuation(self.tokenizer, f" {word}" if index else word, "")
+            pieces = seam.continuation_ids(self.tokenizer, f" {word}" if index else word, "")
             if not pieces:
                 raise TemplateError(f"word {index + 1}, {word!r}, has no tokens; take it out.")
             places.append(len(ids) + (len(pieces) - 1 if self.causal else 0))
             ids += pieces
-        return _question(ids if self.causal else [*ids, *after], tuple(places))
+        return _encoded(ids if self.causal else [*ids, *after], tuple(places))
 
-    def beginning(self, template: Template) -> ConstantPrefix:
+    def constant_prefix(self, template: Template) -> ConstantPrefix:
         """The lead of a template: everything up to the last soft token before its first field.
 
         Empty for encoders, whose soft tokens see the request and cannot be computed ahead.
         """
-        pieces: tuple[Piece, ...] = template.beginning if self.causal else ()
+        pieces: tuple[Piece, ...] = template.constant_pieces if self.causal else ()
         text = any(isinstance(piece, str) for piece in pieces)
         return ConstantPrefix(tuple(self._encode(pieces, bos=text)), text)
 
@@ -132,7 +132,7 @@ class ExampleEncoder:
                 ids += map(soft_id, range(soft, soft + piece.length))
                 soft += piece.length
             elif started:
-                ids += seam.continuation(self.tokenizer, piece, "")
+                ids += seam.continuation_ids(self.tokenizer, piece, "")
             else:
                 ids += seam.encode(self.tokenizer, piece, bos=bos)
                 started = True
@@ -140,7 +140,7 @@ class ExampleEncoder:
 
     def _end(self) -> tuple[int, ...]:
         """The special tokens that close a whole text."""
-        return seam.specials(self.tokenizer)[1]
+        return seam.special_tokens(self.tokenizer)[1]
 
     def _mask_id(self) -> int:
         mask = getattr(self.tokenizer, "mask_token_id", None)
@@ -151,7 +151,7 @@ class ExampleEncoder:
         return int(mask)
 
 
-def _behind_lead(pieces: Sequence[Piece], lead: int) -> Sequence[Piece]:
+def _after_soft_tokens(pieces: Sequence[Piece], lead: int) -> Sequence[Piece]:
     """What stands behind the first ``lead`` soft tokens, which end at the end of a slot."""
     passed = 0
     for index, piece in enumerate(pieces):
@@ -163,7 +163,7 @@ def _behind_lead(pieces: Sequence[Piece], lead: int) -> Sequence[Piece]:
     return pieces[len(pieces) :] if lead else pieces
 
 
-def _question(ids: Sequence[int], places: tuple[int, ...]) -> EncodedExample:
+def _encoded(ids: Sequence[int], places: tuple[int, ...]) -> EncodedExample:
     if not ids:
         raise RequestError("the request is empty, so there is nothing to continue; send at least one token.")
     return EncodedExample(tuple(ids), places)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from foreword.core import Batch, Front, Head
 from foreword.errors import TemplateError
 from foreword.text.encoded_example import EncodedExample
-from foreword.text.ragged import lay_out
+from foreword.text.ragged import make_batch
 from foreword.text.verbalizer import Verbalizer, WordTrie
 
 if TYPE_CHECKING:
@@ -30,20 +30,20 @@ class LabelScorer(Protocol):
         longest: tokens that a question grows by at most.
     """
 
-    hidden: ClassVar[bool]
+    uses_hidden_states: ClassVar[bool]
 
     @property
-    def labels(self) -> int: ...
+    def num_labels(self) -> int: ...
 
     @property
-    def longest(self) -> int: ...
+    def max_extra_tokens(self) -> int: ...
 
-    def size(self, question: EncodedExample) -> int:
+    def num_tokens(self, example: EncodedExample) -> int:
         """Tokens that the question takes in a batch."""
         ...
 
-    def lay_out(
-        self, front: Front, questions: Sequence[EncodedExample], device: torch.device | str | None = None
+    def make_batch(
+        self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
         """The batch, and the places in it whose outputs `scores` needs."""
         ...
@@ -58,22 +58,22 @@ class LabelScorer(Protocol):
 class WordScorer:
     """The words of a verbalizer behind each question of a causal model, as one token trie."""
 
-    hidden: ClassVar[bool] = False
+    uses_hidden_states: ClassVar[bool] = False
     trie: WordTrie
 
     @property
-    def labels(self) -> int:
-        return self.trie.labels
+    def num_labels(self) -> int:
+        return self.trie.num_labels
 
     @property
-    def longest(self) -> int:
+    def max_extra_tokens(self) -> int:
         return max(len(path) for _, path in self.trie.words)
 
-    def size(self, question: EncodedExample) -> int:
-        return len(question.token_ids) + len(self.trie.inner)
+    def num_tokens(self, example: EncodedExample) -> int:
+        return len(example.token_ids) + len(self.trie.inner_nodes)
 
-    def lay_out(
-        self, front: Front, questions: Sequence[EncodedExample], device: torch.device | str | None = None
+    def make_batch(
+        self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
         """Each question once, and behind it one row for every inner node of the trie.
 
@@ -83,15 +83,15 @@ class WordScorer:
 
         rows: list[Sequence[int]] = []
         parents: list[int | None] = []
-        for question in questions:
+        for example in examples:
             at: dict[int | None, int] = {None: len(rows)}
-            rows.append(question.token_ids)
+            rows.append(example.token_ids)
             parents.append(None)
-            for node in self.trie.inner:
+            for node in self.trie.inner_nodes:
                 at[node] = len(rows)
                 rows.append((self.trie.tokens[node],))
                 parents.append(at[self.trie.parents[node]])
-        batch = Batch.behind(front, rows, parents, device)
+        batch = Batch.from_rows(front, rows, parents, device)
         return batch, torch.tensor(batch.starts[len(batch.starts) - len(rows) :], device=device) - 1
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,7 @@ class WordScorer:
         import torch
 
         trie = self.trie
-        slots: dict[int | None, int] = {None: 0} | {node: 1 + index for index, node in enumerate(trie.inner)}
+        slots: dict[int | None, int] = {None: 0} | {node: 1 + index for index, node in enumerate(trie.inner_nodes)}
         rows = outputs.unflatten(0, (-1, len(slots)))
         above = torch.tensor([slots[parent] for parent in trie.parents], device=outputs.device)
         tokens = torch.tensor(trie.tokens, device=outputs.device)
@@ -124,31 +124,31 @@ class MaskScorer:
         labels: how many labels there are.
     """
 
-    hidden: ClassVar[bool] = False
+    uses_hidden_states: ClassVar[bool] = False
     words: tuple[tuple[int, tuple[int, ...]], ...]
-    labels: int
+    num_labels: int
 
     @property
-    def longest(self) -> int:
+    def max_extra_tokens(self) -> int:
         return self._lengths[-1] - 1
 
-    def size(self, question: EncodedExample) -> int:
-        return sum(len(question.token_ids) + length - 1 for length in self._lengths)
+    def num_tokens(self, example: EncodedExample) -> int:
+        return sum(len(example.token_ids) + length - 1 for length in self._lengths)
 
-    def lay_out(
-        self, front: Front, questions: Sequence[EncodedExample], device: torch.device | str | None = None
+    def make_batch(
+        self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
         """Each question once for every length of a word, with as many masks."""
         import torch
 
         rows, masks = [], []
-        for question in questions:
-            (place,) = question.places
-            ids = question.token_ids
+        for example in examples:
+            (place,) = example.output_indices
+            ids = example.token_ids
             for length in self._lengths:
                 rows.append((*ids[:place], *(ids[place],) * length, *ids[place + 1 :]))
                 masks.append(range(place, place + length))
-        batch = Batch.behind(front, rows, device=device)
+        batch = Batch.from_rows(front, rows, device=device)
         starts = batch.starts[len(batch.lengths) - len(rows) :]
         places = [start + at for start, group in zip(starts, masks, strict=False) for at in group]
         return batch, torch.tensor(places, device=device)
@@ -161,7 +161,7 @@ class MaskScorer:
         rows = outputs.unflatten(0, (-1, sum(self._lengths))).to(wide)
         rows = rows - rows.logsumexp(-1, keepdim=True)
         labels = []
-        for label in range(self.labels):
+        for label in range(self.num_labels):
             found = [self._word(rows, tokens) for owner, tokens in self.words if owner == label]
             labels.append(torch.stack(found, -1).logsumexp(-1))
         return torch.stack(labels, -1)
@@ -187,26 +187,26 @@ class HeadScorer:
         bias: ``[labels]``.
     """
 
-    hidden: ClassVar[bool] = True
+    uses_hidden_states: ClassVar[bool] = True
     weight: torch.Tensor
     bias: torch.Tensor
 
     @property
-    def labels(self) -> int:
+    def num_labels(self) -> int:
         return int(self.weight.shape[0])
 
     @property
-    def longest(self) -> int:
+    def max_extra_tokens(self) -> int:
         return 0
 
-    def size(self, question: EncodedExample) -> int:
-        return len(question.token_ids)
+    def num_tokens(self, example: EncodedExample) -> int:
+        return len(example.token_ids)
 
-    def lay_out(
-        self, front: Front, questions: Sequence[EncodedExample], device: torch.device | str | None = None
+    def make_batch(
+        self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
         """Each question once; all its places."""
-        return lay_out(front, questions, device)
+        return make_batch(front, examples, device)
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
         """Logits of the labels; ``outputs`` are hidden states ``[answers, hidden]``."""
@@ -218,7 +218,12 @@ class HeadScorer:
 
 
 def word_scorer(
-    tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer, after: str, *, causal: bool, decoder: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    verbalizer: Verbalizer,
+    after: str,
+    *,
+    causal: bool,
+    is_encoder_decoder: bool = False,
 ) -> WordScorer | MaskScorer:
     """The words of a verbalizer, as they continue ``after``, the literal text before ``{mask}``.
 
@@ -226,9 +231,9 @@ def word_scorer(
 
     Raises VerbalizerError if two labels share a token sequence, TemplateError if a word merges with ``after``.
     """
-    if causal or decoder:
-        return WordScorer(verbalizer.encode(tokenizer, None if decoder else after))
-    words = verbalizer.tokens(tokenizer, after)
+    if causal or is_encoder_decoder:
+        return WordScorer(verbalizer.build_trie(tokenizer, None if is_encoder_decoder else after))
+    words = verbalizer.token_sequences(tokenizer, after)
     return MaskScorer(tuple((label, tokens) for tokens, label in words.items()), len(verbalizer.words))
 
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def lay_out(
+def make_batch(
     front: Front,
-    questions: Sequence[EncodedExample],
+    examples: Sequence[EncodedExample],
     device: torch.device | str | None = None,
     *,
-    decoder: bool = False,
+    is_encoder_decoder: bool = False,
 ) -> tuple[Batch, torch.Tensor]:
     """Each question once; all its places.
 
@@ -31,28 +31,28 @@ def lay_out(
 
     rows: list[Sequence[int]] = []
     parents: list[int | None] = []
-    for question in questions:
-        end = question.places[0] + 1 if decoder else len(question.token_ids)
-        rows.append(question.token_ids[:end])
+    for example in examples:
+        end = example.output_indices[0] + 1 if is_encoder_decoder else len(example.token_ids)
+        rows.append(example.token_ids[:end])
         parents.append(None)
-        if end < len(question.token_ids):
-            rows.append(question.token_ids[end:])
+        if end < len(example.token_ids):
+            rows.append(example.token_ids[end:])
             parents.append(len(rows) - 2)
-    batch = Batch.behind(front, rows, parents, device)
+    batch = Batch.from_rows(front, rows, parents, device)
     places, start = [], batch.starts[len(batch.lengths) - len(rows)]
-    for question in questions:
-        places += [start + place for place in question.places]
-        start += len(question.token_ids)
+    for example in examples:
+        places += [start + place for place in example.output_indices]
+        start += len(example.token_ids)
     return batch, torch.tensor(places, device=device)
 
 
-def passes(items: Sequence[tuple[T, int]], tokens: int) -> Iterator[list[T]]:
+def batch_by_tokens(items: Sequence[tuple[T, int]], max_tokens: int) -> Iterator[list[T]]:
     """Items with their sizes, in their order, as many at a time as fit into a forward of so many tokens; one that has
     more by itself goes alone."""
     chosen: list[T] = []
     used = 0
     for item, size in items:
-        if chosen and used + size > tokens:
+        if chosen and used + size > max_tokens:
             yield chosen
             chosen, used = [], 0
         chosen.append(item)

@@ -20,7 +20,7 @@ _ANCHORS = ("\n", ":", "a")
 _PROBES = ("a", "0", ".", "的")
 
 
-def specials(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the tokenizer itself puts before and after a text.
 
     Llama: a beginning-of-text token before; BERT: ``[CLS]`` before and ``[SEP]`` after; GPT-2: none.
@@ -47,10 +47,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, bos: bool) -> list[
             "read; send the whole character."
         ) from None
     ids = _ids(tokenizer, text, add_special_tokens=False)
-    return [*specials(tokenizer)[0], *ids] if bos else ids
+    return [*special_tokens(tokenizer)[0], *ids] if bos else ids
 
 
-def continuation(tokenizer: PreTrainedTokenizerBase, text: str, after: str) -> list[int]:
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str) -> list[int]:
     """Token ids that ``text`` has when it continues ``after`` (empty: unknown text).
 
     Raises TemplateError if the two merge, so that no token boundary lies between them.
@@ -67,12 +67,12 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, after: str) -> l
     )
 
 
-def written(tokenizer: PreTrainedTokenizerBase, text: str, after: str | None) -> list[int]:
+def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str | None) -> list[int]:
     """Token ids of an answer: as it continues ``after``, or as a decoder begins it on its own (``None``)."""
-    return encode(tokenizer, text, bos=True) if after is None else continuation(tokenizer, text, after)
+    return encode(tokenizer, text, bos=True) if after is None else continuation_ids(tokenizer, text, after)
 
 
-def common_length(a: Sequence[object], b: Sequence[object]) -> int:
+def common_prefix_length(a: Sequence[object], b: Sequence[object]) -> int:
     """Length of the longest common prefix of two sequences: token ids, or the characters of two texts."""
     for index, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:
@@ -80,7 +80,7 @@ def common_length(a: Sequence[object], b: Sequence[object]) -> int:
     return min(len(a), len(b))
 
 
-def split_static(prefix_ids: Sequence[int], joined_ids: Sequence[int]) -> tuple[int, list[int]]:
+def match_prefix(prefix_ids: Sequence[int], joined_ids: Sequence[int]) -> tuple[int, list[int]]:
     """How many positions of a static prefix the joined text can use, and the ids that remain to be run.
 
     Keys are causal, so any slice of a static prefix is exact. At least one id remains, since the next token
@@ -88,7 +88,7 @@ def split_static(prefix_ids: Sequence[int], joined_ids: Sequence[int]) -> tuple[
     """
     if not joined_ids:
         raise RequestError("the request is empty, so there is nothing to continue; send at least one token.")
-    usable = min(common_length(prefix_ids, joined_ids), len(joined_ids) - 1)
+    usable = min(common_prefix_length(prefix_ids, joined_ids), len(joined_ids) - 1)
     return usable, list(joined_ids[usable:])
 
 

@@ -25,17 +25,17 @@ class Literal:
 
 
 @dataclass(frozen=True)
-class Field:
+class InputField:
     name: str
 
 
 @dataclass(frozen=True)
-class Mask:
+class MaskSlot:
     pass
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetField:
     field: str
 
 
@@ -44,7 +44,7 @@ class SoftSlot:
     length: int
 
 
-Part = Literal | Field | Mask | Target | SoftSlot
+TemplatePart = Literal | InputField | MaskSlot | TargetField | SoftSlot
 
 _RESERVED = ("mask", "soft", "target")
 _PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
@@ -84,7 +84,7 @@ class Template:
     """A parsed template; ``parts`` never hold two neighbouring texts."""
 
     source: str
-    parts: tuple[Part, ...]
+    parts: tuple[TemplatePart, ...]
 
     @classmethod
     def parse(cls, source: str) -> Template:
@@ -103,33 +103,33 @@ class Template:
     @property
     def fields(self) -> tuple[str, ...]:
         """Input fields in the order of their first use; the target is not one of them."""
-        return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, Field)))
+        return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, InputField)))
 
     @property
     def target(self) -> str | None:
         """The field that holds the text to be generated, or None."""
-        return next((part.field for part in self.parts if isinstance(part, Target)), None)
+        return next((part.field for part in self.parts if isinstance(part, TargetField)), None)
 
     @property
     def has_mask(self) -> bool:
-        return any(isinstance(part, Mask) for part in self.parts)
+        return any(isinstance(part, MaskSlot) for part in self.parts)
 
     @property
-    def soft_tokens(self) -> int:
+    def num_soft_tokens(self) -> int:
         """Soft tokens of all ``{soft:N}`` together."""
         return sum(part.length for part in self.parts if isinstance(part, SoftSlot))
 
-    def only_field(self) -> str:
+    def single_field(self) -> str:
         """The one field of a template that tags words. Raises TemplateError if there is more in it than soft tokens."""
         rest = [part for part in self.parts if not isinstance(part, SoftSlot)]
-        if len(rest) != 1 or not isinstance(rest[0], Field):
+        if len(rest) != 1 or not isinstance(rest[0], InputField):
             raise TemplateError(
-                f"the template {_shown(self.source)} must be one field to tag its words; write it as '{{tokens}}'."
+                f"the template {_quoted(self.source)} must be one field to tag its words; write it as '{{tokens}}'."
             )
         return rest[0].name
 
     @property
-    def beginning(self) -> tuple[str | SoftSlot, ...]:
+    def constant_pieces(self) -> tuple[str | SoftSlot, ...]:
         """Text and soft tokens up to the last ``{soft:N}`` before the first field or answer; empty without one."""
         pieces: list[str | SoftSlot] = []
         end = 0
@@ -140,20 +140,20 @@ class Template:
             end = len(pieces) if isinstance(part, SoftSlot) else end
         return tuple(pieces[:end])
 
-    def plain(self) -> Template:
+    def without_soft_tokens(self) -> Template:
         """The same without its soft tokens: what it says before anything is learned."""
         return Template.parse("".join(_source(part) for part in self.parts if not isinstance(part, SoftSlot)))
 
-    def inner_soft(self, causal: bool) -> int:
+    def num_inner_soft_tokens(self, causal: bool) -> int:
         """Soft tokens that stay inside a row: all of an encoder's, those behind `beginning` of a causal model's."""
-        ahead = sum(piece.length for piece in self.beginning if isinstance(piece, SoftSlot)) if causal else 0
-        return self.soft_tokens - ahead
+        ahead = sum(piece.length for piece in self.constant_pieces if isinstance(piece, SoftSlot)) if causal else 0
+        return self.num_soft_tokens - ahead
 
     @property
     def before_answer(self) -> str:
         """The literal text directly before the answer; empty if something else stands there, or no answer."""
         for before, part in zip((None, *self.parts), self.parts, strict=False):
-            if isinstance(part, Mask | Target):
+            if isinstance(part, MaskSlot | TargetField):
                 return before.text if isinstance(before, Literal) else ""
         return ""
 
@@ -161,7 +161,7 @@ class Template:
         """Raise TemplateError unless the template says where the answer goes."""
         if not self.has_mask and self.target is None:
             raise TemplateError(
-                f"the template {_shown(self.source)} has no place for the answer; add {{mask}} where the "
+                f"the template {_quoted(self.source)} has no place for the answer; add {{mask}} where the "
                 "label goes, or {target:field} where the text of a field is to be generated."
             )
 
@@ -188,21 +188,21 @@ class Template:
         target: str | None = None
         pieces = prompt
         for part in self.parts:
-            if isinstance(part, Target) and answer:
+            if isinstance(part, TargetField) and answer:
                 target = _texts(row, part.field, where)[0]
-            if isinstance(part, Mask | Target):
+            if isinstance(part, MaskSlot | TargetField):
                 pieces = after
             else:
                 pieces.append(_piece(part, row, where))
         return FilledTemplate(_compact(prompt), target, _joined(after))
 
 
-def _source(part: Part) -> str:
+def _source(part: TemplatePart) -> str:
     if isinstance(part, Literal):
         return part.text.replace("{", "{{").replace("}", "}}")
-    if isinstance(part, Field):
+    if isinstance(part, InputField):
         return f"{{{part.name}}}"
-    return f"{{target:{part.field}}}" if isinstance(part, Target) else "{mask}"
+    return f"{{target:{part.field}}}" if isinstance(part, TargetField) else "{mask}"
 
 
 def _texts(row: Mapping[str, object], name: str, where: str) -> tuple[str, ...]:
@@ -224,33 +224,33 @@ def decode_escapes(text: str) -> str:
     return _ESCAPE.sub(lambda match: _ESCAPED[match[1]], text)
 
 
-def _part(source: str, piece: re.Match[str]) -> Part:
+def _part(source: str, piece: re.Match[str]) -> TemplatePart:
     token, start = piece.group(), piece.start()
     if token in ("{{", "}}"):
         return Literal(token[0])
     if token == "{":
-        raise _wrong(source, start, "'{' is never closed; close it with '}', or write '{{' for a literal brace")
+        raise _error_at(source, start, "'{' is never closed; close it with '}', or write '{{' for a literal brace")
     if token == "}":
-        raise _wrong(source, start, "'}' closes nothing; open it with '{', or write '}}' for a literal brace")
+        raise _error_at(source, start, "'}' closes nothing; open it with '{', or write '}}' for a literal brace")
     return _slot(source, start, token[1:-1]) if token[0] == "{" else Literal(token)
 
 
-def _slot(source: str, start: int, body: str) -> Part:
+def _slot(source: str, start: int, body: str) -> TemplatePart:
     name, colon, argument = body.partition(":")
     if body == "mask":
-        return Mask()
+        return MaskSlot()
     if colon and name == "soft" and _LENGTH.fullmatch(argument):
         return SoftSlot(int(argument))
     # Behind the colon nothing is reserved: data sets with a column called "target" are common.
     if colon and name == "target" and argument.isidentifier():
-        return Target(argument)
+        return TargetField(argument)
     if not colon and name.isidentifier() and name not in _RESERVED:
-        return Field(name)
-    raise _wrong(source, start, _slot_problem(body))
+        return InputField(name)
+    raise _error_at(source, start, _slot_problem(body))
 
 
 def _slot_problem(body: str) -> str:
-    slot = _shown(f"{{{body}}}")
+    slot = _quoted(f"{{{body}}}")
     name, _, _ = body.partition(":")
     if not body:
         return "'{}' names no field; write '{field}', or '{{}}' for literal braces"
@@ -264,37 +264,37 @@ def _slot_problem(body: str) -> str:
     )
 
 
-def _check_answer(source: str, placed: list[tuple[int, Part]]) -> None:
-    answer: Part | None = None
+def _check_answer(source: str, placed: list[tuple[int, TemplatePart]]) -> None:
+    answer: TemplatePart | None = None
     for start, part in placed:
-        if isinstance(part, Mask | Target):
+        if isinstance(part, MaskSlot | TargetField):
             if answer is not None:
-                raise _wrong(source, start, _second_answer(answer, part))
+                raise _error_at(source, start, _second_answer(answer, part))
             answer = part
         elif isinstance(part, SoftSlot) and answer is not None:
-            raise _wrong(source, start, "soft tokens cannot stand behind the answer; move them in front of it")
+            raise _error_at(source, start, "soft tokens cannot stand behind the answer; move them in front of it")
 
 
-def _second_answer(first: Part, second: Part) -> str:
-    if isinstance(first, Mask) and isinstance(second, Mask):
+def _second_answer(first: TemplatePart, second: TemplatePart) -> str:
+    if isinstance(first, MaskSlot) and isinstance(second, MaskSlot):
         return "a second '{mask}'; keep one, since an example has one label"
-    if isinstance(first, Target) and isinstance(second, Target):
+    if isinstance(first, TargetField) and isinstance(second, TargetField):
         return "a second '{target:...}'; keep one, since an example has one answer"
     return "both '{mask}' and '{target:...}'; keep '{mask}' to classify, or '{target:field}' to generate"
 
 
-def _wrong(source: str, start: int, problem: str) -> TemplateError:
+def _error_at(source: str, start: int, problem: str) -> TemplateError:
     lines = source[:start].split("\n")
     line = f"line {len(lines)} " if "\n" in source else ""
-    return TemplateError(f"template {_shown(source)}, {line}column {len(lines[-1]) + 1}: {problem}.")
+    return TemplateError(f"template {_quoted(source)}, {line}column {len(lines[-1]) + 1}: {problem}.")
 
 
-def _shown(source: str) -> str:
+def _quoted(source: str) -> str:
     return repr(source if len(source) <= 60 else source[:57] + "...")
 
 
-def _merged(parts: Iterable[Part]) -> tuple[Part, ...]:
-    merged: list[Part] = []
+def _merged(parts: Iterable[TemplatePart]) -> tuple[TemplatePart, ...]:
+    merged: list[TemplatePart] = []
     for part in parts:
         last = merged[-1] if merged else None
         if isinstance(part, Literal) and isinstance(last, Literal):
@@ -304,10 +304,10 @@ def _merged(parts: Iterable[Part]) -> tuple[Part, ...]:
     return tuple(merged)
 
 
-def _piece(part: Literal | Field | SoftSlot, row: Mapping[str, object], where: str) -> str | SoftSlot:
+def _piece(part: Literal | InputField | SoftSlot, row: Mapping[str, object], where: str) -> str | SoftSlot:
     if isinstance(part, Literal):
         return part.text
-    return _value(row, part.name, where) if isinstance(part, Field) else part
+    return _value(row, part.name, where) if isinstance(part, InputField) else part
 
 
 def _value(row: Mapping[str, object], name: str, where: str) -> str:

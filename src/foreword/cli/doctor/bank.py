@@ -26,7 +26,7 @@ def check_bank(bank: Bank, model: ModelIdentity | None) -> list[Finding]:
         names = bank.names()
     except BankError as error:
         return [Finding("bank", "reachable", "broken", str(error))]
-    findings = [Finding("bank", bank.place, "good", f"{len(names)} tasks"), _writable(bank)]
+    findings = [Finding("bank", bank.location, "good", f"{len(names)} tasks"), _writable(bank)]
     with Progress("verifying", len(names), "tasks") as progress:
         for name in names:
             findings += _verified(bank, name)
@@ -38,7 +38,7 @@ def check_bank(bank: Bank, model: ModelIdentity | None) -> list[Finding]:
 
 def _writable(bank: Bank) -> Finding:
     try:
-        bank.try_write()
+        bank.check_writable()
     except BankError as error:
         return Finding("bank", "writable", "broken", str(error))
     return Finding("bank", "writable", "good", "yes")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from foreword.cli import options
 from foreword.cli.doctor.finding import Finding
 from foreword.cli.doctor.installation import check_installation
+from foreword.cli.doctor.llamacpp import check_llamacpp
 from foreword.errors import DoctorError, ForewordError
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def doctor(
 ) -> None:
     """Check installation, model, bank and engine, and say what to mend.
 
-    The model is proved to carry prefixes, every file of the bank is read, and the engine answers once. Fails if
-    something is broken.
+    The model is proved to carry prefixes, every file of the bank is read, and the engine answers once; with llama.cpp
+    installed, a GGUF file runs a prompt on it, too. Fails if something is broken.
 
     Example: foreword doctor --model ./my-model
     """
@@ -51,6 +52,7 @@ def doctor(
         from foreword.cli.doctor.engine import check_engine
 
         findings += check_engine(lm)
+    findings += check_llamacpp(model or options.default_model())
     broken = [each for each in findings if each.state == "broken"]
     if json:
         data = {**facts, "healthy": not broken, "findings": [each.to_json() for each in findings]}

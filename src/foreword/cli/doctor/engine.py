@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from foreword.cli import options
 from foreword.cli.doctor.finding import Finding
-from foreword.cli.figures import Meter
+from foreword.cli.generation_stats import GenerationTimer
 from foreword.errors import EngineError, ForewordError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ TOKENS = 8
 
 def check_engine(lm: LanguageModel) -> list[Finding]:
     """Start it, ask it once, and stop it."""
-    if lm.decoder:
+    if lm.is_encoder_decoder:
         return [Finding("engine", "serving", "note", "no engine serves encoder-decoders; they learn and are evaluated")]
     try:
         return [_generated(lm) if lm.causal else _scored(lm)]
@@ -31,18 +31,18 @@ def _generated(lm: LanguageModel) -> Finding:
     from foreword.core import SamplingParams
     from foreword.engine.protocol import Request
     from foreword.prompts.static import static_task
-    from foreword.text import request
+    from foreword.text import task_prompts
 
     task = static_task(lm, "doctor", "prompt", FRONT)
-    prompt = request.from_text(lm.tokenizer, task, REQUEST)
+    prompt = task_prompts.from_text(lm.tokenizer, task, REQUEST)
     with options.open_engine(lm) as engine:
-        meter = Meter()
-        stream = engine.submit(Request.of(prompt, SamplingParams(max_tokens=TOKENS, ignore_eos=True)))
+        timer = GenerationTimer()
+        stream = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=TOKENS, ignore_eos=True)))
         for chunk in stream:
-            meter.take(chunk)
+            timer.take(chunk)
             if chunk.error is not None:
                 raise EngineError(chunk.error)
-    return Finding("engine", "answer behind a prefix", "good", str(meter.figures(stream)))
+    return Finding("engine", "answer behind a prefix", "good", str(timer.stats(stream)))
 
 
 def _scored(lm: LanguageModel) -> Finding:
@@ -51,7 +51,7 @@ def _scored(lm: LanguageModel) -> Finding:
     from foreword.core import Head
     from foreword.prompts.lower import activations
     from foreword.text.label_scorers import head_scorer
-    from foreword.text.request import Prompt
+    from foreword.text.prompt import Prompt
 
     front, ids = (tuple(lm.tokenizer(text).input_ids) for text in (FRONT, REQUEST))
     prompt = Prompt(ids, activations(lm, front), len(front))

@@ -9,7 +9,7 @@ from typing import Any
 
 from foreword.core import SamplingParams
 from foreword.errors import RequestError, UnsupportedOption
-from foreword.text.detokenize import UNFINISHED
+from foreword.text.detokenize import REPLACEMENT_CHARACTER
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _unknown(name: str) -> str:
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:
     text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    if not text or UNFINISHED in text:
+    if not text or REPLACEMENT_CHARACTER in text:
         raise RequestError(
             f"stop_words_list has {list(ids)}, which is no text that an answer could hold; give a text in "
             "stop_words_str, or one id by itself."

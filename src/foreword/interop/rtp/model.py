@@ -12,7 +12,7 @@ from foreword.errors import UnsupportedModel, UnsupportedOption, UsageError
 from foreword.interop.rtp.generate_config import GenerateConfig
 from foreword.interop.rtp.task_prefixes import TaskPrefixes, prompts_of, ptuning_task
 from foreword.models import LanguageModel, load_model
-from foreword.text.prompt_rows import StaticPrompt
+from foreword.text.static_prompts import StaticPrompt
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Model:
     def __init__(
         self, lm: LanguageModel, ptuning: Task | None, prompts: list[StaticPrompt], *, max_seq_len: int = 0
     ) -> None:
-        if not lm.causal or lm.decoder:
+        if not lm.causal or lm.is_encoder_decoder:
             raise UnsupportedModel(f"{lm.name} ({lm.identity.architecture}) continues no text; give a causal model.")
         self.tokenizer = lm.tokenizer
         self._fronts = TaskPrefixes(lm, ptuning, prompts)
@@ -101,9 +101,9 @@ class Model:
     def submit(self, text: str, config: GenerateConfig) -> list[Stream]:
         """Ask for the answers to one prompt; hold on to them, or they are cancelled."""
         prompt = self._fronts.prompt(config.task, text, all_ids=config.repetition_penalty != 1)
-        sampling = config.sampling(self.tokenizer, lambda usual: prompt.fitting(usual, self.engine.context))
-        request = Request.of(prompt, sampling, group=config.task or "")
-        return [self.engine.submit(copy) for copy in request.copies(max(1, config.num_return_sequences))]
+        sampling = config.sampling(self.tokenizer, lambda usual: prompt.cap_max_tokens(usual, self.engine.context))
+        request = Request.from_prompt(prompt, sampling, group=config.task or "")
+        return [self.engine.submit(copy) for copy in request.fan_out(max(1, config.num_return_sequences))]
 
     def stop(self) -> None:
         """Stop the engine; answers on their way end with an error."""

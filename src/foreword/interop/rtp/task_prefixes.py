@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foreword.bank.names import hint
+from foreword.bank.names import suggest
 from foreword.core import KVPrefix, Task
 from foreword.errors import UnknownTask, UsageError
 from foreword.interop import peft, ptuning
@@ -17,8 +17,9 @@ from foreword.models import LanguageModel
 from foreword.prompts.lower import lower_tokens
 from foreword.prompts.static import static_task
 from foreword.text import chat
-from foreword.text.prompt_rows import StaticPrompt, parse_prompts, read_prompts
-from foreword.text.request import Prompt, from_text, require_generation
+from foreword.text.prompt import Prompt
+from foreword.text.static_prompts import StaticPrompt, parse_prompts, read_prompts
+from foreword.text.task_prompts import from_text, require_generation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,7 +81,7 @@ class StackedPrompt:
         if prompt.kind == "system":
             text = chat.without_bos(lm.tokenizer, chat.system_text(lm.tokenizer, text))
         ids = from_text(lm.tokenizer, front, text).token_ids
-        return cls(front, text, ids, lower_tokens(lm, ids, behind=front.prefix))
+        return cls(front, text, ids, lower_tokens(lm, ids, past=front.prefix))
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase, text: str, *, all_ids: bool) -> Prompt:
         """The joined text behind ``front``, of which the static part is computed already.
@@ -142,4 +143,4 @@ class TaskPrefixes:
     def _mend(self, task_id: str) -> str:
         if not self._static:
             return f"set {FILE} to a file of static prompts before the model is loaded."
-        return hint(task_id, list(self._static), f"cat ${FILE}")
+        return suggest(task_id, list(self._static), f"cat ${FILE}")

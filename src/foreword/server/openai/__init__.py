@@ -1,1 +1,1 @@
-"""The routes of OpenAI's API: chat and text completions, models, tokenize."""
+"""OpenAI's routes: chat and text completions, models; and vLLM's tokenize."""

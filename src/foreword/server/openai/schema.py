@@ -1,19 +1,26 @@
-"""What a request body may hold. A field is used, or it changes nothing, or it is refused by name."""
+"""Request bodies of the two completions endpoints. A field is used, or it changes nothing, or it is refused by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from annotated_types import Predicate
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from foreword.core import MOST_LOGPROBS, Constraint
-from foreword.evaluation.answering import CHAT_TOKENS
+from foreword.core import MAX_LOGPROBS, Constraint
+from foreword.evaluation.sampling_params import CHAT_MAX_TOKENS
+from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, must_be
+
+# Not by `min_length`, which refuses halves of surrogate pairs.
+NonEmptyStr = Annotated[str, Predicate(bool)]
+TokenIdText = Annotated[str, Field(pattern="^[0-9]+$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Messages = Annotated[NonEmptyList[dict[str, Any]], must_be("a list, not empty, of messages")]
 
 
-def only(*neutral: object) -> AfterValidator:
-    """Accept an option that is not supported, if it is absent or has a value that changes nothing."""
+def unsupported(*neutral: object) -> AfterValidator:
+    """Refuse an option of OpenAI's API unless it is absent or has a value that changes nothing."""
 
     def check(value: object) -> object:
         # Compared with their types, because 0 == False in Python and not in JSON.
@@ -22,77 +29,6 @@ def only(*neutral: object) -> AfterValidator:
         raise PydanticCustomError("unsupported_parameter", "is not supported; leave it out")
 
     return AfterValidator(check)
-
-
-def shaped(expected: str, fits: Callable[[object], bool]) -> BeforeValidator:
-    """Say what is expected in one sentence, where pydantic would list every branch of a union."""
-
-    def check(value: object) -> object:
-        if value is None or fits(value):
-            return value
-        raise PydanticCustomError("invalid_value", "must be {expected}", {"expected": expected})
-
-    return BeforeValidator(check)
-
-
-def is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_list_of(fits: Callable[[object], bool]) -> Callable[[object], bool]:
-    """A test for a list, not empty, of values that pass a test."""
-    return lambda value: isinstance(value, list) and bool(value) and all(map(fits, value))
-
-
-def is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) or is_int(value)
-
-
-def _is_stop(value: object) -> bool:
-    texts = [value] if isinstance(value, str) else value
-    return isinstance(texts, list) and len(texts) <= 16 and all(isinstance(t, str) and t for t in texts)
-
-
-def _is_bias(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(token, str)
-        and token.isascii()
-        and token.isdigit()
-        and isinstance(bias, int | float)
-        and not isinstance(bias, bool)
-        and -100 <= bias <= 100
-        for token, bias in value.items()
-    )
-
-
-def _is_prompt(value: object) -> bool:
-    ids = is_list_of(is_int)
-    return isinstance(value, str) or any(is_list_of(fits)(value) for fits in (is_text, is_int, ids))
-
-
-def shown(example: dict[str, Any]) -> ConfigDict:
-    """The OpenAPI page shows this example."""
-    return ConfigDict(json_schema_extra={"examples": [example]})
-
-
-class Body(BaseModel):
-    """What all bodies share: which task is asked, and that nothing unknown is let through."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    model: str | None = Field(None, description="The base model, a task, or task@version.")
-    task_id: Annotated[int | str | None, shaped("a task's name or number", _is_name)] = Field(
-        None, description="Names the task as `model` does; the two must not contradict each other."
-    )
-    user: Any = None
-    metadata: Any = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
 
 
 class StreamOptions(BaseModel):
@@ -110,7 +46,7 @@ class JsonSchema(BaseModel):
     name: Any = None
     description: Any = None
     strict: Any = None
-    form: dict[str, Any] = Field(alias="schema")
+    schema_: dict[str, Any] = Field(alias="schema")
 
 
 class ResponseFormat(BaseModel):
@@ -128,7 +64,7 @@ class ResponseFormat(BaseModel):
     @property
     def constraint(self) -> Constraint | None:
         if self.json_schema is not None:
-            return Constraint.json_schema(self.json_schema.form)
+            return Constraint.json_schema(self.json_schema.schema_)
         return Constraint.json_schema({"type": "object"}) if self.type == "json_object" else None
 
 
@@ -137,30 +73,30 @@ class StructuredOutputs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    form: dict[str, Any] | str | None = Field(None, alias="json")
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
-        if [self.form, self.regex, self.choice].count(None) != 2:
+        if [self.json_, self.regex, self.choice].count(None) != 2:
             raise PydanticCustomError("invalid_value", "must hold one of json, regex and choice")
         return self
 
     @property
     def constraint(self) -> Constraint:
-        if self.form is not None:
-            return Constraint.json_schema(self.form)
+        if self.json_ is not None:
+            return Constraint.json_schema(self.json_)
         return Constraint.regex(self.regex) if self.regex is not None else Constraint.choice(self.choice or [])
 
 
-class Generation(Body):
+class GenerationRequest(TaskRequestBody):
     """Options of both completions endpoints.
 
-    ``usual_tokens`` is the bound of an answer when neither the request nor the task gives one.
+    ``default_max_tokens`` is the bound of an answer when neither the request nor the task gives one.
     """
 
-    usual_tokens: ClassVar[int]
+    default_max_tokens: ClassVar[int]
 
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(
@@ -173,7 +109,10 @@ class Generation(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, description="0 and -1 keep all tokens.")
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: Annotated[str | list[str] | None, shaped("a text or a list of up to 16 texts, none empty", _is_stop)] = None
+    stop: Annotated[
+        NonEmptyStr | Annotated[list[NonEmptyStr], Field(max_length=16)] | None,
+        must_be("a text or a list of up to 16 texts, none empty"),
+    ] = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
@@ -190,7 +129,7 @@ class Generation(Body):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: Annotated[
-        dict[str, float] | None, shaped("an object of token ids to numbers from -100 to 100", _is_bias)
+        dict[TokenIdText, Bias] | None, must_be("an object of token ids to numbers from -100 to 100")
     ] = None
     structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's: json, regex or choice.")
 
@@ -207,12 +146,12 @@ class Generation(Body):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
-    def answer_tokens(self) -> int | None:
+    def max_answer_tokens(self) -> int | None:
         """The bound of the answer that the request asks for, if any."""
         return self.max_tokens
 
     @property
-    def wanted_logprobs(self) -> int | None:
+    def num_logprobs(self) -> int | None:
         """How many of the most probable tokens to report beside every chosen one; ``None`` reports nothing."""
         return None
 
@@ -222,35 +161,34 @@ class Generation(Body):
         return self.structured_outputs.constraint if self.structured_outputs is not None else None
 
 
-class ChatRequest(Generation):
+class ChatRequest(GenerationRequest):
     """``POST /v1/chat/completions``."""
 
-    model_config = shown({"model": "support", "messages": [{"role": "user", "content": "Where is my order?"}]})
+    model_config = example_request(
+        {"model": "support", "messages": [{"role": "user", "content": "Where is my order?"}]}
+    )
 
-    usual_tokens = CHAT_TOKENS
+    default_max_tokens = CHAT_MAX_TOKENS
 
-    messages: Annotated[
-        list[dict[str, Any]],
-        shaped("a list, not empty, of messages", is_list_of(lambda v: isinstance(v, dict))),
-    ]
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1)
     store: Any = None
     prompt_cache_retention: Any = None
     parallel_tool_calls: Any = None
 
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
-    tools: Annotated[Any, only([])] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
-    functions: Annotated[Any, only([])] = None
-    function_call: Annotated[Any, only("none", "auto")] = None
-    modalities: Annotated[Any, only(["text"])] = None
-    audio: Annotated[Any, only()] = None
-    prediction: Annotated[Any, only()] = None
-    reasoning_effort: Annotated[Any, only()] = None
-    verbosity: Annotated[Any, only()] = None
-    web_search_options: Annotated[Any, only()] = None
+    tools: Annotated[Any, unsupported([])] = None
+    tool_choice: Annotated[Any, unsupported("none", "auto")] = None
+    functions: Annotated[Any, unsupported([])] = None
+    function_call: Annotated[Any, unsupported("none", "auto")] = None
+    modalities: Annotated[Any, unsupported(["text"])] = None
+    audio: Annotated[Any, unsupported()] = None
+    prediction: Annotated[Any, unsupported()] = None
+    reasoning_effort: Annotated[Any, unsupported()] = None
+    verbosity: Annotated[Any, unsupported()] = None
+    web_search_options: Annotated[Any, unsupported()] = None
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
@@ -268,7 +206,7 @@ class ChatRequest(Generation):
         return self
 
     @property
-    def wanted_logprobs(self) -> int | None:
+    def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
@@ -276,27 +214,27 @@ class ChatRequest(Generation):
         return self.response_format.constraint if self.response_format is not None else super().constraint
 
     @property
-    def answer_tokens(self) -> int | None:
+    def max_answer_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
 
-class CompletionRequest(Generation):
+class CompletionRequest(GenerationRequest):
     """``POST /v1/completions``: one of ``prompt`` and ``inputs``."""
 
-    model_config = shown({"model": "smollm2-135m", "prompt": "Once upon a time", "max_tokens": 16})
+    model_config = example_request({"model": "smollm2-135m", "prompt": "Once upon a time", "max_tokens": 16})
 
-    usual_tokens = 16
+    default_max_tokens = 16
 
     prompt: Annotated[
-        str | list[str] | list[int] | list[list[int]] | None,
-        shaped("a text, a list of texts, a list of token ids, or a list of such lists", _is_prompt),
+        str | NonEmptyList[str] | NonEmptyList[int] | NonEmptyList[NonEmptyList[int]] | None,
+        must_be("a text, a list of texts, a list of token ids, or a list of such lists"),
     ] = Field(None, description="Stands behind the task's prefix verbatim, without template.")
     inputs: dict[str, Any] | None = Field(None, description="Values for the fields of the task's template.")
 
-    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = Field(None, description="Puts the prompt in front of the answer, and its logprobs if asked.")
-    best_of: Annotated[Any, only(1)] = None
-    suffix: Annotated[Any, only()] = None
+    best_of: Annotated[Any, unsupported(1)] = None
+    suffix: Annotated[Any, unsupported()] = None
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:
@@ -308,7 +246,7 @@ class CompletionRequest(Generation):
         return self
 
     @property
-    def wanted_logprobs(self) -> int | None:
+    def num_logprobs(self) -> int | None:
         return self.logprobs
 
     @property
@@ -319,95 +257,3 @@ class CompletionRequest(Generation):
         texts = [each for each in self.prompt or [] if not isinstance(each, int)]
         ids = [each for each in self.prompt or [] if isinstance(each, int)]
         return [ids] if ids else list(texts)
-
-
-def _is_tagged(value: object) -> bool:
-    return _is_input(value) or (isinstance(value, list) and bool(value) and all(isinstance(w, str) for w in value))
-
-
-def _is_input(value: object) -> bool:
-    return isinstance(value, str | dict)
-
-
-class TagRequest(Body):
-    """``POST /v1/tag``."""
-
-    model_config = shown({"model": "slots", "input": ["play some jazz"]})
-
-    input: Annotated[
-        str | dict[str, Any] | list[str | list[str] | dict[str, Any]],
-        shaped(
-            "a text, an object of field values, or a list of texts, lists of words or objects, not empty",
-            lambda value: _is_input(value) or is_list_of(_is_tagged)(value),
-        ),
-    ] = Field(description="A text is cut into words at white space; a list inside the list holds words.")
-
-    @property
-    def inputs(self) -> list[str | list[str] | dict[str, Any]]:
-        return self.input if isinstance(self.input, list) else [self.input]
-
-
-class ClassifyRequest(Body):
-    """``POST /v1/classify``."""
-
-    model_config = shown({"model": "sentiment", "input": ["A fine film.", {"text": "Dull."}]})
-
-    input: Annotated[
-        str | dict[str, Any] | list[str | dict[str, Any]],
-        shaped(
-            "a text, an object of field values, or a list of these, not empty",
-            lambda value: _is_input(value) or is_list_of(_is_input)(value),
-        ),
-    ] = Field(description="A text fills the template's only field; an object names the fields.")
-
-    @property
-    def inputs(self) -> list[str | dict[str, Any]]:
-        return self.input if isinstance(self.input, list) else [self.input]
-
-
-class TokenizeRequest(Body):
-    """``POST /v1/tokenize``: one of ``prompt``, ``messages`` and ``inputs``."""
-
-    model_config = shown({"model": "support", "messages": [{"role": "user", "content": "Hello"}]})
-
-    prompt: str | None = None
-    messages: Annotated[
-        list[dict[str, Any]] | None,
-        shaped("a list, not empty, of messages", is_list_of(lambda v: isinstance(v, dict))),
-    ] = None
-    inputs: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _check_one(self) -> Self:
-        if [self.prompt, self.messages, self.inputs].count(None) != 2:
-            raise PydanticCustomError("invalid_value", "must hold one of prompt, messages and inputs")
-        return self
-
-
-class TaskRequest(BaseModel):
-    """``POST /v1/tasks``: one of ``system`` and ``prompt``."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={"examples": [{"name": "support", "system": "You answer for a shop. Be brief."}]},
-    )
-
-    name: str = Field(description="Lower-case letters, digits, dot, dash and underscore; 64 characters at most.")
-    system: str | None = Field(None, description="A system turn that stands in front of every conversation.")
-    prompt: str | None = Field(None, description="Text that stands in front of every prompt, without chat template.")
-    replace: bool | None = Field(None, description="Publish over a task that belongs to another model.")
-
-    @model_validator(mode="after")
-    def _check_text(self) -> Self:
-        if (self.system is None) == (self.prompt is None):
-            raise PydanticCustomError("invalid_value", "must hold either system or prompt")
-        return self
-
-
-class RollbackRequest(BaseModel):
-    """``POST /v1/tasks/{name}/rollback``."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"version": "0001"}]})
-
-    version: str | None = Field(None, description="A version or its number; the one before without.")

@@ -1,4 +1,4 @@
-"""The JSON of answers: what OpenAI's two completions endpoints have in common, and the two dialects."""
+"""JSON bodies of OpenAI's two completions endpoints: their common envelope, and a serializer of choices for each."""
 
 from __future__ import annotations
 
@@ -9,27 +9,33 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from foreword.engine.protocol import Chunk, Request, Stream, TokenLogprob
-from foreword.server.openai.generation import Completion
+from foreword.server.openai.generation import CompletionOutput
 from foreword.server.openai.logprobs import chat_logprobs, text_logprobs
 
 
 class ChoiceSerializer(Protocol):
-    """How one endpoint writes a choice, complete or in pieces."""
+    """Writes the entries of ``choices`` of one endpoint.
+
+    Attributes:
+        id_prefix: of the response's ``id``.
+        object_name: the ``object`` of a complete response.
+        chunk_object_name: the ``object`` of every event of a stream.
+    """
 
     id_prefix: str
-    whole: str
-    piece: str
+    object_name: str
+    chunk_object_name: str
 
-    def choice(self, index: int, answer: Completion) -> dict[str, Any]:
-        """A complete choice."""
+    def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
+        """The choice of a complete response."""
         ...
 
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """What a stream begins with, if anything."""
+    def opening_choice(self, index: int) -> dict[str, Any] | None:
+        """The choice of the event in front of the engine's first chunk, if the endpoint has one."""
         ...
 
-    def pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
-        """A chunk of the engine; the last one tells why the answer ended."""
+    def chunk_choices(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        """The choices, one an event, of one chunk of the engine; the last one has the ``finish_reason``."""
         ...
 
 
@@ -37,39 +43,39 @@ class ChatSerializer:
     """``/v1/chat/completions``."""
 
     id_prefix = "chatcmpl-"
-    whole = "chat.completion"
-    piece = "chat.completion.chunk"
+    object_name = "chat.completion"
+    chunk_object_name = "chat.completion.chunk"
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def choice(self, index: int, answer: Completion) -> dict[str, Any]:
-        logprobs = chat_logprobs(self._tokenizer, answer.logprobs)
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+    def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
+        logprobs = chat_logprobs(self._tokenizer, output.logprobs)
+        message = {"role": "assistant", "content": output.text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": output.finish_reason}
 
-    def opening(self, index: int) -> dict[str, Any] | None:
-        return self._piece(index, {"role": "assistant", "content": ""})
+    def opening_choice(self, index: int) -> dict[str, Any] | None:
+        return self._delta(index, {"role": "assistant", "content": ""})
 
-    def pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
-        text = self._piece(index, {"content": chunk.text})
+    def chunk_choices(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        text = self._delta(index, {"content": chunk.text})
         text["logprobs"] = chat_logprobs(self._tokenizer, chunk.logprobs)
         if chunk.finish_reason is None:
             return [text]
-        end = self._piece(index, {}, chunk.finish_reason)
+        end = self._delta(index, {}, chunk.finish_reason)
         return [text, end] if chunk.text or chunk.logprobs else [end]
 
-    def _piece(self, index: int, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+    def _delta(self, index: int, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
 @dataclass(frozen=True)
 class PromptEcho:
-    """A prompt that is to stand in front of its answer.
+    """The prompt that ``echo`` puts in front of a completion.
 
     Attributes:
-        text: as it was sent, or of the ids that were.
-        logprobs: of its tokens, as ``choices[].logprobs`` has them; ``None`` if nobody asked.
+        text: as it was sent, or decoded from the ids that were.
+        logprobs: of its tokens, as ``choices[].logprobs`` has them; ``None`` if not asked for.
     """
 
     text: str
@@ -77,27 +83,27 @@ class PromptEcho:
 
 
 class CompletionSerializer:
-    """``/v1/completions``; with echoes, one for every choice, in front of the answers."""
+    """``/v1/completions``; with ``echoes``, one for every choice, in front of the completions."""
 
     id_prefix = "cmpl-"
-    whole = "text_completion"
-    piece = "text_completion"
+    object_name = "text_completion"
+    chunk_object_name = "text_completion"
 
     def __init__(self, tokenizer: Any, echoes: Sequence[PromptEcho] = ()) -> None:
         self._tokenizer = tokenizer
         self._echoes = echoes
         self._offsets: dict[int, int] = {}  # characters of every choice's tokens so far
 
-    def choice(self, index: int, answer: Completion) -> dict[str, Any]:
-        echo = self.opening(index)
-        choice = self._choice(index, answer.text, answer.finish_reason, answer.logprobs)
+    def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
+        echo = self.opening_choice(index)
+        choice = self._choice(index, output.text, output.finish_reason, output.logprobs)
         if echo is None:
             return choice
         parts = [each["logprobs"] for each in (echo, choice) if each["logprobs"] is not None]
         logprobs = {name: [entry for part in parts for entry in part[name]] for name in parts[0]} if parts else None
         return {**choice, "text": echo["text"] + choice["text"], "logprobs": logprobs}
 
-    def opening(self, index: int) -> dict[str, Any] | None:
+    def opening_choice(self, index: int) -> dict[str, Any] | None:
         if not self._echoes:
             return None
         echo = self._echoes[index]
@@ -106,7 +112,7 @@ class CompletionSerializer:
             self._offsets[index] = sum(map(len, tokens))
         return {"index": index, "text": echo.text, "logprobs": echo.logprobs, "finish_reason": None}
 
-    def pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+    def chunk_choices(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
         return [self._choice(index, chunk.text, chunk.finish_reason, chunk.logprobs)]
 
     def _choice(self, index: int, text: str, reason: str | None, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -118,51 +124,53 @@ class CompletionSerializer:
 
 @dataclass(frozen=True)
 class ResponseMeta:
-    """What all bodies of one response share.
+    """The fields that all bodies of one response share.
 
     Attributes:
-        dialect: of the endpoint.
+        serializer: of the endpoint.
         model: as the request named it.
-        fingerprint: ``task@version`` that answers, or the base model's name.
+        system_fingerprint: ``task@version`` that answers, or the base model's name.
+        response_id: 32 hexadecimal digits behind the endpoint's ``id_prefix``.
+        created: Unix time in seconds.
     """
 
-    dialect: ChoiceSerializer
+    serializer: ChoiceSerializer
     model: str
-    fingerprint: str
-    key: str = field(default_factory=lambda: secrets.token_hex(16))
+    system_fingerprint: str
+    response_id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
+    def body(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         """The body of a complete response."""
-        return self._body(self.dialect.whole, choices) | {"usage": usage}
+        return self._with_choices(self.serializer.object_name, choices) | {"usage": usage}
 
-    def piece(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def chunk(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The body of one event of a stream."""
-        return self._body(self.dialect.piece, choices)
+        return self._with_choices(self.serializer.chunk_object_name, choices)
 
-    def _body(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _with_choices(self, object_name: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "id": self.dialect.id_prefix + self.key,
-            "object": kind,
+            "id": self.serializer.id_prefix + self.response_id,
+            "object": object_name,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": self.fingerprint,
+            "system_fingerprint": self.system_fingerprint,
             "choices": list(choices),
         }
 
 
 def usage(streams: Sequence[Stream], completion_tokens: int) -> dict[str, Any]:
-    """Tokens of all prompts and answers; the prefix counts, and ``cached_tokens`` says what was not computed."""
+    """OpenAI's ``usage``: prefixes count as prompt tokens, and as ``cached_tokens`` with all else that was not run."""
     prompt_tokens = sum(stream.request.prompt_tokens for stream in streams)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(s.request.prefix_length + s.reused for s in streams)},
+        "prompt_tokens_details": {"cached_tokens": sum(s.request.prefix_length + s.cached_tokens for s in streams)},
     }
 
 
 def prompt_token_ids(request: Request) -> list[int]:
-    """The ids in front of the answer; those of a static prefix are known, a learned one has none."""
+    """Token ids of the prompt, with those of a static prefix; learned positions have none."""
     known = request.prefix.token_ids if request.prefix is not None else None
     return [*(known or ())[: request.prefix_length], *request.token_ids]

@@ -1,1 +1,1 @@
-"""What an operator sets and watches: keys, rate limits, request limits, access log, metrics, probes, errors."""
+"""Operation of the server: API keys, rate limits, request limits, access log, metrics, probes, error responses."""

@@ -1,4 +1,4 @@
-"""`AccessLog`: one JSON line a request, with its request id and without its content."""
+"""`AccessLog`: one JSON line for every request, with its request id and without its content."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class AccessLog:
-    """ASGI middleware: numbers requests, counts responses and writes a line for each when it is over.
+    """ASGI middleware: gives every request an id, counts responses by status and logs a line when a request is over.
 
-    Handlers add to ``scope["state"]["note"]``; prompts and answers never go there.
+    Handlers add fields of the line to ``request.state.log_fields``; prompts and answers never go there.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -33,13 +33,13 @@ class AccessLog:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        given = Headers(scope=scope).get(HEADER, "")
-        request_id = given if _ID.fullmatch(given) else secrets.token_hex(16)
-        note: dict[str, Any] = {}
-        scope.setdefault("state", {})["note"] = note
-        began, status = time.perf_counter(), 0
+        sent_id = Headers(scope=scope).get(HEADER, "")
+        request_id = sent_id if _ID.fullmatch(sent_id) else secrets.token_hex(16)
+        log_fields: dict[str, Any] = {}
+        scope.setdefault("state", {})["log_fields"] = log_fields
+        started, status = time.perf_counter(), 0
 
-        async def sent(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -47,10 +47,10 @@ class AccessLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, sent)
+            await self._app(scope, receive, send_with_id)
         finally:
-            # Without a status the client was gone before there was an answer.
-            self._metrics.response(_route(scope), status)
+            # Without a status the client disconnected before there was a response.
+            self._metrics.count_response(_route_path(scope), status)
             caller = scope["state"].get("caller")
             line = {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -58,14 +58,14 @@ class AccessLog:
                 "method": scope["method"],
                 "path": scope["path"],
                 "status": status or None,
-                "seconds": round(time.perf_counter() - began, 4),
+                "seconds": round(time.perf_counter() - started, 4),
                 "key": caller.name if caller is not None else None,
-                **note,
+                **log_fields,
             }
             LOGGER.info("%s", json.dumps({name: value for name, value in line.items() if value is not None}))
 
 
-def _route(scope: Scope) -> str:
-    """The pattern of the path, ``/v1/tasks/{name}``; whatever matches none is one."""
+def _route_path(scope: Scope) -> str:
+    """The path template of the route, as ``/v1/tasks/{name}``; "unknown" for a path that matches none."""
     route = scope.get("route")
     return getattr(route, "path", None) or "unknown"

@@ -1,4 +1,4 @@
-"""`AuthMiddleware`: every request shows a key, once there are keys; what it may do goes with the request."""
+"""API keys over HTTP: `AuthMiddleware` refuses unknown keys, `CurrentCaller` is a route's `Caller` of the request."""
 
 from __future__ import annotations
 
@@ -17,129 +17,128 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from foreword.errors import AccessError, Forbidden
 from foreword.server.operations.api_keys import ApiKeys
-from foreword.server.operations.error_handlers import refusal
+from foreword.server.operations.error_handlers import error_response
 from foreword.server.operations.rate_limits import RateLimiter
 
-OPEN = ("/health",)
+PUBLIC_PATHS = ("/health",)
 """Paths that need no key."""
 
 
 class Caller:
-    """Who asks.
+    """The authenticated sender of a request: which tasks it may use, and its rate limits.
 
     Args:
-        allowance: of its key; ``None`` where no keys are configured, and everybody may do everything.
+        limiter: with the key; ``None`` where no keys are configured, and every request may do everything.
     """
 
-    def __init__(self, allowance: RateLimiter | None = None) -> None:
-        self._allowance = allowance
+    def __init__(self, limiter: RateLimiter | None = None) -> None:
+        self._limiter = limiter
 
     @property
     def name(self) -> str | None:
-        return self._allowance.key.name if self._allowance is not None else None
+        """Name of the key."""
+        return self._limiter.key.name if self._limiter is not None else None
 
     @property
-    def admin(self) -> bool:
-        return self._allowance is None or self._allowance.key.admin
+    def is_admin(self) -> bool:
+        return self._limiter is None or self._limiter.key.admin
 
-    def reaches(self, task: str) -> bool:
-        """Whether it may ask a task, or the base model, of that name."""
-        return self._allowance is None or self._allowance.key.reaches(task)
+    def can_access(self, task: str) -> bool:
+        """Whether it may use ``task``, the name of a task or of the base model."""
+        return self._limiter is None or self._limiter.key.can_access(task)
 
-    def check(self, task: str) -> None:
-        """Raise Forbidden for a task that it may not ask, whether or not there is one."""
-        if not self.reaches(task):
+    def check_access(self, task: str) -> None:
+        """Raise Forbidden for a task that it may not use, whether or not there is one."""
+        if not self.can_access(task):
             raise Forbidden(f"the key '{self.name}' does not reach '{task}'; ask for another key.")
 
-    def admit(self) -> None:
-        """Count one request to the model. Raises LimitReached."""
-        if self._allowance is not None:
-            self._allowance.admit()
+    def count_request(self) -> None:
+        """Count one request to the model against its limits. Raises LimitReached."""
+        if self._limiter is not None:
+            self._limiter.count_request()
 
-    def charge(self, tokens: int) -> None:
-        """Take off tokens of a request, prompt and answer."""
-        if self._allowance is not None:
-            self._allowance.charge(tokens)
+    def count_tokens(self, tokens: int) -> None:
+        """Count the tokens of a request, prompt and answer, against its limits."""
+        if self._limiter is not None:
+            self._limiter.count_tokens(tokens)
 
 
 class Authenticator:
-    """All keys, and what has been used of their quotas.
+    """Finds the `Caller` of a request by its key, and keeps a rate limiter for every key.
 
     Args:
-        ring: the keys.
-        ledger: file that remembers what was used today over a restart, if any key has a quota.
+        keys: of the server.
+        usage_file: JSON file of the tokens that keys with a quota have used today, so that a restart forgets none.
     """
 
-    def __init__(self, ring: ApiKeys, ledger: Path | None = None) -> None:
-        self.ring = ring
-        self._ledger = ledger
-        used = _read(ledger)
-        self._allowances = {key.sha256: RateLimiter(key, **used.get(key.name, {})) for key in ring}
+    def __init__(self, keys: ApiKeys, usage_file: Path | None = None) -> None:
+        self.keys = keys
+        self._usage_file = usage_file
+        used = _read_usage(usage_file)
+        self._limiters = {key.sha256: RateLimiter(key, **used.get(key.name, {})) for key in keys}
 
-    def caller(self, headers: Headers) -> Caller:
-        """Who sends these headers. Raises AccessError for nobody that is known."""
-        if not self.ring:
+    def authenticate(self, headers: Headers) -> Caller:
+        """The caller whose key is in the headers. Raises AccessError without a key that is known."""
+        if not self.keys:
             return Caller()
-        secret = _secret(headers.get("authorization", "")) or headers.get("api-key") or headers.get("x-api-key")
+        secret = _secret_in(headers.get("authorization", "")) or headers.get("api-key") or headers.get("x-api-key")
         if not secret:
             raise AccessError("there is no API key; send it as Authorization: Bearer KEY.")
-        key = self.ring.find(secret)
+        key = self.keys.find(secret)
         if key is None:
             raise AccessError("the API key is not known; check it, or ask for another.")
-        return Caller(self._allowances[key.sha256])
+        return Caller(self._limiters[key.sha256])
 
-    def save(self) -> None:
-        """Write down what was used of quotas."""
-        if self._ledger is None:
+    def save_usage(self) -> None:
+        """Write the usage file, atomically, if any key has a quota."""
+        with_quota = [each for each in self._limiters.values() if each.key.tokens_per_day is not None]
+        if self._usage_file is None or not with_quota:
             return
-        bounded = [each for each in self._allowances.values() if each.key.tokens_per_day is not None]
-        found = {each.key.name: {"day": each.day, "used": each.used} for each in bounded}
-        if not found:
-            return
-        temporary = self._ledger.with_name(f"{self._ledger.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(temporary, self._ledger)
+        usage = {each.key.name: {"day": each.day, "used": each.used} for each in with_quota}
+        temporary = self._usage_file.with_name(f"{self._usage_file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(usage), encoding="utf-8")
+        os.replace(temporary, self._usage_file)
 
 
 class AuthMiddleware:
-    """ASGI middleware: lets nobody through without a key that is known."""
+    """ASGI middleware: answers 401 to a request without a known key, and keeps its `Caller` in ``request.state``."""
 
-    def __init__(self, app: ASGIApp, gate: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
-        self._gate = gate
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            open_ = scope["path"] in OPEN
+            public = scope["path"] in PUBLIC_PATHS
             try:
-                caller = Caller() if open_ else self._gate.caller(Headers(scope=scope))
+                caller = Caller() if public else self._authenticator.authenticate(Headers(scope=scope))
             except AccessError as error:
-                return await refusal(error)(scope, receive, send)
+                return await error_response(error)(scope, receive, send)
             scope.setdefault("state", {})["caller"] = caller
-        elif scope["type"] == "websocket" and self._gate.ring:
+        elif scope["type"] == "websocket" and self._authenticator.keys:
             try:
-                self._gate.caller(Headers(scope=scope))
+                self._authenticator.authenticate(Headers(scope=scope))
             except AccessError:
                 return await send({"type": "websocket.close", "code": 1008})
         await self._app(scope, receive, send)
 
 
-def caller_of(http: HttpRequest) -> Caller:
-    """Who asks; a dependency of routes."""
+def current_caller(http: HttpRequest) -> Caller:
+    """The caller of a request; a dependency of routes."""
     return http.state.caller
 
 
-Asking = Annotated[Caller, Depends(caller_of)]
+CurrentCaller = Annotated[Caller, Depends(current_caller)]
 
 
-def administrator(caller: Asking) -> None:
-    """Let only administrators through; a dependency of routes. Raises Forbidden."""
-    if not caller.admin:
+def require_admin(caller: CurrentCaller) -> None:
+    """Raise Forbidden for a key that is no administrator's; a dependency of routes."""
+    if not caller.is_admin:
         raise Forbidden(f"the key '{caller.name}' is no administrator's; ask for one with admin set.")
 
 
-def _secret(header: str) -> str | None:
-    """The key in an Authorization header: a bearer token, or the password that a browser sends."""
+def _secret_in(header: str) -> str | None:
+    """The secret in an Authorization header: a bearer token, or the password that a browser sends."""
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
@@ -151,11 +150,11 @@ def _secret(header: str) -> str | None:
     return None
 
 
-def _read(ledger: Path | None) -> Mapping[str, Mapping[str, Any]]:
-    if ledger is None or not ledger.is_file():
+def _read_usage(file: Path | None) -> Mapping[str, Mapping[str, Any]]:
+    if file is None or not file.is_file():
         return {}
     try:
-        found = json.loads(ledger.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

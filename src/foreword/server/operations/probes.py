@@ -1,4 +1,4 @@
-"""What watches the server: ``/health``, ``/ready`` and ``/metrics``."""
+"""Health and readiness probes, and ``/metrics`` for Prometheus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import EngineError
-from foreword.server.operations.auth import administrator
+from foreword.server.operations.auth import require_admin
 from foreword.server.operations.metrics import Metrics
 
 
@@ -27,9 +27,9 @@ def probes_router(engine: EngineProtocol, metrics: Metrics) -> APIRouter:
             raise EngineError("the engine has stopped; start the server again.")
         return {"status": "ready", "model": engine.name}
 
-    @router.get("/metrics", dependencies=[Depends(administrator)], response_class=Response)
+    @router.get("/metrics", dependencies=[Depends(require_admin)], response_class=Response)
     async def show() -> Response:
         """Counters, gauges and histograms in the text format of Prometheus."""
-        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -1,4 +1,4 @@
-"""`ScoringUsage`: what a request that is scored, and writes nothing, has used."""
+"""`ScoringUsage`: token counts of a request whose prompts are scored, and which generates nothing."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ from typing import Any
 
 from foreword.server.operations.auth import Caller
 from foreword.server.operations.metrics import Metrics
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 
 
 class ScoringUsage:
-    """Counts prompts as they are about to be scored, and charges the caller.
+    """Called with the prompts that are about to be scored, it counts their tokens.
 
     Args:
-        metrics: gets the tokens.
-        task: the label that they go under.
-        caller: is charged.
-        note: the request's line in the log.
+        metrics: gets the token counts.
+        task: their label in the metrics.
+        caller: its limits count the tokens.
+        log_fields: fields of the request's line in the access log.
     """
 
-    def __init__(self, metrics: Metrics, task: str, caller: Caller, note: dict[str, Any]) -> None:
-        self._metrics, self._task, self._caller, self._note = metrics, task, caller, note
-        self._prompt = self._cached = 0
+    def __init__(self, metrics: Metrics, task: str, caller: Caller, log_fields: dict[str, Any]) -> None:
+        self._metrics, self._task, self._caller, self._log_fields = metrics, task, caller, log_fields
+        self._prompt_tokens = self._cached_tokens = 0
 
     def __call__(self, prompts: Sequence[Prompt]) -> None:
-        self._cached = sum(prompt.prefix_length for prompt in prompts)
-        self._prompt = self._cached + sum(len(prompt.token_ids) for prompt in prompts)
-        self._metrics.used(self._task, self._prompt, self._cached, 0)
-        self._caller.charge(self._prompt)
-        self._note.update(model=self._task, prompt_tokens=self._prompt, cached_tokens=self._cached)
+        self._cached_tokens = sum(prompt.prefix_length for prompt in prompts)
+        self._prompt_tokens = self._cached_tokens + sum(len(prompt.token_ids) for prompt in prompts)
+        self._metrics.count_tokens(self._task, self._prompt_tokens, self._cached_tokens, 0)
+        self._caller.count_tokens(self._prompt_tokens)
+        self._log_fields.update(model=self._task, prompt_tokens=self._prompt_tokens, cached_tokens=self._cached_tokens)
 
     def usage(self) -> dict[str, Any]:
-        """As OpenAI's endpoints that write nothing have it."""
-        details = {"cached_tokens": self._cached}
-        return {"prompt_tokens": self._prompt, "total_tokens": self._prompt, "prompt_tokens_details": details}
+        """OpenAI's ``usage`` of an endpoint that generates nothing."""
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "total_tokens": self._prompt_tokens,
+            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+        }

@@ -3,58 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
+from pydantic import Field
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UsageError
-from foreword.evaluation.evaluate import tag
-from foreword.server.openai.openapi import TAGS
-from foreword.server.openai.schema import TagRequest
-from foreword.server.operations.auth import caller_of
-from foreword.server.operations.metrics import Metrics
+from foreword.evaluation.predict import tag
 from foreword.server.operations.scoring_usage import ScoringUsage
-from foreword.server.tasks.table import TaskTable
-from foreword.text.request import words_of
+from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, example_response, must_be
+from foreword.server.tasks.scoring import ScoringService
+from foreword.text.task_prompts import field_words
 from foreword.text.template import Template
 
-Input = str | list[str] | Mapping[str, Any]
+
+class TagRequest(TaskRequestBody):
+    """``POST /v1/tag``."""
+
+    model_config = example_request({"model": "slots", "input": ["play some jazz"]})
+
+    input: Annotated[
+        str | dict[str, Any] | NonEmptyList[str | NonEmptyList[str] | dict[str, Any]],
+        must_be("a text, an object of field values, or a list of texts, lists of words or objects, not empty"),
+    ] = Field(description="A text is cut into words at white space; a list inside the list holds words.")
+
+    @property
+    def inputs(self) -> list[str | list[str] | dict[str, Any]]:
+        return self.input if isinstance(self.input, list) else [self.input]
 
 
-def tag_router(engine: EngineProtocol, tasks: TaskTable, metrics: Metrics) -> APIRouter:
+RESPONSE = example_response(
+    {
+        "object": "list",
+        "model": "slots",
+        "data": [{"index": 0, "words": ["play", "jazz"], "tags": ["O", "B-genre"], "probs": [0.99, 0.95]}],
+        "usage": {"prompt_tokens": 18, "total_tokens": 18, "prompt_tokens_details": {"cached_tokens": 16}},
+    }
+)
+
+
+def tag_router(scoring: ScoringService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["answers"])
-    limiter = CapacityLimiter(2)
 
-    @router.post("/tag", responses=TAGS)
+    @router.post("/tag", responses=RESPONSE)
     async def tag_inputs(body: TagRequest, http: HttpRequest) -> dict[str, Any]:
         """The words of every input, a tag for each, and the tag's probability."""
-        caller = caller_of(http)
-        task = await tasks.resolve(body.model, body.task_id, caller)
-        if task is None:
-            raise UsageError("the base model tags nothing; name a task that was trained to tag words.")
-        caller.admit()
-        scored = ScoringUsage(metrics, task.name, caller, http.state.note)
-        data = await to_thread.run_sync(_tagged, engine, task, body.inputs, scored, limiter=limiter)
-        return {"object": "list", "model": body.model or task.ref, "data": data, "usage": scored.usage()}
+
+        def score(engine: EngineProtocol, task: Task, usage: ScoringUsage) -> list[dict[str, Any]]:
+            return _tag(engine, task, body.inputs, usage)
+
+        error = "the base model tags nothing; name a task that was trained to tag words."
+        return await scoring.respond(body, http, score, base_model_error=error)
 
     return router
 
 
-def _tagged(engine: EngineProtocol, task: Task, inputs: Sequence[Input], scored: ScoringUsage) -> list[dict[str, Any]]:
+def _tag(
+    engine: EngineProtocol, task: Task, inputs: Sequence[str | list[str] | Mapping[str, Any]], usage: ScoringUsage
+) -> list[dict[str, Any]]:
     if task.head is None or not task.head.per_token or task.template is None:
         raise UsageError(f"task '{task.name}' labels whole texts, not their words; ask /v1/classify.")
     template = Template.parse(task.template)
-    field = template.only_field()
-    rows = [each if isinstance(each, Mapping) else {field: each} for each in inputs]
-    words = [words_of(template, row, f"input[{index}]") for index, row in enumerate(rows)]
-    found = tag(engine, task, [{field: each} for each in words], scored)
+    field = template.single_field()
+    rows = [value if isinstance(value, Mapping) else {field: value} for value in inputs]
+    sentences = [field_words(template, row, f"input[{index}]") for index, row in enumerate(rows)]
+    scored = tag(engine, task, [{field: words} for words in sentences], usage)
     data = []
-    for index, (row, probs) in enumerate(zip(words, found, strict=True)):
-        tags = [max(word, key=word.__getitem__) for word in probs]
-        sure = [word[label] for word, label in zip(probs, tags, strict=True)]
-        data.append({"index": index, "words": row, "tags": tags, "probs": sure})
+    for index, (words, word_probs) in enumerate(zip(sentences, scored, strict=True)):
+        tags = [max(probs, key=probs.__getitem__) for probs in word_probs]
+        tag_probs = [probs[label] for probs, label in zip(word_probs, tags, strict=True)]
+        data.append({"index": index, "words": words, "tags": tags, "probs": tag_probs})
     return data

@@ -1,4 +1,4 @@
-"""`AnswerPane`: one model's answer beside the others, and `compare`, which fills several at once."""
+"""`AnswerPane`: the state of one model's answer on the page, and `compare`, which streams several at once."""
 
 from __future__ import annotations
 
@@ -6,31 +6,30 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-REFRESH = 0.1
-"""Seconds between two looks at answers on their way: quick enough to read along, and no load for a browser."""
+REFRESH_SECONDS = 0.1
+"""Between two updates of running answers: quick enough to read along, and no load for a browser."""
 
 
 @dataclass(frozen=True)
 class AnswerPane:
-    """What is known of an answer so far.
+    """One answer as far as it has been streamed.
 
     Attributes:
-        model: the base model's name or a task's, as it was asked.
+        model: the base model's name or a task's, as it was requested.
         ref: ``task@version`` that answers, or the base model; empty until it is known.
         text: so far.
-        error: why there is no more, as a sentence.
-        first: seconds from the request to the first piece of text.
-        last: seconds from the request to the last.
+        error: sentence of the error that ended it.
+        first_text_seconds, last_text_seconds: from the request to the first and the latest piece of text.
         prompt_tokens, cached_tokens, completion_tokens: known at the end.
-        done: nothing more comes.
+        done: whether the stream has ended.
     """
 
     model: str
     ref: str = ""
     text: str = ""
     error: str | None = None
-    first: float | None = None
-    last: float | None = None
+    first_text_seconds: float | None = None
+    last_text_seconds: float | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None
@@ -38,35 +37,35 @@ class AnswerPane:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of the tokens behind the first; ``None`` where there is nothing to divide."""
-        if self.first is None or self.last is None or self.completion_tokens is None:
+        """Of the tokens after the first; ``None`` with fewer than two, or before the end."""
+        if self.first_text_seconds is None or self.last_text_seconds is None or self.completion_tokens is None:
             return None
-        seconds = self.last - self.first
+        seconds = self.last_text_seconds - self.first_text_seconds
         return (self.completion_tokens - 1) / seconds if self.completion_tokens > 1 and seconds > 0 else None
 
 
 async def compare(
-    models: Sequence[str], ask: Callable[[str], AsyncIterator[AnswerPane]]
+    models: Sequence[str], stream_answer: Callable[[str], AsyncIterator[AnswerPane]]
 ) -> AsyncIterator[tuple[AnswerPane, ...]]:
-    """Ask all models at once and yield all columns, again and again until all are done.
+    """Stream the answers of all models at once, and yield the panes of all until the last is done.
 
     Args:
-        ask: one model's column, again and again as it grows.
+        stream_answer: yields one model's pane, again with every piece of its answer.
     """
-    columns = {model: AnswerPane(model) for model in models}
+    panes = {model: AnswerPane(model) for model in models}
 
     async def fill(model: str) -> None:
-        async for column in ask(model):
-            columns[model] = column
+        async for pane in stream_answer(model):
+            panes[model] = pane
 
-    filling = [asyncio.create_task(fill(model)) for model in columns]
-    left = set(filling)
+    tasks = [asyncio.create_task(fill(model)) for model in panes]
+    running = set(tasks)
     try:
-        yield tuple(columns.values())
-        while left:
-            _, left = await asyncio.wait(left, timeout=REFRESH)
-            yield tuple(columns.values())
+        yield tuple(panes.values())
+        while running:
+            _, running = await asyncio.wait(running, timeout=REFRESH_SECONDS)
+            yield tuple(panes.values())
     finally:
-        for each in filling:
-            each.cancel()
-        await asyncio.gather(*filling, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Answers, probabilities and versions as HTML. Everything that others wrote is escaped."""
+"""HTML of answers, probabilities and task versions. All text from users, models and the bank is escaped."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ from html import escape
 
 from foreword.server.ui.answer_pane import AnswerPane
 from foreword.server.ui.task_versions import TaskVersion
-from foreword.server.ui.translations import both
+from foreword.server.ui.translations import bilingual
 
 
 def header(model: str) -> str:
     """The top of the page."""
-    return f'<h1>Foreword</h1><p class="tagline">{both("tagline")} <code>{escape(model)}</code></p>'
+    return f'<h1>Foreword</h1><p class="tagline">{bilingual("tagline")} <code>{escape(model)}</code></p>'
 
 
 def hint(key: str) -> str:
-    """What will be here."""
-    return f'<p class="hint">{both(key)}</p>'
+    """A placeholder where content will appear."""
+    return f'<p class="hint">{bilingual(key)}</p>'
 
 
-def problem(sentence: str) -> str:
-    """An error in the server's own words."""
-    return f'<p class="problem" role="alert">{escape(sentence)}</p>'
+def server_error(message: str) -> str:
+    """The message of an error from the server."""
+    return f'<p class="problem" role="alert">{escape(message)}</p>'
 
 
-def mistake(key: str) -> str:
-    """An error of the page's own."""
-    return f'<p class="problem" role="alert">{both(key)}</p>'
+def input_error(key: str) -> str:
+    """The text of an error in what the visitor entered."""
+    return f'<p class="problem" role="alert">{bilingual(key)}</p>'
 
 
-def done(what: str, key: str) -> str:
-    """What was done, and to what."""
-    return f'<p class="done" role="status"><code>{escape(what)}</code> {both(key)}</p>'
+def success(subject: str, key: str) -> str:
+    """The text of a change that was made to ``subject``."""
+    return f'<p class="done" role="status"><code>{escape(subject)}</code> {bilingual(key)}</p>'
 
 
-def answers(columns: Sequence[AnswerPane]) -> str:
+def answers(panes: Sequence[AnswerPane]) -> str:
     """Answers side by side."""
-    return _grid(_answer(column) for column in columns)
+    return _grid(_answer(pane) for pane in panes)
 
 
-def probabilities(found: Mapping[str, Mapping[str, float] | str]) -> str:
-    """Bars for every task; a text is the sentence that refused."""
+def probabilities(results: Mapping[str, Mapping[str, float] | str]) -> str:
+    """Bars of the labels' probabilities for every task, or the message of its error."""
     return _grid(
-        _card(task, _bars(probs) if isinstance(probs, Mapping) else problem(probs)) for task, probs in found.items()
+        _card(task, _bars(result) if isinstance(result, Mapping) else server_error(result))
+        for task, result in results.items()
     )
 
 
@@ -51,17 +52,19 @@ def tasks(rows: Sequence[TaskVersion]) -> str:
     """The served version of every task."""
     if not rows:
         return hint("no_tasks")
-    return _table(both("all_tasks"), "task", rows, lambda row: f"<strong>{escape(row.task)}</strong>", versioned=True)
+    return _table(
+        bilingual("all_tasks"), "task", rows, lambda row: f"<strong>{escape(row.task)}</strong>", versioned=True
+    )
 
 
 def versions(task: str, rows: Sequence[TaskVersion]) -> str:
     """All versions of a task."""
 
     def title(row: TaskVersion) -> str:
-        mark = f' <span class="mark">{both("served")}</span>' if row.served else ""
+        mark = f' <span class="mark">{bilingual("served")}</span>' if row.served else ""
         return f"<code>{escape(row.version)}</code>{mark}"
 
-    return _table(f"{both('all_versions')} <code>{escape(task)}</code>", "version", rows, title, versioned=False)
+    return _table(f"{bilingual('all_versions')} <code>{escape(task)}</code>", "version", rows, title, versioned=False)
 
 
 def _grid(cards: Iterable[str]) -> str:
@@ -74,26 +77,26 @@ def _card(title: str, inside: str, *, note: str = "", busy: bool = False) -> str
     return f'<article class="card"{state}><h3>{escape(title)}{small}</h3>{inside}</article>'
 
 
-def _answer(column: AnswerPane) -> str:
-    if column.text:
-        text = f'<div class="text">{escape(column.text)}</div>'
-    elif column.done and column.error is None:
+def _answer(pane: AnswerPane) -> str:
+    if pane.text:
+        text = f'<div class="text">{escape(pane.text)}</div>'
+    elif pane.done and pane.error is None:
         text = hint("empty_answer")
     else:
-        text = "" if column.done else hint("waiting")
-    wrong = problem(column.error) if column.error is not None else ""
-    version = column.ref.partition("@")[2]
-    return _card(column.model, text + wrong + _figures(column), note=version, busy=not column.done)
+        text = "" if pane.done else hint("waiting")
+    error = server_error(pane.error) if pane.error is not None else ""
+    version = pane.ref.partition("@")[2]
+    return _card(pane.model, text + error + _statistics(pane), note=version, busy=not pane.done)
 
 
-def _figures(column: AnswerPane) -> str:
-    rate, cached = column.tokens_per_second, column.cached_tokens
-    shown = [
-        ("first", None if column.first is None else _seconds(column.first)),
+def _statistics(pane: AnswerPane) -> str:
+    rate, cached = pane.tokens_per_second, pane.cached_tokens
+    statistics = [
+        ("first", None if pane.first_text_seconds is None else _seconds(pane.first_text_seconds)),
         ("rate", None if rate is None else f"{rate:.1f}"),
-        ("cached", None if cached is None else f"{cached:,} {both('of')} {column.prompt_tokens:,}"),
+        ("cached", None if cached is None else f"{cached:,} {bilingual('of')} {pane.prompt_tokens:,}"),
     ]
-    cells = [f"<div><dt>{both(key)}</dt><dd>{value or '–'}</dd></div>" for key, value in shown]
+    cells = [f"<div><dt>{bilingual(key)}</dt><dd>{value or '–'}</dd></div>" for key, value in statistics]
     return f'<dl class="figures">{"".join(cells)}</dl>'
 
 
@@ -102,7 +105,7 @@ def _seconds(value: float) -> str:
 
 
 def _bars(probs: Mapping[str, float]) -> str:
-    """The likeliest label first."""
+    """The most probable label first."""
     ordered = sorted(probs.items(), key=lambda pair: -pair[1])
     return f'<ol class="bars">{"".join(_bar(label, value) for label, value in ordered)}</ol>'
 
@@ -118,12 +121,17 @@ def _bar(label: str, value: float) -> str:
 def _table(
     caption: str, first: str, rows: Sequence[TaskVersion], title: Callable[[TaskVersion], str], *, versioned: bool
 ) -> str:
-    """A table that becomes a list of cards on a phone, which is why every cell repeats its column's name."""
+    """A table that becomes a list of cards on a phone, which is why every cell repeats its column's name.
+
+    Args:
+        first: key of the name of the first column, whose cells are ``title`` of a row.
+        versioned: with a column of the version.
+    """
     columns: dict[str, Callable[[TaskVersion], str]] = {first: title}
     if versioned:
         columns["version"] = lambda row: f"<code>{escape(row.version)}</code>"
     columns |= _COLUMNS
-    heads = "".join(f'<th scope="col">{both(key)}</th>' for key in columns)
+    heads = "".join(f'<th scope="col">{bilingual(key)}</th>' for key in columns)
     body = "".join(f"<tr>{''.join(_cell(key, show(row)) for key, show in columns.items())}</tr>" for row in rows)
     return (
         f'<table class="shelf"><caption>{caption}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
@@ -131,11 +139,11 @@ def _table(
 
 
 def _cell(key: str, content: str) -> str:
-    return f'<td><span class="name">{both(key)}</span><span>{content or "–"}</span></td>'
+    return f'<td><span class="name">{bilingual(key)}</span><span>{content or "–"}</span></td>'
 
 
 def _size(count: int) -> str:
-    """Bytes in units of a thousand, as sizes are given everywhere here."""
+    """Bytes in decimal units."""
     size, unit = float(count), "B"
     for larger in ("kB", "MB", "GB"):
         if size < 1000:

@@ -1,4 +1,4 @@
-"""`InProcessTransport`: httpx requests to the application that this page is mounted on, without a socket."""
+"""`InProcessTransport`: httpx requests to an ASGI application of this process, without a socket."""
 
 from __future__ import annotations
 
@@ -12,61 +12,61 @@ from starlette.types import ASGIApp, Message, Scope
 
 
 class InProcessTransport(httpx.AsyncBaseTransport):
-    """Calls an ASGI application, whose middleware, keys and limits hold as for any other client.
+    """An httpx transport that calls an ASGI application; its middleware, keys and limits hold as for any other client.
 
-    httpx has an ``ASGITransport`` too, but it waits for the whole body, and answers here arrive token by token.
+    httpx's own ``ASGITransport`` waits for the whole body; this one yields the parts of a stream as they are sent.
 
     Args:
-        app: what is called.
+        app: gets the requests.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        call = _Call(self._app, _scope(request), await request.aread())
-        status, headers = await call.opened()
-        return httpx.Response(status, headers=headers, stream=call)
+        exchange = _Exchange(self._app, _scope(request), await request.aread())
+        status, headers = await exchange.response_start()
+        return httpx.Response(status, headers=headers, stream=exchange)
 
 
-class _Call(httpx.AsyncByteStream):
-    """One request on its way: the application runs in a task of its own, and closing ends that task."""
+class _Exchange(httpx.AsyncByteStream):
+    """One request and its response: the application runs in an asyncio task, which closing the stream cancels."""
 
     def __init__(self, app: ASGIApp, scope: Scope, body: bytes) -> None:
-        self._unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-        self._sent: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._request_messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        self._response_messages: asyncio.Queue[Message | None] = asyncio.Queue()
         self._running = asyncio.create_task(self._run(app, scope))
 
-    async def opened(self) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """Status and headers. Raises httpx.ReadError if the application ends without any."""
-        message = await self._sent.get()
+    async def response_start(self) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Status and headers. Raises httpx.ReadError if the application ends without a response."""
+        message = await self._response_messages.get()
         if message is None:
             raise httpx.ReadError("the application ended without an answer.")
         return message["status"], list(message.get("headers", ()))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         more = True
-        while more and (message := await self._sent.get()) is not None:
+        while more and (message := await self._response_messages.get()) is not None:
             more = message.get("more_body", False)
             yield message.get("body", b"")
 
     async def aclose(self) -> None:
-        # As when a client hangs up: the application frees whatever it holds for this answer.
+        # As when a client disconnects: the application frees what it holds for this response.
         self._running.cancel()
         with suppress(asyncio.CancelledError):
             await self._running
 
     async def _run(self, app: ASGIApp, scope: Scope) -> None:
         try:
-            await app(scope, self._receive, self._sent.put)
-        except Exception:  # the application has answered 500 already
+            await app(scope, self._receive, self._response_messages.put)
+        except Exception:  # the application has responded 500 already
             logging.getLogger(__name__).exception("a request from the page failed")
         finally:
-            self._sent.put_nowait(None)
+            self._response_messages.put_nowait(None)
 
     async def _receive(self) -> Message:
-        if self._unread:
-            return self._unread.pop()
+        if self._request_messages:
+            return self._request_messages.pop()
         await asyncio.Event().wait()  # nothing more comes; `aclose` cancels this
         raise AssertionError
 

@@ -1,4 +1,4 @@
-"""`ServerClient`: what the page asks of its own server, over the paths that everybody uses."""
+"""`ServerClient`: the page's HTTP client of its own server, over the public routes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import httpx
 
 from foreword.server.ui.answer_pane import AnswerPane
 
-AuthHeaders = str | None
-"""What a visitor's browser shows the server with every request: its Authorization header, if there are keys."""
+Authorization = str | None
+"""The Authorization header of the visitor's browser; ``None`` on a server without keys."""
 
 
-class Refused(Exception):
-    """The server said no. ``str(error)`` is its sentence."""
+class ServerRefusal(Exception):
+    """An error response or an error event. ``str(error)`` is its message."""
 
 
 @dataclass(frozen=True)
 class PlaygroundRequest:
-    """What is asked of every model.
+    """A prompt of the playground with its sampling options, for any number of models.
 
     Attributes:
         text: as it was typed; a JSON object gives the fields of a task's template by name.
-        chat: as a user's message; otherwise the text is continued as it is.
+        chat: send it as a user's message; otherwise as a prompt to continue.
         max_tokens: of the answer.
-        temperature: 0 takes the best token every time.
+        temperature: 0 is greedy.
     """
 
     text: str
@@ -38,94 +38,89 @@ class PlaygroundRequest:
     max_tokens: int = 128
     temperature: float = 0.0
 
-    def request(self, model: str, base: bool) -> tuple[str, dict[str, Any]]:
-        """The path and the body that ask a model; the base model has no template to fill."""
-        fields = None if base else fields_of(self.text)
-        settings = {"model": model, "max_tokens": self.max_tokens, "temperature": self.temperature}
-        settings |= {"stream": True, "stream_options": {"include_usage": True}}
+    def path_and_body(self, model: str, is_base: bool) -> tuple[str, dict[str, Any]]:
+        """Path and body of the HTTP request to a model; the base model has no template to fill."""
+        fields = None if is_base else parse_fields(self.text)
+        options = {"model": model, "max_tokens": self.max_tokens, "temperature": self.temperature}
+        options |= {"stream": True, "stream_options": {"include_usage": True}}
         if fields is not None:
-            return "/v1/completions", {**settings, "inputs": fields}
+            return "/v1/completions", {**options, "inputs": fields}
         if self.chat:
-            return "/v1/chat/completions", {**settings, "messages": [{"role": "user", "content": self.text}]}
-        return "/v1/completions", {**settings, "prompt": self.text}
+            return "/v1/chat/completions", {**options, "messages": [{"role": "user", "content": self.text}]}
+        return "/v1/completions", {**options, "prompt": self.text}
 
 
 class ServerClient:
-    """The server's routes, with the key that the visitor shows: the page may do what that key may do.
+    """Sends requests with the visitor's Authorization header: the page may do what the visitor's key may do.
+
+    Every method raises ServerRefusal for an error response, but for `stream_answer`.
 
     Args:
-        transport: how requests reach the server.
+        transport: to the server.
     """
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        # No timeout: an answer may wait for its turn, and the visitor can stop it.
+        # No timeout: a request may wait in the queue, and the visitor can stop it.
         self._client = httpx.AsyncClient(transport=transport, base_url="http://foreword", timeout=None)
 
-    async def models(self, shown: AuthHeaders) -> list[dict[str, Any]]:
-        """The base model, then its tasks. Raises Refused, as all methods do."""
-        return (await self.get("/v1/models", shown))["data"]
+    async def models(self, authorization: Authorization) -> list[dict[str, Any]]:
+        """Entries of ``/v1/models``: the base model, then its tasks."""
+        return (await self.request("GET", "/v1/models", authorization))["data"]
 
-    async def classify(self, shown: AuthHeaders, model: str, text: str) -> dict[str, float]:
+    async def classify(self, authorization: Authorization, model: str, text: str) -> dict[str, float]:
         """The probability of each label."""
-        body = {"model": model, "input": [fields_of(text) or text]}
-        return (await self.post("/v1/classify", shown, body))["data"][0]["probs"]
+        body = {"model": model, "input": [parse_fields(text) or text]}
+        return (await self.request("POST", "/v1/classify", authorization, body))["data"][0]["probs"]
 
-    async def ask(
-        self, shown: AuthHeaders, model: str, question: PlaygroundRequest, base: bool
+    async def stream_answer(
+        self, authorization: Authorization, model: str, request: PlaygroundRequest, is_base: bool
     ) -> AsyncIterator[AnswerPane]:
-        """One answer, again and again as it grows; a refusal ends it with its sentence."""
-        column, start = AnswerPane(model), time.perf_counter()
-        path, body = question.request(model, base)
+        """One model's pane, again with every event of its stream; an error ends it with its message."""
+        pane, start = AnswerPane(model), time.perf_counter()
+        path, body = request.path_and_body(model, is_base)
         try:
-            async with self._client.stream("POST", path, json=body, headers=_headers(shown)) as response:
-                await _check(response)
+            async with self._client.stream("POST", path, json=body, headers=_headers(authorization)) as response:
+                await _raise_for_status(response)
                 async with aclosing(_events(response)) as events:
                     async for event in events:
-                        column = _grown(column, event, time.perf_counter() - start)
-                        yield column
-        except Refused as error:
-            column = dataclasses.replace(column, error=str(error))
-        yield dataclasses.replace(column, done=True)
+                        pane = _with_event(pane, event, time.perf_counter() - start)
+                        yield pane
+        except ServerRefusal as error:
+            pane = dataclasses.replace(pane, error=str(error))
+        yield dataclasses.replace(pane, done=True)
 
-    async def get(self, path: str, shown: AuthHeaders) -> dict[str, Any]:
-        """A JSON answer."""
-        return await self._answer("GET", path, shown, None)
-
-    async def post(self, path: str, shown: AuthHeaders, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A JSON answer to a JSON body."""
-        return await self._answer("POST", path, shown, body)
-
-    async def _answer(
-        self, method: str, path: str, shown: AuthHeaders, body: Mapping[str, Any] | None
+    async def request(
+        self, method: str, path: str, authorization: Authorization, body: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        response = await self._client.request(method, path, json=body, headers=_headers(shown))
-        await _check(response)
+        """The JSON body of a response."""
+        response = await self._client.request(method, path, json=body, headers=_headers(authorization))
+        await _raise_for_status(response)
         return response.json()
 
 
-def fields_of(text: str) -> dict[str, str] | None:
-    """The fields that a JSON object of texts names, or ``None`` for anything else."""
+def parse_fields(text: str) -> dict[str, str] | None:
+    """The template fields of a JSON object of texts, or ``None`` for any other text."""
     if not text.lstrip().startswith("{"):
         return None
     try:
-        found = json.loads(text)
+        fields = json.loads(text)
     except ValueError:
         return None
-    return found if found and all(isinstance(value, str) for value in found.values()) else None
+    return fields if fields and all(isinstance(value, str) for value in fields.values()) else None
 
 
-def _headers(shown: AuthHeaders) -> dict[str, str]:
-    return {"Authorization": shown} if shown else {}
+def _headers(authorization: Authorization) -> dict[str, str]:
+    return {"Authorization": authorization} if authorization else {}
 
 
-async def _check(response: httpx.Response) -> None:
+async def _raise_for_status(response: httpx.Response) -> None:
     if response.is_success:
         return
     await response.aread()
-    raise Refused(_sentence(response))
+    raise ServerRefusal(_error_message(response))
 
 
-def _sentence(response: httpx.Response) -> str:
+def _error_message(response: httpx.Response) -> str:
     try:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
@@ -133,33 +128,33 @@ def _sentence(response: httpx.Response) -> str:
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
-    """The objects of a stream. Raises Refused for one that tells of an error."""
+    """The JSON objects of an event stream. Raises ServerRefusal for an error event."""
     async for line in response.aiter_lines():
         if not line.startswith("data: ") or line == "data: [DONE]":
             continue
         event = json.loads(line.removeprefix("data: "))
         if "error" in event:
-            raise Refused(event["error"]["message"])
+            raise ServerRefusal(event["error"]["message"])
         yield event
 
 
-def _grown(column: AnswerPane, event: Mapping[str, Any], seconds: float) -> AnswerPane:
-    """A column with one event of its stream, ``seconds`` after the request."""
-    column = dataclasses.replace(column, ref=event["system_fingerprint"])
+def _with_event(pane: AnswerPane, event: Mapping[str, Any], seconds: float) -> AnswerPane:
+    """The pane after one event of its stream, which came ``seconds`` after the request."""
+    pane = dataclasses.replace(pane, ref=event["system_fingerprint"])
     if usage := event.get("usage"):
         return dataclasses.replace(
-            column,
+            pane,
             prompt_tokens=usage["prompt_tokens"],
             cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
             completion_tokens=usage["completion_tokens"],
         )
-    if not (text := _text(event["choices"])):
-        return column
-    first = seconds if column.first is None else column.first
-    return dataclasses.replace(column, text=column.text + text, first=first, last=seconds)
+    if not (text := _choice_text(event["choices"])):
+        return pane
+    first = seconds if pane.first_text_seconds is None else pane.first_text_seconds
+    return dataclasses.replace(pane, text=pane.text + text, first_text_seconds=first, last_text_seconds=seconds)
 
 
-def _text(choices: Sequence[Mapping[str, Any]]) -> str:
+def _choice_text(choices: Sequence[Mapping[str, Any]]) -> str:
     if not choices:
         return ""
     choice = choices[0]

@@ -1,4 +1,4 @@
-"""`TaskVersions`: the versions of tasks as the page shows them, and rolling back, over ``/v1/tasks``."""
+"""`TaskVersions`: lists the versions of tasks and rolls back, over the routes of ``/v1/tasks``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from foreword.server.ui.server_client import AuthHeaders, ServerClient
+from foreword.server.ui.server_client import Authorization, ServerClient
 
 
 @dataclass(frozen=True)
@@ -14,14 +14,14 @@ class TaskVersion:
     """One version of a task.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         version: as in the bank.
-        served: requests to the plain name meet this one.
+        served: whether requests that name the task alone get this version.
         kind, method: as published.
-        labels: that it classifies into, if it does.
+        labels: of a task that classifies or tags, else empty.
         bytes: of all its files.
         created: ISO 8601, UTC.
-        metrics: held-out figures, where it was trained.
+        metrics: held-out metrics by name, of a task that was trained.
     """
 
     task: str
@@ -35,42 +35,44 @@ class TaskVersion:
     metrics: Mapping[str, float]
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> TaskVersion:
-        """From the server's JSON."""
+    def from_json(cls, task: Mapping[str, Any]) -> TaskVersion:
+        """From the server's task object."""
         return cls(
-            found["name"],
-            found["version"],
-            found["version"] == found["current"],
-            found["kind"],
-            found["method"],
-            tuple(found["labels"]),
-            found["bytes"],
-            found["created"],
-            {name: value for name, value in (found["metrics"] or {}).items() if isinstance(value, int | float)},
+            task["name"],
+            task["version"],
+            task["version"] == task["current"],
+            task["kind"],
+            task["method"],
+            tuple(task["labels"]),
+            task["bytes"],
+            task["created"],
+            {name: value for name, value in (task["metrics"] or {}).items() if isinstance(value, int | float)},
         )
 
 
 class TaskVersions:
-    """Every method raises Refused, with the server's sentence.
+    """Every method raises ServerRefusal for an error response.
 
     Args:
-        routes: of the server.
+        client: sends the requests.
     """
 
-    def __init__(self, routes: ServerClient) -> None:
-        self._routes = routes
+    def __init__(self, client: ServerClient) -> None:
+        self._client = client
 
-    async def tasks(self, shown: AuthHeaders) -> list[TaskVersion]:
+    async def tasks(self, authorization: Authorization) -> list[TaskVersion]:
         """The served version of every task, by name."""
-        found = await self._routes.get("/v1/tasks", shown)
-        return [TaskVersion.of(each) for each in found["data"]]
+        tasks = await self._client.request("GET", "/v1/tasks", authorization)
+        return [TaskVersion.from_json(each) for each in tasks["data"]]
 
-    async def versions(self, shown: AuthHeaders, task: str) -> list[TaskVersion]:
+    async def versions(self, authorization: Authorization, task: str) -> list[TaskVersion]:
         """All versions of a task, newest first."""
-        found = await self._routes.get(f"/v1/tasks/{task}", shown)
-        paths = [f"/v1/tasks/{task}@{version}" for version in reversed(found["versions"])]
-        return [TaskVersion.of(await self._routes.get(path, shown)) for path in paths]
+        served = await self._client.request("GET", f"/v1/tasks/{task}", authorization)
+        paths = [f"/v1/tasks/{task}@{version}" for version in reversed(served["versions"])]
+        return [TaskVersion.from_json(await self._client.request("GET", path, authorization)) for path in paths]
 
-    async def rollback(self, shown: AuthHeaders, task: str, version: str) -> str:
+    async def rollback(self, authorization: Authorization, task: str, version: str) -> str:
         """Serve a version from now on, and return it."""
-        return (await self._routes.post(f"/v1/tasks/{task}/rollback", shown, {"version": version}))["current"]
+        return (await self._client.request("POST", f"/v1/tasks/{task}/rollback", authorization, {"version": version}))[
+            "current"
+        ]

@@ -1,15 +1,10 @@
-"""What the page says, in English and in Chinese."""
+"""The page's texts in English and Chinese, by key."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from html import escape
-from typing import Literal
 
-Language = Literal["en", "zh"]
-Say = Callable[[str], str]
-
-_WORDS: dict[str, tuple[str, str]] = {
+_TEXTS: dict[str, tuple[str, str]] = {
     "tagline": ("One frozen model, many tasks.", "一个冻结的模型，许多任务。"),
     "playground": ("Playground", "试用"),
     "classify": ("Classify", "分类"),
@@ -70,13 +65,12 @@ _WORDS: dict[str, tuple[str, str]] = {
 }
 
 
-def say_in(language: str) -> Say:
-    """Words of one language; any other than Chinese is English."""
-    index = 1 if language == "zh" else 0
-    return lambda key: _WORDS[key][index]
+def text(key: str, language: str) -> str:
+    """Chinese for "zh", and English for every other language."""
+    return _TEXTS[key][language == "zh"]
 
 
-def both(key: str) -> str:
-    """HTML with the words of both languages, of which the style sheet shows the page's."""
-    english, chinese = _WORDS[key]
+def bilingual(key: str) -> str:
+    """HTML with the text in both languages, of which the style sheet shows the page's."""
+    english, chinese = _TEXTS[key]
     return f'<span class="en">{escape(english)}</span><span class="zh">{escape(chinese)}</span>'

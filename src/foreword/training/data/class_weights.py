@@ -1,4 +1,4 @@
-"""How much every label counts in the loss."""
+"""Class weights of the cross-entropy."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from foreword.training.data.training_data import TrainingData
 from foreword.training.recipe import Recipe
 
 
-def class_weights(recipe: Recipe, material: TrainingData) -> Mapping[str, float] | None:
+def class_weights(recipe: Recipe, data: TrainingData) -> Mapping[str, float] | None:
     """The weight of every label in the loss, ``None`` if all weigh the same.
 
-    ``balanced``: the share that a label would have if all were equally frequent, over the share that it has.
+    ``balanced``: inversely proportional to class frequencies, as scikit-learn's ``class_weight="balanced"``.
 
-    Raises UsageError for labels that there are not, or weights that are no positive numbers.
+    Raises UsageError for unknown labels, or weights that are no positive numbers.
     """
     if recipe.class_weights is None:
         return None
-    labels = material.labels
+    labels = data.labels
     if not labels:
         raise SettingError("class_weights", "--class-weights is for labels, and this run generates text; leave it out.")
     if recipe.class_weights == "balanced":
-        seen = [place for row in material.train_rows for place in material.answers(row)]
-        return {label: len(seen) / (len(labels) * max(1, seen.count(at))) for at, label in enumerate(labels)}
+        ids = [label_id for row in data.train_rows for label_id in data.label_ids(row)]
+        return {label: len(ids) / (len(labels) * max(1, ids.count(index))) for index, label in enumerate(labels)}
     given = _read_weights(recipe.class_weights)
     if unknown := sorted(set(given) - set(labels)):
         raise SettingError(
@@ -43,13 +43,13 @@ def _read_weights(source: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         return source
     try:
-        found = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
+        weights = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingError(
             "class_weights",
             f"--class-weights {source[:40]!r} is neither balanced, JSON nor a JSON file ({error}); write it as "
             '{"rare": 3.0}.',
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(weights, dict):
         raise UsageError('--class-weights must be an object of label and weight, such as {"rare": 3.0}.')
-    return found
+    return weights

@@ -1,4 +1,4 @@
-"""What went wrong in a run, each in one sentence with what to try."""
+"""Advice after a run that went wrong: a sentence for each problem, with what to try."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foreword.training.loop.baseline import selection_score
+from foreword.training.loop.selection import selection_score
 from foreword.training.run import Run
 
 # A loss that ends above this share of where it began has not fallen.
@@ -16,20 +16,20 @@ FALLEN = 0.97
 def advice(
     run: Run, history: Sequence[Mapping[str, Any]], before: Mapping[str, float], after: Mapping[str, float]
 ) -> list[str]:
-    """Sentences for a person; none if all went well.
+    """Sentences about problems of a run; empty if there are none.
 
     Args:
-        history: what the Trainer logged.
-        before: figures without anything learned.
-        after: figures of the task.
+        history: the Trainer's log.
+        before: metrics of the baseline.
+        after: metrics of the trained task.
     """
     if not run.learns:
         return []
-    said = [_loss(run, history), _majority(run, after), _worse(before, after)]
-    return [sentence for sentence in said if sentence is not None]
+    sentences = [_loss_not_falling(run, history), _below_majority(run, after), _below_baseline(before, after)]
+    return [sentence for sentence in sentences if sentence is not None]
 
 
-def _loss(run: Run, history: Sequence[Mapping[str, Any]]) -> str | None:
+def _loss_not_falling(run: Run, history: Sequence[Mapping[str, Any]]) -> str | None:
     losses = [float(entry["loss"]) for entry in history if "loss" in entry]
     if len(losses) < 4:
         return None
@@ -43,22 +43,22 @@ def _loss(run: Run, history: Sequence[Mapping[str, Any]]) -> str | None:
     return f"the loss did not fall ({fell}); try {rates}, or more --max-steps."
 
 
-def _majority(run: Run, after: Mapping[str, float]) -> str | None:
-    if not run.material.labels or "accuracy" not in after:
+def _below_majority(run: Run, after: Mapping[str, float]) -> str | None:
+    if not run.data.labels or "accuracy" not in after:
         return None
-    held = Counter(place for row in run.material.eval_rows for place in run.material.answers(row))
-    label, count = held.most_common(1)[0]
-    share = count / held.total()
+    counts = Counter(label_id for row in run.data.eval_rows for label_id in run.data.label_ids(row))
+    label, count = counts.most_common(1)[0]
+    share = count / counts.total()
     if after["accuracy"] >= share:
         return None
     return (
         f"the accuracy {after['accuracy']:.3f} is under the {share:.3f} of always saying "
-        f"'{run.material.labels[label]}'; try more --max-steps, another template, or words that the model connects "
+        f"'{run.data.labels[label]}'; try more --max-steps, another template, or words that the model connects "
         "with the labels."
     )
 
 
-def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+def _below_baseline(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
     if next(iter(after)) not in before or selection_score(after) >= selection_score(before):
         return None
     return "what was learned is worse than nothing; try more rows, more --max-steps or a smaller --lr."

@@ -12,22 +12,22 @@ from foreword.models import LanguageModel
 
 
 @contextmanager
-def gradient_checkpointing(lm: LanguageModel, wanted: bool) -> Iterator[None]:
-    """Less memory and about a third more time inside the block, if ``wanted``.
+def gradient_checkpointing(lm: LanguageModel, enabled: bool) -> Iterator[None]:
+    """Less memory and about a third more time inside the block, if ``enabled``.
 
     Only the layers themselves are put into training mode, which is what Transformers asks for; what is in them stays
     in eval mode, and the dropout that they apply by themselves (OPT, BART) has a rate of 0 meanwhile.
 
     Raises UsageError for a model that has no such layers.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     layers = [module for module in lm.model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or not lm.model.supports_gradient_checkpointing:
         raise UsageError(f"{lm.identity.architecture} has no gradient checkpointing; leave out --checkpointing.")
     lm.model.gradient_checkpointing_enable({"use_reentrant": False})
-    rates = [(layer, name, rate) for layer in layers for name, rate in vars(layer).items() if _is_rate(name, rate)]
+    rates = [(layer, name, rate) for layer in layers for name, rate in vars(layer).items() if _is_dropout(name, rate)]
     try:
         for layer in layers:
             layer.training = True
@@ -42,5 +42,5 @@ def gradient_checkpointing(lm: LanguageModel, wanted: bool) -> Iterator[None]:
         lm.model.gradient_checkpointing_disable()
 
 
-def _is_rate(name: str, value: object) -> bool:
+def _is_dropout(name: str, value: object) -> bool:
     return isinstance(value, float) and "dropout" in name

@@ -1,18 +1,18 @@
-"""What the Trainer asks of a run, whatever is learned in it."""
+"""Protocols of the training loop: the inputs of one run, and the evaluator that chooses its best checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from foreword.models import LanguageModel
 from foreword.training.data.examples import BatchItem, Example
-from foreword.training.loop.losses import Loss
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.modules.losses import Loss
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 
 
-class ScheduleConfig(Protocol):
-    """How a run goes on, as `foreword.training.recipe.Recipe` has it."""
+class TrainerConfig(Protocol):
+    """The settings of a recipe that the Trainer reads, see `foreword.training.recipe.Recipe`."""
 
     @property
     def accumulate(self) -> int: ...
@@ -26,35 +26,23 @@ class ScheduleConfig(Protocol):
     def resume(self) -> bool: ...
     @property
     def report_to(self) -> str: ...
-    @property
-    def out(self) -> str | None: ...
 
 
-class RunDirConfig(Protocol):
-    """What a run folder is opened for."""
-
-    @property
-    def recipe(self) -> ScheduleConfig: ...
-    @property
-    def label(self) -> str:
-        """What is learned, for the name of its folder."""
-        ...
-
-    def settings(self) -> Mapping[str, Any]:
-        """What must be the same for a run to be resumed."""
-        ...
-
-
-class TrainerInputs(RunDirConfig, Protocol):
-    """Data and settings of one run of the Trainer."""
+class TrainerInputs(Protocol):
+    """Model, data and settings of one run of the Trainer."""
 
     @property
     def lm(self) -> LanguageModel: ...
     @property
-    def examples(self) -> Sequence[Example]: ...
+    def recipe(self) -> TrainerConfig: ...
     @property
-    def held(self) -> Sequence[Any]:
-        """What the best checkpoint is chosen on."""
+    def examples(self) -> Sequence[Example]:
+        """The training set."""
+        ...
+
+    @property
+    def validation_set(self) -> Sequence[Any]:
+        """Held-out data that the best checkpoint is chosen on."""
         ...
 
     @property
@@ -65,14 +53,11 @@ class TrainerInputs(RunDirConfig, Protocol):
     def batch_size(self) -> int: ...
     @property
     def batches(self) -> list[list[BatchItem]]: ...
-    def loss(self, learned: TrainablePrompt) -> Loss: ...
+    def loss(self, prompt: TrainablePrompt) -> Loss: ...
 
 
 class Evaluator(Protocol):
-    """Measures what is learned as it stands; ``score`` among its metrics chooses the best checkpoint."""
+    """Computes metrics of the present values on the validation set; ``score`` among them selects the best
+    checkpoint."""
 
-    @property
-    def run(self) -> TrainerInputs: ...
-    @property
-    def learned(self) -> TrainablePrompt: ...
     def __call__(self) -> dict[str, float]: ...

@@ -1,4 +1,4 @@
-"""`RunDir`: where a run keeps its recipe, its checkpoints and its figures."""
+"""`RunDir`: the folder of a run, with its recipe, checkpoints, history and summary."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import TrainingError
-from foreword.home import default_run
+from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.distributed import is_main_process
-from foreword.training.loop.inputs import RunDirConfig
 
 
 @dataclass(frozen=True)
@@ -22,32 +21,31 @@ class RunDir:
     path: Path
 
     @classmethod
-    def open(cls, run: RunDirConfig) -> RunDir:
-        """Make or reopen the folder of a run. Raises TrainingError rather than mixing two runs."""
-        recipe = run.recipe
-        out = Path(recipe.out or default_run(run.label))
-        return cls.at(out, run.settings(), resume=recipe.resume)
+    def open(cls, path: str | Path, settings: Mapping[str, Any], *, resume: bool) -> RunDir:
+        """Make the folder of a new run, or reopen that of a run to be resumed.
 
-    @classmethod
-    def at(cls, path: Path, settings: Mapping[str, Any], *, resume: bool) -> RunDir:
-        """The same by what must be equal for a run to be resumed."""
-        folder = cls(path)
+        Args:
+            settings: all that must be the same for a run to be resumed.
+
+        Raises TrainingError rather than mixing two runs.
+        """
+        run_dir = cls(Path(path))
         if not is_main_process():
-            return folder
-        if folder._recipe.is_file():
+            return run_dir
+        if run_dir._recipe.is_file():
             if not resume:
                 raise TrainingError(
-                    f"{folder.path} holds a run already; pass --resume to go on with it, or another --out."
+                    f"{run_dir.path} holds a run already; pass --resume to go on with it, or another --out."
                 )
-            folder._check_same(settings)
+            run_dir._check_same(settings)
         elif resume:
-            raise TrainingError(f"{folder.path} holds no run to resume; leave out --resume.")
+            raise TrainingError(f"{run_dir.path} holds no run to resume; leave out --resume.")
         else:
-            folder._write("recipe.json", settings)
-        return folder
+            run_dir._write("recipe.json", settings)
+        return run_dir
 
-    def inside(self, name: str) -> RunDir:
-        """A folder in this one, for a run that is part of the whole."""
+    def subdir(self, name: str) -> RunDir:
+        """The folder inside for a run that is part of this one, such as a member of an ensemble."""
         return RunDir(self.path / name)
 
     @property
@@ -59,31 +57,31 @@ class RunDir:
         complete = filter(_is_complete, self.checkpoints.glob("checkpoint-*"))
         return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
-    def drop_checkpoints(self) -> None:
-        """Remove them, once what they are for has been kept elsewhere."""
+    def delete_checkpoints(self) -> None:
+        """Delete the checkpoints of a finished run whose result is stored elsewhere."""
         if is_main_process():
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def write_state(self, state: Mapping[str, Any]) -> None:
-        """Keep where a search stands, or what a finished part has found, for a run that is resumed."""
+        """Write ``state.json``: the state of a search, or the result of a finished part, to resume from."""
         self._write("state.json", state)
 
-    def state(self) -> dict[str, Any] | None:
-        """What `write_state` kept; ``None`` before. Raises TrainingError for a damaged file."""
+    def read_state(self) -> dict[str, Any] | None:
+        """What `write_state` wrote; ``None`` before. Raises TrainingError for a damaged file."""
         file = self.path / "state.json"
-        found = _read_json(file)
-        if file.is_file() and not isinstance(found, dict):
+        data = _read_json(file)
+        if file.is_file() and not isinstance(data, dict):
             raise TrainingError(f"{file} is damaged, so the run cannot be resumed; use another --out.")
-        return found
+        return data
 
     def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Keep what the Trainer logged: loss, learning rate and figures by step."""
+        """Write ``history.json``, the Trainer's log: loss, learning rate and metrics by step."""
         self._write("history.json", {"log": list(history)})
 
-    def history(self) -> list[dict[str, Any]]:
-        """What `write_history` kept; empty before."""
-        found = _read_json(self.path / "history.json")
-        return found["log"] if isinstance(found, dict) else []
+    def read_history(self) -> list[dict[str, Any]]:
+        """What `write_history` wrote; empty before."""
+        data = _read_json(self.path / "history.json")
+        return data["log"] if isinstance(data, dict) else []
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write("summary.json", summary)
@@ -93,13 +91,13 @@ class RunDir:
         return self.path / "recipe.json"
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
-        found = _read_json(self._recipe)
-        if not isinstance(found, dict):
+        data = _read_json(self._recipe)
+        if not isinstance(data, dict):
             raise TrainingError(f"{self._recipe} is damaged, so the run cannot be resumed; use another --out.")
-        changed = [key for key in settings if found.get(key) != settings[key]]
+        changed = [key for key in settings if data.get(key) != settings[key]]
         if changed:
             raise TrainingError(
-                f"{self.path} was started with another {changed[0]} ({found.get(changed[0])!r}, now "
+                f"{self.path} was started with another {changed[0]} ({data.get(changed[0])!r}, now "
                 f"{settings[changed[0]]!r}); resume with the same settings, or use another --out."
             )
 
@@ -107,14 +105,13 @@ class RunDir:
         self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False))
 
     def write_text(self, name: str, text: str) -> None:
-        """A file, whole or not at all, even if the process is killed meanwhile."""
+        """Write a file atomically, so that it is whole even if the process is killed meanwhile."""
         if not is_main_process():
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            partial = self.path / f".{name}"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.path / name)
+            with atomic_write(self.path / name) as partial:
+                partial.write_text(text, encoding="utf-8")
         except OSError as error:
             raise TrainingError(
                 f"the run folder {self.path} cannot be written: {error.strerror}; use another --out."

@@ -13,15 +13,30 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback
 
 from foreword.errors import SettingError, TrainingError, UsageError
-from foreword.training.data.examples import Example
+from foreword.evaluation.curves import write_curves
+from foreword.training.data.examples import Example, examples_of
+from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from foreword.training.loop.inputs import Evaluator, TrainerInputs
-from foreword.training.loop.prompt_module import PromptModule
+from foreword.training.loop.progress import ProgressLines
 from foreword.training.loop.run_dir import RunDir
-from foreword.training.loop.trainable_prompt import TrainablePrompt
+from foreword.training.modules.prompt_module import PromptModule
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 
 SCORE = "eval_score"
-# Evaluations, and checkpoints with them, on the way.
+# Evaluations of a run, each with a checkpoint.
 EVALUATIONS = 5
+
+
+def fit(run: TrainerInputs, prompt: TrainablePrompt, evaluator: Evaluator, run_dir: RunDir) -> None:
+    """Train a prompt, from the newest checkpoint if the run is resumed; it ends with its best values."""
+    recipe = run.recipe
+    with ProgressLines() as progress, gradient_checkpointing(run.lm, recipe.checkpointing):
+        trainer = PrefixTrainer(run, prompt, evaluator, run_dir, progress)
+        checkpoint = run_dir.newest_checkpoint() if recipe.resume else None
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        if trainer.is_world_process_zero():
+            run_dir.write_history(trainer.state.log_history)
+            write_curves(trainer.state.log_history, run_dir.path / "curves.png")
 
 
 class PrefixTrainer(Trainer):
@@ -29,21 +44,29 @@ class PrefixTrainer(Trainer):
 
     Args:
         run: model, data and settings.
-        scorer: metrics of what is learned as it stands, and that itself.
-        folder: gets the checkpoints.
-        progress: what a person sees.
+        prompt: trained in place.
+        evaluator: metrics of the prompt.
+        run_dir: gets the checkpoints.
+        progress: prints steps and metrics.
     """
 
-    def __init__(self, run: TrainerInputs, scorer: Evaluator, folder: RunDir, progress: TrainerCallback) -> None:
-        # The Trainer wants to see evaluation data, though the scorer brings its own.
-        data: Any = {"train_dataset": run.examples, "eval_dataset": run.held}
-        self._loss = run.loss(scorer.learned)
-        learner = PromptModule(run.lm, scorer.learned, self._loss)
-        callbacks = [progress, _Moved()]
+    def __init__(
+        self,
+        run: TrainerInputs,
+        prompt: TrainablePrompt,
+        evaluator: Evaluator,
+        run_dir: RunDir,
+        progress: TrainerCallback,
+    ) -> None:
+        # The Trainer wants to see evaluation data, though the evaluator brings its own.
+        data: Any = {"train_dataset": run.examples, "eval_dataset": run.validation_set}
+        self._loss = run.loss(prompt)
+        module = PromptModule(run.lm, prompt, self._loss)
+        callbacks = [progress, _RelocatedBestCheckpoint()]
         if run.recipe.patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.recipe.patience))
         try:
-            super().__init__(learner, arguments(run, folder.checkpoints), callbacks=callbacks, **data)
+            super().__init__(module, training_arguments(run, run_dir.checkpoints), callbacks=callbacks, **data)
         except (ValueError, RuntimeError, ImportError) as error:
             raise SettingError("report_to", f"--report-to {run.recipe.report_to} cannot be used: {error}") from error
         if run.batch_size < run.recipe.accumulate * self.args.world_size:
@@ -51,43 +74,38 @@ class PrefixTrainer(Trainer):
                 f"a step has {run.batch_size} examples for {self.args.world_size} processes with "
                 f"{run.recipe.accumulate} parts each; give a larger --batch-size."
             )
-        self._run = run
-        self._folder = folder
-        self._judge = scorer
+        self._run, self._prompt, self._evaluator, self._run_dir = run, prompt, evaluator, run_dir
         self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to --json
 
     def get_train_dataloader(self) -> DataLoader:
-        parts = [
-            part
-            for batch in self._run.batches
-            for part in self._parts([self._run.examples[draw.place].at(draw.turn) for draw in batch])
-        ]
+        batches = (examples_of(self._run.examples, batch) for batch in self._run.batches)
+        micro_batches = [part for batch in batches for part in self._micro_batches(batch)]
         # Every process takes its own examples of every batch, so nothing is left for `accelerate` to share out.
-        return DataLoader(parts, batch_size=1, collate_fn=lambda items: items[0])  # type: ignore[arg-type] - a list is a dataset
+        return DataLoader(micro_batches, batch_size=1, collate_fn=lambda items: items[0])  # type: ignore[arg-type] - a list is a dataset
 
-    def _parts(self, batch: Sequence[Example]) -> list[dict[str, Any]]:
-        """This process's share of a step, in the parts that are run one after another.
+    def _micro_batches(self, batch: Sequence[Example]) -> list[dict[str, Any]]:
+        """This process's examples of a step, in the parts that gradients are accumulated over.
 
-        The Trainer divides by the number of parts and averages over processes; the weight undoes both, so that the
+        The Trainer divides by the number of parts and averages over processes; the normalizer undoes both, so that the
         gradient is that of the whole batch however it is cut.
         """
         processes, rank = self.args.world_size, self.args.process_index
         count = self._run.recipe.accumulate
-        weight = self._loss.weight(batch) / (count * processes)
-        mine = batch[rank::processes]
-        return [{"examples": mine[part::count], "weight": weight} for part in range(count)]
+        normalizer = self._loss.normalizer(batch) / (count * processes)
+        own = batch[rank::processes]
+        return [{"examples": own[part::count], "normalizer": normalizer} for part in range(count)]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = optimizer(self.args, self._judge.learned)
+            self.optimizer = make_optimizer(self.args, self._prompt)
         return self.optimizer
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
         if not bool(value.isfinite()):
-            best = self._folder.newest_checkpoint()
-            kept = f"the last good checkpoint is {best}" if best is not None else "no checkpoint was written yet"
+            newest = self._run_dir.newest_checkpoint()
+            kept = f"the last good checkpoint is {newest}" if newest is not None else "no checkpoint was written yet"
             raise TrainingError(
                 f"the loss of step {self.state.global_step + 1} is {float(value)}; {kept}; start again with a smaller "
                 "--lr and another --out."
@@ -98,14 +116,14 @@ class PrefixTrainer(Trainer):
         raise RuntimeError("evaluation goes through the engine, not through a data loader")
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics = {f"eval_{name}": value for name, value in self._judge().items()}
+        metrics = {f"eval_{name}": value for name, value in self._evaluator().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
-class _Moved(TrainerCallback):
-    """Finds the best checkpoint of a resumed run whose folder goes by another path than when it was started.
+class _RelocatedBestCheckpoint(TrainerCallback):
+    """Finds the best checkpoint of a resumed run whose folder has another path than when it was started.
 
     The Trainer would otherwise forget it, and end with the last values in place of the best.
     """
@@ -116,16 +134,16 @@ class _Moved(TrainerCallback):
             state.best_model_checkpoint = str(best)
 
 
-def optimizer(settings: TrainingArguments, learned: TrainablePrompt) -> torch.optim.Optimizer:
-    """The one that ``settings`` name, over the groups of ``learned``."""
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(settings)
-    return kind(learned.groups(options.pop("lr")), weight_decay=settings.weight_decay, **options)
+def make_optimizer(arguments: TrainingArguments, prompt: TrainablePrompt) -> torch.optim.Optimizer:
+    """The optimizer that the arguments name, over the parameter groups of the prompt."""
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    return kind(prompt.param_groups(options.pop("lr")), weight_decay=arguments.weight_decay, **options)
 
 
-def arguments(run: TrainerInputs, checkpoints: Path) -> TrainingArguments:
-    """One cycle: a tenth of the steps up, then down along a cosine. `Lane` follows the same."""
+def training_arguments(run: TrainerInputs, checkpoints: Path) -> TrainingArguments:
+    """Warm-up over a tenth of the steps, then cosine decay; `ConcurrentRun` follows the same arguments."""
     every = -(-run.steps // EVALUATIONS)
-    made = TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=run.steps,
         per_device_train_batch_size=run.batch_size,
@@ -151,5 +169,5 @@ def arguments(run: TrainerInputs, checkpoints: Path) -> TrainingArguments:
         disable_tqdm=True,
         use_cpu=run.lm.device.type == "cpu",
     )
-    made._n_gpu = min(made.n_gpu, 1)  # DataParallel cannot split a ragged batch; torchrun can share it out
-    return made
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel cannot split a ragged batch; torchrun can share it out
+    return arguments

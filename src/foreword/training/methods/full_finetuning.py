@@ -1,4 +1,4 @@
-"""`FullFinetuning`: all weights of a model, trainable for a while."""
+"""`FullFinetuning`: a context in which all weights of a model are trainable."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from foreword.models.fingerprint import stored_tensors, weights_fingerprint
 
 
 class FullFinetuning:
-    """A context in which a model's parameters may be learned; behind it the model is as it was, bit for bit.
+    """A context in which a model's parameters are trainable; after it the model is as it was, bit for bit.
 
-    They are copies in float32 or wider: steps of bfloat16 would be rounded away. Whoever else uses the model meanwhile
-    sees it change.
+    Trained are copies in float32 or wider: steps of bfloat16 would be rounded away. Other users of the model see it
+    change meanwhile.
     """
 
     def __init__(self, lm: LanguageModel) -> None:
@@ -41,7 +41,7 @@ class FullFinetuning:
             parameter.data = original
 
     def save(self, folder: Path) -> ModelIdentity:
-        """Round the weights to the model's own dtype, write an ordinary model folder, and say whose identity it has.
+        """Round the weights to the model's own dtype and write a model folder; returns its identity.
 
         Raises TrainingError if the folder cannot be written.
         """

@@ -1,4 +1,4 @@
-"""`BatchingStats`: measured time saved by trials that share a batch, and examples saved by successive halving."""
+"""`BatchingStats`: seconds saved by a shared batch; `halving_stats`: examples saved by successive halving."""
 
 from __future__ import annotations
 
@@ -13,75 +13,74 @@ from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.trainer import EVALUATIONS
 from foreword.training.search.trial import Trial
 
-# Pairs of a step side by side and a step one after another, for each number of lanes that there is.
-PAIRS = 3
+# Timed pairs of steps, one batched and one run by run, for each number of runs.
+TIMED_PAIRS = 3
 
 
 @dataclass
 class BatchingStats:
-    """Now and then a step of all lanes is taken one lane after another, and timed beside one that they share.
+    """Seconds of some steps that all runs share a batch in, and of as many that are taken run by run.
 
     Both are real steps of the search; nothing is run twice.
 
     Attributes:
-        pairs: ``(lanes, seconds side by side, seconds one after another)``.
+        timings: ``(runs, seconds of the shared step, seconds of the step run by run)``.
     """
 
-    pairs: list[tuple[int, float, float]] = field(default_factory=list)
+    timings: list[tuple[int, float, float]] = field(default_factory=list)
 
-    def step(self, lm: LanguageModel, together: ConcurrentTrainer) -> None:
-        """One step of all lanes, or a pair of them that is timed."""
-        if not self._wanted(together.lanes):
-            together.step()
+    def step(self, lm: LanguageModel, trainer: ConcurrentTrainer) -> None:
+        """One step of all runs, or a timed pair of them."""
+        if not self._should_time(trainer.runs):
+            trainer.step()
             return
-        alone = [ConcurrentTrainer(lm, [lane]) for lane in together.lanes]
-        ways = ([together], alone)
+        single = [ConcurrentTrainer(lm, [run]) for run in trainer.runs]
+        trainers = ([trainer], single)
         seconds = [0.0, 0.0]
         # They take turns at going first.
-        for way in (0, 1) if len(self.pairs) % 2 else (1, 0):
+        for which in (0, 1) if len(self.timings) % 2 else (1, 0):
             began = time.perf_counter()
-            for group in ways[way]:
-                group.step()
-            seconds[way] = time.perf_counter() - began
-        self.pairs.append((len(together.lanes), seconds[0], seconds[1]))
+            for each in trainers[which]:
+                each.step()
+            seconds[which] = time.perf_counter() - began
+        self.timings.append((len(trainer.runs), seconds[0], seconds[1]))
 
-    def _wanted(self, lanes: Sequence[ConcurrentRun]) -> bool:
-        known = [count for count, *_ in self.pairs].count(len(lanes))
-        # The first step of a lane warms caches up; an evaluation is no step.
-        calm = all(lane.step > 0 and _until_evaluation(lane) > 2 for lane in lanes)
-        return len(lanes) > 1 and known < PAIRS and calm
+    def _should_time(self, runs: Sequence[ConcurrentRun]) -> bool:
+        timed = [count for count, *_ in self.timings].count(len(runs))
+        # Neither the first step of a run, which warms caches up, nor one that is evaluated.
+        typical = all(run.step > 0 and _steps_until_evaluation(run) > 2 for run in runs)
+        return len(runs) > 1 and timed < TIMED_PAIRS and typical
 
-    def batching(self) -> list[dict[str, Any]]:
-        """By how many lanes there were: seconds of a step of all, side by side and one after another."""
-        found = []
-        for count in sorted({lanes for lanes, *_ in self.pairs}, reverse=True):
-            joint = [together for lanes, together, _ in self.pairs if lanes == count]
-            single = [apart for lanes, _, apart in self.pairs if lanes == count]
-            found.append(
+    def to_json(self) -> list[dict[str, Any]]:
+        """For each number of runs: mean seconds of a step, shared and run by run."""
+        records = []
+        for count in sorted({runs for runs, *_ in self.timings}, reverse=True):
+            shared, single = zip(*(seconds for runs, *seconds in self.timings if runs == count), strict=True)
+            records.append(
                 {
                     "trials": count,
-                    "pairs": len(joint),
-                    "seconds_together": sum(joint) / len(joint),
+                    "pairs": len(shared),
+                    "seconds_together": sum(shared) / len(shared),
                     "seconds_one_by_one": sum(single) / len(single),
-                    "times_faster": sum(single) / sum(joint),
+                    "times_faster": sum(single) / sum(shared),
                 }
             )
-        return found
+        return records
 
 
-def halving(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Examples that were learned from, and those that dropped trials never came to."""
+def halving_stats(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Examples that trials learned from, and those that dropped trials did not reach."""
     done = sum(trial.step * trial.batch_size for trial in trials)
-    spared = sum((trial.steps - trial.step) * trial.batch_size for trial in trials if trial.state == "dropped")
+    saved = sum((trial.steps - trial.step) * trial.batch_size for trial in trials if trial.state == "dropped")
     return {
         "dropped": sum(trial.state == "dropped" for trial in trials),
         "examples_run": done,
-        "examples_not_run": spared,
-        "share_not_run": spared / (done + spared) if done + spared else 0.0,
+        "examples_not_run": saved,
+        "share_not_run": saved / (done + saved) if done + saved else 0.0,
     }
 
 
-def _until_evaluation(lane: ConcurrentRun) -> int:
+def _steps_until_evaluation(run: ConcurrentRun) -> int:
     """Steps up to the next evaluation or to the end, that one included."""
-    every = -(-lane.steps // EVALUATIONS)
-    return min(every - lane.step % every, lane.steps - lane.step)
+    every = -(-run.steps // EVALUATIONS)
+    return min(every - run.step % every, run.steps - run.step)

@@ -1,4 +1,4 @@
-"""Points: who chooses what the next trial tries."""
+"""Samplers: which parameters the next trial of a search gets."""
 
 from __future__ import annotations
 
@@ -7,67 +7,67 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from foreword.errors import UsageError
-from foreword.training.search.space import Categorical, Point, SearchSpace
+from foreword.training.search.space import Categorical, SearchSpace, TrialParams
 from foreword.training.search.trial import Trial
 
 if TYPE_CHECKING:
-    from optuna.trial import Trial as Asked
+    from optuna.trial import Trial as OptunaTrial
 
-# How often a point that was tried already is asked for again before the space counts as exhausted.
-ATTEMPTS = 100
+# Proposals of parameters that were tried already, after which the space counts as exhausted.
+MAX_DUPLICATES = 100
 
 
 class Sampler(Protocol):
-    """Gives points by number, and hears how they did. What it gives depends on that and on its seed alone, so that a
-    search that goes on after a restart tries what it would have tried."""
+    """Ask-and-tell sampler of parameters, as in Optuna. Its proposals depend on what it was told and on its seed alone,
+    so that a resumed search tries what it would have tried."""
 
-    def ask(self) -> Point | None:
-        """The next point; ``None`` if there is none left."""
+    def ask(self) -> TrialParams | None:
+        """Parameters of the next trial; ``None`` if there are none left."""
         ...
 
-    def again(self, point: Point) -> None:
-        """Take a point for the one that was asked for next: one that an earlier process tried."""
+    def replay(self, params: TrialParams) -> None:
+        """Take these as the parameters of the next trial: an earlier process asked for them."""
         ...
 
-    def hear(self, number: int, evaluation: int, score: float) -> None:
-        """How a trial stands after its first, second, ... evaluation; more is better."""
+    def report(self, number: int, evaluation: int, score: float) -> None:
+        """Report the score of a trial after its first, second, ... evaluation; more is better."""
         ...
 
-    def end(self, trial: Trial) -> None:
-        """A trial has ended, as its state says."""
+    def tell(self, trial: Trial) -> None:
+        """Tell that a trial has ended, with its state and best score."""
         ...
 
 
 def make_sampler(space: SearchSpace, trials: int, seed: int) -> Sampler:
-    """Every point once if there are few enough, in random order; else what Optuna proposes."""
+    """A grid in random order if ``trials`` covers it, else Optuna's tree-structured Parzen estimator."""
     if space.size is not None and space.size <= trials:
         return GridSampler(space, seed)
     return TPESampler(space, seed)
 
 
 class GridSampler:
-    """All points of a space of lists."""
+    """Every combination of a space without ranges, once."""
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
-        self._left = list(space.corners())
-        # In random order: what is dropped first is compared with others of all kinds.
-        random.Random(seed).shuffle(self._left)
+        self._remaining = list(space.grid())
+        # In random order, so that the first trials to be dropped are compared with others of all kinds.
+        random.Random(seed).shuffle(self._remaining)
 
-    def ask(self) -> Point | None:
-        return self._left.pop(0) if self._left else None
+    def ask(self) -> TrialParams | None:
+        return self._remaining.pop(0) if self._remaining else None
 
-    def again(self, point: Point) -> None:
-        self._left.remove(point)
+    def replay(self, params: TrialParams) -> None:
+        self._remaining.remove(params)
 
-    def hear(self, number: int, evaluation: int, score: float) -> None:
+    def report(self, number: int, evaluation: int, score: float) -> None:
         del number, evaluation, score
 
-    def end(self, trial: Trial) -> None:
+    def tell(self, trial: Trial) -> None:
         del trial
 
 
 class TPESampler:
-    """What a tree-structured Parzen estimator thinks best (Bergstra et al. 2011; Optuna), no point twice.
+    """Tree-structured Parzen estimator (Bergstra et al. 2011) of Optuna; never proposes the same parameters twice.
 
     Trials that are still learning count as bad ones meanwhile ("constant liar"), so that those that start together
     differ.
@@ -87,60 +87,60 @@ class TPESampler:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space, self._seed = optuna, space, seed
         self._study = optuna.create_study(direction="maximize")
-        self._asked: list[Asked] = []
-        self._seen: list[Point] = []
+        self._trials: list[OptunaTrial] = []
+        self._tried: list[TrialParams] = []
 
-    def ask(self) -> Point | None:
-        for attempt in range(ATTEMPTS):
-            # A sampler of its own for every point: what it draws must not depend on what was drawn before a restart.
-            drawn = random.Random(f"{self._seed} {len(self._asked)} {attempt}").randrange(2**32)
-            self._study.sampler = self._optuna.samplers.TPESampler(seed=drawn, constant_liar=True)
+    def ask(self) -> TrialParams | None:
+        for attempt in range(MAX_DUPLICATES):
+            # A new sampler for every proposal: its draws must not depend on what was drawn before a restart.
+            seed = random.Random(f"{self._seed} {len(self._trials)} {attempt}").randrange(2**32)
+            self._study.sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
             trial = self._study.ask()
-            point = _suggested(trial, self._space)
-            if point not in self._seen:
-                self._take(trial, point)
-                return point
+            params = _suggest(trial, self._space)
+            if params not in self._tried:
+                self._add(trial, params)
+                return params
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         return None
 
-    def again(self, point: Point) -> None:
-        self._study.enqueue_trial(point)
+    def replay(self, params: TrialParams) -> None:
+        self._study.enqueue_trial(params)
         trial = self._study.ask()
-        self._take(trial, _suggested(trial, self._space))
+        self._add(trial, _suggest(trial, self._space))
 
-    def hear(self, number: int, evaluation: int, score: float) -> None:
-        self._asked[number].report(score, evaluation)
+    def report(self, number: int, evaluation: int, score: float) -> None:
+        self._trials[number].report(score, evaluation)
 
-    def end(self, trial: Trial) -> None:
+    def tell(self, trial: Trial) -> None:
         states = self._optuna.trial.TrialState
         if trial.state == "complete":
-            self._study.tell(self._asked[trial.number], trial.best)
+            self._study.tell(self._trials[trial.number], trial.best_score)
         else:
-            ended = states.PRUNED if trial.state == "dropped" else states.FAIL
-            self._study.tell(self._asked[trial.number], state=ended)
+            state = states.PRUNED if trial.state == "dropped" else states.FAIL
+            self._study.tell(self._trials[trial.number], state=state)
 
-    def _take(self, asked: Asked, point: Point) -> None:
-        self._asked.append(asked)
-        self._seen.append(point)
+    def _add(self, trial: OptunaTrial, params: TrialParams) -> None:
+        self._trials.append(trial)
+        self._tried.append(params)
 
 
-def _suggested(trial: Asked, space: SearchSpace) -> Point:
-    found: dict[str, Any] = {}
+def _suggest(trial: OptunaTrial, space: SearchSpace) -> TrialParams:
+    params: dict[str, Any] = {}
     for name, domain in space.domains.items():
         if isinstance(domain, Categorical):
-            found[name] = trial.suggest_categorical(name, domain.values)
-        elif domain.whole:
-            found[name] = trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
+            params[name] = trial.suggest_categorical(name, domain.values)
+        elif domain.integer:
+            params[name] = trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
         else:
-            found[name] = trial.suggest_float(name, domain.low, domain.high, log=domain.log)
-    return found
+            params[name] = trial.suggest_float(name, domain.low, domain.high, log=domain.log)
+    return params
 
 
-def shown(point: Mapping[str, Any]) -> str:
-    """A point for a person."""
-    return ", ".join(f"{name} {spelled(value)}" for name, value in point.items())
+def format_params(params: Mapping[str, Any]) -> str:
+    """Parameters as a log line shows them."""
+    return ", ".join(f"{name} {format_value(value)}" for name, value in params.items())
 
 
-def spelled(value: object) -> str:
-    """One of its values for a person."""
+def format_value(value: object) -> str:
+    """A parameter's value as tables and log lines show it."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,9 +1,8 @@
-"""PET: patterns that learn by themselves, and teach one model what they agree on (Schick and Schütze 2021,
-arXiv:2001.07676).
+"""PET, pattern-exploiting training (Schick and Schütze 2021, arXiv:2001.07676).
 
-All of it are ordinary runs. Every pattern learns in a folder of its own; their models label rows that have no label,
-and a last run learns from these soft labels. With one pattern, or without such rows, there is only the last run,
-through all patterns at once.
+Ordinary runs, one after another: a model is trained for every pattern, in a folder of its own; these models label the
+unlabeled rows, and a last run is trained on the soft labels. With one pattern, or without unlabeled rows, there is only
+the last run, through all patterns at once.
 """
 
 from __future__ import annotations
@@ -17,29 +16,32 @@ from foreword.core import Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import SettingError
-from foreword.evaluation.evaluate import classify, evaluate
+from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.predict import classify
+from foreword.progress import Say
 from foreword.text.rows import Row, read_rows
 from foreword.text.template import Template
-from foreword.training.loop.baseline import CACHE_BYTES, best_task, format_metrics, headline_metric, report_of
+from foreword.training.data.training_data import evenly_spaced
 from foreword.training.loop.distributed import require_single_process
-from foreword.training.loop.evaluator import TaskEvaluator
-from foreword.training.loop.fit import fit
+from foreword.training.loop.evaluator import EVAL_CACHE_BYTES, TaskEvaluator
 from foreword.training.loop.run_dir import RunDir
-from foreword.training.loop.trainable_prompt import TrainablePrompt
-from foreword.training.methods.base import MethodResult, Say
+from foreword.training.loop.selection import best_task, evaluate_task, format_metrics, headline_metric
+from foreword.training.loop.trainer import fit
+from foreword.training.methods.base import MethodResult
 from foreword.training.methods.full_finetuning import FullFinetuning
 from foreword.training.methods.pet.pvp_run import PVPRun
 from foreword.training.methods.pet.soft_labels import PatternPredictions, soft_labels
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.run import Run
 
-# Training rows by which patterns are trusted, evenly over all of them.
-TRUST_ROWS = 256
+# Training rows that the weight of a pattern is measured on, evenly over all of them.
+WEIGHT_ROWS = 256
 
 
 def check(run: Run) -> None:
-    """Raise UsageError unless there are words to fill patterns with and no flag that PET does not use; DataError or
-    TemplateError that names the row without label that is wrong."""
-    if run.material.verbalizer is None:
+    """Raise UsageError without a verbalizer, or for a flag that PET does not use; DataError or TemplateError that names
+    an unlabeled row that cannot be used."""
+    if run.data.verbalizer is None:
         raise SettingError(
             "method",
             "--method pet learns to fill {mask} with the words of labels; give such a --template, or use --method "
@@ -49,37 +51,38 @@ def check(run: Run) -> None:
     if run.recipe.weights == "all":
         run.recipe.refuse("init", "calibrate", because="with --weights all")
         require_single_process("--weights all")
-    run.reader.ask(_unlabeled(run))
+    run.example_builder.encode_unlabeled(_read_unlabeled(run))
 
 
-def learn(
-    run: Run, engine: EngineProtocol, task: Task, start: TrainablePrompt, folder: RunDir, say: Say
+def train(
+    run: Run, engine: EngineProtocol, task: Task, prompt: TrainablePrompt, run_dir: RunDir, say: Say
 ) -> MethodResult:
-    """Let the patterns learn, and teach if they can; the task has an adapter, or belongs to a changed model."""
-    unlabeled = _unlabeled(run)
-    last = PVPRun.labelled(run, run.material.templates, unlabeled)
-    if unlabeled and len(run.material.templates) > 1:
-        last = PVPEnsemble(run, unlabeled, engine, task, folder, say).lesson()
-    with _learned(last, engine, task, start, folder) as found:
-        made, model = found.task, None
-        if found.whole is not None:
-            model = folder.path / "model"
-            made = replace(made, prefix=replace(made.prefix, model=found.whole.save(model)))
-        tasks = [replace(made, template=template.source) for template in last.material.templates]
-        chosen, report = best_task(last, found.engine, tasks)
-    return MethodResult(chosen, report, found.parameters, model)
+    """Train the patterns, and a last run on their soft labels; the task has an adapter, or belongs to a changed
+    model."""
+    unlabeled = _read_unlabeled(run)
+    if unlabeled and len(run.data.templates) > 1:
+        last_run = PVPEnsemble(run, unlabeled, engine, task, run_dir, say).final_run()
+    else:
+        last_run = PVPRun.on_labels(run, run.data.templates, unlabeled)
+    with _trained(last_run, engine, task, prompt, run_dir) as trained:
+        made, model = trained.task, None
+        if trained.full is not None:
+            model = run_dir.path / "model"
+            made = replace(made, prefix=replace(made.prefix, model=trained.full.save(model)))
+        chosen, report = best_task(last_run, trained.engine, last_run.data.tasks(made))
+    return MethodResult(chosen, report, trained.parameters, model)
 
 
 @dataclass(frozen=True)
 class PVPEnsemble:
-    """Several patterns, and the rows without labels that they teach with.
+    """Several pattern-verbalizer pairs, whose models label rows for a last run (knowledge distillation).
 
     Attributes:
         run: with all patterns.
-        unlabeled: the rows.
+        unlabeled: the rows to label.
         engine: serves the model as it is.
-        task: before anything is learned.
-        folder: every pattern has its own inside.
+        task: without trained values.
+        run_dir: has a folder for every pattern.
         say: gets a line for every pattern.
     """
 
@@ -87,71 +90,73 @@ class PVPEnsemble:
     unlabeled: Sequence[Row]
     engine: EngineProtocol
     task: Task
-    folder: RunDir
+    run_dir: RunDir
     say: Say
 
-    def lesson(self) -> PVPRun:
-        """What they agree on, as a run through the pattern whose model is best on the evaluation rows."""
-        templates = self.run.material.templates
-        opinions = [self.opinion(number, template) for number, template in enumerate(templates, 1)]
-        chosen = max(range(len(templates)), key=lambda at: opinions[at].held)
+    def final_run(self) -> PVPRun:
+        """The run on the soft labels, through the pattern whose model is best on the evaluation rows."""
+        templates = self.run.data.templates
+        predictions = [self.predictions(number, template) for number, template in enumerate(templates, 1)]
+        chosen = max(range(len(templates)), key=lambda index: predictions[index].metric)
         self.say(f"{len(templates)} patterns teach pattern {chosen + 1} with {len(self.unlabeled)} rows")
-        return PVPRun.taught(self.run, templates[chosen], self.unlabeled, soft_labels(opinions))
+        return PVPRun.on_soft_labels(self.run, templates[chosen], self.unlabeled, soft_labels(predictions))
 
-    def opinion(self, number: int, template: Template) -> PatternPredictions:
-        """What a pattern's model says after it has learned, or has said before the run was interrupted."""
-        folder = self.folder.inside(f"pattern-{number}")
-        known = folder.state()
-        if known is not None:
-            return PatternPredictions.from_json(known)
+    def predictions(self, number: int, template: Template) -> PatternPredictions:
+        """Train a pattern's model and predict with it, or read what it predicted before the run was interrupted."""
+        run_dir = self.run_dir.subdir(f"pattern-{number}")
+        saved = run_dir.read_state()
+        if saved is not None:
+            return PatternPredictions.from_json(saved)
         task = replace(self.task, template=template.source)
-        trust = self._trust(task)
-        run = PVPRun.labelled(self.run, [template], self.unlabeled)
-        with _learned(run, self.engine, task, run.learned(), folder) as found:
-            held = report_of(run, found.engine, found.task).metrics
-            said = classify(found.engine, found.task, [row.values for row in self.unlabeled])
-        scores = tuple(tuple(math.log(max(prob, 1e-12)) for prob in row.values()) for row in said)
-        opinion = PatternPredictions(trust, headline_metric(held), scores)
-        folder.write_state(opinion.to_json())
-        folder.drop_checkpoints()
-        self.say(f"pattern {number}: {format_metrics(held)}; accuracy {trust:.3f} on training rows before it learned")
-        return opinion
+        weight = self._untrained_accuracy(task)
+        run = PVPRun.on_labels(self.run, [template], self.unlabeled)
+        with _trained(run, self.engine, task, run.initial_prompt(), run_dir) as trained:
+            metrics = evaluate_task(run, trained.engine, trained.task).metrics
+            rows = classify(trained.engine, trained.task, [row.values for row in self.unlabeled])
+        scores = tuple(tuple(math.log(max(prob, 1e-12)) for prob in row.values()) for row in rows)
+        predictions = PatternPredictions(weight, headline_metric(metrics), scores)
+        run_dir.write_state(predictions.to_json())
+        run_dir.delete_checkpoints()
+        self.say(
+            f"pattern {number}: {format_metrics(metrics)}; accuracy {weight:.3f} on training rows before it learned"
+        )
+        return predictions
 
-    def _trust(self, task: Task) -> float:
-        rows = self.run.material.train_rows
-        count = min(TRUST_ROWS, len(rows))
-        some = [rows[i * len(rows) // count] for i in range(count)]
-        return headline_metric(evaluate(self.engine, task, some, label_field=self.run.material.label_field).metrics)
+    def _untrained_accuracy(self, task: Task) -> float:
+        """Accuracy of the model as it is on some of the training rows."""
+        rows = evenly_spaced(self.run.data.train_rows, WEIGHT_ROWS)
+        return headline_metric(evaluate(self.engine, task, rows, label_field=self.run.data.label_field).metrics)
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What a run has found.
+class _Trained:
+    """The result of one of PET's runs.
 
     Attributes:
-        task: with what was learned.
+        task: with the trained values.
         engine: serves it.
-        parameters: how many numbers were learned.
-        whole: the model's weights, where it is they that were learned.
+        parameters: count of trained numbers.
+        full: the model's own weights, if they were trained.
     """
 
     task: Task
     engine: EngineProtocol
     parameters: int
-    whole: FullFinetuning | None
+    full: FullFinetuning | None
 
 
 @contextmanager
-def _learned(
-    run: PVPRun, engine: EngineProtocol, task: Task, start: TrainablePrompt, folder: RunDir
-) -> Iterator[_Found]:
-    """Learn; what was found may be used inside the block, behind which the model is as it was."""
+def _trained(
+    run: PVPRun, engine: EngineProtocol, task: Task, prompt: TrainablePrompt, run_dir: RunDir
+) -> Iterator[_Trained]:
+    """Train; the result may be used inside the block, after which the model is as it was."""
     with ExitStack() as stack:
-        whole = stack.enter_context(FullFinetuning(run.lm)) if run.recipe.weights == "all" else None
-        own = stack.enter_context(Engine(run.lm, cache_bytes=CACHE_BYTES)) if whole is not None else engine
-        fit(TaskEvaluator(run, own, task, start), folder)
-        yield _Found(start.become(run.lm, task), own, start.parameter_count, whole)
+        full = stack.enter_context(FullFinetuning(run.lm)) if run.recipe.weights == "all" else None
+        if full is not None:
+            engine = stack.enter_context(Engine(run.lm, cache_bytes=EVAL_CACHE_BYTES))
+        fit(run, prompt, TaskEvaluator(run, engine, task, prompt), run_dir)
+        yield _Trained(prompt.to_task(run.lm, task), engine, prompt.num_trainable_parameters, full)
 
 
-def _unlabeled(run: Run) -> list[Row]:
+def _read_unlabeled(run: Run) -> list[Row]:
     return read_rows(run.recipe.unlabeled) if run.recipe.unlabeled is not None else []

@@ -1,4 +1,4 @@
-"""Opinions: what the models of several patterns say of rows without labels, and what they agree on."""
+"""Soft labels: the combined predictions of several patterns' models for unlabeled rows."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ TEMPERATURE = 2.0
 
 @dataclass(frozen=True)
 class PatternPredictions:
-    """One pattern's.
+    """Predictions of one pattern's model for unlabeled rows.
 
     Attributes:
-        trust: how far it counts: the pattern's accuracy on the training rows before it learned.
-        held: figure of its model on the evaluation rows.
+        weight: of the pattern among the others: its accuracy on the training rows before training.
+        metric: of its model on the evaluation rows.
         scores: log-probability of every label, for every row.
     """
 
-    trust: float
-    held: float
+    weight: float
+    metric: float
     scores: tuple[tuple[float, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {"trust": self.trust, "held": self.held, "scores": [list(row) for row in self.scores]}
+        return {"trust": self.weight, "held": self.metric, "scores": [list(row) for row in self.scores]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PatternPredictions:
@@ -35,11 +35,11 @@ class PatternPredictions:
         return cls(float(data["trust"]), float(data["held"]), tuple(tuple(row) for row in data["scores"]))
 
 
-def soft_labels(opinions: Sequence[PatternPredictions]) -> list[tuple[float, ...]]:
-    """A probability of every label for every row: the softmax of the mean scores, each counted by its trust."""
-    trusts = torch.tensor([opinion.trust for opinion in opinions])
-    # Patterns that all know nothing are equally good.
-    shares = trusts / trusts.sum() if trusts.sum() > 0 else torch.full_like(trusts, 1 / len(opinions))
-    scores = torch.tensor([opinion.scores for opinion in opinions])
+def soft_labels(predictions: Sequence[PatternPredictions]) -> list[tuple[float, ...]]:
+    """A probability of every label for every row: the softmax of the weighted mean of the patterns' scores."""
+    weights = torch.tensor([each.weight for each in predictions])
+    # Patterns that are all of no use untrained count equally.
+    shares = weights / weights.sum() if weights.sum() > 0 else torch.full_like(weights, 1 / len(predictions))
+    scores = torch.tensor([each.scores for each in predictions])
     mean = (shares[:, None, None] * scores).sum(0)
     return [tuple(row) for row in (mean / TEMPERATURE).softmax(-1).tolist()]
