@@ -41,7 +41,7 @@ def test_the_built_in_model_is_the_same_everywhere(lm):
     """Whatever release of Transformers converted it: a prefix made on one machine is served on another."""
     assert lm.identity.weights == "abc6b0a2600115c6bf2732ab2dff6d8f9e12cbdcd835315e5b782d56a989a32f"
     assert lm.identity.tokenizer == "f4c705a95cab1284b8bb974fe960494099bb0947ee8efdc821a4dbe3178eb949"
-    assert lm.end_ids == {2}
+    assert lm.eos_token_ids == {2}
 
 
 def plain_greedy(lm: LanguageModel, ids: list[int], prefix: KVPrefix | None, count: int) -> list[int]:

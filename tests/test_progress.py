@@ -44,7 +44,7 @@ COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|9[0-7])[0-9;]*m")
 WORK = """
 import time
 from foreword.progress import Progress
-with Progress("evaluating", 40, "rows", watch=lambda: 30):
+with Progress("evaluating", 40, "rows", poll=lambda: 30):
     time.sleep(0.6)
 """
 

@@ -1,4 +1,4 @@
-"""Tiny random encoder-decoders, as `models.tiny_model` has models of the other kinds."""
+"""Tiny random encoder-decoders, as `tiny_models.tiny_model` makes models of the other kinds."""
 
 from __future__ import annotations
 

@@ -89,8 +89,8 @@ def _learn(run: Run, model: Any, trained: Sequence[Tensor], folder: Path) -> Non
 
 def _loss(run: Run, model: Any, examples: Sequence[Example]) -> Tensor:
     """Cross-entropy over the labels' words, each a single token: the loss that Foreword learns by."""
-    choice = run.word_scorer
-    if not isinstance(choice, WordScorer) or choice.trie.inner_nodes:
+    scorer = run.word_scorer
+    if not isinstance(scorer, WordScorer) or scorer.trie.inner_nodes:
         raise BenchError("the peers of PEFT are measured where every label is a word of one token.")
     width = max(len(example.prompt_ids) for example in examples)
     ids = torch.zeros(len(examples), width, dtype=torch.long)
@@ -101,7 +101,7 @@ def _loss(run: Run, model: Any, examples: Sequence[Example]) -> Tensor:
     # Soft tokens come back as further positions in front.
     logits = model(input_ids=ids, attention_mask=mask).logits[:, -width:]
     last = logits[torch.arange(len(examples)), mask.sum(1) - 1]
-    return F.cross_entropy(choice.scores(last), torch.tensor([example.labels[0] for example in examples]))
+    return F.cross_entropy(scorer.scores(last), torch.tensor([example.labels[0] for example in examples]))
 
 
 def _score(run: Run, task: Task) -> float:

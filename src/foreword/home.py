@@ -1,4 +1,4 @@
-"""Where Foreword keeps converted models and, unless told otherwise, the bank and what runs leave behind."""
+"""Default places of converted models, the bank and run folders, and the default model."""
 
 import os
 import time

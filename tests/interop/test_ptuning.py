@@ -161,7 +161,7 @@ def test_a_classifier_of_words_becomes_a_head(base, tmp_path, name):
     for row in ROWS:
         out = model.base_model(input_ids=torch.tensor([row]), past_key_values=past_of(flat(BERT_WIDTH), 4, 12))
         expected = F.linear(out.last_hidden_state[0], values(3, 48, seed=8), values(3, seed=9))
-        states = made.lm.hidden(Batch.from_rows(Front(task.prefix), [row]), torch.arange(len(row)))
+        states = made.lm.hidden_states(Batch.from_rows(Front(task.prefix), [row]), torch.arange(len(row)))
         found = F.linear(states, task.head.weight, task.head.bias)
         torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=0)
 

@@ -187,4 +187,4 @@ def test_one_pass_over_the_soft_tokens_serves_all_rows():
         answer_loss(lm, Front(soft=encoder.front().soft), EXAMPLES)
     finally:
         del lm.logits
-    assert seen == [5 + sum(example.size - 1 for example in EXAMPLES)]
+    assert seen == [5 + sum(example.num_tokens - 1 for example in EXAMPLES)]

@@ -102,8 +102,8 @@ def test_learned_absolute_positions_are_refused(name):
 )
 def test_a_layout_that_is_not_the_models_is_refused_and_not_assumed(name, wrong, monkeypatch):
     lm = family(name)
-    monkeypatch.setattr(rotating, "halves", wrong)
-    monkeypatch.setattr(rotating, "neighbours", wrong)
+    monkeypatch.setattr(rotating, "rotate_half", wrong)
+    monkeypatch.setattr(rotating, "rotate_every_two", wrong)
     with pytest.raises(UnsupportedModel, match=rf"layer 0 of tiny-{name} does not turn its keys as any of its"):
         rotate(lm, lower_tokens(lm, TEXT), 5)
 

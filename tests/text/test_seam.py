@@ -60,28 +60,28 @@ def test_continuation_refuses_a_merge_across_the_seam(byte_level):
         seam.continuation_ids(byte_level, "great", "Label: ")
 
 
-def test_common_length():
+def test_common_prefix_length():
     assert seam.common_prefix_length([1, 2, 3], [1, 2, 4, 5]) == 2
     assert seam.common_prefix_length([1, 2], [1, 2, 3]) == 2
     assert seam.common_prefix_length([], [1]) == 0
     assert seam.common_prefix_length("abc", "abd") == 2
 
 
-def test_split_static_always_leaves_one_id():
+def test_match_prefix_always_leaves_one_id():
     assert seam.match_prefix([1, 2, 3], [1, 2, 3]) == (2, [3])
     assert seam.match_prefix([1, 2, 3], [1, 2, 3, 4]) == (3, [4])
     assert seam.match_prefix([1, 2, 3], [1, 9]) == (1, [9])
     assert seam.match_prefix([], [5]) == (0, [5])
 
 
-def test_split_static_of_nothing():
+def test_match_prefix_of_nothing():
     with pytest.raises(RequestError, match=r"the request is empty.*; send at least one token"):
         seam.match_prefix([1], [])
 
 
 @settings(max_examples=60, deadline=None)
 @given(prefix=TEXTS, request=TEXTS, name=st.sampled_from(sorted(TOKENIZERS)))
-def test_split_static_gives_the_joined_text(prefix: str, request: str, name: str):
+def test_match_prefix_gives_the_joined_text(prefix: str, request: str, name: str):
     prefix_ids = seam.encode(TOKENIZERS[name], prefix, bos=True)
     joined = seam.encode(TOKENIZERS[name], prefix + request, bos=True)
     if not joined:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreword.errors import TemplateError
-from foreword.text.template import InputField, Literal, MaskSlot, SoftSlot, TargetField, Template, decode_escapes
+from foreword.text.template import InputField, MaskSlot, SoftSlot, TargetField, Template, decode_escapes
 
 
 def escaped(text: str) -> str:
@@ -22,14 +22,14 @@ def test_parts():
     template = Template.parse("{soft:2}{{x}} {text}, {文本}{soft:3}:{mask}!")
     assert template.parts == (
         SoftSlot(2),
-        Literal("{x} "),
+        "{x} ",
         InputField("text"),
-        Literal(", "),
+        ", ",
         InputField("文本"),
         SoftSlot(3),
-        Literal(":"),
+        ":",
         MaskSlot(),
-        Literal("!"),
+        "!",
     )
     assert template.fields == ("text", "文本")
     assert template.num_soft_tokens == 5

@@ -69,17 +69,17 @@ def probability(lm, task: Task, word: str) -> float:
 def test_learns_labels_and_is_measured_as_it_was_learned(family, method, tmp_path):
     lm = tiny_encoder_decoder(family)
     settings = recipe(tmp_path, method=method, lr=0.3 if method == "prompt-tuning" else 0.03, max_steps=60)
-    outcome = train(lm, settings, name="rule")
-    assert outcome.before["accuracy"] < 0.8
-    assert outcome.metrics["accuracy"] > 0.95
-    assert outcome.task.prefix.length == 0
-    assert outcome.task.soft.shape == (16, 48)
-    assert outcome.task.template == "{soft:16}{text}{mask}"
+    result = train(lm, settings, name="rule")
+    assert result.before["accuracy"] < 0.8
+    assert result.metrics["accuracy"] > 0.95
+    assert result.task.prefix.length == 0
+    assert result.task.soft.shape == (16, 48)
+    assert result.task.template == "{soft:16}{text}{mask}"
     bank = Bank(tmp_path / "bank")
-    bank.publish(outcome.task)
+    bank.publish(result.task)
     with EncoderDecoderEngine(lm) as engine:
         served = evaluate(engine, bank.load("rule"), read_rows(settings.eval))
-    assert served.metrics == outcome.metrics
+    assert served.metrics == result.metrics
 
 
 def test_learns_to_write_answers(tmp_path):
@@ -93,10 +93,10 @@ def test_learns_to_write_answers(tmp_path):
         lr=0.3,
         max_steps=120,
     )
-    outcome = train(tiny_encoder_decoder("t5"), settings)
-    assert outcome.before["exact_match"] == 0.0
-    assert outcome.metrics["exact_match"] > 0.8
-    assert outcome.metrics["perplexity"] < outcome.before["perplexity"]
+    result = train(tiny_encoder_decoder("t5"), settings)
+    assert result.before["exact_match"] == 0.0
+    assert result.metrics["exact_match"] > 0.8
+    assert result.metrics["perplexity"] < result.before["perplexity"]
 
 
 def test_gradient_checkpointing_learns_the_same(tmp_path):

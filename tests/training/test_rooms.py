@@ -11,6 +11,7 @@ from test_structure import imports
 
 TRAINING = Path(foreword.training.__file__).parent
 ORDER = (
+    "setting",
     "recipe",
     "recipe_file",
     "data",

@@ -79,4 +79,4 @@ def check_recipe(file: RecipeFile, recipe: Recipe) -> None:
     quiet_libraries()
     from foreword.prompts.registry import get_method
 
-    get_method(recipe.method, **recipe.options)
+    get_method(recipe.method, **recipe.method_options)

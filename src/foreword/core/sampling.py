@@ -1,4 +1,4 @@
-"""`SamplingParams`: how a request is answered."""
+"""`SamplingParams`: how the next token is chosen, and when generation stops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foreword.errors import UsageError
 MAX_LOGPROBS = 20
 
 REQUEST_ONLY_PARAMS = frozenset({"logprobs", "constraint"})
-"""What only a request can ask for, so no task has a default of it."""
+"""Parameters of requests alone: a task has no default of them."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class ModelRunner:
             if each.sequence.soft is not None:
                 softs.append(each.sequence.soft)
                 num_soft += len(each.sequence.soft)
-        embeds, embed_rows = gather_embeds(None, torch.cat(softs) if softs else None, tokens)
+        embeds, embed_indices = gather_embeds(None, torch.cat(softs) if softs else None, tokens)
         adapters = tuple(each.sequence.adapter for each in scheduled)
         device = self._lm.device
         return Batch(
@@ -61,7 +61,7 @@ class ModelRunner:
             prefixes=tuple(each.sequence.prefix for each in scheduled),
             token_ids=torch.tensor([max(token, 0) for token in tokens], device=device),
             embeds=embeds,
-            embed_indices=torch.tensor(embed_rows, device=device) if embeds is not None else None,
+            embed_indices=torch.tensor(embed_indices, device=device) if embeds is not None else None,
             num_computed_tokens=tuple(each.start for each in scheduled),
             adapters=adapters if any(adapter is not None for adapter in adapters) else None,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from foreword.llamacpp.decode import SequenceTokens, decode
 from foreword.llamacpp.key_layout import KeyLayout
 from foreword.llamacpp.model import GgufModel
 from foreword.llamacpp.preflight import preflight
-from foreword.llamacpp.scoring import PromptScoring, make_batches
+from foreword.llamacpp.scoring import LabelScoring, PromptScoring, make_batches
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer, WordScorer
 from foreword.text.prompt import Prompt
@@ -126,21 +126,13 @@ class LlamaCppEngine(EngineBase):
         batches = list(
             make_batches(
                 scorer.trie,
-                prompts,
-                [_as_float32(prompt.soft) for prompt in prompts],
+                [_with_float32_soft(prompt) for prompt in prompts],
                 max_tokens=self._session.batch_size,
                 max_cells=self._session.num_cells,
                 max_sequences=max_sequences,
             )
         )
-        jobs = [
-            Job(
-                partial(batch.run, self._session, self.allocator),
-                len(indices),
-                self._has_room(batch.requirements, batch.num_sequences),
-            )
-            for indices, batch in batches
-        ]
+        jobs = [self._scoring_job(batch, len(indices)) for indices, batch in batches]
         scores = np.empty((len(prompts), scorer.num_labels), np.float32)
         for (indices, _), result in zip(batches, self._run_jobs(jobs), strict=True):
             scores[indices] = result
@@ -202,27 +194,27 @@ class LlamaCppEngine(EngineBase):
         """Log-probabilities of the token behind each output of every prompt."""
         for prompt in prompts:
             self._check_prompt(prompt, 0, 0)
-        scorings = [PromptScoring(prompt.for_token_logprobs, _as_float32(prompt.soft), top) for prompt in prompts]
+        scorings = [PromptScoring(_with_float32_soft(prompt.for_token_logprobs), top) for prompt in prompts]
         # Nothing of a prompt of one token is predicted.
         jobs = {
-            index: Job(partial(scoring.run, self._session, self.allocator), 0, self._has_room(scoring.requirements, 1))
+            index: self._scoring_job(scoring, 0)
             for index, scoring in enumerate(scorings)
             if scoring.prompt.output_indices
         }
         results = dict(zip(jobs, self._run_jobs(list(jobs.values())), strict=True))
         return [results.get(index, []) for index in range(len(scorings))]
 
-    def _has_room(self, requirements: Sequence[tuple[int, KVPrefix | None]], num_sequences: int) -> Callable[[], bool]:
-        """Condition of a job: there is room for it. Until there is, no sequence is admitted."""
+    def _scoring_job(self, scoring: LabelScoring | PromptScoring, num_scored: int) -> Job[Any]:
+        """A job that runs when the cache has room for it; until then no sequence is admitted."""
 
-        def ready() -> bool:
-            fits = self.allocator.make_room(requirements, num_sequences)
+        def has_room() -> bool:
+            fits = self.allocator.make_room(scoring.requirements, scoring.num_sequences)
             self.allocator.admission_paused = not fits
             if not fits and not self.scheduler.running:
                 raise EngineError("the cache is empty, and has no room for what is to be scored.")
             return fits
 
-        return ready
+        return Job(partial(scoring.run, self._session, self.allocator), num_scored, has_room)
 
     def _check_prompt(self, prompt: Prompt, longest: int, num_inner: int) -> None:
         self._validator.check_prompt(prompt, longest)
@@ -261,6 +253,10 @@ def _verified_key_layout(model: GgufModel, session: Session) -> KeyLayout:
     layout = KeyLayout(model.identity.layers, model.rotary_dim, model.rope_theta, session.interleaved)
     layout.verify(session, token_id=model.identity.vocab_size // 2, max_position=session.num_cells - 1)
     return layout
+
+
+def _with_float32_soft(prompt: Prompt) -> Prompt:
+    return replace(prompt, soft=_as_float32(prompt.soft))
 
 
 def _as_float32(soft: Any) -> Any:

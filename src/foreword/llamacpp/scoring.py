@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,13 +24,11 @@ class LabelScoring:
 
     Attributes:
         trie: the words.
-        prompts: each has one answer, behind its last token.
-        softs: the soft tokens of each as float32, or ``None``.
+        prompts: each has one answer, behind its last token; soft tokens are float32 numpy arrays.
     """
 
     trie: WordTrie
     prompts: Sequence[Prompt]
-    softs: Sequence[np.ndarray | None]
 
     @property
     def requirements(self) -> list[tuple[int, KVPrefix | None]]:
@@ -60,10 +59,10 @@ class LabelScoring:
 
         try:
             inputs: dict[tuple[int, int | None], SequenceTokens] = {}
-            for row, (prompt, soft) in enumerate(zip(self.prompts, self.softs, strict=True)):
-                cells[row, None] = own = _allocate(allocator, prompt, len(prompt.token_ids))
-                last = (len(prompt.token_ids) - 1,)
-                inputs[row, None] = SequenceTokens(own.seq_id, prompt.prefix_length, prompt.token_ids, soft, last)
+            for row, prompt in enumerate(self.prompts):
+                length = len(prompt.token_ids)
+                cells[row, None] = own = _allocate(allocator, prompt, length)
+                inputs[row, None] = _sequence_tokens(prompt, own, length, (length - 1,))
             decode_nodes(inputs)
             for depth, nodes in enumerate(self._levels()):
                 inputs = {}
@@ -94,14 +93,14 @@ class PromptScoring:
     """A prompt whose own tokens are scored.
 
     Attributes:
-        prompt: with at least one output index, whose next token is scored.
-        soft: its soft tokens as float32, or ``None``.
+        prompt: with at least one output index, whose next token is scored; soft tokens are a float32 numpy array.
         top: how many of the most probable tokens are read, too.
+        num_sequences: that it takes.
     """
 
     prompt: Prompt
-    soft: np.ndarray | None
     top: int
+    num_sequences: ClassVar[int] = 1
 
     @property
     def requirements(self) -> list[tuple[int, KVPrefix | None]]:
@@ -117,13 +116,8 @@ class PromptScoring:
 
         cells = _allocate(allocator, self.prompt, self._num_run)
         try:
-            output_indices = frozenset(self.prompt.output_indices)
-            start = self.prompt.prefix_length
-            decode(
-                session,
-                [SequenceTokens(cells.seq_id, start, ids[: self._num_run], self.soft, output_indices)],
-                on_logits,
-            )
+            outputs = frozenset(self.prompt.output_indices)
+            decode(session, [_sequence_tokens(self.prompt, cells, self._num_run, outputs)], on_logits)
         finally:
             allocator.free_cells(cells)
         return logprobs
@@ -135,13 +129,7 @@ class PromptScoring:
 
 
 def make_batches(
-    trie: WordTrie,
-    prompts: Sequence[Prompt],
-    softs: Sequence[np.ndarray | None],
-    *,
-    max_tokens: int,
-    max_cells: int,
-    max_sequences: int,
+    trie: WordTrie, prompts: Sequence[Prompt], *, max_tokens: int, max_cells: int, max_sequences: int
 ) -> Iterator[tuple[list[int], LabelScoring]]:
     """Divide prompts into batches, those behind the same prefix next to each other, by their lengths.
 
@@ -154,7 +142,7 @@ def make_batches(
     """
 
     def batch(indices: list[int]) -> LabelScoring:
-        return LabelScoring(trie, [prompts[index] for index in indices], [softs[index] for index in indices])
+        return LabelScoring(trie, [prompts[index] for index in indices])
 
     def fits(scoring: LabelScoring) -> bool:
         own = sum(tokens for tokens, _ in scoring.requirements)
@@ -184,6 +172,13 @@ def _allocate(allocator: CellAllocator, prompt: Prompt, num_cells: int) -> Seque
     cells = allocator.allocate_cells(num_cells, prompt.prefix, prompt.prefix_length)
     assert cells is not None
     return cells
+
+
+def _sequence_tokens(
+    prompt: Prompt, cells: SequenceCells, num_run: int, output_indices: Collection[int]
+) -> SequenceTokens:
+    soft: Any = prompt.soft
+    return SequenceTokens(cells.seq_id, prompt.prefix_length, prompt.token_ids[:num_run], soft, output_indices)
 
 
 def _prefix(prompt: Prompt) -> KVPrefix | None:

@@ -1,4 +1,4 @@
-"""Keys and values of a text that runs alone: what a prefix is made of."""
+"""Keys and values that the model computes for a text: the activations that a prefix is made of."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from foreword.models.language_model import LanguageModel
 
 
 def activations(lm: LanguageModel, token_ids: Sequence[int], past: KVPrefix | None = None) -> KVPrefix:
-    """Keys and values of a text that runs alone: what a learned prefix starts from.
+    """Keys and values of a text as a prefix (initialization by activations of real words, Li and Liang 2021).
 
-    Those of an encoder are near what the text gives in front of a request, and not the same, since there it sees the
-    request too.
+    An encoder's are an approximation: in front of a request the text would see the request too.
+
+    Args:
+        past: a prefix that the text is run behind; the result includes it.
 
     Raises:
         PromptTooLong: the tokens leave no room for a request.
@@ -28,7 +30,7 @@ def activations(lm: LanguageModel, token_ids: Sequence[int], past: KVPrefix | No
 
 
 def check_context_length(name: str, context: int | None, tokens: int, past: KVPrefix | None) -> None:
-    """Raise for a text that can stand in front of no request, as `activations` does."""
+    """Raise UsageError for a text without tokens, PromptTooLong for one that leaves no room for a request."""
     if not tokens:
         raise UsageError("the text has no tokens; a static prefix needs at least one.")
     used = tokens + (past.length if past is not None else 0)
@@ -52,9 +54,9 @@ def compute_keys_values(lm: LanguageModel, batch: Batch) -> tuple[list[Tensor], 
     return [keys[layer] for layer in layers], [values[layer] for layer in layers]
 
 
-def append_keys_values(lm: LanguageModel, first: KVPrefix | None, keys: list[Tensor], values: list[Tensor]) -> KVPrefix:
-    """A prefix of what stands first, if anything, and of the collected keys and values behind it."""
-    if first is not None and first.length:
-        keys = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(first.keys, keys, strict=True)]
-        values = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(first.values, values, strict=True)]
+def append_keys_values(lm: LanguageModel, past: KVPrefix | None, keys: list[Tensor], values: list[Tensor]) -> KVPrefix:
+    """A prefix of ``past``, if there is one, with keys and values behind it."""
+    if past is not None and past.length:
+        keys = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(past.keys, keys, strict=True)]
+        values = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(past.values, values, strict=True)]
     return KVPrefix(lm.identity, tuple(keys), tuple(values), offset=keys[0].shape[1])

@@ -1,4 +1,4 @@
-"""The support probe of encoder-decoders: embeddings in front of the encoder count as the tokens that they are of."""
+"""The support probe of encoder-decoders: embeddings at the encoder's input must give the logits of their tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANSWER = (14, 15)
 
 
 def decoder_start_token_id(model: Any) -> int:
-    """The token that the decoder begins with. Raises UnsupportedModel if the model does not say."""
+    """The token that the decoder begins with. Raises UnsupportedModel if no configuration names it."""
     for config in (model.config, getattr(model, "generation_config", None)):
         found = getattr(config, "decoder_start_token_id", None)
         if found is not None:
@@ -32,7 +32,7 @@ def decoder_start_token_id(model: Any) -> int:
 
 @torch.no_grad()
 def decoder_layer_shapes(model: Any) -> tuple[LayerShape, ...]:
-    """What the decoder's self-attention keeps for a position, a layer each."""
+    """Shapes of the decoder's self-attention cache, one a layer."""
     text, begun = (
         torch.tensor([[token]], device=model.device) for token in (TEXTS[0][0], decoder_start_token_id(model))
     )
@@ -43,10 +43,13 @@ def decoder_layer_shapes(model: Any) -> tuple[LayerShape, ...]:
 
 @torch.no_grad()
 def probe_encoder_decoder(lm: EncoderDecoder) -> float:
-    """Root mean square of the logits' differences between embeddings in a padded batch and the tokens alone.
+    """Compare embeddings in a padded batch with Transformers on the tokens.
+
+    Returns:
+        the root mean square of the logits' differences.
 
     Raises:
-        UnsupportedModel: it is more than rounding.
+        UnsupportedModel: the difference is more than rounding.
     """
     reference = torch.stack([_reference_logits(lm, text) for text in TEXTS])
     embedded = lm.model.get_input_embeddings()(torch.tensor(TEXTS[0][:SOFT], device=lm.device))
@@ -61,7 +64,7 @@ def probe_encoder_decoder(lm: EncoderDecoder) -> float:
 
 
 def _reference_logits(lm: EncoderDecoder, text: Sequence[int]) -> Tensor:
-    """Logits ``[tokens, vocab]`` of the answer behind one text, by Transformers alone."""
+    """Logits ``[tokens, vocab]`` of the answer to one text, by Transformers alone."""
     ids, written = (torch.tensor([row], device=lm.device) for row in (text, (lm.decoder_start_token_id, *ANSWER)))
     return lm.model(input_ids=ids, decoder_input_ids=written, use_cache=False).logits[0].float()
 

@@ -1,4 +1,5 @@
-"""GGUF files as ordinary model folders: converted once, kept in the cache, safe to interrupt and to run twice."""
+"""GGUF files and the built-in model as ordinary model folders: converted once and cached, in a way that may be
+interrupted and run by several processes."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def gguf_folder(file: Path, progress: Callable[[str], None]) -> Path:
 
 
 def converted_folder(digest: str) -> Path:
-    """Where the folder converted from a GGUF file lies, if it was converted."""
+    """The cache folder for the conversion of a GGUF file with this SHA-256; it may not exist."""
     return home() / "models" / f"gguf-{digest[:16]}"
 
 

@@ -19,20 +19,20 @@ from foreword.errors import UnsupportedModel
 
 @dataclass(eq=False)
 class LanguageModel:
-    """A base model that has been proved to carry prefixes; made by `foreword.load_model`.
+    """A frozen base model that passed the support probe; made by `foreword.load_model`.
 
     Attributes:
         name: what the user called it; it is served under this name.
         model: the Transformers model, in eval mode, no parameter requiring gradients.
         tokenizer: its tokenizer.
-        identity: what a prefix must agree with.
+        identity: checked against that of every prefix.
         layers: number of every self-attention module.
         causal: False for encoders.
         context: positions that the model can take, prefix included; ``None`` without a limit.
-        difference: root mean square of the logit differences that the support probe found to Transformers alone.
+        probe_error: root mean square of the logits' differences to Transformers alone, found by the support probe.
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
-        vocabulary: whether it has an output matrix; without one (a sentence encoder) only heads can label its states.
-        decoder: answers are written apart from the text, by a decoder of its own (`EncoderDecoder`).
+        has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
+        is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
     """
 
     is_encoder_decoder: ClassVar[bool] = False
@@ -79,9 +79,9 @@ class LanguageModel:
 
         Args:
             batch: the layout and the tokens.
-            rows: ``[K]`` places in ``0..N-1``; only these reach the output matrix.
-            attend: another way to attend than `RaggedAttention` (the engine's).
-            on_keys: see `RaggedAttention`.
+            output_indices: ``[K]`` indices in ``0..N-1``; only these reach the output matrix.
+            attend: in place of `RaggedAttention` (an engine's paged attention).
+            on_keys_values: see `RaggedAttention`.
 
         Returns:
             ``[K, vocab]`` in the model's dtype.

@@ -1,4 +1,4 @@
-"""`load_model`: a Hub id, a folder, a ``.gguf`` file or the built-in name becomes a proved `LanguageModel`."""
+"""`load_model`: a Hub id, a folder, a ``.gguf`` file or the built-in name -> a probed `LanguageModel`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_
 from foreword.models.fingerprint import compute_identity
 from foreword.models.language_model import LanguageModel
 from foreword.models.packed_linear import pack_linear_layers
-from foreword.models.probe import has_vocabulary, probe_model
+from foreword.models.probe import has_lm_head, probe_model
 
-_NAMES = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
+_NAME_FORMS = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,7 +44,7 @@ def load_model(
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> LanguageModel:
-    """Load a base model and prove that it can carry prefixes.
+    """Load a base model and probe that it carries prefixes.
 
     Args:
         name: a Hub id, a folder, a ``.gguf`` file, or ``smollm2-135m`` (built in); by default ``$FOREWORD_MODEL``,
@@ -70,7 +70,7 @@ def load_model(
 
 
 def pull(name: str, progress: Callable[[str], None]) -> Path:
-    """Make a model's folder ready and return it. Raises UnknownModel."""
+    """The folder of a model, downloaded or converted if needed. Raises UnknownModel."""
     source = resolve_source(name, progress)
     if Path(source).is_dir():
         return Path(source)
@@ -80,27 +80,32 @@ def pull(name: str, progress: Callable[[str], None]) -> Path:
     try:
         return Path(snapshot_download(source))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UnknownModel(f"model {name!r} could not be fetched ({_first_line(error)}); {_NAMES}.") from error
+        raise UnknownModel(f"model {name!r} could not be fetched ({_first_line(error)}); {_NAME_FORMS}.") from error
 
 
 def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -> LanguageModel:
-    """Prove and fingerprint a Transformers model; all but encoder-decoders with ``attn_implementation="foreword"``."""
+    """Probe and fingerprint a Transformers model.
+
+    Args:
+        model: frozen; loaded with ``attn_implementation="foreword"`` unless it is an encoder-decoder.
+        folder: where it was loaded from.
+    """
     if getattr(model.config, "is_encoder_decoder", False):
         return _encoder_decoder(model, tokenizer, name, folder)
-    start = _first_position(model)
-    proof = probe_model(model, start)
+    first_position = _first_position(model)
+    probe = probe_model(model, first_position)
     limit = max_positions(model.config.get_text_config())
     lm = LanguageModel(
         name,
         model,
         tokenizer,
-        compute_identity(model, tokenizer, proof.shapes, folder),
-        proof.layers,
-        proof.causal,
-        limit - start if limit else None,
-        proof.difference,
-        start,
-        has_vocabulary(model),
+        compute_identity(model, tokenizer, probe.shapes, folder),
+        probe.layers,
+        probe.causal,
+        limit - first_position if limit else None,
+        probe.difference,
+        first_position,
+        has_lm_head(model),
     )
     token = Batch.from_rows(Front(), [[0]], device=lm.device)
     pack_linear_layers(model, lambda: (lm.logits if lm.has_lm_head else lm.hidden_states)(token, token.token_ids))
@@ -127,7 +132,7 @@ def _encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None)
 
 
 def max_positions(config: Any) -> int | None:
-    """Positions for which a token's rotation does not depend on what else is in the batch.
+    """Number of positions whose rotations do not depend on the rest of the batch; ``None`` without a limit.
 
     LongRoPE changes the frequencies of all tokens as soon as one stands beyond the original length: a long request
     would change the others' answers, and the keys of a stored prefix would no longer fit.
@@ -140,7 +145,7 @@ def max_positions(config: Any) -> int | None:
 
 
 def resolve_source(name: str, progress: Callable[[str], None]) -> str:
-    """A folder, or a Hub id as it is. Raises UnknownModel."""
+    """The folder of a local or built-in model, or a Hub id unchanged. Raises UnknownModel."""
     if name == gguf.BUILTIN:
         return str(gguf.builtin_folder(progress))
     if name.endswith(".gguf"):
@@ -148,7 +153,7 @@ def resolve_source(name: str, progress: Callable[[str], None]) -> str:
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UnknownModel(f"there is no model folder {name}; {_NAMES}.")
+        raise UnknownModel(f"there is no model folder {name}; {_NAME_FORMS}.")
     return name
 
 
@@ -187,7 +192,7 @@ def _load(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[
 def _from_pretrained(
     auto: Any, config: Any, source: str, name: str, dtype: Any, trust_remote_code: bool
 ) -> tuple[Any, list[str]]:
-    """The model, and which of its tensors the checkpoint has not."""
+    """The model, and the names of its tensors that the checkpoint lacks."""
     try:
         model, found = auto.from_pretrained(
             source,
@@ -207,7 +212,10 @@ def _from_pretrained(
 
 
 def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    """Configuration and tokenizer."""
+    """Transformers' configuration and tokenizer.
+
+    Raises UnknownModel, or UnsupportedModel for a model with code of its own that is not trusted.
+    """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         return config, AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -217,11 +225,11 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
                 f"{name} comes with its own code, which is not run unless asked; pass --trust-remote-code if you "
                 "trust it."
             ) from error
-        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAMES}.") from error
+        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAME_FORMS}.") from error
 
 
 def auto_class(config: Any) -> Any:
-    """Transformers' class for a model of this kind."""
+    """The ``AutoModel...`` class that loads a model with this configuration."""
     if getattr(config, "is_encoder_decoder", False):
         return AutoModelForSeq2SeqLM
     names = getattr(config, "architectures", None) or []

@@ -1,4 +1,4 @@
-"""`model_info`: what a model is, for engines that load its weights by themselves: identity, tokenizer, context."""
+"""`model_info`: identity, tokenizer and context of a causal model, for engines that load its weights themselves."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class ModelInfo:
         name: what the user called it; it is served under this name.
         folder: where its files are.
         tokenizer: its tokenizer.
-        identity: what a prefix must agree with; the same that `load_model` finds.
+        identity: checked against that of every prefix; the same that `load_model` finds.
         context: positions that it can take, prefix included; ``None`` without a limit.
-        linear: name and ``[out, in]`` of the first linear layer within its layers; ``None`` if there is no plain one.
+        first_linear: name and ``[out, in]`` of the first `nn.Linear` within its layers; ``None`` if there is none.
     """
 
     name: str
@@ -48,9 +48,9 @@ def model_info(
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> ModelInfo:
-    """Describe a model by its files. Its layers are seen in a forward on no device, so nothing is computed.
+    """Describe a model by its files; cache shapes come from a forward on the meta device, which computes nothing.
 
-    Whether it carries a prefix rightly is not proved here: `load_model` did, when the prefix was made.
+    The support probe does not run here: it ran in `load_model` when the prefix was made.
 
     Args: as for `load_model`.
 

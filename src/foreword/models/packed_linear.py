@@ -1,4 +1,4 @@
-"""Matrix products of a frozen model's linear layers, faster than the stock modules compute them on a CPU.
+"""Linear layers of a frozen model on a CPU by packed weights and fused products (oneDNN).
 
 Weights are kept a second time in the layout that oneDNN multiplies by, which a plain product makes anew at every call,
 and layers that share an input (query, key and value; gate and up) become one product. On two cores and SmolLM2-135M in
@@ -22,24 +22,24 @@ PACKED_ROWS = 64
 
 
 class FusedLinear:
-    """The product of one or several linear layers with the input that they share.
+    """One packed matrix product for one or several linear layers that share their input.
 
     It is used only where no gradients are recorded, and made again when a weight has changed. Layers that share it are
     called one after another: the first computes all, and a later one takes its part if it is asked with the very same
     tensor, so that threads which run the model at once stay right.
 
     Args:
-        members: `nn.Linear` or `Conv1D` modules of equal input width, in the order of their calls.
+        layers: `nn.Linear` or `Conv1D` modules of equal input width, in the order of their calls.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         self.layers = tuple(members)
-        # Versions of the members, their weight and their bias: replaced as one, since other threads may read it.
+        # Versions of the layers, their joint weight and bias: replaced as one, since other threads may read it.
         self._packed: tuple[tuple[tuple[object, ...], ...], Tensor, Tensor | None] | None = None
-        self._made: tuple[Tensor, Sequence[Tensor]] | None = None
+        self._last: tuple[Tensor, Sequence[Tensor]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedLinear:
-        """Of the copied modules, and empty: what is packed belongs to these weights."""
+        """A `FusedLinear` of the copied layers, without packed weights, which belong to these ones."""
         memo[id(self)] = copied = type(self)(())  # a member's copy asks for it, too
         copied.layers = tuple(copy.deepcopy(member, memo) for member in self.layers)
         return copied
@@ -48,21 +48,21 @@ class FusedLinear:
         return type(self), (self.layers,)
 
     def release(self) -> None:
-        """Let go of the packed weights; the next call packs them again."""
-        self._packed = self._made = None
+        """Free the packed weights; the next call packs them again."""
+        self._packed = self._last = None
 
     def __call__(self, member: nn.Module, x: Tensor) -> Tensor:
         """``x [..., in]`` through one of the layers: ``[..., out]``."""
         if len(self.layers) == 1:
             return self._multiply(x)
-        made = self._made
-        if made is None or made[0] is not x:
+        last = self._last
+        if last is None or last[0] is not x:
             if member is not self.layers[0]:  # asked out of turn: it has to be right, not fast
                 return F.linear(x, _matrix(member), getattr(member, "bias", None))
-            self._made = made = (x, self._multiply(x).split(self._widths, dim=-1))
+            self._last = last = (x, self._multiply(x).split(self._widths, dim=-1))
         if member is self.layers[-1]:
-            self._made = None
-        return made[1][self.layers.index(member)]
+            self._last = None
+        return last[1][self.layers.index(member)]
 
     @property
     def _widths(self) -> list[int]:
@@ -96,7 +96,7 @@ class PackedLinear(nn.Linear):
 
 
 class PackedConv1D(Conv1D):
-    """The same for GPT-2's linear layer, whose weight lies the other way."""
+    """`PackedLinear` for GPT-2's linear layer, whose weight is ``[in, out]``."""
 
     fused: FusedLinear
 
@@ -110,17 +110,17 @@ _KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: PackedLinear, Conv1
 
 
 def pack_linear_layers(model: nn.Module, run: Callable[[], object]) -> int:
-    """Let the linear layers of a model go through products of packed weights.
+    """Make the linear layers of a model `PackedLinear` or `PackedConv1D`, in place.
 
-    Weights are packed at their first use. The stock ones stay for training; those of a file on disk cost no memory once
-    nothing reads them.
+    Weights are packed at their first use. The stock ones stay for training; those mapped from a file cost no memory
+    once nothing reads them.
 
     Args:
         model: on a CPU, in bfloat16 or float32; any other model is left as it is.
-        run: one forward, by which is found what shares an input.
+        run: one forward, which shows the layers that share an input.
 
     Returns:
-        how many products the layers became; 0 if nothing changed.
+        number of fused products; 0 if nothing changed.
     """
     layers = [module for module in model.modules() if type(module) in _KINDS and _can_pack(module)]
     groups = _group_by_input(layers, run) if layers else []
@@ -133,7 +133,7 @@ def pack_linear_layers(model: nn.Module, run: Callable[[], object]) -> int:
 
 
 def release_packed_weights(model: nn.Module) -> None:
-    """Let go of all packed weights until they are next used.
+    """Free all packed weights until they are next used.
 
     They are as large as the weights themselves, which gradients want in between evaluations; packing them anew takes
     less time than a training step does (0.3 s for SmolLM2-135M).
@@ -144,8 +144,8 @@ def release_packed_weights(model: nn.Module) -> None:
 
 
 def _can_pack(module: nn.Module) -> bool:
-    """Whether a layer is frozen, on a CPU, and of a dtype that packs. One that learns may be written behind its version
-    count (``weight.data.copy_``), so nothing is kept of it."""
+    """Whether a layer is frozen, on a CPU, and of a dtype that packs. A trainable weight may change without its version
+    count (``weight.data.copy_``), so it is never packed."""
     weight = module.weight
     frozen = isinstance(weight, Tensor) and not weight.requires_grad
     return frozen and weight.device.type == "cpu" and is_packing_supported(weight.dtype)
@@ -153,7 +153,7 @@ def _can_pack(module: nn.Module) -> bool:
 
 @cache
 def is_packing_supported(dtype: torch.dtype) -> bool:
-    """Whether this machine's PyTorch multiplies by packed weights of this dtype, and rightly."""
+    """Whether this machine's PyTorch multiplies by packed weights of this dtype, with correct results."""
     if dtype not in (torch.bfloat16, torch.float32) or not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
@@ -168,7 +168,7 @@ def is_packing_supported(dtype: torch.dtype) -> bool:
 
 
 def _group_by_input(layers: Sequence[nn.Module], run: Callable[[], object]) -> list[list[nn.Module]]:
-    """Layers in groups: those of one block that were called one after another with the very same tensor."""
+    """Groups of layers that were called one after another with the same tensor."""
     calls: list[tuple[nn.Module, Tensor]] = []
     hooks = [layer.register_forward_pre_hook(lambda module, args: calls.append((module, args[0]))) for layer in layers]
     try:
@@ -194,7 +194,7 @@ def _group_by_input(layers: Sequence[nn.Module], run: Callable[[], object]) -> l
 
 
 def _version(module: nn.Module) -> tuple[object, ...]:
-    """Changes with weight and bias, in place or for another tensor: ``weight.data = ...`` leaves the count as it is."""
+    """A key that changes with weight and bias, also by ``weight.data = ...``, which keeps the version count."""
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
     of_bias = (bias._version, bias.data_ptr()) if bias is not None else ()

@@ -1,8 +1,8 @@
-"""Composing: the prefixes of several tasks stacked into one.
+"""`compose`: the prefixes of several tasks stacked into one.
 
-Text behind anything is run through the model there, which is exact: the stack gives the logits of the joined input. A
-learned prefix was learned with nothing in front of it, so behind another it is an approximation, however it is moved:
-soft tokens are run again behind what stands there, keys and values have their keys turned to the new positions.
+Text is run behind the prefix before it, which is exact: the stack gives the logits of the joined input. A learned
+prefix was learned with nothing in front of it, so behind another it is an approximation: its soft tokens are run again
+there, or its keys are rotated to the new positions.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from foreword.text.template import Template
 from foreword.version import __version__
 
 Placement = Literal["text", "first", "soft", "rotated", "template"]
-"""How a part came into a stack: its text was run; it stands first as it was learned; its soft tokens were run again;
-its keys were turned; or it has no positions and gives its template alone."""
+"""How a task is placed in a stack: its text is run; it comes first, unchanged; its soft tokens are run again; its keys
+are rotated; or it has no positions and gives only its template."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class StackedTask:
 
     @property
     def exact(self) -> bool:
-        """Whether it is there what it is alone."""
+        """Whether its prefix works there as it does alone."""
         return self.how not in ("soft", "rotated")
 
 
 @dataclass(frozen=True)
 class Composition:
-    """A stack, and what it was made of.
+    """The task of a stack, and the tasks that it was made from.
 
     Attributes:
         task: not yet published.
@@ -56,11 +56,11 @@ class Composition:
 
     @property
     def exact(self) -> bool:
-        """Whether it gives the logits of its parts' joined input, each learned with what stands in front of it."""
+        """Whether the stack gives the logits of its parts' joined input."""
         return all(part.exact for part in self.parts)
 
     def separate_tasks(self) -> list[Task]:
-        """Every part that has positions, asked by itself what the stack is asked."""
+        """Every part that has positions as a task of its own with the stack's template, to compare with the stack."""
         return [_with_interface_of(self.task, part.task) for part in self.parts if part.how != "template"]
 
 
@@ -92,12 +92,12 @@ def compose(
     """
     _check(lm, tasks)
     parts = _parts(tasks)
-    question = _task_interface(tasks, template, verbalizer)
+    interface = _task_interface(tasks, template, verbalizer)
     if all(part.how in ("text", "template") for part in parts):
         made = static_task(lm, name, "prompt", "".join(part.task.text or "" for part in parts))
     else:
         made = Task(name, "composed", _stack(lm, parts))
-    return Composition(replace(made, **question, provenance={**made.provenance, **_provenance(parts)}), parts)
+    return Composition(replace(made, **interface, provenance={**made.provenance, **_provenance(parts)}), parts)
 
 
 def _check(lm: LanguageModel, tasks: Sequence[Task]) -> None:
@@ -145,7 +145,7 @@ def _placement(task: Task, first: bool) -> Placement:
 
 
 def _stack(lm: LanguageModel, parts: Sequence[StackedTask]) -> KVPrefix:
-    """Every part behind those before it; texts side by side are one text, so that words may join."""
+    """Every part behind those before it; neighbouring texts are tokenized as one text."""
     placed = [part for part in parts if part.how != "template"]
     before = empty_prefix(lm)
     for together, group in groupby(placed, key=lambda part: part.how == "text"):
@@ -156,7 +156,7 @@ def _stack(lm: LanguageModel, parts: Sequence[StackedTask]) -> KVPrefix:
 
 
 def _append_text(lm: LanguageModel, before: KVPrefix, tasks: Sequence[Task]) -> KVPrefix:
-    """Texts behind a prefix, tokenized as a request there would be."""
+    """Texts run behind a prefix, tokenized as a request there would be."""
     begins = tasks[0].prefix.bos
     bos = before.bos == "request" and begins != "none"
     ids = seam.encode(lm.tokenizer, "".join(task.text or "" for task in tasks), bos=bos)
@@ -164,7 +164,7 @@ def _append_text(lm: LanguageModel, before: KVPrefix, tasks: Sequence[Task]) -> 
 
 
 def _append_learned(lm: LanguageModel, before: KVPrefix, task: Task) -> KVPrefix:
-    """A learned prefix behind another: its soft tokens run there, or its keys turned to where it stands now."""
+    """A learned prefix behind another: its soft tokens run there, or its keys rotated to its new positions."""
     check_context_length(lm.name, lm.context, task.prefix.length, before)
     bos = _joint_bos(before, task.prefix.bos)
     if _placement(task, first=not before.length) == "soft":
@@ -176,7 +176,7 @@ def _append_learned(lm: LanguageModel, before: KVPrefix, task: Task) -> KVPrefix
 
 
 def _joint_bos(before: KVPrefix, behind: Bos) -> Bos:
-    """Where the beginning-of-text token is for a request behind both: there is only one."""
+    """`KVPrefix.bos` of two prefixes together: there is only one beginning-of-text token."""
     return behind if before.bos == "request" else before.bos
 
 
@@ -184,14 +184,17 @@ def _task_interface(
     tasks: Sequence[Task], template: str | None, verbalizer: Mapping[str, tuple[str, ...]] | None
 ) -> dict[str, object]:
     """Template, words and generation defaults of a stack."""
-    giver = next((task for task in reversed(tasks) if task.template is not None), None)
-    usual = next((task for task in reversed(tasks) if task.generation), None)
+    with_template = next((task for task in reversed(tasks) if task.template is not None), None)
+    with_defaults = next((task for task in reversed(tasks) if task.generation), None)
     if template is None:
         if verbalizer is not None:
             raise UsageError("a verbalizer of its own goes with --template; give both, or neither.")
-        words, source = (giver.verbalizer, giver.template) if giver is not None else (None, None)
-        generation = giver.generation if giver is not None else usual.generation if usual is not None else {}
-        return {"template": source, "verbalizer": words, "generation": generation}
+        defaults = with_template or with_defaults
+        return {
+            "template": with_template.template if with_template is not None else None,
+            "verbalizer": with_template.verbalizer if with_template is not None else None,
+            "generation": defaults.generation if defaults is not None else {},
+        }
     parsed = Template.parse(template)
     if parsed.num_soft_tokens:
         raise TemplateError("a template for a stack cannot have {soft:N}, which nobody has learned; take it out.")
@@ -205,12 +208,13 @@ def _task_interface(
     return {
         "template": template,
         "verbalizer": words if parsed.has_mask else None,
-        "generation": usual.generation if usual is not None else {},
+        "generation": with_defaults.generation if with_defaults is not None else {},
     }
 
 
 def _with_interface_of(stack: Task, part: Task) -> Task:
-    """A part with the question of the stack; soft tokens in it are in the prefix of the part that brought them."""
+    """A part with the template, words and defaults of the stack; the template is without soft tokens, which are in the
+    prefix of the part that has them."""
     template = stack.template
     if template is not None and template != part.template:
         template = Template.parse(template).without_soft_tokens().source

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def lower(lm: LanguageModel, source: PromptEncoder | Front) -> KVPrefix:
-    """The prefix that a trained encoder stands for, in the model's dtype, without gradients.
+    """The prefix of a trained encoder, in the model's dtype, without gradients.
 
     Soft tokens run with the front's adapter on, as they did in training. Soft tokens inside rows are not part of the
     prefix. A learned prefix has no token ids.
@@ -57,21 +57,21 @@ def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], past: KVPrefix | N
 
 
 def static_prefix(prefix: KVPrefix, token_ids: Sequence[int], past: KVPrefix | None = None) -> KVPrefix:
-    """Keys and values of a text as the prefix of a static task, or, behind another, of a learned one."""
+    """A text's keys and values with its token ids: a static prefix, or behind another prefix a learned one."""
     # The ids hold the beginning-of-text token, if there is one; a request behind them must not bring another.
     known = None if past is not None and past.length else tuple(token_ids)
     return replace(prefix, token_ids=known, bos="prefix")
 
 
 def empty_prefix(lm: LanguageModel) -> KVPrefix:
-    """A prefix of no positions: what a manual template is served with."""
+    """A prefix without positions, as tasks have that are a template or an adapter alone."""
     keys = tuple(torch.zeros(s.kv_heads, 0, s.key_dim, dtype=lm.dtype) for s in lm.identity.layers)
     values = tuple(torch.zeros(s.kv_heads, 0, s.value_dim, dtype=lm.dtype) for s in lm.identity.layers)
     return KVPrefix(lm.identity, keys, values, offset=0)
 
 
 def _bos(front: Front) -> Bos:
-    """The token may be in the prefix already, in front of the soft tokens."""
+    """`KVPrefix.bos` of a front with soft tokens: the prefix before them may have the token already."""
     behind = front.prefix is not None and front.prefix.length > 0 and front.prefix.bos == "prefix"
     return "prefix" if behind else front.bos
 

@@ -23,8 +23,8 @@ class PrefixValues(PromptEncoder):
     Args:
         prefix: initial values; offset and beginning-of-text rule stay as they are there.
         dtype: of the model.
-        still: how many of the first positions stay as they are.
-        reparam: how the others are learned; directly without.
+        num_frozen: how many of the first positions are not trained.
+        reparam: a network that the others are learned through; ``None`` trains them directly.
     """
 
     still: Tensor
@@ -67,7 +67,7 @@ class PTuningV2:
 
     Attributes:
         projection: learn them through an MLP, as `PrefixTuning` does.
-        freeze_first: keep the first position as it starts. Models attend to the first token whatever it says (an
+        freeze_first: do not train the first position. Models attend to the first token whatever it says (an
             attention sink, Xiao et al. 2023, arXiv:2309.17453); it needs real tokens or another task to start from.
     """
 
@@ -118,7 +118,7 @@ class PrefixTuning:
 
 
 def initial_prefix(lm: LanguageModel, start: InitialValues) -> KVPrefix:
-    """Keys and values of ``length`` positions, behind those of ``start.behind``. Raises UsageError for none."""
+    """Initial keys and values of ``length`` positions behind ``start.frozen_prefix``. Raises UsageError for none."""
     if start.length < 1:
         raise UsageError("there is no virtual token to learn; start from a task that has some, or leave --init out.")
     if start.prefix is not None:
@@ -136,6 +136,7 @@ def initial_prefix(lm: LanguageModel, start: InitialValues) -> KVPrefix:
 
 
 def _num_frozen(freeze_first: bool, start: InitialValues) -> int:
+    """How many of the first positions are not trained. Raises SettingError if ``freeze_first`` makes no sense."""
     if start.frozen_prefix is not None:
         return start.frozen_prefix.length
     if not freeze_first:

@@ -1,4 +1,4 @@
-"""The methods of learning, one line each; no other file names them."""
+"""`METHODS`: the learning methods by name, one line each; no other file names them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Rotating: keys of a prefix move to other positions, as rotary embeddings allow (Su et al. 2021, arXiv:2104.09864).
+"""`rotate`: move the keys of a prefix to other positions by rotary embeddings (Su et al. 2021, arXiv:2104.09864).
 
 Rotary positions are relative, so keys and request may move together without changing a logit. Imported checkpoints
-whose requests count from 0, and keys cut out of a longer text, are moved here once. How a layer turns its keys is
-measured on the model: the same tokens are run at two positions, and that one of its own frequencies and layouts is
-taken which explains the difference. Nothing is looked up by the model's name, and what nothing explains is refused.
+whose requests count from 0, and keys cut out of a longer text, are moved here once. How a layer rotates its keys
+is measured on the model: the same tokens are run at two positions, and the frequencies and layout that explain the
+difference are used. Nothing is looked up by the model's name; a difference that nothing explains is refused.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ RotaryLayout = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def rotate_half(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Number ``i`` turns with number ``i + n``: Llama, GPT-NeoX and most others."""
+    """Rotate number ``i`` with number ``i + n``: Llama, GPT-NeoX and most others."""
     a, b = key.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def rotate_every_two(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Number ``2i`` turns with number ``2i + 1``: GLM, Cohere."""
+    """Rotate number ``2i`` with number ``2i + 1`` (interleaved): GPT-J, GLM, Cohere."""
     a, b = key[..., 0::2], key[..., 1::2]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
 
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """How one layer turns its keys.
+    """Rotary embedding of one layer.
 
     Attributes:
-        frequencies: ``[n]`` radians a position; the first ``2n`` numbers of a key turn, the others stay.
-        layout: which numbers turn together.
+        frequencies: ``[n]`` radians a position; the first ``2n`` numbers of a key are rotated.
+        layout: which numbers are rotated together.
     """
 
     frequencies: Tensor
     layout: RotaryLayout
 
     def __call__(self, key: Tensor, by: Tensor) -> Tensor:
-        """``key [kv_heads, P, key_dim]`` turned by ``by [P]`` positions, in float32 or wider.
+        """``key [kv_heads, P, key_dim]`` rotated by ``by [P]`` positions, in float32 or wider.
 
         The length of a key does not change, so a scaling of attention that is part of it is never applied twice.
         """

@@ -1,4 +1,4 @@
-"""Static tasks: a text that stands in front of every request, computed once."""
+"""Static tasks: the keys and values of a fixed text in front of every request, computed once."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def static_task(lm: LanguageModel, name: str, kind: Kind, text: str) -> Task:
 
 
 def prefilled_task(name: str, kind: Kind, text: str, token_ids: Sequence[int], prefix: KVPrefix) -> Task:
-    """The same where somebody else has the model.
+    """`static_task` from keys and values that an engine without this process's model has computed.
 
     Args:
         token_ids: of the text, as `static_token_ids` gives them.
-        prefix: keys and values of these tokens, which ran alone.
+        prefix: keys and values of these tokens.
     """
     return _task(name, kind, text, static_prefix(prefix, token_ids))
 

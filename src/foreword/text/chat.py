@@ -1,6 +1,4 @@
-"""Messages -> the text of a conversation, by the model's own chat template. `request` is the caller;
-publishing asks for the leading text that a system prompt always has.
-"""
+"""Chat messages -> text and token ids, by the model's own chat template."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ def render(
 
     Args:
         tokenizer: carries the chat template.
-        messages: in OpenAI's shape, see `checked`.
+        messages: in OpenAI's shape, see `validate_messages`.
         system: a system turn to put in front; the template then leaves out its default one.
 
     Raises TemplateError if there is no chat template, RequestError if it refuses these messages.
@@ -53,11 +51,11 @@ def render(
 
 
 def system_text(tokenizer: PreTrainedTokenizerBase, system: str) -> str:
-    """The leading text of every conversation with this system turn, whatever the user says.
+    """The text that every conversation with this system turn begins with.
 
     Raises TemplateError if the chat template leaves the system turn out, and whatever `render` raises.
     """
-    # The two questions differ in their first character, so what they share ends where the user begins.
+    # The user turns differ in their first character, so the common prefix ends where the user's text begins.
     first, second = (
         render(tokenizer, [{"role": "user", "content": user}], system=system) for user in ("Hello", "你好")
     )
@@ -78,14 +76,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
 
 
 def without_bos(tokenizer: PreTrainedTokenizerBase, rendered: str) -> str:
-    """A rendered conversation that can stand behind other text: its beginning-of-text token taken off."""
+    """A rendered conversation without its beginning-of-text token, to continue another text."""
     # Not `tokenizer.bos_token`: in SmolLM that is <|im_start|>, which opens every turn.
     leading = tokenizer.convert_ids_to_tokens(list(seam.special_tokens(tokenizer)[0]))
     return rendered.removeprefix("".join(leading))
 
 
 def validate_messages(messages: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
-    """Messages as plain role and text.
+    """Check messages and reduce them to role and text, and what templates know besides (``name``, ``tool_call_id``).
 
     Content may be a string or OpenAI's list of text parts. ``developer`` is OpenAI's newer name of
     ``system``, which chat templates do not know. Raises RequestError for what is not a message,

@@ -1,4 +1,4 @@
-"""Token ids back to text while they arrive: whole characters only, and nothing of a stop text."""
+"""`Detokenizer`: generated token ids -> text, token by token: whole characters only, and nothing of a stop text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ REPLACEMENT_CHARACTER = "\ufffd"
 
 
 class Detokenizer:
-    """Text of a growing answer.
+    """Incremental detokenizer of one generated answer.
 
     Args:
         tokenizer: decodes ids; special tokens are left out.
         stop: texts that end the answer.
-        least: a stop text that is complete within so many tokens ends nothing.
+        min_tokens: a stop text that is complete within so many tokens does not end the answer.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> None:

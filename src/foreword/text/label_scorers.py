@@ -1,6 +1,7 @@
-"""Choices: how labels are scored behind questions, as one ragged batch and what its outputs mean.
+"""`LabelScorer`: the forward batch that scores the labels of encoded examples, and scores from its outputs.
 
-Training and every PyTorch engine go through the same choice, so that what is learned is what is served.
+Labels are scored by the words of a verbalizer (`WordScorer`, `MaskScorer`) or by a linear head (`HeadScorer`). Training
+and every PyTorch engine use the same scorer, so what is learned is what is served.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class LabelScorer(Protocol):
-    """A way to score labels.
+    """Scores the labels of encoded examples.
 
     Attributes:
-        hidden: it reads final hidden states, not logits.
-        labels: how many labels there are.
-        longest: tokens that a question grows by at most.
+        uses_hidden_states: scores are made from final hidden states, not from logits.
+        num_labels: how many labels there are.
+        max_extra_tokens: tokens that its rows have at most beyond the example itself.
     """
 
     uses_hidden_states: ClassVar[bool]
@@ -39,24 +40,26 @@ class LabelScorer(Protocol):
     def max_extra_tokens(self) -> int: ...
 
     def num_tokens(self, example: EncodedExample) -> int:
-        """Tokens that the question takes in a batch."""
+        """Tokens that the example takes in a batch."""
         ...
 
     def make_batch(
         self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
-        """The batch, and the places in it whose outputs `scores` needs."""
+        """The batch, and the indices ``[K]`` of the tokens whose outputs `scores` takes."""
         ...
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
-        """``[answers, labels]`` float32 from the outputs at those places; a question has an answer for each of its
-        places."""
+        """Label scores ``[outputs, labels]``, float32 or wider, from the outputs at the indices that `make_batch` gave.
+
+        An example has one row for each of its ``output_indices``: one, or in token classification one a word.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class WordScorer:
-    """The words of a verbalizer behind each question of a causal model, as one token trie."""
+    """Scores the words of a verbalizer as continuations of an example, in one token trie, for causal models."""
 
     uses_hidden_states: ClassVar[bool] = False
     trie: WordTrie
@@ -75,9 +78,9 @@ class WordScorer:
     def make_batch(
         self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
-        """Each question once, and behind it one row for every inner node of the trie.
+        """Each example once, and behind it one row for every inner node of the trie.
 
-        The places are ``[questions * (1 + inner)]``: for every question its last token, then its inner nodes.
+        The indices are ``[examples * (1 + inner nodes)]``: of every example its last token, then its inner nodes.
         """
         import torch
 
@@ -98,7 +101,7 @@ class WordScorer:
         """``logsumexp`` over a label's words of the sum of their tokens' log-probabilities.
 
         Args:
-            outputs: logits ``[questions * (1 + inner), vocab]``.
+            outputs: logits ``[examples * (1 + inner nodes), vocab]``.
         """
         import torch
 
@@ -115,13 +118,13 @@ class WordScorer:
 
 @dataclass(frozen=True)
 class MaskScorer:
-    """The words of a verbalizer at the mask of a masked model; a word of ``n`` tokens stands at ``n`` masks.
+    """Scores the words of a verbalizer at the mask of a masked model; a word of ``n`` tokens takes ``n`` masks.
 
     All tokens of a word are predicted at once, as in PET (Schick and Schütze 2021, arXiv:2009.07118, section 3.1).
 
     Attributes:
         words: label index and tokens of every word.
-        labels: how many labels there are.
+        num_labels: how many labels there are.
     """
 
     uses_hidden_states: ClassVar[bool] = False
@@ -138,20 +141,20 @@ class MaskScorer:
     def make_batch(
         self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
-        """Each question once for every length of a word, with as many masks."""
+        """Each example once for every number of tokens that a word has, with as many masks."""
         import torch
 
         rows, masks = [], []
         for example in examples:
-            (place,) = example.output_indices
+            (mask,) = example.output_indices
             ids = example.token_ids
             for length in self._lengths:
-                rows.append((*ids[:place], *(ids[place],) * length, *ids[place + 1 :]))
-                masks.append(range(place, place + length))
+                rows.append((*ids[:mask], *(ids[mask],) * length, *ids[mask + 1 :]))
+                masks.append(range(mask, mask + length))
         batch = Batch.from_rows(front, rows, device=device)
         starts = batch.starts[len(batch.lengths) - len(rows) :]
-        places = [start + at for start, group in zip(starts, masks, strict=False) for at in group]
-        return batch, torch.tensor(places, device=device)
+        indices = [start + at for start, group in zip(starts, masks, strict=False) for at in group]
+        return batch, torch.tensor(indices, device=device)
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
         """See `WordScorer.scores`; ``outputs`` are the logits of all masks."""
@@ -180,7 +183,7 @@ class MaskScorer:
 
 @dataclass(frozen=True, eq=False)
 class HeadScorer:
-    """A linear layer over the hidden state of every place of a question.
+    """Scores labels by a linear layer over the hidden states at an example's ``output_indices``.
 
     Attributes:
         weight: ``[labels, hidden]``.
@@ -205,11 +208,11 @@ class HeadScorer:
     def make_batch(
         self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
-        """Each question once; all its places."""
+        """Each example once; the indices are its ``output_indices``."""
         return make_batch(front, examples, device)
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Logits of the labels; ``outputs`` are hidden states ``[answers, hidden]``."""
+        """Logits of the labels; ``outputs`` are hidden states ``[outputs, hidden]``."""
         import torch
 
         wide = torch.promote_types(outputs.dtype, torch.float32)
@@ -225,9 +228,9 @@ def word_scorer(
     causal: bool,
     is_encoder_decoder: bool = False,
 ) -> WordScorer | MaskScorer:
-    """The words of a verbalizer, as they continue ``after``, the literal text before ``{mask}``.
+    """A scorer of a verbalizer's words as they continue ``after``, the literal text before ``{mask}``.
 
-    The decoder of an encoder-decoder writes them on their own, behind the whole text.
+    The decoder of an encoder-decoder begins with the word, so there ``after`` does not count.
 
     Raises VerbalizerError if two labels share a token sequence, TemplateError if a word merges with ``after``.
     """
@@ -238,7 +241,7 @@ def word_scorer(
 
 
 def head_scorer(head: Head) -> HeadScorer:
-    """The scores of a stored head. Raises TemplateError for one whose labels and rows differ."""
+    """The scorer of a stored head. Raises TemplateError for one whose labels and rows differ."""
     if head.weight.shape[0] != len(head.labels) or head.bias.shape[0] != len(head.labels):
         raise TemplateError(f"the head has {len(head.weight)} rows for {len(head.labels)} labels; publish it again.")
     return HeadScorer(head.weight, head.bias)

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What an engine is given.
+    """Tokens to run behind a prefix: the input of an engine for one request.
 
     Attributes:
         token_ids: to be run, never empty; ids below 0 name rows of ``soft``.
-        prefix: stands in front of them; ``None`` if no position of it is used.
+        prefix: in front of them; ``None`` if no position of it is used.
         prefix_length: how many of its positions are used: all of a learned prefix, a slice of a static one.
-        places: where in ``token_ids`` answers are read; the last token if empty.
+        output_indices: see `EncodedExample`; empty for the last token.
         soft: ``[S, hidden]`` soft tokens inside ``token_ids``, or ``None``.
         adapter: changes of the model's layers for this request, or ``None``.
     """
@@ -35,28 +35,29 @@ class Prompt:
 
     @property
     def encoded_example(self) -> EncodedExample:
+        """Its tokens and output indices, for a `LabelScorer`."""
         return EncodedExample(self.token_ids, self.output_indices or (len(self.token_ids) - 1,))
 
     @property
     def for_token_logprobs(self) -> Prompt:
-        """The prompt with the places whose next tokens are measured: its own, or else all that have one.
+        """The prompt with the indices whose next token gets a log-probability: its own, or else all that have one.
 
-        A soft token is not in the vocabulary, so nothing predicts it. Raises RequestError for a place without a next
-        token.
+        Soft tokens have none, since they are not in the vocabulary. Raises RequestError for an index whose next token
+        is missing or soft.
         """
         ids = self.token_ids
-        found = tuple(place for place in range(len(ids) - 1) if ids[place + 1] >= 0)
-        if wrong := set(self.output_indices) - set(found):
+        indices = tuple(index for index in range(len(ids) - 1) if ids[index + 1] >= 0)
+        if wrong := set(self.output_indices) - set(indices):
             raise RequestError(
                 f"no token of the vocabulary stands behind place {min(wrong)} of the prompt; leave it out."
             )
-        return replace(self, output_indices=self.output_indices or found)
+        return replace(self, output_indices=self.output_indices or indices)
 
     def cap_max_tokens(self, default: int, context: int | None) -> int:
-        """A default number of answer tokens, cut to the room behind this prompt.
+        """A default ``max_tokens``, cut to what the context leaves behind this prompt.
 
-        At least 1, so that the engine says what is wrong with a prompt that leaves none. What a user asks for is
-        not cut but refused there.
+        At least 1: a prompt that leaves nothing is refused by the engine, which says why. A number that the user gives
+        is refused there too, and never cut.
         """
         if context is None:
             return default

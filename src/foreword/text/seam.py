@@ -1,6 +1,8 @@
-"""Where one text ends and the next begins, in tokens: special tokens, words that continue a text, and how
-much of a static prefix a request can use. Verbalizer, training and requests ask here, so that all see the
-same tokens.
+"""Token ids at a seam, where one text continues another and the two are tokenized apart.
+
+A prefix is computed before its request is known, a template's text before its answer. The model must still see the
+ids that the tokenizer gives for the joined text: without a second beginning-of-text token, with a word in its mid-text
+form, and with no token that spans the seam. Verbalizers, training and requests take their ids from here.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _PROBES = ("a", "0", ".", "的")
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the tokenizer itself puts before and after a text.
+    """The ids that the tokenizer adds before and after a text.
 
     Llama: a beginning-of-text token before; BERT: ``[CLS]`` before and ``[SEP]`` after; GPT-2: none.
     """
@@ -51,7 +53,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, bos: bool) -> list[
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str) -> list[int]:
-    """Token ids that ``text`` has when it continues ``after`` (empty: unknown text).
+    """Token ids of ``text`` where it continues ``after`` (empty: unknown text).
 
     Raises TemplateError if the two merge, so that no token boundary lies between them.
     """
@@ -68,7 +70,7 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str) 
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str | None) -> list[int]:
-    """Token ids of an answer: as it continues ``after``, or as a decoder begins it on its own (``None``)."""
+    """Token ids of an answer that continues ``after``, or that an encoder-decoder's decoder begins with (``None``)."""
     return encode(tokenizer, text, bos=True) if after is None else continuation_ids(tokenizer, text, after)
 
 
@@ -81,15 +83,19 @@ def common_prefix_length(a: Sequence[object], b: Sequence[object]) -> int:
 
 
 def match_prefix(prefix_ids: Sequence[int], joined_ids: Sequence[int]) -> tuple[int, list[int]]:
-    """How many positions of a static prefix the joined text can use, and the ids that remain to be run.
+    """How many positions of a static prefix a request can reuse, and the ids that remain to be run.
+
+    Args:
+        prefix_ids: of the static prefix.
+        joined_ids: of the prefix's text and the request tokenized as one, which may differ from the prefix at the end.
 
     Keys are causal, so any slice of a static prefix is exact. At least one id remains, since the next token
     is predicted by running one. Raises RequestError if there is nothing to run.
     """
     if not joined_ids:
         raise RequestError("the request is empty, so there is nothing to continue; send at least one token.")
-    usable = min(common_prefix_length(prefix_ids, joined_ids), len(joined_ids) - 1)
-    return usable, list(joined_ids[usable:])
+    reused = min(common_prefix_length(prefix_ids, joined_ids), len(joined_ids) - 1)
+    return reused, list(joined_ids[reused:])
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool) -> list[int]:

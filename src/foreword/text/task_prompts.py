@@ -1,7 +1,7 @@
-"""How a request meets a task: which positions of the prefix it uses, and which token ids remain to be run.
+"""A request to a task -> its `Prompt`: which positions of the task's prefix it uses, and which token ids are run.
 
-Server, evaluation and command line all come through here, so a task means the same thing whichever way it is
-asked. ``task=None`` is the base model.
+Server, evaluation and command line build their prompts here, so that the same input gives the same tokens in all of
+them. ``task=None`` is the base model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) -> Prompt:
-    """The prefix, then the text verbatim. Raises RequestError if there is nothing to run."""
+    """The text verbatim behind the task's prefix. Raises RequestError if there is nothing to run."""
     if task is not None and distilled_text.stands_for_text(task):
         return _continuation_prompt(task, distilled_text.encode_continuation(tokenizer, task, text))
     if task is None or not _is_static(task):
@@ -45,7 +45,7 @@ def from_fields(
 
     Args:
         causal: False for a task of an encoder or an encoder-decoder.
-        decoder: True for one of an encoder-decoder.
+        is_encoder_decoder: True for a task of an encoder-decoder.
 
     Raises TemplateError if the task has no template or a field is missing.
     """
@@ -53,25 +53,24 @@ def from_fields(
         name = "the base model" if task is None else f"task '{task.name}'"
         raise TemplateError(f"{name} has no template for fields; send the text itself, or ask a task with a template.")
     template = Template.parse(task.template)
+    encoder = example_encoder(tokenizer, task, template, causal, is_encoder_decoder)
+    inner_soft = template.num_inner_soft_tokens(causal)
     if task.head is not None and task.head.per_token:
-        words = example_encoder(tokenizer, task, template, causal).encode_words(
-            field_words(template, inputs), template.num_inner_soft_tokens(causal)
-        )
-        return _whole_prefix_prompt(task, words, template.num_inner_soft_tokens(causal))
+        words = encoder.encode_words(field_words(template, inputs), inner_soft)
+        return _whole_prefix_prompt(task, words, inner_soft)
     filled = template.fill(inputs, "inputs", answer=False)
     if _is_static(task):
         return from_text(tokenizer, task, filled.text)
-    laid = example_encoder(tokenizer, task, template, causal, is_encoder_decoder)
-    question = laid.encode_sequence(filled) if task.head is not None else laid.encode_prompt(filled)
-    return _whole_prefix_prompt(task, question, template.num_inner_soft_tokens(causal))
+    example = encoder.encode_sequence(filled) if task.head is not None else encoder.encode_prompt(filled)
+    return _whole_prefix_prompt(task, example, inner_soft)
 
 
 def example_encoder(
     tokenizer: PreTrainedTokenizerBase, task: Task, template: Template, causal: bool, is_encoder_decoder: bool = False
 ) -> ExampleEncoder:
-    """How rows of a task become tokens: which of its template's soft tokens are in the prefix already."""
-    lead = template.num_soft_tokens - template.num_inner_soft_tokens(causal)
-    return ExampleEncoder(tokenizer, causal, _request_has_bos(task), lead, is_encoder_decoder)
+    """The encoder of a task's examples; soft tokens in front of the template are in the prefix already."""
+    in_prefix = template.num_soft_tokens - template.num_inner_soft_tokens(causal)
+    return ExampleEncoder(tokenizer, causal, _request_has_bos(task), in_prefix, is_encoder_decoder)
 
 
 def field_words(template: Template, values: Mapping[str, object], where: str = "inputs") -> list[str]:
@@ -106,7 +105,7 @@ def from_messages(
 
 
 def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Sequence[int]) -> Prompt:
-    """A conversation that somebody else rendered with the model's chat template, a system task's turn included."""
+    """Token ids of a conversation already rendered by the model's chat template, a system task's turn included."""
     if _is_static(task):
         return _static_slice_prompt(task, token_ids)
     leading = list(seam.special_tokens(tokenizer)[0])
@@ -120,12 +119,12 @@ def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Seq
 
 
 def takes_one_message(task: Task | None) -> bool:
-    """Whether the task answers a single message through its template, and so takes no conversation."""
+    """Whether the task puts a single message into its template, and so takes no conversation."""
     return _only_field(task) is not None
 
 
 def from_ids(task: Task | None, token_ids: Sequence[int]) -> Prompt:
-    """Ready-made token ids behind the whole prefix. Raises RequestError if there is nothing to run."""
+    """Token ids behind the whole prefix. Raises RequestError if there is nothing to run."""
     if token_ids and min(token_ids) < 0:
         raise RequestError(f"token id {min(token_ids)} is below 0; send ids of the tokenizer.")
     if task is None or task.prefix.token_ids is None:
@@ -134,7 +133,7 @@ def from_ids(task: Task | None, token_ids: Sequence[int]) -> Prompt:
 
 
 def require_generation(task: Task | None) -> None:
-    """Raise RequestError for a task that labels and cannot write: one with a head, or an ensemble."""
+    """Raise RequestError for a task that labels and cannot generate: one with a head, or an ensemble."""
     if task is not None and task.head is not None:
         raise RequestError(f"task '{task.name}' labels texts with a head and writes nothing; classify or tag with it.")
     if task is not None and task.members:
@@ -155,8 +154,8 @@ def static_token_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) 
     return tuple(seam.encode(tokenizer, text, bos=True))
 
 
-def _whole_prefix_prompt(task: Task, question: EncodedExample, inner: int = 0) -> Prompt:
-    """A question behind the whole prefix of a task, with its last ``inner`` soft tokens inside."""
+def _whole_prefix_prompt(task: Task, example: EncodedExample, inner: int = 0) -> Prompt:
+    """An example behind the whole prefix of a task, with its last ``inner`` soft tokens inside."""
     soft = None
     if inner:
         have = len(task.soft) if task.soft is not None else 0
@@ -164,7 +163,7 @@ def _whole_prefix_prompt(task: Task, question: EncodedExample, inner: int = 0) -
             raise TemplateError(f"the template of task '{task.name}' has {inner} soft tokens in it, the task {have}.")
         soft = task.soft[have - inner :]
     prefix = task.prefix if task.prefix.length else None
-    return Prompt(question.token_ids, prefix, task.prefix.length, question.output_indices, soft, task.adapter)
+    return Prompt(example.token_ids, prefix, task.prefix.length, example.output_indices, soft, task.adapter)
 
 
 def _is_static(task: Task) -> bool:
@@ -179,6 +178,7 @@ def _request_has_bos(task: Task | None) -> bool:
 
 
 def _continuation_prompt(task: Task | None, token_ids: Sequence[int]) -> Prompt:
+    """Token ids behind the whole prefix of a task, outside its template."""
     if not token_ids:
         raise RequestError("the request is empty, so there is nothing to continue; send at least one token.")
     if task is None:
@@ -192,8 +192,9 @@ def _continuation_prompt(task: Task | None, token_ids: Sequence[int]) -> Prompt:
 
 
 def _static_slice_prompt(task: Task, joined_ids: Sequence[int]) -> Prompt:
-    usable, rest = seam.match_prefix(task.prefix.token_ids or (), joined_ids)
-    return Prompt(tuple(rest), task.prefix if usable else None, usable, adapter=task.adapter)
+    """The ids of a static task's text and a request together, behind as much of the prefix as they share with it."""
+    reused, rest = seam.match_prefix(task.prefix.token_ids or (), joined_ids)
+    return Prompt(tuple(rest), task.prefix if reused else None, reused, adapter=task.adapter)
 
 
 def _static_text(task: Task) -> str:

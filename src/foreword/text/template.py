@@ -1,4 +1,4 @@
-"""The template language: how the fields of an example become one text with a place for the answer.
+"""`Template`: how the fields of an example become one text with a place for the answer.
 
     {field}         the value of an input field
     {mask}          where the label word goes
@@ -15,36 +15,40 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from foreword.errors import TemplateError
 
 
 @dataclass(frozen=True)
-class Literal:
-    text: str
-
-
-@dataclass(frozen=True)
 class InputField:
+    """``{name}``."""
+
     name: str
 
 
 @dataclass(frozen=True)
 class MaskSlot:
-    pass
+    """``{mask}``."""
 
 
 @dataclass(frozen=True)
 class TargetField:
+    """``{target:field}``."""
+
     field: str
 
 
 @dataclass(frozen=True)
 class SoftSlot:
+    """``{soft:length}``."""
+
     length: int
 
 
-TemplatePart = Literal | InputField | MaskSlot | TargetField | SoftSlot
+TemplatePart = str | InputField | MaskSlot | TargetField | SoftSlot
+"""Literal text, or a slot."""
+P = TypeVar("P", bound=TemplatePart)
 
 _RESERVED = ("mask", "soft", "target")
 _PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
@@ -70,13 +74,15 @@ class FilledTemplate:
     @property
     def text(self) -> str:
         """The prompt as one string. Raises TemplateError if there are soft tokens in it."""
+        texts = []
         for piece in self.prompt:
             if isinstance(piece, SoftSlot):
                 raise TemplateError(
                     f"the template has soft tokens ({{soft:{piece.length}}}), which plain text cannot "
                     "carry; take {soft:N} out of the template, or learn a prefix instead."
                 )
-        return _joined(self.prompt)
+            texts.append(piece)
+        return "".join(texts)
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,12 @@ class Template:
 
     @classmethod
     def parse(cls, source: str) -> Template:
-        """Cut a source into parts. Raises TemplateError that names the column and the mend."""
+        """Parse a source into parts. Raises TemplateError that names the column and the mend."""
         if not source:
             raise TemplateError("the template is empty; write one such as '{text}\\nLabel:{mask}'.")
-        placed = [(piece.start(), _part(source, piece)) for piece in _PIECE.finditer(source)]
+        placed = [(piece.start(), _parse_part(source, piece)) for piece in _PIECE.finditer(source)]
         _check_answer(source, placed)
-        return cls(source, _merged(part for _, part in placed))
+        return cls(source, _merge_text(part for _, part in placed))
 
     @classmethod
     def default(cls, field: str) -> Template:
@@ -134,14 +140,14 @@ class Template:
         pieces: list[str | SoftSlot] = []
         end = 0
         for part in self.parts:
-            if not isinstance(part, Literal | SoftSlot):
+            if not isinstance(part, str | SoftSlot):
                 break
-            pieces.append(part.text if isinstance(part, Literal) else part)
+            pieces.append(part)
             end = len(pieces) if isinstance(part, SoftSlot) else end
         return tuple(pieces[:end])
 
     def without_soft_tokens(self) -> Template:
-        """The same without its soft tokens: what it says before anything is learned."""
+        """The template without its soft tokens, as the baseline of a run uses it."""
         return Template.parse("".join(_source(part) for part in self.parts if not isinstance(part, SoftSlot)))
 
     def num_inner_soft_tokens(self, causal: bool) -> int:
@@ -154,7 +160,7 @@ class Template:
         """The literal text directly before the answer; empty if something else stands there, or no answer."""
         for before, part in zip((None, *self.parts), self.parts, strict=False):
             if isinstance(part, MaskSlot | TargetField):
-                return before.text if isinstance(before, Literal) else ""
+                return before if isinstance(before, str) else ""
         return ""
 
     def require_answer(self) -> None:
@@ -193,13 +199,13 @@ class Template:
             if isinstance(part, MaskSlot | TargetField):
                 pieces = after
             else:
-                pieces.append(_piece(part, row, where))
-        return FilledTemplate(_compact(prompt), target, _joined(after))
+                pieces.append(_value(row, part.name, where) if isinstance(part, InputField) else part)
+        return FilledTemplate(_merge_text(prompt), target, "".join(piece for piece in after if isinstance(piece, str)))
 
 
 def _source(part: TemplatePart) -> str:
-    if isinstance(part, Literal):
-        return part.text.replace("{", "{{").replace("}", "}}")
+    if isinstance(part, str):
+        return part.replace("{", "{{").replace("}", "}}")
     if isinstance(part, InputField):
         return f"{{{part.name}}}"
     return f"{{target:{part.field}}}" if isinstance(part, TargetField) else "{mask}"
@@ -224,18 +230,18 @@ def decode_escapes(text: str) -> str:
     return _ESCAPE.sub(lambda match: _ESCAPED[match[1]], text)
 
 
-def _part(source: str, piece: re.Match[str]) -> TemplatePart:
+def _parse_part(source: str, piece: re.Match[str]) -> TemplatePart:
     token, start = piece.group(), piece.start()
     if token in ("{{", "}}"):
-        return Literal(token[0])
+        return token[0]
     if token == "{":
         raise _error_at(source, start, "'{' is never closed; close it with '}', or write '{{' for a literal brace")
     if token == "}":
         raise _error_at(source, start, "'}' closes nothing; open it with '{', or write '}}' for a literal brace")
-    return _slot(source, start, token[1:-1]) if token[0] == "{" else Literal(token)
+    return _parse_slot(source, start, token[1:-1]) if token[0] == "{" else token
 
 
-def _slot(source: str, start: int, body: str) -> TemplatePart:
+def _parse_slot(source: str, start: int, body: str) -> TemplatePart:
     name, colon, argument = body.partition(":")
     if body == "mask":
         return MaskSlot()
@@ -250,6 +256,7 @@ def _slot(source: str, start: int, body: str) -> TemplatePart:
 
 
 def _slot_problem(body: str) -> str:
+    """Why ``{body}`` is not a slot, and the mend."""
     slot = _quoted(f"{{{body}}}")
     name, _, _ = body.partition(":")
     if not body:
@@ -293,23 +300,6 @@ def _quoted(source: str) -> str:
     return repr(source if len(source) <= 60 else source[:57] + "...")
 
 
-def _merged(parts: Iterable[TemplatePart]) -> tuple[TemplatePart, ...]:
-    merged: list[TemplatePart] = []
-    for part in parts:
-        last = merged[-1] if merged else None
-        if isinstance(part, Literal) and isinstance(last, Literal):
-            merged[-1] = Literal(last.text + part.text)
-        else:
-            merged.append(part)
-    return tuple(merged)
-
-
-def _piece(part: Literal | InputField | SoftSlot, row: Mapping[str, object], where: str) -> str | SoftSlot:
-    if isinstance(part, Literal):
-        return part.text
-    return _value(row, part.name, where) if isinstance(part, InputField) else part
-
-
 def _value(row: Mapping[str, object], name: str, where: str) -> str:
     at = f"{where}: " if where else ""
     if name not in row:
@@ -330,16 +320,12 @@ def _kind(value: object) -> str:
     return {list: "a list", dict: "an object"}.get(type(value), f"of type {type(value).__name__}")
 
 
-def _compact(pieces: list[str | SoftSlot]) -> tuple[str | SoftSlot, ...]:
-    compact: list[str | SoftSlot] = []
-    for piece in pieces:
-        last = compact[-1] if compact else None
-        if isinstance(piece, str) and isinstance(last, str):
-            compact[-1] = last + piece
-        elif piece != "":
-            compact.append(piece)
-    return tuple(compact)
-
-
-def _joined(pieces: Iterable[str | SoftSlot]) -> str:
-    return "".join(piece for piece in pieces if isinstance(piece, str))
+def _merge_text(parts: Iterable[P]) -> tuple[P, ...]:
+    """The parts with neighbouring texts joined into one, and without empty ones."""
+    merged: list[Any] = []
+    for part in parts:
+        if merged and isinstance(part, str) and isinstance(merged[-1], str):
+            merged[-1] += part
+        elif part != "":
+            merged.append(part)
+    return tuple(merged)

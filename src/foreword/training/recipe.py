@@ -1,4 +1,4 @@
-"""`Recipe`: everything that a run is made from, as the command line's flags name it."""
+"""`Recipe`: the hyper-parameters and files of a run, named as the flags of the command line."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        check_run(self)
+        check_consistent(self)
         if self.epochs is not None and self.max_steps is not None:
             raise SettingError(
                 "max_steps", "--epochs and --max-steps both set the length of the run; give one of them."
@@ -120,17 +120,17 @@ class Recipe:
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The templates as given, none if they are to be guessed. Raises SettingError for one that is no text."""
+        """The given templates; empty if one is to be guessed. Raises SettingError for one that is no text."""
         if self.template is None:
             return ()
-        given = (self.template,) if isinstance(self.template, str) else tuple(self.template)
-        if not given or not all(isinstance(each, str) for each in given):
+        templates = (self.template,) if isinstance(self.template, str) else tuple(self.template)
+        if not templates or not all(isinstance(template, str) for template in templates):
             raise SettingError("template", f"--template must be text or a list of texts, got {self.template!r}.")
-        return given
+        return templates
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Options of the method that were given."""
+    def method_options(self) -> dict[str, Any]:
+        """Options of the prompt method that are set."""
         named = ("rank", "encoder", "projection", "freeze_first", "weights", "unlabeled", "lm_weight", "candidates")
         return {name: getattr(self, name) for name in named if getattr(self, name) is not None}
 
@@ -139,8 +139,12 @@ class Recipe:
         """The task that ``init="task:NAME"`` starts from."""
         return self.init.removeprefix("task:") if self.init.startswith("task:") else None
 
-    def refuse(self, *names: str, because: str = "") -> None:
-        """Raise SettingError if one of these flags was given: the method does not use it, perhaps for a reason."""
+    def reject_unused(self, *names: str, because: str = "") -> None:
+        """Raise SettingError if one of these fields is set, since the method does not use it.
+
+        Args:
+            because: when that is so, such as ``with --weights all``.
+        """
         for field in fields(self):
             if field.name in names and getattr(self, field.name) != field.default:
                 why = f" {because}" if because else ""
@@ -148,25 +152,25 @@ class Recipe:
                     field.name, f"--method {self.method}{why} does not use {flag_of(field.name)}; leave it out."
                 )
 
-    def batch_of(self, rows: int) -> int:
-        """Examples a step: none twice, however few there are."""
-        return min(self.batch_size, rows)
+    def batch_size_for(self, num_examples: int) -> int:
+        """Examples a step, at most all: none is in a batch twice."""
+        return min(self.batch_size, num_examples)
 
-    def steps(self, rows: int) -> int:
-        """Optimizer steps over ``rows`` examples.
+    def steps(self, num_examples: int) -> int:
+        """Optimizer steps over so many examples.
 
         By default ten passes, but never under 60 steps, where 32 rows would learn nothing, nor over 320, where
         5,000 rows have been seen once.
         """
         if self.max_steps is not None:
             return self.max_steps
-        batch = self.batch_of(rows)
+        batch_size = self.batch_size_for(num_examples)
         if self.epochs is not None:
-            return math.ceil(self.epochs * rows / batch)
-        return min(max(math.ceil(10 * rows / batch), 60), 320)
+            return math.ceil(self.epochs * num_examples / batch_size)
+        return min(max(math.ceil(10 * num_examples / batch_size), 60), 320)
 
     def to_json(self) -> dict[str, Any]:
-        """What determines the result: neither where it is written nor whether it was interrupted."""
+        """All settings that determine the result, without those of output and resuming."""
         data = {name: getattr(self, name) for name in self.keys() if name not in ("resume", "report_to", "out")}
         data["warm_start"] = list(self.warm_start) if self.warm_start else None
         for name in ("verbalizer", "class_weights"):
@@ -178,7 +182,7 @@ class Recipe:
         return tuple(field.name for field in fields(cls))
 
 
-def check_run(recipe: Any) -> None:
+def check_consistent(recipe: Any) -> None:
     """Raise SettingError for settings of a recipe that contradict each other.
 
     Args:

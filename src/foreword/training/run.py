@@ -80,14 +80,16 @@ class Run:
         check_compatible(lm, recipe, run.method, data)
         if run.method.soft and not data.template.num_soft_tokens and not lm.causal:
             run = replace(run, data=data.with_soft_tokens(run.length))
-        reuse = like is not None and run._has_tokens_of(like)
-        examples = like.examples if like is not None and reuse else run.example_builder.build(run.data.train_rows)
+        if like is not None and run._has_tokens_of(like):
+            examples = like.examples
+        else:
+            examples = run.example_builder.build(run.data.train_rows)
         run.example_builder.build(run.data.eval_rows)  # now, so that none fails after an hour
         return replace(run, examples=examples)
 
     @cached_property
     def method(self) -> Method:
-        return find_method(self.recipe.method, **self.recipe.options)
+        return find_method(self.recipe.method, **self.recipe.method_options)
 
     def with_seed(self, seed: int) -> Run:
         """The same run with other random numbers, on the same rows."""
@@ -104,7 +106,7 @@ class Run:
 
     @cached_property
     def length(self) -> int:
-        """Virtual tokens: the soft tokens of the template, ``--length``, those of `transfer`, or the method's."""
+        """Virtual tokens: the soft tokens of the template, ``--length``, those of ``--transfer``, or the method's."""
         slots = self.data.template.num_soft_tokens if self.method.soft else 0
         if slots and self.recipe.length not in (None, slots):
             raise SettingError(
@@ -173,7 +175,7 @@ class Run:
 
     @property
     def batch_size(self) -> int:
-        return self.recipe.batch_of(len(self.examples))
+        return self.recipe.batch_size_for(len(self.examples))
 
     @property
     def batches(self) -> list[list[BatchItem]]:

@@ -46,43 +46,44 @@ def _installed_version(package: str) -> str | None:
         return None
 
 
-# The module of each symbol; imported at its first use, since a worker needs no HTTP server.
-_MODULES = {
-    "AsyncEngineArgs": "vllm",
-    "AsyncLLM": "vllm.v1.engine.async_llm",
-    "AttentionSpec": "vllm.v1.kv_cache_interface",
-    "ChatCompletionRequest": "vllm.entrypoints.openai.chat_completion.protocol",
-    "ChunkedLocalAttentionSpec": "vllm.v1.kv_cache_interface",
-    "CompletionRequest": "vllm.entrypoints.openai.completion.protocol",
-    "CrossAttentionSpec": "vllm.v1.kv_cache_interface",
-    "EncoderOnlyAttentionSpec": "vllm.v1.kv_cache_interface",
-    "FlexibleArgumentParser": "vllm.utils.argparse_utils",
-    "FullAttentionSpec": "vllm.v1.kv_cache_interface",
-    "KVConnectorBase_V1": "vllm.distributed.kv_transfer.kv_connector.v1.base",
-    "KVConnectorFactory": "vllm.distributed.kv_transfer.kv_connector.factory",
-    "KVConnectorMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
-    "KVConnectorRole": "vllm.distributed.kv_transfer.kv_connector.v1.base",
-    "KVConnectorTransferResults": "vllm.distributed.kv_transfer.kv_connector.v1.base",
-    "LoRARequest": "vllm.lora.request",
-    "MLAAttentionSpec": "vllm.v1.kv_cache_interface",
-    "RequestOutputKind": "vllm.sampling_params",
-    "SamplingParams": "vllm",
-    "SinkFullAttentionSpec": "vllm.v1.kv_cache_interface",
-    "SlidingWindowMLASpec": "vllm.v1.kv_cache_interface",
-    "SlidingWindowSpec": "vllm.v1.kv_cache_interface",
-    "StatLoggerBase": "vllm.v1.metrics.loggers",
-    "StructuredOutputsParams": "vllm.sampling_params",
-    "SupportsHMA": "vllm.distributed.kv_transfer.kv_connector.v1.base",
-    "UniformTypeKVCacheSpecs": "vllm.v1.kv_cache_interface",
-    "UsageContext": "vllm.usage.usage_lib",
-    "current_platform": "vllm.platforms",
-    "create_chat_completion": "vllm.entrypoints.openai.chat_completion.api_router",
-    "create_completion": "vllm.entrypoints.openai.completion.api_router",
-    "extract_layer_index": "vllm.model_executor.models.utils",
-    "get_tensor_model_parallel_rank": "vllm.distributed",
-    "show_available_models": "vllm.entrypoints.openai.models.api_router",
-    "validate_json_request": "vllm.entrypoints.serve.utils.api_utils",
+_SUPPORTED_SPECS = ("FullAttentionSpec", "SlidingWindowSpec")
+_UNSUPPORTED_SPECS = (  # some are subclasses of the supported ones
+    "MLAAttentionSpec",
+    "SlidingWindowMLASpec",
+    "SinkFullAttentionSpec",
+    "ChunkedLocalAttentionSpec",
+    "CrossAttentionSpec",
+    "EncoderOnlyAttentionSpec",
+)
+# Imported at their first use, since a worker needs no HTTP server.
+_SYMBOLS = {
+    "vllm": ("AsyncEngineArgs", "SamplingParams"),
+    "vllm.distributed": ("get_tensor_model_parallel_rank",),
+    "vllm.distributed.kv_transfer.kv_connector.factory": ("KVConnectorFactory",),
+    "vllm.distributed.kv_transfer.kv_connector.v1.base": (
+        "KVConnectorBase_V1",
+        "KVConnectorMetadata",
+        "KVConnectorRole",
+        "KVConnectorTransferResults",
+        "SupportsHMA",
+    ),
+    "vllm.entrypoints.openai.chat_completion.api_router": ("create_chat_completion",),
+    "vllm.entrypoints.openai.chat_completion.protocol": ("ChatCompletionRequest",),
+    "vllm.entrypoints.openai.completion.api_router": ("create_completion",),
+    "vllm.entrypoints.openai.completion.protocol": ("CompletionRequest",),
+    "vllm.entrypoints.openai.models.api_router": ("show_available_models",),
+    "vllm.entrypoints.serve.utils.api_utils": ("validate_json_request",),
+    "vllm.lora.request": ("LoRARequest",),
+    "vllm.model_executor.models.utils": ("extract_layer_index",),
+    "vllm.platforms": ("current_platform",),
+    "vllm.sampling_params": ("RequestOutputKind", "StructuredOutputsParams"),
+    "vllm.usage.usage_lib": ("UsageContext",),
+    "vllm.utils.argparse_utils": ("FlexibleArgumentParser",),
+    "vllm.v1.engine.async_llm": ("AsyncLLM",),
+    "vllm.v1.kv_cache_interface": ("UniformTypeKVCacheSpecs", *_SUPPORTED_SPECS, *_UNSUPPORTED_SPECS),
+    "vllm.v1.metrics.loggers": ("StatLoggerBase",),
 }
+_MODULES = {name: module for module, names in _SYMBOLS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
@@ -96,15 +97,6 @@ def __getattr__(name: str) -> Any:
 _vllm = __getattr__
 
 CONNECTOR = "ForewordConnector"
-_SUPPORTED_SPECS = ("FullAttentionSpec", "SlidingWindowSpec")
-_UNSUPPORTED_SPECS = (  # some are subclasses of the supported ones
-    "MLAAttentionSpec",
-    "SlidingWindowMLASpec",
-    "SinkFullAttentionSpec",
-    "ChunkedLocalAttentionSpec",
-    "CrossAttentionSpec",
-    "EncoderOnlyAttentionSpec",
-)
 
 
 def register_connector() -> None:

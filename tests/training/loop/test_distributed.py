@@ -31,10 +31,10 @@ from foreword.bank.prefix_file import write_prefix
 from foreword.training.recipe import Recipe
 from foreword.training.train import train
 from tiny_models import tiny_model
-outcome = train(tiny_model("llama"), Recipe(**{settings.to_json()!r}, out={settings.out!r}))
+result = train(tiny_model("llama"), Recipe(**{settings.to_json()!r}, out={settings.out!r}))
 if os.environ.get("RANK", "0") == "0":
     file = Path({settings.out!r}) / "learned.safetensors"
-    write_prefix(file, outcome.task.prefix, method="p-tuning-v2", provenance={{}})
+    write_prefix(file, result.task.prefix, method="p-tuning-v2", provenance={{}})
 """,
         encoding="utf-8",
     )

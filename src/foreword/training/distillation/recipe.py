@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from foreword.training.recipe import SEEDS, Accumulate, Checkpointing, Out, ReportTo, Resume, check_run
+from foreword.training.recipe import SEEDS, Accumulate, Checkpointing, Out, ReportTo, Resume, check_consistent
 from foreword.training.setting import Setting, check_settings
 
 INITS = ("auto", "attention", "even", "first")
@@ -50,7 +50,7 @@ class DistilRecipe:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        check_run(self)
+        check_consistent(self)
 
     def to_json(self) -> dict[str, Any]:
         """The settings that determine the result: all but ``resume``, ``report_to`` and ``out``."""

@@ -109,7 +109,7 @@ class MultiTaskConfig:
         from foreword.prompts.lora import LoRA
         from foreword.prompts.registry import get_method
 
-        chosen = get_method(recipe.method, **recipe.options)
+        chosen = get_method(recipe.method, **recipe.method_options)
         if not chosen.length or isinstance(chosen, LoRA):
             raise SettingError(flag, f"{option} is for prefixes alone, and --method {recipe.method} is more or less.")
         if self.shared_length and recipe.freeze_first:

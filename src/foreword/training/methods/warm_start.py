@@ -78,7 +78,7 @@ def _read_run(run: Run, file: str) -> Run:
             batch_size=own.batch_size,
             init=own.init if own.parent is None else "random",
             init_text=own.init_text,
-            **own.options,
+            **own.method_options,
         )
         other = Run.from_recipe(run.lm, recipe)
     if other.length != run.length:

@@ -77,7 +77,7 @@ class SearchConfig:
             base = replace(base, epochs=None)
         with errors_name_search_key(params):
             recipe = replace(base, **params)
-            chosen = get_method(recipe.method, **recipe.options)
+            chosen = get_method(recipe.method, **recipe.method_options)
         if recipe.method in ("pet", "autoprompt") or not chosen.learns:
             key = search_key("method") if "method" in params else "method"
             raise SettingError(key, f"--method {recipe.method} is no prompt that an optimizer learns; choose another.")

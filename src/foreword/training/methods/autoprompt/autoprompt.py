@@ -41,7 +41,7 @@ def check(run: Run) -> None:
         raise SettingError(
             "method", "--method autoprompt searches with the words of labels; give a --template with {mask}."
         )
-    run.recipe.refuse(*UNUSED_FLAGS)
+    run.recipe.reject_unused(*UNUSED_FLAGS)
     require_single_process("--method autoprompt")
     if run.recipe.init == "labels":
         raise SettingError("init", "--init labels would put the answers into the trigger; use --init vocab or text.")

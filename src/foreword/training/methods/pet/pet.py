@@ -47,9 +47,9 @@ def check(run: Run) -> None:
             "--method pet learns to fill {mask} with the words of labels; give such a --template, or use --method "
             "lora.",
         )
-    run.recipe.refuse("members", "warm_start")
+    run.recipe.reject_unused("members", "warm_start")
     if run.recipe.weights == "all":
-        run.recipe.refuse("init", "calibrate", because="with --weights all")
+        run.recipe.reject_unused("init", "calibrate", because="with --weights all")
         require_single_process("--weights all")
     run.example_builder.encode_unlabeled(_read_unlabeled(run))
 
