@@ -22,13 +22,13 @@ from foreword.bench.conformance import CACHE_BYTES, TEXTS, Figures, ModelPair, l
 from foreword.bench.participants import LLAMACPP, LLAMACPP_PACKAGES, VLLM, VLLM_PACKAGES, Peer
 from foreword.bench.worker import Worker
 from foreword.core import Task
-from foreword.core.sampling import MOST_LOGPROBS
+from foreword.core.sampling import MAX_LOGPROBS
 from foreword.engine.engine import Engine
 from foreword.errors import BenchError, UnsupportedModel
 from foreword.interop.export import export_peft
 from foreword.llamacpp.model import ARCHITECTURES
 from foreword.models.model_info import model_info
-from foreword.prompts.lower import empty, lower_tokens
+from foreword.prompts.lower import empty_prefix, lower_tokens
 
 PEFT = Peer("peft", "loads what Foreword exports, around the stock model, in this very process", ("peft",))
 VLLM_PEER = Peer(
@@ -66,7 +66,9 @@ def peft_round_trip(pair: ModelPair) -> Figures:
     trainable = [tensor.detach() for tensor in pair.trainable()]
     if isinstance(pair, EncoderDecoderPair):
         template, words = f"{{soft:{len(trainable[0])}}}{{text}}{{mask}}", {"yes": ("yes",), "no": ("no",)}
-        task = Task("exported", "prompt-tuning", empty(pair.lm), soft=trainable[0], template=template, verbalizer=words)
+        task = Task(
+            "exported", "prompt-tuning", empty_prefix(pair.lm), soft=trainable[0], template=template, verbalizer=words
+        )
     else:
         task = Task("exported", "p-tuning-v2", pair.prefix(trainable[0].shape[1]))
     export_peft(pair.lm, task, folder)
@@ -108,8 +110,8 @@ def _beside(pair: ModelPair, peer: Peer, factory: str, model: Path, **settings: 
     bank = Bank(pair.folder / f"bank-{peer.key}")
     calls = published(pair, bank)
     with Engine(pair.lm, cache_bytes=CACHE_BYTES) as engine:
-        expected = decoded(engine, bank, calls, MOST_LOGPROBS)
-    given = {"model": str(model), "bank": bank.place, **settings}
+        expected = decoded(engine, bank, calls, MAX_LOGPROBS)
+    given = {"model": str(model), "bank": bank.location, **settings}
     try:
         with peer.worker(factory, given) as worker, deadline(worker, SECONDS):
             found = worker.ask("decode", calls=calls, top=TOP)

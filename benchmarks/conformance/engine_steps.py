@@ -12,7 +12,7 @@ from foreword import errors
 from foreword.bank.bank import Bank
 from foreword.bench.participants import LLAMACPP
 from foreword.bench.worker import Handlers
-from foreword.cli.engines import bank_of
+from foreword.cli.engines import open_engine_bank
 from foreword.core import SamplingParams
 from foreword.engine.protocol import EngineProtocol, Request
 from foreword.errors import BenchError, ForewordError
@@ -53,7 +53,7 @@ def start_llamacpp(settings: Mapping[str, Any]) -> Handlers:
     def decode(calls: Sequence[Call], top: int) -> dict[str, Any]:
         # The file is written from the folder by the benchmark, so its digest is in no lineage.
         with LlamaCppEngine(gguf_model(settings["model"]), cells=512, allow_other_weights=True) as engine:
-            return {"steps": decoded(engine, bank_of(LLAMACPP, settings["bank"]), calls, top)}
+            return {"steps": decoded(engine, open_engine_bank(LLAMACPP, settings["bank"]), calls, top)}
 
     return {"decode": decode}
 

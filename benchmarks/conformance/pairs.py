@@ -29,7 +29,7 @@ from foreword.engine.protocol import Request
 from foreword.errors import BenchError
 from foreword.models.load import load_model
 from foreword.text.label_scorers import MaskScorer, WordScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.text.verbalizer import WordTrie
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 
@@ -43,7 +43,7 @@ def load_pair(family: Family, folder: Path, seed: int) -> ModelPair:
     """Save a tiny model and load it. Raises UnsupportedModel if it carries no prefix."""
     family.save(folder, seed)
     lm = load_model(str(folder), dtype="float32", device="cpu", progress=lambda _: None)
-    return (EncoderDecoderPair if lm.decoder else ModelPair)(lm, folder, seed)
+    return (EncoderDecoderPair if lm.is_encoder_decoder else ModelPair)(lm, folder, seed)
 
 
 def checkpointing(pair: ModelPair) -> Figures:
@@ -114,7 +114,9 @@ class EncoderDecoderPair(ModelPair):
         (soft,) = trainable
         texts = [(*map(soft_id, range(LENGTH)), *text) for text in self.texts()]
         rows: list[Sequence[int]] = [ids for row, text in enumerate(texts) for ids in (text, self.written(row))]
-        batch = Batch.behind(Front(inner=soft), rows, [None if at % 2 == 0 else at - 1 for at in range(len(rows))])
+        batch = Batch.from_rows(
+            Front(inner_soft=soft), rows, [None if at % 2 == 0 else at - 1 for at in range(len(rows))]
+        )
         # The decoder's first token comes out behind the text itself.
         ends = zip(batch.starts[1::2], WRITTEN, strict=True)
         places = [end - 1 + at for end, length in ends for at in range(length + 1)]

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from foreword.bench.worker import Handlers
-from foreword.engine.encoder_decoder import evaluator
+from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.models.load import load_model
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
@@ -24,12 +24,12 @@ RECIPE_FIELDS = ("method", "template", "verbalizer", "length", "batch_size", "ma
 def start(settings: Mapping[str, Any]) -> Handlers:
     """Load the model and make everything ready for the first step."""
     lm = load_model(settings["model"], dtype=settings["dtype"], device="cpu")
-    engine = evaluator(lm, reuse=False)
+    engine = evaluation_engine(lm, reuse=False)
     recipe = {name: settings[name] for name in RECIPE_FIELDS}
     runs = []
     for file in sorted(Path(settings["users"]).glob("*.jsonl")):
-        run = Run.of(lm, Recipe(data=str(file), **recipe))
-        runs.append(ConcurrentRun(file.stem, TaskEvaluator(run, engine, run.task("run"), run.learned())))
+        run = Run.from_recipe(lm, Recipe(data=str(file), **recipe))
+        runs.append(ConcurrentRun(file.stem, TaskEvaluator(run, engine, run.task("run"), run.initial_prompt())))
     groups = [ConcurrentTrainer(lm, runs)] if settings["together"] else [ConcurrentTrainer(lm, [run]) for run in runs]
 
     def step() -> float:
@@ -44,7 +44,7 @@ def start(settings: Mapping[str, Any]) -> Handlers:
 
 def _save(runs: list[ConcurrentRun], path: str) -> None:
     """The prefix of every user as it stands."""
-    prefixes = {run.name: run.learned.front().prefix for run in runs}
+    prefixes = {run.name: run.prompt.front().prefix for run in runs}
     tensors = {
         f"{name}.{layer}.{what}": tensor.detach().contiguous()
         for name, prefix in prefixes.items()

@@ -92,7 +92,7 @@ def _savings(savings: Mapping[str, Any]) -> str:
 
 
 def _measure(options: Options, settings: Mapping[str, Any], log: Log) -> dict[str, Any]:
-    points = list(SearchSpace.parse(VARIED).corners())
+    points = list(SearchSpace.parse(VARIED).grid())
     with TemporaryDirectory() as place:
         folder = Path(place)
         given = {**settings, "recipe": _recipe(options, settings, folder)}

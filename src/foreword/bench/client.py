@@ -11,13 +11,13 @@ from weakref import WeakKeyDictionary
 
 from foreword.bench.participants import open_engine
 from foreword.bench.worker import Handlers
-from foreword.cli.engines import bank_of
+from foreword.cli.engines import open_engine_bank
 from foreword.core import KVPrefix, SamplingParams, Task
 from foreword.engine.protocol import Chunk, Request
 from foreword.errors import BenchError
 from foreword.server.operations.auth import Caller
 from foreword.server.tasks.table import TaskTable
-from foreword.text.request import from_text
+from foreword.text.task_prompts import from_text
 
 Answer = tuple[float, float, list[int]]
 """When its task was found and its first token came (of `time.perf_counter`), and its tokens."""
@@ -35,7 +35,7 @@ class EngineClient:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        bank = bank_of(settings["engine"], settings["bank"])
+        bank = open_engine_bank(settings["engine"], settings["bank"])
         self._engine = open_engine(settings)
         self._tasks = TaskTable(self._engine, bank, {}, prefix_bytes=settings.get("prefix_bytes"))
         self._alive: WeakKeyDictionary[KVPrefix, int] = WeakKeyDictionary()
@@ -75,7 +75,7 @@ class EngineClient:
     async def tokens(self, task: Task | None, text: str, count: int) -> AsyncGenerator[tuple[float, int]]:
         """Time and id of every token of a greedy answer. Raises BenchError if it fails."""
         prompt = from_text(self._engine.tokenizer, task, text)
-        stream = self._engine.submit(Request.of(prompt, SamplingParams(max_tokens=count, ignore_eos=True)))
+        stream = self._engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=count, ignore_eos=True)))
         async for chunk in stream:
             if chunk.error is not None:
                 raise BenchError(chunk.error)

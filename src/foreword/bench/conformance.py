@@ -66,7 +66,7 @@ class ModelPair:
     def ours(self, trainable: Sequence[Tensor]) -> list[Tensor]:
         """Logits ``[tokens, vocab]`` of every row behind what is trainable, by Foreword: one ragged batch."""
         texts = [self.tokens(length, row) for row, length in enumerate(TEXTS)]
-        batch = Batch.behind(Front(self._as_prefix(trainable)), texts)
+        batch = Batch.from_rows(Front(self._as_prefix(trainable)), texts)
         return list(self.lm.logits(batch, torch.arange(sum(TEXTS))).split(TEXTS))
 
     def theirs(self, trainable: Sequence[Tensor]) -> list[Tensor]:
@@ -197,6 +197,6 @@ class Conformance(Workload):
 def load_pair(name: str, seed: int) -> ModelPair:
     """Load a model in float32. Raises UnsupportedModel if it has no logits behind a prefix."""
     lm = load_model(name, dtype="float32", device="cpu", progress=lambda _: None)
-    if lm.decoder or not lm.vocabulary:
+    if lm.is_encoder_decoder or not lm.has_lm_head:
         raise UnsupportedModel(f"{name} has no logits behind a prefix to compare; give a causal or a masked model.")
     return ModelPair(lm, pull(name, lambda _: None), seed)

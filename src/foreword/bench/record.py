@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foreword.bank.durable import make_folder, write_file
+from foreword.bank.durable import durable_write, make_folders
 from foreword.errors import BenchError
 from foreword.version import __version__
 
@@ -69,8 +69,8 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a file, whole or not at all. Raises BenchError if it cannot be written."""
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        make_folder(path.parent)
-        write_file(path, text.encode())
+        make_folders(path.parent)
+        durable_write(path, text.encode())
     except OSError as error:
         raise BenchError(f"results cannot be written to {path}: {error.strerror}; give another folder.") from error
 
