@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from encoder_decoders import tiny_encoder_decoder
+from tiny_encoder_decoders import tiny_encoder_decoder
 
 from foreword.bench.conformance import Conformance, load_pair
 from foreword.bench.record import Results
