@@ -23,7 +23,8 @@ from foreword.bench.conformance import (
     logits,
     requests,
 )
-from foreword.core import Batch, Front, soft_id
+from foreword.bench.fixtures import random_prefix
+from foreword.core import Batch, Front, KVPrefix, soft_id
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import BenchError
@@ -43,7 +44,7 @@ def load_pair(family: Family, folder: Path, seed: int) -> ModelPair:
     """Save a tiny model and load it. Raises UnsupportedModel if it carries no prefix."""
     family.save(folder, seed)
     lm = load_model(str(folder), dtype="float32", device="cpu", progress=lambda _: None)
-    return (EncoderDecoderPair if lm.is_encoder_decoder else ModelPair)(lm, folder, seed)
+    return (EncoderDecoderPair if lm.is_encoder_decoder else FamilyPair)(lm, folder, seed)
 
 
 def checkpointing(pair: ModelPair) -> Figures:
@@ -100,7 +101,14 @@ def _label_difference(pair: ModelPair, running: Engine) -> float:
     return float((found - torch.stack([row[list(labels)] for row in rows])).abs().max())
 
 
-class EncoderDecoderPair(ModelPair):
+class FamilyPair(ModelPair):
+    """Behind keys and values that no text could give, which tiny random models can bear."""
+
+    def prefix(self, length: int, number: int = 0) -> KVPrefix:
+        return random_prefix(self.lm.identity, length, self.generator(number), torch.float32)
+
+
+class EncoderDecoderPair(FamilyPair):
     """Soft tokens in front of the encoder; rows are what the decoder has written."""
 
     def soft_tokens(self) -> Tensor:

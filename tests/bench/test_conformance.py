@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_encoder_decoders import tiny_encoder_decoder
 
 from foreword.bench.conformance import Conformance, load_pair
 from foreword.bench.record import Results
 from foreword.bench.runner import run
 from foreword.bench.workload import Options
+from tiny_encoder_decoders import tiny_encoder_decoder
 from tiny_models import byte_tokenizer, tiny_model
 
 COLUMNS = ("train", "engine")

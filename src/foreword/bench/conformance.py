@@ -28,7 +28,8 @@ from foreword.prompts.lower import lower_tokens
 Figures = Mapping[str, Any]
 """The largest ``difference``; or why there is none: ``refused``, ``missing`` or ``failed``, and a sentence."""
 GOAL = 1e-4
-ANSWER, CACHE_BYTES = 8, 1 << 20
+# The cache takes memory as it fills.
+ANSWER, CACHE_BYTES = 8, 1 << 29
 # Of the prefix, and of the rows of a batch.
 LENGTH, TEXTS = 9, (9, 1, 21)
 # Ids that every vocabulary has, without the lowest, which are special in many.
@@ -56,6 +57,9 @@ class ModelPair:
         return tuple(torch.randint(*IDS, (length,), generator=self.generator(number)).tolist())
 
     def prefix(self, length: int, number: int = 0) -> KVPrefix:
+        """Keys and values of random text, as if they were learned; what no text gives amplifies all rounding."""
+        if self.lm.causal:
+            return replace(lower_tokens(self.lm, self.tokens(length, 200 + number)), token_ids=None)
         return random_prefix(self.lm.identity, length, self.generator(number), torch.float32)
 
     def trainable(self) -> list[Tensor]:
@@ -97,11 +101,12 @@ def largest(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def train(pair: ModelPair) -> Figures:
-    """Logits and gradients behind something trainable; a loss has both."""
+    """Logits, and ``gradients`` in units of the largest one, behind something trainable; a loss has both."""
     ours, theirs = pair.trainable(), pair.trainable()
     found, expected = pair.ours(ours), pair.theirs(theirs)
-    apart = largest(gradients(found, ours), gradients(expected, theirs))
-    return {"difference": largest(found, expected), "gradients": apart}
+    mine, reference = gradients(found, ours), gradients(expected, theirs)
+    unit = max(float(each.abs().max()) for each in reference)
+    return {"difference": largest(found, expected), "gradients": largest(mine, reference) / unit}
 
 
 def engine(pair: ModelPair) -> Figures:

@@ -122,6 +122,9 @@ def _is_own(workload: Workload) -> bool:
 
 def _text(result: BenchResult) -> str:
     lines = [f"{name}: {value:.3g}" for name, value in result.summary.ratios.items()]
+    if not lines:  # nobody was compared, so times alone
+        runs = ((record.key, *run) for record in result.records for run in record.metrics.get("runs", {}).items())
+        lines = [f"{key}: {run['seconds']['median'] * 1e3:.4g} ms" for key, _, run in runs if "seconds" in run]
     for goal in result.summary.goals:
         wanted = f"wanted {'<=' if goal.at_most else '>='} {goal.target:g}"
         verdict = "met" if goal.met else "NOT met"
