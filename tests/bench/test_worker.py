@@ -21,7 +21,7 @@ def test_it_answers_whatever_is_printed_meanwhile():
 
 
 def test_one_that_cannot_be_made_says_why():
-    with pytest.raises(BenchError, match=r"^broken failed: ValueError: no good: 5 \(openmp.py line \d+\)$"):
+    with pytest.raises(BenchError, match=r"^broken failed: ValueError: no good: 5 \(workers.py line \d+\)$"):
         Worker("broken", f"{HERE}:broken", {"first": 5})
 
 
