@@ -1,4 +1,4 @@
-"""`Conversation`: a conversation behind one task at a time, asked of the engine exactly as the server asks it."""
+"""`ChatSession`: the messages of a chat with a task; its requests are the same as those of the server's chat route."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from foreword.core import Task
 
 TaskLookup = Callable[[str | None], "Task | None"]
-"""The task of a name; ``None`` is the base model, as a name and as a task."""
+"""The task of a name; ``None`` for the base model, as a name and as a task."""
 
 
 @dataclass
-class Conversation:
-    """A conversation.
+class ChatSession:
+    """The messages so far, and the task or base model that answers.
 
     Attributes:
-        engine: answers.
-        find: raises UnknownTask and its kin.
+        engine: runs the requests.
+        find_task: finds a task by name; raises UnknownTask and the like.
         max_tokens, temperature: asked for with every question; the task's defaults if ``None``.
         task: that answers, or the base model.
         turns: what was said so far, in OpenAI's shape.
@@ -37,25 +37,25 @@ class Conversation:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def select_task(self, name: str | None) -> None:
-        """Let another task answer, from a new beginning. Raises for one that there is not, or that writes nothing."""
+        """Start a new conversation with a task. Raises UnknownTask, or UsageError for one that generates no text."""
         task = self.find_task(name)
         task_prompts.require_generation(task)
         self.task = task
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Start a new conversation."""
         self.messages.clear()
 
     @property
     def single_turn(self) -> bool:
-        """Whether every question stands alone, because the task's template takes one message."""
+        """Whether earlier messages are left out, because the task's template takes one message."""
         return task_prompts.takes_one_message(self.task)
 
     def ask(self, text: str) -> Stream:
-        """Submit a question behind what was said so far. Raises RequestError and its kin."""
-        turns = [] if self.single_turn else self.messages
-        prompt = task_prompts.from_messages(self.engine.tokenizer, self.task, [*turns, _message("user", text)])
+        """Submit a question behind the messages so far. Raises RequestError and the like."""
+        earlier = [] if self.single_turn else self.messages
+        prompt = task_prompts.from_messages(self.engine.tokenizer, self.task, [*earlier, _message("user", text)])
         params = request_sampling_params(
             self.task,
             prompt,
@@ -67,7 +67,7 @@ class Conversation:
         return self.engine.submit(Request.from_prompt(prompt, params, self.task.name if self.task is not None else ""))
 
     def add_turn(self, question: str, answer: str) -> None:
-        """What was asked and answered is part of the conversation from now on."""
+        """Append a question and its answer to the messages."""
         self.messages += [_message("user", question), _message("assistant", answer)]
 
 
