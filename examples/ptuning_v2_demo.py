@@ -34,10 +34,10 @@ from foreword.prompts import init
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import InitialValues
 from foreword.prompts.lora import LoRA, PrefixAndLoRA
-from foreword.prompts.lower import empty
+from foreword.prompts.lower import empty_prefix
 from foreword.prompts.prefix import PrefixValues, PTuningV2, initial_prefix
 from foreword.prompts.reparam import BiLSTM, ResidualReparam
-from foreword.text import request
+from foreword.text import task_prompts
 from foreword.training.modules.trainable_prompt import TrainablePrompt
 
 TASK = "customer-service"
@@ -165,7 +165,7 @@ class PTuningModel(nn.Module):
         rows = [ids[:-1] for ids in input_ids]  # 每个 token 预测下一个 every token predicts the next one
         targets = torch.tensor([label for row in labels for label in row[1:]], device=self._lm.device)
         counted = (targets != IGNORED).nonzero()[:, 0]
-        logits = self._lm.logits(Batch.behind(front, rows, device=self._lm.device), counted)
+        logits = self._lm.logits(Batch.from_rows(front, rows, device=self._lm.device), counted)
         return {"loss": F.cross_entropy(logits.float(), targets[counted])}
 
 
@@ -176,7 +176,7 @@ def inject(lm: LanguageModel, config: PTuningConfig, text: str) -> PTuningModel:
     """
     encoders = {"mlp": PTuningV2(projection=True).encoder, "lstm": lstm_encoder, "none": PTuningV2().encoder}
     generator = torch.Generator().manual_seed(config.seed)
-    encoder = encoders[config.encoder](lm, init.text(lm, text)(config.prompt_length, generator))
+    encoder = encoders[config.encoder](lm, init.from_text(lm, text)(config.prompt_length, generator))
     if config.lora:
         encoder = PrefixAndLoRA(encoder, LoRA().encoder(lm, InitialValues(0, generator)))
     return PTuningModel(lm, encoder)
@@ -230,7 +230,7 @@ def arguments(lm: LanguageModel, config: PTuningConfig) -> TrainingArguments:
 def save(lm: LanguageModel, model: PTuningModel, config: PTuningConfig) -> Task:
     """Prefix into a bank, tokenizer and settings beside it. The frozen model is not copied."""
     method = "lora-hybrid" if config.lora else "p-tuning-v2"
-    task = Task(TASK, method, empty(lm), template=TEMPLATE, generation={"max_tokens": 80})
+    task = Task(TASK, method, empty_prefix(lm), template=TEMPLATE, generation={"max_tokens": 80})
     folder = Path(config.output_dir)
     published = foreword.Bank(folder / "bank").publish(TrainablePrompt(model.encoder).to_task(lm, task), replace=True)
     lm.tokenizer.save_pretrained(folder / "tokenizer")
@@ -253,14 +253,14 @@ def load(folder: Path, device: str) -> tuple[LanguageModel, Task]:
 def generate(lm: LanguageModel, task: Task, samples: Sequence[Mapping[str, str]]) -> list[str]:
     """用户只给文字，前缀由引擎注入。 Callers give text only; the engine puts the prefix in front by itself."""
     params = foreword.SamplingParams(**task.generation)
-    prompts = [request.from_fields(lm.tokenizer, task, sample) for sample in samples]
+    prompts = [task_prompts.from_fields(lm.tokenizer, task, sample) for sample in samples]
     with foreword.Engine(lm) as engine:
         answers = list(engine.generate(Request.from_prompt(prompt, params) for prompt in prompts))
     return [chunks[-1].error or "".join(chunk.text for chunk in chunks).strip() for chunks in answers]
 
 
 def show(lm: LanguageModel, task: Task, samples: Sequence[Mapping[str, str]]) -> None:
-    bare = replace(task, prefix=empty(lm), adapter=None)
+    bare = replace(task, prefix=empty_prefix(lm), adapter=None)
     for sample, before, after in zip(samples, generate(lm, bare, samples), generate(lm, task, samples), strict=True):
         print(f"\n{sample['instruction']} | {sample['input']}")
         print(f"  没有前缀 without the prefix: {before[:60]!r}")

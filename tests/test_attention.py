@@ -11,8 +11,8 @@ from foreword import attention
 from foreword.attention import ATTN_IMPLEMENTATION
 from foreword.core import Batch, KVPrefix
 from foreword.errors import TrainingError
-from foreword.models.load import wrap
-from models import CAUSAL, ENCODERS, VOCABULARY, byte_tokenizer, tiny_config, tiny_model
+from foreword.models.load import wrap_model
+from tiny_models import CAUSAL, ENCODERS, VOCABULARY, byte_tokenizer, tiny_config, tiny_model
 
 TOLERANCE = 1e-5
 
@@ -56,7 +56,7 @@ def lowered(lm, token_ids) -> KVPrefix:
     def collect(layer, key, value):
         keys[layer], values[layer] = key, value
 
-    lm.logits(Batch((len(token_ids),), (None,), (None,), token_ids), torch.tensor([0]), on_keys=collect)
+    lm.logits(Batch((len(token_ids),), (None,), (None,), token_ids), torch.tensor([0]), on_keys_values=collect)
     layers = sorted(keys)
     return KVPrefix(lm.identity, tuple(keys[i] for i in layers), tuple(values[i] for i in layers), len(token_ids))
 
@@ -190,7 +190,7 @@ def test_layers_of_different_shapes():
     wide.num_key_value_heads = 4
     model.model.layers[1].self_attn = LlamaAttention(wide, layer_idx=1)
     model.model.layers[1].self_attn.config = model.config  # one switch between our attention and the stock one
-    lm = wrap(model.eval().requires_grad_(False), byte_tokenizer(), name="mixed")
+    lm = wrap_model(model.eval().requires_grad_(False), byte_tokenizer(), name="mixed")
     assert [shape.kv_heads for shape in lm.identity.layers] == [2, 4, 2]
     prefix = random_prefix(lm, 4)
     (text,) = ids(9)

@@ -13,7 +13,7 @@ from foreword.core import SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.openmp import _pause, release_openmp_threads
-from models import tiny_model
+from tiny_models import tiny_model
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or _pause() is None, reason="PyTorch does not run on libgomp here"

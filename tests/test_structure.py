@@ -1,4 +1,4 @@
-"""The arrows between rooms as `docs/architecture.md` draws them, the public names, and what quick commands import."""
+"""The arrows between rooms as `docs/architecture.md` draws them, circles, names, and what quick commands import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,15 @@ import pytest
 import foreword
 
 SOURCE = Path(foreword.__file__).parent
-PAGE = SOURCE.parents[1] / "docs/architecture.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/architecture.md"
 EVERYWHERE = {"core", "errors", "home", "version", "openmp", "progress"}
 """Rooms that every room may use; they use one another and nothing else."""
 USE_ALL = {"__init__", "__main__", "bench", "cli", "demo"}
 """Rooms that may use every room."""
-ARROW = re.compile(r"^ +([\w &]+?) --> ([\w &]+)$", re.MULTILINE)
+ARROW = re.compile(r" +([\w &]+?) --> ([\w &]+)")
+Arrow = tuple[str, str]
+"""The room that is used, and the room that uses it."""
 
 
 def files() -> list[Path]:
@@ -27,135 +31,129 @@ def files() -> list[Path]:
 
 
 def imports(file: Path) -> set[str]:
-    """Dotted names below ``foreword`` that a file imports; ``""`` for the package root itself."""
+    """Full names of modules that a file imports, also inside functions and for type checkers.
+
+    Of ``from a import b`` both ``a`` and ``a.b``, since ``b`` may be a module itself.
+    """
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names = [node.module or ""]
-            if node.module == "foreword":
-                names = [f"foreword.{alias.name}" for alias in node.names]
-        else:
-            assert not isinstance(node, ast.ImportFrom), f"{file} has a relative import"
-            continue
-        found |= {name.removeprefix("foreword").lstrip(".") for name in names if name.split(".")[0] == "foreword"}
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module is not None, f"{file} has a relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
-def module(file: Path) -> str:
-    """The dotted name of a file below ``foreword``; a package's is that of its folder."""
-    return ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+def room(name: str, package: str) -> str:
+    """The first part of a module's name below a package."""
+    return name.removeprefix(f"{package}.").split(".")[0]
 
 
-def drawn(heading: str) -> set[tuple[str, str]]:
-    """The arrows of the drawing behind a sentence of the page, as (used, user)."""
-    block = re.search(re.escape(heading) + r".*?```mermaid\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None, f"{PAGE} has no drawing behind {heading!r}"
-    lines = [line for line in block[1].splitlines() if "-->" in line]
-    arrows = [ARROW.fullmatch(line) for line in lines]
-    assert all(arrows), f"not an arrow: {lines[arrows.index(None)]}" if None in arrows else ""
-    return {
-        (used, user)
-        for arrow in arrows
-        if arrow is not None
-        for used in arrow[1].split(" & ")
-        for user in arrow[2].split(" & ")
-    }
-
-
-def arrows_below(package: str) -> set[tuple[str, str]]:
-    """The imports between the rooms of a package, as (used, user); ``""`` is the root."""
-    folder, prefix = SOURCE / package, f"{package}." if package else ""
+def arrows_below(package: str) -> set[Arrow]:
+    """The arrows between the rooms of a package, such as ``foreword`` or ``foreword.server``."""
+    folder = SOURCE.parent.joinpath(*package.split("."))
     found = set()
-    for file in sorted(folder.rglob("*.py")):
+    for file in folder.rglob("*.py"):
         user = file.relative_to(folder).parts[0].removesuffix(".py")
-        for name in imports(file):
-            if name.startswith(prefix):
-                used = name.removeprefix(prefix).split(".")[0]
-                found |= {(used, user)} if used not in ("", user) else set()
+        rooms = {room(name, package) for name in imports(file) if name.startswith(f"{package}.")}
+        found |= {(used, user) for used in rooms - {user} if is_room(folder, used)}
     return found
 
 
-def lines_of(arrows: set[tuple[str, str]]) -> str:
+def is_room(folder: Path, name: str) -> bool:
+    return (folder / name).is_dir() or (folder / f"{name}.py").is_file()
+
+
+def drawn(sentence: str) -> set[Arrow]:
+    """The arrows of the drawing behind a sentence of the page."""
+    block = re.search(re.escape(sentence) + r".*?```mermaid\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None, f"{PAGE} has no drawing behind {sentence!r}"
+    found = set()
+    for line in block[1].splitlines()[1:]:
+        arrow = ARROW.fullmatch(line)
+        assert arrow is not None, f"not an arrow: {line}"
+        found |= {(used, user) for used in arrow[1].split(" & ") for user in arrow[2].split(" & ")}
+    return found
+
+
+def as_drawing(arrows: set[Arrow]) -> str:
     """Arrows as lines of a drawing, to be pasted."""
-    users = {used: sorted(user for each, user in arrows if each == used) for used, _ in sorted(arrows)}
+    users = defaultdict(list)
+    for used, user in sorted(arrows):
+        users[used].append(user)
     return "\n".join(f"    {used} --> {' & '.join(found)}" for used, found in users.items())
 
 
 def test_the_rooms_use_what_the_page_draws_and_nothing_else():
-    arrows = {arrow for arrow in arrows_below("") if arrow[0] not in EVERYWHERE and arrow[1] not in USE_ALL}
-    assert arrows == drawn('An arrow reads "is used by"'), lines_of(arrows)
+    arrows = {arrow for arrow in arrows_below("foreword") if arrow[0] not in EVERYWHERE and arrow[1] not in USE_ALL}
+    assert arrows == drawn('An arrow reads "is used by"'), as_drawing(arrows)
 
 
 @pytest.mark.parametrize("package", ["training", "server"])
 def test_the_rooms_inside_a_room_use_what_the_page_draws(package):
-    arrows = {arrow for arrow in arrows_below(package) if arrow[1] != "__init__"}
-    assert arrows == drawn(f"Inside `{package}/`"), lines_of(arrows)
+    arrows = {arrow for arrow in arrows_below(f"foreword.{package}") if arrow[1] != "__init__"}
+    assert arrows == drawn(f"Inside `{package}/`"), as_drawing(arrows)
 
 
-@pytest.mark.parametrize("package", ["", "training", "server"])
-def test_no_room_uses_another_in_a_circle(package):
-    arrows = arrows_below(package)
-    left = {room for arrow in arrows for room in arrow}
-    while free := {room for room in left if not any(used in left for used, user in arrows if user == room)}:
-        left -= free
-    assert not left, f"rooms in a circle: {', '.join(sorted(left))}"
+def test_the_rooms_that_all_may_use_use_nothing_else():
+    assert {used for used, user in arrows_below("foreword") if user in EVERYWHERE} <= EVERYWHERE
 
 
-def test_no_two_classes_share_a_name():
-    places: dict[str, list[str]] = {}
-    for file in files():
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef):
-                places.setdefault(node.name, []).append(str(file.relative_to(SOURCE)))
-    assert not {name: found for name, found in places.items() if len(found) > 1}
+@pytest.mark.parametrize("package", ["foreword", "foreword.training", "foreword.server"])
+def test_rooms_use_each_other_in_no_circle(package):
+    uses = defaultdict(set)
+    for used, user in arrows_below(package):
+        uses[user].add(used)
+    TopologicalSorter(uses).prepare()  # raises CycleError
 
 
-def test_the_nouns_use_nothing_but_one_another():
-    for room in EVERYWHERE:
-        for file in [SOURCE / f"{room}.py", *(SOURCE / room).rglob("*.py")]:
-            if file.exists():
-                assert {name.split(".")[0] for name in imports(file)} <= EVERYWHERE, file
+@pytest.mark.parametrize("folder", [SOURCE, ROOT / "benchmarks"], ids=lambda folder: folder.name)
+def test_files_import_each_other_in_no_circle(folder):
+    modules = {".".join(file.relative_to(folder.parent).with_suffix("").parts): file for file in folder.rglob("*.py")}
+    uses = {name: modules.keys() & imports(file) for name, file in modules.items()}
+    TopologicalSorter(uses).prepare()  # raises CycleError
 
 
 def test_nothing_imports_the_package_root():
     for file in files():
-        assert "" not in imports(file), f"{file} imports the package root"
+        assert not {"foreword", "foreword.__version__"} & (imports(file) - rooms_imported(file)), file
 
 
-def test_no_file_imports_in_a_circle():
-    """Imports inside functions and for type checkers count, too."""
-    known = {module(file): file for file in files()}
-    uses = {name: {used for used in imports_of_modules(file, known) if used != name} for name, file in known.items()}
-    done: set[str] = set()
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, f"imports in a circle: {' -> '.join((*path[path.index(name) :], name))}"
-        if name not in done:
-            for used in sorted(uses[name]):
-                visit(used, (*path, name))
-            done.add(name)
-
-    for name in known:
-        visit(name, ())
-
-
-def imports_of_modules(file: Path, known: Mapping[str, Path]) -> set[str]:
-    """The files that a file imports: of ``from a import b`` the file ``a.b`` where there is one, else ``a``."""
-    found = set()
+def rooms_imported(file: Path) -> set[str]:
+    """``{"foreword"}`` if all that a file takes from the package root are rooms, as in ``from foreword import home``."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "foreword":
-            package = (node.module or "").removeprefix("foreword").lstrip(".")
-            names = [f"{package}.{alias.name}".lstrip(".") for alias in node.names]
-            found |= {name if name in known else package for name in names}
-    return found & known.keys()
+        if isinstance(node, ast.Import) and any(alias.name == "foreword" for alias in node.names):
+            return set()
+        if isinstance(node, ast.ImportFrom) and node.module == "foreword":
+            if not all(is_room(SOURCE, alias.name) for alias in node.names):
+                return set()
+    return {"foreword"}
 
 
 def test_the_server_knows_only_the_engine_protocol():
     for file in (SOURCE / "server").rglob("*.py"):
-        used = {name for name in imports(file) if name.startswith("engine")}
-        assert used <= {"engine.protocol"}, f"{file} uses {used}"
+        used = {name for name in imports(file) if name.startswith("foreword.engine")}
+        assert all(name.startswith("foreword.engine.protocol") for name in used), f"{file} uses {used}"
+
+
+def test_no_two_classes_share_a_name():
+    places = defaultdict(list)
+    for file in files():
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(file.relative_to(SOURCE)))
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_bench_is_small():
+    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (SOURCE / "bench").rglob("*.py"))
+    assert lines < 1500, "what needs other software, data sets or tables belongs in benchmarks/"
+
+
+def test_the_package_needs_neither_its_benchmarks_nor_peft():
+    for file in files():
+        assert not {"benchmarks", "peft"} & {name.split(".")[0] for name in imports(file)}, file
 
 
 def test_public_names():

@@ -212,15 +212,15 @@ class RaggedAttention:
 
     Args:
         batch: the layout; its prefixes may carry gradients.
-        on_keys: called with ``(layer, key [kv_heads, N, key_dim], value [kv_heads, N, value_dim])`` of the batch's own
-            tokens before they are used. Keys and values are collected here and never from a cache object, since
-            Transformers builds none under checkpointing.
+        on_keys_values: called with ``(layer, key [kv_heads, N, key_dim], value [kv_heads, N, value_dim])`` of the
+            batch's own tokens before they are used. Keys and values are collected here and never from a cache object,
+            since Transformers builds none under checkpointing.
     """
 
-    def __init__(self, batch: Batch, on_keys: Callable[[int, Tensor, Tensor], None] | None = None) -> None:
-        if batch.computed is not None:
+    def __init__(self, batch: Batch, on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None) -> None:
+        if batch.num_computed_tokens is not None:
             raise UsageError("a batch with computed tokens needs the attention of the engine that holds them.")
-        self._on_keys = on_keys
+        self._on_keys_values = on_keys_values
         self._groups = [_pad(batch, members) for members in _group_by_context(batch)]
         self._order = torch.argsort(torch.cat([group.tokens[group.valid] for group in self._groups]))
         self._masks: dict[tuple[int | None, bool], list[Tensor | None]] = {}
@@ -235,8 +235,8 @@ class RaggedAttention:
         window: int | None,
         causal: bool,
     ) -> Tensor:
-        if self._on_keys is not None:
-            self._on_keys(layer, key, value)
+        if self._on_keys_values is not None:
+            self._on_keys_values(layer, key, value)
         if (window, causal) not in self._masks:
             self._masks[window, causal] = [group.mask(window, causal) for group in self._groups]
         outs = []

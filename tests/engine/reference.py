@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from foreword.core import Batch, KVPrefix, SamplingParams
 from foreword.engine.protocol import Chunk, Request
-from models import VOCABULARY, tiny_config, tiny_model
+from tiny_models import VOCABULARY, tiny_config, tiny_model
 
 TOLERANCE = 2e-5
 
@@ -50,7 +50,7 @@ def static_prefix(family: str, length: int, seed: int = 0) -> KVPrefix:
     def keep(layer: int, key: Tensor, value: Tensor) -> None:
         kept[layer] = (key, value)
 
-    lm.logits(Batch((length,), (None,), (None,), torch.tensor(ids)), torch.tensor([0]), on_keys=keep)
+    lm.logits(Batch((length,), (None,), (None,), torch.tensor(ids)), torch.tensor([0]), on_keys_values=keep)
     keys, values = zip(*(kept[layer] for layer in range(len(kept))), strict=True)
     return KVPrefix(lm.identity, keys, values, length, token_ids=ids)
 

@@ -13,7 +13,7 @@ from foreword.engine.beam_search import Beam, beam_search
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineError, PromptTooLong, UnsupportedModel, UnsupportedOption, UsageError
-from models import tiny_model
+from tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_some_beams_of_these_tests_end_and_some_are_cut(engine):
 
 
 def test_the_models_own_ends_count_unless_they_are_ignored(engine):
-    ends = tiny_model("llama").end_ids
+    ends = tiny_model("llama").eos_token_ids
     assert engine.all_stop_token_ids(SamplingParams(stop_token_ids=(7,))) == {*ends, 7}
     assert engine.all_stop_token_ids(SamplingParams(stop_token_ids=(7,), ignore_eos=True)) == {7}
 

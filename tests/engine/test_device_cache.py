@@ -10,7 +10,7 @@ import torch
 from engine.reference import learned_prefix, static_prefix
 from foreword.core import KVPrefix
 from foreword.engine.device_cache import DeviceCache
-from models import tiny_model
+from tiny_models import tiny_model
 
 
 def device_cache(dtype: torch.dtype) -> DeviceCache:

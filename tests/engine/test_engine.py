@@ -24,8 +24,8 @@ from foreword.engine.cache import PAGE_SIZE, PagedCache
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy
-from foreword.models.load import wrap
-from models import CAUSAL, FURTHER, tiny_model
+from foreword.models.load import wrap_model
+from tiny_models import CAUSAL, FURTHER, tiny_model
 
 # The windows of the tiny Mistral (6) and Gemma 3 (8) are shorter than the longer prefixes and longer than the others.
 SHORT, LONG = 3, 21
@@ -134,7 +134,7 @@ def check_answer(family, request, chunks, cancelled):
     tokens, reason = tokens_of(chunks), chunks[-1].finish_reason
     if tokens:
         assert_greedy(family, request, tokens)
-    ended = [token in tiny_model(family).end_ids for token in tokens]
+    ended = [token in tiny_model(family).eos_token_ids for token in tokens]
     if reason == "stop":
         assert ended.index(True) == len(tokens) - 1
     elif reason == "length":
@@ -300,7 +300,7 @@ def test_preemption_does_not_change_answers():
 
 def test_weights_that_change_are_asked_without_reuse():
     known = tiny_model("llama")
-    lm = wrap(copy.deepcopy(known.model), known.tokenizer, name="changing")
+    lm = wrap_model(copy.deepcopy(known.model), known.tokenizer, name="changing")
     answers = []
     with Engine(lm, cache_bytes=1 << 20, reuse=False) as engine, Engine(lm, cache_bytes=1 << 20, reuse=False) as fresh:
         asked = make_request(3 * PAGE_SIZE, max_tokens=8)

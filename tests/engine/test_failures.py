@@ -15,7 +15,7 @@ from foreword.core import KVPrefix
 from foreword.engine.engine import Engine
 from foreword.errors import EngineError
 from foreword.text.detokenize import Detokenizer
-from models import tiny_model
+from tiny_models import tiny_model
 
 
 def broken_prefix(value: float) -> KVPrefix:
@@ -114,7 +114,7 @@ def test_a_crash_of_the_engine_ends_every_stream_with_an_error(monkeypatch):
 
 def test_leaving_the_interpreter_without_closing_is_quiet():
     code = (
-        "from engine.reference import make_request; from models import tiny_model;"
+        "from engine.reference import make_request; from tiny_models import tiny_model;"
         "from foreword.engine.engine import Engine;"
         "stream = Engine(tiny_model('llama')).submit(make_request(3, max_tokens=200)); next(iter(stream))"
     )

@@ -9,7 +9,7 @@ from engine.reference import TOLERANCE, reference_logits, tokens_of
 from engine.test_engine import manual_engine, prefix_uses, random_ids, run_until_idle
 from foreword.core import SamplingParams
 from foreword.engine.protocol import Request
-from models import CAUSAL
+from tiny_models import CAUSAL
 
 
 @pytest.mark.parametrize("family", CAUSAL)

@@ -10,7 +10,7 @@ from foreword.core import KVPrefix, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import ModelMismatch, PromptTooLong, RequestError, UnsupportedModel
-from models import tiny_model
+from tiny_models import tiny_model
 
 
 def mismatched() -> KVPrefix:

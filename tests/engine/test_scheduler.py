@@ -16,7 +16,7 @@ from foreword.engine.sequence import Sequence
 from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler
 from foreword.text.detokenize import Detokenizer
-from models import tiny_model
+from tiny_models import tiny_model
 
 
 def make_scheduler(pages: int = 8, budget: int = 32, batch: int = 4) -> Scheduler:

@@ -22,9 +22,9 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineError, ModelMismatch, PromptTooLong, RequestError
 from foreword.text.label_scorers import WordScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.text.verbalizer import WordTrie
-from models import CAUSAL, tiny_model
+from tiny_models import CAUSAL, tiny_model
 
 # One token; several; two labels that begin alike; a word that is the beginning of another; two words of one label.
 WORDS = [(0, (7,)), (1, (7, 9)), (1, (30, 31, 32)), (2, (30, 31)), (2, (8,)), (3, (30, 40))]

@@ -19,7 +19,7 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import ModelMismatch, RequestError, UnsupportedModel
 from foreword.prompts.lower import lower
-from models import tiny_model
+from tiny_models import tiny_model
 
 FAMILIES = ("llama", "qwen3", "gemma3", "gpt2")
 PARAMS = SamplingParams(max_tokens=6, ignore_eos=True)
@@ -188,12 +188,12 @@ def test_an_adapter_does_not_outlive_its_forward(learning):
     """Nor does it reach another wrapper of the same model, or the model itself."""
     lm = tiny_model("llama")
     other = replace(lm, name="another wrapper")
-    batch = Batch.behind(Front(), [[5, 6, 7]])
+    batch = Batch.from_rows(Front(), [[5, 6, 7]])
     rows = torch.tensor([2])
     with torch.no_grad():
         before = other.logits(batch, rows)
     with torch.set_grad_enabled(learning):
-        changed = lm.logits(Batch.behind(Front(adapter=adapter("llama")), [[5, 6, 7]]), rows).detach()
+        changed = lm.logits(Batch.from_rows(Front(adapter=adapter("llama")), [[5, 6, 7]]), rows).detach()
     assert not torch.allclose(changed, before, atol=1e-3)
     with torch.no_grad():
         torch.testing.assert_close(other.logits(batch, rows), before)

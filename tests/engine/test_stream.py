@@ -16,7 +16,7 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Chunk, Request
 from foreword.engine.stream import ChunkStream
 from foreword.errors import EngineError
-from models import tiny_model
+from tiny_models import tiny_model
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import PromptTooLong, RequestError, UnsupportedModel
 from foreword.models import LanguageModel
-from foreword.text.request import Prompt
-from models import tiny_model
+from foreword.text.prompt import Prompt
+from tiny_models import tiny_model
 
 FAMILIES = ("llama", "gpt2", "gemma3")
 
@@ -53,10 +53,10 @@ def test_likelihoods_are_those_of_transformers(family, step_tokens):
 def test_only_the_tokens_behind_the_named_places_are_measured():
     (prompt,) = [Prompt(random_ids(20, 1), learned_prefix("llama", 3), 3)]
     with Engine(tiny_model("llama"), cache_bytes=1 << 20) as engine:
-        (found,) = engine.token_logprobs([replace(prompt, places=(4, 5, 11))])
+        (found,) = engine.token_logprobs([replace(prompt, output_indices=(4, 5, 11))])
         for place in (19, 20):
             with pytest.raises(RequestError, match=f"no token of the vocabulary stands behind place {place}"):
-                engine.token_logprobs([replace(prompt, places=(4, place))])
+                engine.token_logprobs([replace(prompt, output_indices=(4, place))])
     torch.testing.assert_close(found, by_transformers("llama", prompt)[[4, 5, 11]], atol=1e-4, rtol=0)
 
 

@@ -19,7 +19,7 @@ from foreword.engine.logits_processor import LogitsProcessor
 from foreword.engine.protocol import Request
 from foreword.errors import RequestError, UsageError
 from foreword.text.detokenize import Detokenizer
-from models import byte_tokenizer, tiny_model
+from tiny_models import byte_tokenizer, tiny_model
 
 PROMPT = (1, 2, 2, 3)
 TAKEN = (3, 4, 4, 4)
@@ -136,7 +136,7 @@ def test_a_seeded_answer_with_every_option_is_the_same_in_a_crowd():
 
 
 def test_nothing_ends_an_answer_before_its_least_length():
-    end = next(iter(tiny_model("llama").end_ids))
+    end = next(iter(tiny_model("llama").eos_token_ids))
     certain = {"ignore_eos": False, "logit_bias": {end: 90.0}, "max_tokens": 9}
     short, long = answer(make_request(4, **certain), make_request(4, **certain, min_tokens=5))
     assert tokens_of(short) == [end]

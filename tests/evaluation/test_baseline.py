@@ -9,7 +9,7 @@ from foreword.core import Head, Task
 from foreword.errors import UsageError
 from foreword.evaluation.baseline import baseline_task
 from foreword.prompts.lower import lower_tokens
-from models import tiny_model
+from tiny_models import tiny_model
 
 WORDS = {"good": (" great",), "bad": (" grim",)}
 

@@ -28,7 +28,7 @@ from foreword.evaluation.row_labels import row_label
 from foreword.evaluation.sampling_params import task_sampling_params
 from foreword.prompts.static import static_task
 from foreword.text.rows import Row
-from models import tiny_model
+from tiny_models import tiny_model
 
 WORDS = {"good": (" great", " fine"), "bad": (" grim",)}
 TEXTS = ["a film", "x", "something rather longer than that", "y z"]

@@ -14,8 +14,8 @@ from foreword.core import Task
 from foreword.engine.engine import Engine
 from foreword.evaluation.predict import classify
 from foreword.models import LanguageModel
-from models import tiny_model
 from text.small_tokenizers import TOKENIZERS
+from tiny_models import tiny_model
 
 # One token, several, and two words of one label.
 WORDS = {"good": ("great", "positive"), "bad": ("awful",), "far": ("世界",)}

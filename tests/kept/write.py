@@ -26,7 +26,6 @@ import yaml
 from server.running import CHATML
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig
 
-from models import byte_tokenizer
 from test_kept_files import (
     BERT,
     LLAMA,
@@ -40,6 +39,7 @@ from test_kept_files import (
     listed,
     routes,
 )
+from tiny_models import byte_tokenizer
 
 TEMPLATE = "Review: {text}\nSentiment:{mask}"
 WORDS = {"positive": " good", "negative": " evil"}

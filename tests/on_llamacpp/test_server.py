@@ -27,8 +27,8 @@ from foreword.engine.protocol import Request
 from foreword.evaluation.predict import classify
 from foreword.models import LanguageModel, load_model
 from foreword.prompts.static import static_task
-from foreword.text.request import from_messages, from_text
-from on_vllm.model_fixtures import CACHE_BYTES, learned
+from foreword.text.task_prompts import from_messages, from_text
+from served_model import CACHE_BYTES, learned
 
 POLICY = "You are the help desk of a lamp shop. Lamps can be returned within thirty days, with the receipt. " * 6
 QUESTION = [{"role": "user", "content": "Can I return a lamp after three weeks?"}]
@@ -86,7 +86,7 @@ def shop(tmp_path_factory) -> Iterator[Shop]:
     bank.publish(Task("learned", "p-tuning-v2", learned(lm, 40, 1)))
     bank.publish(Task("mood", "test", learned(lm, 9, 2), template="{text}\nMood:{mask}", verbalizer=words))
     bank.publish(Task("hybrid", "lora-hybrid", learned(lm, 12, 4), adapter=adapter))
-    process, line = start("serve", "--engine", "llamacpp", "--bank", bank.place, "--port", "0", "--no-ui", "--quiet")
+    process, line = start("serve", "--engine", "llamacpp", "--bank", bank.location, "--port", "0", "--no-ui", "--quiet")
     assert "serving" in line, line
     yield Shop(line.split(" at ")[1], lm, bank)
     process.send_signal(signal.SIGTERM)

@@ -14,9 +14,10 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import RequestError
 from foreword.text.label_scorers import WordScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.text.verbalizer import WordTrie
-from on_vllm.model_fixtures import House, open_house, save_model, tokens, vllm_engine
+from on_vllm.running_engine import vllm_engine
+from served_model import ServedModel, make_served_model, save_model, tokens
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +26,9 @@ PLAIN = SamplingParams(max_tokens=8, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> House:
+def llama(tmp_path_factory) -> ServedModel:
     place = tmp_path_factory.mktemp("lora")
-    return open_house(save_model("llama", place / "model"), place / "bank", (40, 40, 40, 40))
+    return make_served_model(save_model("llama", place / "model"), place / "bank", (40, 40, 40, 40))
 
 
 @pytest.fixture(scope="module")

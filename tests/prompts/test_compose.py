@@ -18,11 +18,11 @@ from foreword.errors import ModelMismatch, PromptTooLong, TemplateError, Unsuppo
 from foreword.models import LanguageModel
 from foreword.prompts.compose import compose
 from foreword.prompts.init import random_values
-from foreword.prompts.lower import empty, lower
-from foreword.prompts.registry import method
+from foreword.prompts.lower import empty_prefix, lower
+from foreword.prompts.registry import get_method
 from foreword.prompts.static import static_task
 from foreword.text.template import Template
-from models import byte_tokenizer, tiny_model
+from tiny_models import byte_tokenizer, tiny_model
 
 FAMILIES = ("llama", "qwen3", "gemma3", "gpt2")
 TURNING = ("llama", "qwen3", "gemma3")
@@ -40,7 +40,7 @@ def learned_task(family: str, name: str, length: int = 5, seed: int = 0, **field
 
 def served(lm: LanguageModel, prefix: KVPrefix) -> Tensor:
     """``[T, vocab]`` of `ASKED` behind a prefix."""
-    return lm.logits(Batch.behind(Front(prefix), [ASKED]), torch.arange(len(ASKED)))
+    return lm.logits(Batch.from_rows(Front(prefix), [ASKED]), torch.arange(len(ASKED)))
 
 
 def ids(lm: LanguageModel, text: str) -> tuple[int, ...]:
@@ -82,8 +82,8 @@ def test_a_learned_prefix_behind_another_has_the_models_own_rotation(family):
     behind = Task("b", "p-tuning-v2", replace(alone, token_ids=None, bos="request"))
     made = compose(lm, "both", [first, behind])
     kept: dict[int, Tensor] = {}
-    batch = Batch((alone.length,), (None,), (replace(empty(lm), offset=5),), torch.tensor(alone.token_ids))
-    lm.logits(batch, torch.tensor([0]), on_keys=lambda layer, key, _: kept.update({layer: key}))
+    batch = Batch((alone.length,), (None,), (replace(empty_prefix(lm), offset=5),), torch.tensor(alone.token_ids))
+    lm.logits(batch, torch.tensor([0]), on_keys_values=lambda layer, key, _: kept.update({layer: key}))
     for layer, key in enumerate(made.task.prefix.keys):
         torch.testing.assert_close(key[:, 5:], kept[layer], atol=TOLERANCE, rtol=0)
         assert torch.equal(key[:, :5], first.prefix.keys[layer])
@@ -105,7 +105,7 @@ def test_a_stack_of_learned_prefixes_is_served_as_plain_transformers_would(famil
 def test_soft_tokens_are_run_again_behind_what_stands_there(family):
     """Plain Transformers: a text's embeddings and the soft tokens as ``inputs_embeds``; no rotation is needed."""
     lm = tiny_model(family)
-    encoder = method("prompt-tuning").encoder(lm, random_values(4, torch.Generator().manual_seed(1)))
+    encoder = get_method("prompt-tuning").encoder(lm, random_values(4, torch.Generator().manual_seed(1)))
     soft = encoder.soft_tokens()
     task = Task("soft", "prompt-tuning", lower(lm, encoder), soft=soft)
     made = compose(lm, "both", [text_task(lm, "a", "Be brief."), task])
@@ -189,12 +189,12 @@ def test_the_last_task_with_a_template_asks():
 
 def test_a_task_without_positions_gives_its_template_alone():
     lm = tiny_model("llama")
-    manual = Task("m", "manual", empty(lm), template="{text}:{mask}", verbalizer=WORDS)
+    manual = Task("m", "manual", empty_prefix(lm), template="{text}:{mask}", verbalizer=WORDS)
     made = compose(lm, "both", [text_task(lm, "t", "Be kind."), manual])
     assert made.exact
     assert [part.how for part in made.parts] == ["text", "template"]
     assert (made.task.kind, made.task.template, made.task.verbalizer) == ("prompt", "{text}:{mask}", WORDS)
-    assert [task.ref for task in made.alone()] == ["t"]
+    assert [task.ref for task in made.separate_tasks()] == ["t"]
 
 
 def test_what_it_came_from_is_kept():
@@ -212,11 +212,11 @@ def test_parts_alone_are_asked_the_same():
     lm = tiny_model("llama")
     asks = replace(learned_task("llama", "a"), template="{soft:5}Say {text}:{mask}", verbalizer=WORDS)
     made = compose(lm, "both", [asks, text_task(lm, "t", "Be kind.")])
-    first, text = made.alone()
+    first, text = made.separate_tasks()
     assert (first.prefix, first.template, first.verbalizer) == (asks.prefix, asks.template, WORDS)
     # The soft tokens are in the first prefix; a text in front has none to show.
     assert (text.kind, text.text, text.template) == ("prompt", "Be kind.", "Say {text}:{mask}")
-    assert Template.parse(made.task.template).soft_tokens == 5
+    assert Template.parse(made.task.template).num_soft_tokens == 5
 
 
 def refused() -> dict[str, tuple[dict[str, object], str]]:
@@ -225,7 +225,10 @@ def refused() -> dict[str, tuple[dict[str, object], str]]:
         "system": ({"kind": "system", "text": "x"}, "is a system turn, which cannot be stacked"),
         "lost": ({"prefix": replace(learned_prefix("llama", 2), token_ids=(1, 2))}, "is static and has lost its text"),
         "soft": ({"soft": torch.zeros(2, width), "template": "{a}{soft:2}{mask}"}, "has soft tokens inside"),
-        "unlowered": ({"soft": torch.zeros(2, width), "prefix": empty(tiny_model("llama"))}, "has soft tokens inside"),
+        "unlowered": (
+            {"soft": torch.zeros(2, width), "prefix": empty_prefix(tiny_model("llama"))},
+            "has soft tokens inside",
+        ),
         "head": ({"head": Head(("a", "b"), torch.zeros(2, width), torch.zeros(2))}, "has a head"),
         "adapter": ({"adapter": Adapter({"x": LowRank(torch.zeros(2, 4), torch.zeros(4, 2))})}, "has an adapter"),
         "members": ({"members": (learned_prefix("llama", 3),)}, "has members of its own"),
@@ -248,13 +251,13 @@ def test_other_models_encoders_and_too_much_are_refused():
         compose(lm, "c", [one, learned_task("qwen3", "other")])
     bert = tiny_model("bert")
     with pytest.raises(UsageError, match="BertForMaskedLM reads in both directions"):
-        compose(bert, "c", [Task("a", "p-tuning-v2", empty(bert))] * 2)
+        compose(bert, "c", [Task("a", "p-tuning-v2", empty_prefix(bert))] * 2)
     with pytest.raises(UsageError, match="two tasks or more, found 1"):
         compose(lm, "c", [one])
     with pytest.raises(PromptTooLong, match="has 256 tokens, the context of tiny-llama is 256"):
         compose(lm, "c", [one, learned_task("llama", "long", 251)])
     with pytest.raises(UsageError, match="none of the tasks has a position"):
-        compose(lm, "c", [Task("m", "manual", empty(lm))] * 2)
+        compose(lm, "c", [Task("m", "manual", empty_prefix(lm))] * 2)
 
 
 @pytest.mark.parametrize(

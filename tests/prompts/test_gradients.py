@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from foreword import attention
 from foreword.core import Front
 from foreword.models import LanguageModel
-from foreword.models.load import wrap
+from foreword.models.load import wrap_model
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import random_values, text
-from foreword.prompts.registry import method
+from foreword.prompts.init import from_text, random_values
+from foreword.prompts.registry import get_method
 from foreword.text.encoded_example import EncodedExample
 from foreword.training.data.examples import Example
 from foreword.training.modules.losses import AnswerLoss, mean_loss
-from models import CAUSAL, SIZES, byte_tokenizer, double, tiny_model
+from tiny_models import CAUSAL, SIZES, byte_tokenizer, double, tiny_model
 
 
 def asked(*token_ids: int, target: tuple[int, ...]) -> Example:
@@ -59,8 +59,8 @@ def disturbed(encoder: PromptEncoder) -> PromptEncoder:
 @pytest.mark.parametrize(("name", "options"), LEARNED)
 def test_gradients_equal_finite_differences_in_float64(family, name, options):
     lm = double(family)
-    made = method(name, **options)
-    start = text(lm, "abc")(2 if made.length else 0, torch.Generator())
+    made = get_method(name, **options)
+    start = from_text(lm, "abc")(2 if made.length else 0, torch.Generator())
     encoder = disturbed(made.encoder(lm, start if made.length else random_values(0, torch.Generator())))
     parameters = list(encoder.parameters())
     assert {parameter.dtype for parameter in parameters} == {torch.float64}
@@ -74,7 +74,7 @@ def test_gradients_equal_finite_differences_in_float64(family, name, options):
 def test_every_single_gradient_of_values_learned_directly(name):
     """What the other methods go through too, one number after the other."""
     lm = double("llama")
-    encoder = method(name).encoder(lm, text(lm, "ab")(1, torch.Generator()))
+    encoder = get_method(name).encoder(lm, from_text(lm, "ab")(1, torch.Generator()))
     assert torch.autograd.gradcheck(
         lambda *_: answer_loss(lm, encoder.front(), EXAMPLES[1:2]), list(encoder.parameters()), atol=1e-7, rtol=1e-4
     )
@@ -83,7 +83,7 @@ def test_every_single_gradient_of_values_learned_directly(name):
 @pytest.mark.parametrize("family", CAUSAL)
 def test_prompt_tuning_has_the_gradients_of_plain_inputs_embeds(family):
     lm = tiny_model(family)
-    encoder = method("prompt-tuning").encoder(lm, random_values(5, torch.Generator().manual_seed(2)))
+    encoder = get_method("prompt-tuning").encoder(lm, random_values(5, torch.Generator().manual_seed(2)))
     loss = answer_loss(lm, encoder.front(), EXAMPLES)
     (found,) = torch.autograd.grad(loss, list(encoder.parameters()))
     expected = plain(lm, encoder)
@@ -125,7 +125,7 @@ def twins() -> tuple[LanguageModel, nn.Module]:
                 parameter.normal_(0, 0.12)
     theirs = AutoModelForCausalLM.from_config(copy.deepcopy(PEFT_CONFIG), attn_implementation="eager")
     theirs.load_state_dict(ours.state_dict())
-    return wrap(ours.eval().requires_grad_(False), byte_tokenizer(), name="twin"), theirs.eval()
+    return wrap_model(ours.eval().requires_grad_(False), byte_tokenizer(), name="twin"), theirs.eval()
 
 
 def padded() -> dict[str, torch.Tensor]:
@@ -142,7 +142,7 @@ def padded() -> dict[str, torch.Tensor]:
 
 def test_prompt_tuning_equals_peft():
     lm, model = twins()
-    encoder = method("prompt-tuning").encoder(lm, random_values(6, torch.Generator().manual_seed(5)))
+    encoder = get_method("prompt-tuning").encoder(lm, random_values(6, torch.Generator().manual_seed(5)))
     tuned = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6))
     weight = tuned.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_prompt_tuning_equals_peft():
 
 def test_p_tuning_v2_equals_pefts_prefix_tuning():
     lm, model = twins()
-    encoder = method("p-tuning-v2").encoder(lm, random_values(6, torch.Generator().manual_seed(5)))
+    encoder = get_method("p-tuning-v2").encoder(lm, random_values(6, torch.Generator().manual_seed(5)))
     tuned = peft.get_peft_model(model, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6))
     weight = tuned.prompt_encoder["default"].embedding.weight
     (rows,) = encoder.parameters()  # [P, layers * 2 * kv_heads * head_dim], as PEFT lays them out
@@ -174,7 +174,7 @@ def test_p_tuning_v2_equals_pefts_prefix_tuning():
 def test_one_pass_over_the_soft_tokens_serves_all_rows():
     """The soft tokens are one sequence of the batch however many rows there are."""
     lm = tiny_model("llama")
-    encoder = method("prompt-tuning").encoder(lm, random_values(5, torch.Generator()))
+    encoder = get_method("prompt-tuning").encoder(lm, random_values(5, torch.Generator()))
     seen = []
     original = lm.logits
 
@@ -187,4 +187,4 @@ def test_one_pass_over_the_soft_tokens_serves_all_rows():
         answer_loss(lm, Front(soft=encoder.front().soft), EXAMPLES)
     finally:
         del lm.logits
-    assert seen == [5 + sum(example.size - 1 for example in EXAMPLES)]
+    assert seen == [5 + sum(example.num_tokens - 1 for example in EXAMPLES)]

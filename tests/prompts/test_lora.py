@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, Conv1D
 from foreword.core import Batch, Front
 from foreword.errors import ModelMismatch, UsageError
 from foreword.models import LanguageModel
-from foreword.prompts.init import InitialValues, random_values, text
+from foreword.prompts.init import InitialValues, from_text, random_values
 from foreword.prompts.lora import LoRA, target_layers
-from foreword.prompts.registry import method
-from models import CAUSAL, CONFIGS, ENCODERS, tiny_model
+from foreword.prompts.registry import get_method
+from tiny_models import CAUSAL, CONFIGS, ENCODERS, tiny_model
 
 ROWS = [tuple(range(60, 69)), tuple(range(90, 94)), (100,)]
 LAYERS = {
@@ -38,7 +38,7 @@ def moved(lm: LanguageModel, **options) -> Front:
 
 
 def logits(lm: LanguageModel, front: Front) -> torch.Tensor:
-    batch = Batch.behind(front, ROWS)
+    batch = Batch.from_rows(front, ROWS)
     return lm.logits(batch, torch.arange(batch.starts[-len(ROWS) - 1], batch.starts[-1]))
 
 
@@ -121,8 +121,8 @@ def test_targets_are_the_ends_of_names():
 @pytest.mark.parametrize("name", ["lora", "lora-hybrid"])
 def test_nothing_is_changed_at_first(name):
     lm = tiny_model("llama")
-    made = method(name)
-    start = text(lm, "Answer: ")(4, seeded()) if made.length else random_values(0, seeded())
+    made = get_method(name)
+    start = from_text(lm, "Answer: ")(4, seeded()) if made.length else random_values(0, seeded())
     front = made.encoder(lm, start).front()
     with torch.no_grad():
         assert torch.equal(logits(lm, front), logits(lm, Front(front.prefix)))
@@ -136,7 +136,7 @@ def test_how_many_numbers_are_learned():
     per_block = 8 * sum(width + out for name, (width, out) in target_layers(lm).items() if ".0." in name)
     count = sum(p.numel() for p in LoRA().encoder(lm, random_values(0, seeded())).parameters())
     assert count == 3 * per_block
-    both = method("lora-hybrid").encoder(lm, random_values(4, seeded()))
+    both = get_method("lora-hybrid").encoder(lm, random_values(4, seeded()))
     assert sum(p.numel() for p in both.parameters()) == count + 4 * 3 * 2 * 2 * 16
 
 

@@ -9,18 +9,18 @@ from foreword.core import KVPrefix
 from foreword.errors import PromptTooLong, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import activations
-from foreword.prompts.init import random_values, text
+from foreword.prompts.init import from_text, random_values
 from foreword.prompts.lower import lower, lower_tokens
-from foreword.prompts.prefix import PrefixValues, prefix_of, rows_of
-from foreword.prompts.registry import method
-from models import CAUSAL, ENCODERS, tiny_model
+from foreword.prompts.prefix import PrefixValues, flatten_prefix, unflatten_prefix
+from foreword.prompts.registry import get_method
+from tiny_models import CAUSAL, ENCODERS, tiny_model
 
 THROUGH = [("p-tuning-v2", {}), ("p-tuning-v2", {"projection": True}), ("prefix-tuning", {})]
 
 
 def learned(lm: LanguageModel, name: str, length: int = 5, **options) -> PrefixValues:
-    start = text(lm, "Answer: ")(length, torch.Generator().manual_seed(3))
-    return method(name, **options).encoder(lm, start)
+    start = from_text(lm, "Answer: ")(length, torch.Generator().manual_seed(3))
+    return get_method(name, **options).encoder(lm, start)
 
 
 def tensors(prefix: KVPrefix) -> tuple[torch.Tensor, ...]:
@@ -31,8 +31,8 @@ def tensors(prefix: KVPrefix) -> tuple[torch.Tensor, ...]:
 def test_rows_hold_all_layers_of_a_position(family):
     lm = tiny_model(family)
     prefix = lower_tokens(lm, range(50, 57))
-    rows = rows_of(prefix)
-    again = prefix_of(rows, prefix.model, 7, "prefix")
+    rows = flatten_prefix(prefix)
+    again = unflatten_prefix(rows, prefix.model, 7, "prefix")
     assert rows.shape == (7, sum(s.kv_heads * (s.key_dim + s.value_dim) for s in lm.identity.layers))
     assert all(torch.equal(a, b) for a, b in zip(tensors(prefix), tensors(again), strict=True))
     shape = lm.identity.layers[0]
@@ -107,6 +107,6 @@ def test_what_the_first_position_cannot_be_kept_of():
     lm = tiny_model("llama")
     random = random_values(5, torch.Generator())
     with pytest.raises(UsageError, match="--freeze-first would freeze random values"):
-        method("prefix-tuning", freeze_first=True).encoder(lm, random)
+        get_method("prefix-tuning", freeze_first=True).encoder(lm, random)
     with pytest.raises(UsageError, match="--freeze-first leaves nothing to learn of one virtual token"):
         learned(lm, "p-tuning-v2", 1, freeze_first=True)

@@ -15,8 +15,8 @@ from foreword.core import Kind, KVPrefix, LayerShape, ModelIdentity, Task
 from foreword.engine.engine import Engine
 from foreword.models import LanguageModel
 from foreword.prompts.lower import lower_tokens
-from foreword.text.request import static_ids
-from models import byte_tokenizer, tiny_model
+from foreword.text.task_prompts import static_token_ids
+from tiny_models import byte_tokenizer, tiny_model
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -68,7 +68,7 @@ def learned_task(lm: LanguageModel, name: str, seed: int = 0) -> Task:
 
 
 def static_task(lm: LanguageModel, name: str, kind: Kind, text: str) -> Task:
-    prefix = lower_tokens(lm, static_ids(lm.tokenizer, kind, text))
+    prefix = lower_tokens(lm, static_token_ids(lm.tokenizer, kind, text))
     return Task(name, "static", prefix, kind=kind, text=text)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreword.errors import TemplateError
-from foreword.text.template import Field, Literal, Mask, SoftSlot, Target, Template, decode_escapes
+from foreword.text.template import InputField, MaskSlot, SoftSlot, TargetField, Template, decode_escapes
 
 
 def escaped(text: str) -> str:
@@ -22,17 +22,17 @@ def test_parts():
     template = Template.parse("{soft:2}{{x}} {text}, {文本}{soft:3}:{mask}!")
     assert template.parts == (
         SoftSlot(2),
-        Literal("{x} "),
-        Field("text"),
-        Literal(", "),
-        Field("文本"),
+        "{x} ",
+        InputField("text"),
+        ", ",
+        InputField("文本"),
         SoftSlot(3),
-        Literal(":"),
-        Mask(),
-        Literal("!"),
+        ":",
+        MaskSlot(),
+        "!",
     )
     assert template.fields == ("text", "文本")
-    assert template.soft_tokens == 5
+    assert template.num_soft_tokens == 5
     assert template.has_mask
     assert template.target is None
     assert template.before_answer == ":"
@@ -43,7 +43,7 @@ def test_fields_are_unique_and_without_the_target():
     assert template.fields == ("b", "a")
     assert template.target == "target"
     assert not template.has_mask
-    assert template.parts[-1] == Target("target")
+    assert template.parts[-1] == TargetField("target")
 
 
 @pytest.mark.parametrize("source", ["{text}{mask}", "{soft:1}{mask}", "{mask} after", "text only"])

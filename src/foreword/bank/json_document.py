@@ -1,11 +1,12 @@
-"""A JSON document that is checked before anyone uses it: the header of a prefix file, and ``task.json``."""
+"""Strict JSON: parsing, and checks of the fields of ``task.json`` and of a prefix file's header."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from foreword.core import ModelIdentity
 from foreword.errors import CorruptFile, UsageError
@@ -13,8 +14,26 @@ from foreword.errors import CorruptFile, UsageError
 FORMAT = 1
 MEND = "publish it again or restore it from a copy"
 
-FieldCheck = tuple[str, Callable[[Any], bool]]
-"""What a field must be, in words, and the check."""
+FieldCheck = tuple[str, Callable[[object], bool]]
+"""The valid values of a field, as errors describe them, and a predicate."""
+
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def is_a(hint: Any) -> Callable[[object], bool]:
+    """A predicate: whether a JSON value has a type, without any conversion but that of whole numbers to float."""
+    adapter: TypeAdapter[Any] = TypeAdapter(hint)
+
+    def check(value: object) -> bool:
+        try:
+            adapter.validate_python(value, strict=True)
+        except ValidationError:
+            return False
+        return True
+
+    return check
 
 
 def dump(document: Mapping[str, Any], what: str, *, indent: int | None = None) -> str:
@@ -43,16 +62,16 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 
 
 def parse_fields(
-    data: bytes, rules: Mapping[str, FieldCheck], where: str, optional: Mapping[str, FieldCheck] | None = None
+    data: bytes, fields: Mapping[str, FieldCheck], where: str, optional: Mapping[str, FieldCheck] | None = None
 ) -> dict[str, Any]:
-    """A JSON object with exactly the fields of ``rules``, and perhaps of ``optional``, each as its rule says.
+    """A JSON object that has all of ``fields``, perhaps some of ``optional``, and no others, each of them valid.
 
     Raises `CorruptFile`.
     """
     found = parse(data, where)
-    known = {**rules, **(optional or {})}
+    known = {**fields, **(optional or {})}
     _check_format(found.get("format"), where)
-    if missing := sorted(rules.keys() - found.keys()):
+    if missing := sorted(fields.keys() - found.keys()):
         raise CorruptFile(f"{where}: expected the fields {', '.join(missing)}, found none; {MEND}.")
     if unknown := sorted(found.keys() - known.keys()):
         raise CorruptFile(
@@ -66,18 +85,9 @@ def parse_fields(
 
 
 def describe(value: object) -> str:
-    """A short text for an error."""
+    """A value as JSON of at most 60 characters, for an error."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
-def is_number(value: object) -> bool:
-    """Whether ``value`` is a JSON number that a float can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_identity(value: object) -> bool:
@@ -89,11 +99,6 @@ def is_identity(value: object) -> bool:
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
     return bool(identity.layers) and dump(identity.to_json(), "identity") == dump(value, "identity")
-
-
-def is_digest(value: object) -> bool:
-    """Whether ``value`` is a SHA-256 in lower-case hexadecimal."""
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def _check_format(found: object, where: str) -> None:

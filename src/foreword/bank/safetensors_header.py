@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NoReturn
+from typing import Annotated, Any, BinaryIO, NoReturn
 
-from foreword.bank.json_document import MEND, describe, is_count, parse
+from pydantic import BaseModel, Field
+
+from foreword.bank.json_document import MEND, Count, describe, is_a, parse
 from foreword.errors import CorruptFile
 
 _HEADER_LIMIT = 100_000_000
 """Bytes that safetensors itself allows for a header."""
 
 
+class _Entry(BaseModel, extra="forbid"):
+    dtype: str
+    shape: list[Count]
+    data_offsets: Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+_is_entry = is_a(_Entry)
+
+
 @dataclass(frozen=True)
 class TensorInfo:
-    """One entry of the header."""
+    """Dtype, as safetensors writes it, and shape of one tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -23,14 +34,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class SafetensorsHeader:
-    """What a safetensors file says about itself."""
+    """The ``__metadata__`` of a file, and its tensors by name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
 
 
 def read_safetensors_header(stream: BinaryIO, where: str) -> SafetensorsHeader:
-    """Read the header of an open file and hold it against the file's size. Raises `CorruptFile`."""
+    """Read the header of an open file and check it against the file's size. Raises `CorruptFile`."""
     size = os.fstat(stream.fileno()).st_size
     header = _header(stream, size, where)
     entries = parse(header, where)
@@ -58,14 +69,6 @@ def _header(stream: BinaryIO, size: int, where: str) -> bytes:
         _truncated(8 + length, size, where)
     stream.seek(8)
     return stream.read(length)
-
-
-def _is_entry(entry: object) -> bool:
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        return False
-    shape, offsets = entry["shape"], entry["data_offsets"]
-    lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
-    return isinstance(entry["dtype"], str) and lists and all(map(is_count, [*shape, *offsets]))
 
 
 def _check_size(expected: int, found: int, where: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from heapq import nlargest
 
-from foreword.core import MOST_LOGPROBS, SamplingParams
+from foreword.core import MAX_LOGPROBS, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Chunk, Request
 from foreword.errors import EngineError, UnsupportedOption, UsageError
@@ -97,7 +97,7 @@ def _check(engine: Engine, request: Request, num_beams: int, num_stop_ids: int) 
     for name in (field.name for field in fields(SamplingParams)):
         if name not in SUPPORTED_PARAMS and getattr(request.sampling, name) != getattr(defaults, name):
             raise UnsupportedOption(f"beam search takes no {name}; leave it out.")
-    most = MOST_LOGPROBS - num_stop_ids
+    most = MAX_LOGPROBS - num_stop_ids
     if not 1 <= num_beams <= most:
         raise UsageError(f"width must be between 1 and {most} beams, got {num_beams}.")
     engine.check(request)

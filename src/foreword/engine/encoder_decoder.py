@@ -20,7 +20,7 @@ from foreword.models import LanguageModel
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 
 UNSUPPORTED_PARAMS = (
     "repetition_penalty",
@@ -82,7 +82,7 @@ class EncoderDecoderEngine:
             if getattr(request.sampling, name) != getattr(defaults, name):
                 raise UnsupportedOption(f"{self.name} is an encoder-decoder, which takes no {name}; leave it out.")
         detokenizer = Detokenizer(self.tokenizer, request.sampling.stop)
-        stream = EncoderDecoderStream(request, detokenizer, self._lm.end_ids, self._generate_waiting)
+        stream = EncoderDecoderStream(request, detokenizer, self._lm.eos_token_ids, self._generate_waiting)
         self._waiting.append(stream)
         self._counters["requests"] += 1
         return stream
@@ -91,7 +91,7 @@ class EncoderDecoderEngine:
         """See `EngineProtocol.score`."""
         self._check_open()
         for prompt in prompts:
-            self._validator.check_prompt(prompt, scorer.longest)
+            self._validator.check_prompt(prompt, scorer.max_extra_tokens)
         return self._score(prompts, scoring.label_scores(scorer))
 
     def token_logprobs(self, prompts: Sequence[Prompt]) -> list[Tensor]:
@@ -100,11 +100,11 @@ class EncoderDecoderEngine:
         self._check_open()
         for prompt in prompts:
             self._validator.check_prompt(prompt, 0)
-            if not prompt.places:
+            if not prompt.output_indices:
                 raise RequestError(f"{self.name} is an encoder-decoder; name the place that its decoder begins at.")
-        measured = [prompt.measured for prompt in prompts]
+        measured = [prompt.for_token_logprobs for prompt in prompts]
         scores = self._score(measured, scoring.next_token_logprobs(BATCH_TOKENS))
-        return list(scores[:, 0].split([len(prompt.places) for prompt in measured]))
+        return list(scores[:, 0].split([len(prompt.output_indices) for prompt in measured]))
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """Raises UnsupportedModel: the prompt of an encoder-decoder is read as a whole."""
@@ -153,8 +153,8 @@ class EncoderDecoderEngine:
                 self._generate(batch)
 
     def _generate(self, streams: list[EncoderDecoderStream]) -> None:
-        front = Front(inner=self._device_cache.soft(streams[0].request.soft))
-        batch = Batch.behind(front, [stream.request.token_ids for stream in streams], device=self._lm.device)
+        front = Front(inner_soft=self._device_cache.soft(streams[0].request.soft))
+        batch = Batch.from_rows(front, [stream.request.token_ids for stream in streams], device=self._lm.device)
 
         def choose(logits: Tensor) -> list[int] | None:
             largest, tokens = logits.max(-1)  # the maximum of a row with a NaN is NaN
@@ -162,7 +162,7 @@ class EncoderDecoderEngine:
                 stream.append_token(token if good else None)
             return None if all(stream.ended for stream in streams) else tokens.tolist()
 
-        self._lm.write(batch, choose)
+        self._lm.decode(batch, choose)
         self._counters["tokens_generated"] += sum(len(stream.token_ids) for stream in streams)
 
 

@@ -24,11 +24,11 @@ from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler, sample_batch
 from foreword.errors import UnsupportedModel
 from foreword.models import LanguageModel
-from foreword.models.activations import activations, check_room
+from foreword.models.activations import activations, check_context_length
 from foreword.openmp import release_openmp_threads
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 
 
 class Engine(EngineBase):
@@ -64,7 +64,7 @@ class Engine(EngineBase):
         allow_other_weights: bool = False,
         start: bool = True,
     ) -> None:
-        if lm.decoder:
+        if lm.is_encoder_decoder:
             raise UnsupportedModel(
                 f"{lm.name} is an encoder-decoder ({lm.identity.architecture}): it learns and evaluates soft prompts, "
                 "but nothing serves it; use a causal model or an encoder."
@@ -78,7 +78,7 @@ class Engine(EngineBase):
             identity=lm.identity,
             causal=lm.causal,
             is_encoder_decoder=False,
-            eos_token_ids=lm.end_ids,
+            eos_token_ids=lm.eos_token_ids,
             validator=RequestValidator(
                 identity=lm.identity,
                 context=context,
@@ -102,7 +102,7 @@ class Engine(EngineBase):
     def score(self, prompts: Items[Prompt], scorer: LabelScorer) -> Tensor:
         """See `EngineProtocol.score`. Runs between the steps of generation, in batches of a step's size."""
         for prompt in prompts:
-            self._validator.check_prompt(prompt, scorer.longest)
+            self._validator.check_prompt(prompt, scorer.max_extra_tokens)
         return self._score(prompts, scoring.label_scores(scorer))
 
     def token_logprobs(self, prompts: Items[Prompt]) -> list[Tensor]:
@@ -110,19 +110,19 @@ class Engine(EngineBase):
         self._require_causal()
         for prompt in prompts:
             self._validator.check_prompt(prompt, 0)
-        measured = [prompt.measured for prompt in prompts]
+        measured = [prompt.for_token_logprobs for prompt in prompts]
         scores = self._score(
-            [prompt for prompt in measured if prompt.places], scoring.next_token_logprobs(self._step_tokens)
+            [prompt for prompt in measured if prompt.output_indices], scoring.next_token_logprobs(self._step_tokens)
         )
-        return list(scores[:, 0].split([len(prompt.places) for prompt in measured]))
+        return list(scores[:, 0].split([len(prompt.output_indices) for prompt in measured]))
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`."""
         self._require_causal()
         self._validator.check_prompt(prompt, 0)
-        measured = replace(prompt, places=()).measured
+        measured = replace(prompt, output_indices=()).for_token_logprobs
         top = min(top, self.identity.vocab_size)
-        if not measured.places:
+        if not measured.output_indices:
             return []
         rows = self._score([measured], scoring.next_token_logprobs(self._step_tokens, top)).tolist()
         return [
@@ -131,14 +131,14 @@ class Engine(EngineBase):
                 row[0],
                 tuple(zip(map(int, row[1 : 1 + top]), row[1 + top :], strict=True)),
             )
-            for place, row in zip(measured.places, rows, strict=True)
+            for place, row in zip(measured.output_indices, rows, strict=True)
         ]
 
     def prefill(self, token_ids: Items[int]) -> KVPrefix:
         """See `EngineProtocol.prefill`. Runs between the steps of generation, a step's tokens at a time."""
         if not self.causal:
             raise UnsupportedModel(f"{self.name} is an encoder, whose text sees the request too; learn a prefix.")
-        check_room(self.name, self.context, len(token_ids), None)
+        check_context_length(self.name, self.context, len(token_ids), None)
         prefix: KVPrefix | None = None
         for first in range(0, len(token_ids), self._step_tokens):
             chunk = token_ids[first : first + self._step_tokens]

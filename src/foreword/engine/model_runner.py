@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 import torch
 from torch import Tensor
 
-from foreword.core import Batch, Front, embedded
+from foreword.core import Batch, Front, gather_embeds
 from foreword.engine.cache import PagedCache
 from foreword.engine.paged_attention import PagedAttention
 from foreword.engine.scheduler import ScheduledTokens
@@ -38,7 +38,7 @@ class ModelRunner:
         """Run one short forward without the cache, so that what a model does at its first use, such as packing its
         weights, does not delay the first request."""
         device = self._lm.device
-        batch = Batch.behind(Front(), [[0] * WARM_UP_TOKENS], device=device)
+        batch = Batch.from_rows(Front(), [[0] * WARM_UP_TOKENS], device=device)
         self._lm.logits(batch, torch.tensor([WARM_UP_TOKENS - 1], device=device))
 
     def _make_batch(self, scheduled: Items[ScheduledTokens]) -> Batch:
@@ -52,7 +52,7 @@ class ModelRunner:
             if each.sequence.soft is not None:
                 softs.append(each.sequence.soft)
                 num_soft += len(each.sequence.soft)
-        embeds, embed_rows = embedded(None, torch.cat(softs) if softs else None, tokens)
+        embeds, embed_indices = gather_embeds(None, torch.cat(softs) if softs else None, tokens)
         adapters = tuple(each.sequence.adapter for each in scheduled)
         device = self._lm.device
         return Batch(
@@ -61,7 +61,7 @@ class ModelRunner:
             prefixes=tuple(each.sequence.prefix for each in scheduled),
             token_ids=torch.tensor([max(token, 0) for token in tokens], device=device),
             embeds=embeds,
-            embed_rows=torch.tensor(embed_rows, device=device) if embeds is not None else None,
-            computed=tuple(each.start for each in scheduled),
+            embed_indices=torch.tensor(embed_indices, device=device) if embeds is not None else None,
+            num_computed_tokens=tuple(each.start for each in scheduled),
             adapters=adapters if any(adapter is not None for adapter in adapters) else None,
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from foreword.text.label_scorers import LabelScorer
-    from foreword.text.request import Prompt
+    from foreword.text.prompt import Prompt
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 

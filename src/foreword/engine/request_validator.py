@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from foreword.core import ModelIdentity
 from foreword.engine.protocol import Request
 from foreword.errors import PromptTooLong, RequestError
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from foreword.engine.job import Job
 from foreword.models import LanguageModel
 from foreword.text.encoded_example import EncodedExample
 from foreword.text.label_scorers import LabelScorer
-from foreword.text.ragged import lay_out, passes
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
+from foreword.text.ragged import batch_by_tokens, make_batch
 
 FrontGroup = tuple[Front, list[EncodedExample]]
 """Examples behind one front."""
@@ -59,10 +59,14 @@ def label_scores(scorer: LabelScorer) -> ScoringSpec:
 
     @torch.inference_mode()
     def forward(lm: LanguageModel, groups: Sequence[FrontGroup]) -> Tensor:
-        batch, rows = _concat([scorer.lay_out(front, examples, lm.device) for front, examples in groups])
-        return scorer.scores(lm.hidden(batch, rows) if scorer.hidden else lm.logits(batch, rows)).float().cpu()
+        batch, rows = _concat([scorer.make_batch(front, examples, lm.device) for front, examples in groups])
+        return (
+            scorer.scores(lm.hidden_states(batch, rows) if scorer.uses_hidden_states else lm.logits(batch, rows))
+            .float()
+            .cpu()
+        )
 
-    return ScoringSpec(forward, scorer.size, scorer.labels)
+    return ScoringSpec(forward, scorer.num_tokens, scorer.num_labels)
 
 
 def next_token_logprobs(max_rows: int, top: int = 0) -> ScoringSpec:
@@ -77,11 +81,13 @@ def next_token_logprobs(max_rows: int, top: int = 0) -> ScoringSpec:
     @torch.inference_mode()
     def forward(lm: LanguageModel, groups: Sequence[FrontGroup]) -> Tensor:
         cut = [
-            (front, [EncodedExample(e.token_ids[: _num_run(e)], e.places) for e in examples])
+            (front, [EncodedExample(e.token_ids[: _num_run(e)], e.output_indices) for e in examples])
             for front, examples in groups
         ]
-        batch, rows = _concat([lay_out(*group, lm.device, decoder=lm.decoder) for group in cut])
-        tokens = [e.token_ids[place + 1] for _, examples in groups for e in examples for place in e.places]
+        batch, rows = _concat(
+            [make_batch(*group, lm.device, is_encoder_decoder=lm.is_encoder_decoder) for group in cut]
+        )
+        tokens = [e.token_ids[place + 1] for _, examples in groups for e in examples for place in e.output_indices]
         parts = zip(rows.split(max_rows), torch.tensor(tokens, device=lm.device).split(max_rows), strict=True)
         return torch.cat([_logprobs(lm.logits(batch, part), wanted, top) for part, wanted in parts]).cpu()
 
@@ -99,9 +105,9 @@ def make_batches(
     """
     order = sorted(range(len(prompts)), key=lambda i: (*_front_key(prompts[i]), len(prompts[i].token_ids)))
     batches = []
-    for indices in passes([(index, spec.size(prompts[index].question)) for index in order], max_tokens):
+    for indices in batch_by_tokens([(index, spec.size(prompts[index].encoded_example)) for index in order], max_tokens):
         groups = [
-            (_front(prompts[group[0]], device_cache), [prompts[index].question for index in group])
+            (_front(prompts[group[0]], device_cache), [prompts[index].encoded_example for index in group])
             for group in (list(same) for _, same in groupby(indices, lambda index: _front_key(prompts[index])))
         ]
         batches.append(ScoringBatch(indices, Job(partial(spec.forward, lm, groups), len(indices))))
@@ -112,7 +118,7 @@ def gather_scores(
     batches: Sequence[ScoringBatch], results: Sequence[Tensor], prompts: Sequence[Prompt], columns: int
 ) -> Tensor:
     """Scores ``[places, columns]`` in the order of the prompts, from the results of the batches."""
-    starts = [0, *accumulate(len(prompt.question.places) for prompt in prompts)]
+    starts = [0, *accumulate(len(prompt.encoded_example.output_indices) for prompt in prompts)]
     scores = torch.empty(starts[-1], columns)
     for batch, result in zip(batches, results, strict=True):
         rows = [row for index in batch.indices for row in range(starts[index], starts[index + 1])]
@@ -123,7 +129,7 @@ def gather_scores(
 def _front(prompt: Prompt, device_cache: DeviceCache) -> Front:
     return Front(
         prefix=device_cache.prefix(prompt.prefix, prompt.prefix_length),
-        inner=device_cache.soft(prompt.soft),
+        inner_soft=device_cache.soft(prompt.soft),
         adapter=device_cache.adapter(prompt.adapter),
     )
 
@@ -138,12 +144,12 @@ def _concat(laid_out: Sequence[tuple[Batch, Tensor]]) -> tuple[Batch, Tensor]:
     """Batches and their places as one."""
     firsts = [0, *accumulate(batch.starts[-1] for batch, _ in laid_out)]
     places = [places + first for (_, places), first in zip(laid_out, firsts, strict=False)]
-    return Batch.together([batch for batch, _ in laid_out]), torch.cat(places)
+    return Batch.concat([batch for batch, _ in laid_out]), torch.cat(places)
 
 
 def _num_run(example: EncodedExample) -> int:
     """Tokens of an example up to its last place: those behind are predicted and never run."""
-    return example.places[-1] + 1
+    return example.output_indices[-1] + 1
 
 
 def _logprobs(logits: Tensor, tokens: Tensor, top: int) -> Tensor:

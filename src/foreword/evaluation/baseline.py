@@ -24,5 +24,5 @@ def baseline_task(task: Task, name: str, model: ModelIdentity) -> Task:
         raise UsageError(f"task '{task.name}' labels with a head that was learned; the base model has none to compare.")
     keys, values = (tuple(each[:, :0] for each in side) for side in (task.prefix.keys, task.prefix.values))
     empty = KVPrefix(model, keys, values, offset=0)
-    plain = Template.parse(task.template).plain().source
+    plain = Template.parse(task.template).without_soft_tokens().source
     return Task(name, "manual", empty, template=plain, verbalizer=task.verbalizer, generation=task.generation)

@@ -26,9 +26,9 @@ from foreword.evaluation.report import Prediction, Report
 from foreword.evaluation.row_labels import label_index, row_label, row_tags
 from foreword.evaluation.sampling_params import task_sampling_params
 from foreword.evaluation.text_metrics import unavailable_metrics
-from foreword.text import request, seam
+from foreword.text import seam, task_prompts
 from foreword.text.label_scorers import LabelScorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.text.rows import Row
 
 
@@ -71,7 +71,7 @@ def evaluate_all(engine: EngineProtocol, jobs: Sequence[EvaluationJob]) -> list[
     scores: dict[int, np.ndarray] = {}
     for scorer, members in by_scorer.items():
         together = np.asarray(engine.score([prompt for each in members for prompt in each.prompts], scorer))
-        counts = [sum(len(prompt.question.places) for prompt in each.prompts) for each in members]
+        counts = [sum(len(prompt.encoded_example.output_indices) for prompt in each.prompts) for each in members]
         scores |= zip(map(id, members), split_rows(together, counts), strict=True)
     return [each.make_report(scores.get(id(each))) for each in started]
 
@@ -110,7 +110,7 @@ def _start_classification(engine: EngineProtocol, job: EvaluationJob) -> _Starte
     expected = [row_label(row, job.label_field) for row in rows]
     indices = [label_index(task.labels, label, row) for label, row in zip(expected, rows, strict=True)]
     scorer = label_scorer(engine, task)
-    prompts = _make_prompts(engine, task, rows, answer_tokens=scorer.longest)
+    prompts = _make_prompts(engine, task, rows, answer_tokens=scorer.max_extra_tokens)
 
     def make_report(scores: np.ndarray) -> Report:
         probs = label_probs(task, scores)
@@ -132,8 +132,10 @@ def _start_tagging(engine: EngineProtocol, job: EvaluationJob) -> _Started:
     indices = [label_index(task.labels, tag, row) for tags, row in zip(expected, rows, strict=True) for tag in tags]
     prompts = _make_prompts(engine, task, rows, answer_tokens=0)
     for tags, prompt, row in zip(expected, prompts, rows, strict=True):
-        if len(tags) != len(prompt.places):
-            raise DataError(f"{row.where}: there are {len(tags)} tags for {len(prompt.places)} words; give one a word.")
+        if len(tags) != len(prompt.output_indices):
+            raise DataError(
+                f"{row.where}: there are {len(tags)} tags for {len(prompt.output_indices)} words; give one a word."
+            )
 
     def make_report(scores: np.ndarray) -> Report:
         probs = label_probs(task, scores)
@@ -150,7 +152,7 @@ def _start_tagging(engine: EngineProtocol, job: EvaluationJob) -> _Started:
 
 
 def _start_generation(engine: EngineProtocol, task: Task, rows: Sequence[Row]) -> _Started:
-    request.require_generation(task)
+    task_prompts.require_generation(task)
     template = parse_template(task)
     targets = [template.references(row.values, row.where) for row in rows]
     prompts = _make_prompts(engine, task, rows, answer_tokens=1)
@@ -182,8 +184,8 @@ def _perplexity(
     pairs: list[tuple[Prompt, list[int]]] = []
     for prompt, row, text in zip(prompts, rows, references, strict=True):
         room = engine.context and engine.context - prompt.prefix_length - len(prompt.token_ids)
-        with row.named():
-            target = seam.written(engine.tokenizer, text, None if engine.is_encoder_decoder else "")[:room]
+        with row.error_context():
+            target = seam.answer_ids(engine.tokenizer, text, None if engine.is_encoder_decoder else "")[:room]
         pairs += [(prompt, target)] if target else []
     if not pairs:
         return {}
@@ -197,7 +199,7 @@ def _make_prompts(engine: EngineProtocol, task: Task, rows: Sequence[Row], answe
     for row in rows:
         if not tags:
             template.fill(row.values, row.where, answer=False)
-        with row.named():
+        with row.error_context():
             prompt = make_prompt(engine, task, row.values)
             used = prompt.prefix_length + len(prompt.token_ids)
             if engine.context is not None and used + answer_tokens > engine.context:
@@ -211,7 +213,7 @@ def _make_prompts(engine: EngineProtocol, task: Task, rows: Sequence[Row], answe
 
 def _cut_to_room(engine: EngineProtocol, prompt: Prompt, params: SamplingParams) -> SamplingParams:
     """The parameters with ``max_tokens`` cut to the room that a long prompt leaves."""
-    return replace(params, max_tokens=prompt.fitting(params.max_tokens, engine.context))
+    return replace(params, max_tokens=prompt.cap_max_tokens(params.max_tokens, engine.context))
 
 
 def _read_answer(stream: Stream, row: Row) -> str:

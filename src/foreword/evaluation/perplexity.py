@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foreword.engine.protocol import EngineProtocol
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -47,4 +47,6 @@ def perplexity(logprobs: Sequence[torch.Tensor | np.ndarray]) -> float:
 def _append_target(prompt: Prompt, target: Sequence[int]) -> Prompt:
     """The prompt with a target behind it, and the places where the target's tokens are predicted."""
     last = len(prompt.token_ids) - 1
-    return replace(prompt, token_ids=(*prompt.token_ids, *target), places=tuple(range(last, last + len(target))))
+    return replace(
+        prompt, token_ids=(*prompt.token_ids, *target), output_indices=tuple(range(last, last + len(target)))
+    )

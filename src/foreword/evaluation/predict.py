@@ -12,9 +12,9 @@ import numpy as np
 from foreword.core import KVPrefix, Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TemplateError, UsageError
-from foreword.text import request
+from foreword.text import task_prompts
 from foreword.text.label_scorers import LabelScorer, head_scorer, word_scorer
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
 
@@ -54,7 +54,7 @@ def tag(
     prompts = [make_prompt(engine, task, values) for values in inputs]
     if on_prompts is not None:
         on_prompts(prompts)
-    probs = split_rows(_probs(engine, task, prompts), [len(prompt.places) for prompt in prompts])
+    probs = split_rows(_probs(engine, task, prompts), [len(prompt.output_indices) for prompt in prompts])
     return [[by_label(task, word) for word in words.tolist()] for words in probs]
 
 
@@ -67,7 +67,9 @@ def parse_template(task: Task) -> Template:
 
 def make_prompt(engine: EngineProtocol, task: Task, values: Mapping[str, Any]) -> Prompt:
     """The prompt of one input for an engine's model."""
-    return request.from_fields(engine.tokenizer, task, values, causal=engine.causal, decoder=engine.is_encoder_decoder)
+    return task_prompts.from_fields(
+        engine.tokenizer, task, values, causal=engine.causal, is_encoder_decoder=engine.is_encoder_decoder
+    )
 
 
 def label_scorer(engine: EngineProtocol, task: Task) -> LabelScorer:
@@ -76,7 +78,9 @@ def label_scorer(engine: EngineProtocol, task: Task) -> LabelScorer:
         return head_scorer(task.head)
     verbalizer = Verbalizer(task.verbalizer or {})
     before = parse_template(task).before_answer
-    return word_scorer(engine.tokenizer, verbalizer, before, causal=engine.causal, decoder=engine.is_encoder_decoder)
+    return word_scorer(
+        engine.tokenizer, verbalizer, before, causal=engine.causal, is_encoder_decoder=engine.is_encoder_decoder
+    )
 
 
 def ensemble_prompts(task: Task, prompts: Sequence[Prompt]) -> list[Prompt]:

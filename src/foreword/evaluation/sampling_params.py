@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from foreword.core import OF_REQUESTS, SamplingParams, Task
+from foreword.core import REQUEST_ONLY_PARAMS, SamplingParams, Task
 from foreword.errors import UsageError
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 
 CHAT_MAX_TOKENS = 1024
 """``max_tokens`` of a chat answer when neither the request nor the task gives it."""
@@ -21,7 +21,7 @@ def task_sampling_params(task: Task | None, **overrides: Any) -> SamplingParams:
 
     Raises UsageError for a wrong value.
     """
-    names = {field.name for field in fields(SamplingParams)} - OF_REQUESTS
+    names = {field.name for field in fields(SamplingParams)} - REQUEST_ONLY_PARAMS
     defaults = {} if task is None else {k: v for k, v in task.generation.items() if k in names}
     if task is not None and "logit_bias" in defaults:
         defaults["logit_bias"] = _parse_logit_bias(task.name, defaults["logit_bias"])
@@ -53,7 +53,7 @@ def request_sampling_params(
     defaults = task.generation if task is not None else {}
     if temperature is None:
         temperature = defaults.get("temperature", 0.0 if task is not None and task.kind == "learned" else 1.0)
-    room = prompt.fitting(int(defaults.get("max_tokens", default_max_tokens)), context)
+    room = prompt.cap_max_tokens(int(defaults.get("max_tokens", default_max_tokens)), context)
     return task_sampling_params(task, max_tokens=max_tokens or room, temperature=temperature, **overrides)
 
 

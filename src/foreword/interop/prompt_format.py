@@ -1,4 +1,4 @@
-"""`PromptFormat`: the template and the verbalizer of an imported task, which its checkpoint did not keep."""
+"""`PromptFormat`: the template and the verbalizer of an imported task, which checkpoints do not have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FIELD = "{text}"
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How the requests of a task are worded; nothing at all for one that continues bare text.
+    """Template and verbalizer; both ``None`` for a task that continues plain text.
 
     Attributes:
         template: its source, or ``None``.
@@ -26,7 +26,7 @@ class PromptFormat:
 
     @classmethod
     def parse(cls, template: str | None, verbalizer: str | None) -> PromptFormat:
-        """Check them as a user gave them.
+        """Parse what a user gave.
 
         Args:
             template: source of a template, escapes decoded.
@@ -37,13 +37,13 @@ class PromptFormat:
             UsageError: they do not fit together, or the template has soft tokens, which only the checkpoint has.
         """
         parsed = Template.parse(template) if template is not None else None
-        if parsed is not None and parsed.soft_tokens:
+        if parsed is not None and parsed.num_soft_tokens:
             raise UsageError("the soft tokens come from the checkpoint; take {soft:N} out of --template.")
         if (parsed is not None and parsed.has_mask) != (verbalizer is not None):
             raise UsageError("a --template with {mask} and a --verbalizer go together; give both, or neither.")
         words = dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
         return cls(template, words)
 
-    def behind_soft(self, length: int) -> PromptFormat:
-        """The same behind ``length`` soft tokens; a bare text becomes the field ``text``."""
+    def with_soft_tokens(self, length: int) -> PromptFormat:
+        """The same with ``length`` soft tokens in front; without a template, of the field ``text``."""
         return PromptFormat(f"{{soft:{length}}}{self.template or _FIELD}", self.verbalizer)

@@ -13,7 +13,7 @@ import numpy as np
 from foreword.core import KVPrefix
 from foreword.engine.sequence import Sequence
 from foreword.errors import RequestError
-from foreword.llamacpp.compat import SEQUENCES, Session
+from foreword.llamacpp.compat import MAX_SEQUENCES, Session
 from foreword.llamacpp.key_layout import KeyLayout
 from foreword.llamacpp.sequence_state import SequenceState
 
@@ -23,190 +23,194 @@ class ResidentPrefix:
     """A prefix in the cache.
 
     Attributes:
-        number: llama.cpp's sequence that keeps it.
+        seq_id: llama.cpp's sequence that holds it.
         length: its positions.
-        holders: sequences that share it now; with none it may give way.
+        ref_count: sequences that share it now; at 0 it may be evicted.
     """
 
-    number: int
+    seq_id: int
     length: int
-    holders: int = 0
+    ref_count: int = 0
 
 
 @dataclass(eq=False)
 class SequenceCells:
-    """What one sequence has.
+    """What is allocated to one sequence.
 
     Attributes:
-        number: llama.cpp's sequence.
-        cells: of its own, beside its prefix.
-        resident: its prefix, or ``None``.
+        seq_id: llama.cpp's sequence.
+        num_cells: its own cells, without those of its prefix.
+        prefix: the prefix that it shares, or ``None``.
     """
 
-    number: int
-    cells: int
-    resident: ResidentPrefix | None
+    seq_id: int
+    num_cells: int
+    prefix: ResidentPrefix | None
 
 
 class CellAllocator:
-    """The cache of a session: a `foreword.engine.scheduler.KVCacheManager`, and room for what is scored.
+    """The cache of a session: a `foreword.engine.scheduler.KVCacheManager`, which also allocates cells for scoring.
 
-    Prefixes that nobody shares stay until their cells are needed, least recently used first.
+    A prefix that no sequence shares stays until its cells are needed; the least recently used is evicted first.
 
     Attributes:
-        injected: how often a prefix was written.
-        held_back: no sequence is admitted, because something that is scored waits for room.
+        num_prefixes_written: counter since the start.
+        admission_paused: no sequence is admitted, because a scoring job waits for room.
     """
 
-    def __init__(self, session: Session, order: KeyLayout) -> None:
-        self.injected = 0
-        self.held_back = False
-        self._session, self._order = session, order
-        self._numbers = list(range(SEQUENCES - 1, -1, -1))
-        self._used = 0
-        self._residents: OrderedDict[str, ResidentPrefix] = OrderedDict()
-        self._held: dict[Sequence, SequenceCells] = {}
+    def __init__(self, session: Session, key_layout: KeyLayout) -> None:
+        self.num_prefixes_written = 0
+        self.admission_paused = False
+        self._session, self._key_layout = session, key_layout
+        self._free_seq_ids = list(range(MAX_SEQUENCES - 1, -1, -1))
+        self._num_used = 0
+        self._prefixes: OrderedDict[str, ResidentPrefix] = OrderedDict()
+        self._allocated: dict[Sequence, SequenceCells] = {}
 
     @property
     def num_free(self) -> int:
-        """Cells that nobody holds; those of idle prefixes among them."""
-        # A copy, because anybody may ask while the engine's thread goes on.
-        idle = [resident.length for resident in tuple(self._residents.values()) if not resident.holders]
-        return self._session.cells - self._used + sum(idle)
+        """Cells that no sequence holds, those of evictable prefixes included."""
+        # A copy, because any thread may read this while the engine's goes on.
+        evictable = [prefix.length for prefix in tuple(self._prefixes.values()) if not prefix.ref_count]
+        return self._session.num_cells - self._num_used + sum(evictable)
 
-    def number(self, sequence: Sequence) -> int:
-        """llama.cpp's number of an admitted sequence."""
-        return self._held[sequence].number
+    def seq_id(self, sequence: Sequence) -> int:
+        """llama.cpp's id of an allocated sequence."""
+        return self._allocated[sequence].seq_id
 
     def allocate(self, sequence: Sequence) -> bool:
-        """See `foreword.engine.scheduler.KVCacheManager`. Writes the prefix if it is not there."""
-        if self.held_back:
+        """See `foreword.engine.scheduler.KVCacheManager`. Writes the prefix if it is not in the cache."""
+        if self.admission_paused:
             return False
         request = sequence.request
-        holding = self.take(sequence.num_tokens, request.prefix, request.prefix_length)
-        if holding is None:
+        cells = self.allocate_cells(sequence.num_tokens, request.prefix, request.prefix_length)
+        if cells is None:
             return False
-        self._held[sequence] = holding
+        self._allocated[sequence] = cells
         sequence.num_computed_tokens = 0
         return True
 
     def extend(self, sequence: Sequence) -> bool:
         """See `foreword.engine.scheduler.KVCacheManager`."""
-        holding = self._held[sequence]
-        missing = sequence.num_tokens - holding.cells
-        if not self._make_room(missing, 0):
+        cells = self._allocated[sequence]
+        missing = sequence.num_tokens - cells.num_cells
+        if not self._evict_for(missing, 0):
             return False
-        holding.cells += missing
-        self._used += missing
+        cells.num_cells += missing
+        self._num_used += missing
         return True
 
     def cache_tokens(self, sequence: Sequence) -> None:
-        """Nothing: only prefixes are shared here."""
+        """Does nothing: only prefixes are shared here."""
 
     def free(self, sequence: Sequence) -> None:
         """See `foreword.engine.scheduler.KVCacheManager`."""
-        self.give_back(self._held.pop(sequence))
+        self.free_cells(self._allocated.pop(sequence))
 
-    def room_for(self, wanted: Items[tuple[int, KVPrefix | None]], numbers: int) -> bool:
-        """Whether several could be taken at once, by own cells and prefix; idle prefixes give way.
+    def make_room(self, prompts: Items[tuple[int, KVPrefix | None]], num_sequences: int) -> bool:
+        """Evict prefixes until several prompts can be allocated together; False, and none is evicted, if they cannot.
 
         Args:
-            numbers: sequences that they take.
+            prompts: own cells and prefix of each; prefixes in the cache are kept.
+            num_sequences: that they need.
         """
-        prefixes = {prefix.digest: prefix.length for _, prefix in wanted if prefix is not None}
-        new = {digest: length for digest, length in prefixes.items() if digest not in self._residents}
-        for digest in prefixes.keys() - new.keys():
-            self._residents.move_to_end(digest)
-        kept = prefixes.keys() - new.keys()
-        return self._make_room(sum(own for own, _ in wanted) + sum(new.values()), numbers + len(new), kept)
+        prefixes = {prefix.digest: prefix.length for _, prefix in prompts if prefix is not None}
+        kept = prefixes.keys() & self._prefixes.keys()
+        for digest in kept:
+            self._prefixes.move_to_end(digest)
+        new = [length for digest, length in prefixes.items() if digest not in kept]
+        return self._evict_for(sum(own for own, _ in prompts) + sum(new), num_sequences + len(new), kept)
 
-    def take(self, cells: int, prefix: KVPrefix | None, length: int) -> SequenceCells | None:
-        """A sequence with room for ``cells`` tokens behind the first ``length`` positions of a prefix; ``None``, and
-        nothing happens, if there is no room."""
-        prefix = prefix if length else None
-        if not self.room_for([(cells, prefix)], 1):
+    def allocate_cells(self, num_cells: int, prefix: KVPrefix | None, prefix_length: int) -> SequenceCells | None:
+        """A sequence with cells for ``num_cells`` tokens behind the first positions of a prefix.
+
+        ``None``, and nothing changes, if there is no room.
+        """
+        prefix = prefix if prefix_length else None
+        if not self.make_room([(num_cells, prefix)], 1):
             return None
-        resident = self._resident(prefix) if prefix is not None else None
-        number = self._numbers.pop()
+        resident = self._load(prefix) if prefix is not None else None
+        seq_id = self._free_seq_ids.pop()
         if resident is not None:
-            self._session.share(resident.number, number, length)
-            resident.holders += 1
-        self._used += cells
-        return SequenceCells(number, cells, resident)
+            self._session.share(resident.seq_id, seq_id, prefix_length)
+            resident.ref_count += 1
+        self._num_used += num_cells
+        return SequenceCells(seq_id, num_cells, resident)
 
-    def branch(self, holding: SequenceCells, length: int, cells: int) -> SequenceCells:
-        """Another sequence that begins with the first ``length`` positions of one; there must be room."""
-        number = self._numbers.pop()
-        self._session.share(holding.number, number, length)
-        self._used += cells
-        return SequenceCells(number, cells, None)
+    def fork(self, cells: SequenceCells, length: int, num_cells: int) -> SequenceCells:
+        """Another sequence that shares the first ``length`` positions of one; there must be room."""
+        seq_id = self._free_seq_ids.pop()
+        self._session.share(cells.seq_id, seq_id, length)
+        self._num_used += num_cells
+        return SequenceCells(seq_id, num_cells, None)
 
-    def give_back(self, holding: SequenceCells) -> None:
-        """Empty a sequence; its prefix stays until its place is needed."""
-        self._session.drop(holding.number)
-        self._numbers.append(holding.number)
-        self._used -= holding.cells
-        if holding.resident is not None:
-            holding.resident.holders -= 1
+    def free_cells(self, cells: SequenceCells) -> None:
+        """Clear a sequence; its prefix stays until it is evicted."""
+        self._session.clear(cells.seq_id)
+        self._free_seq_ids.append(cells.seq_id)
+        self._num_used -= cells.num_cells
+        if cells.prefix is not None:
+            cells.prefix.ref_count -= 1
 
     def check(self) -> None:
-        """What is counted is what is held. Raises AssertionError."""
-        own = sum(holding.cells for holding in self._held.values())
-        assert self._used == own + sum(r.length for r in self._residents.values()), "cells are counted wrongly"
-        assert self._used <= self._session.cells, "more cells are given away than there are"
-        taken = [h.number for h in self._held.values()] + [r.number for r in self._residents.values()]
-        assert sorted([*taken, *self._numbers]) == list(range(SEQUENCES)), "a sequence is lost or held twice"
-        for resident in self._residents.values():
-            held = sum(h.resident is resident for h in self._held.values())
-            assert resident.holders == held, "holders are counted wrongly"
+        """Raise AssertionError unless the counters agree with what is allocated."""
+        own = sum(cells.num_cells for cells in self._allocated.values())
+        assert self._num_used == own + sum(p.length for p in self._prefixes.values()), "cells are counted wrongly"
+        assert self._num_used <= self._session.num_cells, "more cells are allocated than there are"
+        taken = [each.seq_id for each in (*self._allocated.values(), *self._prefixes.values())]
+        assert sorted([*taken, *self._free_seq_ids]) == list(range(MAX_SEQUENCES)), "a sequence is lost or held twice"
+        for prefix in self._prefixes.values():
+            count = sum(cells.prefix is prefix for cells in self._allocated.values())
+            assert prefix.ref_count == count, "references are counted wrongly"
 
-    def _make_room(self, cells: int, numbers: int, kept: Collection[str] = ()) -> bool:
-        idle = [digest for digest, r in self._residents.items() if not r.holders and digest not in kept]
-        most = sum(self._residents[digest].length for digest in idle)
-        if self._used + cells - most > self._session.cells or numbers > len(self._numbers) + len(idle):
+    def _evict_for(self, num_cells: int, num_sequences: int, kept: Collection[str] = ()) -> bool:
+        """Evict prefixes until so many cells and sequences are free; False, and none is evicted, if that cannot be."""
+        evictable = [digest for digest, p in self._prefixes.items() if not p.ref_count and digest not in kept]
+        reclaimable = sum(self._prefixes[digest].length for digest in evictable)
+        if self._num_used + num_cells - reclaimable > self._session.num_cells:
             return False
-        for digest in idle:
-            if self._used + cells <= self._session.cells and numbers <= len(self._numbers):
+        if num_sequences > len(self._free_seq_ids) + len(evictable):
+            return False
+        for digest in evictable:
+            if self._num_used + num_cells <= self._session.num_cells and num_sequences <= len(self._free_seq_ids):
                 break
-            self._evict(digest)
+            prefix = self._prefixes.pop(digest)
+            self._session.clear(prefix.seq_id)
+            self._free_seq_ids.append(prefix.seq_id)
+            self._num_used -= prefix.length
         return True
 
-    def _evict(self, digest: str) -> None:
-        resident = self._residents.pop(digest)
-        self._session.drop(resident.number)
-        self._numbers.append(resident.number)
-        self._used -= resident.length
-
-    def _resident(self, prefix: KVPrefix) -> ResidentPrefix:
-        resident = self._residents.get(prefix.digest)
+    def _load(self, prefix: KVPrefix) -> ResidentPrefix:
+        """The prefix in the cache, as the most recently used one; written if it is not there."""
+        resident = self._prefixes.get(prefix.digest)
         if resident is None:
             state = self._state(prefix)
-            resident = ResidentPrefix(self._numbers.pop(), prefix.length)
-            self._session.restore(resident.number, state.write(resident.number))
-            self._residents[prefix.digest] = resident
-            self._used += prefix.length
-            self.injected += 1
-        self._residents.move_to_end(prefix.digest)
+            resident = ResidentPrefix(self._free_seq_ids.pop(), prefix.length)
+            self._session.set_state(resident.seq_id, state.to_bytes(resident.seq_id))
+            self._prefixes[prefix.digest] = resident
+            self._num_used += prefix.length
+            self.num_prefixes_written += 1
+        self._prefixes.move_to_end(prefix.digest)
         return resident
 
     def _state(self, prefix: KVPrefix) -> SequenceState:
         dtype = self._session.dtype
-        keys = tuple(self._order.cached(_array(key, dtype)) for key in prefix.keys)
-        values = tuple(np.moveaxis(_array(value, dtype), 0, 1).reshape(prefix.length, -1) for value in prefix.values)
+        keys = tuple(self._key_layout.to_cache(_as_array(key, dtype)) for key in prefix.keys)
+        values = tuple(np.moveaxis(_as_array(value, dtype), 0, 1).reshape(prefix.length, -1) for value in prefix.values)
         return SequenceState(np.arange(prefix.length, dtype=np.int32), keys, values)
 
 
 def check_range(prefix: KVPrefix, dtype: np.dtype) -> None:
-    """Raise RequestError for a prefix with numbers that a cache does not hold."""
-    if not all(np.isfinite(_array(tensor, dtype)).all() for tensor in (*prefix.keys, *prefix.values)):
+    """Raise RequestError for a prefix with numbers beyond the range of the cache's dtype."""
+    if not all(np.isfinite(_as_array(tensor, dtype)).all() for tensor in (*prefix.keys, *prefix.values)):
         raise RequestError(
             f"the prefix of this request holds numbers beyond {float(np.finfo(dtype).max):,.6g}, which llama.cpp's "
             f"{dtype} cache cannot; serve it with --engine embedded."
         )
 
 
-def _array(tensor: Any, dtype: np.dtype) -> np.ndarray:
-    """A bank's tensor as a cache holds it, also one that PyTorch read."""
+def _as_array(tensor: Any, dtype: np.dtype) -> np.ndarray:
+    """A bank's tensor, read by numpy or by PyTorch, in the cache's dtype."""
     array = tensor if isinstance(tensor, np.ndarray) else tensor.detach().float().cpu().numpy()
     with np.errstate(over="ignore"):
         return array.astype(dtype)

@@ -1,4 +1,4 @@
-"""`DecoderInputs`: what the decoder of an encoder-decoder is given, read off a ragged batch."""
+"""`DecoderInputs`: the decoder rows of an encoder-decoder, made from a ragged batch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from foreword.errors import UsageError
 
 @dataclass(frozen=True)
 class DecoderInputs:
-    """One row for every sequence that no other one continues: the tokens from its text's end to its own.
+    """Decoder rows: one for every leaf sequence of the batch, with its decoder tokens from the text's end on.
 
     Attributes:
-        batch: texts (sequences without a parent), and what is written behind them.
-        places: of every row, the places in the batch of its tokens; none right behind a text.
-        texts: of every row, which text it is written for.
-        rows: of every sequence, a row that it is in.
-        depths: of every sequence, how many of the decoder's tokens come before its own.
+        batch: texts (sequences without a parent), and decoder tokens behind them.
+        token_indices: of every row, the indices of its tokens in the batch; none for a text alone.
+        text_indices: of every row, the number of its text.
+        rows: of every sequence, a row that contains it.
+        depths: of every sequence, how many decoder tokens come before its own.
     """
 
     batch: Batch
-    places: tuple[list[int], ...]
-    texts: tuple[int, ...]
+    token_indices: tuple[list[int], ...]
+    text_indices: tuple[int, ...]
     rows: tuple[int, ...]
     depths: tuple[int, ...]
 
     @classmethod
-    def of(cls, batch: Batch) -> DecoderInputs:
+    def from_batch(cls, batch: Batch) -> DecoderInputs:
+        """The rows of a batch."""
         paths: list[list[int]] = []
         texts: list[int] = []
         count = 0
@@ -37,32 +38,36 @@ class DecoderInputs:
             paths.append(own)
             texts.append(count if parent is None else texts[parent])
             count += parent is None
-        ends = _ends(batch.parents)
-        row_of = {end: row for row, end in enumerate(sorted(set(ends)))}
+        leaves = _leaves(batch.parents)
+        row_of = {leaf: row for row, leaf in enumerate(sorted(set(leaves)))}
         return cls(
             batch,
-            places=tuple(paths[end] for end in row_of),
-            texts=tuple(texts[end] for end in row_of),
-            rows=tuple(row_of[end] for end in ends),
+            token_indices=tuple(paths[leaf] for leaf in row_of),
+            text_indices=tuple(texts[leaf] for leaf in row_of),
+            rows=tuple(row_of[leaf] for leaf in leaves),
             depths=tuple(0 if parent is None else len(paths[parent]) for parent in batch.parents),
         )
 
-    def at(self, place: int) -> tuple[int, int]:
-        """Row, and column behind the start token, of the logits after a token. Raises UsageError inside a text."""
-        index = bisect_right(self.batch.starts, place) - 1
+    def logits_index(self, token: int) -> tuple[int, int]:
+        """Row and column of the logits after a token of the batch; column 0 is the start token's.
+
+        Raises:
+            UsageError: the token is inside a text.
+        """
+        index = bisect_right(self.batch.starts, token) - 1
         start, end = self.batch.starts[index : index + 2]
         if self.batch.parents[index] is not None:
-            return self.rows[index], self.depths[index] + place - start + 1
-        if place != end - 1:
+            return self.rows[index], self.depths[index] + token - start + 1
+        if token != end - 1:
             raise UsageError("an encoder-decoder answers behind a whole text, not inside one.")
         return self.rows[index], 0
 
 
-def _ends(parents: tuple[int | None, ...]) -> list[int]:
-    """Of every sequence, one that goes on from it (or is itself) and that no other continues."""
-    ends = list(range(len(parents)))
+def _leaves(parents: tuple[int | None, ...]) -> list[int]:
+    """Of every sequence, a leaf among it and its descendants."""
+    leaves = list(range(len(parents)))
     for index in reversed(range(len(parents))):
         parent = parents[index]
         if parent is not None:
-            ends[parent] = ends[index]
-    return ends
+            leaves[parent] = leaves[index]
+    return leaves

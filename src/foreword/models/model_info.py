@@ -1,4 +1,4 @@
-"""`model_info`: what a model is, for engines that load its weights by themselves: identity, tokenizer, context."""
+"""`model_info`: identity, tokenizer and context of a causal model, for engines that load its weights themselves."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from foreword.core import LayerShape, ModelIdentity
 from foreword.errors import UnsupportedModel
 from foreword.home import default_model
-from foreword.models.fingerprint import identify
-from foreword.models.load import auto_class, describe, positions, pull
+from foreword.models.fingerprint import compute_identity
+from foreword.models.load import auto_class, load_config_and_tokenizer, max_positions, pull
 
 TOKENS = 2
 
@@ -29,9 +29,9 @@ class ModelInfo:
         name: what the user called it; it is served under this name.
         folder: where its files are.
         tokenizer: its tokenizer.
-        identity: what a prefix must agree with; the same that `load_model` finds.
+        identity: checked against that of every prefix; the same that `load_model` finds.
         context: positions that it can take, prefix included; ``None`` without a limit.
-        linear: name and ``[out, in]`` of the first linear layer within its layers; ``None`` if there is no plain one.
+        first_linear: name and ``[out, in]`` of the first `nn.Linear` within its layers; ``None`` if there is none.
     """
 
     name: str
@@ -39,7 +39,7 @@ class ModelInfo:
     tokenizer: Any
     identity: ModelIdentity
     context: int | None
-    linear: tuple[str, tuple[int, int]] | None = None
+    first_linear: tuple[str, tuple[int, int]] | None = None
 
 
 def model_info(
@@ -48,9 +48,9 @@ def model_info(
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> ModelInfo:
-    """Describe a model by its files. Its layers are seen in a forward on no device, so nothing is computed.
+    """Describe a model by its files; cache shapes come from a forward on the meta device, which computes nothing.
 
-    Whether it carries a prefix rightly is not proved here: `load_model` did, when the prefix was made.
+    The support probe does not run here: it ran in `load_model` when the prefix was made.
 
     Args: as for `load_model`.
 
@@ -60,7 +60,7 @@ def model_info(
     """
     name = name or default_model()
     folder = pull(name, progress)
-    config, tokenizer = describe(str(folder), name, trust_remote_code)
+    config, tokenizer = load_config_and_tokenizer(str(folder), name, trust_remote_code)
     if auto_class(config) is not AutoModelForCausalLM:
         raise UnsupportedModel(f"{name} is no causal model ({type(config).__name__}); serve it with --engine embedded.")
     try:
@@ -73,8 +73,8 @@ def model_info(
             shapes = tuple(LayerShape(int(e.keys.shape[1]), e.keys.shape[-1], e.values.shape[-1]) for e in layers)
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedModel(f"{name} ({type(config).__name__}) shows no keys and values: {error!r}.") from error
-    identity = identify(model, tokenizer, shapes, folder)
-    context = positions(config.get_text_config())
+    identity = compute_identity(model, tokenizer, shapes, folder)
+    context = max_positions(config.get_text_config())
     return ModelInfo(name, folder, tokenizer, identity, context, _first_linear(model))
 
 

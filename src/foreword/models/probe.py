@@ -1,6 +1,6 @@
-"""The support probe: a model carries prefixes if it does so here, whatever its name.
+"""The support probe: a model is supported if a prefix gives it the logits of the joined text, whatever its name.
 
-Run once at load. It also numbers the layers, learns their shapes, and is what `foreword doctor --model` prints.
+Run once at load. It also numbers the layers and finds their cache shapes; `foreword doctor --model` prints its result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREFIX_TOKENS = 11
 REQUEST_TOKENS = 7
 # Share of a prefix's effect that may be lost to rounding, in units of the dtype's own precision. SmolLM2 loses 5 in
 # bfloat16 and float16 and 16 in float32, where a floor is put: less than a thousandth is rounding in any model.
-TOLERATED = 24.0
+TOLERANCE = 24.0
 FLOOR = 1e-3
 # Not all and not in order, so that a model which ignores the choice of rows is found out too.
 REQUEST_ROWS = (6, 3, 0, 4)
@@ -29,14 +29,14 @@ REQUEST_ROWS = (6, 3, 0, 4)
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the probe found.
+    """Layers of a supported model, and how near it comes to the reference.
 
     Attributes:
         layers: number of every self-attention module, in order of use.
-        shapes: what each layer keeps for a position.
+        shapes: cache shape of each layer.
         causal: False for encoders.
         difference: root mean square of the logits' differences between the prefix and the reference.
-        effect: the same between no prefix and the reference: what the prefix does at all.
+        effect: the same between no prefix and the reference, the scale for ``difference``.
     """
 
     layers: dict[nn.Module, int]
@@ -47,11 +47,14 @@ class ProbeResult:
 
 
 @torch.no_grad()
-def prove(model: Any, first_position: int) -> ProbeResult:
-    """Show that every self-attention layer of ``model`` uses a prefix exactly once and rightly.
+def probe_model(model: Any, first_position: int) -> ProbeResult:
+    """Check that every self-attention layer of ``model`` uses a prefix exactly once and correctly.
+
+    Args:
+        first_position: position id of the first token.
 
     Raises:
-        UnsupportedModel: naming the model and what it does not do.
+        UnsupportedModel: it does not; the sentence says why.
     """
     name, config = type(model).__name__, model.config.get_text_config()
     _check_kind(config, name)
@@ -65,14 +68,15 @@ def prove(model: Any, first_position: int) -> ProbeResult:
         keys[layer], values[layer] = key, value
 
     try:
-        first = ForwardContext(RaggedAttention(_alone(ids[:PREFIX_TOKENS]), collect), layers, register_layers=True)
-        _run(model, _alone(ids[:PREFIX_TOKENS]), _all(PREFIX_TOKENS, ids), first, first_position)
+        text = _single_row(ids[:PREFIX_TOKENS])
+        first = ForwardContext(RaggedAttention(text, collect), layers, register_layers=True)
+        _run(model, text, torch.arange(PREFIX_TOKENS, device=ids.device), first, first_position)
         _check_layers(config, name, first)
         prefix = _as_prefix(keys, values)
-        request = _alone(ids[PREFIX_TOKENS:], prefix)
+        request = _single_row(ids[PREFIX_TOKENS:], prefix)
         second = ForwardContext(RaggedAttention(request), layers)
         with_prefix = _run(model, request, rows, second, first_position)
-        bare = Batch((REQUEST_TOKENS,), (None,), (_without(prefix),), ids[PREFIX_TOKENS:])
+        bare = Batch((REQUEST_TOKENS,), (None,), (_emptied(prefix),), ids[PREFIX_TOKENS:])
         without = _run(model, bare, rows, ForwardContext(RaggedAttention(bare), layers), first_position)
         causal = all(bool(getattr(module, "is_causal", True)) for module in layers)
         reference = _reference(model, ids, causal)[rows]
@@ -85,7 +89,7 @@ def prove(model: Any, first_position: int) -> ProbeResult:
     difference, effect = _distance(with_prefix, reference), _distance(without, reference)
     precision = torch.finfo(reference.dtype).eps
     rounding = 4 * precision * float(reference.float().square().mean().sqrt())
-    if not difference <= max(max(TOLERATED * precision, FLOOR) * effect, rounding):
+    if not difference <= max(max(TOLERANCE * precision, FLOOR) * effect, rounding):
         raise UnsupportedModel(
             f"{name} does not give the same logits with text as a prefix as with the joined text: they differ by "
             f"{difference:.3g}, where leaving the prefix out changes them by {effect:.3g}."
@@ -93,20 +97,20 @@ def prove(model: Any, first_position: int) -> ProbeResult:
     return ProbeResult(layers, prefix.model.layers, causal, difference, effect)
 
 
-def has_vocabulary(model: Any) -> bool:
-    """Whether the model turns hidden states into logits; a sentence encoder does not."""
+def has_lm_head(model: Any) -> bool:
+    """Whether the model has an output matrix; a sentence encoder has none."""
     return model.get_output_embeddings() is not None
 
 
 def _run(model: Any, batch: Batch, rows: Tensor, run: ForwardContext, first_position: int) -> Tensor:
     """Logits, or hidden states of a model without an output matrix."""
-    if has_vocabulary(model):
+    if has_lm_head(model):
         return forward(model, batch, rows, run, first_position)
     return hidden_states(model, batch, run, first_position)[rows]
 
 
 def _distance(found: Tensor, reference: Tensor) -> float:
-    """Root mean square over all numbers: the largest difference alone would be one of rounding in bfloat16."""
+    """Root mean square difference; in bfloat16 the largest difference would be one of rounding."""
     return float((found.float() - reference.float()).square().mean().sqrt())
 
 
@@ -145,12 +149,8 @@ def _probe_ids(model: Any) -> Tensor:
     return (vocabulary // 4 + steps * 7919) % (vocabulary - 5) + 5
 
 
-def _alone(ids: Tensor, prefix: KVPrefix | None = None) -> Batch:
+def _single_row(ids: Tensor, prefix: KVPrefix | None = None) -> Batch:
     return Batch((len(ids),), (None,), (prefix,), ids)
-
-
-def _all(count: int, ids: Tensor) -> Tensor:
-    return torch.arange(count, device=ids.device)
 
 
 def _as_prefix(keys: dict[int, Tensor], values: dict[int, Tensor]) -> KVPrefix:
@@ -162,17 +162,17 @@ def _as_prefix(keys: dict[int, Tensor], values: dict[int, Tensor]) -> KVPrefix:
     return KVPrefix(identity, tuple(keys[i] for i in ordered), tuple(values[i] for i in ordered), offset=PREFIX_TOKENS)
 
 
-def _without(prefix: KVPrefix) -> KVPrefix:
-    """No positions, but the request still starts where it would: what a model that loses its prefix computes."""
+def _emptied(prefix: KVPrefix) -> KVPrefix:
+    """The prefix without positions but with its offset: what a model that loses its prefix computes."""
     keys = tuple(key[:, :0] for key in prefix.keys)
     values = tuple(value[:, :0] for value in prefix.values)
     return KVPrefix(prefix.model, keys, values, prefix.offset)
 
 
 def _reference(model: Any, ids: Tensor, causal: bool) -> Tensor:
-    """What `_run` should give for the request's tokens, by Transformers alone: the joined text, or for encoders
+    """Expected outputs of the request's tokens by Transformers alone: of the joined text, or for encoders with
     ``past_key_values``."""
-    out = (lambda output: output.logits[0]) if has_vocabulary(model) else (lambda output: output.last_hidden_state[0])
+    out = (lambda output: output.logits[0]) if has_lm_head(model) else (lambda output: output.last_hidden_state[0])
     model.set_attn_implementation("eager")
     try:
         if causal:
@@ -181,7 +181,7 @@ def _reference(model: Any, ids: Tensor, causal: bool) -> Tensor:
         cache = DynamicCache()
         model.set_attn_implementation(ATTN_IMPLEMENTATION)
         layers: dict[nn.Module, int] = {}
-        attend = RaggedAttention(_alone(ids[:PREFIX_TOKENS]), lambda i, k, v: keys.__setitem__(i, (k, v)))
+        attend = RaggedAttention(_single_row(ids[:PREFIX_TOKENS]), lambda i, k, v: keys.__setitem__(i, (k, v)))
         run = ForwardContext(attend, layers, register_layers=True)
         model(input_ids=ids[None, :PREFIX_TOKENS], use_cache=False, foreword=run)
         for layer, (key, value) in keys.items():

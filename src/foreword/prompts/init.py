@@ -1,4 +1,4 @@
-"""Where learning starts: initializers as functions from a length to a `InitialValues`."""
+"""`InitialValues` of a prompt encoder, and initializers: functions from a length and a generator to them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Evenly distributed numbers, spread as far as the normal ones."""
+    """Uniformly distributed numbers with standard deviation 1."""
     return 3**0.5 * (2 * torch.rand(*shape, generator=generator) - 1)
 
 
@@ -39,11 +39,11 @@ class InitialValues:
         soft: another task's soft tokens ``[length, hidden]`` (transfer).
         prefix: another task's prefix of ``length`` positions (transfer); of any method, since all are lowered.
         adapter: another task's adapter (transfer).
-        lead: constant beginning of the template, where `foreword.core.soft_id` ``(k)`` stands for soft token ``k`` of
-            those that methods with soft tokens learn; those that it does not name stand inside rows. ``None`` without
-            slots in the template: all soft tokens of a causal model stand in front.
-        bos: whether the request behind the lead still brings the beginning-of-text token.
-        behind: a prefix that stays as it is and that the virtual tokens stand behind; what is learned includes it.
+        constant_prefix: token ids of the template's constant beginning, `foreword.core.soft_id` ``(k)`` for the learned
+            soft token ``k``; soft tokens that it does not name are inside rows. ``None`` for a template without
+            ``{soft:N}``: all soft tokens of a causal model are in front.
+        bos: where the beginning-of-text token is, see `KVPrefix`.
+        frozen_prefix: a prefix in front of the virtual tokens, which is not trained; the learned prefix includes it.
     """
 
     length: int
@@ -53,21 +53,21 @@ class InitialValues:
     soft: Tensor | None = None
     prefix: KVPrefix | None = None
     adapter: Adapter | None = None
-    lead: tuple[int, ...] | None = None
+    constant_prefix: tuple[int, ...] | None = None
     bos: Bos = "request"
-    behind: KVPrefix | None = None
+    frozen_prefix: KVPrefix | None = None
 
 
 Initializer = Callable[[int, torch.Generator], InitialValues]
 
 
 def random_values(length: int, generator: torch.Generator) -> InitialValues:
-    """Normally distributed values, as wide as suits the method."""
+    """Normally distributed values, in a scale that suits the method."""
     return InitialValues(length, generator)
 
 
 def uniform_values(length: int, generator: torch.Generator) -> InitialValues:
-    """Evenly distributed values, as wide as suits the method."""
+    """Uniformly distributed values, in a scale that suits the method."""
     return InitialValues(length, generator, noise=uniform)
 
 
@@ -83,7 +83,7 @@ def sampled_vocabulary(lm: LanguageModel) -> Initializer:
     return start
 
 
-def text(lm: LanguageModel, source: str) -> Initializer:
+def from_text(lm: LanguageModel, source: str) -> Initializer:
     """The tokens of a text: repeated if it is too short, and its last ones if it is too long.
 
     The end is kept because it is what the request follows.
@@ -99,14 +99,14 @@ def text(lm: LanguageModel, source: str) -> Initializer:
     return start
 
 
-def transfer(task: Task, *, soft: bool = False) -> Initializer:
-    """What another task has learned, as it stands (SPoT, Vu et al. 2022, arXiv:2110.07904).
+def from_task(task: Task, *, soft: bool = False) -> Initializer:
+    """The learned values of another task (SPoT, Vu et al. 2022, arXiv:2110.07904).
 
-    Keys and values may come from any task that has a prefix, whatever it was learned as. Soft tokens cannot be had back
-    from keys and values, so they come only from tasks that have kept theirs.
+    Keys and values may come from any task that has a prefix, whatever its method. Soft tokens cannot be recovered from
+    keys and values, so they come only from tasks that kept theirs.
 
     Args:
-        task: what to start from.
+        task: the other task.
         soft: start from its soft tokens, not from its prefix and adapter.
     """
     return _soft_of(task) if soft else _layers_of(task)
@@ -140,7 +140,7 @@ def _check_length(length: int, found: int) -> None:
 
 
 def demonstrations(examples: Sequence[tuple[str, object]], budget: int) -> str:
-    """Short solved examples joined into one text, the labels taking turns: what ``--init auto`` starts from.
+    """Short labelled examples joined into one text, the labels taking turns: the text of ``--init auto``.
 
     Args:
         examples: ``(text with its answer, label)``.

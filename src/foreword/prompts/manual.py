@@ -1,4 +1,4 @@
-"""No learning: a template and its words as they are, the baseline of every other method."""
+"""`Manual`: a template and its words without learning, the baseline of every other method."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foreword.prompts.init import InitialValues
 
 
 class NoPrompt(PromptEncoder):
-    """Nothing stands in front."""
+    """An empty front."""
 
     def front(self) -> Front:
         return Front()

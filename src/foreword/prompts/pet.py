@@ -35,7 +35,7 @@ class FullWeights(PromptEncoder):
 
 @dataclass(frozen=True)
 class Pet:
-    """Learn from patterns and words; how several patterns teach one another is in `foreword.training.methods.pet.pet`.
+    """Learn from patterns and verbalizers; `foreword.training.methods.pet.pet` distills an ensemble of patterns.
 
     Attributes:
         weights: ``lora``, an adapter that is published as a task, or ``all`` weights, which become a model folder.

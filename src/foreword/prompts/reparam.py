@@ -1,8 +1,8 @@
-"""Reparametrization: values are learned directly, or through a small network that lowering leaves behind.
+"""Reparametrization: values are trained directly, or as the output of a small network that is not needed afterwards.
 
-A prompt encoder is handed a function from initial values to a network and its input; whatever the network is, what it
-makes starts exactly at the initial values. The papers start from what a random network makes instead, which throws the
-initial values away: with the few hundred steps of a first run it never comes back to what they were worth.
+A prompt encoder gets a function from initial values to a network and its input. The network's output is exactly the
+initial values at first. The papers start from the output of a random network instead, which loses the initialization:
+the few hundred steps of a first run never make up for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class TrainableValues(nn.Module):
 
     Args:
         initial: ``[n, width]``; copied.
-        reparam: how they are learned.
+        reparam: the network; ``None`` trains the values directly.
     """
 
     def __init__(self, initial: Tensor, reparam: Reparam | None = None) -> None:
@@ -38,7 +38,7 @@ class TrainableValues(nn.Module):
 
 
 class ResidualReparam(nn.Module):
-    """``initial`` plus what a network makes of its input; nothing at first, since the network's last layer is zero.
+    """``initial`` plus the output of a network, which is 0 at first, since its last layer is.
 
     Args:
         initial: ``[n, width]``.
@@ -110,7 +110,7 @@ def projection(width: int, hidden: int, generator: torch.Generator) -> Reparam:
 
 @contextmanager
 def _seeded(generator: torch.Generator) -> Iterator[None]:
-    """Layers draw their weights from PyTorch's global source; let it follow ours meanwhile, and be as it was after."""
+    """Seed PyTorch's global generator, which layers draw their weights from, and restore it at the end."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         yield

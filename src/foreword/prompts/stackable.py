@@ -1,4 +1,4 @@
-"""What may stand beside or behind other prefixes: tasks that are one prefix and nothing else."""
+"""`require_bare_prefix`: the check of tasks that are stacked or combined, which must be one prefix and nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from foreword.errors import UsageError
 from foreword.text.template import Template
 
 
-def check_prefix_alone(task: Task, verb: str) -> None:
+def require_bare_prefix(task: Task, verb: str) -> None:
     """Raise UsageError for a task that is more than a prefix, where only prefixes can be combined or stacked."""
     parts = {
         "soft tokens inside its template": _soft_inside(task),
@@ -24,7 +24,7 @@ def check_prefix_alone(task: Task, verb: str) -> None:
 
 
 def _soft_inside(task: Task) -> bool:
-    """Soft tokens in front are in the prefix, and are only kept for transfer; those of an encoder never are."""
+    """Whether soft tokens of the task's template are not in its prefix; those in front are, except for an encoder."""
     if task.soft is None or task.template is None:
         return task.soft is not None and not task.prefix.length
-    return Template.parse(task.template).inner_soft(causal=task.prefix.length > 0) > 0
+    return Template.parse(task.template).num_inner_soft_tokens(causal=task.prefix.length > 0) > 0

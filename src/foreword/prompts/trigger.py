@@ -1,4 +1,4 @@
-"""Trigger tokens: real tokens in front, found by a search and published as text (AutoPrompt, Shin et al. 2020,
+"""Trigger tokens: vocabulary tokens in front, found by a search and published as text (AutoPrompt, Shin et al. 2020,
 arXiv:2010.15980)."""
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from foreword.text import seam
 
 
 class TriggerTokens(PromptEncoder):
-    """Real tokens, of which a search changes one at a time; an optimizer finds nothing to do here.
+    """Vocabulary tokens that a search replaces one at a time; there are no parameters for an optimizer.
 
     Args:
-        lm: whose embeddings they have.
+        lm: the model that embeds them.
         token_ids: where the search starts.
     """
 
@@ -38,18 +38,18 @@ class TriggerTokens(PromptEncoder):
         """The tokens as they are now."""
         return tuple(self.token_ids.tolist())
 
-    def change(self, trigger: Sequence[int]) -> None:
-        """Put other tokens in their place, as many."""
+    def set_tokens(self, trigger: Sequence[int]) -> None:
+        """Replace them by as many other tokens."""
         self.token_ids.copy_(torch.tensor(trigger))
 
     @torch.no_grad()
     def front(self) -> Front:
         """Their embeddings: in front of the rows of a causal model, behind the beginning-of-text token; inside those of
         an encoder."""
-        specials = seam.specials(self._lm.tokenizer)[0] if self._lm.causal else ()
+        specials = seam.special_tokens(self._lm.tokenizer)[0] if self._lm.causal else ()
         ids = torch.cat([self.token_ids.new_tensor(specials), self.token_ids])
         values = self._lm.model.get_input_embeddings()(ids).clone()
-        return Front(soft=values, bos="prefix") if self._lm.causal else Front(inner=values)
+        return Front(soft=values, bos="prefix") if self._lm.causal else Front(inner_soft=values)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class AutoPrompt:
     """Search for ``length`` tokens; the search itself is `foreword.training.methods.autoprompt.autoprompt`.
 
     Attributes:
-        candidates: triggers that are tried a step.
+        candidates: triggers evaluated in each step.
     """
 
     name: ClassVar[str] = "autoprompt"

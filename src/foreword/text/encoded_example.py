@@ -1,7 +1,7 @@
-"""`EncodedExample`: the tokens that are run for one example, and where in them its answer is read.
+"""`ExampleEncoder`: filled templates -> `EncodedExample`, token ids and the indices whose outputs hold the answer.
 
-`ExampleEncoder` makes them from filled templates. Training and every request to a task come through here, so that soft
-tokens, the mask of a masked model and special tokens stand at the same places in all of them.
+Training and every request to a task encode their examples here, so that soft tokens, the mask token and special tokens
+have the same positions in both.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ Piece = str | SoftSlot
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """Tokens to run, and where to look.
+    """Token ids of one example, and the indices of the tokens whose outputs are used.
 
     Attributes:
         token_ids: never empty; ids below 0 are soft tokens (`foreword.core.soft_id`).
-        places: where in ``token_ids`` answers are read: the last token of a causal model, the mask of a masked one,
-            the first token of a text (the last in causal models), or one of each of its words, for a head. The last
-            token is also where the decoder of an encoder-decoder begins.
+        output_indices: indices into ``token_ids``. To generate or to score words: the last token of a causal model or
+            of an encoder-decoder's text, the mask of a masked model. For a head: the first token of a text (in causal
+            models the last), or one token of each of its words.
     """
 
     token_ids: tuple[int, ...]
-    places: tuple[int, ...]
+    output_indices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ConstantPrefix:
-    """The constant beginning of a template: it is lowered into the prefix.
+    """The part of a template that is the same for all examples and comes first: lowering puts it into the prefix.
 
     Attributes:
-        token_ids: its text and its soft tokens, those as ids below 0.
-        has_text: the beginning-of-text token, if the model has one, is inside.
+        token_ids: of its text and its soft tokens, those as ids below 0.
+        has_text: whether it has text, and with it the beginning-of-text token if the model uses one.
     """
 
     token_ids: tuple[int, ...]
@@ -51,79 +51,82 @@ class ConstantPrefix:
 
 @dataclass(frozen=True)
 class ExampleEncoder:
-    """How filled templates become questions for one model.
+    """Encodes filled templates for one model.
 
     Attributes:
         tokenizer: of the model.
-        causal: False for encoders, whose rows are closed by their special tokens.
-        bos: whether a row brings the beginning-of-text token.
-        lead: how many of the template's soft tokens are part of the prefix.
-        decoder: an encoder-decoder, which reads the text up to the answer as a whole text.
+        causal: False for encoders and encoder-decoders, whose texts end with special tokens (``[SEP]``, ``</s>``).
+        bos: whether an example begins with the beginning-of-text token.
+        num_prefix_soft_tokens: how many of the template's soft tokens are in the prefix; the template is encoded from
+            behind them on.
+        is_encoder_decoder: the template up to the answer is the encoder's input.
     """
 
     tokenizer: PreTrainedTokenizerBase
     causal: bool = True
     bos: bool = True
-    lead: int = 0
-    decoder: bool = False
+    num_prefix_soft_tokens: int = 0
+    is_encoder_decoder: bool = False
 
-    def answer(self, filled: FilledTemplate) -> EncodedExample:
-        """A row whose answer is a word or a text.
+    def encode_prompt(self, filled: FilledTemplate) -> EncodedExample:
+        """Encode an example whose answer is a verbalizer's word or generated text, up to (or with the mask for) it.
 
         Raises:
-            TemplateError: text behind an answer that is written, or a model without a mask token.
+            TemplateError: text behind an answer that is generated, or a tokenizer without a mask token.
             RequestError: there is nothing to run.
         """
-        before = self._encode(_behind_lead(filled.prompt, self.lead))
-        if not self.causal and not self.decoder:
+        before = self._encode(_after_soft_tokens(filled.prompt, self.num_prefix_soft_tokens))
+        if not self.causal and not self.is_encoder_decoder:
             mask = self._mask_id()
-            after = seam.continuation(self.tokenizer, filled.after, "") if filled.after else []
-            return _question([*before, mask, *after, *self._end()], (len(before),))
+            after = seam.continuation_ids(self.tokenizer, filled.after, "") if filled.after else []
+            return _encoded([*before, mask, *after, *self._closing_ids()], (len(before),))
         if filled.after:
             raise TemplateError(
                 f"the text {filled.after[:20]!r} behind the answer is never seen by a model that writes its answers; "
                 "end the template with {mask} or {target:...}."
             )
-        ids = [*before, *self._end()] if self.decoder else before
-        return _question(ids, (len(ids) - 1,))
+        ids = [*before, *self._closing_ids()] if self.is_encoder_decoder else before
+        return _encoded(ids, (len(ids) - 1,))
 
-    def state(self, filled: FilledTemplate) -> EncodedExample:
-        """A row whose one hidden state is labelled: of the first token for encoders, of the last for causal models."""
-        pieces = _behind_lead(filled.prompt, self.lead)
-        ids = self._encode(pieces)
+    def encode_sequence(self, filled: FilledTemplate) -> EncodedExample:
+        """Encode a text for sequence classification by a head, from the hidden state of the first token of an encoder
+        and of the last token of a causal model."""
+        ids = self._encode(_after_soft_tokens(filled.prompt, self.num_prefix_soft_tokens))
         if self.causal:
-            return _question(ids, (len(ids) - 1,))
+            return _encoded(ids, (len(ids) - 1,))
         first = next((at for at, token in enumerate(ids) if token >= 0), 0)
-        return _question([*ids, *self._end()], (first,))
+        return _encoded([*ids, *self._closing_ids()], (first,))
 
-    def words(self, words: Sequence[str], soft: int = 0) -> EncodedExample:
-        """A row of words, behind ``soft`` soft tokens. Labelled is the state of each word's first token, as is usual
-        for encoders, and of its last one in causal models, where the first has not seen the word.
+    def encode_words(self, words: Sequence[str], soft: int = 0) -> EncodedExample:
+        """Encode words for token classification by a head, behind ``soft`` soft tokens.
+
+        A word's hidden state is that of its first token, as is usual for encoders, and of its last token in causal
+        models, where the first has not seen the word.
 
         Raises TemplateError for a word without tokens.
         """
-        before, after = seam.specials(self.tokenizer)
+        before, after = seam.special_tokens(self.tokenizer)
         ids = [*map(soft_id, range(soft)), *(before if self.bos else ())]
-        places = []
+        output_indices = []
         for index, word in enumerate(words):
-            pieces = seam.continuation(self.tokenizer, f" {word}" if index else word, "")
+            pieces = seam.continuation_ids(self.tokenizer, f" {word}" if index else word, "")
             if not pieces:
                 raise TemplateError(f"word {index + 1}, {word!r}, has no tokens; take it out.")
-            places.append(len(ids) + (len(pieces) - 1 if self.causal else 0))
+            output_indices.append(len(ids) + (len(pieces) - 1 if self.causal else 0))
             ids += pieces
-        return _question(ids if self.causal else [*ids, *after], tuple(places))
+        return _encoded(ids if self.causal else [*ids, *after], tuple(output_indices))
 
-    def beginning(self, template: Template) -> ConstantPrefix:
-        """The lead of a template: everything up to the last soft token before its first field.
+    def constant_prefix(self, template: Template) -> ConstantPrefix:
+        """Encode everything up to the last soft token before the template's first field.
 
         Empty for encoders, whose soft tokens see the request and cannot be computed ahead.
         """
-        pieces: tuple[Piece, ...] = template.beginning if self.causal else ()
+        pieces: tuple[Piece, ...] = template.constant_pieces if self.causal else ()
         text = any(isinstance(piece, str) for piece in pieces)
         return ConstantPrefix(tuple(self._encode(pieces, bos=text)), text)
 
     def _encode(self, pieces: Sequence[Piece], bos: bool | None = None) -> list[int]:
-        """Ids of text and soft tokens; the beginning-of-text token stands in front of the first text."""
+        """Token ids of text and soft tokens; the beginning-of-text token comes before the first text."""
         bos = self.bos if bos is None else bos
         ids: list[int] = []
         soft, started = 0, False
@@ -132,15 +135,15 @@ class ExampleEncoder:
                 ids += map(soft_id, range(soft, soft + piece.length))
                 soft += piece.length
             elif started:
-                ids += seam.continuation(self.tokenizer, piece, "")
+                ids += seam.continuation_ids(self.tokenizer, piece, "")
             else:
                 ids += seam.encode(self.tokenizer, piece, bos=bos)
                 started = True
         return ids
 
-    def _end(self) -> tuple[int, ...]:
-        """The special tokens that close a whole text."""
-        return seam.specials(self.tokenizer)[1]
+    def _closing_ids(self) -> tuple[int, ...]:
+        """The special tokens that end a text."""
+        return seam.special_tokens(self.tokenizer)[1]
 
     def _mask_id(self) -> int:
         mask = getattr(self.tokenizer, "mask_token_id", None)
@@ -151,19 +154,19 @@ class ExampleEncoder:
         return int(mask)
 
 
-def _behind_lead(pieces: Sequence[Piece], lead: int) -> Sequence[Piece]:
-    """What stands behind the first ``lead`` soft tokens, which end at the end of a slot."""
+def _after_soft_tokens(pieces: Sequence[Piece], count: int) -> Sequence[Piece]:
+    """The pieces behind the first ``count`` soft tokens, the last of which must end a slot."""
     passed = 0
     for index, piece in enumerate(pieces):
-        if passed == lead:
-            return pieces[index:] if lead else pieces
+        if passed == count:
+            return pieces[index:]
         passed += piece.length if isinstance(piece, SoftSlot) else 0
-    if passed != lead:
-        raise TemplateError(f"the template has {passed} soft tokens, {lead} of them are said to be in the prefix.")
-    return pieces[len(pieces) :] if lead else pieces
+    if passed != count:
+        raise TemplateError(f"the template has {passed} soft tokens, {count} of them are said to be in the prefix.")
+    return ()
 
 
-def _question(ids: Sequence[int], places: tuple[int, ...]) -> EncodedExample:
+def _encoded(ids: Sequence[int], output_indices: tuple[int, ...]) -> EncodedExample:
     if not ids:
         raise RequestError("the request is empty, so there is nothing to continue; send at least one token.")
-    return EncodedExample(tuple(ids), places)
+    return EncodedExample(tuple(ids), output_indices)

@@ -1,6 +1,7 @@
-"""Choices: how labels are scored behind questions, as one ragged batch and what its outputs mean.
+"""`LabelScorer`: the forward batch that scores the labels of encoded examples, and scores from its outputs.
 
-Training and every PyTorch engine go through the same choice, so that what is learned is what is served.
+Labels are scored by the words of a verbalizer (`WordScorer`, `MaskScorer`) or by a linear head (`HeadScorer`). Training
+and every PyTorch engine use the same scorer, so what is learned is what is served.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from foreword.core import Batch, Front, Head
 from foreword.errors import TemplateError
 from foreword.text.encoded_example import EncodedExample
-from foreword.text.ragged import lay_out
+from foreword.text.ragged import make_batch
 from foreword.text.verbalizer import Verbalizer, WordTrie
 
 if TYPE_CHECKING:
@@ -22,88 +23,90 @@ if TYPE_CHECKING:
 
 
 class LabelScorer(Protocol):
-    """A way to score labels.
+    """Scores the labels of encoded examples.
 
     Attributes:
-        hidden: it reads final hidden states, not logits.
-        labels: how many labels there are.
-        longest: tokens that a question grows by at most.
+        uses_hidden_states: scores are made from final hidden states, not from logits.
+        num_labels: how many labels there are.
+        max_extra_tokens: tokens that its rows have at most beyond the example itself.
     """
 
-    hidden: ClassVar[bool]
+    uses_hidden_states: ClassVar[bool]
 
     @property
-    def labels(self) -> int: ...
+    def num_labels(self) -> int: ...
 
     @property
-    def longest(self) -> int: ...
+    def max_extra_tokens(self) -> int: ...
 
-    def size(self, question: EncodedExample) -> int:
-        """Tokens that the question takes in a batch."""
+    def num_tokens(self, example: EncodedExample) -> int:
+        """Tokens that the example takes in a batch."""
         ...
 
-    def lay_out(
-        self, front: Front, questions: Sequence[EncodedExample], device: torch.device | str | None = None
+    def make_batch(
+        self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
-        """The batch, and the places in it whose outputs `scores` needs."""
+        """The batch, and the indices ``[K]`` of the tokens whose outputs `scores` takes."""
         ...
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
-        """``[answers, labels]`` float32 from the outputs at those places; a question has an answer for each of its
-        places."""
+        """Label scores ``[outputs, labels]``, float32 or wider, from the outputs at the indices that `make_batch` gave.
+
+        An example has one row for each of its ``output_indices``: one, or in token classification one a word.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class WordScorer:
-    """The words of a verbalizer behind each question of a causal model, as one token trie."""
+    """Scores the words of a verbalizer as continuations of an example, in one token trie, for causal models."""
 
-    hidden: ClassVar[bool] = False
+    uses_hidden_states: ClassVar[bool] = False
     trie: WordTrie
 
     @property
-    def labels(self) -> int:
-        return self.trie.labels
+    def num_labels(self) -> int:
+        return self.trie.num_labels
 
     @property
-    def longest(self) -> int:
+    def max_extra_tokens(self) -> int:
         return max(len(path) for _, path in self.trie.words)
 
-    def size(self, question: EncodedExample) -> int:
-        return len(question.token_ids) + len(self.trie.inner)
+    def num_tokens(self, example: EncodedExample) -> int:
+        return len(example.token_ids) + len(self.trie.inner_nodes)
 
-    def lay_out(
-        self, front: Front, questions: Sequence[EncodedExample], device: torch.device | str | None = None
+    def make_batch(
+        self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
-        """Each question once, and behind it one row for every inner node of the trie.
+        """Each example once, and behind it one row for every inner node of the trie.
 
-        The places are ``[questions * (1 + inner)]``: for every question its last token, then its inner nodes.
+        The indices are ``[examples * (1 + inner nodes)]``: of every example its last token, then its inner nodes.
         """
         import torch
 
         rows: list[Sequence[int]] = []
         parents: list[int | None] = []
-        for question in questions:
+        for example in examples:
             at: dict[int | None, int] = {None: len(rows)}
-            rows.append(question.token_ids)
+            rows.append(example.token_ids)
             parents.append(None)
-            for node in self.trie.inner:
+            for node in self.trie.inner_nodes:
                 at[node] = len(rows)
                 rows.append((self.trie.tokens[node],))
                 parents.append(at[self.trie.parents[node]])
-        batch = Batch.behind(front, rows, parents, device)
+        batch = Batch.from_rows(front, rows, parents, device)
         return batch, torch.tensor(batch.starts[len(batch.starts) - len(rows) :], device=device) - 1
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
         """``logsumexp`` over a label's words of the sum of their tokens' log-probabilities.
 
         Args:
-            outputs: logits ``[questions * (1 + inner), vocab]``.
+            outputs: logits ``[examples * (1 + inner nodes), vocab]``.
         """
         import torch
 
         trie = self.trie
-        slots: dict[int | None, int] = {None: 0} | {node: 1 + index for index, node in enumerate(trie.inner)}
+        slots: dict[int | None, int] = {None: 0} | {node: 1 + index for index, node in enumerate(trie.inner_nodes)}
         rows = outputs.unflatten(0, (-1, len(slots)))
         above = torch.tensor([slots[parent] for parent in trie.parents], device=outputs.device)
         tokens = torch.tensor(trie.tokens, device=outputs.device)
@@ -115,43 +118,43 @@ class WordScorer:
 
 @dataclass(frozen=True)
 class MaskScorer:
-    """The words of a verbalizer at the mask of a masked model; a word of ``n`` tokens stands at ``n`` masks.
+    """Scores the words of a verbalizer at the mask of a masked model; a word of ``n`` tokens takes ``n`` masks.
 
     All tokens of a word are predicted at once, as in PET (Schick and Schütze 2021, arXiv:2009.07118, section 3.1).
 
     Attributes:
         words: label index and tokens of every word.
-        labels: how many labels there are.
+        num_labels: how many labels there are.
     """
 
-    hidden: ClassVar[bool] = False
+    uses_hidden_states: ClassVar[bool] = False
     words: tuple[tuple[int, tuple[int, ...]], ...]
-    labels: int
+    num_labels: int
 
     @property
-    def longest(self) -> int:
+    def max_extra_tokens(self) -> int:
         return self._lengths[-1] - 1
 
-    def size(self, question: EncodedExample) -> int:
-        return sum(len(question.token_ids) + length - 1 for length in self._lengths)
+    def num_tokens(self, example: EncodedExample) -> int:
+        return sum(len(example.token_ids) + length - 1 for length in self._lengths)
 
-    def lay_out(
-        self, front: Front, questions: Sequence[EncodedExample], device: torch.device | str | None = None
+    def make_batch(
+        self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
-        """Each question once for every length of a word, with as many masks."""
+        """Each example once for every number of tokens that a word has, with as many masks."""
         import torch
 
         rows, masks = [], []
-        for question in questions:
-            (place,) = question.places
-            ids = question.token_ids
+        for example in examples:
+            (mask,) = example.output_indices
+            ids = example.token_ids
             for length in self._lengths:
-                rows.append((*ids[:place], *(ids[place],) * length, *ids[place + 1 :]))
-                masks.append(range(place, place + length))
-        batch = Batch.behind(front, rows, device=device)
+                rows.append((*ids[:mask], *(ids[mask],) * length, *ids[mask + 1 :]))
+                masks.append(range(mask, mask + length))
+        batch = Batch.from_rows(front, rows, device=device)
         starts = batch.starts[len(batch.lengths) - len(rows) :]
-        places = [start + at for start, group in zip(starts, masks, strict=False) for at in group]
-        return batch, torch.tensor(places, device=device)
+        indices = [start + at for start, group in zip(starts, masks, strict=False) for at in group]
+        return batch, torch.tensor(indices, device=device)
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
         """See `WordScorer.scores`; ``outputs`` are the logits of all masks."""
@@ -161,7 +164,7 @@ class MaskScorer:
         rows = outputs.unflatten(0, (-1, sum(self._lengths))).to(wide)
         rows = rows - rows.logsumexp(-1, keepdim=True)
         labels = []
-        for label in range(self.labels):
+        for label in range(self.num_labels):
             found = [self._word(rows, tokens) for owner, tokens in self.words if owner == label]
             labels.append(torch.stack(found, -1).logsumexp(-1))
         return torch.stack(labels, -1)
@@ -180,36 +183,36 @@ class MaskScorer:
 
 @dataclass(frozen=True, eq=False)
 class HeadScorer:
-    """A linear layer over the hidden state of every place of a question.
+    """Scores labels by a linear layer over the hidden states at an example's ``output_indices``.
 
     Attributes:
         weight: ``[labels, hidden]``.
         bias: ``[labels]``.
     """
 
-    hidden: ClassVar[bool] = True
+    uses_hidden_states: ClassVar[bool] = True
     weight: torch.Tensor
     bias: torch.Tensor
 
     @property
-    def labels(self) -> int:
+    def num_labels(self) -> int:
         return int(self.weight.shape[0])
 
     @property
-    def longest(self) -> int:
+    def max_extra_tokens(self) -> int:
         return 0
 
-    def size(self, question: EncodedExample) -> int:
-        return len(question.token_ids)
+    def num_tokens(self, example: EncodedExample) -> int:
+        return len(example.token_ids)
 
-    def lay_out(
-        self, front: Front, questions: Sequence[EncodedExample], device: torch.device | str | None = None
+    def make_batch(
+        self, front: Front, examples: Sequence[EncodedExample], device: torch.device | str | None = None
     ) -> tuple[Batch, torch.Tensor]:
-        """Each question once; all its places."""
-        return lay_out(front, questions, device)
+        """Each example once; the indices are its ``output_indices``."""
+        return make_batch(front, examples, device)
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Logits of the labels; ``outputs`` are hidden states ``[answers, hidden]``."""
+        """Logits of the labels; ``outputs`` are hidden states ``[outputs, hidden]``."""
         import torch
 
         wide = torch.promote_types(outputs.dtype, torch.float32)
@@ -218,22 +221,27 @@ class HeadScorer:
 
 
 def word_scorer(
-    tokenizer: PreTrainedTokenizerBase, verbalizer: Verbalizer, after: str, *, causal: bool, decoder: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    verbalizer: Verbalizer,
+    after: str,
+    *,
+    causal: bool,
+    is_encoder_decoder: bool = False,
 ) -> WordScorer | MaskScorer:
-    """The words of a verbalizer, as they continue ``after``, the literal text before ``{mask}``.
+    """A scorer of a verbalizer's words as they continue ``after``, the literal text before ``{mask}``.
 
-    The decoder of an encoder-decoder writes them on their own, behind the whole text.
+    The decoder of an encoder-decoder begins with the word, so there ``after`` does not count.
 
     Raises VerbalizerError if two labels share a token sequence, TemplateError if a word merges with ``after``.
     """
-    if causal or decoder:
-        return WordScorer(verbalizer.encode(tokenizer, None if decoder else after))
-    words = verbalizer.tokens(tokenizer, after)
+    if causal or is_encoder_decoder:
+        return WordScorer(verbalizer.build_trie(tokenizer, None if is_encoder_decoder else after))
+    words = verbalizer.token_sequences(tokenizer, after)
     return MaskScorer(tuple((label, tokens) for tokens, label in words.items()), len(verbalizer.words))
 
 
 def head_scorer(head: Head) -> HeadScorer:
-    """The scores of a stored head. Raises TemplateError for one whose labels and rows differ."""
+    """The scorer of a stored head. Raises TemplateError for one whose labels and rows differ."""
     if head.weight.shape[0] != len(head.labels) or head.bias.shape[0] != len(head.labels):
         raise TemplateError(f"the head has {len(head.weight)} rows for {len(head.labels)} labels; publish it again.")
     return HeadScorer(head.weight, head.bias)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import DataError, UsageError
-from foreword.text.hub import SCHEME, HubData
+from foreword.text.hub import SCHEME, HubDataset
 from foreword.text.table import parquet_rows
 
 
@@ -30,7 +30,7 @@ class Row:
     where: str
 
     @contextmanager
-    def named(self) -> Iterator[None]:
+    def error_context(self) -> Iterator[None]:
         """Errors of the user's making that come out of this block begin with where the row stands."""
         try:
             yield
@@ -72,7 +72,7 @@ def read_utf8(file: Path) -> str:
 def data_digest(path: str | Path) -> str:
     """SHA-256 of a data file, or of the rows of a Hub data set, for provenance."""
     if _is_hub(path):
-        return HubData.parse(str(path)).digest()
+        return HubDataset.parse(str(path)).digest()
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -82,7 +82,7 @@ def _is_hub(path: str | Path) -> bool:
 
 
 def _hub(name: str) -> Iterator[Row]:
-    return (Row(values, where) for values, where in HubData.parse(name).rows())
+    return (Row(values, where) for values, where in HubDataset.parse(name).rows())
 
 
 def _file(file: Path) -> Iterator[Row]:

@@ -75,12 +75,12 @@ class Verbalizer:
         at = f"{where}: " if where else ""
         raise VerbalizerError(f"{at}label '{label}' is not in the verbalizer (labels: {shown}); {mend}")
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, after: str | None) -> WordTrie:
+    def build_trie(self, tokenizer: PreTrainedTokenizerBase, after: str | None) -> WordTrie:
         """The words as a token trie behind ``after``, the literal text before ``{mask}``; raises as `tokens` does."""
-        words = [(label, tokens) for tokens, label in self.tokens(tokenizer, after).items()]
+        words = [(label, tokens) for tokens, label in self.token_sequences(tokenizer, after).items()]
         return WordTrie.build(words, len(self.words))
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase, after: str | None) -> dict[tuple[int, ...], int]:
+    def token_sequences(self, tokenizer: PreTrainedTokenizerBase, after: str | None) -> dict[tuple[int, ...], int]:
         """Label index of every token sequence that is a word where it continues ``after``, or where it begins a text of
         its own (``None``).
 
@@ -90,7 +90,7 @@ class Verbalizer:
         owners: dict[tuple[int, ...], int] = {}
         for index, (label, words) in enumerate(self.words.items()):
             for word in words:
-                tokens = tuple(seam.written(tokenizer, word, after))
+                tokens = tuple(seam.answer_ids(tokenizer, word, after))
                 if not tokens:
                     raise VerbalizerError(f"word {word!r} of label '{label}' has no tokens; choose another word.")
                 # Two spellings of one token sequence under one label are one word, not twice its probability.
@@ -119,8 +119,8 @@ class WordTrie:
     tokens: tuple[int, ...]
     parents: tuple[int | None, ...]
     words: tuple[tuple[int, tuple[int, ...]], ...]
-    inner: tuple[int, ...]
-    labels: int
+    inner_nodes: tuple[int, ...]
+    num_labels: int
 
     @classmethod
     def build(cls, words: Sequence[tuple[int, Sequence[int]]], labels: int) -> WordTrie:
@@ -136,6 +136,14 @@ class WordTrie:
         parents = tuple(parent for parent, _ in nodes)
         inner = tuple(sorted({parent for parent in parents if parent is not None}))
         return cls(tuple(token for _, token in nodes), parents, tuple(paths), inner, labels)
+
+    @cached_property
+    def children(self) -> dict[int | None, list[int]]:
+        """Child nodes of the prompt (``None``) and of every inner node."""
+        children: dict[int | None, list[int]] = {}
+        for node, parent in enumerate(self.parents):
+            children.setdefault(parent, []).append(node)
+        return children
 
     def label_scores(self, node_logprobs: torch.Tensor) -> torch.Tensor:
         """A score a label: the sum of log-probabilities along a word, ``logsumexp`` over the label's words.
@@ -164,7 +172,7 @@ class WordTrie:
     @cached_property
     def _groups(self) -> list[list[int]]:
         """``[labels, most words]`` places in ``words``, padded with the number of words."""
-        groups: list[list[int]] = [[] for _ in range(self.labels)]
+        groups: list[list[int]] = [[] for _ in range(self.num_labels)]
         for place, (label, _) in enumerate(self.words):
             groups[label].append(place)
         return _padded(groups, len(self.words))

@@ -7,6 +7,7 @@ from foreword.models import LanguageModel
 from foreword.prompts.base import Method
 from foreword.training.data.training_data import TrainingData
 from foreword.training.recipe import Recipe
+from foreword.training.setting import flag_of
 
 # Flags that a method without trainable values does not use.
 TRAINING_FLAGS = ("length", "init_text", "lr", "epochs", "max_steps", "patience", "class_weights", "warm_start")
@@ -14,16 +15,17 @@ TRAINING_FLAGS = ("length", "init_text", "lr", "epochs", "max_steps", "patience"
 
 def check_compatible(lm: LanguageModel, recipe: Recipe, method: Method, data: TrainingData) -> None:
     """Raise UsageError or TemplateError, with the mend, for settings that contradict each other."""
-    if lm.decoder:
+    if lm.is_encoder_decoder:
         _check_encoder_decoder(lm, method, data)
     ignored = [name for name in TRAINING_FLAGS if getattr(recipe, name) is not None]
     if not (method.learns or data.head_labels) and (ignored or recipe.init != "auto"):
         key = (ignored or ["init"])[0]
-        flag = f"--{key.replace('_', '-')}"
-        raise SettingError(key, f"--method {method.name} learns nothing, so {flag} would be ignored; leave it out.")
+        raise SettingError(
+            key, f"--method {method.name} learns nothing, so {flag_of(key)} would be ignored; leave it out."
+        )
     if recipe.length is not None and not method.length:
         raise SettingError("length", f"--method {method.name} has no virtual tokens, so leave --length out.")
-    if data.template.soft_tokens and not method.soft:
+    if data.template.num_soft_tokens and not method.soft:
         raise TemplateError(
             f"the template has {{soft:N}} slots, which --method {method.name} does not learn; take them out, "
             "or use p-tuning."

@@ -30,16 +30,16 @@ def initializer(
     if recipe.init_text is not None:
         if recipe.init not in ("auto", "text"):
             raise SettingError("init_text", f"--init-text is for --init text, not --init {recipe.init}.")
-        return init.text(lm, recipe.init_text)
+        return init.from_text(lm, recipe.init_text)
     if transfer is not None:
-        return init.transfer(transfer, soft=method.soft)
+        return init.from_task(transfer, soft=method.soft)
     initializers: dict[str, Callable[[], init.Initializer]] = {
         # A little more text than the virtual tokens are likely to hold.
-        "auto": lambda: init.text(lm, data.demonstrations(budget=6 * length)),
+        "auto": lambda: init.from_text(lm, data.demonstrations(budget=6 * length)),
         "random": lambda: init.random_values,
         "uniform": lambda: init.uniform_values,
         "vocab": lambda: init.sampled_vocabulary(lm),
-        "labels": lambda: init.text(lm, data.label_words()),
+        "labels": lambda: init.from_text(lm, data.label_words()),
     }
     kind = method.init if recipe.init == "auto" else recipe.init
     if kind not in initializers:

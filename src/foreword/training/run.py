@@ -13,15 +13,15 @@ from foreword.core import Bos, Head, KVPrefix, Task
 from foreword.errors import SettingError
 from foreword.models import LanguageModel
 from foreword.prompts.base import Method, PromptEncoder
-from foreword.prompts.lower import empty
-from foreword.prompts.registry import method as find_method
+from foreword.prompts.lower import empty_prefix
+from foreword.prompts.registry import get_method as find_method
 from foreword.text.encoded_example import ConstantPrefix, ExampleEncoder
 from foreword.text.label_scorers import HeadScorer, LabelScorer, word_scorer
 from foreword.text.rows import Row, data_digest
 from foreword.training.compatibility import check_compatible
 from foreword.training.data.class_weights import class_weights
 from foreword.training.data.examples import BatchItem, Example, ExampleBuilder, batch_schedule
-from foreword.training.data.training_data import TrainingData
+from foreword.training.data.training_data import TrainingData, evenly_spaced
 from foreword.training.initialization import initial_head, initializer
 from foreword.training.modules.losses import AnswerLoss, LabelLoss, Loss, SharedForwardLoss
 from foreword.training.modules.trainable_prompt import TrainablePrompt
@@ -66,7 +66,7 @@ class Run:
         shared_prefix: KVPrefix | None = None,
         like: Run | None = None,
     ) -> Run:
-        """Read the data and check every row. Raises UsageError and its kin, or ModelMismatch.
+        """Read the data and check every row. Raises UsageError or a subclass, or ModelMismatch.
 
         Args:
             data: if it has been read already.
@@ -75,19 +75,21 @@ class Run:
         if transfer is not None:
             transfer.prefix.model.check(lm.identity, f"the task to start from, '{recipe.parent}',")
         if data is None:
-            data = TrainingData.read(recipe, vocabulary=lm.vocabulary)
+            data = TrainingData.read(recipe, vocabulary=lm.has_lm_head)
         run = cls(lm, recipe, data, transfer, shared_prefix)
         check_compatible(lm, recipe, run.method, data)
-        if run.method.soft and not data.template.soft_tokens and not lm.causal:
+        if run.method.soft and not data.template.num_soft_tokens and not lm.causal:
             run = replace(run, data=data.with_soft_tokens(run.length))
-        reuse = like is not None and run._has_tokens_of(like)
-        examples = like.examples if like is not None and reuse else run.example_builder.build(run.data.train_rows)
+        if like is not None and run._has_tokens_of(like):
+            examples = like.examples
+        else:
+            examples = run.example_builder.build(run.data.train_rows)
         run.example_builder.build(run.data.eval_rows)  # now, so that none fails after an hour
         return replace(run, examples=examples)
 
     @cached_property
     def method(self) -> Method:
-        return find_method(self.recipe.method, **self.recipe.options)
+        return find_method(self.recipe.method, **self.recipe.method_options)
 
     def with_seed(self, seed: int) -> Run:
         """The same run with other random numbers, on the same rows."""
@@ -104,8 +106,8 @@ class Run:
 
     @cached_property
     def length(self) -> int:
-        """Virtual tokens: the soft tokens of the template, ``--length``, those of `transfer`, or the method's."""
-        slots = self.data.template.soft_tokens if self.method.soft else 0
+        """Virtual tokens: the soft tokens of the template, ``--length``, those of ``--transfer``, or the method's."""
+        slots = self.data.template.num_soft_tokens if self.method.soft else 0
         if slots and self.recipe.length not in (None, slots):
             raise SettingError(
                 "length",
@@ -123,7 +125,7 @@ class Run:
     @cached_property
     def constant_prefix(self) -> ConstantPrefix:
         """The constant beginning of the template, for methods with soft tokens."""
-        return ExampleEncoder(self.lm.tokenizer, self.lm.causal).beginning(self.data.template)
+        return ExampleEncoder(self.lm.tokenizer, self.lm.causal).constant_prefix(self.data.template)
 
     @cached_property
     def bos(self) -> Bos:
@@ -137,14 +139,16 @@ class Run:
     @cached_property
     def example_encoder(self) -> ExampleEncoder:
         template = self.data.template
-        lead = template.soft_tokens - template.inner_soft(self.lm.causal)
-        return ExampleEncoder(self.lm.tokenizer, self.lm.causal, self.bos == "request", lead, self.lm.decoder)
+        lead = template.num_soft_tokens - template.num_inner_soft_tokens(self.lm.causal)
+        return ExampleEncoder(
+            self.lm.tokenizer, self.lm.causal, self.bos == "request", lead, self.lm.is_encoder_decoder
+        )
 
     @cached_property
     def example_builder(self) -> ExampleBuilder:
         prefix_length = len(self.constant_prefix.token_ids) or (self.length if self.lm.causal else 0)
         prefix_length += self.shared_prefix.length if self.shared_prefix is not None else 0
-        label_tokens = 0 if self.word_scorer is None else self.word_scorer.longest
+        label_tokens = 0 if self.word_scorer is None else self.word_scorer.max_extra_tokens
         return ExampleBuilder(self.lm, self.data, self.example_encoder, prefix_length, label_tokens)
 
     @cached_property
@@ -154,14 +158,12 @@ class Run:
         if verbalizer is None:
             return None
         lm, before = self.lm, template.before_answer
-        return word_scorer(lm.tokenizer, verbalizer, before, causal=lm.causal, decoder=lm.decoder)
+        return word_scorer(lm.tokenizer, verbalizer, before, causal=lm.causal, is_encoder_decoder=lm.is_encoder_decoder)
 
     @property
     def validation_set(self) -> list[Row]:
         """The rows that choose the best checkpoint, evenly over the evaluation rows."""
-        rows = self.data.eval_rows
-        count = min(VALIDATION_ROWS, len(rows))
-        return [rows[i * len(rows) // count] for i in range(count)]
+        return evenly_spaced(self.data.eval_rows, VALIDATION_ROWS)
 
     @property
     def steps(self) -> int:
@@ -173,7 +175,7 @@ class Run:
 
     @property
     def batch_size(self) -> int:
-        return self.recipe.batch_of(len(self.examples))
+        return self.recipe.batch_size_for(len(self.examples))
 
     @property
     def batches(self) -> list[list[BatchItem]]:
@@ -207,9 +209,9 @@ class Run:
             make = initializer(self.lm, self.recipe, self.method, self.data, self.transfer, self.length)
             values = replace(
                 make(self.length, generator),
-                lead=self.constant_prefix.token_ids if self._soft_slots else None,
+                constant_prefix=self.constant_prefix.token_ids if self._soft_slots else None,
                 bos=self.bos,
-                behind=self.shared_prefix,
+                frozen_prefix=self.shared_prefix,
             )
             encoder = self.method.encoder(self.lm, values)
         labels = len(self.data.head_labels)
@@ -223,7 +225,7 @@ class Run:
         return Task(
             name=name,
             method=self.method.name,
-            prefix=empty(self.lm),
+            prefix=empty_prefix(self.lm),
             template=data.template.source,
             verbalizer=dict(data.verbalizer.words) if data.verbalizer is not None else None,
             generation=self._generation(),
@@ -256,7 +258,7 @@ class Run:
     @property
     def _soft_slots(self) -> bool:
         """Whether the template says where soft tokens go."""
-        return self.method.soft and self.data.template.soft_tokens > 0
+        return self.method.soft and self.data.template.num_soft_tokens > 0
 
     def _has_tokens_of(self, other: Run) -> bool:
         """Whether the examples of another run are those of this one, and fit into the context here."""

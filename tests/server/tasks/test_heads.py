@@ -14,8 +14,8 @@ from foreword.engine.engine import Engine
 from foreword.models import LanguageModel
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from models import tiny_model
 from server.running_server import learned_prefix
+from tiny_models import tiny_model
 
 LABELS = ("O", "B-A", "I-A")
 

@@ -17,9 +17,9 @@ from foreword.errors import PromptTooLong, UsageError
 from foreword.prompts.lower import lower_tokens
 from foreword.prompts.static import prefilled_task, static_task
 from foreword.server.tasks.resident_tasks import ResidentTasks
-from foreword.text.request import static_ids
-from models import tiny_model
+from foreword.text.task_prompts import static_token_ids
 from server.running_server import RunningServer, foreign_task, learned_prefix, learned_task, wait_until
+from tiny_models import tiny_model
 
 
 def post(server: RunningServer, path: str, status: int = 200, **body: object) -> dict:
@@ -192,7 +192,7 @@ def test_a_static_task_beside_an_engine_is_the_one_of_its_model():
     lm = tiny_model("llama")
     with Engine(lm, cache_bytes=1 << 20) as engine:
         text = "Once upon a time"
-        token_ids = static_ids(engine.tokenizer, "prompt", text)
+        token_ids = static_token_ids(engine.tokenizer, "prompt", text)
         found = prefilled_task("x", "prompt", text, token_ids, engine.prefill(token_ids))
     expected = static_task(lm, "x", "prompt", "Once upon a time")
     assert found.prefix.token_ids == expected.prefix.token_ids

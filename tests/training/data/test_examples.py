@@ -15,8 +15,8 @@ from foreword.errors import DataError, RequestError, TemplateError
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import random_values
 from foreword.prompts.lower import lower
-from foreword.prompts.registry import method
-from foreword.text import request
+from foreword.prompts.registry import get_method
+from foreword.text import task_prompts
 from foreword.text.encoded_example import EncodedExample, ExampleEncoder
 from foreword.text.label_scorers import LabelScorer, word_scorer
 from foreword.text.rows import Row
@@ -25,7 +25,7 @@ from foreword.text.verbalizer import Verbalizer
 from foreword.training.data.examples import Example, ExampleBuilder, batch_schedule
 from foreword.training.data.training_data import TrainingData
 from foreword.training.modules.losses import AnswerLoss, LabelLoss, mean_loss
-from models import CAUSAL, tiny_model
+from tiny_models import CAUSAL, tiny_model
 
 WORDS = Verbalizer({"y": (" goat", " yes"), "n": (" gold",)})
 ROWS = [
@@ -39,7 +39,7 @@ def builder(
 ) -> ExampleBuilder:
     lm = tiny_model("llama")
     data = TrainingData((Template.parse(template),), verbalizer, (), False, "label", ROWS, ROWS)
-    label_tokens = scorer(template, verbalizer).longest if verbalizer is not None else 0
+    label_tokens = scorer(template, verbalizer).max_extra_tokens if verbalizer is not None else 0
     return ExampleBuilder(lm, data, ExampleEncoder(lm.tokenizer), length, label_tokens)
 
 
@@ -52,7 +52,7 @@ def asked(*token_ids: int, target: tuple[int, ...] = ()) -> Example:
 
 
 def encoder(name: str, family: str = "llama") -> PromptEncoder:
-    return method(name).encoder(tiny_model(family), random_values(4, torch.Generator().manual_seed(1)))
+    return get_method(name).encoder(tiny_model(family), random_values(4, torch.Generator().manual_seed(1)))
 
 
 @pytest.mark.parametrize(("rows", "batch", "steps"), [(10, 4, 50), (100, 8, 40), (7, 7, 9), (33, 16, 11), (1, 1, 5)])
@@ -93,7 +93,7 @@ def test_examples_are_tokenized_as_serving_would():
     lm, examples = tiny_model("llama"), builder().build(ROWS)
     task = Task("t", "p-tuning-v2", lower(lm, encoder("p-tuning-v2")), template="Q: {text}\nA:{mask}")
     for row, example in zip(ROWS, examples, strict=True):
-        assert request.from_fields(lm.tokenizer, task, row.values).token_ids == example.prompt_ids
+        assert task_prompts.from_fields(lm.tokenizer, task, row.values).token_ids == example.prompt_ids
     assert [example.labels for example in examples] == [(0,), (1,), (0,), (1,)]
 
 
@@ -134,7 +134,7 @@ def test_the_loss_is_of_the_scores_that_serving_compares(name):
     lm, learned, made = tiny_model("llama"), encoder(name), builder()
     examples = made.build(ROWS)
     task = Task("t", name, lower(lm, learned), template="Q: {text}\nA:{mask}")
-    prompts = [request.from_fields(lm.tokenizer, task, row.values) for row in ROWS]
+    prompts = [task_prompts.from_fields(lm.tokenizer, task, row.values) for row in ROWS]
     with Engine(lm, cache_bytes=1 << 20) as engine:
         served = engine.score(prompts, scorer()).log_softmax(-1)
     expected = -sum(served[i, example.labels[0]] for i, example in enumerate(examples)) / len(examples)
@@ -193,7 +193,7 @@ def test_class_weights_are_those_of_torch():
     lm, learned, examples = tiny_model("llama"), encoder("p-tuning-v2"), builder().build(ROWS)
     weights = torch.tensor([1.0, 3.0])
     encoded = [example.encoded for example in examples]
-    batch, rows = scorer().lay_out(learned.front(), encoded)
+    batch, rows = scorer().make_batch(learned.front(), encoded)
     scores = scorer().scores(lm.logits(batch, rows))
     expected = torch.nn.functional.cross_entropy(scores, torch.tensor([0, 1, 0, 1]), weight=weights)
     torch.testing.assert_close(mean_loss(LabelLoss(scorer(), weights), lm, learned.front(), examples), expected)

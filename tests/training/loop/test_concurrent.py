@@ -14,9 +14,9 @@ from foreword.core import Front, KVPrefix
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.errors import UsageError
 from foreword.models.activations import activations
-from foreword.models.packed_linear import PackedLinear, usable
-from foreword.prompts.init import random_values, text
-from foreword.prompts.registry import method
+from foreword.models.packed_linear import PackedLinear, is_packing_supported
+from foreword.prompts.init import from_text, random_values
+from foreword.prompts.registry import get_method
 from foreword.training.loop import concurrent
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
@@ -27,8 +27,8 @@ from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
-from models import CAUSAL, double, tiny_model
 from prompts.test_gradients import EXAMPLES, asked, disturbed
+from tiny_models import CAUSAL, double, tiny_model
 from training.small_data import ANSWERS, examples, recipe, write_jsonl
 
 MORE = [asked(120, 121, target=(122,)), asked(*range(130, 144), target=(150, 151))]
@@ -62,7 +62,7 @@ def fronts(lm, grad: bool = False) -> list[Front]:
         drawn = torch.randn(length, lm.identity.hidden_size, generator=generator, dtype=torch.float64)
         return drawn.to(lm.dtype).requires_grad_(grad)
 
-    adapted = disturbed(method("lora", rank=1).encoder(lm, random_values(0, generator)))
+    adapted = disturbed(get_method("lora", rank=1).encoder(lm, random_values(0, generator)))
     return [
         Front(stored(lm, 9, 1, grad)),
         Front(stored(lm, 9, 2, grad)),
@@ -118,7 +118,7 @@ def test_gradients_of_mixed_fronts_equal_finite_differences_in_float64(family):
     """The Mistral has a window of 6, which is shorter than prefixes and rows."""
     lm = double(family)
     made = [
-        method(name).encoder(lm, text(lm, spelled)(length, torch.Generator()))
+        get_method(name).encoder(lm, from_text(lm, spelled)(length, torch.Generator()))
         for name, spelled, length in (
             ("p-tuning-v2", "abc", 3),
             ("p-tuning-v2", "xyz", 3),
@@ -146,7 +146,7 @@ def test_batches_with_computed_tokens_cannot_be_joined():
     lm = tiny_model("llama")
     batch = AnswerLoss().forward_inputs(lm, Front(), MORE).batch
     with pytest.raises(UsageError, match="belong to their engine"):
-        type(batch).together([batch, replace(batch, computed=(0,) * len(batch.lengths))])
+        type(batch).concat([batch, replace(batch, num_computed_tokens=(0,) * len(batch.lengths))])
 
 
 def user(folder: Path, index: int, **changes) -> Recipe:
@@ -227,11 +227,11 @@ def test_a_loss_that_is_no_number_ends_one_run_alone(tmp_path):
         assert difference(kept.prompt.front().prefix, alone.prompt.front().prefix) < 1e-4
 
 
-@pytest.mark.skipif(not usable(torch.float32), reason="this PyTorch packs no weights")
+@pytest.mark.skipif(not is_packing_supported(torch.float32), reason="this PyTorch packs no weights")
 def test_no_packed_weights_are_held_while_learning(tmp_path):
     def held() -> int:
         modules = (module for module in lm.model.modules() if isinstance(module, PackedLinear))
-        return sum(module.product._packed is not None for module in modules)
+        return sum(module.fused._packed is not None for module in modules)
 
     lm = tiny_model("llama")
     with evaluation_engine(lm) as engine:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foreword.bank.format import read_prefix
+from foreword.bank.prefix_file import read_prefix
 from foreword.training.recipe import Recipe
 from training.small_data import recipe
 
@@ -27,14 +27,14 @@ def losses(settings: Recipe, *launch: str) -> tuple[list[float], list[torch.Tens
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {str(TESTS)!r})
-from foreword.bank.format import write_prefix
+from foreword.bank.prefix_file import write_prefix
 from foreword.training.recipe import Recipe
 from foreword.training.train import train
-from models import tiny_model
-outcome = train(tiny_model("llama"), Recipe(**{settings.to_json()!r}, out={settings.out!r}))
+from tiny_models import tiny_model
+result = train(tiny_model("llama"), Recipe(**{settings.to_json()!r}, out={settings.out!r}))
 if os.environ.get("RANK", "0") == "0":
     file = Path({settings.out!r}) / "learned.safetensors"
-    write_prefix(file, outcome.task.prefix, method="p-tuning-v2", provenance={{}})
+    write_prefix(file, result.task.prefix, method="p-tuning-v2", provenance={{}})
 """,
         encoding="utf-8",
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encoder_decoders import tiny_encoder_decoder
 from foreword.core import Batch
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from interop.families import family
+from tiny_encoder_decoders import tiny_encoder_decoder
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "bert"])

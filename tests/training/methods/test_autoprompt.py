@@ -20,15 +20,15 @@ from foreword.prompts.trigger import TriggerTokens
 from foreword.text.rows import read_rows
 from foreword.text.verbalizer import Verbalizer
 from foreword.training.methods.autoprompt.autoprompt import TrainableTrigger
-from foreword.training.methods.autoprompt.candidates import candidate_losses, causal_layout, masked_layout
+from foreword.training.methods.autoprompt.candidates import candidate_losses
 from foreword.training.methods.autoprompt.token_filter import SEAM, TokenFilter
 from foreword.training.methods.autoprompt.trigger_search import FINAL_BATCHES, TriggerSearch, candidate_builder
 from foreword.training.modules.losses import mean_loss
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import TrainResult, train
-from models import byte_tokenizer, tiny_model
 from text.small_tokenizers import TOKENIZERS
+from tiny_models import byte_tokenizer, tiny_model
 from training.small_data import recipe
 
 
@@ -58,61 +58,61 @@ def search(folder: Path, **changes) -> Recipe:
 def started(lm: LanguageModel, folder: Path, **changes) -> tuple[TriggerSearch, TriggerTokens]:
     """A search whose first trigger is accepted."""
     run = Run.from_recipe(lm, search(folder, **changes))
-    learned = run.initial_prompt()
-    found, tokens = TriggerSearch.from_run(run, learned), learned.encoder
+    prompt = run.initial_prompt()
+    found, tokens = TriggerSearch.from_run(run, prompt), prompt.encoder
     assert isinstance(tokens, TriggerTokens)
-    tokens.change(found.token_filter.repaired(tokens.trigger, Random(0)))
+    tokens.set_tokens(found.token_filter.repaired(tokens.trigger, Random(0)))
     return found, tokens
 
 
-def heldout(outcome: TrainResult) -> list[float]:
+def heldout(result: TrainResult) -> list[float]:
     """The losses on the evaluation rows."""
-    log = json.loads((outcome.folder / "history.json").read_text())["log"]
+    log = json.loads((result.folder / "history.json").read_text())["log"]
     return [entry["eval_loss"] for entry in log if "eval_loss" in entry]
 
 
 def test_a_trigger_is_found_that_is_a_static_prefix(tmp_path):
     lm = model("llama")
     settings = search(tmp_path, length=10)
-    outcome = train(lm, settings, name="rule")
-    assert outcome.metrics["accuracy"] >= outcome.before["accuracy"] + 0.2
-    task = outcome.task
+    result = train(lm, settings, name="rule")
+    assert result.metrics["accuracy"] >= result.before["accuracy"] + 0.2
+    task = result.task
     assert (task.method, task.kind, task.template) == ("autoprompt", "prompt", SEAM + "{text}{mask}")
     assert task.text is not None
     assert task.prefix.token_ids == tuple(lm.tokenizer(task.text).input_ids)
-    assert (task.prefix.length, outcome.trained_parameters) == (10, 10)
+    assert (task.prefix.length, result.trained_parameters) == (10, 10)
     with Engine(lm) as engine:
-        assert evaluate(engine, task, read_rows(settings.eval)).metrics == outcome.metrics
+        assert evaluate(engine, task, read_rows(settings.eval)).metrics == result.metrics
 
 
 def test_a_published_trigger_comes_back_from_the_bank(tmp_path):
     lm = model("llama")
     settings = search(tmp_path, max_steps=1)
-    outcome = train(lm, settings, name="rule")
+    result = train(lm, settings, name="rule")
     bank = Bank(str(tmp_path / "bank"))
-    bank.publish(outcome.task)
+    bank.publish(result.task)
     loaded = bank.load("rule")
     assert (loaded.text, loaded.template, loaded.verbalizer) == (
-        outcome.task.text,
-        outcome.task.template,
-        outcome.task.verbalizer,
+        result.task.text,
+        result.task.template,
+        result.task.verbalizer,
     )
     with Engine(lm) as engine:
-        assert evaluate(engine, loaded, read_rows(settings.eval)).metrics == outcome.metrics
+        assert evaluate(engine, loaded, read_rows(settings.eval)).metrics == result.metrics
 
 
 def test_the_trigger_of_an_encoder_stands_in_its_template(tmp_path, capsys):
     lm = model("bert")
     settings = search(tmp_path, length=10, template="{text}{mask}.")
-    outcome = train(lm, settings)
-    assert heldout(outcome)[-1] < 0.95 * heldout(outcome)[0]
+    result = train(lm, settings)
+    assert heldout(result)[-1] < 0.95 * heldout(result)[0]
     assert "with 10 tokens in the template (autoprompt)" in capsys.readouterr().err
-    task = outcome.task
+    task = result.task
     assert (task.kind, task.text, task.prefix.length) == ("learned", None, 0)
     assert task.template is not None
     assert task.template.endswith(SEAM + "{text}{mask}.")
     with Engine(lm) as engine:
-        assert evaluate(engine, task, read_rows(settings.eval)).metrics == outcome.metrics
+        assert evaluate(engine, task, read_rows(settings.eval)).metrics == result.metrics
 
 
 def test_braces_of_an_encoders_trigger_are_no_slots(tmp_path):
@@ -132,8 +132,7 @@ def test_the_search_measures_what_the_engine_will_serve(family, tmp_path):
     found, tokens = started(lm, tmp_path, template="{text}{mask}" if lm.causal else "{text}{mask}.")
     examples = encoded_rows(found, found.run.data.eval_rows)
     other = found.token_filter.repaired(tokens.trigger[::-1], Random(1))
-    lay_out = (causal_layout if lm.causal else masked_layout)(lm, found.loss.scorer)
-    measured = candidate_losses(lm, found.loss, lay_out, [other, tokens.trigger, other], examples)
+    measured = candidate_losses(lm, found.loss, [other, tokens.trigger, other], examples)
     assert measured[0] == pytest.approx(float(measured[2]), rel=1e-5)
     task = TrainableTrigger(tokens, found.token_filter).to_task(lm, found.run.task("rule"))
     with Engine(lm) as engine:
@@ -158,10 +157,9 @@ def test_candidates_of_one_batch_are_scored_as_each_alone(family, tmp_path, monk
     found, tokens = started(lm, tmp_path, verbalizer=words, class_weights={"y": 3.0})
     examples = found.run.examples[:3]
     triggers = [tuple(tokens.trigger[at:] + tokens.trigger[:at]) for at in range(5)]
-    lay_out = (causal_layout if lm.causal else masked_layout)(lm, found.loss.scorer)
-    together = candidate_losses(lm, found.loss, lay_out, triggers, examples)
+    together = candidate_losses(lm, found.loss, triggers, examples)
     for trigger, loss in zip(triggers, together, strict=True):
-        tokens.change(trigger)
+        tokens.set_tokens(trigger)
         alone = mean_loss(found.loss, lm, tokens.front(), examples)
         assert float(loss) == pytest.approx(float(alone), rel=1e-4)
 
@@ -283,9 +281,9 @@ def test_a_start_that_does_not_survive_is_drawn_anew_where_it_does_not():
 
 
 def test_init_text_is_where_the_search_starts(tmp_path, capsys):
-    outcome = train(model("llama"), search(tmp_path, init="text", init_text="Which?", max_steps=1, candidates=1))
-    assert outcome.task.text is not None
-    assert sum(a != b for a, b in zip(outcome.task.text, "Which?", strict=True)) <= 1
+    result = train(model("llama"), search(tmp_path, init="text", init_text="Which?", max_steps=1, candidates=1))
+    assert result.task.text is not None
+    assert sum(a != b for a, b in zip(result.task.text, "Which?", strict=True)) <= 1
 
 
 @pytest.mark.parametrize("stop_at", [1, 3])
@@ -318,8 +316,8 @@ def test_a_seed_repeats_and_another_does_not(tmp_path):
 def test_several_templates_are_searched_for_together(tmp_path):
     said: list[str] = []
     templates = ["{text}{mask}", "Q {text}{mask}"]
-    outcome = train(model("llama"), search(tmp_path, template=templates, max_steps=2), say=said.append)
-    assert outcome.task.template in [SEAM + template for template in templates]
+    result = train(model("llama"), search(tmp_path, template=templates, max_steps=2), say=said.append)
+    assert result.task.template in [SEAM + template for template in templates]
     assert sum(line.startswith("without a prefix") for line in said) == 2
 
 

@@ -31,7 +31,7 @@ from foreword.training.methods.pet.unlabeled_text import (
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
-from models import byte_tokenizer, save_tiny, tiny_model
+from tiny_models import byte_tokenizer, save_tiny, tiny_model
 from training.small_data import examples, recipe, write_jsonl
 
 PATTERNS = ["{text}{mask}", "Is {text} it?{mask}"]
@@ -80,15 +80,15 @@ def same(a: Adapter | None, b: Adapter | None) -> bool:
 def test_one_pattern_learns_an_adapter_that_is_served_as_it_was_measured(family, tmp_path):
     lm = model(family)
     before, settings = weights(lm), pet(tmp_path, rank=4)
-    outcome = train(lm, settings, name="rule")
-    assert outcome.before["accuracy"] < 0.8
-    assert outcome.metrics["accuracy"] > 0.95
-    task = outcome.task
-    assert (task.method, task.prefix.length, outcome.model) == ("pet", 0, None)
+    result = train(lm, settings, name="rule")
+    assert result.before["accuracy"] < 0.8
+    assert result.metrics["accuracy"] > 0.95
+    task = result.task
+    assert (task.method, task.prefix.length, result.model) == ("pet", 0, None)
     assert task.adapter is not None
     assert task.adapter.rank == 4
     with Engine(lm) as engine:
-        assert evaluate(engine, task, read_rows(settings.eval)).metrics == outcome.metrics
+        assert evaluate(engine, task, read_rows(settings.eval)).metrics == result.metrics
     assert is_as_it_was(lm, before)
 
 
@@ -96,56 +96,56 @@ def test_one_pattern_learns_an_adapter_that_is_served_as_it_was_measured(family,
 def test_patterns_teach_one_model_with_rows_that_have_no_label(family, tmp_path):
     said: list[str] = []
     settings = pet(tmp_path, template=PATTERNS, unlabeled=unlabeled(tmp_path))
-    outcome = train(model(family), settings, say=said.append)
-    assert outcome.metrics["accuracy"] > 0.95
-    assert outcome.task.template in PATTERNS
-    assert outcome.task.adapter is not None
+    result = train(model(family), settings, say=said.append)
+    assert result.metrics["accuracy"] > 0.95
+    assert result.task.template in PATTERNS
+    assert result.task.adapter is not None
     zero_shot = [line for line in said if line.startswith("without a prefix")]
     assert [pattern in line for pattern, line in zip(PATTERNS, zero_shot, strict=True)] == [True, True]
     for number in (1, 2):
         (line,) = [line for line in said if line.startswith(f"pattern {number}: ")]
         assert "on training rows before it learned" in line
-        folder = outcome.folder / f"pattern-{number}"
+        folder = result.folder / f"pattern-{number}"
         assert (folder / "history.json").is_file()
         assert not (folder / "checkpoints").exists()
     assert any("2 patterns teach pattern" in line and "40 rows" in line for line in said)
 
 
 def test_patterns_without_such_rows_learn_one_adapter_together(tmp_path):
-    outcome = train(model("llama"), pet(tmp_path, template=PATTERNS, max_steps=24))
-    assert outcome.metrics["accuracy"] > 0.95
-    assert not list(outcome.folder.glob("pattern-*"))
+    result = train(model("llama"), pet(tmp_path, template=PATTERNS, max_steps=24))
+    assert result.metrics["accuracy"] > 0.95
+    assert not list(result.folder.glob("pattern-*"))
     settings = pet(tmp_path, eval=str(tmp_path / "eval.jsonl"))
     with Engine(model("llama")) as engine:
         for pattern in PATTERNS:
-            task = replace(outcome.task, template=pattern)
+            task = replace(result.task, template=pattern)
             assert evaluate(engine, task, read_rows(settings.eval or "")).metrics["accuracy"] > 0.9
 
 
 def test_all_weights_become_a_model_folder_that_predicts_the_same(tmp_path):
     lm = model("llama")
     before, settings = weights(lm), pet(tmp_path, weights="all", lr=3e-3)
-    outcome = train(lm, settings, name="rule")
-    assert outcome.metrics["accuracy"] > 0.95
+    result = train(lm, settings, name="rule")
+    assert result.metrics["accuracy"] > 0.95
     assert is_as_it_was(lm, before)
-    assert outcome.trained_parameters == sum(value.numel() for value in before.values())
-    assert outcome.model == outcome.folder / "model"
-    loaded = load_model(str(outcome.model))
-    assert loaded.identity == outcome.task.prefix.model
+    assert result.trained_parameters == sum(value.numel() for value in before.values())
+    assert result.model == result.folder / "model"
+    loaded = load_model(str(result.model))
+    assert loaded.identity == result.task.prefix.model
     assert loaded.identity.weights != lm.identity.weights
     with Engine(loaded) as engine:
-        assert evaluate(engine, outcome.task, read_rows(settings.eval)).metrics == outcome.metrics
+        assert evaluate(engine, result.task, read_rows(settings.eval)).metrics == result.metrics
 
 
 def test_all_weights_of_a_bfloat16_model_are_measured_as_they_are_saved(tmp_path):
     lm = load_model(str(save_tiny("llama", tmp_path / "base")), dtype="bfloat16")
     before, settings = weights(lm), pet(tmp_path, weights="all", lr=3e-3, max_steps=12)
-    outcome = train(lm, settings)
+    result = train(lm, settings)
     assert is_as_it_was(lm, before)
-    loaded = load_model(str(outcome.model))
+    loaded = load_model(str(result.model))
     assert loaded.dtype == torch.bfloat16
     with Engine(loaded) as engine:
-        assert evaluate(engine, outcome.task, read_rows(settings.eval)).metrics == outcome.metrics
+        assert evaluate(engine, result.task, read_rows(settings.eval)).metrics == result.metrics
 
 
 def test_all_weights_of_several_patterns(tmp_path):
@@ -153,10 +153,10 @@ def test_all_weights_of_several_patterns(tmp_path):
     lm = model("bert")
     before = weights(lm)
     changes = {"template": PATTERNS, "unlabeled": unlabeled(tmp_path), "weights": "all", "lr": 1e-3, "max_steps": 30}
-    outcome = train(lm, pet(tmp_path, **changes))
-    assert outcome.metrics["accuracy"] > 0.95
+    result = train(lm, pet(tmp_path, **changes))
+    assert result.metrics["accuracy"] > 0.95
     assert is_as_it_was(lm, before)
-    assert [path.name for path in outcome.folder.glob("**/model")] == ["model"]
+    assert [path.name for path in result.folder.glob("**/model")] == ["model"]
 
 
 def test_a_model_is_put_back_after_an_error():
@@ -250,7 +250,7 @@ def test_the_loss_of_unlabeled_texts_is_that_of_each_alone(family):
     for example in brought:
         assert isinstance(example, ExampleWithUnlabeled)
         assert example.text is not None
-        batch = Batch.behind(Front(), [example.text.token_ids])
+        batch = Batch.from_rows(Front(), [example.text.token_ids])
         logits = lm.logits(batch, torch.tensor(example.text.places))
         alone.append(F.cross_entropy(logits, torch.tensor(example.text.targets)))
     assert float(loss.total(lm, Front(), brought)) == pytest.approx(0.5 * float(sum(alone)), rel=1e-4)
@@ -313,10 +313,10 @@ def test_a_row_without_label_has_to_fill_every_pattern(tmp_path):
 def test_a_certain_label_weighs_as_much_among_soft_ones(tmp_path):
     lm = model("llama")
     run = Run.from_recipe(lm, pet(tmp_path))
-    learned = run.initial_prompt()
-    loss, row = run.loss(learned), run.data.eval_rows[0]
+    prompt = run.initial_prompt()
+    loss, row = run.loss(prompt), run.data.eval_rows[0]
     softly = PVPRun.on_soft_labels(run, run.data.template, [row], [(0.3, 0.7)]).examples
     assert softly[-1].soft_labels == (0.3, 0.7)
-    hard = loss.total(lm, learned.front(), run.examples)
-    assert float(loss.total(lm, learned.front(), softly[:-1])) == pytest.approx(float(hard), rel=1e-5)
+    hard = loss.total(lm, prompt.front(), run.examples)
+    assert float(loss.total(lm, prompt.front(), softly[:-1])) == pytest.approx(float(hard), rel=1e-5)
     assert loss.normalizer(softly) == len(run.examples) + 1

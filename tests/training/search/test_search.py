@@ -15,7 +15,7 @@ from foreword.training.search.config import SearchConfig
 from foreword.training.search.search import SearchResult, search
 from foreword.training.search.trial_scheduler import TrialScheduler
 from foreword.training.train import TrainResult, train
-from models import tiny_model
+from tiny_models import tiny_model
 from training.small_data import recipe, write_jsonl
 
 SPACE = {"lr": [0.003, 0.1], "length": [2, 8], "init": ["random", "auto"]}

@@ -9,7 +9,7 @@ from foreword.server.openai.examples import CHAT_RESPONSE
 from foreword.server.openai.schema import ChatRequest
 from foreword.server.openai.serialization import ChatSerializer
 from foreword.server.openai.serving import OpenAIServing
-from foreword.text import request
+from foreword.text import task_prompts
 
 
 def chat_router(serving: OpenAIServing) -> APIRouter:
@@ -20,7 +20,7 @@ def chat_router(serving: OpenAIServing) -> APIRouter:
         """Answer a conversation."""
         task = await serving.resolve_task(body, http)
         tokenizer = serving.engine.tokenizer
-        prompt = request.from_messages(tokenizer, task, body.messages)
+        prompt = task_prompts.from_messages(tokenizer, task, body.messages)
         return await serving.respond(body, http, ChatSerializer(tokenizer), task, [prompt])
 
     return router

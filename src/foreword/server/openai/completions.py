@@ -16,8 +16,8 @@ from foreword.server.openai.logprobs import prompt_logprobs
 from foreword.server.openai.schema import CompletionRequest
 from foreword.server.openai.serialization import CompletionSerializer, PromptEcho
 from foreword.server.openai.serving import OpenAIServing
-from foreword.text import request
-from foreword.text.request import Prompt
+from foreword.text import task_prompts
+from foreword.text.prompt import Prompt
 
 
 def completions_router(serving: OpenAIServing) -> APIRouter:
@@ -37,9 +37,9 @@ def completions_router(serving: OpenAIServing) -> APIRouter:
 
 def _prompts(tokenizer: Any, body: CompletionRequest, task: Task | None) -> list[Prompt]:
     if body.inputs is not None:
-        return [request.from_fields(tokenizer, task, body.inputs)]
+        return [task_prompts.from_fields(tokenizer, task, body.inputs)]
     return [
-        request.from_text(tokenizer, task, each) if isinstance(each, str) else request.from_ids(task, each)
+        task_prompts.from_text(tokenizer, task, each) if isinstance(each, str) else task_prompts.from_ids(task, each)
         for each in body.prompts
     ]
 

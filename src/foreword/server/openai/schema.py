@@ -8,7 +8,7 @@ from annotated_types import Predicate
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from foreword.core import MOST_LOGPROBS, Constraint
+from foreword.core import MAX_LOGPROBS, Constraint
 from foreword.evaluation.sampling_params import CHAT_MAX_TOKENS
 from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, must_be
 
@@ -177,7 +177,7 @@ class ChatRequest(GenerationRequest):
     parallel_tool_calls: Any = None
 
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
     tools: Annotated[Any, unsupported([])] = None
     tool_choice: Annotated[Any, unsupported("none", "auto")] = None
@@ -231,7 +231,7 @@ class CompletionRequest(GenerationRequest):
     ] = Field(None, description="Stands behind the task's prefix verbatim, without template.")
     inputs: dict[str, Any] | None = Field(None, description="Values for the fields of the task's template.")
 
-    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = Field(None, description="Puts the prompt in front of the answer, and its logprobs if asked.")
     best_of: Annotated[Any, unsupported(1)] = None
     suffix: Annotated[Any, unsupported()] = None

@@ -20,8 +20,8 @@ from foreword.server.operations.auth import current_caller
 from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.usage import UsageRecorder
 from foreword.server.tasks.table import TaskTable
-from foreword.text import request
-from foreword.text.request import Prompt
+from foreword.text import task_prompts
+from foreword.text.prompt import Prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class OpenAIServing:
         """
         caller = current_caller(http)
         task = await self.tasks.resolve(body.model, body.task_id, caller)
-        request.require_generation(task)
+        task_prompts.require_generation(task)
         caller.count_request()
         return task
 

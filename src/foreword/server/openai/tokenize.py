@@ -16,8 +16,8 @@ from foreword.server.openai.schema import Messages
 from foreword.server.operations.auth import current_caller
 from foreword.server.schema import TaskRequestBody, example_request, example_response
 from foreword.server.tasks.table import TaskTable
-from foreword.text import request
-from foreword.text.request import Prompt
+from foreword.text import task_prompts
+from foreword.text.prompt import Prompt
 
 
 class TokenizeRequest(TaskRequestBody):
@@ -60,9 +60,9 @@ def tokenize_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
 
 def _prompt(engine: EngineProtocol, task: Task | None, body: TokenizeRequest) -> Prompt:
     if body.messages is not None:
-        return request.from_messages(engine.tokenizer, task, body.messages)
+        return task_prompts.from_messages(engine.tokenizer, task, body.messages)
     if body.inputs is not None:
-        return request.from_fields(
-            engine.tokenizer, task, body.inputs, causal=engine.causal, decoder=engine.is_encoder_decoder
+        return task_prompts.from_fields(
+            engine.tokenizer, task, body.inputs, causal=engine.causal, is_encoder_decoder=engine.is_encoder_decoder
         )
-    return request.from_text(engine.tokenizer, task, body.prompt or "")
+    return task_prompts.from_text(engine.tokenizer, task, body.prompt or "")

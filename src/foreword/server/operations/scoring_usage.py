@@ -7,7 +7,7 @@ from typing import Any
 
 from foreword.server.operations.auth import Caller
 from foreword.server.operations.metrics import Metrics
-from foreword.text.request import Prompt
+from foreword.text.prompt import Prompt
 
 
 class ScoringUsage:

@@ -7,13 +7,13 @@ from typing import Any
 
 from foreword.bank.bank import Bank, check_free
 from foreword.bank.names import split_ref
-from foreword.bank.tensor_file import Load
+from foreword.bank.tensor_file import TensorLoader
 from foreword.core import Kind, Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import PublishConflict
 from foreword.server.tasks.catalogue import Catalogue
 from foreword.server.tasks.table import TaskTable
-from foreword.text.request import static_ids
+from foreword.text.task_prompts import static_token_ids
 
 
 class TaskManager:
@@ -39,14 +39,14 @@ class TaskManager:
         """
         check_free(name, [self._engine.name])
         self._catalogue.check_in_bank(name)
-        token_ids = static_ids(self._engine.tokenizer, kind, text)
+        token_ids = static_token_ids(self._engine.tokenizer, kind, text)
         prefix = self._engine.prefill(token_ids)
         from foreword.prompts.static import prefilled_task  # which loads torch, as an engine that could do this has
 
         return self.publish(prefilled_task(name, kind, text, token_ids, prefix), replace=replace)
 
     @property
-    def load_tensors(self) -> Load:
+    def load_tensors(self) -> TensorLoader:
         """How the bank reads tensors."""
         return self._bank.load_tensors
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 
-from foreword.bank.names import check_name, hint, is_name, split_ref
+from foreword.bank.names import check_name, is_name, split_ref, suggest
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import PublishConflict, RequestError, UnknownTask
@@ -124,7 +124,7 @@ class TaskTable:
 
     async def _load(self, ref: str) -> Task:
         assert self._bank is not None
-        read = self._bank.outline if self._without_values else self._bank.load
+        read = self._bank.load_metadata if self._without_values else self._bank.load
         task = await run_in_threadpool(read, ref)
         self.check_model(task)
         self.resident.add(task)
@@ -139,5 +139,5 @@ class TaskTable:
 
 def unknown_model(name: str, known: Iterable[str]) -> UnknownTask:
     """The error for a name that is neither the base model's nor a task's, with near names."""
-    near = hint(name, sorted(known), "GET /v1/models")
+    near = suggest(name, sorted(known), "GET /v1/models")
     return UnknownTask(f"the model '{name}' does not exist: {near}")

@@ -16,7 +16,7 @@ from foreword.evaluation.predict import tag
 from foreword.server.operations.scoring_usage import ScoringUsage
 from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, example_response, must_be
 from foreword.server.tasks.scoring import ScoringService
-from foreword.text.request import words_of
+from foreword.text.task_prompts import field_words
 from foreword.text.template import Template
 
 
@@ -67,9 +67,9 @@ def _tag(
     if task.head is None or not task.head.per_token or task.template is None:
         raise UsageError(f"task '{task.name}' labels whole texts, not their words; ask /v1/classify.")
     template = Template.parse(task.template)
-    field = template.only_field()
+    field = template.single_field()
     rows = [value if isinstance(value, Mapping) else {field: value} for value in inputs]
-    sentences = [words_of(template, row, f"input[{index}]") for index, row in enumerate(rows)]
+    sentences = [field_words(template, row, f"input[{index}]") for index, row in enumerate(rows)]
     scored = tag(engine, task, [{field: words} for words in sentences], usage)
     data = []
     for index, (words, word_probs) in enumerate(zip(sentences, scored, strict=True)):

@@ -43,13 +43,13 @@ def _read_weights(source: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         return source
     try:
-        found = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
+        weights = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingError(
             "class_weights",
             f"--class-weights {source[:40]!r} is neither balanced, JSON nor a JSON file ({error}); write it as "
             '{"rare": 3.0}.',
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(weights, dict):
         raise UsageError('--class-weights must be an object of label and weight, such as {"rare": 3.0}.')
-    return found
+    return weights

@@ -11,8 +11,8 @@ from foreword.errors import DataError
 from foreword.models import LanguageModel
 from foreword.text import seam
 from foreword.text.encoded_example import EncodedExample, ExampleEncoder
-from foreword.text.request import words_of
 from foreword.text.rows import Row
+from foreword.text.task_prompts import field_words
 from foreword.text.template import Template
 from foreword.training.data.training_data import TrainingData
 
@@ -77,7 +77,7 @@ class ExampleBuilder:
         examples = []
         for row in rows:
             for template in self.data.templates:
-                with row.named():
+                with row.error_context():
                     examples.append(self._example(row, template))
                     self._check_fits(examples[-1])
         return examples
@@ -87,8 +87,8 @@ class ExampleBuilder:
         encoded = []
         for row in rows:
             for template in self.data.templates:
-                with row.named():
-                    encoded.append(self.encoder.answer(template.fill(row.values, row.where, answer=False)))
+                with row.error_context():
+                    encoded.append(self.encoder.encode_prompt(template.fill(row.values, row.where, answer=False)))
                     self._check_fits(Example(encoded[-1]))
         return encoded
 
@@ -99,12 +99,12 @@ class ExampleBuilder:
     def _example(self, row: Row, template: Template) -> Example:
         labels = self.data.label_ids(row)
         if self.data.per_token:
-            words = words_of(template, row.values, row.where)
-            return Example(self.encoder.words(words, template.inner_soft(self.lm.causal)), labels)
+            words = field_words(template, row.values, row.where)
+            return Example(self.encoder.encode_words(words, template.num_inner_soft_tokens(self.lm.causal)), labels)
         filled = template.fill(row.values, row.where)
         if self.data.head_labels:
-            return Example(self.encoder.state(filled), labels)
-        encoded = self.encoder.answer(filled)
+            return Example(self.encoder.encode_sequence(filled), labels)
+        encoded = self.encoder.encode_prompt(filled)
         if template.target is None:
             return Example(encoded, labels)
         texts = template.references(row.values, row.where)
@@ -113,8 +113,8 @@ class ExampleBuilder:
 
     def _target(self, text: str, template: Template) -> tuple[int, ...]:
         """Tokens of an answer, closed by the end-of-text token."""
-        after = None if self.lm.decoder else template.before_answer
-        tokens = seam.written(self.encoder.tokenizer, text, after)
+        after = None if self.lm.is_encoder_decoder else template.before_answer
+        tokens = seam.answer_ids(self.encoder.tokenizer, text, after)
         if not tokens and not self._end_of_text:
             raise DataError("the answer is empty, and the model has no end-of-text token to learn instead.")
         return (*tokens, *self._end_of_text)
@@ -123,7 +123,7 @@ class ExampleBuilder:
     def _end_of_text(self) -> tuple[int, ...]:
         """The token that ends an answer; empty if the model has none."""
         end = self.lm.tokenizer.eos_token_id
-        return (end,) if end is not None else tuple(sorted(self.lm.end_ids))[:1]
+        return (end,) if end is not None else tuple(sorted(self.lm.eos_token_ids))[:1]
 
     def _check_fits(self, example: Example) -> None:
         if not self.fits(example.num_tokens):

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from foreword.core import Task
 from foreword.errors import DataError, SettingError, TemplateError, UsageError
 from foreword.evaluation.row_labels import label_index, row_label, row_tags
 from foreword.prompts import init
-from foreword.text.request import words_of
 from foreword.text.rows import Row, data_digest, read_rows
+from foreword.text.task_prompts import field_words
 from foreword.text.template import SoftSlot, Template
 from foreword.text.verbalizer import Verbalizer
 from foreword.training.recipe import Recipe
@@ -86,6 +87,10 @@ class TrainingData:
         """The first template; the others have the same soft tokens and the same kind of answer."""
         return self.templates[0]
 
+    def tasks(self, task: Task) -> list[Task]:
+        """The task with each of the templates."""
+        return [replace(task, template=template.source) for template in self.templates]
+
     def with_soft_tokens(self, length: int) -> TrainingData:
         """The same with soft tokens in front of every template, for encoders, which cannot cache them."""
         templates = tuple(Template.parse(f"{{soft:{length}}}{template.source}") for template in self.templates)
@@ -103,7 +108,7 @@ class TrainingData:
         """Raise unless the row has what the templates and the labels need."""
         label_ids = self.label_ids(row)
         if self.per_token:
-            words = words_of(self.template, row.values, row.where)
+            words = field_words(self.template, row.values, row.where)
             if len(words) != len(label_ids):
                 raise DataError(
                     f"{row.where}: there are {len(label_ids)} tags for {len(words)} words; give one a word."
@@ -130,7 +135,7 @@ class TrainingData:
     def _demonstration(self, row: Row) -> str:
         """The row's filled template with its answer."""
         if self.per_token:
-            return " ".join(words_of(self.template, row.values, row.where))
+            return " ".join(field_words(self.template, row.values, row.where))
         filled = self.template.fill(row.values, row.where)
         text = "".join(piece for piece in filled.prompt if not isinstance(piece, SoftSlot))
         if self.verbalizer is not None:
@@ -138,15 +143,21 @@ class TrainingData:
         return text + (filled.target or "")
 
 
+def evenly_spaced(rows: Sequence[Row], count: int) -> list[Row]:
+    """``count`` of the rows, or all if there are fewer, evenly over all of them."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
 def _labels(rows: Sequence[Row], field: str, per_token: bool) -> tuple[str, ...]:
     """Every label that occurs, in alphabetical order; ``O`` before all other tags."""
     if not per_token:
-        found = sorted({row_label(row, field) for row in rows})
+        labels = sorted({row_label(row, field) for row in rows})
     else:
-        found = sorted({tag for row in rows for tag in row_tags(row, field)}, key=lambda tag: (tag != "O", tag))
-    if len(found) < 2:
-        raise DataError(f"the data has only the label {found[0]!r}; there is nothing to tell apart.")
-    return tuple(found)
+        labels = sorted({tag for row in rows for tag in row_tags(row, field)}, key=lambda tag: (tag != "O", tag))
+    if len(labels) < 2:
+        raise DataError(f"the data has only the label {labels[0]!r}; there is nothing to tell apart.")
+    return tuple(labels)
 
 
 def _split(recipe: Recipe, rows: list[Row]) -> tuple[list[Row], list[Row]]:
@@ -165,7 +176,7 @@ def _templates(
     templates = tuple(_with_target(recipe, template) for template in templates)
     for template in templates:
         if per_token:
-            template.only_field()
+            template.single_field()
         elif not linear:
             template.require_answer()
         elif template.has_mask or template.target is not None:
@@ -193,7 +204,7 @@ def _check_compatible(templates: Sequence[Template]) -> None:
             raise TemplateError(
                 f"the templates {first.source!r} and {other.source!r} have different answers; make them one."
             )
-        if (other.soft_tokens, other.beginning) != (first.soft_tokens, first.beginning):
+        if (other.num_soft_tokens, other.constant_pieces) != (first.num_soft_tokens, first.constant_pieces):
             raise TemplateError(
                 f"the templates {first.source!r} and {other.source!r} have different soft tokens; make them the same."
             )

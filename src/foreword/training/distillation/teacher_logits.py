@@ -1,10 +1,10 @@
-"""`TeacherLogits`: what the teacher, who sees the text, expects behind every token of a conversation; computed once."""
+"""`TeacherLogits`: top-k log-probabilities of the teacher, the model behind the text, at every answer token."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import torch
@@ -16,88 +16,80 @@ from foreword.core import Front
 from foreword.errors import TrainingError
 from foreword.models import LanguageModel
 from foreword.progress import Progress
-from foreword.text.encoded_example import EncodedExample
-from foreword.text.ragged import lay_out, passes
+from foreword.text.ragged import batch_by_tokens, make_batch
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.self_study import Conversation
+from foreword.training.loop.atomic_write import atomic_write
 
-# Tokens whose logits are kept at every place.
-TOP = 64
-# Tokens of conversations that are run together.
-AT_ONCE = 512
+# Tokens whose log-probabilities are kept at every place.
+TOP_K = 64
+# Tokens of the conversations of one forward.
+MAX_BATCH_TOKENS = 512
 
 
 @dataclass(frozen=True, eq=False)
 class TeacherLogits:
-    """The most probable tokens at places of conversations, laid end to end.
+    """The teacher's top-k tokens at every answer token of all conversations, concatenated.
 
     Attributes:
-        starts: first place of every conversation, and how many places there are at the end.
-        token_ids: ``[places, k]`` int32, best first.
-        logprobs: ``[places, k]`` float32; what they leave of the probability is that of all other tokens together.
+        starts: first place of every conversation, and the number of places; one more than there are conversations.
+        token_ids: ``[places, k]`` int32, most probable first.
+        logprobs: ``[places, k]`` float32; the remaining probability is that of all other tokens together.
     """
 
     starts: tuple[int, ...]
     token_ids: Tensor
     logprobs: Tensor
 
-    def of(self, number: int) -> tuple[Tensor, Tensor]:
+    def of_conversation(self, number: int) -> tuple[Tensor, Tensor]:
         """Token ids and log-probabilities ``[places, k]`` of one conversation."""
         part = slice(self.starts[number], self.starts[number + 1])
         return self.token_ids[part], self.logprobs[part]
 
     def save(self, file: Path) -> None:
-        """Whole or not at all."""
-        partial = file.with_name(f".{file.name}")
+        """Write them atomically."""
         tensors = {"starts": torch.tensor(self.starts), "token_ids": self.token_ids, "logprobs": self.logprobs}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(file)
+        with atomic_write(file) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
     @classmethod
     def load(cls, file: Path) -> TeacherLogits:
         """Inverse of `save`. Raises TrainingError for a damaged file."""
         try:
-            found = load_file(file)
-            return cls(tuple(found["starts"].tolist()), found["token_ids"], found["logprobs"])
+            tensors = load_file(file)
+            return cls(tuple(tensors["starts"].tolist()), tensors["token_ids"], tensors["logprobs"])
         except (SafetensorError, KeyError) as error:
             raise TrainingError(f"{file} is damaged, so the run cannot be resumed; use another --out.") from error
 
 
-def read(conversation: Conversation) -> EncodedExample:
-    """A conversation with every place where a token of it is predicted, behind the first."""
-    ids = conversation.prompt + conversation.answer[:-1]
-    return EncodedExample(ids, tuple(range(len(conversation.prompt) - 1, len(ids))))
-
-
 @torch.inference_mode()
 def teacher_logits(
-    lm: LanguageModel, document: Document, conversations: Sequence[Conversation], top: int = TOP
+    lm: LanguageModel, document: Document, conversations: Sequence[Conversation], k: int = TOP_K
 ) -> TeacherLogits:
-    """Run every conversation behind the chunk that it is about."""
-    top = min(top, lm.identity.vocab_size)
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    """Run every conversation behind its chunk of the text."""
+    k = min(k, lm.identity.vocab_size)
+    token_ids = [torch.empty(0)] * len(conversations)
+    logprobs = list(token_ids)
     with Progress("reading", len(conversations), "conversations") as progress:
-        for numbers in batches(conversations):
+        for numbers in conversation_batches(conversations):
             front = Front(document.chunks[conversations[numbers[0]].chunk].prefix)
-            questions = [read(conversations[number]) for number in numbers]
-            batch, places = lay_out(front, questions, lm.device)
+            encoded = [conversations[number].encoded() for number in numbers]
+            batch, places = make_batch(front, encoded, lm.device)
             logits = lm.logits(batch, places).float()
-            best = logits.topk(top)
-            logprobs = best.values - logits.logsumexp(-1, keepdim=True)
-            sizes = [len(question.places) for question in questions]
-            parts = zip(numbers, best.indices.int().cpu().split(sizes), logprobs.cpu().split(sizes), strict=True)
-            found |= {number: (ids, values) for number, ids, values in parts}
+            top = logits.topk(k)
+            sizes = [len(each.output_indices) for each in encoded]
+            top_ids = top.indices.int().cpu().split(sizes)
+            top_logprobs = (top.values - logits.logsumexp(-1, keepdim=True)).cpu().split(sizes)
+            for number, ids, values in zip(numbers, top_ids, top_logprobs, strict=True):
+                token_ids[number], logprobs[number] = ids, values
             progress.advance(len(numbers))
-    starts = [0]
-    for number in range(len(conversations)):
-        starts.append(starts[-1] + len(found[number][0]))
-    ordered = [found[number] for number in range(len(conversations))]
-    return TeacherLogits(tuple(starts), torch.cat([a for a, _ in ordered]), torch.cat([b for _, b in ordered]))
+    starts = (0, *accumulate(map(len, token_ids)))
+    return TeacherLogits(starts, torch.cat(token_ids), torch.cat(logprobs))
 
 
-def batches(conversations: Sequence[Conversation]) -> Iterator[list[int]]:
-    """Numbers of conversations about one chunk, of similar lengths, that are run together."""
-    sizes = [len(read(each).token_ids) for each in conversations]
+def conversation_batches(conversations: Sequence[Conversation]) -> Iterator[list[int]]:
+    """Batches of numbers of conversations, each about one chunk and of similar lengths."""
+    sizes = [each.size for each in conversations]
     order = sorted(range(len(sizes)), key=lambda number: (conversations[number].chunk, sizes[number]))
-    for _, alike in groupby(order, key=lambda number: conversations[number].chunk):
-        yield from passes([(number, sizes[number]) for number in alike], AT_ONCE)
+    for _, group in groupby(order, key=lambda number: conversations[number].chunk):
+        yield from batch_by_tokens([(number, sizes[number]) for number in group], MAX_BATCH_TOKENS)

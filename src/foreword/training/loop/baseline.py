@@ -21,7 +21,7 @@ def baseline_metrics(run: Run, engine: EngineProtocol, say: Say) -> dict[str, fl
         return {"accuracy": share}
     metrics = []
     for template in run.data.templates:
-        plain = template.plain()
+        plain = template.without_soft_tokens()
         report = evaluate_task(run, engine, prepared(run, engine, replace(run.task("run"), template=plain.source)))
         which = f" ({plain.source!r})" if len(run.data.templates) > 1 else ""
         say(f"without a prefix{which}: {format_metrics(report.metrics)} on {report.n} rows")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from foreword.models import LanguageModel
-from foreword.text.ragged import passes
+from foreword.text.ragged import batch_by_tokens
 from foreword.training.data.examples import Example
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.evaluator import PASS, evaluate_together
@@ -42,7 +42,7 @@ class ConcurrentTrainer:
         live = [run for run in self.runs if not run.finished]
         for part in range(max((run.micro_batches for run in live), default=0)):
             parts = [(run, run.micro_batch(part)) for run in live]
-            for shared in passes([(each, _num_tokens(each[1])) for each in parts if each[1]], PASS):
+            for shared in batch_by_tokens([(each, _num_tokens(each[1])) for each in parts if each[1]], PASS):
                 self._backward(shared)
         for run in live:
             if run.error:

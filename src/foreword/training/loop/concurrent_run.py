@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.optimization import get_scheduler
 
-from foreword.models.packed_linear import release
+from foreword.models.packed_linear import release_packed_weights
 from foreword.training.data.examples import Example, examples_of
 from foreword.training.loop.evaluator import TaskEvaluator
 from foreword.training.loop.trainer import make_optimizer, training_arguments
@@ -51,7 +51,7 @@ class ConcurrentRun:
         self._best_values: dict[str, Tensor] = {}
         self._evaluations_since_best = 0
         self._totals: list[float] = []
-        release(self.run.lm.model)  # initial values and first evaluations packed the weights
+        release_packed_weights(self.run.lm.model)  # initial values and first evaluations packed the weights
 
     @property
     def prompt(self) -> TrainablePrompt:

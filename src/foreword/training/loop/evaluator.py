@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -14,8 +14,8 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.errors import TrainingError
 from foreword.evaluation.evaluate import EvaluationJob, evaluate_all
 from foreword.evaluation.report import Report
-from foreword.models.packed_linear import release
-from foreword.text.ragged import passes
+from foreword.models.packed_linear import release_packed_weights
+from foreword.text.ragged import batch_by_tokens
 from foreword.training.data.examples import Example
 from foreword.training.modules.losses import shared_forward_totals
 from foreword.training.modules.trainable_prompt import TrainablePrompt
@@ -52,12 +52,9 @@ class TaskEvaluator:
 
     def jobs(self) -> list[EvaluationJob]:
         """An evaluation by the engine for every template, of a run that chooses labels."""
-        data = self.run.data
-        tasks = [replace(self.task, template=template.source) for template in data.templates]
-        return [
-            EvaluationJob(self.prompt.to_task(self.run.lm, task), self.run.validation_set, data.label_field)
-            for task in tasks
-        ]
+        data, rows = self.run.data, self.run.validation_set
+        tasks = [self.prompt.to_task(self.run.lm, task) for task in data.tasks(self.task)]
+        return [EvaluationJob(task, rows, data.label_field) for task in tasks]
 
     def batches(self) -> Iterator[tuple[Front, Sequence[Example]]]:
         """Batches of the validation rows, each with the front it is run behind, of a run that writes answers."""
@@ -66,9 +63,9 @@ class TaskEvaluator:
             yield front, self._examples[start : start + self.run.batch_size]
 
     def _front(self, task: Task) -> Front:
-        inner = self.run.data.template.inner_soft(self.run.lm.causal)
+        inner = self.run.data.template.num_inner_soft_tokens(self.run.lm.causal)
         soft = task.soft[len(task.soft) - inner :] if inner and task.soft is not None else None
-        return Front(task.prefix, inner=soft, adapter=task.adapter)
+        return Front(task.prefix, inner_soft=soft, adapter=task.adapter)
 
     @cached_property
     def _examples(self) -> Sequence[Example]:
@@ -86,7 +83,7 @@ def evaluate_together(evaluators: Sequence[TaskEvaluator]) -> list[dict[str, flo
     metrics = dict(zip(map(id, labels), _label_metrics(labels), strict=True))
     metrics |= zip(map(id, answers), _answer_metrics(answers), strict=True)
     if evaluators:
-        release(evaluators[0].run.lm.model)  # training goes on
+        release_packed_weights(evaluators[0].run.lm.model)  # training goes on
     return [metrics[id(evaluator)] for evaluator in evaluators]
 
 
@@ -111,7 +108,9 @@ def _answer_metrics(evaluators: Sequence[TaskEvaluator]) -> list[dict[str, float
     losses = [evaluator.run.shared_loss(evaluator.prompt) for evaluator in evaluators]
     batches = [(index, *batch) for index, evaluator in enumerate(evaluators) for batch in evaluator.batches()]
     sums, normalizers = [0.0] * len(evaluators), [0.0] * len(evaluators)
-    for shared in passes([(batch, sum(example.num_tokens for example in batch[2])) for batch in batches], PASS):
+    for shared in batch_by_tokens(
+        [(batch, sum(example.num_tokens for example in batch[2])) for batch in batches], PASS
+    ):
         lm = evaluators[0].run.lm
         inputs = [losses[index].forward_inputs(lm, front, examples) for index, front, examples in shared]
         for (index, _, examples), total in zip(shared, shared_forward_totals(lm, inputs), strict=True):

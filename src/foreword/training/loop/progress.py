@@ -26,11 +26,11 @@ class ProgressLines(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             self._progress = Progress("learning", state.max_steps, "steps").__enter__()
-            self._progress.reach(state.global_step, before=True)
+            self._progress.set_completed(state.global_step, before=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._progress is not None:
-            self._progress.reach(state.global_step)
+            self._progress.set_completed(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         shown = {"loss", "learning_rate"} | {name for name in logs or {} if name.startswith("eval_")}

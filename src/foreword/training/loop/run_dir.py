@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import TrainingError
+from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.distributed import is_main_process
 
 
@@ -68,10 +69,10 @@ class RunDir:
     def read_state(self) -> dict[str, Any] | None:
         """What `write_state` wrote; ``None`` before. Raises TrainingError for a damaged file."""
         file = self.path / "state.json"
-        found = _read_json(file)
-        if file.is_file() and not isinstance(found, dict):
+        data = _read_json(file)
+        if file.is_file() and not isinstance(data, dict):
             raise TrainingError(f"{file} is damaged, so the run cannot be resumed; use another --out.")
-        return found
+        return data
 
     def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write ``history.json``, the Trainer's log: loss, learning rate and metrics by step."""
@@ -79,8 +80,8 @@ class RunDir:
 
     def read_history(self) -> list[dict[str, Any]]:
         """What `write_history` wrote; empty before."""
-        found = _read_json(self.path / "history.json")
-        return found["log"] if isinstance(found, dict) else []
+        data = _read_json(self.path / "history.json")
+        return data["log"] if isinstance(data, dict) else []
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write("summary.json", summary)
@@ -90,13 +91,13 @@ class RunDir:
         return self.path / "recipe.json"
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
-        found = _read_json(self._recipe)
-        if not isinstance(found, dict):
+        data = _read_json(self._recipe)
+        if not isinstance(data, dict):
             raise TrainingError(f"{self._recipe} is damaged, so the run cannot be resumed; use another --out.")
-        changed = [key for key in settings if found.get(key) != settings[key]]
+        changed = [key for key in settings if data.get(key) != settings[key]]
         if changed:
             raise TrainingError(
-                f"{self.path} was started with another {changed[0]} ({found.get(changed[0])!r}, now "
+                f"{self.path} was started with another {changed[0]} ({data.get(changed[0])!r}, now "
                 f"{settings[changed[0]]!r}); resume with the same settings, or use another --out."
             )
 
@@ -109,9 +110,8 @@ class RunDir:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            partial = self.path / f".{name}"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.path / name)
+            with atomic_write(self.path / name) as partial:
+                partial.write_text(text, encoding="utf-8")
         except OSError as error:
             raise TrainingError(
                 f"the run folder {self.path} cannot be written: {error.strerror}; use another --out."

@@ -1,21 +1,22 @@
-"""`MultiTaskConfig`: what the tasks of a run of many have in common, and the settings of their own."""
+"""`MultiTaskConfig`: settings of ``foreword train-many``, of all tasks and of single ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from foreword.core import Task
 from foreword.errors import SettingError
-from foreword.models import LanguageModel
-from foreword.prompts.lora import LoRA
-from foreword.prompts.registry import method
 from foreword.training.recipe import Recipe
+from foreword.training.setting import Setting, check_settings, flag_of
 
-# What a task may have of its own.
-OWN = (
+if TYPE_CHECKING:
+    from foreword.core import Task
+    from foreword.models import LanguageModel
+
+# Settings that a single task may have.
+TASK_SETTINGS = (
     "lr",
     "epochs",
     "max_steps",
@@ -26,8 +27,8 @@ OWN = (
     "verbalizer",
     "class_weights",
 )
-# Ways of learning that are more than an encoder and an optimizer.
-APART = ("pet", "autoprompt", "manual")
+# Methods that do more than train one encoder with one optimizer.
+UNSUPPORTED_METHODS = ("pet", "autoprompt", "manual")
 
 
 @dataclass(frozen=True)
@@ -35,58 +36,53 @@ class MultiTaskConfig:
     """Settings of ``foreword train-many``.
 
     Attributes:
-        recipe: of all tasks; ``data`` and ``eval`` name where all their rows are.
+        recipe: of all tasks; ``data`` and ``eval`` name the folder or file with the rows of all.
         out: the run folder.
-        tasks: settings of single tasks, by name; each of `OWN`.
-        at_once: tasks that are learned, and in memory, at a time.
-        min_rows: tasks with fewer rows are left out.
-        shared_init: all start from a prefix that was learned on everybody's rows.
-        shared_length: virtual tokens that are learned on everybody's rows and then stay as they are, in front of those
-            of each task; 0 for none.
+        tasks: settings of single tasks by name, of the keys `TASK_SETTINGS`.
+
+    The other fields are flags of the command, too.
     """
 
     recipe: Recipe
     out: Path
     tasks: Mapping[str, Mapping[str, Any]]
-    at_once: int = 32
-    min_rows: int = 8
-    shared_init: bool = False
-    shared_length: int = 0
+    at_once: Annotated[int, Setting("Tasks that are learned, and in memory, at a time.", above=0)] = 32
+    min_rows: Annotated[int, Setting("Leave out tasks with fewer rows.", low=2)] = 8
+    shared_init: Annotated[bool, Setting("Start all from a prefix learned on everybody's rows.")] = False
+    shared_length: Annotated[
+        int,
+        Setting("Virtual tokens learned on everybody's rows, then frozen in front of each task's own.", low=0),
+    ] = 0
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        if recipe.method in APART:
+        if recipe.method in UNSUPPORTED_METHODS:
             raise SettingError("method", f"--method {recipe.method} learns one task at a time; use foreword train.")
-        if self.at_once < 1:
-            raise SettingError("at_once", f"--at-once must be above 0, got {self.at_once}.")
-        if self.min_rows < 2:
-            raise SettingError("min_rows", f"--min-rows must be at least 2, got {self.min_rows}.")
-        if self.shared_length < 0:
-            raise SettingError("shared_length", f"--shared-length must be 0 or more, got {self.shared_length}.")
+        check_settings(self)
         self._check_shared()
-        for name, own in self.tasks.items():
-            if not isinstance(own, Mapping):
+        for name, settings in self.tasks.items():
+            if not isinstance(settings, Mapping):
                 raise SettingError("tasks", f"--tasks must give '{name}' settings, such as {{\"lr\": 0.01}}.")
-            if unknown := sorted(set(own) - set(OWN)):
+            if unknown := sorted(set(settings) - set(TASK_SETTINGS)):
                 raise SettingError(
-                    "tasks", f"--tasks gives '{name}' {unknown[0]!r}; a task of its own has {', '.join(OWN)}."
+                    "tasks", f"--tasks gives '{name}' {unknown[0]!r}; a task of its own has {', '.join(TASK_SETTINGS)}."
                 )
             try:
-                self.recipe_of(name)
+                self.task_recipe(name)
             except SettingError as error:
                 raise SettingError("tasks", f"--tasks, '{name}': {error}") from error
 
-    def recipe_of(self, name: str) -> Recipe:
+    def task_recipe(self, name: str) -> Recipe:
         """The recipe of one task."""
-        own = dict(self.tasks.get(name, {}))
-        if "epochs" in own and "max_steps" not in own:
-            own["max_steps"] = None
-        if "max_steps" in own and "epochs" not in own:
-            own["epochs"] = None
-        return replace(self.recipe, **own)
+        settings = dict(self.tasks.get(name, {}))
+        if "epochs" in settings:
+            settings.setdefault("max_steps", None)
+        elif "max_steps" in settings:
+            settings["epochs"] = None
+        return replace(self.recipe, **settings)
 
     def settings(self, lm: LanguageModel, transfer: Task | None) -> dict[str, Any]:
-        """What must be the same for a run to be resumed: not the rows, since tasks may come, go and change."""
+        """Settings that must be the same for a run to be resumed; the rows of tasks may change."""
         recipe = {name: value for name, value in self.recipe.to_json().items() if name not in ("data", "eval")}
         return {
             **recipe,
@@ -100,19 +96,23 @@ class MultiTaskConfig:
     def _check_shared(self) -> None:
         recipe = self.recipe
         flag = "shared_init" if self.shared_init else "shared_length"
-        spelled = f"--{flag.replace('_', '-')}"
         if not (self.shared_init or self.shared_length):
             return
         if self.shared_init and self.shared_length:
             raise SettingError(
                 flag, "--shared-init and --shared-length are two ways to learn from everybody; give one of them."
             )
+        option = flag_of(flag)
         if recipe.parent is not None:
-            raise SettingError(flag, f"{spelled} and --init {recipe.init} both say where to start; give one of them.")
-        chosen = method(recipe.method, **recipe.options)
+            raise SettingError(flag, f"{option} and --init {recipe.init} both say where to start; give one of them.")
+        # They load torch, and the command line reads this file for its help.
+        from foreword.prompts.lora import LoRA
+        from foreword.prompts.registry import get_method
+
+        chosen = get_method(recipe.method, **recipe.method_options)
         if not chosen.length or isinstance(chosen, LoRA):
-            raise SettingError(flag, f"{spelled} is for prefixes alone, and --method {recipe.method} is more or less.")
+            raise SettingError(flag, f"{option} is for prefixes alone, and --method {recipe.method} is more or less.")
         if self.shared_length and recipe.freeze_first:
             raise SettingError("freeze_first", "--freeze-first freezes what --shared-length freezes already.")
         if any("{soft:" in each for each in recipe.templates):
-            raise SettingError(flag, f"{spelled} learns soft tokens in front, so the template cannot have {{soft:N}}.")
+            raise SettingError(flag, f"{option} learns soft tokens in front, so the template cannot have {{soft:N}}.")

@@ -1,4 +1,4 @@
-"""`MultiTaskReport`: what a run of many tasks came to, as figures and as a picture."""
+"""`MultiTaskReport`: gains of all tasks over the base model, as a summary and as a histogram."""
 
 from __future__ import annotations
 
@@ -9,83 +9,89 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import TrainingError
+from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.selection import headline_metric
 
 
 @dataclass(frozen=True)
 class MultiTaskReport:
-    """Records of tasks, as `train_many` gives them."""
+    """Summary of a multi-task run.
+
+    Attributes:
+        records: of all tasks, as `train_many` returns them.
+    """
 
     records: Sequence[Mapping[str, Any]]
 
-    def of_status(self, status: str) -> list[Mapping[str, Any]]:
+    def with_status(self, status: str) -> list[Mapping[str, Any]]:
         return [record for record in self.records if record["status"] == status]
 
     @property
     def learned(self) -> list[Mapping[str, Any]]:
-        return self.of_status("learned")
+        return self.with_status("learned")
 
     @property
     def metric(self) -> str | None:
-        """The figure that tasks are compared by; ``None`` if none was learned."""
+        """The first metric, which tasks are compared by; ``None`` if no task was learned."""
         return next(iter(self.learned[0]["metrics"])) if self.learned else None
 
     @property
-    def values(self) -> list[float]:
-        """How much better each learned task is than the base model with the same template."""
+    def gains(self) -> list[float]:
+        """Of each learned task, its metric minus that of the base model with the same template."""
         return [
             headline_metric(record["metrics"]) - headline_metric(record["metrics_before"]) for record in self.learned
         ]
 
     @property
-    def worse(self) -> list[str]:
-        """Tasks that the base model is better at."""
+    def base_better(self) -> list[str]:
+        """Names of tasks that the base model is better at."""
         return [record["task"] for record in self.learned if not record["better"]]
 
     def to_json(self) -> dict[str, Any]:
-        """The summary; lists name tasks, and reasons stand beside those that were not learned."""
+        """The content of ``summary.json``; ``left_out`` and ``failed`` give a reason for each task."""
         return {
             "n": len(self.records),
             "metric": self.metric,
             "metrics": self._means("metrics"),
             "metrics_before": self._means("metrics_before"),
-            "gains": self._spread(),
+            "gains": self._gain_quantiles(),
             "learned": len(self.learned),
             "published": [record["published"] for record in self.learned if record["published"]],
-            "base_better": self.worse,
-            "left_out": {record["task"]: record["why"] for record in self.of_status("left out")},
-            "failed": {record["task"]: record["why"] for record in self.of_status("failed")},
+            "base_better": self.base_better,
+            "left_out": {record["task"]: record["why"] for record in self.with_status("left out")},
+            "failed": {record["task"]: record["why"] for record in self.with_status("failed")},
         }
 
-    def draw(self, file: Path) -> None:
-        """A histogram as PNG; nothing if nothing was learned. Raises TrainingError if it cannot be written."""
+    def plot(self, file: Path) -> None:
+        """Write a histogram of gains as PNG, if any task was learned. Raises TrainingError if it cannot be written."""
         if not self.learned:
             return
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(5.0, 3.0), layout="constrained")
         axes = figure.add_subplot()
-        axes.hist(self.values, bins=min(30, max(5, len(self.values) // 3)), color="tab:blue")
+        axes.hist(self.gains, bins=min(30, max(5, len(self.gains) // 3)), color="tab:blue")
         axes.axvline(0.0, color="tab:gray", linewidth=1)
         axes.set_xlabel(f"gain in {(self.metric or '').replace('_', ' ')} over the base model")
         axes.set_ylabel("tasks")
-        partial = file.with_name(f".{file.name}")
         try:
-            figure.savefig(partial, format="png", dpi=120)
-            partial.replace(file)
+            with atomic_write(file) as partial:
+                figure.savefig(partial, format="png", dpi=120)
         except OSError as error:
             raise TrainingError(f"{file} cannot be written: {error.strerror}; make room, and pass --resume.") from error
 
     def _means(self, which: str) -> dict[str, float]:
-        """Every figure, averaged over the tasks that have it."""
-        names = dict.fromkeys(name for record in self.learned for name in record[which])
-        found = {name: [record[which][name] for record in self.learned if name in record[which]] for name in names}
-        return {name: statistics.fmean(values) for name, values in found.items()}
+        """Every metric, averaged over the tasks that have it."""
+        values: dict[str, list[float]] = {}
+        for record in self.learned:
+            for name, value in record[which].items():
+                values.setdefault(name, []).append(value)
+        return {name: statistics.fmean(each) for name, each in values.items()}
 
-    def _spread(self) -> dict[str, float]:
-        values = sorted(self.values)
-        if not values:
+    def _gain_quantiles(self) -> dict[str, float]:
+        gains = sorted(self.gains)
+        if not gains:
             return {}
-        low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if values[1:] else values * 3
-        spread = {"mean": statistics.fmean(values), "median": middle, "low": low, "high": high}
-        return {**spread, "least": values[0], "most": values[-1]}
+        low, median, high = statistics.quantiles(gains, n=4, method="inclusive") if gains[1:] else gains * 3
+        quartiles = {"mean": statistics.fmean(gains), "median": median, "low": low, "high": high}
+        return {**quartiles, "least": gains[0], "most": gains[-1]}

@@ -1,4 +1,4 @@
-"""`TaskProgress`: what became of every task of a run of many, and where those stand that are being learned."""
+"""`TaskProgress`: records of the tasks that have ended, and snapshots of those that are being learned."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from foreword.errors import TrainingError
+from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.concurrent_run import ConcurrentRun
 
 
@@ -21,8 +22,8 @@ from foreword.training.loop.concurrent_run import ConcurrentRun
 class TaskProgress:
     """Files in a run folder, one set a process.
 
-    ``ended-RANK.jsonl`` gets a line for every task as it ends. ``live-RANK-N/`` is the newest snapshot of those that
-    are being learned: `place` names it, so that it is seen whole or not at all.
+    ``ended-RANK.jsonl`` gets a line for every task as it ends. ``live-RANK-N/`` is the newest snapshot of the
+    tasks that are being learned; the file ``live-RANK`` names it once it is complete.
 
     Attributes:
         folder: of the run.
@@ -32,79 +33,77 @@ class TaskProgress:
     folder: Path
     rank: int = 0
 
-    def end(self, record: Mapping[str, Any]) -> None:
-        """Write down what became of a task; it is on the disk when this returns."""
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Append the record of a task that has ended; it is on the disk when this returns."""
         with self._writing(), (self.folder / f"ended-{self.rank}.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(record, ensure_ascii=False) + "\n")
             handle.flush()
             os.fsync(handle.fileno())
 
-    def ended(self) -> dict[str, dict[str, Any]]:
-        """The last record of every task that has ended, in any process."""
-        found: dict[str, dict[str, Any]] = {}
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The last record of every task that has ended, of all processes."""
+        records: dict[str, dict[str, Any]] = {}
         for file in sorted(self.folder.glob("ended-*.jsonl")):
             for line in file.read_text(encoding="utf-8").splitlines():
                 try:
                     record = json.loads(line)
                 except json.JSONDecodeError:
                     continue  # the process was killed in the middle of the line
-                found[record["task"]] = record
-        return found
+                records[record["task"]] = record
+        return records
 
-    def keep(self, lanes: Sequence[ConcurrentRun], inputs: Mapping[str, str]) -> None:
-        """Take a snapshot of lanes in their order; the one before is dropped once this one is whole."""
-        before = self._kept()
-        folder = self.folder / f"live-{self.rank}-{before[0] + 1 if before else 1}"
+    def save_snapshot(self, runs: Sequence[ConcurrentRun], digests: Mapping[str, str]) -> None:
+        """Write the state of runs in their order; the snapshot before is deleted once this one is complete.
+
+        Args:
+            digests: of the inputs of every task, by its name.
+        """
+        previous = self._newest_snapshot()
+        number = int(previous.name.rpartition("-")[2]) + 1 if previous else 1
+        folder = self.folder / f"live-{self.rank}-{number}"
         with self._writing():
             shutil.rmtree(folder, ignore_errors=True)  # half of one, of a process that was killed
             folder.mkdir(parents=True)
             states = []
-            for number, lane in enumerate(lanes):
-                save_file(
-                    {name: value.contiguous() for name, value in lane.state_tensors().items()}, folder / f"{number}"
-                )
-                states.append({"task": lane.name, "inputs": inputs[lane.name], "state": lane.state_json()})
+            for index, run in enumerate(runs):
+                tensors = {name: value.contiguous() for name, value in run.state_tensors().items()}
+                save_file(tensors, folder / f"{index}")
+                states.append({"task": run.name, "inputs": digests[run.name], "state": run.state_json()})
             (folder / "lanes.json").write_text(json.dumps(states), encoding="utf-8")
-            partial = self.folder / f".live-{self.rank}"
-            partial.write_text(folder.name, encoding="utf-8")
-            partial.replace(self._place)
-        if before is not None:
-            shutil.rmtree(before[1], ignore_errors=True)
+            with atomic_write(self._pointer) as partial:
+                partial.write_text(folder.name, encoding="utf-8")
+        if previous is not None:
+            shutil.rmtree(previous, ignore_errors=True)
 
-    def kept(self) -> Iterator[tuple[str, str, dict[str, Any], Path]]:
-        """Task, digest of its inputs, state and tensor file of every lane of the newest snapshot."""
-        found = self._kept()
-        if found is None:
+    def snapshot(self) -> Iterator[tuple[str, str, dict[str, Any], Path]]:
+        """Task, digest of its inputs, state and tensor file of every run of the newest snapshot."""
+        folder = self._newest_snapshot()
+        if folder is None:
             return
         try:
-            states = json.loads((found[1] / "lanes.json").read_text(encoding="utf-8"))
+            states = json.loads((folder / "lanes.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise TrainingError(f"{found[1]} is damaged; remove {self._place} to begin the tasks in it anew.") from None
-        for number, each in enumerate(states):
-            yield each["task"], each["inputs"], each["state"], found[1] / f"{number}"
+            raise TrainingError(f"{folder} is damaged; remove {self._pointer} to begin the tasks in it anew.") from None
+        for index, each in enumerate(states):
+            yield each["task"], each["inputs"], each["state"], folder / f"{index}"
 
-    @staticmethod
-    def restore(lane: ConcurrentRun, state: Mapping[str, Any], file: Path) -> None:
-        """Let a lane go on from a snapshot."""
-        lane.load_state(state, load_file(file))
-
-    def drop(self) -> None:
-        """Nothing is being learned any more."""
-        found = self._kept()
-        self._place.unlink(missing_ok=True)
-        if found is not None:
-            shutil.rmtree(found[1], ignore_errors=True)
+    def delete_snapshot(self) -> None:
+        """Delete the newest snapshot, since no task is being learned any more."""
+        folder = self._newest_snapshot()
+        self._pointer.unlink(missing_ok=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @property
-    def _place(self) -> Path:
+    def _pointer(self) -> Path:
+        """The file with the name of the newest snapshot."""
         return self.folder / f"live-{self.rank}"
 
-    def _kept(self) -> tuple[int, Path] | None:
+    def _newest_snapshot(self) -> Path | None:
         try:
-            name = self._place.read_text(encoding="utf-8")
+            return self.folder / self._pointer.read_text(encoding="utf-8")
         except OSError:
             return None
-        return int(name.rpartition("-")[2]), self.folder / name
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Whose prefixes are learned: rows by task, from a folder of files or from one file, some at a time."""
+"""`TaskSource`: the rows of every task, from a folder with a file a task or from one JSONL file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Protocol
 from foreword.errors import DataError
 from foreword.text.rows import Row, data_digest, read_rows
 
-KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 class TaskSource(Protocol):
-    """Tasks that are learned apart from one another; only those that are asked for are in memory.
+    """Rows by task; only the rows of a requested task are read into memory.
 
     Attributes:
         names: of the tasks, sorted.
@@ -27,7 +27,7 @@ class TaskSource(Protocol):
     def names(self) -> tuple[str, ...]: ...
 
     def rows(self, name: str) -> list[Row]:
-        """The examples of a task. Raises DataError that names file and line, and for a task that there is not."""
+        """The examples of a task. Raises DataError that names file and line, and for an unknown task."""
         ...
 
     def digest(self, name: str) -> str:
@@ -44,28 +44,28 @@ def open_task_source(source: str | Path, task_field: str, check: Callable[[str],
     Raises DataError, or what ``check`` raises with where the name stands.
     """
     path = Path(source)
-    return FolderSource.of(path, check) if path.is_dir() else JsonlSource.of(path, task_field, check)
+    return FolderSource.open(path, check) if path.is_dir() else JsonlSource.open(path, task_field, check)
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A file a task.
+    """A folder with one file of rows a task.
 
     Attributes:
-        files: by name.
+        files: by the task's name, the file's stem.
     """
 
     files: dict[str, Path]
 
     @classmethod
-    def of(cls, path: Path, check: Callable[[str], None]) -> FolderSource:
+    def open(cls, path: Path, check: Callable[[str], None]) -> FolderSource:
         files: dict[str, Path] = {}
         for file in sorted(each for each in path.iterdir() if not each.name.startswith(".")):
-            if file.suffix.lower() not in KINDS or not file.is_file():
-                raise DataError(f"{file} has to end in {', '.join(KINDS)}; a folder of tasks holds one file each.")
+            if file.suffix.lower() not in SUFFIXES or not file.is_file():
+                raise DataError(f"{file} has to end in {', '.join(SUFFIXES)}; a folder of tasks holds one file each.")
             if file.stem in files:
                 raise DataError(f"{files[file.stem]} and {file} would be one task; rename one of them.")
-            with Row({}, str(file)).named():
+            with Row({}, str(file)).error_context():
                 check(file.stem)
             files[file.stem] = file
         if not files:
@@ -87,66 +87,66 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class JsonlSource:
-    """A JSONL file whose rows say which task they belong to; only where the rows stand is kept in memory.
+    """A JSONL file with a field that names the task of every row; memory holds only an index of its lines.
 
     Attributes:
         path: the file.
-        task_field: holds the name; it is no part of the example.
-        places: by name, two numbers a row: the byte that its line begins at, and the line's number from 1.
+        task_field: the field with the task's name; it is removed from the row.
+        index: by task, two numbers a row: the byte offset of its line, and the line's number from 1.
     """
 
     path: Path
     task_field: str
-    places: dict[str, array[int]] = field(default_factory=dict)
+    index: dict[str, array[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, path: Path, task_field: str, check: Callable[[str], None]) -> JsonlSource:
-        found = cls(path, task_field)
+    def open(cls, path: Path, task_field: str, check: Callable[[str], None]) -> JsonlSource:
+        source = cls(path, task_field)
         if path.suffix.lower() != ".jsonl":
             raise DataError(f"{path} has to be a folder with a file a task, or end in .jsonl; convert it.")
         try:
             with path.open("rb") as handle:
-                begins = 0
+                offset = 0
                 for number, line in enumerate(handle, 1):
                     if line.strip():
-                        name, _ = found._read(line, number)
-                        if name not in found.places:
-                            with Row({}, f"{path} line {number}").named():
+                        name, _ = source._parse(line, number)
+                        if name not in source.index:
+                            with Row({}, f"{path} line {number}").error_context():
                                 check(name)
-                        found.places.setdefault(name, array("q")).extend((begins, number))
-                    begins += len(line)
+                        source.index.setdefault(name, array("q")).extend((offset, number))
+                    offset += len(line)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}; check the path.") from error
-        if not found.places:
+        if not source.index:
             raise DataError(f"{path} has no examples; give at least one line of data.")
-        return found
+        return source
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.places))
+        return tuple(sorted(self.index))
 
     def rows(self, name: str) -> list[Row]:
         return [row for row, _ in self._lines(name)]
 
     def digest(self, name: str) -> str:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for _, line in self._lines(name):
-            found.update(line.strip() + b"\n")
-        return found.hexdigest()
+            digest.update(line.strip() + b"\n")
+        return digest.hexdigest()
 
     def _lines(self, name: str) -> list[tuple[Row, bytes]]:
-        if name not in self.places:
+        if name not in self.index:
             raise DataError(f"{self.path} has no row of task '{name}'; add some, or leave the task out.")
-        found, places = [], self.places[name]
+        lines, index = [], self.index[name]
         with self.path.open("rb") as handle:
-            for begins, number in zip(places[::2], places[1::2], strict=True):
-                handle.seek(begins)
+            for offset, number in zip(index[::2], index[1::2], strict=True):
+                handle.seek(offset)
                 line = handle.readline()
-                found.append((Row(self._read(line, number)[1], f"{self.path} line {number}"), line))
-        return found
+                lines.append((Row(self._parse(line, number)[1], f"{self.path} line {number}"), line))
+        return lines
 
-    def _read(self, line: bytes, number: int) -> tuple[str, dict[str, object]]:
-        """The task of a line, and the rest of it."""
+    def _parse(self, line: bytes, number: int) -> tuple[str, dict[str, object]]:
+        """The task of a line, and its row."""
         where = f"{self.path} line {number}"
         try:
             values = json.loads(line.decode("utf-8-sig"))

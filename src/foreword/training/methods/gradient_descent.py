@@ -22,10 +22,10 @@ from foreword.training.run import Run
 def check(run: Run) -> None:
     """Raise SettingError for an ensemble of anything but plain prefixes, which alone can be served side by side.
 
-    Raises DataError and its kin for a warm start that cannot be read.
+    Raises DataError or another UsageError for a warm start that cannot be read.
     """
     method, template = run.method, run.data.template
-    prefixes = method.length and not isinstance(method, LoRA) and not template.inner_soft(run.lm.causal)
+    prefixes = method.length and not isinstance(method, LoRA) and not template.num_inner_soft_tokens(run.lm.causal)
     if run.recipe.members > 1 and (not prefixes or run.data.head_labels):
         what = "a head" if run.data.head_labels else f"--method {method.name} here"
         raise SettingError(
@@ -51,5 +51,4 @@ def train(
         if run.recipe.members > 1:
             say(f"member {index + 1}: {format_metrics(evaluate_task(run, engine, members[-1]).metrics)}")
     ensemble = replace(members[0], members=tuple(member.prefix for member in members[1:]))
-    tasks = [replace(ensemble, template=template.source) for template in run.data.templates]
-    return MethodResult(*best_task(run, engine, tasks), parameters)
+    return MethodResult(*best_task(run, engine, run.data.tasks(ensemble)), parameters)

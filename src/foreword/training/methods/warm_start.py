@@ -24,7 +24,7 @@ KEYS = ("data", "template", "verbalizer", "label_field", "target_field", "head")
 
 
 def warm_start_runs(run: Run) -> list[Run]:
-    """Runs on the further data sets of the run's recipe. Raises UsageError and its kin, naming the recipe file."""
+    """Runs on the further data sets of the run's recipe. Raises UsageError or a subclass, naming the recipe file."""
     return [_read_run(run, file) for file in run.recipe.warm_start or ()]
 
 
@@ -69,7 +69,7 @@ def _read_run(run: Run, file: str) -> Run:
     recipe_file.check_keys(KEYS)
     if "data" not in recipe_file.values:
         raise UsageError(f"recipe {file} of --warm-start names no data; write 'data: FILE'.")
-    with recipe_file.blamed():
+    with recipe_file.locate_errors():
         recipe = Recipe(
             **recipe_file.values,
             method=own.method,
@@ -78,7 +78,7 @@ def _read_run(run: Run, file: str) -> Run:
             batch_size=own.batch_size,
             init=own.init if own.parent is None else "random",
             init_text=own.init_text,
-            **own.options,
+            **own.method_options,
         )
         other = Run.from_recipe(run.lm, recipe)
     if other.length != run.length:

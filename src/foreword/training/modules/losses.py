@@ -15,7 +15,7 @@ from foreword.core import Batch, Front
 from foreword.models import LanguageModel
 from foreword.text.encoded_example import EncodedExample
 from foreword.text.label_scorers import LabelScorer
-from foreword.text.ragged import lay_out
+from foreword.text.ragged import make_batch
 from foreword.training.data.examples import Example
 
 
@@ -69,8 +69,8 @@ def shared_forward_totals(lm: LanguageModel, inputs: Sequence[LossInputs]) -> li
         batches = [inputs[index].batch for index in chosen]
         offsets = [0, *accumulate(batch.starts[-1] for batch in batches)]
         places = [inputs[index].places + offset for index, offset in zip(chosen, offsets, strict=False)]
-        forward = lm.hidden if hidden else lm.logits
-        outputs = forward(Batch.together(batches), torch.cat(places)).split([len(each) for each in places])
+        forward = lm.hidden_states if hidden else lm.logits
+        outputs = forward(Batch.concat(batches), torch.cat(places)).split([len(each) for each in places])
         totals |= {index: inputs[index].criterion(output) for index, output in zip(chosen, outputs, strict=True)}
     return [totals[index] for index in range(len(inputs))]
 
@@ -88,9 +88,12 @@ class LabelLoss(SharedForwardLoss):
     class_weights: Tensor | None = None
 
     def forward_inputs(self, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> LossInputs:
-        batch, places = self.scorer.lay_out(front, [example.encoded for example in examples], lm.device)
+        batch, places = self.scorer.make_batch(front, [example.encoded for example in examples], lm.device)
         return LossInputs(
-            batch, places, self.scorer.hidden, lambda outputs: self._total(self.scorer.scores(outputs), examples)
+            batch,
+            places,
+            self.scorer.uses_hidden_states,
+            lambda outputs: self._total(self.scorer.scores(outputs), examples),
         )
 
     def _total(self, scores: Tensor, examples: Sequence[Example]) -> Tensor:
@@ -114,7 +117,9 @@ class AnswerLoss(SharedForwardLoss):
     """Cross-entropy of the answers' tokens; logits only where there is an answer."""
 
     def forward_inputs(self, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> LossInputs:
-        batch, places = lay_out(front, [_with_target(example) for example in examples], lm.device, decoder=lm.decoder)
+        batch, places = make_batch(
+            front, [_with_target(example) for example in examples], lm.device, is_encoder_decoder=lm.is_encoder_decoder
+        )
         targets = torch.tensor([token for example in examples for token in example.target], device=lm.device)
 
         def criterion(logits: Tensor) -> Tensor:

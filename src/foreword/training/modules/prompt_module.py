@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from foreword.models import LanguageModel
-from foreword.models.packed_linear import release
+from foreword.models.packed_linear import release_packed_weights
 from foreword.training.data.examples import Example
 from foreword.training.modules.losses import Loss
 from foreword.training.modules.trainable_prompt import TrainablePrompt
@@ -24,7 +24,7 @@ class PromptModule(nn.Module):
         super().__init__()
         self.learned = prompt
         self._lm, self._loss = lm, loss
-        release(lm.model)  # initial values and first evaluations packed the weights
+        release_packed_weights(lm.model)  # initial values and first evaluations packed the weights
 
     def forward(self, examples: Sequence[Example], normalizer: float) -> dict[str, Tensor]:
         """The sum of the loss over the examples, divided by the normalizer of the step they are a part of."""

@@ -34,7 +34,7 @@ class BatchingStats:
         if not self._should_time(trainer.runs):
             trainer.step()
             return
-        single = [ConcurrentTrainer(lm, [lane]) for lane in trainer.runs]
+        single = [ConcurrentTrainer(lm, [run]) for run in trainer.runs]
         trainers = ([trainer], single)
         seconds = [0.0, 0.0]
         # They take turns at going first.
@@ -45,11 +45,11 @@ class BatchingStats:
             seconds[which] = time.perf_counter() - began
         self.timings.append((len(trainer.runs), seconds[0], seconds[1]))
 
-    def _should_time(self, lanes: Sequence[ConcurrentRun]) -> bool:
-        timed = [count for count, *_ in self.timings].count(len(lanes))
+    def _should_time(self, runs: Sequence[ConcurrentRun]) -> bool:
+        timed = [count for count, *_ in self.timings].count(len(runs))
         # Neither the first step of a run, which warms caches up, nor one that is evaluated.
-        typical = all(lane.step > 0 and _steps_until_evaluation(lane) > 2 for lane in lanes)
-        return len(lanes) > 1 and timed < TIMED_PAIRS and typical
+        typical = all(run.step > 0 and _steps_until_evaluation(run) > 2 for run in runs)
+        return len(runs) > 1 and timed < TIMED_PAIRS and typical
 
     def to_json(self) -> list[dict[str, Any]]:
         """For each number of runs: mean seconds of a step, shared and run by run."""
@@ -80,7 +80,7 @@ def halving_stats(trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
-def _steps_until_evaluation(lane: ConcurrentRun) -> int:
+def _steps_until_evaluation(run: ConcurrentRun) -> int:
     """Steps up to the next evaluation or to the end, that one included."""
-    every = -(-lane.steps // EVALUATIONS)
-    return min(every - lane.step % every, lane.steps - lane.step)
+    every = -(-run.steps // EVALUATIONS)
+    return min(every - run.step % every, run.steps - run.step)

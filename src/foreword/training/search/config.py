@@ -9,9 +9,10 @@ from itertools import islice
 from typing import Any
 
 from foreword.errors import SettingError
-from foreword.prompts.registry import method
+from foreword.prompts.registry import get_method
 from foreword.training.recipe import Recipe
 from foreword.training.search.space import SearchSpace, TrialParams, search_key
+from foreword.training.setting import flag_of
 
 DEFAULT_TRIALS = 32
 DEFAULT_AT_ONCE = 16
@@ -55,9 +56,7 @@ class SearchConfig:
         whose run cannot be a trial."""
         for name, default in (("members", 1), ("warm_start", None), ("report_to", "none")):
             if getattr(recipe, name) != default:
-                raise SettingError(
-                    name, f"--{name.replace('_', '-')} is of a single run, not of a search; leave it out."
-                )
+                raise SettingError(name, f"{flag_of(name)} is of a single run, not of a search; leave it out.")
         if "seed" in self.space.domains and recipe.eval is None:
             raise SettingError(
                 search_key("seed"),
@@ -78,7 +77,7 @@ class SearchConfig:
             base = replace(base, epochs=None)
         with errors_name_search_key(params):
             recipe = replace(base, **params)
-            chosen = method(recipe.method, **recipe.options)
+            chosen = get_method(recipe.method, **recipe.method_options)
         if recipe.method in ("pet", "autoprompt") or not chosen.learns:
             key = search_key("method") if "method" in params else "method"
             raise SettingError(key, f"--method {recipe.method} is no prompt that an optimizer learns; choose another.")
@@ -100,7 +99,7 @@ def errors_name_search_key(params: TrialParams) -> Iterator[None]:
 
 def _parse_count(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SettingError(key, f"--{key.replace('_', '-')} must be a whole number above 0, got {value!r}.")
+        raise SettingError(key, f"{flag_of(key)} must be a whole number above 0, got {value!r}.")
     return value
 
 

@@ -14,7 +14,7 @@ from foreword.core import Task
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.curves import write_curves
-from foreword.home import default_run
+from foreword.home import default_run_dir
 from foreword.models import LanguageModel
 from foreword.progress import Progress, Say
 from foreword.training.data.training_data import TrainingData
@@ -103,10 +103,12 @@ def search(
     began = time.perf_counter()
     require_single_process("a search")
     config.check(recipe)
-    factory = TrialFactory(lm, recipe, config, TrainingData.read(recipe, vocabulary=lm.vocabulary), transfers or {})
+    factory = TrialFactory(lm, recipe, config, TrainingData.read(recipe, vocabulary=lm.has_lm_head), transfers or {})
     first = _check_runs(factory)
     with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
-        folder = RunDir.open(Path(recipe.out or default_run("search")), _settings(factory, first), resume=recipe.resume)
+        folder = RunDir.open(
+            Path(recipe.out or default_run_dir("search")), _settings(factory, first), resume=recipe.resume
+        )
         before = baseline_metrics(first, engine, say)
         scheduler = TrialScheduler(factory, first, engine, folder, say)
         count = min(config.trials, config.space.size or config.trials)
@@ -164,18 +166,18 @@ def _check_runs(factory: TrialFactory) -> Run:
     return first
 
 
-def _method_result(lane: ConcurrentRun, engine: EngineProtocol, name: str) -> MethodResult:
+def _method_result(best: ConcurrentRun, engine: EngineProtocol, name: str) -> MethodResult:
     """The task of the best trial, with the template that scores best."""
-    lane.load_best()
-    run = lane.run
-    made = lane.prompt.to_task(run.lm, run.task(name))
-    tasks = [replace(made, template=template.source) for template in run.data.templates]
-    return MethodResult(*best_task(run, engine, tasks), trained_parameters=lane.prompt.num_trainable_parameters)
+    best.load_best()
+    run = best.run
+    learned = best.prompt.to_task(run.lm, run.task(name))
+    tasks = [replace(learned, template=template.source) for template in run.data.templates]
+    return MethodResult(*best_task(run, engine, tasks), trained_parameters=best.prompt.num_trainable_parameters)
 
 
 def _write_trials(trials: Sequence[Trial], folder: RunDir, progress: Progress) -> None:
     """Write ``trials.jsonl`` anew, and move the progress bar to the number of trials that have ended."""
-    progress.reach(sum(trial.state != "learning" for trial in trials))
+    progress.set_completed(sum(trial.state != "learning" for trial in trials))
     lines = [json.dumps(trial.to_json(), ensure_ascii=False) for trial in trials]
     folder.write_text(TRIALS_FILE, "".join(f"{line}\n" for line in lines))
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
+from types import NoneType
 from typing import Any
 
 from foreword.errors import SettingError
-from foreword.training.recipe import check_type
+from foreword.training.recipe import Recipe
+from foreword.training.setting import check_type, settings_of, types_in
 
 SEARCHABLE = (
     "method",
@@ -34,8 +36,6 @@ TrialParams = dict[str, Any]
 """A value for every key that is searched."""
 
 _BOUNDS = ("low", "high", "log")
-_NUMBERS = ("length", "lr", "epochs", "max_steps", "batch_size", "rank", "seed")
-_INTEGERS = ("length", "max_steps", "batch_size", "rank", "seed")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def _parse_domain(key: str, value: object) -> Categorical | NumberRange:
 
 
 def _parse_range(key: str, value: Mapping[Any, Any]) -> NumberRange:
-    if key not in _NUMBERS:
+    integer = int in _types(key)
+    if not (integer or float in _types(key)):
         raise SettingError(search_key(key), f"{key} has no range, since it is no number; list its values.")
     if unknown := sorted(set(map(str, value)) - set(_BOUNDS)):
         raise SettingError(search_key(key), f"a range has {', '.join(_BOUNDS)}, not {unknown[0]!r}; take it out.")
@@ -143,11 +144,17 @@ def _parse_range(key: str, value: Mapping[Any, Any]) -> NumberRange:
         )
     if log and low <= 0:
         raise SettingError(search_key(key), f"{key} cannot be spread over its logarithm from {low}; begin above 0.")
-    return NumberRange(low, high, log, key in _INTEGERS)
+    return NumberRange(low, high, log, integer)
 
 
 def _check_type(key: str, value: object) -> None:
     try:
-        check_type(key, value, optional=False)
+        check_type(key, value, _types(key))
     except SettingError as error:
         raise SettingError(search_key(key), str(error)) from None
+
+
+def _types(key: str) -> tuple[type, ...]:
+    """The classes that a recipe allows for a key, beside `None`."""
+    hint, _ = settings_of(Recipe)[key]
+    return tuple(kind for kind in types_in(hint) if kind is not NoneType)

@@ -104,13 +104,13 @@ class TrialScheduler:
         self._start_trials()
         while self._trainer.runs:
             self.batching_stats.step(self._factory.lm, self._trainer)
-            evaluated = [lane for lane in self._trainer.runs if self._was_evaluated(lane)]
-            for lane in evaluated:
-                self._record_evaluation(lane)
-            self._drop_losers([lane for lane in evaluated if not lane.finished])
-            ended = [lane for lane in self._trainer.runs if lane.finished]
-            for lane in ended:
-                self._complete(lane)
+            evaluated = [run for run in self._trainer.runs if self._was_evaluated(run)]
+            for run in evaluated:
+                self._record_evaluation(run)
+            self._drop_losers([run for run in evaluated if not run.finished])
+            ended = [run for run in self._trainer.runs if run.finished]
+            for run in ended:
+                self._complete(run)
             self._start_trials()
             if evaluated or ended:
                 self._save_state()
@@ -135,48 +135,48 @@ class TrialScheduler:
     def _concurrent_run(self, trial: Trial, run: Run) -> ConcurrentRun:
         return ConcurrentRun(str(trial.number), TaskEvaluator(run, self._engine, run.task("run"), run.initial_prompt()))
 
-    def _trial(self, lane: ConcurrentRun) -> Trial:
-        return self.trials[int(lane.name)]
+    def _trial(self, run: ConcurrentRun) -> Trial:
+        return self.trials[int(run.name)]
 
-    def _was_evaluated(self, lane: ConcurrentRun) -> bool:
+    def _was_evaluated(self, run: ConcurrentRun) -> bool:
         """Whether the step just done ended with an evaluation that gave finite metrics."""
-        return lane.step > self._trial(lane).step and "eval_score" in lane.log_history[-1] and not lane.error
+        return run.step > self._trial(run).step and "eval_score" in run.log_history[-1] and not run.error
 
-    def _record_evaluation(self, lane: ConcurrentRun) -> None:
-        trial = self._trial(lane)
-        trial.step = lane.step
-        metrics = {name.removeprefix("eval_"): value for name, value in lane.log_history[-1].items()}
+    def _record_evaluation(self, run: ConcurrentRun) -> None:
+        trial = self._trial(run)
+        trial.step = run.step
+        metrics = {name.removeprefix("eval_"): value for name, value in run.log_history[-1].items()}
         trial.evaluations.append(metrics)
-        trial.best_score = lane.best[0] if lane.best is not None else None
+        trial.best_score = run.best[0] if run.best is not None else None
         self._sampler.report(trial.number, len(trial.evaluations), metrics["score"])
 
-    def _drop_losers(self, lanes: list[ConcurrentRun]) -> None:
+    def _drop_losers(self, runs: list[ConcurrentRun]) -> None:
         """Stop those that lose at the rung that they have just reached."""
         eta = self._factory.config.eta
         if eta is None:
             return
-        evaluated = {self._trial(lane).number: lane for lane in lanes}
+        evaluated = {self._trial(run).number: run for run in runs}
         for rung in rungs(eta, EVALUATIONS):
             arrived = [self.trials[number] for number in evaluated if len(self.trials[number].evaluations) == rung]
             for trial in trials_to_drop(self.trials, arrived, rung, eta):
                 trial.state = "dropped"
                 self._leave(evaluated[trial.number])
 
-    def _complete(self, lane: ConcurrentRun) -> None:
+    def _complete(self, run: ConcurrentRun) -> None:
         """Close the trial of a run that has ended by itself."""
-        trial = self._trial(lane)
-        trial.step, trial.error = lane.step, lane.error
-        trial.state = "failed" if lane.error else "complete"
+        trial = self._trial(run)
+        trial.step, trial.error = run.step, run.error
+        trial.state = "failed" if run.error else "complete"
         if trial.state == "complete":
             rivals = [trial] if self.best_run is None else [trial, self._trial(self.best_run)]
             if rank_trials(rivals)[0] is trial:
-                self.best_run = lane
-        self._leave(lane)
+                self.best_run = run
+        self._leave(run)
 
-    def _leave(self, lane: ConcurrentRun) -> None:
-        trial = self._trial(lane)
+    def _leave(self, run: ConcurrentRun) -> None:
+        trial = self._trial(run)
         self._sampler.tell(trial)
-        self._trainer.remove(lane)
+        self._trainer.remove(run)
         outcome = trial.error or ", ".join(f"{name} {value:.4g}" for name, value in trial.headline_metrics.items())
         self._say(
             f"trial {trial.number} ({format_params(trial.params)}) {trial.state} after {trial.step} steps: {outcome}"
@@ -184,10 +184,8 @@ class TrialScheduler:
 
     def _save_state(self) -> None:
         """Write all trials and runs; the file of tensors first, then the one that names it."""
-        lanes = {lane.name: lane for lane in (*self._trainer.runs, *([self.best_run] if self.best_run else []))}
-        tensors = {
-            f"{name}:{key}": value for name, lane in lanes.items() for key, value in lane.state_tensors().items()
-        }
+        runs = {run.name: run for run in (*self._trainer.runs, *([self.best_run] if self.best_run else []))}
+        tensors = {f"{name}:{key}": value for name, run in runs.items() for key, value in run.state_tensors().items()}
         self._saves += 1
         file = self._folder.path / f"lanes-{self._saves}.safetensors"
         try:
@@ -198,9 +196,9 @@ class TrialScheduler:
             {
                 "tensors": file.name,
                 "trials": [trial.to_json() for trial in self.trials],
-                "learning": [lane.name for lane in self._trainer.runs],
+                "learning": [run.name for run in self._trainer.runs],
                 "champion": self.best_run.name if self.best_run is not None else None,
-                "lanes": {name: lane.state_json() for name, lane in lanes.items()},
+                "lanes": {name: run.state_json() for name, run in runs.items()},
                 "pairs": self.batching_stats.timings,
             }
         )
@@ -222,10 +220,10 @@ class TrialScheduler:
         self.batching_stats.timings = [(int(n), float(shared), float(single)) for n, shared, single in state["pairs"]]
         self.trials = [Trial.from_json(record) for record in state["trials"]]
         self._replay_trials()
-        lanes = {name: self._restored_run(name, saved, tensors) for name, saved in state["lanes"].items()}
+        runs = {name: self._restored_run(name, saved, tensors) for name, saved in state["lanes"].items()}
         for name in state["learning"]:
-            self._trainer.add(lanes[name])
-        self.best_run = lanes[state["champion"]] if state["champion"] is not None else None
+            self._trainer.add(runs[name])
+        self.best_run = runs[state["champion"]] if state["champion"] is not None else None
 
     def _replay_trials(self) -> None:
         """Tell the sampler all that an earlier process told it."""
@@ -239,7 +237,7 @@ class TrialScheduler:
 
     def _restored_run(self, name: str, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ConcurrentRun:
         trial = self.trials[int(name)]
-        lane = self._concurrent_run(trial, self._factory.create_run(trial.params, self._first))
+        run = self._concurrent_run(trial, self._factory.create_run(trial.params, self._first))
         prefix = f"{name}:"
-        lane.load_state(state, {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
-        return lane
+        run.load_state(state, {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
+        return run

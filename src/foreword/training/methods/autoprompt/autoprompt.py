@@ -17,7 +17,7 @@ from foreword.models import LanguageModel
 from foreword.progress import Say
 from foreword.prompts.lower import lower_tokens
 from foreword.prompts.trigger import TriggerTokens
-from foreword.text.request import static_ids
+from foreword.text.task_prompts import static_token_ids
 from foreword.training.loop.distributed import require_single_process
 from foreword.training.loop.evaluator import TaskEvaluator
 from foreword.training.loop.run_dir import RunDir
@@ -41,7 +41,7 @@ def check(run: Run) -> None:
         raise SettingError(
             "method", "--method autoprompt searches with the words of labels; give a --template with {mask}."
         )
-    run.recipe.refuse(*UNUSED_FLAGS)
+    run.recipe.reject_unused(*UNUSED_FLAGS)
     require_single_process("--method autoprompt")
     if run.recipe.init == "labels":
         raise SettingError("init", "--init labels would put the answers into the trigger; use --init vocab or text.")
@@ -57,12 +57,11 @@ def train(
     trigger = TrainableTrigger(tokens, search.token_filter)
     evaluator = TaskEvaluator(search.run, engine, search.run.task(task.name), trigger)
     state = _search(search, evaluator, trigger, run_dir, say)
-    tokens.change(state.best)
+    tokens.set_tokens(state.best)
     say(f"trigger: {trigger.text!r}")
     run_dir.write_history(state.log)
     write_curves(state.log, run_dir.path / "curves.png")
-    templates = search.run.data.templates
-    tasks = [trigger.to_task(run.lm, replace(evaluator.task, template=template.source)) for template in templates]
+    tasks = [trigger.to_task(run.lm, each) for each in search.run.data.tasks(evaluator.task)]
     return MethodResult(*best_task(search.run, engine, tasks), trained_parameters=len(state.best))
 
 
@@ -80,7 +79,7 @@ class TrainableTrigger(TrainablePrompt):
 
     def to_task(self, lm: LanguageModel, task: Task) -> Task:
         if lm.causal:
-            prefix = lower_tokens(lm, static_ids(lm.tokenizer, "prompt", self.text))
+            prefix = lower_tokens(lm, static_token_ids(lm.tokenizer, "prompt", self.text))
             return replace(task, kind="prompt", text=self.text, prefix=prefix)
         literal = self.text.replace("{", "{{").replace("}", "}}")
         return replace(task, template=literal + (task.template or ""))
@@ -125,10 +124,10 @@ def _search(
     if saved is not None:
         state = SearchState.from_json(saved)
     else:
-        tokens.change(search.token_filter.repaired(tokens.trigger, Random(search.run.recipe.seed)))
+        tokens.set_tokens(search.token_filter.repaired(tokens.trigger, Random(search.run.recipe.seed)))
         state = SearchState(0, tokens.trigger, tokens.trigger, evaluator()["score"])
     every = -(-search.steps // SEARCH_EVALUATIONS)
-    tokens.change(state.trigger)
+    tokens.set_tokens(state.trigger)
     while state.step < search.steps:
         loss = search.step(state.step, tokens)
         due = (state.step + 1) % every == 0 or state.step + 1 == search.steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,8 +28,8 @@ BUDGET = 2048
 class CausalCandidateEncoder(ExampleEncoder):
     """Rows of a causal model as they continue a trigger, without the trigger."""
 
-    def answer(self, filled: FilledTemplate) -> EncodedExample:
-        ids = seam.continuation(self.tokenizer, filled.text, "")
+    def encode_prompt(self, filled: FilledTemplate) -> EncodedExample:
+        ids = seam.continuation_ids(self.tokenizer, filled.text, "")
         return EncodedExample(tuple(ids), (len(ids) - 1,))
 
 
@@ -43,55 +43,27 @@ class MaskedCandidateEncoder(ExampleEncoder):
 
     trigger_length: int = 0
 
-    def answer(self, filled: FilledTemplate) -> EncodedExample:
-        plain = super().answer(filled)
-        head = len(seam.specials(self.tokenizer)[0])
+    def encode_prompt(self, filled: FilledTemplate) -> EncodedExample:
+        plain = super().encode_prompt(filled)
+        head = len(seam.special_tokens(self.tokenizer)[0])
         ids = (*plain.token_ids[:head], *map(soft_id, range(self.trigger_length)), *plain.token_ids[head:])
-        return EncodedExample(ids, tuple(place + self.trigger_length for place in plain.places))
-
-
-LayOut = Callable[[Sequence[Trigger], Sequence[EncodedExample]], tuple[Batch, Tensor]]
-"""Triggers and rows -> a batch of every row behind every trigger, and the places whose outputs are read."""
-
-
-def causal_layout(lm: LanguageModel, scorer: LabelScorer) -> LayOut:
-    """For causal models: every trigger once, as a sequence that its copy of the rows continues."""
-    start = seam.specials(lm.tokenizer)[0]
-
-    def lay_out(triggers: Sequence[Trigger], examples: Sequence[EncodedExample]) -> tuple[Batch, Tensor]:
-        rows, places = scorer.lay_out(Front(), examples, lm.device)
-        leads = torch.tensor([[*start, *trigger] for trigger in triggers], device=lm.device)
-        step = leads.shape[1] + rows.starts[-1]
-        shifts = leads.shape[1] + step * torch.arange(len(triggers), device=lm.device)
-        return _repeated_behind(rows, leads), (shifts[:, None] + places).flatten()
-
-    return lay_out
-
-
-def masked_layout(lm: LanguageModel, scorer: LabelScorer) -> LayOut:
-    """For encoders: the trigger in every row."""
-
-    def lay_out(triggers: Sequence[Trigger], examples: Sequence[EncodedExample]) -> tuple[Batch, Tensor]:
-        filled = [_with_trigger(example, trigger) for trigger in triggers for example in examples]
-        return scorer.lay_out(Front(), filled, lm.device)
-
-    return lay_out
+        return EncodedExample(ids, tuple(place + self.trigger_length for place in plain.output_indices))
 
 
 @torch.no_grad()
 def candidate_losses(
-    lm: LanguageModel, loss: LabelLoss, lay_out: LayOut, triggers: Sequence[Trigger], examples: Sequence[Example]
+    lm: LanguageModel, loss: LabelLoss, triggers: Sequence[Trigger], examples: Sequence[Example]
 ) -> Tensor:
     """``[triggers]``: the mean loss of the examples behind each trigger."""
     if not triggers:
         return torch.empty(0)
     scorer, encoded = loss.scorer, [example.encoded for example in examples]
     labels = torch.tensor([label for example in examples for label in example.labels], device=lm.device)
-    count = max(1, BUDGET // sum(map(scorer.size, encoded)))
+    count = max(1, BUDGET // sum(map(scorer.num_tokens, encoded)))
     losses = []
     for start in range(0, len(triggers), count):
         some = triggers[start : start + count]
-        batch, places = lay_out(some, encoded)
+        batch, places = _lay_out(lm, scorer, some, encoded)
         scores = scorer.scores(lm.logits(batch, places))
         weights = loss.class_weights_for(scores)
         each = F.cross_entropy(scores, labels.repeat(len(some)), weight=weights, reduction="none")
@@ -99,11 +71,27 @@ def candidate_losses(
     return torch.cat(losses).cpu()
 
 
-def _repeated_behind(rows: Batch, leads: Tensor) -> Batch:
-    """A copy of the rows behind each of the leads ``[K, L]``."""
-    count, length = leads.shape
+def _lay_out(
+    lm: LanguageModel, scorer: LabelScorer, triggers: Sequence[Trigger], examples: Sequence[EncodedExample]
+) -> tuple[Batch, Tensor]:
+    """A batch of every row with every trigger, and the places in it whose outputs are read."""
+    if not lm.causal:
+        filled = [_with_trigger(example, trigger) for trigger in triggers for example in examples]
+        return scorer.make_batch(Front(), filled, lm.device)
+    # Every trigger once, as a sequence that its copy of the rows continues.
+    rows, places = scorer.make_batch(Front(), examples, lm.device)
+    start = seam.special_tokens(lm.tokenizer)[0]
+    sequences = torch.tensor([[*start, *trigger] for trigger in triggers], device=lm.device)
+    length = sequences.shape[1]
+    shifts = length + (length + rows.starts[-1]) * torch.arange(len(triggers), device=lm.device)
+    return _repeated_behind(rows, sequences), (shifts[:, None] + places).flatten()
+
+
+def _repeated_behind(rows: Batch, sequences: Tensor) -> Batch:
+    """A copy of the rows behind each of the sequences ``[K, L]``."""
+    count, length = sequences.shape
     size = len(rows.lengths) + 1
-    tokens = torch.cat([leads, rows.token_ids.expand(count, -1)], dim=1).flatten()
+    tokens = torch.cat([sequences, rows.token_ids.expand(count, -1)], dim=1).flatten()
     parents = [
         None if parent is None else at * size + parent
         for at in range(count)

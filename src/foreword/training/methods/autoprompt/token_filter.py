@@ -65,7 +65,7 @@ class TokenFilter:
         return (
             self._is_allowed(text)
             and self._tokenize(text) == ids
-            and self._tokenize(text + SEAM) == [*ids, *seam.continuation(self.lm.tokenizer, SEAM, "")]
+            and self._tokenize(text + SEAM) == [*ids, *seam.continuation_ids(self.lm.tokenizer, SEAM, "")]
         )
 
     def repaired(self, trigger: Sequence[int], rng: Random) -> tuple[int, ...]:

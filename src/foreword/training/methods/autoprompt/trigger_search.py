@@ -19,8 +19,6 @@ from foreword.training.methods.autoprompt.candidates import (
     MaskedCandidateEncoder,
     Trigger,
     candidate_losses,
-    causal_layout,
-    masked_layout,
 )
 from foreword.training.methods.autoprompt.token_filter import SEAM, TokenFilter
 from foreword.training.modules.losses import LabelLoss, mean_loss
@@ -84,7 +82,7 @@ class TriggerSearch:
         finalists = [tokens.trigger, *(candidates[index] for index in best)]
         losses = self._losses(finalists, rest)
         kept = int(losses.argmin())
-        tokens.change(finalists[kept])
+        tokens.set_tokens(finalists[kept])
         return float(losses[kept])
 
     def candidates(self, tokens: TriggerTokens, examples: Sequence[Example], rng: Random) -> list[Trigger]:
@@ -106,14 +104,13 @@ class TriggerSearch:
         return candidates
 
     def _losses(self, triggers: Sequence[Trigger], examples: Sequence[Example]) -> Tensor:
-        lay_out = (causal_layout if self.run.lm.causal else masked_layout)(self.run.lm, self.loss.scorer)
-        return candidate_losses(self.run.lm, self.loss, lay_out, triggers, examples)
+        return candidate_losses(self.run.lm, self.loss, triggers, examples)
 
     def _hotflip_scores(self, tokens: TriggerTokens, examples: Sequence[Example]) -> Tensor:
         """``[length, allowed]``: how much every replacement would lower the loss, to first order (HotFlip, Ebrahimi et
         al. 2018, arXiv:1712.06751)."""
         front, length = tokens.front(), len(tokens.trigger)
-        values = front.soft if front.soft is not None else front.inner
+        values = front.soft if front.soft is not None else front.inner_soft
         assert values is not None
         values.requires_grad_()
         mean_loss(self.loss, self.run.lm, front, examples).backward()
@@ -136,9 +133,9 @@ class TriggerSearch:
 
 def candidate_builder(run: Run) -> ExampleBuilder:
     """Builds examples without their triggers, which are put in front of them or into them later."""
-    lm, label_tokens = run.lm, run.word_scorer.longest if run.word_scorer is not None else 0
+    lm, label_tokens = run.lm, run.word_scorer.max_extra_tokens if run.word_scorer is not None else 0
     if lm.causal:
-        prefix_length = len(seam.specials(lm.tokenizer)[0]) + run.length
+        prefix_length = len(seam.special_tokens(lm.tokenizer)[0]) + run.length
         return ExampleBuilder(lm, run.data, CausalCandidateEncoder(lm.tokenizer), prefix_length, label_tokens)
     encoder = MaskedCandidateEncoder(lm.tokenizer, False, trigger_length=run.length)
     return ExampleBuilder(lm, run.data, encoder, 0, label_tokens)

@@ -21,6 +21,7 @@ from foreword.evaluation.predict import classify
 from foreword.progress import Say
 from foreword.text.rows import Row, read_rows
 from foreword.text.template import Template
+from foreword.training.data.training_data import evenly_spaced
 from foreword.training.loop.distributed import require_single_process
 from foreword.training.loop.evaluator import EVAL_CACHE_BYTES, TaskEvaluator
 from foreword.training.loop.run_dir import RunDir
@@ -46,9 +47,9 @@ def check(run: Run) -> None:
             "--method pet learns to fill {mask} with the words of labels; give such a --template, or use --method "
             "lora.",
         )
-    run.recipe.refuse("members", "warm_start")
+    run.recipe.reject_unused("members", "warm_start")
     if run.recipe.weights == "all":
-        run.recipe.refuse("init", "calibrate", because="with --weights all")
+        run.recipe.reject_unused("init", "calibrate", because="with --weights all")
         require_single_process("--weights all")
     run.example_builder.encode_unlabeled(_read_unlabeled(run))
 
@@ -68,8 +69,7 @@ def train(
         if trained.full is not None:
             model = run_dir.path / "model"
             made = replace(made, prefix=replace(made.prefix, model=trained.full.save(model)))
-        tasks = [replace(made, template=template.source) for template in last_run.data.templates]
-        chosen, report = best_task(last_run, trained.engine, tasks)
+        chosen, report = best_task(last_run, trained.engine, last_run.data.tasks(made))
     return MethodResult(chosen, report, trained.parameters, model)
 
 
@@ -124,10 +124,8 @@ class PVPEnsemble:
 
     def _untrained_accuracy(self, task: Task) -> float:
         """Accuracy of the model as it is on some of the training rows."""
-        rows = self.run.data.train_rows
-        count = min(WEIGHT_ROWS, len(rows))
-        some = [rows[i * len(rows) // count] for i in range(count)]
-        return headline_metric(evaluate(self.engine, task, some, label_field=self.run.data.label_field).metrics)
+        rows = evenly_spaced(self.run.data.train_rows, WEIGHT_ROWS)
+        return headline_metric(evaluate(self.engine, task, rows, label_field=self.run.data.label_field).metrics)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class AuxiliaryLMLoss:
 
 def _lm_loss(lm: LanguageModel, front: Front, texts: Sequence[UnlabeledText]) -> Tensor:
     """Sum over texts of the mean cross-entropy of their targets, a scalar."""
-    batch = Batch.behind(front, [text.token_ids for text in texts], device=lm.device)
+    batch = Batch.from_rows(front, [text.token_ids for text in texts], device=lm.device)
     starts = batch.starts[len(batch.lengths) - len(texts) :]
     places = [start + at for start, text in zip(starts, texts, strict=False) for at in text.places]
     targets = [token for text in texts for token in text.targets]
