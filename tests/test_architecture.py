@@ -24,8 +24,8 @@ from foreword.prompts.registry import METHODS
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
 from foreword.training.train import train
-from models import tiny_model
 from server.running_server import chat_model, publish_all
+from tiny_models import tiny_model
 from training.small_data import recipe, write_jsonl
 
 SOURCE = Path(foreword.__file__).parent

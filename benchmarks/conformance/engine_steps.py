@@ -12,7 +12,6 @@ from foreword import errors
 from foreword.bank.bank import Bank
 from foreword.bench.participants import LLAMACPP
 from foreword.bench.worker import Handlers
-from foreword.cli.engines import open_engine_bank
 from foreword.core import SamplingParams
 from foreword.engine.protocol import EngineProtocol, Request
 from foreword.errors import BenchError, ForewordError
@@ -53,7 +52,7 @@ def start_llamacpp(settings: Mapping[str, Any]) -> Handlers:
     def decode(calls: Sequence[Call], top: int) -> dict[str, Any]:
         # The file is written from the folder by the benchmark, so its digest is in no lineage.
         with LlamaCppEngine(gguf_model(settings["model"]), cells=512, allow_other_weights=True) as engine:
-            return {"steps": decoded(engine, open_engine_bank(LLAMACPP, settings["bank"]), calls, top)}
+            return {"steps": decoded(engine, Bank.for_engine(LLAMACPP, settings["bank"]), calls, top)}
 
     return {"decode": decode}
 

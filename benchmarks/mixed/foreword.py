@@ -6,18 +6,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from foreword.bank.bank import Bank
 from foreword.bench.client import token_ids
 from foreword.bench.participants import open_engine
 from foreword.bench.prompts import learned_name
 from foreword.bench.worker import Handlers
-from foreword.cli.engines import open_engine_bank
 from foreword.core import SamplingParams
 from foreword.engine.protocol import Request
 
 
 def start(settings: Mapping[str, Any]) -> Handlers:
     """Load the prefixes, and start the engine."""
-    bank = open_engine_bank(settings["engine"], settings["bank"])
+    bank = Bank.for_engine(settings["engine"], settings["bank"])
     prefixes = [bank.load(learned_name(index)).prefix for index in range(settings["prefixes"])]
     sampling = SamplingParams(max_tokens=settings["output_tokens"], ignore_eos=True)
     behind = [prefixes[index % len(prefixes)] for index in range(len(settings["prompts"]))]

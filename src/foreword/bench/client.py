@@ -9,9 +9,9 @@ from statistics import mean
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from foreword.bank.bank import Bank
 from foreword.bench.participants import open_engine
 from foreword.bench.worker import Handlers
-from foreword.cli.engines import open_engine_bank
 from foreword.core import KVPrefix, SamplingParams, Task
 from foreword.engine.protocol import Chunk, Request
 from foreword.errors import BenchError
@@ -35,7 +35,7 @@ class EngineClient:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        bank = open_engine_bank(settings["engine"], settings["bank"])
+        bank = Bank.for_engine(settings["engine"], settings["bank"])
         self._engine = open_engine(settings)
         self._tasks = TaskTable(self._engine, bank, {}, prefix_bytes=settings.get("prefix_bytes"))
         self._alive: WeakKeyDictionary[KVPrefix, int] = WeakKeyDictionary()
