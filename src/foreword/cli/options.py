@@ -57,7 +57,7 @@ class ModelOptions:
     trust_remote_code: RemoteCode = False
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """Those among all settings of a command."""
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
