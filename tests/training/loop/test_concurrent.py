@@ -27,11 +27,11 @@ from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
-from prompts.test_gradients import EXAMPLES, asked, perturbed
+from prompts.test_gradients import EXAMPLES, example, perturbed
 from tiny_models import CAUSAL, double, tiny_model
 from training.small_data import ANSWERS, examples, recipe, write_jsonl
 
-MORE = [asked(120, 121, target=(122,)), asked(*range(130, 144), target=(150, 151))]
+MORE = [example(120, 121, target=(122,)), example(*range(130, 144), target=(150, 151))]
 
 
 @pytest.fixture(autouse=True)
