@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import foreword
 
 SOURCE = Path(foreword.__file__).parent
+ROOT = Path(__file__).parents[1]
 EVERYWHERE = {"core", "errors", "home", "version", "openmp"}
 # "is used by", read the other way: what each room may import, beside the nouns that all may.
 USES = {
@@ -67,6 +69,28 @@ def imports(file: Path) -> set[str]:
     return found
 
 
+def dotted(file: Path) -> set[str]:
+    """Full names of modules that a file imports; a name of a module too, since it may be a module itself."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def packages(file: Path) -> set[str]:
+    """The packages that a file imports from."""
+    return {name.partition(".")[0] for name in dotted(file)}
+
+
+def module(file: Path, folder: Path) -> str:
+    """Full name of the module of a file."""
+    root = SOURCE.parent if folder.is_relative_to(SOURCE) else folder.parent
+    return ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
 @pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(SOURCE)))
 def test_rooms_use_only_what_the_design_draws(file):
     if file == SOURCE / "__init__.py":
@@ -87,6 +111,23 @@ def test_the_server_knows_only_the_engine_protocol():
 
 def test_every_room_is_drawn():
     assert {room(file) for file in files()} - {"__init__"} == set(USES)
+
+
+def test_bench_is_small():
+    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (SOURCE / "bench").rglob("*.py"))
+    assert lines < 1500, "what needs other software, data sets or tables belongs in benchmarks/"
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(SOURCE)))
+def test_the_package_needs_neither_its_benchmarks_nor_peft(file):
+    assert not {"benchmarks", "peft"} & packages(file)
+
+
+@pytest.mark.parametrize("folder", [SOURCE / "bench", ROOT / "benchmarks"], ids=lambda folder: folder.name)
+def test_files_of_the_benchmarks_import_each_other_in_no_circle(folder):
+    modules = {module(file, folder): file for file in folder.rglob("*.py")}
+    uses = {name: modules.keys() & set(dotted(file)) for name, file in modules.items()}
+    TopologicalSorter(uses).prepare()  # raises CycleError
 
 
 def test_public_names():

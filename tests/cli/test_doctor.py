@@ -128,11 +128,11 @@ def test_an_encoder_labels_behind_a_prefix(run, tmp_path):
 
 
 def test_threads(monkeypatch, tmp_path):
-    assert threads._quota(tmp_path / "none") is None
+    assert threads._cgroup_quota(tmp_path / "none") is None
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert threads._quota(tmp_path / "cpu.max") == 1.5
+    assert threads._cgroup_quota(tmp_path / "cpu.max") == 1.5
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert threads._quota(tmp_path / "cpu.max") is None
+    assert threads._cgroup_quota(tmp_path / "cpu.max") is None
     monkeypatch.setattr(threads, "cores", lambda: 0)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     few, waiting = threads.check_threads()

@@ -61,7 +61,7 @@ def test_a_static_text_is_exported_with_a_word_about_its_first_token(base, tmp_p
     assert from_text(made.lm.tokenizer, task, "Hello").prefix is not None
 
 
-def test_the_card_keeps_the_wording(base, tmp_path):
+def test_the_card_keeps_the_prompt_format(base, tmp_path):
     made = base("llama")
     words = {"good": (" great",), "bad": (" poor", " awful")}
     task = Task("t", "x", random_prefix(made.lm), template="Review: {text}\nLabel:{mask}", verbalizer=words)

@@ -129,11 +129,11 @@ def test_where_it_came_from_is_kept_without_paths(base, tmp_path):
     assert task.prefix.bos == "request"
 
 
-def test_wording_goes_with_the_task(base, tmp_path):
+def test_prompt_format_goes_with_the_task(base, tmp_path):
     made = base("bert")
     saved(made, soft("bert"), tmp_path)
-    wording = PromptFormat.parse("{text} It was {mask}.", '{"good": "great", "bad": "poor"}')
-    task = import_peft(made.lm, read_peft(str(tmp_path)), "imported", wording=wording)
+    prompt_format = PromptFormat.parse("{text} It was {mask}.", '{"good": "great", "bad": "poor"}')
+    task = import_peft(made.lm, read_peft(str(tmp_path)), "imported", prompt_format=prompt_format)
     assert task.template == "{soft:9}{text} It was {mask}."
     assert task.labels == ("good", "bad")
     assert task.soft is not None

@@ -24,12 +24,14 @@ from interop.families import family
 from tiny_encoder_decoders import FAMILIES, PAD, random_model, tiny_encoder_decoder
 
 TEXTS, WRITTEN = ("xya", "a longer text"), ([3, 4], [5, 6])
-WORDING = PromptFormat("{text}{mask}", {"y": ("yes",), "n": ("no",)})
+PROMPT_FORMAT = PromptFormat("{text}{mask}", {"y": ("yes",), "n": ("no",)})
 
 
 def soft_task(lm, length: int = 4, template: str = "{soft:4}{text}{mask}") -> Task:
     soft = torch.randn(length, lm.identity.hidden_size, generator=torch.Generator().manual_seed(1))
-    return Task("rule", "prompt-tuning", empty_prefix(lm), soft=soft, template=template, verbalizer=WORDING.verbalizer)
+    return Task(
+        "rule", "prompt-tuning", empty_prefix(lm), soft=soft, template=template, verbalizer=PROMPT_FORMAT.verbalizer
+    )
 
 
 def ours(lm, task: Task) -> list[torch.Tensor]:
@@ -68,7 +70,7 @@ def saved(family: str, folder: Path, kind: str = "PromptTuningConfig", **fields)
 def test_prompts_of_encoder_decoders_give_pefts_logits(family, kind, fields, tmp_path):
     lm = tiny_encoder_decoder(family)
     model = saved(family, tmp_path, kind, **fields)
-    task = import_peft(lm, read_peft(str(tmp_path)), "imported", wording=WORDING)
+    task = import_peft(lm, read_peft(str(tmp_path)), "imported", prompt_format=PROMPT_FORMAT)
     assert task.template == "{soft:4}{text}{mask}"
     assert task.prefix.length == 0
     assert_same(ours(lm, task), theirs(lm, model))
@@ -82,7 +84,7 @@ def test_tasks_of_encoder_decoders_give_our_logits_in_peft(family, tmp_path):
     model = peft.PeftModel.from_pretrained(random_model(family), tmp_path / "out").eval()
     assert isinstance(model, peft.PeftModelForSeq2SeqLM)
     assert_same(theirs(lm, model), ours(lm, task))
-    back = import_peft(lm, read_peft(str(tmp_path / "out")), "rule", wording=WORDING)
+    back = import_peft(lm, read_peft(str(tmp_path / "out")), "rule", prompt_format=PROMPT_FORMAT)
     assert torch.equal(back.soft, task.soft)
     assert back.template == task.template
     assert "    {soft:4}{text}{mask}" in (tmp_path / "out" / "README.md").read_text()

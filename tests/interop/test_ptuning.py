@@ -182,16 +182,16 @@ def test_other_heads_are_refused_or_left_out(base, tmp_path):
         import_ptuning(made.lm, plain, "imported", prefix_only=True)
 
 
-def test_wording_beside_a_head(base, tmp_path):
+def test_prompt_format_beside_a_head(base, tmp_path):
     made = base("bert")
     checkpoint = read_ptuning(str(with_classifier(made, tmp_path, "BertPrefixForTokenClassification")))
-    assert import_ptuning(made.lm, checkpoint, "a", wording=PromptFormat("{words}")).template == "{words}"
+    assert import_ptuning(made.lm, checkpoint, "a", prompt_format=PromptFormat("{words}")).template == "{words}"
     with pytest.raises(UsageError, match="must be one field to tag its words"):
-        import_ptuning(made.lm, checkpoint, "a", wording=PromptFormat("Tag {words}"))
+        import_ptuning(made.lm, checkpoint, "a", prompt_format=PromptFormat("Tag {words}"))
     worded = PromptFormat.parse("{text} It was {mask}.", '{"good": "great", "bad": "poor"}')
     with pytest.raises(UsageError, match="has a head of its own; leave --verbalizer out, or add --prefix-only"):
-        import_ptuning(made.lm, checkpoint, "a", wording=worded)
-    task = import_ptuning(made.lm, checkpoint, "a", prefix_only=True, wording=worded)
+        import_ptuning(made.lm, checkpoint, "a", prompt_format=worded)
+    task = import_ptuning(made.lm, checkpoint, "a", prefix_only=True, prompt_format=worded)
     assert task.labels == ("good", "bad")
 
 

@@ -31,12 +31,12 @@ def cache(
     from foreword.text.static_prompts import read_prompts
 
     prompts = read_prompts(file)
-    # All names before any work: half a file published would be worse than none.
+    # All names are checked first, so that a bad one does not leave half of the file published.
     options.check_name(*(prompt.name for prompt in prompts))
     store = options.open_bank()
     published: list[dict[str, Any]] = []
     before = {prompt.name: current_version(store, prompt.name) for prompt in prompts}
-    with on_interrupt(lambda: _how_far(store, before)):
+    with on_interrupt(lambda: _interrupt_hint(store, before)):
         lm = options.open_model()
         from foreword.prompts.static import static_task
 
@@ -51,11 +51,11 @@ def cache(
     emit({"tasks": published}, f"published {len(published)} tasks ({total:,} bytes)", json)
 
 
-def _how_far(bank: Bank, before: Mapping[str, str | None]) -> str:
-    """How many prompts of a file were published when the command was stopped, and the command that starts again.
+def _interrupt_hint(bank: Bank, before: Mapping[str, str | None]) -> str:
+    """How many prompts of a file have been published, and the command that starts again.
 
     Args:
-        before: the versions that were served when it began, by task.
+        before: the version of every task that was served before; ``None`` for a new task.
     """
     count = sum(current_version(bank, name) != version for name, version in before.items())
     return f"{count} of {len(before)} prompts are published; start again: {command_line()}"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.engine.engine import Engine
 
-Answer = tuple[list[dict[str, Any]], list[str]]
-"""Rows for ``--json``, and lines for people."""
+RowsAndLines = tuple[list[dict[str, Any]], list[str]]
+"""Rows for ``--json``, and lines of text."""
 
 
 @expand_options
@@ -43,13 +43,13 @@ def classify(
         texts = [line for line in read_text("-").splitlines() if line.strip()]
     lm = options.open_model()
     options.check_model(task, lm)
-    answer = _tagged if task.head is not None and task.head.per_token else _labelled
+    run = _tag if task.head is not None and task.head.per_token else _classify
     with options.open_engine(lm) as engine:
-        rows, lines = answer(engine, task, fields[0], texts)
+        rows, lines = run(engine, task, fields[0], texts)
     emit({"task": task.ref, "data": rows}, "\n".join(lines), json)
 
 
-def _labelled(engine: Engine, task: Task, field: str, texts: list[str]) -> Answer:
+def _classify(engine: Engine, task: Task, field: str, texts: list[str]) -> RowsAndLines:
     from foreword.evaluation.predict import classify as run_classify
 
     probs = run_classify(engine, task, [{field: text} for text in texts])
@@ -57,8 +57,8 @@ def _labelled(engine: Engine, task: Task, field: str, texts: list[str]) -> Answe
     return rows, [f"{row['label']}\t{max(row['probs'].values()):.3f}\t{texts[row['index']]}" for row in rows]
 
 
-def _tagged(engine: Engine, task: Task, field: str, texts: list[str]) -> Answer:
-    """Every text cut into words at white space, with a tag behind each word that has one."""
+def _tag(engine: Engine, task: Task, field: str, texts: list[str]) -> RowsAndLines:
+    """Split texts into words at white space and tag them; lines show ``word/tag``, without tag for ``O``."""
     from foreword.evaluation.predict import tag
 
     words = [text.split() for text in texts]

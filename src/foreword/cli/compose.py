@@ -84,56 +84,59 @@ def compose(
         lm = options.open_model()
         from foreword.prompts.compose import compose as stacked
 
-        made = stacked(lm, publish or UNPUBLISHED, parts, template=source, verbalizer=words)
-        found = _measured(lm, made, rows, label_field) if rows is not None else {}
-        task = with_fields(made.task, provenance={**made.task.provenance, **found})
+        composition = stacked(lm, publish or UNPUBLISHED, parts, template=source, verbalizer=words)
+        results = _evaluate_stack(lm, composition, rows, label_field) if rows is not None else {}
+        task = with_fields(composition.task, provenance={**composition.task.provenance, **results})
         if publish is not None:
             task = store.publish(task, replace=replace, reserved=[lm.name])
-    _emit(made, task, found, published=publish is not None, json=json)
+    _emit(composition, task, results, published=publish is not None, json=json)
 
 
-def _measured(lm: LanguageModel, made: Composition, rows: Sequence[Row], label_field: str) -> dict[str, Any]:
-    """Figures of the stack, and of every part by itself with the stack's question."""
+def _evaluate_stack(
+    lm: LanguageModel, composition: Composition, rows: Sequence[Row], label_field: str
+) -> dict[str, Any]:
+    """Metrics of the stack, and of every part alone with the stack's template."""
     from foreword.engine.encoder_decoder import evaluation_engine
     from foreword.evaluation.evaluate import evaluate
     from foreword.progress import Progress
 
-    if made.task.template is None:
+    if composition.task.template is None:
         raise UsageError("the stack has no template to ask the examples with; pass --template.")
-    asked: dict[str, Task] = {task.ref: task for task in made.separate_tasks()}
-    with evaluation_engine(lm) as engine, Progress("measuring", len(asked) + 1, "prefixes") as progress:
+    parts: dict[str, Task] = {task.ref: task for task in composition.separate_tasks()}
+    with evaluation_engine(lm) as engine, Progress("measuring", len(parts) + 1, "prefixes") as progress:
         alone = {}
-        for ref, task in asked.items():
-            alone[ref] = _figures(evaluate(engine, task, rows, label_field=label_field))
+        for ref, task in parts.items():
+            alone[ref] = _metrics(evaluate(engine, task, rows, label_field=label_field))
             progress.set_completed(len(alone))
-        together = _figures(evaluate(engine, made.task, rows, label_field=label_field))
+        together = _metrics(evaluate(engine, composition.task, rows, label_field=label_field))
     return {"n": len(rows), "metrics": together, "alone": alone}
 
 
-def _figures(report: Report) -> dict[str, float]:
+def _metrics(report: Report) -> dict[str, float]:
     return {**report.metrics, **({"loss": report.loss} if report.loss is not None else {})}
 
 
-def _emit(made: Composition, task: Task, found: Mapping[str, Any], *, published: bool, json: bool) -> None:
+def _emit(composition: Composition, task: Task, results: Mapping[str, Any], *, published: bool, json: bool) -> None:
     length = task.prefix.length
     parts = [
         {"task": part.task.ref, "length": part.task.prefix.length, "how": part.how, "exact": part.exact}
-        for part in made.parts
+        for part in composition.parts
     ]
-    data = {"task": task.ref if published else None, "length": length, "exact": made.exact, "parts": parts, **found}
+    ref = task.ref if published else None
+    data = {"task": ref, "length": length, "exact": composition.exact, "parts": parts, **results}
     lines = [f"{part['task']}  {part['length']} positions: {HOW[part['how']]}" for part in parts]
-    if found:
-        lines += ["", _table(found, task.ref if published else "together")]
-    elif not made.exact:
+    if results:
+        lines += ["", _table(results, ref or "together")]
+    elif not composition.exact:
         lines.append("what that costs is unknown until it is measured: pass --data FILE")
-    done = f"published {task.ref} ({length} positions)" if published else f"not published ({length} positions)"
+    done = f"{f'published {ref}' if published else 'not published'} ({length} positions)"
     emit(data, "\n".join([*lines, done]), json)
 
 
-def _table(found: Mapping[str, Any], together: str) -> str:
+def _table(results: Mapping[str, Any], together: str) -> str:
     from foreword.evaluation.table import table
 
-    columns = {**{f"{ref} alone": figures for ref, figures in found["alone"].items()}, together: found["metrics"]}
+    columns = {**{f"{ref} alone": figures for ref, figures in results["alone"].items()}, together: results["metrics"]}
     names = dict.fromkeys(name for figures in columns.values() for name in figures)
     rows = [[name, *(f"{c[name]:.4f}" if name in c else "-" for c in columns.values())] for name in names]
     return table([["", *columns], *rows])

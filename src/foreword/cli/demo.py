@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from foreword.cli.interruption import command_line, on_interrupt
-from foreword.cli.options import Json, ModelName, emit, open_model
+from foreword.cli.options import Json, ModelName, ModelOptions, emit
 
 
 def demo(model: ModelName = None, json: Json = False) -> None:
@@ -14,11 +16,11 @@ def demo(model: ModelName = None, json: Json = False) -> None:
     from rich.console import Console
 
     console = Console(stderr=json)
-    lm = open_model(model, "auto", "auto")
-    from foreword.demo.demo import as_json, run_demo, show
+    lm = ModelOptions(model).open_model()
+    from foreword.demo.demo import print_report, run_demo
 
     with on_interrupt(lambda: f"nothing of the demo was kept; start again: {command_line()}"):
-        findings = run_demo(lm, console)
-    show(findings, console)
+        report = run_demo(lm, console)
+    print_report(report, console)
     if json:
-        emit(as_json(findings), "", json)
+        emit(asdict(report), "", json)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from foreword.core import Kind, Task
     from foreword.training.distillation.distill import DistillResult
 
-CURVE = (16, 32, 64, 128)
+CURVE_SLOTS = (16, 32, 64, 128)
 
 
 @expand_options
@@ -59,7 +59,7 @@ def distill(
     quiet_libraries()
     recipe = with_fields(recipe, out=recipe.out or default_run_dir(publish or "distill"))
     store = options.open_bank()
-    source = None if name is None else _static(store.load(name))
+    source = None if name is None else _check_static(store.load(name))
     content = source.text or "" if source is not None else read_text(given)
     kind: Kind | None = source.kind if source is not None else "system" if system else "prompt" if text else None
     with on_interrupt(lambda: resume_hint(str(recipe.out))):
@@ -68,40 +68,40 @@ def distill(
             options.check_model(source, lm)
         from foreword.training.distillation.distill import distill as run_distill
 
-        made = run_distill(
+        result = run_distill(
             lm,
             content,
             recipe,
             kind=kind,
             name=publish or "run",
             parent=source.ref if source is not None else None,
-            curve=[each for each in CURVE if curve],
+            curve=[each for each in CURVE_SLOTS if curve],
             say=say,
         )
-        write_task(made.task, made.folder)
-        closed = made.report.gap_closed
+        write_task(result.task, result.folder)
+        closed = result.report.gap_closed
         if min_quality is not None and closed < min_quality:
             raise TrainingError(
                 f"{recipe.slots} slots close {closed:.3f} of the gap, less than --min-quality {min_quality:g}, so "
                 f"nothing was published; the run is kept in {recipe.out}, and more --slots, --max-steps or "
                 "--conversations may do."
             )
-        task = made.task
+        task = result.task
         if publish is not None:
             task = store.publish(task, replace=replace, reserved=[lm.name])
     ref = task.ref if publish is not None else None
     data = {
-        **made.report.to_json(),
+        **result.report.to_json(),
         "task": ref,
-        **made.training_stats,
-        "curve": [each.to_json() for each in made.curve],
-        "run": str(made.folder),
+        **result.training_stats,
+        "curve": [each.to_json() for each in result.curve],
+        "run": str(result.folder),
     }
-    emit(data, _summary(made, ref), json)
+    emit(data, _summary(result, ref), json)
 
 
-def _static(task: Task) -> Task:
-    """Raise UsageError for a task that holds no text at full length."""
+def _check_static(task: Task) -> Task:
+    """Raise UsageError unless a task is a static prompt with its text. Returns the task."""
     if task.prefix.token_ids is None or task.text is None:
         raise UsageError(
             f"task '{task.ref}' has no text at full length to distil (method {task.method}); name a version that was "
@@ -110,10 +110,10 @@ def _static(task: Task) -> Task:
     return task
 
 
-def _summary(made: DistillResult, ref: str | None) -> str:
+def _summary(result: DistillResult, ref: str | None) -> str:
     from foreword.training.distillation.curve import curve_table
 
-    report = made.report
+    report = result.report
     lines = [
         f"gap closed {report.gap_closed:.3f} on {report.n} questions",
         f"answers: F1 with the full text's {report.f1['distilled']:.3f}, without any text {report.f1['none']:.3f}",
@@ -121,6 +121,6 @@ def _summary(made: DistillResult, ref: str | None) -> str:
         f"cache: {report.bytes['distilled']:,} bytes, {report.bytes_ratio:.1f} times fewer than before",
         f"decoding: {report.decode['distilled']:.0f} tokens/s, before {report.decode['full']:.0f}",
     ]
-    if made.curve:
-        lines += ["", curve_table(made.curve), f"picture: {made.folder / 'curve.png'}"]
-    return "\n".join([*lines, publish_hint(ref, made.folder)])
+    if result.curve:
+        lines += ["", curve_table(result.curve), f"picture: {result.folder / 'curve.png'}"]
+    return "\n".join([*lines, publish_hint(ref, result.folder)])

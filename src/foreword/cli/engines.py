@@ -1,4 +1,4 @@
-"""The engines that commands can run, each opened by a function of its own."""
+"""The engines of commands: a context manager opens each of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from foreword.cli.options import EngineOptions, configure_threads, open_bank, quiet_libraries, say
 from foreword.errors import UsageError
@@ -24,43 +26,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServerOptions(EngineOptions):
-    """The options of ``foreword serve`` that its engine is made from.
+    """The options of ``foreword serve`` that configure its engine."""
 
-    Attributes:
-        multi_task_prompt: file of static prompts that are served beside the bank.
-        prefix_bytes: bound of the loaded prefixes.
-        max_model_len: positions that a request may take; by default the model's context.
-        max_waiting: requests that may wait.
-        flags: those behind ``--``, for ``vllm serve``.
-    """
-
-    multi_task_prompt: str | None = None
-    prefix_bytes: int = 1 << 30
-    max_model_len: int | None = None
-    max_waiting: int = 4096
-    flags: tuple[str, ...] = ()
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve, for --engine vllm.")
+    ] = None
+    multi_task_prompt: Annotated[
+        str | None, typer.Option(help="JSON rows {task_id, prompt | system}, served beside the bank.")
+    ] = None
+    prefix_bytes: Annotated[int, typer.Option(help="Bound of the loaded prefixes, in bytes.")] = 1 << 30
+    max_model_len: Annotated[int | None, typer.Option(help="Positions a request may take.")] = None
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 4096
 
 
-Served = tuple["EngineProtocol", "Bank", dict[str, "Task"]]
-"""An engine that can answer, the bank as it reads it, and the tasks that live as long as it."""
+ServedEngine = tuple["EngineProtocol", "Bank", dict[str, "Task"]]
+"""A running engine, its bank, and static tasks by name that are served beside the bank."""
 
 
 @contextmanager
-def embedded(options: ServerOptions) -> Iterator[Served]:
+def embedded(options: ServerOptions) -> Iterator[ServedEngine]:
     """PyTorch, in this process."""
     if options.flags:
         raise UsageError(f"the embedded engine takes no flags behind --, found {shlex.join(options.flags)}.")
-    prompts = _prompts(options)
+    prompts = _read_static_prompts(options)
     lm = options.open_model()
     _check_length(options.max_model_len, lm.context)
-    extra = _extra_tasks(lm, prompts)
-    limits = {"max_model_len": options.max_model_len, "max_waiting": options.max_waiting}
-    with options.open_engine(lm, **limits) as running:
+    extra = _compute_static_tasks(lm, prompts)
+    from foreword.engine.engine import Engine
+
+    with Engine(
+        lm,
+        max_waiting=options.max_waiting,
+        max_model_len=options.max_model_len,
+        allow_other_weights=options.allow_other_weights,
+    ) as running:
         yield running, options.open_bank(), extra
 
 
 @contextmanager
-def vllm(options: ServerOptions) -> Iterator[Served]:
+def vllm(options: ServerOptions) -> Iterator[ServedEngine]:
     """vLLM, in processes of its own."""
     _check_vllm(options)
     from foreword.vllm.compat import check_version
@@ -70,12 +74,12 @@ def vllm(options: ServerOptions) -> Iterator[Served]:
     from foreword.models.model_info import model_info
     from foreword.vllm.engine import VllmEngine
 
-    described = model_info(options.model, trust_remote_code=options.trust_remote_code, progress=say)
-    _check_length(options.max_model_len, described.context)
+    info = model_info(options.model, trust_remote_code=options.trust_remote_code, progress=say)
+    _check_length(options.max_model_len, info.context)
     with VllmEngine(
-        described,
-        _place(options.bank),
-        flags=_flags(options),
+        info,
+        _absolute_bank(options.bank),
+        flags=_vllm_flags(options),
         prefix_bytes=options.prefix_bytes,
         max_waiting=options.max_waiting,
         max_model_len=options.max_model_len,
@@ -85,7 +89,7 @@ def vllm(options: ServerOptions) -> Iterator[Served]:
 
 
 @contextmanager
-def llamacpp(options: ServerOptions) -> Iterator[Served]:
+def llamacpp(options: ServerOptions) -> Iterator[ServedEngine]:
     """llama.cpp, in this process and without PyTorch."""
     if options.flags:
         raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(options.flags)}.")
@@ -106,7 +110,7 @@ def llamacpp(options: ServerOptions) -> Iterator[Served]:
         yield running, open_engine_bank("llamacpp", options.bank), {}
 
 
-ENGINES: dict[str, Callable[[ServerOptions], AbstractContextManager[Served]]] = {
+ENGINES: dict[str, Callable[[ServerOptions], AbstractContextManager[ServedEngine]]] = {
     "embedded": embedded,
     "vllm": vllm,
     "llamacpp": llamacpp,
@@ -114,8 +118,8 @@ ENGINES: dict[str, Callable[[ServerOptions], AbstractContextManager[Served]]] = 
 
 
 @contextmanager
-def evaluating_embedded(options: EngineOptions) -> Iterator[EngineProtocol]:
-    """PyTorch, also for what nothing serves."""
+def embedded_evaluation(options: EngineOptions) -> Iterator[EngineProtocol]:
+    """The embedded engine, or for an encoder-decoder the one that only evaluates."""
     lm = options.open_model()
     from foreword.engine.encoder_decoder import evaluation_engine
 
@@ -124,19 +128,19 @@ def evaluating_embedded(options: EngineOptions) -> Iterator[EngineProtocol]:
 
 
 @contextmanager
-def evaluating_llamacpp(options: EngineOptions) -> Iterator[EngineProtocol]:
+def llamacpp_evaluation(options: EngineOptions) -> Iterator[EngineProtocol]:
     with llamacpp(ServerOptions(**asdict(options))) as (running, _, _):
         yield running
 
 
 EVALUATION_ENGINES: dict[str, Callable[[EngineOptions], AbstractContextManager[EngineProtocol]]] = {
-    "embedded": evaluating_embedded,
-    "llamacpp": evaluating_llamacpp,
+    "embedded": embedded_evaluation,
+    "llamacpp": llamacpp_evaluation,
 }
 
 
 def open_engine_bank(engine: str, root: str | None) -> Bank:
-    """A bank as an engine reads it."""
+    """Open a bank that loads tensors as the engine needs them: numpy arrays for llama.cpp."""
     if engine != "llamacpp":
         return open_bank(root)
     from foreword.bank.arrays import load_arrays
@@ -146,7 +150,7 @@ def open_engine_bank(engine: str, root: str | None) -> Bank:
 
 
 def check_llamacpp(dtype: str, device: str, trust_remote_code: bool) -> None:
-    """Raise UsageError unless llama.cpp is here, and nothing is asked of it that it would not do."""
+    """Raise UsageError if llama.cpp is not installed, or for options that it would ignore."""
     from foreword.llamacpp.compat import check_version
 
     check_version()
@@ -156,7 +160,7 @@ def check_llamacpp(dtype: str, device: str, trust_remote_code: bool) -> None:
 
 
 def vllm_command(options: ServerOptions, engine: str, host: str, port: int) -> str:
-    """The line that serves the same tasks with vLLM's own server. Raises UsageError for another engine."""
+    """The command line of ``vllm serve`` for the same tasks. Raises UsageError for another engine."""
     if engine != "vllm":
         raise UsageError("--print-command prints a line for vLLM; add --engine vllm.")
     _check_vllm(options)
@@ -166,8 +170,8 @@ def vllm_command(options: ServerOptions, engine: str, host: str, port: int) -> s
     name = options.model_name
     length = [] if options.max_model_len is None else ["--max-model-len", str(options.max_model_len)]
     address = ["--served-model-name", name, "--host", host, "--port", str(port)]
-    flags = [*address, *length, *_flags(options)]
-    args = serve_args(str(pull(name, say)), _place(options.bank), options.prefix_bytes, flags)
+    flags = [*address, *length, *_vllm_flags(options)]
+    args = serve_args(str(pull(name, say)), _absolute_bank(options.bank), options.prefix_bytes, flags)
     return f"VLLM_PLUGINS=foreword {shlex.join([*serve_command(), *args])}"
 
 
@@ -184,16 +188,16 @@ def _check_prompts(engine: str, file: str | None) -> None:
         )
 
 
-def _flags(options: ServerOptions) -> list[str]:
+def _vllm_flags(options: ServerOptions) -> list[str]:
     given = ["--trust-remote-code"] if options.trust_remote_code else []
     given += ["--dtype", options.dtype] if options.dtype != "auto" else []
-    return [*given, *options.flags]
+    return [*given, *(options.flags or ())]
 
 
-def _place(bank: str | None) -> str:
-    """The bank as processes that start in another folder find it."""
-    place = bank or default_bank()
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+def _absolute_bank(bank: str | None) -> str:
+    """The URL or absolute path of the bank, for processes with another working directory."""
+    root = bank or default_bank()
+    return root if "://" in root else str(Path(root).expanduser().absolute())
 
 
 def _check_length(limit: int | None, context: int | None) -> None:
@@ -201,8 +205,8 @@ def _check_length(limit: int | None, context: int | None) -> None:
         raise UsageError(f"--max-model-len must be from 2 to the model's context of {context}, got {limit}.")
 
 
-def _prompts(options: ServerOptions) -> list[StaticPrompt]:
-    """The rows of a file of static prompts, their names checked before the model is loaded."""
+def _read_static_prompts(options: ServerOptions) -> list[StaticPrompt]:
+    """Read the file of static prompts and check their names, before the model is loaded."""
     if options.multi_task_prompt is None:
         return []
     from foreword.text.static_prompts import read_prompts
@@ -212,7 +216,7 @@ def _prompts(options: ServerOptions) -> list[StaticPrompt]:
     return prompts
 
 
-def _extra_tasks(lm: LanguageModel, prompts: list[StaticPrompt]) -> dict[str, Any]:
+def _compute_static_tasks(lm: LanguageModel, prompts: list[StaticPrompt]) -> dict[str, Any]:
     from foreword.prompts.static import static_task
 
     tasks = {}

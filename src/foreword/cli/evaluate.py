@@ -61,8 +61,8 @@ def evaluate(
     Example: foreword eval reviews --data test.jsonl --compare base
     """
     if ratings is not None:
-        _check_alone(context)
-        return _rated(ratings, json)
+        _check_ratings_alone(context)
+        return _emit_ratings(ratings, json)
     if name is None or data is None:
         raise UsageError("name a task and its examples: foreword eval NAME --data FILE.")
     if engine not in EVALUATION_ENGINES:
@@ -72,26 +72,26 @@ def evaluate(
     from foreword.text.rows import read_rows
 
     rows = read_rows(data)[:limit]
-    found = _load_tasks(open_engine_bank(engine, options.bank), names, options.model_name)
-    _check_tasks(found, per_class)
+    tasks_or_base = _load_tasks(open_engine_bank(engine, options.bank), names, options.model_name)
+    _check_tasks(tasks_or_base, per_class)
     with (
         on_interrupt(lambda: f"nothing was written; start again: {command_line()}"),
         EVALUATION_ENGINES[engine](options) as running,
     ):
-        tasks = _with_baseline(found, running, options)
-        reports = _reports(running, tasks, rows, label_field)
+        tasks = _resolve_tasks(tasks_or_base, running, options)
+        reports = _evaluate(running, tasks, rows, label_field)
     if predictions is not None:
         from foreword.evaluation.report import write_predictions
 
         write_predictions(predictions, reports)
     if blind is not None:
-        _write_sheet(blind, tasks, rows, reports, seed or 0)
-    first, *others = [_as_json(ref, report, per_class) for ref, report in reports.items()]
-    emit({**first, "compare": others} if others else first, _text(reports, per_class), json)
+        _write_rating_sheet(blind, tasks, rows, reports, seed or 0)
+    first, *others = [_report_to_json(ref, report, per_class) for ref, report in reports.items()]
+    emit({**first, "compare": others} if others else first, _format_reports(reports, per_class), json)
 
 
-def _check_alone(context: typer.Context) -> None:
-    """Raise UsageError for anything on the command line that reading ratings would not look at."""
+def _check_ratings_alone(context: typer.Context) -> None:
+    """Raise UsageError for arguments that have no effect beside ``--ratings``."""
     typed = typed_options(context)
     for parameter in context.command.params:
         if parameter.name in typed and parameter.name not in _WITH_RATINGS:
@@ -99,15 +99,15 @@ def _check_alone(context: typer.Context) -> None:
             raise UsageError(f"--ratings reads a filled sheet and its key, nothing else; leave out {shown}.")
 
 
-def _rated(sheet: Path, json: bool) -> None:
+def _emit_ratings(sheet: Path, json: bool) -> None:
     from foreword.evaluation.ratings import Ratings
 
-    found = Ratings.read(sheet)
-    emit(found.to_json(), str(found), json)
+    results = Ratings.read(sheet)
+    emit(results.to_json(), str(results), json)
 
 
 def _check_files(names: Sequence[str], blind: Path | None, seed: int | None, predictions: Path | None) -> None:
-    """Raise UsageError now for what would otherwise be found out after all the work."""
+    """Raise UsageError for output files that could not be written, before anything is evaluated."""
     if seed is not None and blind is None:
         raise UsageError("--seed draws the order of answers in a rating sheet; leave it out without --blind.")
     if blind is not None:
@@ -147,8 +147,8 @@ def _check_tasks(tasks: Sequence[Task | None], per_class: bool) -> None:
             raise UsageError(f"task '{task.name}' generates text, which has no classes; leave out --per-class.")
 
 
-def _with_baseline(tasks: Sequence[Task | None], engine: EngineProtocol, options: EngineOptions) -> list[Task]:
-    """The tasks, each checked against the model; the base model is asked in the words of the first of them."""
+def _resolve_tasks(tasks: Sequence[Task | None], engine: EngineProtocol, options: EngineOptions) -> list[Task]:
+    """Check tasks against the model, and replace ``None`` by the base model with the template of the first task."""
     from foreword.evaluation.baseline import baseline_task
 
     first = next(task for task in tasks if task is not None)
@@ -158,32 +158,34 @@ def _with_baseline(tasks: Sequence[Task | None], engine: EngineProtocol, options
     return [baseline_task(first, engine.name, engine.identity) if task is None else task for task in tasks]
 
 
-def _reports(engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row], label_field: str) -> dict[str, Report]:
-    """By name and version."""
+def _evaluate(
+    engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row], label_field: str
+) -> dict[str, Report]:
+    """A report for every task, by name and version."""
     from foreword.evaluation.evaluate import evaluate as run_evaluate
 
-    with Progress("evaluating", _questions(tasks, len(rows)), "questions", poll=lambda: _answered(engine)):
+    with Progress("evaluating", _count_requests(tasks, len(rows)), "questions", poll=lambda: _count_answered(engine)):
         reports = {task.ref: run_evaluate(engine, task, rows, label_field=label_field) for task in tasks}
     if missing := sorted({name for report in reports.values() for name in report.unavailable_metrics}):
         say(f"not measured: {', '.join(missing)}; they need: pip install 'foreword[eval]'")
     return reports
 
 
-def _questions(tasks: Sequence[Task], rows: int) -> int:
-    """How much an engine is asked: every member of an ensemble; a text, and how probable the right one is."""
+def _count_requests(tasks: Sequence[Task], rows: int) -> int:
+    """Requests of an evaluation: one a member of an ensemble; for a text, its generation and its perplexity."""
     from foreword.text.template import Template
 
     writes = [Template.parse(task.template or "").target is not None for task in tasks]
     return rows * sum(2 if text else 1 + len(task.members) for task, text in zip(tasks, writes, strict=True))
 
 
-def _answered(engine: EngineProtocol) -> int:
-    counted = engine.statistics()
-    written = counted["requests"] - counted["waiting"] - counted.get("running", 0)
-    return int(counted["scored"] + max(written, 0))
+def _count_answered(engine: EngineProtocol) -> int:
+    counts = engine.statistics()
+    generated = counts["requests"] - counts["waiting"] - counts.get("running", 0)
+    return int(counts["scored"] + max(generated, 0))
 
 
-def _write_sheet(
+def _write_rating_sheet(
     sheet: Path, tasks: Sequence[Task], rows: Sequence[Row], reports: Mapping[str, Report], seed: int
 ) -> None:
     from foreword.evaluation.rating_sheet import key_file, write_sheet
@@ -196,12 +198,12 @@ def _write_sheet(
         say(f"{same} of {len(rows)} rows have the same answer twice; left empty, they count as ties")
 
 
-def _as_json(ref: str, report: Report, per_class: bool) -> dict[str, Any]:
+def _report_to_json(ref: str, report: Report, per_class: bool) -> dict[str, Any]:
     classes = report.classes_to_json() if per_class else {}
     return {"n": report.n, "metrics": report.metrics, "task": ref, **classes}
 
 
-def _text(reports: Mapping[str, Report], per_class: bool) -> str:
+def _format_reports(reports: Mapping[str, Report], per_class: bool) -> str:
     from foreword.evaluation.report import classes_text, side_by_side
 
     parts = [side_by_side(reports)]

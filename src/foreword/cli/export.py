@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from foreword.cli.completion import complete_task
-from foreword.cli.options import BankRoot, Json, ModelName, RemoteCode, emit, open_bank, open_model
+from foreword.cli.options import BankRoot, Json, ModelName, ModelOptions, RemoteCode, emit
 
 app = typer.Typer(help="Tasks for other programs.", no_args_is_help=True)
 
@@ -31,8 +31,9 @@ def peft(
 
     Example: foreword export peft sentiment runs/adapter
     """
-    task = open_bank(bank).load(name)
-    lm = open_model(model, "auto", "auto", trust_remote_code)
+    options = ModelOptions(model, bank, trust_remote_code=trust_remote_code)
+    task = options.open_bank().load(name)
+    lm = options.open_model()
     from foreword.interop.export import export_peft
 
     kind = export_peft(lm, task, path)

@@ -1,4 +1,4 @@
-"""Commands whose parameters are dataclasses, such as the recipes of what is learned: each field becomes an option."""
+"""Options of commands from the fields of dataclasses, such as recipes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Command = Callable[..., None]
 
 @dataclass(frozen=True)
 class FlagsOf:
-    """In the annotation of a parameter: it stands for the fields of a recipe, and gets a dict of their values.
+    """Marks a parameter, in its annotation, that gets a dict of the values of a recipe's fields, each an option.
 
     Attributes:
         recipe: a dataclass; fields that have a `Setting` become options.

@@ -1,4 +1,4 @@
-"""`GenerationStats`: how fast an answer came, and how much of its prompt was cached; `GenerationTimer` takes them."""
+"""`GenerationStats`: latency, throughput and cached prompt tokens of answers; `GenerationTimer` measures them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class GenerationStats:
     decode_seconds: float
 
     @classmethod
-    def together(cls, parts: Sequence[GenerationStats]) -> GenerationStats:
+    def total(cls, parts: Sequence[GenerationStats]) -> GenerationStats:
         return cls(*map(sum, zip(*map(astuple, parts), strict=True)))
 
     def __str__(self) -> str:
@@ -48,25 +48,25 @@ class GenerationStats:
 
 @dataclass
 class GenerationTimer:
-    """Times one answer while it comes; make it right before the request is submitted."""
+    """Measures one answer while it is streamed; create it just before the request is submitted."""
 
     started: float = field(default_factory=time.perf_counter)
     _first: float | None = None
     _last: float = 0.0
-    _at_first: int = 0
+    _first_tokens: int = 0
     _tokens: int = 0
 
-    def take(self, chunk: Chunk) -> None:
-        """A chunk has arrived now."""
+    def add(self, chunk: Chunk) -> None:
+        """Record a chunk that has just arrived."""
         if not chunk.token_ids:
             return
         self._last = time.perf_counter()
         self._tokens += len(chunk.token_ids)
         if self._first is None:
-            self._first, self._at_first = self._last, self._tokens
+            self._first, self._first_tokens = self._last, self._tokens
 
     def stats(self, stream: Stream) -> GenerationStats | None:
-        """Statistics of the answer as far as it came; ``None`` if no token did."""
+        """Statistics of the tokens so far; ``None`` if there are none."""
         if self._first is None:
             return None
         request = stream.request
@@ -76,6 +76,6 @@ class GenerationTimer:
             cached_tokens=request.prefix_length + stream.cached_tokens,
             tokens=self._tokens,
             first_token_seconds=self._first - self.started,
-            decoded_tokens=self._tokens - self._at_first,
+            decoded_tokens=self._tokens - self._first_tokens,
             decode_seconds=self._last - self._first,
         )

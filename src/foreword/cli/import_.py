@@ -26,7 +26,7 @@ Source = Annotated[str, typer.Argument(help="Folder of the checkpoint, or its Hu
 Publish = Annotated[
     str | None, typer.Option("--publish", help="Name of the task.", show_default="the name of the folder")
 ]
-# Not the variable that other commands read: the checkpoint knows better than the environment which model it is for.
+# Without the environment variable of other commands: the checkpoint names its base model.
 BaseModel = Annotated[
     str | None,
     typer.Option(
@@ -34,7 +34,7 @@ BaseModel = Annotated[
     ),
 ]
 Template = Annotated[str | None, typer.Option("--template", help="How requests are worded; checkpoints do not say.")]
-Words = Annotated[str | None, typer.Option("--verbalizer", help="Words of every label: JSON, or a JSON file.")]
+Verbalizer = Annotated[str | None, typer.Option("--verbalizer", help="Words of every label: JSON, or a JSON file.")]
 
 
 @app.command()
@@ -46,7 +46,7 @@ def peft(
         int | None, typer.Option("--task-id", help="Which task of a MULTITASK_PROMPT_TUNING checkpoint, from 0.")
     ] = None,
     template: Template = None,
-    verbalizer: Words = None,
+    verbalizer: Verbalizer = None,
     *,
     replace: Replace = False,
     model: BaseModel = None,
@@ -57,13 +57,13 @@ def peft(
 
     Example: foreword import peft runs/adapter --publish sentiment
     """
-    wording = _wording(template, verbalizer)
+    prompt_format = _parse_prompt_format(template, verbalizer)
     quiet_libraries()
     from foreword.interop.peft import base_model, import_peft, read_peft
 
     checkpoint = read_peft(source)
     options = with_fields(options, model=model or base_model(checkpoint))
-    convert = partial(import_peft, task_id=task_id, wording=wording)
+    convert = partial(import_peft, task_id=task_id, prompt_format=prompt_format)
     _publish(checkpoint, convert, publish, options, replace=replace, json=json)
 
 
@@ -74,7 +74,7 @@ def ptuning_v2(
     publish: Publish = None,
     prefix_only: Annotated[bool, typer.Option("--prefix-only", help="Leave the checkpoint's own head out.")] = False,
     template: Template = None,
-    verbalizer: Words = None,
+    verbalizer: Verbalizer = None,
     *,
     replace: Replace = False,
     model: BaseModel = None,
@@ -85,17 +85,17 @@ def ptuning_v2(
 
     Example: foreword import ptuning-v2 output/checkpoint-3000 --model glm --publish adverts
     """
-    wording = _wording(template, verbalizer)
+    prompt_format = _parse_prompt_format(template, verbalizer)
     quiet_libraries()
     from foreword.interop.ptuning import base_model, import_ptuning, read_ptuning
 
     checkpoint = read_ptuning(source)
     options = with_fields(options, model=model or base_model(checkpoint))
-    convert = partial(import_ptuning, prefix_only=prefix_only, wording=wording)
+    convert = partial(import_ptuning, prefix_only=prefix_only, prompt_format=prompt_format)
     _publish(checkpoint, convert, publish, options, replace=replace, json=json)
 
 
-def _wording(template: str | None, verbalizer: str | None) -> PromptFormat:
+def _parse_prompt_format(template: str | None, verbalizer: str | None) -> PromptFormat:
     from foreword.interop.prompt_format import PromptFormat
     from foreword.text.template import decode_escapes
 

@@ -1,4 +1,4 @@
-"""Ctrl-C: every command ends with one sentence that says what was kept and how to go on, and exit status 130."""
+"""Ctrl-C: a command ends with exit status 130 and a sentence that says what was kept and how to resume."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def on_interrupt(how: Callable[[], str]) -> Iterator[None]:
-    """If this block is interrupted, end with a sentence that says what was kept and how to go on.
+def on_interrupt(hint: Callable[[], str]) -> Iterator[None]:
+    """Turn a KeyboardInterrupt in this block into `Interrupted`.
 
     Args:
-        how: that sentence without "stopped;" and the full stop; called after the interruption.
+        hint: returns what was kept and how to resume, a clause behind "stopped;"; called after the interruption.
     """
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {how()}") from None
+        raise Interrupted(f"stopped; {hint()}") from None
 
 
 @contextmanager
 def on_interrupted_publish(bank: Bank, name: str) -> Iterator[None]:
-    """Say whether a task was published if the work in this block is interrupted."""
+    """`on_interrupt` with a hint that says whether this block published a new version of a task."""
     before = current_version(bank, name)
 
-    def left() -> str:
+    def hint() -> str:
         now = current_version(bank, name)
         if now != before:
             return f"{name}@{now} was published"
         return f"nothing was published; start again: {command_line()}"
 
-    with on_interrupt(left):
+    with on_interrupt(hint):
         yield
 
 
 def command_line(*flags: str) -> str:
-    """The command as it was typed, with these flags unless they are there already.
+    """The command as it was typed, with flags added unless they are in it.
 
     Args:
         flags: each a flag, or a flag and its value.
@@ -62,7 +62,7 @@ def command_line(*flags: str) -> str:
 
 
 def current_version(bank: Bank, name: str) -> str | None:
-    """The version that is served; ``None`` if there is none, or none that can be read."""
+    """The version of a task that is served; ``None`` if there is none or it cannot be read."""
     try:
         return bank.current(name)
     except ForewordError:
@@ -70,7 +70,7 @@ def current_version(bank: Bank, name: str) -> str | None:
 
 
 class InterruptibleGroup(TyperGroup):
-    """Turns Ctrl-C into one of our own errors, before Typer makes an end without a word of it."""
+    """A Typer group that raises `Interrupted` on Ctrl-C; Typer itself would exit without a message."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

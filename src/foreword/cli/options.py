@@ -1,4 +1,4 @@
-"""Options that mean the same in every command, and the model, the bank and the engine that they stand for."""
+"""Options that several commands have, and opening the model, bank and engine that they name."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ModelOptions:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Those among all settings of a command."""
+        """The values of these options among the settings of a command."""
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     @property
@@ -66,7 +66,16 @@ class ModelOptions:
         return self.model or default_model()
 
     def open_model(self) -> LanguageModel:
-        return open_model(self.model, self.dtype, self.device, self.trust_remote_code)
+        quiet_libraries()
+        from foreword.models import load_model
+
+        return load_model(
+            self.model_name,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            progress=say,
+        )
 
     def open_bank(self) -> Bank:
         return open_bank(self.bank)
@@ -80,11 +89,11 @@ class ModelOptions:
         return task
 
     def check_model(self, task: Task, lm: LanguageModel | EngineProtocol) -> None:
-        """Raise ModelMismatch for a task of another model, whether or not it has a prefix that would show it."""
+        """Raise ModelMismatch for a task of another model, also if its prefix is empty."""
         task.prefix.model.check(lm.identity, f"task '{task.name}'")
 
     def check_name(self, *names: str) -> None:
-        """Raise UsageError or PublishConflict for names that nothing can be published under."""
+        """Raise UsageError or PublishConflict for a name under which no task can be published."""
         from foreword.bank.bank import check_free
 
         for name in names:
@@ -93,12 +102,15 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class EngineOptions(ModelOptions):
-    """The options of commands whose engine answers with tasks."""
+    """The options of commands that run tasks on an engine."""
 
     allow_other_weights: OtherWeights = False
 
-    def open_engine(self, lm: LanguageModel, **limits: int | None) -> Engine:
-        return open_engine(lm, allow_other_weights=self.allow_other_weights, **limits)
+    def open_engine(self, lm: LanguageModel) -> Engine:
+        """The embedded engine with the default limits."""
+        from foreword.engine.engine import Engine
+
+        return Engine(lm, allow_other_weights=self.allow_other_weights)
 
     def check_model(self, task: Task, lm: LanguageModel | EngineProtocol) -> None:
         label = f"task '{task.name}'"
@@ -106,12 +118,12 @@ class EngineOptions(ModelOptions):
 
 
 def say(line: str) -> None:
-    """A line of progress; stdout belongs to results."""
+    """Print a line on stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)
 
 
 def emit(data: Mapping[str, Any], text: str, as_json: bool) -> None:
-    """The result: one JSON object, or text for people."""
+    """Print the result of a command on stdout: one JSON object, or text."""
     print(json.dumps(data, ensure_ascii=False) if as_json else text, flush=True)
 
 
@@ -122,47 +134,24 @@ def open_bank(root: str | None) -> Bank:
 
 
 def quiet_libraries() -> None:
-    """Settings of the libraries underneath that must stand before they load: no chatter, and how threads wait."""
+    """Silence Transformers and the Hub, and configure threads; call it before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     configure_threads()
-    from transformers.utils import logging as chatter
+    from transformers.utils import logging
 
-    chatter.disable_progress_bar()
-    chatter.set_verbosity_error()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def configure_threads() -> None:
-    """How threads of the libraries underneath wait; must stand before they load."""
+    """Set how OpenMP threads wait; call it before torch or llama.cpp is imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Between small operations threads wait actively, some tens of microseconds, and then let go of the core. On two
-    # free cores a step of 16 answers takes 45 ms so, and 57 if they let go at once. Where another process keeps a core
-    # busy it takes 175 ms, and 72 if they let go at once: OMP_WAIT_POLICY=passive is for such machines. PyTorch's own
-    # default waits thirty times as long.
+    # Between small operations threads spin for some tens of microseconds and then yield the core. On two free cores a
+    # step of 16 sequences takes 45 ms so, and 57 without spinning; where another process keeps a core busy, 175 ms and
+    # 72, so OMP_WAIT_POLICY=passive is for such machines. PyTorch's default spins thirty times as long.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-def open_model(name: str | None, dtype: str, device: str, trust_remote_code: bool = False) -> LanguageModel:
-    """Load the model named on the command line."""
-    quiet_libraries()
-    from foreword.models import load_model
-
-    return load_model(
-        name or default_model(), dtype=dtype, device=device, trust_remote_code=trust_remote_code, progress=say
-    )
-
-
-def open_engine(lm: LanguageModel, *, allow_other_weights: bool = False, **limits: int | None) -> Engine:
-    """The embedded engine.
-
-    Args:
-        limits: see `Engine`; its own where there is none.
-    """
-    from foreword.engine.engine import Engine
-
-    given = {name: limit for name, limit in limits.items() if limit is not None}
-    return Engine(lm, allow_other_weights=allow_other_weights, **given)  # type: ignore[arg-type]
 
 
 def read_text(source: str) -> str:
@@ -179,7 +168,7 @@ def read_text(source: str) -> str:
 
 
 def exactly_one(flags: Mapping[str, str | None]) -> tuple[str, str]:
-    """The one flag that was given, and its value. Raises UsageError if it is none, or more than one."""
+    """The only flag with a value, and the value. Raises UsageError if no flag or several have one."""
     given = [(flag, value) for flag, value in flags.items() if value is not None]
     if len(given) != 1:
         found = ", ".join(flag for flag, _ in given) or "none"
@@ -188,7 +177,7 @@ def exactly_one(flags: Mapping[str, str | None]) -> tuple[str, str]:
 
 
 def typed_options(context: typer.Context) -> dict[str, Any]:
-    """Parameters of the command that are on the command line, neither defaults nor from the environment."""
+    """Parameters that were given on the command line, not by defaults or the environment."""
     return {
         name: value
         for name, value in context.params.items()

@@ -1,4 +1,4 @@
-"""Run folders, as the commands that learn name them, fill them and go on with them."""
+"""Tasks in run folders, and hints how to resume a run and how to publish its task."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from foreword.errors import UsageError
 if TYPE_CHECKING:
     from foreword.core import Task
 
-# The name that a task has in its run folder, until it is published under one of its own.
+# The name of every task in a run folder; `read_task` replaces it.
 _NAME = "run"
 
 
 def resume_hint(folder: str) -> str:
-    """What a run that is stopped has written into its folder, and the command that goes on with it."""
+    """For `on_interrupt`: whether the run folder holds a checkpoint, and the command that resumes the run."""
     if not (Path(folder) / "recipe.json").is_file():
         return f"nothing was written; start again: {command_line()}"
     return f"what was learned is in {folder}; go on with: {command_line('--resume', '--out', folder)}"
 
 
 def publish_hint(ref: str | None, folder: Path) -> str:
-    """Under which name and version a task was published; if it was not, the command that publishes it."""
+    """The version that was published; without one (``None``), the command that publishes the task of a run."""
     return f"published {ref}" if ref is not None else f"not published; foreword publish NAME --run {folder}"
 
 
 def write_task(task: Task, folder: Path) -> None:
-    """Write a task into its run folder; a resumed run replaces it."""
+    """Write the task of a run into ``task`` in its folder, in place of an earlier one."""
     import shutil
 
     from foreword.bank.version_folder import write_version
@@ -41,7 +41,7 @@ def write_task(task: Task, folder: Path) -> None:
 
 
 def read_task(folder: Path, name: str) -> Task:
-    """The task of a finished run, under a name of its own. Raises UsageError for a folder that holds none."""
+    """The task of a finished run, under another name. Raises UsageError for a folder without one."""
     from foreword.bank.version_folder import read_version
 
     if (folder / "model").is_dir():

@@ -62,14 +62,14 @@ def search(
 
     Example: foreword search --data reviews.jsonl --vary 'lr=[1e-3, 5e-3]' --vary 'length=[8, 32]' --publish reviews
     """
-    file, settings = read_settings(context, recipe, ["search", *Recipe.keys()], _OF_THE_PLAN)
+    file, settings = read_settings(context, recipe, ["search", *Recipe.keys()], _CONFIG_KEYS)
     flagged = [f"search.{flag.partition('=')[0].strip().replace('-', '_')}" for flag in vary or ()]
     with file.without(flagged).locate_errors():
         _search(file, settings)
 
 
-# Keys of a recipe that `SearchConfig` checks.
-_OF_THE_PLAN = ("trials", "at_once", "halving")
+# Keys whose types `SearchConfig` checks.
+_CONFIG_KEYS = ("trials", "at_once", "halving")
 
 
 def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
@@ -79,47 +79,47 @@ def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
     base = make_recipe(settings)
     options = ModelOptions.from_settings(settings)
     halving = settings["halving"] if settings["halving"] is not None else DEFAULT_ETA
-    plan = SearchConfig.of(_varied(settings), settings["trials"], settings["at_once"], halving)
+    config = SearchConfig.of(_search_space(settings), settings["trials"], settings["at_once"], halving)
     name = settings["publish"]
     store = options.open_bank()
     if name is not None:
         with file.locate_errors("publish"):
             options.check_name(name)
     check_recipe(file, base)
-    plan.check(base)
-    _check_unvaried(plan, base)
+    config.check(base)
+    _check_not_overridden(config, base)
     out = base.out or default_run_dir("search")
     with on_interrupt(lambda: resume_hint(out)):
         lm = options.open_model()
         from foreword.training.search.search import search as run_search
 
-        parents = {parent: options.find_task(parent, lm) for parent in _parents(plan, base)}
+        parents = {parent: options.find_task(parent, lm) for parent in _parents(config, base)}
         transfers = {parent: task for parent, task in parents.items() if task is not None}
-        found = run_search(lm, with_fields(base, out=out), plan, name=name or "run", transfers=transfers, say=say)
-        recipe = _write_recipe(found, settings)
-        task = found.task
-        write_task(task, found.folder)
+        result = run_search(lm, with_fields(base, out=out), config, name=name or "run", transfers=transfers, say=say)
+        recipe = _write_recipe(result, settings)
+        task = result.task
+        write_task(task, result.folder)
         if name is not None:
             task = store.publish(task, replace=settings["replace"], reserved=[lm.name])
-    _emit(found, task, recipe, published=name is not None, json=settings["json"])
+    _emit(result, task, recipe, published=name is not None, json=settings["json"])
 
 
-def _check_unvaried(plan: SearchConfig, base: Recipe) -> None:
-    """Raise SettingError for one value of a key that has several."""
-    usual = {field.name: field.default for field in fields(base)}
-    # The seed of the points is the recipe's own, also where trials have other seeds.
-    varied = set(plan.space.domains) - {"seed"}
+def _check_not_overridden(config: SearchConfig, base: Recipe) -> None:
+    """Raise SettingError for a setting that is given although the search varies it."""
+    defaults = {field.name: field.default for field in fields(base)}
+    # The recipe's seed is that of the sampler, also where trials have other seeds.
+    varied = set(config.space.domains) - {"seed"}
     if varied & {"epochs", "max_steps"}:
         varied |= {"epochs", "max_steps"}
     for key in sorted(varied):
-        if getattr(base, key) != usual[key]:
+        if getattr(base, key) != defaults[key]:
             raise SettingError(
                 key, f"{flag_of(key)} would be ignored, since the search varies it; leave one of them out."
             )
 
 
-def _varied(settings: Mapping[str, Any]) -> object:
-    """What the recipe varies, and what flags vary over it."""
+def _search_space(settings: Mapping[str, Any]) -> object:
+    """The ``search:`` mapping of the recipe, updated by ``--vary``."""
     from foreword.training.recipe_file import parse_value
 
     varied = settings.get("search")
@@ -135,78 +135,77 @@ def _varied(settings: Mapping[str, Any]) -> object:
     return varied
 
 
-def _parents(plan: SearchConfig, base: Recipe) -> list[str]:
-    """Tasks that some trial starts from."""
-    inits = [params["init"] for params in plan.params_to_check() if "init" in params] or [base.init]
+def _parents(config: SearchConfig, base: Recipe) -> list[str]:
+    """Names of the tasks that trials are initialized from."""
+    inits = [params["init"] for params in config.params_to_check() if "init" in params] or [base.init]
     return sorted({init.removeprefix("task:") for init in inits if init.startswith("task:")})
 
 
-def _write_recipe(found: SearchResult, settings: Mapping[str, Any]) -> Path:
-    """The winner's recipe as it would be written by hand: what was given, with the winner's values in it."""
+def _write_recipe(result: SearchResult, settings: Mapping[str, Any]) -> Path:
+    """Write the winner's recipe: all settings that are not defaults, with the winner's values. Returns its path."""
     import yaml
 
     from foreword.training.loop.run_dir import RunDir
 
-    usual = {field.name: field.default for field in fields(Recipe) if field.name not in ("out", "resume")}
-    values = {key: settings[key] for key in usual if settings.get(key) not in (None, usual[key])}
+    defaults = {field.name: field.default for field in fields(Recipe) if field.name not in ("out", "resume")}
+    values = {key: settings[key] for key in defaults if settings.get(key) not in (None, defaults[key])}
     options = asdict(ModelOptions.from_settings(settings))
     values = {**{key: value for key, value in options.items() if value not in (None, False, "auto")}, **values}
-    values |= found.winner.params
+    values |= result.winner.params
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    RunDir(found.folder).write_text(WINNER, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    return found.folder / WINNER
+    RunDir(result.folder).write_text(WINNER, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return result.folder / WINNER
 
 
-def _emit(found: SearchResult, task: Task, recipe: Path, *, published: bool, json: bool) -> None:
+def _emit(result: SearchResult, task: Task, recipe: Path, *, published: bool, json: bool) -> None:
     from foreword.training.search.search import PLOTS_FILE, TRIALS_FILE
 
     ref = task.ref if published else None
     data = {
-        "n": found.n,
-        "metrics": found.metrics,
+        "n": result.n,
+        "metrics": result.metrics,
         "task": ref,
-        "metrics_before": found.before,
-        "trained_parameters": found.trained_parameters,
-        "winner": found.winner.to_json(),
-        "trials": [trial.to_json() for trial in found.trials],
-        "savings": found.savings,
-        "seconds": found.seconds,
-        "run": str(found.folder),
+        "metrics_before": result.before,
+        "trained_parameters": result.trained_parameters,
+        "winner": result.winner.to_json(),
+        "trials": [trial.to_json() for trial in result.trials],
+        "savings": result.savings,
+        "seconds": result.seconds,
+        "run": str(result.folder),
         "recipe": str(recipe),
-        "table": str(found.folder / TRIALS_FILE),
-        "picture": str(found.folder / PLOTS_FILE),
+        "table": str(result.folder / TRIALS_FILE),
+        "picture": str(result.folder / PLOTS_FILE),
     }
-    emit(data, _text(found, ref, recipe), json)
+    emit(data, _summary(result, ref, recipe), json)
 
 
-def _text(found: SearchResult, ref: str | None, recipe: Path) -> str:
+def _summary(result: SearchResult, ref: str | None, recipe: Path) -> str:
     from foreword.evaluation.table import table
     from foreword.training.search.samplers import format_value
 
-    names = list(found.winner.headline_metrics)
-    rows = [["trial", *found.winner.params, *names, "steps", ""]]
-    for trial in found.trials:
+    names = list(result.winner.headline_metrics)
+    rows = [["trial", *result.winner.params, *names, "steps", ""]]
+    for trial in result.trials:
         figures = [f"{trial.headline_metrics[name]:.4f}" if name in trial.headline_metrics else "-" for name in names]
         values = [format_value(value) for value in trial.params.values()]
         rows.append([str(trial.number), *values, *figures, f"{trial.step}/{trial.steps}", trial.state])
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
-    return "\n".join(
-        [table(rows), "", *_saved(found), shown, f"the winner's recipe is {recipe}", publish_hint(ref, found.folder)]
-    )
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    winner = f"the winner's recipe is {recipe}"
+    return "\n".join([table(rows), "", *_format_savings(result), shown, winner, publish_hint(ref, result.folder)])
 
 
-def _saved(found: SearchResult) -> list[str]:
-    """What halving and batching saved, each by itself."""
-    spared = found.savings["halving"]
+def _format_savings(result: SearchResult) -> list[str]:
+    """Lines about the work that halving and batching saved."""
+    spared = result.savings["halving"]
     lines = [
-        f"halving: {spared['dropped']} of {len(found.trials)} trials dropped, {spared['examples_not_run']:,} of "
+        f"halving: {spared['dropped']} of {len(result.trials)} trials dropped, {spared['examples_not_run']:,} of "
         f"{spared['examples_run'] + spared['examples_not_run']:,} examples not run ({spared['share_not_run']:.0%})"
     ]
-    for pair in found.savings["batching"]:
+    for pair in result.savings["batching"]:
         lines.append(
             f"batching: a step of {pair['trials']} trials took {pair['seconds_together']:.2f} s together and "
             f"{pair['seconds_one_by_one']:.2f} s one by one ({pair['times_faster']:.2f}x, {pair['pairs']} measured)"
         )
-    return (
-        lines if len(lines) > 1 else [*lines, "batching: not measured, since no step was far enough from an evaluation"]
-    )
+    if not result.savings["batching"]:
+        lines.append("batching: not measured, since no step was far enough from an evaluation")
+    return lines

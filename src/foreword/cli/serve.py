@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,7 @@ import typer
 
 from foreword.cli.engines import ENGINES, ServerOptions, vllm_command
 from foreword.cli.flags import expand_options
-from foreword.cli.options import EngineOptions, say
+from foreword.cli.options import say
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,22 +23,13 @@ if TYPE_CHECKING:
 
 @expand_options
 def serve(
-    flags: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve, for --engine vllm.")
-    ] = None,
     engine: Annotated[str, typer.Option(help="embedded, vllm or llamacpp.")] = "embedded",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8000,
-    multi_task_prompt: Annotated[
-        str | None, typer.Option(help="JSON rows {task_id, prompt | system}, served beside the bank.")
-    ] = None,
     api_keys: Annotated[
         Path | None,
         typer.Option(help="File of API keys, made by foreword key.", envvar="FOREWORD_API_KEYS"),
     ] = None,
-    prefix_bytes: Annotated[int, typer.Option(help="Bound of the loaded prefixes, in bytes.")] = 1 << 30,
-    max_model_len: Annotated[int | None, typer.Option(help="Positions a request may take.")] = None,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 4096,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Bound of a request's body, in bytes.")] = 64 << 20,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that an answer may take.")] = 600.0,
     cors_origin: Annotated[
@@ -54,7 +44,7 @@ def serve(
         bool, typer.Option("--print-command", help="Print the vllm serve line that does the same, and serve nothing.")
     ] = False,
     *,
-    options: EngineOptions,
+    options: ServerOptions,
 ) -> None:
     """Serve the base model and every task of the bank over the OpenAI API, with a page to try them.
 
@@ -64,23 +54,15 @@ def serve(
     """
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not in this version; choose {' or '.join(ENGINES)}.")
-    if prefix_bytes < 0:
-        raise UsageError(f"--prefix-bytes must be 0 or more, got {prefix_bytes}.")
-    asked = ServerOptions(
-        **asdict(options),
-        multi_task_prompt=multi_task_prompt,
-        prefix_bytes=prefix_bytes,
-        max_model_len=max_model_len,
-        max_waiting=max_waiting,
-        flags=tuple(flags or ()),
-    )
+    if options.prefix_bytes < 0:
+        raise UsageError(f"--prefix-bytes must be 0 or more, got {options.prefix_bytes}.")
     if print_command:
         if api_keys is not None or cors_origin or options.allow_other_weights or os.environ.get("FOREWORD_API_KEY"):
             raise UsageError(
                 "API keys, --cors-origin and --allow-other-weights are of Foreword's own server, which vllm serve does "
                 "not have; leave them out, or serve without --print-command."
             )
-        return print(vllm_command(asked, engine, host, port))
+        return print(vllm_command(options, engine, host, port))
     authenticator = _authenticator(api_keys)
     from foreword.server.ui.mount import PATH, check_ui, has_ui
 
@@ -91,7 +73,7 @@ def serve(
     _bind(host, port).close()
     # uvicorn gives answers their time and then raises the signal again, which must not skip the engine's own end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with ENGINES[engine](asked) as (running, store, extra):
+    with ENGINES[engine](options) as (running, store, extra):
         import uvicorn
 
         from foreword.server.app import create_app
@@ -99,7 +81,7 @@ def serve(
         app = create_app(
             running,
             store,
-            prefix_bytes=prefix_bytes,
+            prefix_bytes=options.prefix_bytes,
             extra_tasks=extra,
             allow_other_weights=options.allow_other_weights,
             authenticator=authenticator,

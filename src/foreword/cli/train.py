@@ -42,7 +42,7 @@ def train(
 
 
 def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
-    """Learn, keep and publish what flags and recipe say."""
+    """Train, write the run folder and publish, by the settings of flags and recipe."""
     recipe = make_recipe(settings)
     options = ModelOptions.from_settings(settings)
     name = settings["publish"]
@@ -63,31 +63,31 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
         from foreword.training.train import train as run_train
 
         transfer = options.find_task(recipe.parent, lm)
-        outcome = run_train(lm, with_fields(recipe, out=out), name=name or "run", transfer=transfer, say=say)
-        task = outcome.task
+        result = run_train(lm, with_fields(recipe, out=out), name=name or "run", transfer=transfer, say=say)
+        task = result.task
         if not is_main_process():
-            return  # the first process of a distributed run writes and publishes
-        if outcome.model is None:
+            return  # the main process of a distributed run writes and publishes
+        if result.model is None:
             write_task(task, Path(out))
         if name is not None:
             task = store.publish(task, replace=settings["replace"], reserved=[lm.name])
     ref = task.ref if name is not None else None
     data = {
-        "n": outcome.n,
-        "metrics": outcome.metrics,
+        "n": result.n,
+        "metrics": result.metrics,
         "task": ref,
-        "metrics_before": outcome.before,
-        "trained_parameters": outcome.trained_parameters,
+        "metrics_before": result.before,
+        "trained_parameters": result.trained_parameters,
         "prefix_bytes": task.prefix.nbytes,
         "task_bytes": task.nbytes,
-        "run": str(outcome.folder),
-        "model": str(outcome.model) if outcome.model is not None else None,
+        "run": str(result.folder),
+        "model": str(result.model) if result.model is not None else None,
     }
-    emit(data, _summary(outcome, ref), settings["json"])
+    emit(data, _summary(result, ref), settings["json"])
 
 
-def _summary(outcome: TrainResult, ref: str | None) -> str:
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
-    if outcome.model is not None:
-        return f"{shown}\na model of its own; load it with --model {outcome.model}"
-    return f"{shown}\n{publish_hint(ref, outcome.folder)}"
+def _summary(result: TrainResult, ref: str | None) -> str:
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    if result.model is not None:
+        return f"{shown}\na model of its own; load it with --model {result.model}"
+    return f"{shown}\n{publish_hint(ref, result.folder)}"

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from foreword.training.many.task_source import TaskSource
     from foreword.training.recipe_file import RecipeFile
 
-# Tasks that a summary names one by one.
-NAMED = 20
+# Tasks that a summary names, at most.
+MAX_NAMED = 20
 
 
 @expand_options
@@ -43,7 +43,7 @@ def train_many(
         str | None, typer.Option("--eval", help="Evaluation examples, likewise.", show_default="a tenth of each task's")
     ] = None,
     *,
-    plan: Annotated[dict[str, Any], FlagsOf(MultiTaskConfig)],
+    config: Annotated[dict[str, Any], FlagsOf(MultiTaskConfig)],
     tasks: Annotated[
         str | None, typer.Option(help='Settings of single tasks, JSON or a file: {"NAME": {"lr": 0.01}}.')
     ] = None,
@@ -80,46 +80,48 @@ def _train_many(file: RecipeFile, settings: dict[str, Any]) -> None:
     from foreword.training.loop.distributed import is_main_process
 
     out = recipe.out or default_run_dir("train-many")
-    plan = MultiTaskConfig(recipe, Path(out), tasks, **{name: settings[name] for name in settings_of(MultiTaskConfig)})
-    users = _users(recipe.data, settings)
-    held = _users(recipe.eval, settings) if recipe.eval is not None else None
-    if unknown := sorted(set(tasks) - set(users.names)):
+    config = MultiTaskConfig(
+        recipe, Path(out), tasks, **{name: settings[name] for name in settings_of(MultiTaskConfig)}
+    )
+    source = _open_source(recipe.data, settings)
+    eval_source = _open_source(recipe.eval, settings) if recipe.eval is not None else None
+    if unknown := sorted(set(tasks) - set(source.names)):
         raise SettingError("tasks", f"--tasks names '{unknown[0]}', of which there are no rows; correct the name.")
     with on_interrupt(lambda: resume_hint(out)):
-        gains = _learn(plan, users, held, settings)
+        report = _train_tasks(config, source, eval_source, settings)
     if not is_main_process():
-        return  # the first process of several speaks for all
-    summary = {**gains.to_json(), "run": out}
+        return  # the main process writes and prints for all
+    summary = {**report.to_json(), "run": out}
     from foreword.training.loop.run_dir import RunDir
 
-    RunDir(plan.out).write_summary(summary)
-    gains.plot(plan.out / "gains.png")
-    emit(summary, _summary(gains, out), settings["json"])
+    RunDir(config.out).write_summary(summary)
+    report.plot(config.out / "gains.png")
+    emit(summary, _summary(report, out), settings["json"])
 
 
-def _learn(
-    plan: MultiTaskConfig, users: TaskSource, held: TaskSource | None, settings: dict[str, Any]
+def _train_tasks(
+    config: MultiTaskConfig, source: TaskSource, eval_source: TaskSource | None, settings: dict[str, Any]
 ) -> MultiTaskReport:
     options = ModelOptions.from_settings(settings)
     lm = options.open_model()
     from foreword.training.many.report import MultiTaskReport
-    from foreword.training.many.train_many import train_many as learn
+    from foreword.training.many.train_many import train_many as run_train_many
 
     store = options.open_bank()
-    transfer = options.find_task(plan.recipe.parent, lm)
+    transfer = options.find_task(config.recipe.parent, lm)
 
     def keep(task: Task, better: bool) -> str | None:
         if settings["no_publish"] or not (better or settings["publish_all"]):
-            write_task(task, plan.out / "tasks" / task.name)
+            write_task(task, config.out / "tasks" / task.name)
             return None
         named = with_fields(task, name=settings["publish_prefix"] + task.name)
         return store.publish(named, replace=settings["replace"], reserved=[lm.name]).ref
 
-    return MultiTaskReport(learn(lm, plan, users, held, keep, transfer, say))
+    return MultiTaskReport(run_train_many(lm, config, source, eval_source, keep, transfer, say))
 
 
-def _users(source: str, settings: Mapping[str, Any]) -> TaskSource:
-    """The tasks of a folder or a file, all with names that can be published."""
+def _open_source(source: str, settings: Mapping[str, Any]) -> TaskSource:
+    """The tasks of a folder or a file. Raises UsageError for a name that cannot be published."""
     from foreword.training.many.task_source import open_task_source
 
     options, prefix = ModelOptions.from_settings(settings), settings["publish_prefix"]
@@ -141,24 +143,24 @@ def _task_settings(source: object) -> Mapping[str, Any]:
     return found
 
 
-def _summary(gains: MultiTaskReport, out: str) -> str:
-    found = gains.to_json()
+def _summary(report: MultiTaskReport, out: str) -> str:
+    found = report.to_json()
     lines = [f"{found['learned']} of {found['n']} tasks learned, {len(found['published'])} published"]
-    if gains.metric is not None:
-        before, after, spread = found["metrics_before"][gains.metric], found["metrics"][gains.metric], found["gains"]
+    if report.metric is not None:
+        before, after, spread = found["metrics_before"][report.metric], found["metrics"][report.metric], found["gains"]
         lines.append(
-            f"{gains.metric} {before:.4f} -> {after:.4f}; gains: median {spread['median']:+.4f}, quartiles "
+            f"{report.metric} {before:.4f} -> {after:.4f}; gains: median {spread['median']:+.4f}, quartiles "
             f"{spread['low']:+.4f} and {spread['high']:+.4f}, from {spread['least']:+.4f} to {spread['most']:+.4f}"
         )
-    if worse := gains.base_better:
-        lines.append(f"the base model is better at: {_named(worse)}")
+    if worse := report.base_better:
+        lines.append(f"the base model is better at: {_join_names(worse)}")
     for status, which in (("left out", found["left_out"]), ("failed", found["failed"])):
-        lines += [f"{status}: {name}: {why}" for name, why in list(which.items())[:NAMED]]
-        if len(which) > NAMED:
-            lines.append(f"{status}: {len(which) - NAMED} more, see {out}/summary.json")
+        lines += [f"{status}: {name}: {why}" for name, why in list(which.items())[:MAX_NAMED]]
+        if len(which) > MAX_NAMED:
+            lines.append(f"{status}: {len(which) - MAX_NAMED} more, see {out}/summary.json")
     return "\n".join([*lines, f"the summary is {out}/summary.json, its picture {out}/gains.png"])
 
 
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def _join_names(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

@@ -1,4 +1,4 @@
-"""The flat prefix: keys and values of all layers as one row a position, as PEFT and THUDM's P-tuning v2 keep them.
+"""Flat prefixes: one row a position with keys and values of all layers, as PEFT and THUDM's P-tuning v2 save them.
 
 ``[P, layers * 2 * kv_heads * dim]``, where a row reads ``[layers, key then value, kv_heads, dim]``.
 """
@@ -13,8 +13,8 @@ from foreword.errors import ModelMismatch, PromptTooLong, UsageError
 from foreword.models import LanguageModel
 
 
-def only_shape(model: ModelIdentity, what: str) -> LayerShape:
-    """The shape that all layers share. Raises UsageError if they differ: one row of numbers cannot tell them apart."""
+def uniform_layer_shape(model: ModelIdentity, what: str) -> LayerShape:
+    """The shape of every layer. Raises UsageError if layers differ, which a flat prefix cannot represent."""
     shapes = set(model.layers)
     shape = model.layers[0]
     if len(shapes) > 1 or shape.key_dim != shape.value_dim:
@@ -25,9 +25,9 @@ def only_shape(model: ModelIdentity, what: str) -> LayerShape:
     return shape
 
 
-def width(model: ModelIdentity, what: str) -> int:
-    """Numbers in a row. Raises as `only_shape` does."""
-    shape = only_shape(model, what)
+def row_width(model: ModelIdentity, what: str) -> int:
+    """Elements of a row. Raises as `uniform_layer_shape` does."""
+    shape = uniform_layer_shape(model, what)
     return len(model.layers) * 2 * shape.kv_heads * shape.key_dim
 
 
@@ -40,7 +40,7 @@ def check_room(lm: LanguageModel, length: int, what: str) -> None:
 
 
 def unflatten(lm: LanguageModel, flat: Tensor, what: str) -> KVPrefix:
-    """The prefix of a flat one, in the model's dtype; its request starts at ``P``.
+    """The `KVPrefix` of a flat prefix, in the model's dtype; requests start at position ``P``.
 
     Args:
         lm: the model that it was made for.
@@ -51,7 +51,7 @@ def unflatten(lm: LanguageModel, flat: Tensor, what: str) -> KVPrefix:
         ModelMismatch: it is of another width.
         PromptTooLong: it leaves no room for a request.
     """
-    shape, expected = only_shape(lm.identity, what), width(lm.identity, what)
+    shape, expected = uniform_layer_shape(lm.identity, what), row_width(lm.identity, what)
     if flat.dim() != 2 or flat.shape[1] != expected:
         raise ModelMismatch(
             f"{what} must have {expected} numbers a position for {lm.name} ({len(lm.identity.layers)} layers of 2 x "
@@ -68,7 +68,7 @@ def unflatten(lm: LanguageModel, flat: Tensor, what: str) -> KVPrefix:
 
 def flatten(prefix: KVPrefix, what: str) -> Tensor:
     """Inverse of `unflatten`, in the prefix's dtype on the CPU. Raises UsageError for layers of different shapes."""
-    only_shape(prefix.model, what)
+    uniform_layer_shape(prefix.model, what)
     layers = [torch.stack(pair) for pair in zip(prefix.keys, prefix.values, strict=True)]
     rows = torch.stack(layers).permute(3, 0, 1, 2, 4).reshape(prefix.length, -1)
     return rows.detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""A prefix file becomes a task: with a template and a verbalizer if it is to fill one."""
+"""Tasks from prefix files, with a template and a verbalizer if they are given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`PromptFormat`: the template and the verbalizer of an imported task, which its checkpoint did not keep."""
+"""`PromptFormat`: the template and the verbalizer of an imported task, which checkpoints do not have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FIELD = "{text}"
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How the requests of a task are worded; nothing at all for one that continues bare text.
+    """Template and verbalizer; both ``None`` for a task that continues plain text.
 
     Attributes:
         template: its source, or ``None``.
@@ -26,7 +26,7 @@ class PromptFormat:
 
     @classmethod
     def parse(cls, template: str | None, verbalizer: str | None) -> PromptFormat:
-        """Check them as a user gave them.
+        """Parse what a user gave.
 
         Args:
             template: source of a template, escapes decoded.
@@ -44,6 +44,6 @@ class PromptFormat:
         words = dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
         return cls(template, words)
 
-    def behind_soft(self, length: int) -> PromptFormat:
-        """The same behind ``length`` soft tokens; a bare text becomes the field ``text``."""
+    def with_soft_tokens(self, length: int) -> PromptFormat:
+        """The same with ``length`` soft tokens in front; without a template, of the field ``text``."""
         return PromptFormat(f"{{soft:{length}}}{self.template or _FIELD}", self.verbalizer)

@@ -1,4 +1,4 @@
-"""``foreword chat``: parse, load, and hold the conversation."""
+"""The command ``foreword chat``."""
 
 from __future__ import annotations
 
@@ -39,22 +39,17 @@ def chat(
     """
     if name is not None and task is not None:
         raise UsageError("NAME and --task are the same; give one of them.")
-    asked = name or task
+    ref = name or task
     store = options.open_bank()
-    if asked is not None and asked != options.model_name:
-        store.describe(asked)  # said before the model is loaded
+    if ref is not None and ref != options.model_name:
+        store.describe(ref)  # an unknown task is an error before the model is loaded
     lm = options.open_model()
     if not lm.causal and not lm.is_encoder_decoder:
         raise UnsupportedModel(f"{lm.name} is an encoder, which writes no text; ask it with foreword classify.")
-    from foreword.cli.chat.conversation import Conversation
     from foreword.cli.chat.repl import ChatRepl
+    from foreword.cli.chat.session import ChatSession
 
     with options.open_engine(lm) as engine:
-        conversation = Conversation(
-            engine,
-            lambda ref: options.find_task(ref, lm),
-            max_tokens,
-            temperature,
-        )
-        conversation.select_task(asked)
-        ChatRepl(conversation, store, home() / "chat_history").run()
+        session = ChatSession(engine, lambda ref: options.find_task(ref, lm), max_tokens, temperature)
+        session.select_task(ref)
+        ChatRepl(session, store, home() / "chat_history").run()

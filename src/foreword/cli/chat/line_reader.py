@@ -1,4 +1,4 @@
-"""`LineReader`: where questions come from: a person at a terminal, with a history of earlier ones, or a pipe."""
+"""`LineReader`: lines from a terminal, with editing, history and completion, or from a pipe."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-# Lines of history that are read, and about as many are kept.
+# Lines of history that are loaded.
 MAX_HISTORY = 1000
 
 
 class LineReader:
-    """Lines that somebody types, or that come through a pipe.
+    """Reads lines from stdin.
 
     Args:
         history: file of earlier lines; only its owner may read it.
-        complete: what the line so far may go on with, for the Tab key.
+        complete: returns completions of the line so far, for the Tab key.
     """
 
     def __init__(self, history: Path, complete: Callable[[str], list[str]]) -> None:
@@ -31,16 +31,16 @@ class LineReader:
             _bind_completer(self._readline, complete)
 
     def read(self, name: str) -> str | None:
-        """The next line without its end; ``None`` when there is none any more, and an empty one after Ctrl-C.
+        """The next line without its newline; ``None`` at the end of the input, and an empty one after Ctrl-C.
 
         Args:
-            name: whom the line is for; shown in front of it on a terminal, and nowhere else.
+            name: of the task, which is shown as the prompt on a terminal.
         """
         if not self.interactive:
             line = sys.stdin.readline()
             return line.rstrip("\r\n") if line else None
         try:
-            line = input(_prompt(name, hidden=self._readline is not None))
+            line = input(_prompt(name, readline=self._readline is not None))
         except EOFError:
             print()
             return None
@@ -48,12 +48,12 @@ class LineReader:
             print()
             return ""
         if line.strip():
-            self._remember(line)
+            self._append_history(line)
         return line
 
-    def _remember(self, line: str) -> None:
-        # Line by line, so that neither a kill nor another chat takes anything away. Nothing depends on it: a folder
-        # that cannot be written costs the history and not the chat.
+    def _append_history(self, line: str) -> None:
+        # Appended line by line, so that no line is lost to a kill or another chat. If the file cannot be written, the
+        # chat goes on without history.
         with suppress(OSError):
             self._history.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self._history, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -62,7 +62,7 @@ class LineReader:
 
 
 def _readline() -> ModuleType | None:
-    """The library behind `input`; some builds of Python have none, and lose history and editing."""
+    """The readline module, which `input` uses; ``None`` in builds of Python that have none."""
     try:
         import readline
     except ImportError:
@@ -71,7 +71,7 @@ def _readline() -> ModuleType | None:
 
 
 def _load_history(history: Path) -> list[str]:
-    """The newest lines; a file that has grown to twice as many is cut to them."""
+    """The newest `MAX_HISTORY` lines; a file with more than twice as many is truncated to them."""
     try:
         lines = history.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         if len(lines) > 2 * MAX_HISTORY:
@@ -96,11 +96,11 @@ def _bind_completer(readline: ModuleType, complete: Callable[[str], list[str]]) 
     readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
 
 
-def _prompt(name: str, *, hidden: bool) -> str:
-    """Bold where the terminal can; readline has to be told which characters take no room."""
+def _prompt(name: str, *, readline: bool) -> str:
+    """The prompt, bold if the terminal has colours; for readline, escape codes are marked as of no width."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return f"{name}> "
     bold, plain = "\x1b[1m", "\x1b[0m"
-    if hidden:
+    if readline:
         bold, plain = f"\x01{bold}\x02", f"\x01{plain}\x02"
     return f"{bold}{name}>{plain} "

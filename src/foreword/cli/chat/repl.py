@@ -1,4 +1,4 @@
-"""`ChatRepl`: line by line, a command or a question, until somebody leaves."""
+"""`ChatRepl`: the read-eval-print loop of ``foreword chat``; a line is a command or a question."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foreword.cli.chat.conversation import Conversation
 from foreword.cli.chat.line_reader import LineReader
+from foreword.cli.chat.session import ChatSession
 from foreword.cli.generation_stats import GenerationStats, GenerationTimer
 from foreword.cli.options import say
 from foreword.errors import EngineError, ForewordError, PromptTooLong, UsageError
@@ -30,48 +30,46 @@ Ctrl-C stops an answer. A line that begins with a space is always a question."""
 
 
 class ChatRepl:
-    """Holds a conversation with whoever is at the keyboard.
-
-    Answers, and what commands were asked to show, go to stdout; all else goes to stderr.
+    """Reads lines, and prints answers and the output of commands on stdout, all else on stderr.
 
     Args:
-        conversation: the conversation.
-        bank: whose tasks can be turned to.
+        session: what questions are asked in.
+        bank: tasks for ``/task``.
         history: file of earlier lines.
     """
 
-    def __init__(self, conversation: Conversation, bank: Bank, history: Path) -> None:
-        self._conversation, self._bank = conversation, bank
+    def __init__(self, session: ChatSession, bank: Bank, history: Path) -> None:
+        self._session, self._bank = session, bank
         self._reader = LineReader(history, self._complete)
-        self._answer_stats: list[GenerationStats] = []
+        self._stats: list[GenerationStats] = []  # of every answer
         self._commands: dict[str, Callable[[str], None]] = {
-            "/task": self._task,
+            "/task": self._task_command,
             "/base": lambda rest: self._select_task(None),
-            "/clear": self._clear,
-            "/stats": self._stats,
+            "/clear": self._clear_command,
+            "/stats": self._stats_command,
             "/help": lambda rest: print(HELP, flush=True),
         }
 
     def run(self) -> None:
-        """Until /quit, Ctrl-D or the end of the pipe. Raises EngineError once the engine can answer no more."""
+        """Run until /quit, Ctrl-D or the end of the input. Raises EngineError if the engine has stopped."""
         if self._reader.interactive:
-            say(f"{self._conversation.engine.name}; /help lists the commands, Ctrl-D leaves")
-        while (line := self._reader.read(self._name)) is not None:
+            say(f"{self._session.engine.name}; /help lists the commands, Ctrl-D leaves")
+        while (line := self._reader.read(self._task_name)) is not None:
             if line.strip() == "/quit":
                 return
             try:
                 self._handle(line)
             except ForewordError as error:
-                if not self._conversation.engine.alive:
+                if not self._session.engine.alive:
                     raise
                 say(f"foreword: {error}")
-            except KeyboardInterrupt:  # in the moments before and after an answer
+            except KeyboardInterrupt:  # just before or after an answer
                 if not self._reader.interactive:
                     raise
 
     @property
-    def _name(self) -> str:
-        return self._conversation.task.name if self._conversation.task is not None else "base"
+    def _task_name(self) -> str:
+        return self._session.task.name if self._session.task is not None else "base"
 
     def _handle(self, line: str) -> None:
         if not line.strip():
@@ -88,15 +86,15 @@ class ChatRepl:
     def _answer(self, question: str) -> None:
         timer = GenerationTimer()
         try:
-            stream = self._conversation.ask(question)
+            stream = self._session.ask(question)
         except PromptTooLong as error:
-            behind = " /clear begins a new conversation." if self._conversation.messages else ""
-            raise PromptTooLong(f"{error}{behind}") from None
+            mend = " /clear begins a new conversation." if self._session.messages else ""
+            raise PromptTooLong(f"{error}{mend}") from None
         pieces: list[str] = []
         reason, failed = None, None
         with cancel_on_sigint(stream):
             for chunk in stream:
-                timer.take(chunk)
+                timer.add(chunk)
                 pieces.append(chunk.text)
                 print(chunk.text, end="", flush=True)
                 reason, failed = chunk.finish_reason, chunk.error
@@ -106,10 +104,10 @@ class ChatRepl:
         if reason == "cancelled":
             say("(stopped)")
         if (stats := timer.stats(stream)) is not None:
-            self._answer_stats.append(stats)
-            self._conversation.add_turn(question, "".join(pieces))
+            self._stats.append(stats)
+            self._session.add_turn(question, "".join(pieces))
 
-    def _task(self, name: str) -> None:
+    def _task_command(self, name: str) -> None:
         if not name:
             names = self._bank.names()
             print("\n".join(names) if names else "the bank is empty", flush=True)
@@ -117,23 +115,20 @@ class ChatRepl:
         self._select_task(name)
 
     def _select_task(self, name: str | None) -> None:
-        self._conversation.select_task(name)
-        task = self._conversation.task
-        said = f"{task.ref} answers" if task is not None else f"{self._conversation.engine.name} answers"
-        say(f"({said}, every question by itself)" if self._conversation.single_turn else f"({said})")
+        self._session.select_task(name)
+        task = self._session.task
+        answerer = task.ref if task is not None else self._session.engine.name
+        say(f"({answerer} answers{', every question by itself' if self._session.single_turn else ''})")
 
-    def _clear(self, rest: str) -> None:
-        self._conversation.clear()
+    def _clear_command(self, rest: str) -> None:
+        self._session.clear()
         say("(a new conversation)")
 
-    def _stats(self, rest: str) -> None:
-        if not self._answer_stats:
+    def _stats_command(self, rest: str) -> None:
+        if not self._stats:
             raise UsageError("nothing was answered yet; ask something first.")
-        print(f"last answer: {self._answer_stats[-1]}", flush=True)
-        print(
-            f"session:     {GenerationStats.together(self._answer_stats)} in {len(self._answer_stats)} answers",
-            flush=True,
-        )
+        print(f"last answer: {self._stats[-1]}", flush=True)
+        print(f"session:     {GenerationStats.total(self._stats)} in {len(self._stats)} answers", flush=True)
 
     def _complete(self, line: str) -> list[str]:
         if line.startswith("/task "):
@@ -143,7 +138,7 @@ class ChatRepl:
 
 @contextmanager
 def cancel_on_sigint(stream: Stream) -> Iterator[None]:
-    """While an answer comes, Ctrl-C ends it and nothing else."""
+    """In this block Ctrl-C cancels the answer instead of raising KeyboardInterrupt."""
     before = signal.signal(signal.SIGINT, lambda number, frame: stream.cancel())
     try:
         yield

@@ -1,4 +1,4 @@
-"""The base model: what it is, and the proof that it carries prefixes, which every load brings."""
+"""Findings about the base model; loading it has proved that it can take prefixes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def facts(lm: LanguageModel) -> dict[str, Any]:
-    """What a load has shown; ``difference`` is the root mean square of the proof's logits."""
+    """Properties of a loaded model; ``difference`` is the root mean square between the logits of its probe."""
     return {
         "model": lm.name,
         "architecture": lm.identity.architecture,
@@ -25,7 +25,7 @@ def facts(lm: LanguageModel) -> dict[str, Any]:
 
 
 def check_model(lm: LanguageModel) -> list[Finding]:
-    """A loaded model is a proved one, so this only says what was proved."""
+    """The findings of a model that has been loaded, and so has been proved."""
     found = facts(lm)
     what = [f"{found['kind']} {found['architecture']}", f"{found['layers']} layers", f"context {found['context']}"]
     proof = "carries prefixes: text as a prefix gives the logits of the joined text"

@@ -1,5 +1,4 @@
-"""`TaskPrefixes`: the prefix of a request by ``task_id``: a static prompt, a P-tuning prefix, or one behind the
-other."""
+"""`TaskPrefixes`: the prefix of a request by ``task_id``: a static prompt, a P-tuning prefix, or both."""
 
 from __future__ import annotations
 
@@ -24,18 +23,18 @@ from foreword.text.task_prompts import from_text, require_generation
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FILE, ROWS = "MULTI_TASK_PROMPT", "MULTI_TASK_PROMPT_STR"
+FILE_VARIABLE, ROWS_VARIABLE = "MULTI_TASK_PROMPT", "MULTI_TASK_PROMPT_STR"
 
 
-def prompts_of(environment: Mapping[str, str] = os.environ) -> list[StaticPrompt]:
+def read_static_prompts(environment: Mapping[str, str] = os.environ) -> list[StaticPrompt]:
     """The rows of the file that ``MULTI_TASK_PROMPT`` names, else those in ``MULTI_TASK_PROMPT_STR``, else none.
 
     Raises DataError that names the row.
     """
-    if file := environment.get(FILE):
+    if file := environment.get(FILE_VARIABLE):
         return read_prompts(file)
-    rows = environment.get(ROWS)
-    return parse_prompts(rows, f"${ROWS}") if rows else []
+    rows = environment.get(ROWS_VARIABLE)
+    return parse_prompts(rows, f"${ROWS_VARIABLE}") if rows else []
 
 
 def ptuning_task(lm: LanguageModel, source: str) -> Task:
@@ -84,10 +83,9 @@ class StackedPrompt:
         return cls(front, text, ids, lower_tokens(lm, ids, past=front.prefix))
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase, text: str, *, all_ids: bool) -> Prompt:
-        """The joined text behind ``front``, of which the static part is computed already.
+        """The prompt of the joined text, with the static part in the prefix.
 
-        A prefix with learned positions is never cut. Where the two texts share a token, or somebody must know all
-        ids (``all_ids``), the joined text is run instead.
+        Where the two texts share a token, or with ``all_ids``, only ``front`` is in the prefix, which is never cut.
         """
         whole = from_text(tokenizer, self.front, self.text + text)
         length = len(self.token_ids)
@@ -121,12 +119,12 @@ class TaskPrefixes:
         }
 
     def prompt(self, task_id: str | None, text: str, *, all_ids: bool = False) -> Prompt:
-        """What the engine is given for ``text``, verbatim, behind what ``task_id`` names.
+        """The prompt of ``text``, verbatim, behind the prefix of ``task_id``.
 
         Args:
             task_id: ``None`` for the P-tuning prefix alone, or the base model.
             text: of the request.
-            all_ids: no id of a text may hide in a prefix, since a penalty asks for them.
+            all_ids: keep all ids of texts out of the prefix; a repetition penalty needs them.
 
         Raises:
             UnknownTask: there is no such static prompt.
@@ -142,5 +140,5 @@ class TaskPrefixes:
 
     def _mend(self, task_id: str) -> str:
         if not self._static:
-            return f"set {FILE} to a file of static prompts before the model is loaded."
-        return suggest(task_id, list(self._static), f"cat ${FILE}")
+            return f"set {FILE_VARIABLE} to a file of static prompts before the model is loaded."
+        return suggest(task_id, list(self._static), f"cat ${FILE_VARIABLE}")
