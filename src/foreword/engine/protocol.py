@@ -202,7 +202,7 @@ class EngineProtocol(Protocol):
         """Log-probability of the prompts' own tokens, each given all tokens before it, prefix included.
 
         Returns:
-            For every prompt ``[N]`` float32, the log-probabilities of the token behind each of its ``N`` output indices;
+            For every prompt ``[N]`` float32, log-probabilities of the token behind each of its ``N`` output indices;
             without any, of every token that has one before it and is not soft.
 
         Raises:
