@@ -69,15 +69,15 @@ docs: .venv/ready
 	$(BIN)/python docs/write_cli_help.py
 
 lint: .venv/ready
-	$(BIN)/ruff check src tests examples docs/write_cli_help.py
-	$(BIN)/ruff format --check src tests examples docs/write_cli_help.py
+	$(BIN)/ruff check src benchmarks tests examples docs/write_cli_help.py
+	$(BIN)/ruff format --check src benchmarks tests examples docs/write_cli_help.py
 
 types: .venv/ready
 	$(BIN)/pyright
 
 format: .venv/ready
-	$(BIN)/ruff check --fix src tests examples docs/write_cli_help.py
-	$(BIN)/ruff format src tests examples docs/write_cli_help.py
+	$(BIN)/ruff check --fix src benchmarks tests examples docs/write_cli_help.py
+	$(BIN)/ruff format src benchmarks tests examples docs/write_cli_help.py
 
 clean:
 	rm -rf .venv .venv-vllm .venv-llamacpp .pytest_cache .ruff_cache .hypothesis dist

@@ -22,7 +22,7 @@ from tiny_models import byte_tokenizer, tiny_model
 SOFT = torch.linspace(-1, 1, 3 * 48).sin().reshape(3, 48)
 
 
-def plain(lm, text, written, soft=SOFT):
+def stock_logits(lm, text, written, soft=SOFT):
     """Logits ``[1 + written, vocab]`` by Transformers alone, for one text without padding."""
     embedded = torch.cat([soft, lm.model.get_input_embeddings()(torch.tensor(text))])[None]
     ids = torch.tensor([[PAD, *written]])
@@ -73,7 +73,11 @@ def test_a_batch_gives_the_logits_of_each_text_alone(family):
     rows = [(-1, -2, -3, 5, 6, 7), (20,), (21, 22), (23,), (-1, -2, -3, 8), (24, 25)]
     batch = Batch.from_rows(Front(inner_soft=SOFT), rows, (None, 0, 1, 1, None, 4))
     found = lm.logits(batch, torch.tensor([13, 5, 6, 7, 8, 9, 14, 15]))
-    first, other, second = plain(lm, [5, 6, 7], [20, 21, 22]), plain(lm, [5, 6, 7], [20, 23]), plain(lm, [8], [24, 25])
+    first, other, second = (
+        stock_logits(lm, [5, 6, 7], [20, 21, 22]),
+        stock_logits(lm, [5, 6, 7], [20, 23]),
+        stock_logits(lm, [8], [24, 25]),
+    )
     expected = torch.cat([second[:1], first, other[2:], second[1:]])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -91,7 +95,7 @@ def test_it_writes_what_its_logits_say(family):
     lm.decode(batch, choose)
     for place, text in enumerate(([5, 6, 7], [8])):
         written = [step[place] for step in chosen]
-        assert plain(lm, text, written).argmax(-1)[:-1].tolist() == written
+        assert stock_logits(lm, text, written).argmax(-1)[:-1].tolist() == written
 
 
 def test_soft_tokens_get_their_gradients():
@@ -100,7 +104,9 @@ def test_soft_tokens_get_their_gradients():
     batch = Batch.from_rows(Front(inner_soft=soft), [(-1, -2, -3, 5, 6, 7), (20,), (-1, -2, -3, 8)], (None, 0, None))
     lm.logits(batch, torch.tensor([5, 6, 10])).square().sum().backward()
     alone = SOFT.clone().requires_grad_()
-    (plain(lm, [5, 6, 7], [20], alone).square().sum() + plain(lm, [8], [], alone).square().sum()).backward()
+    (
+        stock_logits(lm, [5, 6, 7], [20], alone).square().sum() + stock_logits(lm, [8], [], alone).square().sum()
+    ).backward()
     torch.testing.assert_close(soft.grad, alone.grad, rtol=1e-4, atol=1e-6)
     assert soft.grad.abs().min() > 0
 

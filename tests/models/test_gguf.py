@@ -10,7 +10,7 @@ import zipfile
 import pytest
 import torch
 
-from foreword.bench.conformance.gguf import write_gguf
+from benchmarks.conformance.gguf import write_gguf
 from foreword.errors import UnknownModel, UnsupportedModel
 from foreword.models import gguf, load_model
 from tiny_models import tiny_model

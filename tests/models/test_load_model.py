@@ -174,7 +174,7 @@ def test_foreign_code_is_not_run_unless_asked(tmp_path):
     assert ran.exists()
 
 
-def state_model(folder) -> str:
+def state_space_model(folder) -> str:
     """Attention in every layer, and a state beside it that no keys and values carry."""
     config = FalconH1Config(
         **{**EVEN, "num_key_value_heads": 2},
@@ -189,10 +189,10 @@ def state_model(folder) -> str:
 
 def test_a_model_with_state_is_refused(tmp_path):
     with pytest.raises(UnsupportedModel, match="FalconH1ForCausalLM has hybrid layers"):
-        load_model(state_model(tmp_path))
+        load_model(state_space_model(tmp_path))
 
 
-def error_of_a_prefix(lm: LanguageModel) -> float:
+def prefix_error(lm: LanguageModel) -> float:
     """Root mean square of the logits behind a static prefix, minus those of the joined text."""
     front, text = list(range(60, 80)), list(range(90, 100))
     prefix = lower_tokens(lm, front)
@@ -204,7 +204,7 @@ def error_of_a_prefix(lm: LanguageModel) -> float:
 
 def test_without_the_probe_wrong_answers_would_get_through(tmp_path, monkeypatch):
     """The comparison with Transformers stops what no list of names would, and what it stops is wrong."""
-    folder = state_model(tmp_path)
+    folder = state_space_model(tmp_path)
     monkeypatch.setattr(probe, "_check_kind", lambda *_: None)
     with pytest.raises(UnsupportedModel) as refused:
         load_model(folder)
@@ -212,8 +212,8 @@ def test_without_the_probe_wrong_answers_would_get_through(tmp_path, monkeypatch
         pytest.skip("in this release of Transformers another guard stops Falcon-H1 first")
     assert "does not give the same logits" in str(refused.value)
     monkeypatch.setattr(probe, "TOLERANCE", float("inf"))
-    assert error_of_a_prefix(load_model(folder)) > 0.1
-    assert error_of_a_prefix(tiny_model("llama")) < 1e-5
+    assert prefix_error(load_model(folder)) > 0.1
+    assert prefix_error(tiny_model("llama")) < 1e-5
 
 
 def test_windows_are_compared_with_the_config(tmp_path, monkeypatch):
@@ -228,7 +228,7 @@ def test_qwen2_windows_count_only_where_they_are_used(used, tmp_path):
     config = Qwen2Config(**EVEN, num_key_value_heads=2, use_sliding_window=used, sliding_window=6, max_window_layers=1)
     lm = load_model(save(config, tmp_path))
     assert lm.model.config.layer_types == ["full_attention", "sliding_attention" if used else "full_attention"]
-    assert error_of_a_prefix(lm) < 1e-5
+    assert prefix_error(lm) < 1e-5
 
 
 def test_longrope_is_used_only_where_no_token_depends_on_the_batch(tmp_path):

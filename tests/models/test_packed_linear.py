@@ -24,14 +24,14 @@ from tiny_models import CAUSAL, ENCODERS, tiny_model
 pytestmark = pytest.mark.skipif(not is_packing_supported(torch.float32), reason="this PyTorch packs no weights")
 
 
-def packed(model: nn.Module) -> list:
+def packed_layers(model: nn.Module) -> list:
     return [module for module in model.modules() if isinstance(module, PackedLinear | PackedConv1D)]
 
 
 @pytest.mark.parametrize("family", [*CAUSAL, *ENCODERS])
 def test_logits_are_those_of_the_stock_layers(family):
     lm = tiny_model(family)
-    assert packed(lm.model), "nothing is packed, so this test compares nothing"
+    assert packed_layers(lm.model), "nothing is packed, so this test compares nothing"
     batch = Batch.from_rows(Front(), [[5, 7, 11, 13], [17, 19]])
     rows = torch.tensor([3, 5])
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_what_is_released_is_packed_again():
         before = linear(x)
         assert linear.down_proj.fused._packed is not None
         release_packed_weights(linear)
-        assert all(module.fused._packed is None for module in packed(linear))
+        assert all(module.fused._packed is None for module in packed_layers(linear))
         torch.testing.assert_close(linear(x), before)
 
 

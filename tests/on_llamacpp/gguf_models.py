@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file, save_file
 
+from benchmarks.conformance.gguf import write_gguf
 from foreword.bank.bank import Bank
-from foreword.bench.conformance.gguf import write_gguf
 from foreword.core import SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request

@@ -15,7 +15,7 @@ from gguf import GGUFWriter
 
 pytest.importorskip("llama_cpp", reason="needs llama.cpp: make test-llamacpp")
 
-from foreword.bench.conformance.gguf import write_gguf
+from benchmarks.conformance.gguf import write_gguf
 from foreword.core import LayerShape
 from foreword.errors import EngineError, ModelMismatch, UnknownModel, UnsupportedModel, UsageError
 from foreword.llamacpp import compat

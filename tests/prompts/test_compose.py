@@ -38,7 +38,7 @@ def learned_task(family: str, name: str, length: int = 5, seed: int = 0, **field
     return Task(name, "p-tuning-v2", replace(learned_prefix(family, length, seed), **fields))
 
 
-def served(lm: LanguageModel, prefix: KVPrefix) -> Tensor:
+def next_token_logits(lm: LanguageModel, prefix: KVPrefix) -> Tensor:
     """``[T, vocab]`` of `ASKED` behind a prefix."""
     return lm.logits(Batch.from_rows(Front(prefix), [ASKED]), torch.arange(len(ASKED)))
 
@@ -54,7 +54,10 @@ def test_a_text_behind_a_learned_prefix_is_exact(family):
     made = compose(lm, "both", [front, text_task(lm, "text", "Once upon a time,")])
     request = Request((*ids(lm, "Once upon a time,"), *ASKED), front.prefix, front.prefix.length)
     torch.testing.assert_close(
-        served(lm, made.task.prefix), reference_logits(family, request)[-len(ASKED) :], atol=TOLERANCE, rtol=0
+        next_token_logits(lm, made.task.prefix),
+        reference_logits(family, request)[-len(ASKED) :],
+        atol=TOLERANCE,
+        rtol=0,
     )
     assert made.exact
     assert [part.how for part in made.parts] == ["first", "text"]
@@ -67,7 +70,7 @@ def test_texts_are_the_joined_text(family):
     made = compose(lm, "both", [text_task(lm, name, text) for name, text in (("a", "Be brief."), ("b", " Be kind."))])
     whole = torch.tensor([[*ids(lm, "Be brief. Be kind."), *ASKED]])
     expected = stock_model(family)(input_ids=whole).logits[0, -len(ASKED) :]
-    torch.testing.assert_close(served(lm, made.task.prefix), expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(next_token_logits(lm, made.task.prefix), expected, atol=TOLERANCE, rtol=0)
     assert made.exact
     assert (made.task.kind, made.task.text) == ("prompt", "Be brief. Be kind.")
     assert made.task.prefix.token_ids == ids(lm, "Be brief. Be kind.")
@@ -98,7 +101,7 @@ def test_a_stack_of_learned_prefixes_is_served_as_plain_transformers_would(famil
     made = compose(lm, "three", [learned_task(family, n, 4, seed) for seed, n in enumerate("abc")]).task.prefix
     assert made.length == made.offset == 12
     expected = reference_logits(family, Request(ASKED, made, made.length))
-    torch.testing.assert_close(served(lm, made), expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(next_token_logits(lm, made), expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,7 +116,7 @@ def test_soft_tokens_are_run_again_behind_what_stands_there(family):
     table = model.get_input_embeddings()
     embeds = torch.cat([table(torch.tensor(ids(lm, "Be brief."))), soft, table(torch.tensor(ASKED))])[None]
     expected = model(inputs_embeds=embeds).logits[0, -len(ASKED) :]
-    torch.testing.assert_close(served(lm, made.task.prefix), expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(next_token_logits(lm, made.task.prefix), expected, atol=TOLERANCE, rtol=0)
     assert (made.exact, [part.how for part in made.parts]) == (False, ["text", "soft"])
     assert made.task.soft is None
 
@@ -148,7 +151,7 @@ def test_a_text_begins_once(before, begins, stands):
     own = [*([lm.tokenizer.bos_token_id] if begins else []), *ids(lm, "Once")]
     assert (made.length, made.bos) == (5 + len(own), stands)
     expected = reference_logits("llama", Request((*own, *ASKED), front.prefix, 5))[-len(ASKED) :]
-    torch.testing.assert_close(served(lm, made), expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(next_token_logits(lm, made), expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ def test_parts_alone_are_asked_the_same():
     assert Template.parse(made.task.template).num_soft_tokens == 5
 
 
-def refused() -> dict[str, tuple[dict[str, object], str]]:
+def refused_tasks() -> dict[str, tuple[dict[str, object], str]]:
     width = 48
     return {
         "system": ({"kind": "system", "text": "x"}, "is a system turn, which cannot be stacked"),
@@ -236,9 +239,9 @@ def refused() -> dict[str, tuple[dict[str, object], str]]:
     }
 
 
-@pytest.mark.parametrize("what", list(refused()))
+@pytest.mark.parametrize("what", list(refused_tasks()))
 def test_what_is_more_than_a_prefix_is_refused(what):
-    fields, said = refused()[what]
+    fields, said = refused_tasks()[what]
     lm, wrong = tiny_model("llama"), replace(learned_task("llama", "wrong"), **fields)
     for tasks in ([wrong, text_task(lm, "t", "x")], [text_task(lm, "t", "x"), wrong]):
         with pytest.raises(UsageError, match=f"task 'wrong' {said}"):

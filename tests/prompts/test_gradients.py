@@ -24,14 +24,14 @@ from foreword.training.modules.losses import AnswerLoss, mean_loss
 from tiny_models import CAUSAL, SIZES, byte_tokenizer, double, tiny_model
 
 
-def asked(*token_ids: int, target: tuple[int, ...]) -> Example:
+def example(*token_ids: int, target: tuple[int, ...]) -> Example:
     return Example(EncodedExample(token_ids, (len(token_ids) - 1,)), target=target)
 
 
 EXAMPLES = [
-    asked(*range(60, 69), target=(70, 71, 72)),
-    asked(*range(90, 93), target=(94,)),
-    asked(100, 101, 102, 103, target=(104, 105, 106, 107, 108, 109)),
+    example(*range(60, 69), target=(70, 71, 72)),
+    example(*range(90, 93), target=(94,)),
+    example(100, 101, 102, 103, target=(104, 105, 106, 107, 108, 109)),
 ]
 # Every method that learns, and options of theirs that learn through another network.
 LEARNED = [
@@ -46,7 +46,7 @@ def answer_loss(lm: LanguageModel, front: Front, examples: list[Example]) -> tor
     return mean_loss(AnswerLoss(), lm, front, examples)
 
 
-def disturbed(encoder: PromptEncoder) -> PromptEncoder:
+def perturbed(encoder: PromptEncoder) -> PromptEncoder:
     """Away from the start, where the last layer of a network is zero and hides the gradients of those before it."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_gradients_equal_finite_differences_in_float64(family, name, options):
     lm = double(family)
     made = get_method(name, **options)
     start = from_text(lm, "abc")(2 if made.length else 0, torch.Generator())
-    encoder = disturbed(made.encoder(lm, start if made.length else random_values(0, torch.Generator())))
+    encoder = perturbed(made.encoder(lm, start if made.length else random_values(0, torch.Generator())))
     parameters = list(encoder.parameters())
     assert {parameter.dtype for parameter in parameters} == {torch.float64}
     # gradcheck moves the parameters themselves, so the encoder sees every step.
@@ -86,13 +86,13 @@ def test_prompt_tuning_has_the_gradients_of_plain_inputs_embeds(family):
     encoder = get_method("prompt-tuning").encoder(lm, random_values(5, torch.Generator().manual_seed(2)))
     loss = answer_loss(lm, encoder.front(), EXAMPLES)
     (found,) = torch.autograd.grad(loss, list(encoder.parameters()))
-    expected = plain(lm, encoder)
+    expected = logits_by_transformers(lm, encoder)
     (gradient,) = torch.autograd.grad(expected, list(encoder.parameters()))
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
 
 
-def plain(lm: LanguageModel, encoder: PromptEncoder) -> torch.Tensor:
+def logits_by_transformers(lm: LanguageModel, encoder: PromptEncoder) -> torch.Tensor:
     """The same loss one example at a time, by Transformers alone: the mean over all answers' tokens."""
     table = lm.model.get_input_embeddings()
     lm.model.set_attn_implementation("eager")
@@ -128,7 +128,7 @@ def twins() -> tuple[LanguageModel, nn.Module]:
     return wrap_model(ours.eval().requires_grad_(False), byte_tokenizer(), name="twin"), theirs.eval()
 
 
-def padded() -> dict[str, torch.Tensor]:
+def padded_inputs() -> dict[str, torch.Tensor]:
     """`EXAMPLES` as PEFT's users write them: padded, with labels on the answers only."""
     rows = [torch.tensor(example.prompt_ids + example.target) for example in EXAMPLES]
     labels = [torch.tensor((-100,) * len(example.prompt_ids) + example.target) for example in EXAMPLES]
@@ -147,7 +147,7 @@ def test_prompt_tuning_equals_peft():
     weight = tuned.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         weight.copy_(encoder.front().soft)
-    theirs = tuned(**padded()).loss
+    theirs = tuned(**padded_inputs()).loss
     ours = answer_loss(lm, encoder.front(), EXAMPLES)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     (expected,) = torch.autograd.grad(theirs, [weight])
@@ -163,7 +163,7 @@ def test_p_tuning_v2_equals_pefts_prefix_tuning():
     (rows,) = encoder.parameters()  # [P, layers * 2 * kv_heads * head_dim], as PEFT lays them out
     with torch.no_grad():
         weight.copy_(rows)
-    theirs = tuned(**padded()).loss
+    theirs = tuned(**padded_inputs()).loss
     ours = answer_loss(lm, encoder.front(), EXAMPLES)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     (expected,) = torch.autograd.grad(theirs, [weight])

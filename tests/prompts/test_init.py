@@ -19,7 +19,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def soft(lm: LanguageModel, start: init.InitialValues) -> torch.Tensor:
+def soft_tokens(lm: LanguageModel, start: init.InitialValues) -> torch.Tensor:
     return get_method("prompt-tuning").encoder(lm, start).front().soft
 
 
@@ -42,7 +42,7 @@ def test_prompt_tuning_from_text_gives_the_logits_of_the_text(family):
     """Gemma scales its embeddings on the way out; the initial values must be scaled too."""
     lm = tiny_model(family)
     ids = lm.tokenizer("Answer: ").input_ids
-    found = lower(lm, Front(soft=soft(lm, init.from_text(lm, "Answer: ")(len(ids), seeded()))))
+    found = lower(lm, Front(soft=soft_tokens(lm, init.from_text(lm, "Answer: ")(len(ids), seeded()))))
     for a, b in zip(found.keys, lower_tokens(lm, ids).keys, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
@@ -69,13 +69,13 @@ def test_sampled_vocabulary_takes_no_special_tokens():
 def test_random_soft_tokens_are_spread_like_the_embeddings_that_the_model_uses(family, kind):
     lm = tiny_model(family)
     used = lm.model.get_input_embeddings()(torch.arange(256)).std()
-    assert float(soft(lm, kind(500, seeded())).detach().std()) == pytest.approx(float(used), rel=0.1)
+    assert float(soft_tokens(lm, kind(500, seeded())).detach().std()) == pytest.approx(float(used), rel=0.1)
 
 
 def test_uniform_values_have_an_end():
     lm = tiny_model("llama")
     used = float(lm.model.get_input_embeddings().weight.std())
-    even, bell = (soft(lm, kind(500, seeded())).detach() for kind in (init.uniform_values, init.random_values))
+    even, bell = (soft_tokens(lm, kind(500, seeded())).detach() for kind in (init.uniform_values, init.random_values))
     assert float(even.abs().max()) == pytest.approx(3**0.5 * used, rel=0.02)
     assert float(bell.abs().max()) > 3 * used
 

@@ -18,7 +18,7 @@ from tiny_models import CAUSAL, ENCODERS, tiny_model
 THROUGH = [("p-tuning-v2", {}), ("p-tuning-v2", {"projection": True}), ("prefix-tuning", {})]
 
 
-def learned(lm: LanguageModel, name: str, length: int = 5, **options) -> PrefixValues:
+def prefix_encoder(lm: LanguageModel, name: str, length: int = 5, **options) -> PrefixValues:
     start = from_text(lm, "Answer: ")(length, torch.Generator().manual_seed(3))
     return get_method(name, **options).encoder(lm, start)
 
@@ -43,7 +43,7 @@ def test_rows_hold_all_layers_of_a_position(family):
 @pytest.mark.parametrize(("name", "options"), THROUGH)
 def test_learning_starts_at_the_activations_of_the_text(family, name, options):
     lm = tiny_model(family)
-    made = lower(lm, learned(lm, name, **options))
+    made = lower(lm, prefix_encoder(lm, name, **options))
     expected = activations(lm, lm.tokenizer("wer: ").input_ids)
     assert all(torch.equal(a, b) for a, b in zip(tensors(made), tensors(expected), strict=True))
 
@@ -79,7 +79,7 @@ def test_a_text_longer_than_the_model_is_no_start():
 @pytest.mark.parametrize(("name", "options"), THROUGH)
 def test_the_first_position_stays_as_it_is(name, options):
     lm = tiny_model("llama")
-    encoder = learned(lm, name, freeze_first=True, **options)
+    encoder = prefix_encoder(lm, name, freeze_first=True, **options)
     before = lower(lm, encoder)
     encoder.front().prefix.keys[0].square().sum().backward()
     torch.optim.SGD(encoder.parameters(), lr=1.0).step()
@@ -91,7 +91,9 @@ def test_the_first_position_stays_as_it_is(name, options):
 
 def test_the_first_position_is_no_parameter():
     lm = tiny_model("llama")
-    count = [sum(p.numel() for p in learned(lm, "p-tuning-v2", freeze_first=f).parameters()) for f in (False, True)]
+    count = [
+        sum(p.numel() for p in prefix_encoder(lm, "p-tuning-v2", freeze_first=f).parameters()) for f in (False, True)
+    ]
     assert count == [5 * 3 * 2 * 2 * 16, 4 * 3 * 2 * 2 * 16]
 
 
@@ -99,7 +101,7 @@ def test_the_first_position_is_no_parameter():
 def test_how_many_numbers_an_mlp_learns(name, options):
     width, hidden, row = 48, 512, 3 * 2 * 2 * 16
     numbers = 5 * width + width * hidden + hidden + hidden * row + row
-    encoder = learned(tiny_model("llama"), name, **options)
+    encoder = prefix_encoder(tiny_model("llama"), name, **options)
     assert sum(parameter.numel() for parameter in encoder.parameters()) == numbers
 
 
@@ -109,4 +111,4 @@ def test_what_the_first_position_cannot_be_kept_of():
     with pytest.raises(UsageError, match="--freeze-first would freeze random values"):
         get_method("prefix-tuning", freeze_first=True).encoder(lm, random)
     with pytest.raises(UsageError, match="--freeze-first leaves nothing to learn of one virtual token"):
-        learned(lm, "p-tuning-v2", 1, freeze_first=True)
+        prefix_encoder(lm, "p-tuning-v2", 1, freeze_first=True)

@@ -19,7 +19,7 @@ from tiny_models import CAUSAL, ENCODERS, tiny_model
 LEAD = (soft_id(0), soft_id(1), 97, 98, soft_id(2))
 
 
-def started(family: str, lead: tuple[int, ...] | None, words: str = "hello") -> InitialValues:
+def initial_values(family: str, lead: tuple[int, ...] | None, words: str = "hello") -> InitialValues:
     start = from_text(tiny_model(family), words)(5, torch.Generator().manual_seed(3))
     return replace(start, constant_prefix=lead)
 
@@ -29,7 +29,7 @@ def started(family: str, lead: tuple[int, ...] | None, words: str = "hello") -> 
 def test_soft_tokens_of_a_lead_stand_between_its_words(family, name):
     """What starts from the embeddings of real tokens is those tokens."""
     lm = tiny_model(family)
-    front = get_method(name).encoder(lm, replace(started(family, LEAD), bos="prefix")).front()
+    front = get_method(name).encoder(lm, replace(initial_values(family, LEAD), bos="prefix")).front()
     ids = lm.tokenizer("hello").input_ids
     table = lm.model.get_input_embeddings()
     assert torch.equal(front.soft, table(torch.tensor([ids[0], ids[1], 97, 98, ids[2]])))
@@ -40,7 +40,7 @@ def test_soft_tokens_of_a_lead_stand_between_its_words(family, name):
 @pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning"])
 def test_lowering_the_lead_changes_no_logit_of_rows_with_soft_tokens_inside(name):
     lm = tiny_model("mistral")
-    front = get_method(name).encoder(lm, started("mistral", LEAD)).front()
+    front = get_method(name).encoder(lm, initial_values("mistral", LEAD)).front()
     served = Front(lower(lm, front), inner_soft=front.inner_soft)
     rows = [(70, 71, soft_id(0), 72, soft_id(1)), (soft_id(1), 80)]
     found, expected = (Batch.from_rows(each, rows) for each in (served, front))
@@ -50,7 +50,7 @@ def test_lowering_the_lead_changes_no_logit_of_rows_with_soft_tokens_inside(name
 
 def test_the_words_of_a_lead_learn_nothing():
     lm = tiny_model("llama")
-    learned = get_method("prompt-tuning").encoder(lm, started("llama", LEAD))
+    learned = get_method("prompt-tuning").encoder(lm, initial_values("llama", LEAD))
     front = learned.front()
     (front.soft.square().sum() + front.inner_soft.square().sum()).backward()
     assert [tuple(p.shape) for p in learned.parameters()] == [(5, lm.identity.hidden_size)]
@@ -62,21 +62,21 @@ def test_the_words_of_a_lead_learn_nothing():
 def test_all_soft_tokens_are_kept_for_transfer(lead):
     """In the order of the template: those of the lead, then those inside rows."""
     lm = tiny_model("llama")
-    learned = get_method("p-tuning").encoder(lm, started("llama", lead))
+    learned = get_method("p-tuning").encoder(lm, initial_values("llama", lead))
     ids = torch.tensor(lm.tokenizer("hello").input_ids)
     assert torch.equal(learned.soft_tokens(), lm.model.get_input_embeddings()(ids))
     assert not learned.soft_tokens().requires_grad
 
 
 def test_without_a_lead_all_stand_in_front_of_a_causal_model():
-    front = get_method("p-tuning").encoder(tiny_model("llama"), started("llama", None)).front()
+    front = get_method("p-tuning").encoder(tiny_model("llama"), initial_values("llama", None)).front()
     assert len(front.soft) == 5
     assert front.inner_soft is None
 
 
 def test_an_empty_lead_leaves_all_inside():
     lm = tiny_model("llama")
-    front = get_method("p-tuning").encoder(lm, started("llama", ())).front()
+    front = get_method("p-tuning").encoder(lm, initial_values("llama", ())).front()
     assert front.soft is None
     assert len(front.inner_soft) == 5
     assert lower(lm, front).length == 0
@@ -86,7 +86,7 @@ def test_an_empty_lead_leaves_all_inside():
 @pytest.mark.parametrize("lead", [None, ()])
 def test_all_stand_inside_the_rows_of_an_encoder(family, lead):
     lm = tiny_model(family)
-    front = get_method("p-tuning").encoder(lm, started(family, lead)).front()
+    front = get_method("p-tuning").encoder(lm, initial_values(family, lead)).front()
     assert (front.soft, len(front.inner_soft)) == (None, 5)
     ids = lm.tokenizer("hello").input_ids
     row = [70, 71, *map(soft_id, range(5)), 72]
@@ -107,14 +107,14 @@ def test_all_stand_inside_the_rows_of_an_encoder(family, lead):
 )
 def test_a_lead_names_the_first_soft_tokens_in_order(family, lead, found):
     with pytest.raises(UsageError, match=f"must name the first of 5 soft tokens in order.*got {found}"):
-        get_method("prompt-tuning").encoder(tiny_model(family), started(family, lead))
+        get_method("prompt-tuning").encoder(tiny_model(family), initial_values(family, lead))
 
 
 @pytest.mark.parametrize("network", ["lstm", "mlp"])
 def test_a_network_starts_at_the_initial_values_and_moves_them(network):
     lm = tiny_model("llama")
-    learned = get_method("p-tuning", encoder=network).encoder(lm, started("llama", None))
-    plain = get_method("prompt-tuning").encoder(lm, started("llama", None))
+    learned = get_method("p-tuning", encoder=network).encoder(lm, initial_values("llama", None))
+    plain = get_method("prompt-tuning").encoder(lm, initial_values("llama", None))
     assert torch.equal(learned.front().soft, plain.front().soft)
     learned.front().soft.sum().backward()
     optimizer = torch.optim.SGD(learned.parameters(), lr=0.1)
@@ -141,5 +141,5 @@ def test_an_lstm_lets_soft_tokens_know_of_each_other_both_ways():
     ],
 )
 def test_how_many_numbers_a_network_learns(options, numbers):
-    learned = get_method("p-tuning", **options).encoder(tiny_model("llama"), started("llama", None))
+    learned = get_method("p-tuning", **options).encoder(tiny_model("llama"), initial_values("llama", None))
     assert sum(parameter.numel() for parameter in learned.parameters()) == numbers

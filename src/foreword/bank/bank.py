@@ -46,6 +46,15 @@ class Bank:
         self._store = _open_store(os.fspath(root), Path(cache) if cache else home() / "cache" / "bank")
         self.load_tensors = load
 
+    @classmethod
+    def for_engine(cls, engine: str, root: str | os.PathLike[str]) -> Bank:
+        """A bank that loads tensors as an engine needs them: as numpy arrays for ``llamacpp``, which has no torch."""
+        if engine != "llamacpp":
+            return cls(root)
+        from foreword.bank.arrays import load_arrays
+
+        return cls(root, load=load_arrays)
+
     @property
     def location(self) -> str:
         """The folder or the URL."""

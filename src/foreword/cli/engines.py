@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli.options import EngineOptions, configure_threads, open_bank, quiet_libraries, say
+from foreword.cli.options import EngineOptions, configure_threads, quiet_libraries, say
 from foreword.errors import UsageError
 from foreword.home import default_bank
 from foreword.progress import Progress
@@ -140,13 +140,10 @@ EVALUATION_ENGINES: dict[str, Callable[[EngineOptions], AbstractContextManager[E
 
 
 def open_engine_bank(engine: str, root: str | None) -> Bank:
-    """Open a bank that loads tensors as the engine needs them: numpy arrays for llama.cpp."""
-    if engine != "llamacpp":
-        return open_bank(root)
-    from foreword.bank.arrays import load_arrays
+    """Open a bank, by default the usual one, for an engine."""
     from foreword.bank.bank import Bank
 
-    return Bank(root or default_bank(), load=load_arrays)
+    return Bank.for_engine(engine, root or default_bank())
 
 
 def check_llamacpp(dtype: str, device: str, trust_remote_code: bool) -> None:

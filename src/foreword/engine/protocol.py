@@ -202,8 +202,8 @@ class EngineProtocol(Protocol):
         """Log-probability of the prompts' own tokens, each given all tokens before it, prefix included.
 
         Returns:
-            For every prompt ``[places]`` float32, natural logarithms of the token behind each of ``prompt.places``;
-            without places, of every token but the first, which nothing is run before, and but soft ones.
+            For every prompt ``[N]`` float32, log-probabilities of the token behind each of its ``N`` output indices;
+            without any, of every token that has one before it and is not soft.
 
         Raises:
             RequestError, PromptTooLong, ModelMismatch: a prompt can never run.

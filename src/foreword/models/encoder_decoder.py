@@ -125,8 +125,8 @@ class EncoderDecoder(LanguageModel):
                 f"{self.name} is an encoder-decoder, which takes soft tokens in front of its text and neither prefixes "
                 "nor adapters; learn with prompt-tuning or p-tuning."
             )
-        places = batch.embed_indices.tolist() if batch.embed_indices is not None else []
-        soft = [bisect_right(batch.starts, place) - 1 for place in places]
+        indices = batch.embed_indices.tolist() if batch.embed_indices is not None else []
+        soft = [bisect_right(batch.starts, index) - 1 for index in indices]
         alone = {i for i in set(soft) if soft.count(i) == batch.lengths[i]}
         if alone or any(batch.parents[i] is not None for i in soft):
             raise UsageError("soft tokens of an encoder-decoder stand in the rows of its texts, with the text.")

@@ -73,5 +73,5 @@ def _padded_batch_logits(lm: EncoderDecoder, soft: Tensor) -> Tensor:
     """The same ``[texts, tokens, vocab]`` in one batch, with embeddings in place of the first text's first tokens."""
     rows = [(*map(soft_id, range(SOFT)), *TEXTS[0][SOFT:]), ANSWER, TEXTS[1], ANSWER]
     batch = Batch.from_rows(Front(inner_soft=soft), rows, (None, 0, None, 2), lm.device)
-    places = [place for text in (0, 2) for place in range(batch.starts[text + 1] - 1, batch.starts[text + 2])]
-    return lm.logits(batch, torch.tensor(places, device=lm.device)).float().unflatten(0, (len(TEXTS), -1))
+    indices = [index for text in (0, 2) for index in range(batch.starts[text + 1] - 1, batch.starts[text + 2])]
+    return lm.logits(batch, torch.tensor(indices, device=lm.device)).float().unflatten(0, (len(TEXTS), -1))

@@ -105,13 +105,13 @@ def _create_once(target: Path) -> Iterator[Path | None]:
         workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             yield workshop / "folder"
-            _sync(workshop / "folder")
+            _fsync(workshop / "folder")
             (workshop / "folder").rename(target)
         finally:
             shutil.rmtree(workshop, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
+def _fsync(folder: Path) -> None:
     """Bring every file to the disk, so that not even a power cut leaves a renamed folder with empty files."""
     for path in folder.iterdir():
         with path.open("rb") as handle:
@@ -161,8 +161,8 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        _name_special_tokens(tokenizer, gguf)
-        dtype = getattr(torch, _precision(gguf))
+        _set_special_tokens(tokenizer, gguf)
+        dtype = getattr(torch, _stored_dtype(gguf))
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
     except Exception as error:  # the GGUF readers raise whatever the damage makes them raise
         raise UnsupportedModel(f"{gguf} cannot be read as a GGUF model: {error!r}.") from error
@@ -177,7 +177,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     (folder / PARENTS_FILE).write_text(json.dumps({"parents": [sha256(gguf)]}))
 
 
-def _name_special_tokens(tokenizer: Any, gguf: Path) -> None:
+def _set_special_tokens(tokenizer: Any, gguf: Path) -> None:
     """Take them from the file: what Transformers makes of them differs between its releases."""
     from gguf import GGUFReader
 
@@ -189,7 +189,7 @@ def _name_special_tokens(tokenizer: Any, gguf: Path) -> None:
             setattr(tokenizer, ours, tokenizer.convert_ids_to_tokens(int(field.contents())))
 
 
-def _precision(gguf: Path) -> str:
+def _stored_dtype(gguf: Path) -> str:
     """``float32`` or ``float16`` if all matrices are stored so, else ``bfloat16``: no bit is lost without need."""
     from gguf import GGUFReader
 

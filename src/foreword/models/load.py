@@ -64,9 +64,9 @@ def load_model(
         raise SettingError("dtype", f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}.")
     source = resolve_source(name, progress)
     attention.register()
-    model, tokenizer = _load(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
+    model, tokenizer = _load_model_and_tokenizer(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
     model.to(target).eval().requires_grad_(False)
-    return wrap_model(model, tokenizer, name=name, folder=_folder(source, model))
+    return wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
 
 
 def pull(name: str, progress: Callable[[str], None]) -> Path:
@@ -91,7 +91,7 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
         folder: where it was loaded from.
     """
     if getattr(model.config, "is_encoder_decoder", False):
-        return _encoder_decoder(model, tokenizer, name, folder)
+        return _wrap_encoder_decoder(model, tokenizer, name, folder)
     first_position = _first_position(model)
     probe = probe_model(model, first_position)
     limit = max_positions(model.config.get_text_config())
@@ -112,7 +112,7 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
     return lm
 
 
-def _encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
+def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
     try:
         lm = EncoderDecoder(
             name,
@@ -173,7 +173,7 @@ def _device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
-def _load(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load_model_and_tokenizer(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
     config, tokenizer = load_config_and_tokenizer(source, name, trust_remote_code)
     auto = auto_class(config)
     model, missing = _from_pretrained(auto, config, source, name, dtype, trust_remote_code)
@@ -246,7 +246,7 @@ def _is_encoder(config: Any) -> bool:
     return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
 
 
-def _folder(source: str, model: Any) -> Path | None:
+def _weights_folder(source: str, model: Any) -> Path | None:
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download

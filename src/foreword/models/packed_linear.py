@@ -36,7 +36,7 @@ class FusedLinear:
         self.layers = tuple(members)
         # Versions of the layers, their joint weight and bias: replaced as one, since other threads may read it.
         self._packed: tuple[tuple[tuple[object, ...], ...], Tensor, Tensor | None] | None = None
-        self._last: tuple[Tensor, Sequence[Tensor]] | None = None
+        self._last_call: tuple[Tensor, Sequence[Tensor]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedLinear:
         """A `FusedLinear` of the copied layers, without packed weights, which belong to these ones."""
@@ -49,33 +49,33 @@ class FusedLinear:
 
     def release(self) -> None:
         """Free the packed weights; the next call packs them again."""
-        self._packed = self._last = None
+        self._packed = self._last_call = None
 
     def __call__(self, member: nn.Module, x: Tensor) -> Tensor:
         """``x [..., in]`` through one of the layers: ``[..., out]``."""
         if len(self.layers) == 1:
             return self._multiply(x)
-        last = self._last
+        last = self._last_call
         if last is None or last[0] is not x:
             if member is not self.layers[0]:  # asked out of turn: it has to be right, not fast
-                return F.linear(x, _matrix(member), getattr(member, "bias", None))
-            self._last = last = (x, self._multiply(x).split(self._widths, dim=-1))
+                return F.linear(x, _weight_matrix(member), getattr(member, "bias", None))
+            self._last_call = last = (x, self._multiply(x).split(self._widths, dim=-1))
         if member is self.layers[-1]:
-            self._last = None
+            self._last_call = None
         return last[1][self.layers.index(member)]
 
     @property
     def _widths(self) -> list[int]:
-        return [_matrix(member).shape[0] for member in self.layers]
+        return [_weight_matrix(member).shape[0] for member in self.layers]
 
     def _multiply(self, x: Tensor) -> Tensor:
-        versions, packed = tuple(map(_version, self.layers)), self._packed
+        versions, packed = tuple(map(_weights_version, self.layers)), self._packed
         if packed is None or packed[0] != versions:
             self._packed = packed = (versions, *self._pack())
         return torch.ops.mkldnn._linear_pointwise(x, packed[1], packed[2], "none", [], "")
 
     def _pack(self) -> tuple[Tensor, Tensor | None]:
-        weight = torch.cat([_matrix(member).detach() for member in self.layers]).contiguous()
+        weight = torch.cat([_weight_matrix(member).detach() for member in self.layers]).contiguous()
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
         biases = [getattr(member, "bias", None) for member in self.layers]
         if all(bias is None for bias in biases):
@@ -193,7 +193,7 @@ def _group_by_input(layers: Sequence[nn.Module], run: Callable[[], object]) -> l
     return groups
 
 
-def _version(module: nn.Module) -> tuple[object, ...]:
+def _weights_version(module: nn.Module) -> tuple[object, ...]:
     """A key that changes with weight and bias, also by ``weight.data = ...``, which keeps the version count."""
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
@@ -201,7 +201,7 @@ def _version(module: nn.Module) -> tuple[object, ...]:
     return weight._version, weight.data_ptr(), weight.dtype, *of_bias
 
 
-def _matrix(module: nn.Module) -> Tensor:
+def _weight_matrix(module: nn.Module) -> Tensor:
     """The weight as ``[out, in]``."""
     weight = module.weight
     assert isinstance(weight, Tensor)

@@ -147,37 +147,40 @@ def _placement(task: Task, first: bool) -> Placement:
 def _stack(lm: LanguageModel, parts: Sequence[StackedTask]) -> KVPrefix:
     """Every part behind those before it; neighbouring texts are tokenized as one text."""
     placed = [part for part in parts if part.how != "template"]
-    before = empty_prefix(lm)
-    for together, group in groupby(placed, key=lambda part: part.how == "text"):
+    past = empty_prefix(lm)
+    for is_text, group in groupby(placed, key=lambda part: part.how == "text"):
         tasks = [part.task for part in group]
-        for run in [tasks] if together else [[task] for task in tasks]:
-            before = _append_text(lm, before, run) if together else _append_learned(lm, before, run[0])
-    return before
+        if is_text:
+            past = _append_text(lm, past, tasks)
+            continue
+        for task in tasks:
+            past = _append_learned(lm, past, task)
+    return past
 
 
-def _append_text(lm: LanguageModel, before: KVPrefix, tasks: Sequence[Task]) -> KVPrefix:
+def _append_text(lm: LanguageModel, past: KVPrefix, tasks: Sequence[Task]) -> KVPrefix:
     """Texts run behind a prefix, tokenized as a request there would be."""
     begins = tasks[0].prefix.bos
-    bos = before.bos == "request" and begins != "none"
+    bos = past.bos == "request" and begins != "none"
     ids = seam.encode(lm.tokenizer, "".join(task.text or "" for task in tasks), bos=bos)
-    return replace(lower_tokens(lm, ids, past=before), bos=_joint_bos(before, begins))
+    return replace(lower_tokens(lm, ids, past=past), bos=_joint_bos(past, begins))
 
 
-def _append_learned(lm: LanguageModel, before: KVPrefix, task: Task) -> KVPrefix:
+def _append_learned(lm: LanguageModel, past: KVPrefix, task: Task) -> KVPrefix:
     """A learned prefix behind another: its soft tokens run there, or its keys rotated to its new positions."""
-    check_context_length(lm.name, lm.context, task.prefix.length, before)
-    bos = _joint_bos(before, task.prefix.bos)
-    if _placement(task, first=not before.length) == "soft":
+    check_context_length(lm.name, lm.context, task.prefix.length, past)
+    bos = _joint_bos(past, task.prefix.bos)
+    if _placement(task, first=not past.length) == "soft":
         assert task.soft is not None
         soft = task.soft.to(dtype=lm.dtype, device=lm.device)
-        return replace(lower(lm, Front(before, soft)), bos=bos)
-    moved = rotate(lm, task.prefix.to(device=lm.device), before.length).to(dtype=lm.dtype)
-    return replace(append_keys_values(lm, before, list(moved.keys), list(moved.values)), bos=bos)
+        return replace(lower(lm, Front(past, soft)), bos=bos)
+    moved = rotate(lm, task.prefix.to(device=lm.device), past.length).to(dtype=lm.dtype)
+    return replace(append_keys_values(lm, past, list(moved.keys), list(moved.values)), bos=bos)
 
 
-def _joint_bos(before: KVPrefix, behind: Bos) -> Bos:
+def _joint_bos(past: KVPrefix, behind: Bos) -> Bos:
     """`KVPrefix.bos` of two prefixes together: there is only one beginning-of-text token."""
-    return behind if before.bos == "request" else before.bos
+    return behind if past.bos == "request" else past.bos
 
 
 def _task_interface(

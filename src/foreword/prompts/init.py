@@ -109,10 +109,10 @@ def from_task(task: Task, *, soft: bool = False) -> Initializer:
         task: the other task.
         soft: start from its soft tokens, not from its prefix and adapter.
     """
-    return _soft_of(task) if soft else _layers_of(task)
+    return _soft_from_task(task) if soft else _layers_from_task(task)
 
 
-def _soft_of(task: Task) -> Initializer:
+def _soft_from_task(task: Task) -> Initializer:
     def start(length: int, generator: torch.Generator) -> InitialValues:
         if task.soft is None:
             raise UsageError(
@@ -125,7 +125,7 @@ def _soft_of(task: Task) -> Initializer:
     return start
 
 
-def _layers_of(task: Task) -> Initializer:
+def _layers_from_task(task: Task) -> Initializer:
     def start(length: int, generator: torch.Generator) -> InitialValues:
         if length:  # a method without virtual tokens takes the adapter alone
             _check_length(length, task.prefix.length)

@@ -41,7 +41,7 @@ class LoRAValues(PromptEncoder):
 
 
 class PrefixAndLoRA(PromptEncoder):
-    """Keys and values in front of a model that is changed beside them."""
+    """A trainable prefix and a trainable adapter together."""
 
     def __init__(self, prefix: PrefixValues, adapter: LoRAValues) -> None:
         super().__init__()
@@ -105,23 +105,27 @@ def target_layers(lm: LanguageModel, targets: Sequence[str] = ()) -> dict[str, t
     Raises:
         UsageError: a target is the end of no such name.
     """
-    blocks = tuple(sorted({_block(name) for name, module in lm.model.named_modules() if module in lm.layers}))
+    blocks = tuple(sorted({_block_name(name) for name, module in lm.model.named_modules() if module in lm.layers}))
     inside = {name: widths for name, widths in linear_layers(lm.model).items() if name.startswith(blocks)}
     for target in targets:
-        if not any(_ends(name, target) for name in inside):
+        if not any(_matches_target(name, target) for name in inside):
             ends = sorted({name.rsplit(".", 1)[-1] for name in inside})
             raise UsageError(f"{lm.name} has no linear layer {target!r} to change; choose from {', '.join(ends)}.")
-    return {n: widths for n, widths in inside.items() if not targets or any(_ends(n, target) for target in targets)}
+    return {
+        n: widths
+        for n, widths in inside.items()
+        if not targets or any(_matches_target(n, target) for target in targets)
+    }
 
 
-def _block(attention: str) -> str:
+def _block_name(attention: str) -> str:
     """Name of the block that a self-attention module is in, up to its number: ``model.layers.0.``"""
     parts = attention.split(".")
     number = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
     return ".".join(parts[: number + 1]) + "."
 
 
-def _ends(name: str, target: str) -> bool:
+def _matches_target(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 

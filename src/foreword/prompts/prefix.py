@@ -129,7 +129,7 @@ def initial_prefix(lm: LanguageModel, start: InitialValues) -> KVPrefix:
         # The text begins like any other here; the beginning-of-text token stays with the request.
         found = activations(lm, start.token_ids, start.frozen_prefix)
     else:
-        found = _random(lm, start)
+        found = _random_prefix(lm, start)
         if start.frozen_prefix is not None:
             found = append_keys_values(lm, start.frozen_prefix, list(found.keys), list(found.values))
     return replace(found, bos=start.frozen_prefix.bos) if start.frozen_prefix is not None else found
@@ -152,7 +152,7 @@ def _num_frozen(freeze_first: bool, start: InitialValues) -> int:
     return 1
 
 
-def _random(lm: LanguageModel, start: InitialValues, spread: float = 0.1) -> KVPrefix:
+def _random_prefix(lm: LanguageModel, start: InitialValues, spread: float = 0.1) -> KVPrefix:
     def draw(heads: int, dim: int) -> Tensor:
         return (spread * start.noise((heads, start.length, dim), start.generator)).to(lm.device)
 

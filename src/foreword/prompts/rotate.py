@@ -84,7 +84,7 @@ def rotate(lm: LanguageModel, prefix: KVPrefix, by: int | Sequence[int]) -> KVPr
         raise UsageError(f"a prefix of {prefix.length} positions needs as many shifts, got {len(shifts)}.")
     if not any(shifts):
         return prefix
-    _check_fixed(lm, max(map(abs, shifts)) + prefix.length)
+    _check_fixed_frequencies(lm, max(map(abs, shifts)) + prefix.length)
     moved = torch.tensor(shifts, device=prefix.keys[0].device)
     keys = tuple(
         key if rotation is None else rotation(key, moved).to(key.dtype)
@@ -98,8 +98,10 @@ def rotate(lm: LanguageModel, prefix: KVPrefix, by: int | Sequence[int]) -> KVPr
 def rotations(lm: LanguageModel) -> tuple[Rotation | None, ...]:
     """How each layer turns its keys, measured; ``None`` for a layer without positions. Raises UnsupportedModel."""
     shift = SHIFT if lm.context is None else min(SHIFT, lm.context - TOKENS)
-    still, moved = _keys_at(lm, 0), _keys_at(lm, shift)
-    candidates = [Rotation(own, layout) for own, layout in product(_frequencies(lm), (rotate_half, rotate_every_two))]
+    still, moved = _keys_at_position(lm, 0), _keys_at_position(lm, shift)
+    candidates = [
+        Rotation(own, layout) for own, layout in product(_rope_frequencies(lm), (rotate_half, rotate_every_two))
+    ]
     pairs = zip(still, moved, strict=True)
     return tuple(_fit_rotation(lm, layer, a, b, shift, candidates) for layer, (a, b) in enumerate(pairs))
 
@@ -127,7 +129,7 @@ def _fit_rotation(
     return fitting[left.index(min(left))]
 
 
-def _keys_at(lm: LanguageModel, position: int) -> list[Tensor]:
+def _keys_at_position(lm: LanguageModel, position: int) -> list[Tensor]:
     """Keys ``[kv_heads, TOKENS, key_dim]`` of every layer in float32 for tokens that stand alone at ``position``.
 
     A token that sees only itself attends to its own value wherever it stands, so that all layers get the same inputs at
@@ -146,7 +148,7 @@ def _keys_at(lm: LanguageModel, position: int) -> list[Tensor]:
     return [keys[layer] for layer in sorted(keys)]
 
 
-def _frequencies(lm: LanguageModel) -> list[Tensor]:
+def _rope_frequencies(lm: LanguageModel) -> list[Tensor]:
     """All frequencies that the model keeps; some have one set for each kind of layer, in one module or in several."""
     return [buffer.float() for name, buffer in lm.model.named_buffers() if name.endswith("inv_freq")]
 
@@ -155,7 +157,7 @@ def _rms(tensor: Tensor) -> float:
     return float(tensor.square().mean().sqrt())
 
 
-def _check_fixed(lm: LanguageModel, positions: int) -> None:
+def _check_fixed_frequencies(lm: LanguageModel, positions: int) -> None:
     """Some models change all frequencies as soon as a token of the batch stands far enough from the start."""
     rope = json.loads(lm.identity.rope) or {}
     kinds = rope.values() if rope and all(isinstance(kind, dict) for kind in rope.values()) else [rope]

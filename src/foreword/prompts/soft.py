@@ -112,7 +112,7 @@ class PTuning:
 
 
 def _soft_tokens(lm: LanguageModel, start: InitialValues, reparam: Reparam | None = None) -> SoftTokens:
-    initial = _initial(lm, start)
+    initial = _initial_soft_tokens(lm, start)
     in_front = [soft_id(index) for index in range(start.length)] if lm.causal else []
     constant_ids = start.constant_prefix if start.constant_prefix is not None else in_front
     soft_indices = [index for index, token in enumerate(constant_ids) if token < 0]
@@ -127,7 +127,7 @@ def _soft_tokens(lm: LanguageModel, start: InitialValues, reparam: Reparam | Non
     return SoftTokens(initial, embeds, soft_indices, start.bos, reparam, frozen)
 
 
-def _initial(lm: LanguageModel, start: InitialValues) -> Tensor:
+def _initial_soft_tokens(lm: LanguageModel, start: InitialValues) -> Tensor:
     """``[length, hidden]`` on the model's device."""
     if start.prefix is not None:
         raise UsageError("soft tokens cannot start from another task's keys and values; use --init text.")
@@ -135,7 +135,7 @@ def _initial(lm: LanguageModel, start: InitialValues) -> Tensor:
         return start.soft.to(lm.device)
     if start.token_ids is not None:
         return _embeddings(lm, start.token_ids)
-    return _spread(lm) * start.noise((start.length, lm.identity.hidden_size), start.generator).to(lm.device)
+    return _embedding_std(lm) * start.noise((start.length, lm.identity.hidden_size), start.generator).to(lm.device)
 
 
 @torch.no_grad()
@@ -145,7 +145,7 @@ def _embeddings(lm: LanguageModel, token_ids: Sequence[int]) -> Tensor:
     return lm.model.get_input_embeddings()(ids).clone()
 
 
-def _spread(lm: LanguageModel) -> float:
+def _embedding_std(lm: LanguageModel) -> float:
     """Standard deviation of the embeddings that reach the first layer, over at most 4,096 tokens."""
     count = lm.identity.vocab_size
     return float(_embeddings(lm, torch.linspace(0, count - 1, min(count, 4096)).long().tolist()).float().std())

@@ -69,7 +69,7 @@ class HubDataset:
         return cls(name, f"{owner}/{title}", config or None, revision or None, split)
 
     def rows(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """Values and place of every row; downloads what the cache does not hold.
+        """Values and location of every row; downloads what the cache does not hold.
 
         Raises:
             DataError: the extra is missing, or there is no such data set, variant or split.

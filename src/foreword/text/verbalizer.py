@@ -1,7 +1,7 @@
-"""Which words stand for which label, and how their log-probabilities become a score a label.
+"""`Verbalizer`: the words of every label; `WordTrie`: their tokens, and label scores from log-probabilities.
 
-All words hang as a token trie behind one shared prompt, so a label may have several words of several tokens
-and the prompt is still run once. Training takes the cross-entropy of the same scores that serving ranks.
+All words share one prompt in a token trie, so a label may have several words of several tokens and the prompt is
+still run once. Training takes the cross-entropy of the same scores that serving ranks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Verbalizer:
 
         Raises VerbalizerError for anything but an object of labels, each with a word or a list of words.
         """
-        data = _read(source) if isinstance(source, str) else source
+        data = _read_source(source) if isinstance(source, str) else source
         if not isinstance(data, Mapping):
             raise VerbalizerError(f"a verbalizer is an object of labels and words; write it as {_EXAMPLE}.")
         return cls({str(label): _as_words(str(label), words) for label, words in data.items()})
@@ -66,7 +66,7 @@ class Verbalizer:
         return tuple(self.words)
 
     def index(self, label: str, where: str = "") -> int:
-        """Place of a label. Raises VerbalizerError that begins with ``where`` if there is no such label."""
+        """Index of a label. Raises VerbalizerError that begins with ``where`` if there is no such label."""
         if label in self.words:
             return self.labels.index(label)
         near = get_close_matches(label, self.labels, n=1)
@@ -146,7 +146,7 @@ class WordTrie:
         return children
 
     def label_scores(self, node_logprobs: torch.Tensor) -> torch.Tensor:
-        """A score a label: the sum of log-probabilities along a word, ``logsumexp`` over the label's words.
+        """Score of every label: ``logsumexp`` over its words of the sum of their tokens' log-probabilities.
 
         Args:
             node_logprobs: ``[..., nodes]``, log-probability of every node's token given its parent.
@@ -171,10 +171,10 @@ class WordTrie:
 
     @cached_property
     def _groups(self) -> list[list[int]]:
-        """``[labels, most words]`` places in ``words``, padded with the number of words."""
+        """``[labels, most words]`` indices into ``words``, padded with the number of words."""
         groups: list[list[int]] = [[] for _ in range(self.num_labels)]
-        for place, (label, _) in enumerate(self.words):
-            groups[label].append(place)
+        for index, (label, _) in enumerate(self.words):
+            groups[label].append(index)
         return _padded(groups, len(self.words))
 
 
@@ -201,26 +201,26 @@ def _as_words(label: str, words: object) -> tuple[str, ...]:
     raise VerbalizerError(f"label '{label}' has {words!r} for words; write a string or a list of strings.")
 
 
-def _read(source: str) -> object:
+def _read_source(source: str) -> object:
     if source.lstrip()[:1] in ("{", "["):
-        return _loads(source, "the verbalizer")
+        return _parse_json(source, "the verbalizer")
     try:
         text = Path(source).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise VerbalizerError(
-            f"the verbalizer {source[:60]!r} is neither JSON text nor a readable file ({_reason(error)}); "
+            f"the verbalizer {source[:60]!r} is neither JSON text nor a readable file ({_os_reason(error)}); "
             f"write it as {_EXAMPLE}, or name a JSON file."
         ) from None
-    return _loads(text, f"verbalizer {source}")
+    return _parse_json(text, f"verbalizer {source}")
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _os_reason(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _loads(text: str, what: str) -> object:
+def _parse_json(text: str, what: str) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=_without_duplicate_labels)
     except json.JSONDecodeError as error:
         raise VerbalizerError(
             f"{what} is not valid JSON at line {error.lineno} column {error.colno} ({error.msg}); write it "
@@ -228,7 +228,7 @@ def _loads(text: str, what: str) -> object:
         ) from None
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _without_duplicate_labels(pairs: list[tuple[str, object]]) -> dict[str, object]:
     # JSON readers keep the last of two equal keys, which would lose words without a sound.
     result: dict[str, object] = {}
     for label, words in pairs:

@@ -27,11 +27,11 @@ from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 from foreword.training.train import train
-from prompts.test_gradients import EXAMPLES, asked, disturbed
+from prompts.test_gradients import EXAMPLES, example, perturbed
 from tiny_models import CAUSAL, double, tiny_model
 from training.small_data import ANSWERS, examples, recipe, write_jsonl
 
-MORE = [asked(120, 121, target=(122,)), asked(*range(130, 144), target=(150, 151))]
+MORE = [example(120, 121, target=(122,)), example(*range(130, 144), target=(150, 151))]
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def fronts(lm, grad: bool = False) -> list[Front]:
         drawn = torch.randn(length, lm.identity.hidden_size, generator=generator, dtype=torch.float64)
         return drawn.to(lm.dtype).requires_grad_(grad)
 
-    adapted = disturbed(get_method("lora", rank=1).encoder(lm, random_values(0, generator)))
+    adapted = perturbed(get_method("lora", rank=1).encoder(lm, random_values(0, generator)))
     return [
         Front(stored(lm, 9, 1, grad)),
         Front(stored(lm, 9, 2, grad)),
@@ -126,7 +126,7 @@ def test_gradients_of_mixed_fronts_equal_finite_differences_in_float64(family):
             ("prefix-tuning", "no", 2),
         )
     ]
-    encoders = [disturbed(encoder) for encoder in made]
+    encoders = [perturbed(encoder) for encoder in made]
     still = stored(lm, 8, 6)
     parameters = [parameter for encoder in encoders for parameter in encoder.parameters()]
     factors = torch.tensor([1.0, -0.5, 2.0, 0.7], dtype=torch.float64)
