@@ -73,7 +73,7 @@ class InitSource:
         return [places.expand(shape.kv_heads, -1) for shape in self.lm.identity.layers]
 
 
-Initializer = Callable[[InitSource], KVPrefix]
+PrefixInit = Callable[[InitSource], KVPrefix]
 
 
 def first_tokens(source: InitSource) -> KVPrefix:
@@ -96,7 +96,7 @@ def most_attended_tokens(source: InitSource) -> KVPrefix:
     return source.gather([mass.topk(source.length).indices.sort().values for mass in masses])
 
 
-INITIALIZERS: dict[str, Initializer] = {
+INITIALIZERS: dict[str, PrefixInit] = {
     "attention": most_attended_tokens,
     "even": evenly_spaced_tokens,
     "first": first_tokens,

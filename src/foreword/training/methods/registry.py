@@ -7,10 +7,10 @@ from foreword.training.methods.autoprompt import autoprompt
 from foreword.training.methods.base import TrainingMethod
 from foreword.training.methods.pet import pet
 
-METHODS: dict[str, TrainingMethod] = {"pet": pet, "autoprompt": autoprompt}
+TRAINING_METHODS: dict[str, TrainingMethod] = {"pet": pet, "autoprompt": autoprompt}
 """By the name of the prompt method; all others are trained by `gradient_descent`."""
 
 
 def training_method(name: str) -> TrainingMethod:
     """The training method of a prompt method."""
-    return METHODS.get(name, gradient_descent)
+    return TRAINING_METHODS.get(name, gradient_descent)
