@@ -97,7 +97,7 @@ def _label_difference(pair: ModelPair, running: Engine) -> float:
         used, place = prefix.length if prefix is not None else 0, length // 2
         prompts.append(Prompt(pair.tokens(length, 10 + index), prefix, used, (place,)))
     found = running.score(prompts, MaskScorer(tuple((at, (token,)) for at, token in enumerate(labels)), len(labels)))
-    rows = [pair.stock_logits(each.token_ids, each.prefix)[each.places[0]].log_softmax(-1) for each in prompts]
+    rows = [pair.stock_logits(each.token_ids, each.prefix)[each.output_indices[0]].log_softmax(-1) for each in prompts]
     return float((found - torch.stack([row[list(labels)] for row in rows])).abs().max())
 
 

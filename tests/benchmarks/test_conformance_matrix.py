@@ -73,7 +73,7 @@ def test_other_weights_would_be_seen(opt, tmp_path, monkeypatch, column):
     other = load_pair(FAMILIES["opt"], tmp_path / "other", 1)
     broken = replace(opt, folder=other.folder)
     if column == "checkpointing":
-        monkeypatch.setattr("foreword.training.loop.gradient_checkpointing._is_rate", lambda name, value: False)
+        monkeypatch.setattr("foreword.training.loop.gradient_checkpointing._is_dropout", lambda name, value: False)
     assert Conformance.columns[column](broken)["difference"] > 100 * GOAL
     assert set(Conformance.columns) == {*COLUMNS, "vllm", "llamacpp"}
 

@@ -9,6 +9,8 @@ import pytest
 
 from foreword.errors import UsageError
 from foreword.prompts.registry import METHODS, get_method
+from foreword.training.recipe import Recipe
+from foreword.training.setting import settings_of
 
 
 def test_every_method_is_a_frozen_dataclass_of_its_options():
@@ -72,3 +74,11 @@ def test_an_mlp_takes_smaller_steps_whatever_the_method_is_called():
     assert (
         get_method("p-tuning-v2", projection=True).lr == get_method("prefix-tuning").lr < get_method("p-tuning-v2").lr
     )
+
+
+def test_options_of_methods_and_of_recipes_are_the_same():
+    """An option that only a recipe or only a method has would be ignored without a word."""
+    flags = {field.metadata.get("flag", field.name) for method in METHODS.values() for field in fields(method)}
+    python_only = {"alpha", "hidden", "targets"}
+    of_recipes = {name for name, (_, setting) in settings_of(Recipe).items() if setting.of_method}
+    assert of_recipes == flags - python_only

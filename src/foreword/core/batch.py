@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def soft_id(index: int) -> int:
-    """The token id that stands for soft token ``index``: ids below 0 name rows of `Front.inner`, -1 the first.
+    """The token id that stands for soft token ``index``: ids below 0 name rows of `Front.inner_soft`, -1 the first.
 
     A row of tokens with soft tokens inside is thereby still one list of numbers, which can be cut, compared and
     cached like any other; `Batch` turns them into embeddings.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from foreword.errors import SettingError
-from foreword.training.setting import Setting, check_settings, flag_of
+from foreword.training.setting import Setting, check_settings, flag_of, settings_of
 
 # Fields that the recipes of several commands have in common.
 Accumulate = Annotated[int, Setting("Parts that a step is run in, for less memory.", above=0)]
@@ -84,24 +84,28 @@ class Recipe:
     calibrate: Annotated[bool, Setting("Subtract what the task says to empty input.")] = False
     """Contextual calibration, Zhao et al. 2021, arXiv:2102.09690."""
     members: Annotated[int, Setting("Prefixes of an ensemble, each with its own seed.", above=0)] = 1
-    rank: Annotated[int | None, Setting("Of an adapter (lora, lora-hybrid, pet).", default="8", above=0)] = None
-    encoder: Annotated[str | None, Setting("Of p-tuning: lstm or mlp.", default="lstm")] = None
-    projection: Annotated[bool | None, Setting("Of p-tuning-v2: learn through an MLP.")] = None
+    rank: Annotated[
+        int | None, Setting("Of an adapter (lora, lora-hybrid, pet).", default="8", above=0, of_method=True)
+    ] = None
+    encoder: Annotated[str | None, Setting("Of p-tuning: lstm or mlp.", default="lstm", of_method=True)] = None
+    projection: Annotated[bool | None, Setting("Of p-tuning-v2: learn through an MLP.", of_method=True)] = None
     freeze_first: Annotated[
         bool | None,
-        Setting("Of a prefix: keep its first token as it is.", flag="--freeze-first/--learn-first"),
+        Setting("Of a prefix: keep its first token as it is.", flag="--freeze-first/--learn-first", of_method=True),
     ] = None
     weights: Annotated[
-        str | None, Setting("Of pet: learn an adapter (lora) or a whole model (all).", default="lora")
+        str | None, Setting("Of pet: learn an adapter (lora) or a whole model (all).", default="lora", of_method=True)
     ] = None
     unlabeled: Annotated[
-        str | None, Setting("Of pet: rows without labels, for several templates to label for each other.")
+        str | None,
+        Setting("Of pet: rows without labels, for several templates to label for each other.", of_method=True),
     ] = None
     lm_weight: Annotated[
-        float | None, Setting("Of pet: how much modelling the rows without labels counts.", default="0.01")
+        float | None,
+        Setting("Of pet: how much modelling the rows without labels counts.", default="0.01", of_method=True),
     ] = None
     candidates: Annotated[
-        int | None, Setting("Of autoprompt: triggers that are tried a step.", default="24", above=0)
+        int | None, Setting("Of autoprompt: triggers that are tried a step.", default="24", above=0, of_method=True)
     ] = None
     seed: Annotated[int, Setting("Of the order of examples and of random values.", low=0, high=SEEDS - 1)] = 0
     """It draws the held-out rows, too."""
@@ -131,8 +135,8 @@ class Recipe:
     @property
     def method_options(self) -> dict[str, Any]:
         """Options of the prompt method that are set."""
-        named = ("rank", "encoder", "projection", "freeze_first", "weights", "unlabeled", "lm_weight", "candidates")
-        return {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        names = [name for name, (_, setting) in settings_of(type(self)).items() if setting.of_method]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def parent(self) -> str | None:

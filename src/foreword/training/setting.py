@@ -33,6 +33,7 @@ class Setting:
         above: numbers must be greater than this, and finite.
         low, high: bounds of numbers, both allowed.
         choices: texts that are allowed.
+        of_method: it is an option of prompt methods (`foreword.prompts.base.Method`), which has a field for it.
     """
 
     help: str
@@ -42,6 +43,7 @@ class Setting:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    of_method: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """Raise SettingError for a value of the right type that is out of bounds; ``None`` is the default."""

@@ -50,7 +50,7 @@ def _check_scoring(lm: LanguageModel) -> Finding:
 
     from foreword.core import Head
     from foreword.engine.engine import Engine
-    from foreword.prompts.lower import activations
+    from foreword.models.activations import activations
     from foreword.text.label_scorers import head_scorer
     from foreword.text.prompt import Prompt
 

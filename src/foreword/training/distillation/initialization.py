@@ -13,8 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from foreword.attention import AttentionSpec, RaggedAttention
+from foreword.attention import RaggedAttention
 from foreword.core import Batch, Front, KVPrefix
+from foreword.dense_attention import AttentionSpec
 from foreword.models import LanguageModel
 from foreword.prompts.rotate import rotate
 from foreword.training.distillation.document import Document
