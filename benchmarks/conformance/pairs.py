@@ -145,4 +145,4 @@ class EncoderDecoderPair(FamilyPair):
     def begun(self, row: int) -> Tensor:
         """The same behind the token that it begins with."""
         lm: Any = self.lm
-        return torch.tensor([[lm.start_id, *self.written(row)]])
+        return torch.tensor([[lm.decoder_start_token_id, *self.written(row)]])
