@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from benchmarks import markdown
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from foreword.bench import many
 from foreword.bench.client import EngineClient
 from foreword.bench.many import CONCURRENCY, LENGTH, ONE, OUTPUT_TOKENS, PREFIXES, PROMPT_TOKENS, REQUESTS, RESIDENT
@@ -25,7 +25,7 @@ CALM = 4
 SHARE = "resident_share_of_bound"
 
 
-class Many(Report, many.Many):
+class Many(WorkloadReport, many.Many):
     about = (
         f"{PREFIXES:,} learned prefixes of {LENGTH} positions published in a bank on disk, and memory for {RESIDENT} "
         f"of them. {REQUESTS} requests of {PROMPT_TOKENS} tokens, {CONCURRENCY} at any time, {OUTPUT_TOKENS} greedy "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from foreword.bench.record import Record, Results
 from foreword.bench.workload import Goal
 from foreword.errors import BenchError
@@ -23,13 +23,13 @@ software.
 """
 
 
-def page(workloads: Mapping[str, Report], results: Results) -> str:
+def page(workloads: Mapping[str, WorkloadReport], results: Results) -> str:
     """The page: a section for every workload that has been measured."""
     measured = {name: results.all(name) for name in workloads}
     return "\n".join([_HEAD, *(_section(workloads[name], records) for name, records in measured.items() if records)])
 
 
-def with_matrix(text: str, results: Results, conformance: Report) -> str:
+def with_matrix(text: str, results: Results, conformance: WorkloadReport) -> str:
     """A README with the matrix of the records between its markers; as it is if there are no records.
 
     Raises:
@@ -45,7 +45,7 @@ def with_matrix(text: str, results: Results, conformance: Report) -> str:
     return f"{before}{OPEN}\n\n{conformance.tables(records)}\n\n{CLOSE}{after}"
 
 
-def _section(workload: Report, records: Sequence[Record]) -> str:
+def _section(workload: WorkloadReport, records: Sequence[Record]) -> str:
     peers = "\n".join(_wrapped(f"`{peer.key}`: {peer.about}.", "- ") for peer in workload.peers)
     environments: dict[str, list[Record]] = {}
     for record in records:

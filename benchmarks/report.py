@@ -1,4 +1,4 @@
-"""`Report`: a workload that has a section in the docs."""
+"""`WorkloadReport`: a workload that has a section in the docs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foreword.bench.record import Record
 from foreword.bench.workload import Workload, by_engine
 
 
-class Report(Workload):
+class WorkloadReport(Workload):
     """A workload with its description and its tables, in Markdown.
 
     Attributes:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from benchmarks import markdown
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from foreword.bench import serve
 from foreword.bench.record import Record
 from foreword.bench.serve import CLIENTS, ENGINE, KEY, OUTPUT_TOKENS, PROMPT_TOKENS
 from foreword.bench.workload import Goal
 
 
-class Serve(Report, serve.Serve):
+class Serve(WorkloadReport, serve.Serve):
     about = (
         f"{CLIENTS} clients that stream {OUTPUT_TOKENS} greedy tokens each behind prompts of {PROMPT_TOKENS}, all at "
         "once, over HTTP on the same machine; the clients are one process of bare sockets that reads events and counts "

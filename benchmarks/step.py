@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any, ClassVar
 
 from benchmarks import markdown
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from foreword.bench import step
 from foreword.bench.participants import EMBEDDED, LLAMACPP, LLAMACPP_PACKAGES, OURS, Peer
 from foreword.bench.record import Record
@@ -34,7 +34,7 @@ FACTORIES = {
 GOALS = {"b1": 2.0, "b16": 1.5, "b64": 1.5, PREFILL: 1.5}
 
 
-class Step(Report, step.Step):
+class Step(WorkloadReport, step.Step):
     about = (
         f"One decode step of B answers, each about {CONTEXT} tokens long (128 in the middle of the turns), mean of "
         f"{STEPS} in a row, and one prompt of {PREFILL_TOKENS:,} tokens until its first token: `Engine.step`, called "

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any, ClassVar
 
 from benchmarks import markdown
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from benchmarks.stock_vllm import VLLM_SETTINGS, StockVllm
 from foreword.bench import ttft
 from foreword.bench.participants import OURS, VLLM, VLLM_ENVIRONMENT, VLLM_PACKAGES, Peer
@@ -33,7 +33,7 @@ STOCK = Peer(
 )
 
 
-class Ttft(Report, ttft.Ttft):
+class Ttft(WorkloadReport, ttft.Ttft):
     peers: ClassVar[Sequence[Peer]] = (UNCACHED, STOCK)
     about = (
         f"Time to the first token of a question of {QUESTION_TOKENS} tokens behind a policy of {POLICY_TOKENS:,}, from "

@@ -13,7 +13,7 @@ from benchmarks import markdown
 from benchmarks.conformance.columns import LLAMACPP_PEER, PEFT, VLLM_PEER, on_llamacpp, on_vllm, peft_round_trip
 from benchmarks.conformance.families import FAMILIES, Family
 from benchmarks.conformance.pairs import checkpointing, engine, load_pair
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from foreword.bench import conformance
 from foreword.bench.conformance import Check, Figures
 from foreword.bench.participants import Peer
@@ -31,7 +31,7 @@ TITLES = {
 _BEFORE = {"missing": "it was measured before there was this column"}
 
 
-class Conformance(Report, conformance.Conformance):
+class Conformance(WorkloadReport, conformance.Conformance):
     about = (
         "Tiny models with random weights of many families in float32, each beside the same weights in plain "
         "Transformers with eager attention: the largest difference. train: logits of rows of different lengths in one "

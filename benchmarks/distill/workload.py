@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from benchmarks import markdown
 from benchmarks.distill.documents import DOCUMENTS, BenchDocument
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from foreword.bench.participants import OURS, Peer
 from foreword.bench.record import Record
 from foreword.bench.worker import Worker
@@ -21,7 +21,7 @@ FIRST = Peer("first_tokens", f"the first {SLOTS} tokens of the text in place of 
 SUMMARY = Peer("summary", f"{SLOTS} tokens that the model writes as a summary of the text, in place of it")
 
 
-class Distill(Report):
+class Distill(WorkloadReport):
     name = "distill"
     about = (
         f"Texts of 900 to 1,500 tokens, each a system prompt, distilled into {SLOTS} virtual tokens with the defaults "

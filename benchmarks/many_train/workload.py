@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from safetensors.torch import load_file
 
 from benchmarks import markdown, rows
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from foreword.bench.participants import OURS, Peer
 from foreword.bench.record import Record
 from foreword.bench.worker import Worker
@@ -30,7 +30,7 @@ SEQUENTIAL = Peer(
 RATIO = f"{SEQUENTIAL.key}/examples_per_second"
 
 
-class ManyTrain(Report):
+class ManyTrain(WorkloadReport):
     name = "many-train"
     about = (
         "One training step of 32 users' prefixes (P-tuning v2, 32 virtual tokens), each on two of the user's own 64 "

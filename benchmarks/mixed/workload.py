@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from benchmarks import markdown
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from benchmarks.stock_vllm import VLLM_SETTINGS
 from foreword.bench.participants import EMBEDDED, ENGINES, LLAMACPP, OURS, VLLM, VLLM_ENVIRONMENT, VLLM_PACKAGES, Peer
 from foreword.bench.prompts import user_requests
@@ -61,7 +61,7 @@ FACTORIES = {
 }
 
 
-class Mixed(Report):
+class Mixed(WorkloadReport):
     name = "mixed"
     about = (
         f"{REQUESTS} requests of {PROMPT_TOKENS} tokens, all at once, behind {PREFIXES} learned prefixes of {LENGTH} "

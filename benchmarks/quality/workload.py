@@ -15,7 +15,7 @@ from benchmarks import markdown
 from benchmarks.quality.approaches import APPROACHES, BATCH, PEERS, Approach
 from benchmarks.quality.dataset import DataSet
 from benchmarks.quality.datasets import DATASETS, LAMA
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from foreword.bench.participants import OURS, Peer
 from foreword.bench.record import Record
 from foreword.bench.worker import Worker
@@ -29,7 +29,7 @@ Selected = Mapping[str, Mapping[str, Record]]
 """Records by data set, then by approach."""
 
 
-class Quality(Report):
+class Quality(WorkloadReport):
     name = "quality"
     about = (
         "What is learned in at most 300 steps of 16 rows, from the defaults, by the best of five evaluations on at "

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from benchmarks import markdown, rows
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from foreword.bench.participants import OURS, Peer
 from foreword.bench.record import Record
 from foreword.bench.worker import Worker
@@ -24,7 +24,7 @@ HALVING, BATCH, ROWS, HELD, STEPS, WARM_UP = 4, 8, 1000, 100, 40, 2
 SEQUENTIAL = Peer("sequential", "`foreword train` with each variant's settings, one run after another")
 
 
-class Search(Report):
+class Search(WorkloadReport):
     name = "search"
     about = (
         "Sixteen variants of P-tuning v2 on SST-2 (four learning rates, 8 and 32 virtual tokens, two starts) in one "

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from benchmarks import markdown, rows
-from benchmarks.report import Report
+from benchmarks.report import WorkloadReport
 from benchmarks.train.methods import METHODS, TrainMethod
 from foreword.bench.participants import OURS, Peer
 from foreword.bench.record import Record
@@ -28,7 +28,7 @@ PEFT = Peer(
 )
 
 
-class Train(Report):
+class Train(WorkloadReport):
     name = "train"
     about = (
         "One training step on SST-2, 16 rows in shuffled order, the answer's tokens learned and nothing else: forward, "

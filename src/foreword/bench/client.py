@@ -1,4 +1,4 @@
-"""`EngineClient`: an engine in its process, asked for tasks of a bank as the server does, without a server."""
+"""`EngineClient`: requests to an engine in this process, whose tasks are resolved as the server resolves them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Answer = tuple[float, float, list[int]]
 
 
 def start(settings: Mapping[str, Any]) -> Handlers:
-    """The engine is ready; nothing of the bank has been read."""
+    """Open the engine; nothing of the bank is read before the first request."""
     return {"run": EngineClient(settings).run}
 
 
 class EngineClient:
     """An engine behind the server's own table of tasks, whose prefixes ``prefix_bytes`` may bound.
 
-    It counts loads from disk, and the bytes of prefixes that anybody holds.
+    It counts loads from disk, and the bytes of prefixes that are still referenced.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:

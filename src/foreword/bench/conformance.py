@@ -180,7 +180,7 @@ class Conformance(Workload):
         return {f"{column}/largest_difference": max(d for c, d in known if c == column) for column, _ in known}
 
     def compare(self, load: Callable[[], ModelPair], checks: Mapping[str, Check], log: Log) -> dict[str, Figures]:
-        """What every check finds; a model that is refused is so by all."""
+        """The result of every check; a model that cannot be loaded is refused by all of them."""
         found: dict[str, Figures] = {}
         try:
             pair = load()

@@ -1,4 +1,4 @@
-"""Tasks and prompts that the model itself makes, in a process that ends before anybody is measured."""
+"""Tasks and prompts that the model itself makes, in a process that ends before measuring starts."""
 
 from __future__ import annotations
 

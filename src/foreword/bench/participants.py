@@ -1,4 +1,4 @@
-"""What can be measured, and in which Python it runs: a `Peer`, or an engine of Foreword (`EngineBackend`)."""
+"""Participants of a benchmark and the Python they run in: a `Peer`, or an engine of Foreword (`EngineBackend`)."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Peer:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineBackend(Peer):
-    """An engine of Foreword, which `open_engine` makes in its process; ``record`` is what a record says of it."""
+    """An engine of Foreword, which `open_engine` makes in its process; ``record`` are its settings in the records."""
 
     make: Callable[[Mapping[str, Any]], EngineProtocol]
     record: Callable[[], Mapping[str, Any]] = dict

@@ -9,7 +9,7 @@ from foreword.errors import BenchError
 from foreword.text.rows import read_rows
 
 FIXTURES = "foreword.bench.fixtures:start"
-"""Makes prompts and tasks in a process that ends before anybody is measured."""
+"""Makes prompts and tasks in a process that ends before measuring starts."""
 
 
 def learned_name(index: int) -> str:

@@ -95,5 +95,5 @@ def start(settings: Mapping[str, Any]) -> Handlers:
         return time.perf_counter() - began
 
     place = {"url": url, "model": engine.name, "prompts": prompts}
-    # The port is open for as long as somebody holds the stack.
+    # The port is open until the stack is closed.
     return {"close": stack.close, "generate": generate, "place": lambda: place}

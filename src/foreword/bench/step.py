@@ -57,7 +57,7 @@ def started(options: Options, settings: Mapping[str, Any], factory: str) -> Iter
 
 
 def work_of(settings: Mapping[str, Any]) -> str:
-    """``step`` or ``prefill``, whose seconds are asked for: a prompt is not run several times in a row."""
+    """The handler that is timed, ``step`` or ``prefill``; a prefill is timed once a turn."""
     return "step" if settings["steps"] > 1 else "prefill"
 
 
@@ -71,7 +71,7 @@ class SteppedByHand:
 
     def begin(self) -> None:
         """Submit all prompts, and step until every one of them is answering."""
-        # Those steps that run before all prompts answer come on top. A stream that nobody holds is cancelled.
+        # Those steps that run before all prompts answer come on top. An unreferenced stream is cancelled.
         self._streams = self._submit(self._prompts, self._steps + len(self._prompts))
         while not self._step():
             if not self._engine.statistics()["running"]:

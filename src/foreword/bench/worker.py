@@ -105,7 +105,7 @@ def _environment(factory: str, wanted: Mapping[str, str]) -> dict[str, str]:
 
 def main() -> None:
     """The process itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asks, and ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent process, which ends this one
     # The real stdout for replies alone; whatever libraries print goes to stderr.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

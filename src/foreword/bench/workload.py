@@ -1,4 +1,4 @@
-"""The nouns of a benchmark: a workload is measured case by case and summed up as ratios and goals.
+"""`Workload`, its cases, options and summary: a workload is measured case by case and summed up as ratios and goals.
 
 Participants take turns, and a ratio is taken within every turn: what disturbs a turn mostly cancels in its ratio.
 """
@@ -20,7 +20,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may change about a run; ``steps`` and ``limit`` (of rows) are for a short look."""
+    """Options of a run, from the command line; ``steps`` and ``limit`` (of rows) make a short one."""
 
     data: Path
     model: str
@@ -73,7 +73,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the records of a workload come to; ratios say how many times better Foreword is."""
+    """Ratios and goals over all records of a workload; a ratio says how many times better Foreword is."""
 
     ratios: Mapping[str, float]
     goals: Sequence[Goal]

@@ -62,7 +62,7 @@ def bench(
     peers = _peers(chosen, peer, used)
     wanted = Options(data, model or options.default_model(), peers, steps, limit, seed, used)
     options.quiet_libraries()
-    with on_interrupt(lambda: _left(results, again)):
+    with on_interrupt(lambda: _resume_hint(results, again)):
         result = run(chosen, wanted, Results(results), options.say, only=only or (), again=again)
     if out is not None:
         write_json(out, result.to_json())
@@ -81,8 +81,8 @@ def _workloads() -> Mapping[str, Workload]:
     return {each.name: each for each in (Ttft(), Step(), Serve(), Many(), Conformance())}
 
 
-def _left(results: Path, again: bool) -> str:
-    """What an interrupted measurement leaves behind, and how it goes on."""
+def _resume_hint(results: Path, again: bool) -> str:
+    """The hint of an interrupted run: which measurements are kept, and the command that goes on."""
     leaving = ", leaving out --again" if again else ""
     return f"what was measured is kept in {results}; go on with{leaving}: {command_line()}"
 
@@ -122,7 +122,7 @@ def _is_own(workload: Workload) -> bool:
 
 def _text(result: BenchResult) -> str:
     lines = [f"{name}: {value:.3g}" for name, value in result.summary.ratios.items()]
-    if not lines:  # nobody was compared, so times alone
+    if not lines:  # without a comparison, times alone
         runs = ((record.key, *run) for record in result.records for run in record.metrics.get("runs", {}).items())
         lines = [f"{key}: {run['seconds']['median'] * 1e3:.4g} ms" for key, _, run in runs if "seconds" in run]
     for goal in result.summary.goals:

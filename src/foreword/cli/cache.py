@@ -52,7 +52,7 @@ def cache(
 
 
 def _interrupt_hint(bank: Bank, before: Mapping[str, str | None]) -> str:
-    """How many prompts of a file have been published, and the command that starts again.
+    """The hint of an interrupted run: how many prompts of the file are published, and the command that goes on.
 
     Args:
         before: the version of every task that was served before; ``None`` for a new task.

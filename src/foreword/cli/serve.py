@@ -97,7 +97,7 @@ def serve(
             page = f", and a page to try them at {PATH}" if shown else ""
             address = f"http://{host}:{door.getsockname()[1]}"
             say(f"serving {running.name} and {len(names)} tasks at {address}{page}")
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
             uvicorn.Server(config).run(sockets=[door])
 
 
@@ -122,7 +122,7 @@ def _write_access_log() -> None:
 
 
 # Seconds that answers on their way have to finish once the server is told to stop.
-GRACE = 10
+SHUTDOWN_SECONDS = 10
 
 
 def _bind(host: str, port: int) -> socket.socket:

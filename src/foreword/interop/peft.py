@@ -123,7 +123,7 @@ def import_peft(
 
 
 def _check_decoder(lm: LanguageModel, checkpoint: Checkpoint, *, soft: bool) -> None:
-    """Raise for a checkpoint of an encoder-decoder that is not soft tokens, or that meets a model of another kind."""
+    """Raise for a checkpoint of an encoder-decoder that is not soft tokens, or whose base model is of another kind."""
     found = checkpoint.config.get("task_type")
     if lm.is_encoder_decoder != (found == _SEQ_2_SEQ):
         raise ModelMismatch(

@@ -96,7 +96,7 @@ def rotate(lm: LanguageModel, prefix: KVPrefix, by: int | Sequence[int]) -> KVPr
 
 @torch.no_grad()
 def rotations(lm: LanguageModel) -> tuple[Rotation | None, ...]:
-    """How each layer turns its keys, measured; ``None`` for a layer without positions. Raises UnsupportedModel."""
+    """The measured rotary layout of each layer; ``None`` for one without positions. Raises UnsupportedModel."""
     shift = SHIFT if lm.context is None else min(SHIFT, lm.context - TOKENS)
     still, moved = _keys_at_position(lm, 0), _keys_at_position(lm, shift)
     candidates = [

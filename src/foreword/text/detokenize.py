@@ -43,7 +43,7 @@ class Detokenizer:
         return self._release(fresh)
 
     def finish(self) -> str:
-        """What was held back, once the answer has ended for another reason than a stop text."""
+        """Flush the buffered text of an answer that ended for another reason than a stop text."""
         if self.stopped:
             return ""
         rest = self._release(self._decode(self._window)[self._given :])

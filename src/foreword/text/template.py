@@ -151,7 +151,7 @@ class Template:
         return Template.parse("".join(_source(part) for part in self.parts if not isinstance(part, SoftSlot)))
 
     def num_inner_soft_tokens(self, causal: bool) -> int:
-        """Soft tokens that stay inside a row: all of an encoder's, those behind `beginning` of a causal model's."""
+        """Soft tokens that stay inside a row: all of an encoder's, those behind `constant_pieces` in a causal one."""
         ahead = sum(piece.length for piece in self.constant_pieces if isinstance(piece, SoftSlot)) if causal else 0
         return self.num_soft_tokens - ahead
 

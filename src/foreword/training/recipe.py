@@ -19,7 +19,7 @@ Out = Annotated[str | None, Setting("Run folder.", default="runs/NAME-TIME")]
 SEEDS = 2**32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Hyper-parameters of a run, as ``foreword train`` takes them; ``None`` means the default that fits the data and
     the method.

@@ -136,7 +136,7 @@ def _reason(error: yaml.YAMLError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as its authors mean it: keys are text as spelled (a label may be called ``yes``), a key stands once, and
+    """A strict YAML loader: keys are text as spelled (a label may be called ``yes``), a key stands once, and
     ``5e-3`` is a number, which YAML 1.1 only sees with a point."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

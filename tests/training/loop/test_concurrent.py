@@ -187,7 +187,7 @@ def test_runs_together_learn_what_each_learns_alone(changes, tmp_path, monkeypat
     rate = changes.get("lr", 0.1)
     own = [{}, {"max_steps": 7, "lr": rate / 2}, {}, {"patience": 1, "lr": 2 * rate}]
     settings = [user(tmp_path, index, **{**changes, **own[index]}) for index in range(4)]
-    monkeypatch.setattr(concurrent, "PASS", 90)
+    monkeypatch.setattr(concurrent, "MAX_FORWARD_TOKENS", 90)
     with evaluation_engine(lm) as engine:
         runs = [concurrent_run(lm, engine, each) for each in settings]
         trainer = ConcurrentTrainer(lm, runs[:2])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from foreword.models import LanguageModel
 
-SIGNS = {"good": ("ok", "green"), "note": ("note", "yellow"), "broken": ("BROKEN", "bold red")}
+STATE_STYLES = {"good": ("ok", "green"), "note": ("note", "yellow"), "broken": ("BROKEN", "bold red")}
 
 
 @expand_options
@@ -89,5 +89,5 @@ def _print_findings(findings: Sequence[Finding]) -> None:
         if each.area != area:
             area = each.area
             console.print(Text(area, style="bold"))
-        sign, style = SIGNS[each.state]
+        sign, style = STATE_STYLES[each.state]
         console.print(Text.assemble("  ", (f"{sign:7}", style), str(each)), soft_wrap=True)

@@ -11,8 +11,8 @@ from foreword.errors import EngineError, ForewordError
 if TYPE_CHECKING:
     from foreword.models import LanguageModel
 
-FRONT = "The quick brown fox"
-REQUEST = " jumps over the lazy"
+PREFIX_TEXT = "The quick brown fox"
+REQUEST_TEXT = " jumps over the lazy"
 TOKENS = 8
 
 
@@ -33,8 +33,8 @@ def _check_generation(lm: LanguageModel) -> Finding:
     from foreword.prompts.static import static_task
     from foreword.text import task_prompts
 
-    task = static_task(lm, "doctor", "prompt", FRONT)
-    prompt = task_prompts.from_text(lm.tokenizer, task, REQUEST)
+    task = static_task(lm, "doctor", "prompt", PREFIX_TEXT)
+    prompt = task_prompts.from_text(lm.tokenizer, task, REQUEST_TEXT)
     with Engine(lm) as engine:
         timer = GenerationTimer()
         stream = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=TOKENS, ignore_eos=True)))
@@ -54,7 +54,7 @@ def _check_scoring(lm: LanguageModel) -> Finding:
     from foreword.text.label_scorers import head_scorer
     from foreword.text.prompt import Prompt
 
-    front, ids = (tuple(lm.tokenizer(text).input_ids) for text in (FRONT, REQUEST))
+    front, ids = (tuple(lm.tokenizer(text).input_ids) for text in (PREFIX_TEXT, REQUEST_TEXT))
     prompt = Prompt(ids, activations(lm, front), len(front))
     width = lm.identity.hidden_size
     head = Head(("one", "other"), torch.zeros(2, width), torch.tensor([1.0, 0.0]))

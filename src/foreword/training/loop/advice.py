@@ -10,7 +10,7 @@ from foreword.training.loop.selection import selection_score
 from foreword.training.run import Run
 
 # A loss that ends above this share of where it began has not fallen.
-FALLEN = 0.97
+MAX_LOSS_RATIO = 0.97
 
 
 def advice(
@@ -35,7 +35,7 @@ def _loss_not_falling(run: Run, history: Sequence[Mapping[str, Any]]) -> str | N
         return None
     quarter = len(losses) // 4
     first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
-    if last <= FALLEN * first:
+    if last <= MAX_LOSS_RATIO * first:
         return None
     # A search has no learning rate.
     rates = f"--lr {3 * run.lr:.1g} or {run.lr / 3:.1g}, --init auto" if run.method.lr else "--init text"

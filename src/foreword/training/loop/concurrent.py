@@ -8,7 +8,7 @@ from foreword.models import LanguageModel
 from foreword.text.ragged import batch_by_tokens
 from foreword.training.data.examples import Example
 from foreword.training.loop.concurrent_run import ConcurrentRun
-from foreword.training.loop.evaluator import PASS, evaluate_together
+from foreword.training.loop.evaluator import MAX_FORWARD_TOKENS, evaluate_together
 from foreword.training.modules.losses import shared_forward_totals
 
 
@@ -42,7 +42,9 @@ class ConcurrentTrainer:
         live = [run for run in self.runs if not run.finished]
         for part in range(max((run.micro_batches for run in live), default=0)):
             parts = [(run, run.micro_batch(part)) for run in live]
-            for shared in batch_by_tokens([(each, _num_tokens(each[1])) for each in parts if each[1]], PASS):
+            for shared in batch_by_tokens(
+                [(each, _num_tokens(each[1])) for each in parts if each[1]], MAX_FORWARD_TOKENS
+            ):
                 self._backward(shared)
         for run in live:
             if run.error:

@@ -22,7 +22,7 @@ from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.run import Run
 
 # Tokens of a forward that several runs share, unless a single one has more. More are no faster and take more memory.
-PASS = 1024
+MAX_FORWARD_TOKENS = 1024
 # Bytes of an evaluating engine's cache: answers and labels are short, a large cache pays in serving.
 EVAL_CACHE_BYTES = 256 << 20
 
@@ -109,7 +109,7 @@ def _answer_metrics(evaluators: Sequence[TaskEvaluator]) -> list[dict[str, float
     batches = [(index, *batch) for index, evaluator in enumerate(evaluators) for batch in evaluator.batches()]
     sums, normalizers = [0.0] * len(evaluators), [0.0] * len(evaluators)
     for shared in batch_by_tokens(
-        [(batch, sum(example.num_tokens for example in batch[2])) for batch in batches], PASS
+        [(batch, sum(example.num_tokens for example in batch[2])) for batch in batches], MAX_FORWARD_TOKENS
     ):
         lm = evaluators[0].run.lm
         inputs = [losses[index].forward_inputs(lm, front, examples) for index, front, examples in shared]

@@ -67,7 +67,7 @@ class RunDir:
         self._write("state.json", state)
 
     def read_state(self) -> dict[str, Any] | None:
-        """What `write_state` wrote; ``None`` before. Raises TrainingError for a damaged file."""
+        """The state that `write_state` saved; ``None`` if there is none. Raises TrainingError for a damaged file."""
         file = self.path / "state.json"
         data = _read_json(file)
         if file.is_file() and not isinstance(data, dict):
@@ -79,7 +79,7 @@ class RunDir:
         self._write("history.json", {"log": list(history)})
 
     def read_history(self) -> list[dict[str, Any]]:
-        """What `write_history` wrote; empty before."""
+        """The training log that `write_history` saved; empty if there is none."""
         data = _read_json(self.path / "history.json")
         return data["log"] if isinstance(data, dict) else []
 

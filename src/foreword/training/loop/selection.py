@@ -44,8 +44,8 @@ def headline_metric(metrics: Mapping[str, float]) -> float:
 
 
 def selection_score(metrics: Mapping[str, float]) -> float:
-    """What templates are chosen by: the first metric, but minus the perplexity of texts to generate, since a first run
-    writes few of them word for word."""
+    """The score that templates are selected by: the first metric, but minus the perplexity of texts to generate, since
+    a first run writes few of them word for word."""
     return -metrics["perplexity"] if "perplexity" in metrics else headline_metric(metrics)
 
 

@@ -194,6 +194,6 @@ def _base_results(
 
 
 def _comparison_key(report: Report) -> tuple[float, float]:
-    """What two tasks are compared by: the first metric, and the loss where that is equal."""
+    """The sort key of a task: its first metric, then its loss."""
     losses = [prediction.nll for prediction in report.predictions if prediction.nll is not None]
     return selection_score(report.metrics), -sum(losses)

@@ -20,7 +20,7 @@ from foreword.training.recipe_file import RecipeFile
 from foreword.training.run import Run
 
 # Keys of a warm start's recipe; all other settings are those of the run that it is for.
-KEYS = ("data", "template", "verbalizer", "label_field", "target_field", "head")
+WARM_START_KEYS = ("data", "template", "verbalizer", "label_field", "target_field", "head")
 
 
 def warm_start_runs(run: Run) -> list[Run]:
@@ -66,7 +66,7 @@ def warm_start(runs: Sequence[Run], prompt: TrainablePrompt, say: Say) -> None:
 def _read_run(run: Run, file: str) -> Run:
     """The run on the data of a warm start's recipe."""
     recipe_file, own = RecipeFile.read(file), run.recipe
-    recipe_file.check_keys(KEYS)
+    recipe_file.check_keys(WARM_START_KEYS)
     if "data" not in recipe_file.values:
         raise UsageError(f"recipe {file} of --warm-start names no data; write 'data: FILE'.")
     with recipe_file.locate_errors():

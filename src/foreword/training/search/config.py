@@ -19,7 +19,7 @@ DEFAULT_AT_ONCE = 16
 DEFAULT_ETA = 3
 # Combinations that are checked before anything starts; an error beyond them fails its trial.
 MAX_CHECKED = 2000
-OFF = ("off", "no", "false", "0")
+OFF_VALUES = ("off", "no", "false", "0")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _parse_count(key: str, value: object) -> int:
 
 def _parse_eta(value: object) -> int | None:
     # To YAML, off is false.
-    if value is None or value is False or value in OFF:
+    if value is None or value is False or value in OFF_VALUES:
         return None
     text = str(value)
     if isinstance(value, bool) or not text.isdigit() or int(text) < 2:

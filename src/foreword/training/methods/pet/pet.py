@@ -129,7 +129,7 @@ class PVPEnsemble:
 
 
 @dataclass(frozen=True)
-class _Trained:
+class _TrainedPattern:
     """The result of one of PET's runs.
 
     Attributes:
@@ -148,14 +148,14 @@ class _Trained:
 @contextmanager
 def _trained(
     run: PVPRun, engine: EngineProtocol, task: Task, prompt: TrainablePrompt, run_dir: RunDir
-) -> Iterator[_Trained]:
+) -> Iterator[_TrainedPattern]:
     """Train; the result may be used inside the block, after which the model is as it was."""
     with ExitStack() as stack:
         full = stack.enter_context(FullFinetuning(run.lm)) if run.recipe.weights == "all" else None
         if full is not None:
             engine = stack.enter_context(Engine(run.lm, cache_bytes=EVAL_CACHE_BYTES))
         fit(run, prompt, TaskEvaluator(run, engine, task, prompt), run_dir)
-        yield _Trained(prompt.to_task(run.lm, task), engine, prompt.num_trainable_parameters, full)
+        yield _TrainedPattern(prompt.to_task(run.lm, task), engine, prompt.num_trainable_parameters, full)
 
 
 def _read_unlabeled(run: Run) -> list[Row]:
