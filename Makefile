@@ -7,7 +7,7 @@ LLAMACPP := .venv-llamacpp/bin
 # Compiled for this very CPU, once.
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/foreword/wheels
 
-.PHONY: setup demo test test-slow test-vllm test-vllm-full test-llamacpp lint types format clean
+.PHONY: setup demo check test test-slow test-vllm test-vllm-full test-llamacpp docs lint types format clean
 
 setup: .venv/ready
 	@$(BIN)/foreword models pull >/dev/null && echo "the built-in model is ready"
@@ -21,6 +21,11 @@ setup: .venv/ready
 
 demo: setup
 	$(BIN)/foreword demo
+
+# Under three minutes on two cores: what every commit should pass.
+check: lint types
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/test_structure.py tests/test_architecture.py \
+		tests/test_kept_files.py tests/bank tests/evaluation tests/prompts tests/text
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
@@ -64,16 +69,20 @@ test-llamacpp: .venv-llamacpp/ready
 	$(LLAMACPP)/foreword models pull >/dev/null
 	OMP_WAIT_POLICY=passive $(LLAMACPP)/python -m pytest tests/on_llamacpp
 
+# The help of every command, into docs/cli.md.
+docs: .venv/ready
+	$(BIN)/python docs/write_cli_help.py
+
 lint: .venv/ready
-	$(BIN)/ruff check src tests examples
-	$(BIN)/ruff format --check src tests examples
+	$(BIN)/ruff check src benchmarks tests examples docs/write_cli_help.py
+	$(BIN)/ruff format --check src benchmarks tests examples docs/write_cli_help.py
 
 types: .venv/ready
 	$(BIN)/pyright
 
 format: .venv/ready
-	$(BIN)/ruff check --fix src tests examples
-	$(BIN)/ruff format src tests examples
+	$(BIN)/ruff check --fix src benchmarks tests examples docs/write_cli_help.py
+	$(BIN)/ruff format src benchmarks tests examples docs/write_cli_help.py
 
 clean:
 	rm -rf .venv .venv-vllm .venv-llamacpp .pytest_cache .ruff_cache .hypothesis dist

@@ -32,13 +32,13 @@ from foreword.engine.protocol import Request
 from foreword.models import LanguageModel
 from foreword.prompts import init
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
-from foreword.prompts.lora import LoRA, PrefixAndLowRank
-from foreword.prompts.lower import empty
+from foreword.prompts.init import InitialValues
+from foreword.prompts.lora import LoRA, PrefixAndLoRA
+from foreword.prompts.lower import empty_prefix
 from foreword.prompts.prefix import PrefixValues, PTuningV2, initial_prefix
-from foreword.prompts.reparam import BothWays, Started
-from foreword.text import request
-from foreword.training.learned import Learned
+from foreword.prompts.reparam import BiLSTM, ResidualReparam
+from foreword.text import task_prompts
+from foreword.training.modules.trainable_prompt import TrainablePrompt
 
 TASK = "customer-service"
 TEMPLATE = "指令：{instruction}\n输入：{input}\n回答：{target:output}"
@@ -165,7 +165,7 @@ class PTuningModel(nn.Module):
         rows = [ids[:-1] for ids in input_ids]  # 每个 token 预测下一个 every token predicts the next one
         targets = torch.tensor([label for row in labels for label in row[1:]], device=self._lm.device)
         counted = (targets != IGNORED).nonzero()[:, 0]
-        logits = self._lm.logits(Batch.behind(front, rows, device=self._lm.device), counted)
+        logits = self._lm.logits(Batch.from_rows(front, rows, device=self._lm.device), counted)
         return {"loss": F.cross_entropy(logits.float(), targets[counted])}
 
 
@@ -176,19 +176,19 @@ def inject(lm: LanguageModel, config: PTuningConfig, text: str) -> PTuningModel:
     """
     encoders = {"mlp": PTuningV2(projection=True).encoder, "lstm": lstm_encoder, "none": PTuningV2().encoder}
     generator = torch.Generator().manual_seed(config.seed)
-    encoder = encoders[config.encoder](lm, init.text(lm, text)(config.prompt_length, generator))
+    encoder = encoders[config.encoder](lm, init.from_text(lm, text)(config.prompt_length, generator))
     if config.lora:
-        encoder = PrefixAndLowRank(encoder, LoRA().encoder(lm, Start(0, generator)))
+        encoder = PrefixAndLoRA(encoder, LoRA().encoder(lm, InitialValues(0, generator)))
     return PTuningModel(lm, encoder)
 
 
-def lstm_encoder(lm: LanguageModel, start: Start) -> PrefixValues:
+def lstm_encoder(lm: LanguageModel, start: InitialValues) -> PrefixValues:
     """An LSTM over the virtual tokens, as in P-tuning v1, that makes the keys and values of every layer at once."""
     width = lm.identity.hidden_size
 
     def reparam(initial: Tensor) -> tuple[Tensor, nn.Module]:
         inputs = torch.randn(start.length, width, generator=start.generator).to(initial)
-        return inputs, Started(initial, BothWays(width, width // 2), nn.Linear(width // 2 * 2, initial.shape[1]))
+        return inputs, ResidualReparam(initial, BiLSTM(width, width // 2), nn.Linear(width // 2 * 2, initial.shape[1]))
 
     return PrefixValues(initial_prefix(lm, start), lm.dtype, reparam=reparam)
 
@@ -230,9 +230,9 @@ def arguments(lm: LanguageModel, config: PTuningConfig) -> TrainingArguments:
 def save(lm: LanguageModel, model: PTuningModel, config: PTuningConfig) -> Task:
     """Prefix into a bank, tokenizer and settings beside it. The frozen model is not copied."""
     method = "lora-hybrid" if config.lora else "p-tuning-v2"
-    task = Task(TASK, method, empty(lm), template=TEMPLATE, generation={"max_tokens": 80})
+    task = Task(TASK, method, empty_prefix(lm), template=TEMPLATE, generation={"max_tokens": 80})
     folder = Path(config.output_dir)
-    published = foreword.Bank(folder / "bank").publish(Learned(model.encoder).become(lm, task), replace=True)
+    published = foreword.Bank(folder / "bank").publish(TrainablePrompt(model.encoder).to_task(lm, task), replace=True)
     lm.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "config.json").write_text(json.dumps(asdict(config), ensure_ascii=False, indent=2), encoding="utf-8")
     print(f"已保存 saved: {published.ref}, {published.nbytes / 1e6:.2f} MB, {folder}")
@@ -253,14 +253,14 @@ def load(folder: Path, device: str) -> tuple[LanguageModel, Task]:
 def generate(lm: LanguageModel, task: Task, samples: Sequence[Mapping[str, str]]) -> list[str]:
     """用户只给文字，前缀由引擎注入。 Callers give text only; the engine puts the prefix in front by itself."""
     params = foreword.SamplingParams(**task.generation)
-    prompts = [request.from_fields(lm.tokenizer, task, sample) for sample in samples]
+    prompts = [task_prompts.from_fields(lm.tokenizer, task, sample) for sample in samples]
     with foreword.Engine(lm) as engine:
-        answers = list(engine.generate(Request.of(prompt, params) for prompt in prompts))
+        answers = list(engine.generate(Request.from_prompt(prompt, params) for prompt in prompts))
     return [chunks[-1].error or "".join(chunk.text for chunk in chunks).strip() for chunks in answers]
 
 
 def show(lm: LanguageModel, task: Task, samples: Sequence[Mapping[str, str]]) -> None:
-    bare = replace(task, prefix=empty(lm), adapter=None)
+    bare = replace(task, prefix=empty_prefix(lm), adapter=None)
     for sample, before, after in zip(samples, generate(lm, bare, samples), generate(lm, task, samples), strict=True):
         print(f"\n{sample['instruction']} | {sample['input']}")
         print(f"  没有前缀 without the prefix: {before[:60]!r}")

@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from foreword import attention
-from foreword.attention import NAME
+from foreword.attention import ATTN_IMPLEMENTATION
 from foreword.core import Batch, KVPrefix
 from foreword.errors import TrainingError
-from foreword.models.load import wrap
-from models import CAUSAL, ENCODERS, VOCABULARY, byte_tokenizer, tiny_config, tiny_model
+from foreword.models.load import wrap_model
+from tiny_models import CAUSAL, ENCODERS, VOCABULARY, byte_tokenizer, tiny_config, tiny_model
 
 TOLERANCE = 1e-5
 
@@ -47,7 +47,7 @@ def stock(lm, token_ids, prefix: KVPrefix | None = None):
         positions = torch.arange(start, start + len(token_ids))[None] + lm.first_position
         return lm.model(input_ids=token_ids[None], position_ids=positions, past_key_values=cache).logits[0]
     finally:
-        lm.model.set_attn_implementation(NAME)
+        lm.model.set_attn_implementation(ATTN_IMPLEMENTATION)
 
 
 def lowered(lm, token_ids) -> KVPrefix:
@@ -56,7 +56,7 @@ def lowered(lm, token_ids) -> KVPrefix:
     def collect(layer, key, value):
         keys[layer], values[layer] = key, value
 
-    lm.logits(Batch((len(token_ids),), (None,), (None,), token_ids), torch.tensor([0]), on_keys=collect)
+    lm.logits(Batch((len(token_ids),), (None,), (None,), token_ids), torch.tensor([0]), on_keys_values=collect)
     layers = sorted(keys)
     return KVPrefix(lm.identity, tuple(keys[i] for i in layers), tuple(values[i] for i in layers), len(token_ids))
 
@@ -119,7 +119,7 @@ def test_soft_tokens_equal_inputs_embeds(family):
     lm.model.set_attn_implementation("eager")
     embeds = torch.cat([soft, lm.model.get_input_embeddings()(text)])[None]
     expected = lm.model(inputs_embeds=embeds, use_cache=False).logits[0, 5:]
-    lm.model.set_attn_implementation(NAME)
+    lm.model.set_attn_implementation(ATTN_IMPLEMENTATION)
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -185,12 +185,12 @@ def test_layers_of_different_shapes():
     """A model whose second layer keeps four key heads where the others keep two."""
     attention.register()
     torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_config(tiny_config("llama"), attn_implementation=NAME)
+    model = AutoModelForCausalLM.from_config(tiny_config("llama"), attn_implementation=ATTN_IMPLEMENTATION)
     wide = tiny_config("llama")
     wide.num_key_value_heads = 4
     model.model.layers[1].self_attn = LlamaAttention(wide, layer_idx=1)
     model.model.layers[1].self_attn.config = model.config  # one switch between our attention and the stock one
-    lm = wrap(model.eval().requires_grad_(False), byte_tokenizer(), name="mixed")
+    lm = wrap_model(model.eval().requires_grad_(False), byte_tokenizer(), name="mixed")
     assert [shape.kv_heads for shape in lm.identity.layers] == [2, 4, 2]
     prefix = random_prefix(lm, 4)
     (text,) = ids(9)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from foreword.attention import NAME
+from foreword.attention import ATTN_IMPLEMENTATION
 from foreword.bank.bank import Bank
 from foreword.cli import main
 from foreword.core import Batch, Front, KVPrefix, SamplingParams, Task
@@ -24,7 +24,7 @@ from foreword.prompts.lower import lower, lower_tokens
 from foreword.prompts.static import static_task
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from foreword.text import request
+from foreword.text import task_prompts
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SST2 = DATA / "sst2"
@@ -41,7 +41,7 @@ def test_the_built_in_model_is_the_same_everywhere(lm):
     """Whatever release of Transformers converted it: a prefix made on one machine is served on another."""
     assert lm.identity.weights == "abc6b0a2600115c6bf2732ab2dff6d8f9e12cbdcd835315e5b782d56a989a32f"
     assert lm.identity.tokenizer == "f4c705a95cab1284b8bb974fe960494099bb0947ee8efdc821a4dbe3178eb949"
-    assert lm.end_ids == {2}
+    assert lm.eos_token_ids == {2}
 
 
 def plain_greedy(lm: LanguageModel, ids: list[int], prefix: KVPrefix | None, count: int) -> list[int]:
@@ -55,7 +55,7 @@ def plain_greedy(lm: LanguageModel, ids: list[int], prefix: KVPrefix | None, cou
             for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
                 cache.update(key[None], value[None], layer)
         tokens, chosen = torch.tensor([ids]), []
-        while len(chosen) < count and (not chosen or chosen[-1] not in lm.end_ids):
+        while len(chosen) < count and (not chosen or chosen[-1] not in lm.eos_token_ids):
             positions = torch.arange(start, start + tokens.shape[1])[None]
             with torch.inference_mode():
                 logits = lm.model(tokens, position_ids=positions, past_key_values=cache).logits[0, -1]
@@ -64,7 +64,7 @@ def plain_greedy(lm: LanguageModel, ids: list[int], prefix: KVPrefix | None, cou
             tokens = torch.tensor([chosen[-1:]])
         return chosen
     finally:
-        lm.model.set_attn_implementation(NAME)
+        lm.model.set_attn_implementation(ATTN_IMPLEMENTATION)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -97,10 +97,10 @@ def test_greedy_tokens_equal_transformers_over_fifty_prompts(lm):
     tasks = [learned, static, None]
     asked = [(tasks[i % 3], text) for i, text in enumerate(prompts())]
     assert len(asked) == 50
-    made = [request.from_text(lm.tokenizer, task, text) for task, text in asked]
+    made = [task_prompts.from_text(lm.tokenizer, task, text) for task, text in asked]
     params = SamplingParams(max_tokens=TOKENS)
     with Engine(lm, cache_bytes=1 << 28) as engine:
-        answers = list(engine.generate(Request.of(prompt, params) for prompt in made))
+        answers = list(engine.generate(Request.from_prompt(prompt, params) for prompt in made))
     for (task, text), prompt, answer in zip(asked, made, answers, strict=True):
         found = [token for chunk in answer for token in chunk.token_ids]
         if task is static:
@@ -133,8 +133,8 @@ def test_a_stack_answers_as_its_joined_parts(lm):
         expected = plain_greedy(lm, joined, front.prefix, TOKENS)
         assert plain_greedy(lm, ids, stack.task.prefix, TOKENS) == expected
         with Engine(lm, cache_bytes=1 << 26) as engine:
-            prompt = request.from_text(lm.tokenizer, stack.task, text)
-            (answer,) = engine.generate([Request.of(prompt, SamplingParams(max_tokens=TOKENS))])
+            prompt = task_prompts.from_text(lm.tokenizer, stack.task, text)
+            (answer,) = engine.generate([Request.from_prompt(prompt, SamplingParams(max_tokens=TOKENS))])
             assert [token for chunk in answer for token in chunk.token_ids] == expected
     both = compose(lm, "both", [texts[0], front])
     assert (both.exact, both.task.prefix.length) == (False, texts[0].prefix.length + front.prefix.length)
@@ -143,16 +143,16 @@ def test_a_stack_answers_as_its_joined_parts(lm):
 def test_logits_behind_a_long_policy_equal_the_uncached_prompt(lm):
     policy = static_task(lm, "support", "system", demo.policy())
     messages = [{"role": "user", "content": "How long do I have to send something back?"}]
-    prompt = request.from_messages(lm.tokenizer, policy, messages)
-    whole = request.from_messages(lm.tokenizer, None, [{"role": "system", "content": demo.policy()}, *messages])
+    prompt = task_prompts.from_messages(lm.tokenizer, policy, messages)
+    whole = task_prompts.from_messages(lm.tokenizer, None, [{"role": "system", "content": demo.policy()}, *messages])
     assert (*policy.prefix.token_ids[: prompt.prefix_length], *prompt.token_ids) == whole.token_ids
     assert prompt.prefix_length > 1000
     lm.model.set_attn_implementation("sdpa")
     with torch.inference_mode():
         expected = lm.model(torch.tensor([whole.token_ids])).logits[0, -len(prompt.token_ids) :]
-    lm.model.set_attn_implementation(NAME)
+    lm.model.set_attn_implementation(ATTN_IMPLEMENTATION)
     front = Front(policy.prefix.head(prompt.prefix_length))
-    batch = Batch.behind(front, [prompt.token_ids])
+    batch = Batch.from_rows(front, [prompt.token_ids])
     with torch.inference_mode():
         found = lm.logits(batch, torch.arange(len(prompt.token_ids)))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
@@ -249,7 +249,7 @@ def test_a_search_learns_what_its_winner_learns_alone(tmp_path):
 
     from foreword.text.rows import read_rows
     from foreword.training.recipe import Recipe
-    from foreword.training.search.plan import Plan
+    from foreword.training.search.config import SearchConfig
     from foreword.training.search.search import search
     from foreword.training.train import train
 
@@ -267,7 +267,7 @@ def test_a_search_learns_what_its_winner_learns_alone(tmp_path):
         out=str(tmp_path / "search"),
     )
     model = load_model("smollm2-135m", dtype="float32", progress=lambda line: None)
-    plan = Plan.of({"lr": [2e-3, 1e-2], "length": [4, 12]}, halving=2)
+    plan = SearchConfig.of({"lr": [2e-3, 1e-2], "length": [4, 12]}, halving=2)
     found = search(model, recipe, plan, say=lambda line: None)
     assert {trial.state for trial in found.trials} == {"complete", "dropped"}
     alone = train(model, replace(found.recipe, out=str(tmp_path / "alone")), say=lambda line: None)

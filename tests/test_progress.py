@@ -28,14 +28,14 @@ def test_what_was_done_before_says_nothing_about_the_rate(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with Progress("learning", 100, "steps") as bar:
-        bar.reach(80, before=True)
+        bar.set_completed(80, before=True)
         now[0] = 10.0
         bar.advance(10)
     assert capsys.readouterr().err == "learning: 90/100 steps, 1 steps/s, 10 s left\n"
 
 
 def test_quick_work_says_nothing(capsys):
-    with Progress("evaluating", 10, "rows", watch=lambda: 10) as bar:
+    with Progress("evaluating", 10, "rows", poll=lambda: 10) as bar:
         bar.advance(10)
     assert capsys.readouterr().err == ""
 
@@ -44,7 +44,7 @@ COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|9[0-7])[0-9;]*m")
 WORK = """
 import time
 from foreword.progress import Progress
-with Progress("evaluating", 40, "rows", watch=lambda: 30):
+with Progress("evaluating", 40, "rows", poll=lambda: 30):
     time.sleep(0.6)
 """
 

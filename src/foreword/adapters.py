@@ -1,4 +1,4 @@
-"""Low-rank adapters on a frozen model: every token of a ragged batch may go through another one, or through none.
+"""LoRA adapters on a frozen model, of which every token of a ragged batch may use another one, or none.
 
 `LanguageModel` calls this once a forward. Training, lowering and the engine share it, so that what is learned is what
 is served; the model's own weights are never touched.
@@ -17,11 +17,11 @@ from transformers.pytorch_utils import Conv1D
 from foreword.core import Adapter, Batch
 from foreword.errors import ModelMismatch, UnsupportedModel
 
-_KEPT = "_foreword_adapters"
+_ATTRIBUTE = "_foreword_adapters"
 
 
 def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """``(in, out)`` widths of every linear layer that an adapter can change, by module name; not the output matrix."""
+    """``(in, out)`` widths of the linear layers an adapter can change, by module name; not of the output matrix."""
     find = getattr(model, "get_output_embeddings", None)
     output = find() if callable(find) else None
     widths: dict[str, tuple[int, int]] = {}
@@ -56,22 +56,23 @@ def check_adapter(adapter: Adapter, model: nn.Module, what: str) -> None:
             )
 
 
-class AdapterLayers:
-    """The linear layers of one model, and what is added to their output in the forward that runs now.
+class AdapterHooks:
+    """Forward hooks on the linear layers of one model, which add the adapters of the batch that runs.
 
-    A hook goes on a layer when an adapter first changes it, and reads what `use` has set. Where gradients are recorded
-    it stays set until the next forward, since checkpointing runs layers again during the backward pass. A model has one
-    of these, whoever wraps it (`of`): what one wrapper left behind must not change the forward of another.
+    A layer gets its hook when an adapter first changes it; the hook reads what `activate` has set. Where gradients are
+    recorded that stays until the next forward, since checkpointing runs layers again during the backward pass. A model
+    has one `AdapterHooks` (`of`), however many wrappers it has: adapters that one left active must not change the
+    forward of another.
     """
 
     @classmethod
-    def of(cls, model: nn.Module) -> AdapterLayers:
-        """The one of a model, which keeps it."""
-        known = vars(model).get(_KEPT)
-        if known is None:
-            known = cls(model)
-            setattr(model, _KEPT, known)
-        return known
+    def of(cls, model: nn.Module) -> AdapterHooks:
+        """The hooks of a model, kept as an attribute of it."""
+        hooks = vars(model).get(_ATTRIBUTE)
+        if hooks is None:
+            hooks = cls(model)
+            setattr(model, _ATTRIBUTE, hooks)
+        return hooks
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -79,27 +80,27 @@ class AdapterLayers:
         self._hooked: set[str] = set()
         self._active: list[tuple[Adapter, Tensor | None]] = []
         self._tokens = 0
-        self._met: set[str] = set()
+        self._applied: set[str] = set()
 
-    def use(self, batch: Batch) -> None:
-        """Set what the next forward adds: one entry for every adapter of the batch, with the tokens it belongs to."""
-        self._active, self._met = [], set()
+    def activate(self, batch: Batch) -> None:
+        """Set the adapters of the next forward, each with the indices of its tokens."""
+        self._active, self._applied = [], set()
         self._tokens = batch.starts[-1]
         if batch.adapters is None or all(adapter is None for adapter in batch.adapters):
             return
         for adapter in dict.fromkeys(batch.adapters):
             if adapter is not None:
                 self._hook(adapter)
-                self._active.append((adapter, _tokens_of(adapter, batch)))
+                self._active.append((adapter, _token_indices(adapter, batch)))
 
     def clear(self) -> None:
-        """Nothing is added any more."""
+        """Deactivate all adapters."""
         self._active = []
 
-    def check_met(self, name: str) -> None:
+    def check_applied(self, name: str) -> None:
         """Raise UnsupportedModel unless every changed layer ran as a module in the forward that just ended."""
-        wanted = {layer for adapter, _ in self._active for layer in adapter.layers}
-        if missing := sorted(wanted - self._met):
+        layers = {layer for adapter, _ in self._active for layer in adapter.layers}
+        if missing := sorted(layers - self._applied):
             raise UnsupportedModel(
                 f"{name} does not run its layer {missing[0]} as a module, so an adapter on it would be lost; publish a "
                 "task without an adapter for this model."
@@ -110,19 +111,19 @@ class AdapterLayers:
         if new:
             check_adapter(adapter, self._model, "the adapter")
         for layer in new:
-            self._modules[layer].register_forward_hook(partial(self._add, layer))
+            self._modules[layer].register_forward_hook(partial(self._apply, layer))
             self._hooked.add(layer)
 
-    def _add(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _apply(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         for adapter, tokens in self._active:
             pair = adapter.layers.get(layer)
             if pair is None:
                 continue
-            self._met.add(layer)
-            output = self._changed(layer, inputs[0], output, pair.down, pair.up, adapter.scale, tokens)
+            self._applied.add(layer)
+            output = self._add_lora(layer, inputs[0], output, pair.down, pair.up, adapter.scale, tokens)
         return output
 
-    def _changed(
+    def _add_lora(
         self, layer: str, x: Tensor, output: Tensor, down: Tensor, up: Tensor, scale: float, tokens: Tensor | None
     ) -> Tensor:
         if tokens is None:
@@ -136,15 +137,15 @@ class AdapterLayers:
         return output.index_add(1, tokens, change[None].to(output.dtype))
 
 
-def _tokens_of(adapter: Adapter, batch: Batch) -> Tensor | None:
-    """Places of an adapter's tokens; ``None`` if all are its own."""
+def _token_indices(adapter: Adapter, batch: Batch) -> Tensor | None:
+    """Indices of an adapter's tokens in the batch; ``None`` if all tokens use it."""
     assert batch.adapters is not None
     if all(other is adapter for other in batch.adapters):
         return None
-    places = [
-        place
+    indices = [
+        token
         for index, other in enumerate(batch.adapters)
         if other is adapter
-        for place in range(batch.starts[index], batch.starts[index + 1])
+        for token in range(batch.starts[index], batch.starts[index + 1])
     ]
-    return torch.tensor(places, device=batch.token_ids.device)
+    return torch.tensor(indices, device=batch.token_ids.device)

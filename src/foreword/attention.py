@@ -1,8 +1,8 @@
-"""The one attention function: it puts prefixes in front of ragged sequences, in every layer of a stock model.
+"""The attention function that Foreword registers with Transformers: every layer attends to prefixes and ragged rows.
 
 `register` makes it known to Transformers as ``foreword``; a `LanguageModel` loads its model with that name and hands
-every forward a `Pass`, which reaches each layer as an extra keyword argument. Training, evaluation and the embedded
-engine differ only in the function that the pass carries.
+every forward a `ForwardContext`, which reaches each layer as an extra keyword argument. Training, evaluation and the
+embedded engine differ only in the function that it carries.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from foreword.core import Batch, KVPrefix
-from foreword.dense_attention import Rule, attend_grouped
+from foreword.dense_attention import AttentionSpec, grouped_query_attention
 from foreword.errors import TrainingError, UnsupportedModel, UsageError
 
-NAME = "foreword"
+ATTN_IMPLEMENTATION = "foreword"
 
-# Keywords that change the result of attention in a way that this function does not compute. A model that passes one
-# of them (T5's position bias) is refused rather than served wrongly.
-UNSUPPORTED = ("position_bias", "head_mask")
+UNSUPPORTED_KWARGS = ("position_bias", "head_mask")
+"""Keywords that change the result of attention in a way that is not computed here. A model that passes one of them
+(T5's position bias) is refused rather than served wrongly."""
 
 
-class Attend(Protocol):
-    """How queries of one layer meet their keys and values; all tensors without a batch dimension."""
+class AttentionFn(Protocol):
+    """Attention of the new tokens of one layer, over everything they may see; tensors have no batch dimension."""
 
     def __call__(
         self,
@@ -35,36 +35,49 @@ class Attend(Protocol):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rule: Rule,
+        spec: AttentionSpec,
         window: int | None,
         causal: bool,
     ) -> Tensor:
-        """``query [heads, N, key_dim]``, ``key [kv_heads, N, key_dim]``, ``value [kv_heads, N, value_dim]`` of the
-        new tokens -> ``[heads, N, value_dim]``. ``window``: a query sees keys less than so many positions back."""
+        """Attend.
+
+        Args:
+            layer: index of the layer.
+            query: ``[heads, N, key_dim]`` of the new tokens.
+            key, value: ``[kv_heads, N, dim]`` of the new tokens.
+            spec: scale, soft cap and sinks.
+            window: sliding window; a query sees keys less than ``window`` positions back.
+            causal: whether a query sees only keys up to its own position.
+
+        Returns:
+            ``[heads, N, value_dim]``.
+        """
         ...
 
 
 @dataclass
-class Pass:
-    """One forward of the model: which layer is which, and how to attend.
+class ForwardContext:
+    """State of one forward, which every attention layer receives as the keyword ``foreword``.
 
     Attributes:
-        attend: see `Attend`.
-        layers: number of every self-attention module; filled in order of use when ``numbering`` is set.
-        numbering: this is the first forward of a freshly loaded model.
-        asked: the layers that attended, in order, for the support probe.
-        windows: sliding window of each asked layer.
+        attend: the attention of this forward.
+        layers: index of every self-attention module; filled in order of use when ``register_layers`` is set.
+        register_layers: whether this is the first forward of a freshly loaded model.
+        attended_layers: layers that attended, in order, for the support probe.
+        windows: sliding window of each of these.
+        grad: whether gradients were recorded when the forward began.
     """
 
-    attend: Attend
+    attend: AttentionFn
     layers: dict[nn.Module, int]
-    numbering: bool = False
-    asked: list[int] = field(default_factory=list)
+    register_layers: bool = False
+    attended_layers: list[int] = field(default_factory=list)
     windows: list[int | None] = field(default_factory=list)
     grad: bool = field(default_factory=torch.is_grad_enabled)
 
     def layer(self, module: nn.Module) -> int:
-        if self.numbering and module not in self.layers:
+        """Index of a self-attention module. Raises UnsupportedModel for one that was not registered."""
+        if self.register_layers and module not in self.layers:
             self.layers[module] = len(self.layers)
         if module not in self.layers:
             raise UnsupportedModel(
@@ -85,13 +98,13 @@ def prefixed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    foreword: Pass | None = None,
+    foreword: ForwardContext | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: ``query [1, heads, N, key_dim]`` -> ``[1, N, heads, value_dim]``.
 
     Raises:
-        UnsupportedModel: the layer lost the `Pass`, or asks for a form of attention that is not computed here.
+        UnsupportedModel: the layer lost the `ForwardContext`, or needs a form of attention that is not computed here.
         TrainingError: gradients would be lost to reentrant checkpointing.
     """
     name = type(module).__name__
@@ -100,9 +113,9 @@ def prefixed_attention(
             f"{name} does not hand extra keyword arguments on to its attention, so it would never see a prefix; "
             "choose a model that `foreword doctor --model` accepts."
         )
-    asked = [option for option in UNSUPPORTED if extra.get(option) is not None]
-    if asked:
-        raise UnsupportedModel(f"{name} uses attention with {asked[0]}, which Foreword does not compute yet.")
+    unsupported = [option for option in UNSUPPORTED_KWARGS if extra.get(option) is not None]
+    if unsupported:
+        raise UnsupportedModel(f"{name} uses attention with {unsupported[0]}, which Foreword does not compute yet.")
     if dropout:
         raise TrainingError(f"{name} asks for attention dropout {dropout}; a frozen model runs in eval mode.")
     if foreword.grad and not torch.is_grad_enabled():
@@ -111,48 +124,48 @@ def prefixed_attention(
             "use_reentrant=False."
         )
     layer = foreword.layer(module)
-    foreword.asked.append(layer)
+    foreword.attended_layers.append(layer)
     foreword.windows.append(sliding_window)
     causal = bool(getattr(module, "is_causal", True))
-    rule = Rule(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux)
-    out = foreword.attend(layer, query[0], key[0], value[0], rule, sliding_window, causal)
+    spec = AttentionSpec(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux)
+    out = foreword.attend(layer, query[0], key[0], value[0], spec, sliding_window, causal)
     return out.transpose(0, 1)[None].contiguous(), None
 
 
 def register() -> None:
-    """Make ``attn_implementation="foreword"`` known to Transformers, with a mask function that builds nothing."""
-    AttentionInterface.register(NAME, prefixed_attention)
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+    """Register ``attn_implementation="foreword"`` with Transformers, with a mask function that builds nothing."""
+    AttentionInterface.register(ATTN_IMPLEMENTATION, prefixed_attention)
+    AttentionMaskInterface.register(ATTN_IMPLEMENTATION, lambda *args, **kwargs: None)
 
 
 @dataclass
-class _Group:
-    """Sequences of a batch behind contexts of one shape, padded to their longest inside attention only.
+class _PaddedGroup:
+    """Sequences of a batch behind contexts of one shape, padded to the longest of them inside attention only.
 
     Attributes:
-        prefixes: the stored prefix at the front of every context ``0..F-1``, all of one length; or none.
-        spans: ``[F, A]`` places of the ancestors' tokens in every context, eldest first; ``None`` without any.
+        prefixes: the stored prefix of every context ``0..F-1``, all of one length; or none.
+        ancestors: ``[F, A]`` indices of the ancestors' tokens in every context, eldest first; ``None`` without any.
         context: ``[R]`` the context of every sequence; ``None`` if they share the only one.
-        tokens: ``[R, T]`` places of the sequences' tokens; short rows repeat their last token.
+        tokens: ``[R, T]`` indices of the sequences' tokens; short rows repeat their last token.
         lengths: ``[R]`` tokens of every sequence.
         valid: ``[R, T]`` True where `tokens` is not padding.
     """
 
     prefixes: tuple[KVPrefix, ...]
-    spans: Tensor | None
+    ancestors: Tensor | None
     context: Tensor | None
     tokens: Tensor
     lengths: Tensor
     valid: Tensor
 
     @property
-    def behind(self) -> int:
+    def context_length(self) -> int:
         """Tokens of every context."""
         stored = self.prefixes[0].length if self.prefixes else 0
-        return stored + (self.spans.shape[1] if self.spans is not None else 0)
+        return stored + (self.ancestors.shape[1] if self.ancestors is not None else 0)
 
-    def sees(self, own: Tensor, stored: Sequence[Tensor]) -> Tensor:
-        """Keys or values that the sequences see: their context, then every row's own tokens.
+    def gather(self, own: Tensor, stored: Sequence[Tensor]) -> Tensor:
+        """Keys or values of the sequences: their context, then every row's own tokens.
 
         Args:
             own: ``[kv_heads, N, dim]`` of the batch's tokens.
@@ -163,8 +176,8 @@ class _Group:
         """
         rows = own[:, self.tokens].transpose(0, 1)
         parts = [torch.stack([each.to(own.dtype) for each in stored])] if stored else []
-        if self.spans is not None:
-            parts.append(own[:, self.spans].transpose(0, 1))
+        if self.ancestors is not None:
+            parts.append(own[:, self.ancestors].transpose(0, 1))
         if self.context is None:
             shared = [part.expand(len(rows), -1, -1, -1) for part in parts]
         else:
@@ -174,19 +187,19 @@ class _Group:
     def mask(self, window: int | None, causal: bool) -> Tensor | None:
         """``[R, 1, T, A + T]`` over ``A`` context tokens and the row's own; None if everything is visible."""
         rows, length = self.tokens.shape
-        context = self.behind
+        context = self.context_length
         own = torch.arange(length, device=self.tokens.device)
         # A padded query repeats the row's last token, so it may look where that one may: no row is all masked.
-        at = context + torch.minimum(own[None, :], self.lengths[:, None] - 1)
-        sees = torch.arange(context + length, device=self.tokens.device)
+        queries = context + torch.minimum(own[None, :], self.lengths[:, None] - 1)
+        keys = torch.arange(context + length, device=self.tokens.device)
         if causal:
-            visible = sees[None, None, :] <= at[:, :, None]
+            visible = keys[None, None, :] <= queries[:, :, None]
         else:
-            visible = (sees[None, None, :] < context + self.lengths[:, None, None]).expand(rows, length, -1)
+            visible = (keys[None, None, :] < context + self.lengths[:, None, None]).expand(rows, length, -1)
         if window is not None:
-            visible = visible & (sees[None, None, :] > at[:, :, None] - window)
+            visible = visible & (keys[None, None, :] > queries[:, :, None] - window)
             if not causal:
-                visible = visible & (sees[None, None, :] < at[:, :, None] + window)
+                visible = visible & (keys[None, None, :] < queries[:, :, None] + window)
         return None if bool(visible.all()) else visible[:, None]
 
 
@@ -199,18 +212,17 @@ class RaggedAttention:
 
     Args:
         batch: the layout; its prefixes may carry gradients.
-        on_keys: called with ``(layer, key [kv_heads, N, key_dim], value [kv_heads, N, value_dim])`` of the batch's own
-            tokens before they are used. Keys and values are collected here and never from a cache object, since
-            Transformers builds none under checkpointing.
+        on_keys_values: called with ``(layer, key [kv_heads, N, key_dim], value [kv_heads, N, value_dim])`` of the
+            batch's own tokens before they are used. Keys and values are collected here and never from a cache object,
+            since Transformers builds none under checkpointing.
     """
 
-    def __init__(self, batch: Batch, on_keys: Callable[[int, Tensor, Tensor], None] | None = None) -> None:
-        if batch.computed is not None:
+    def __init__(self, batch: Batch, on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None) -> None:
+        if batch.num_computed_tokens is not None:
             raise UsageError("a batch with computed tokens needs the attention of the engine that holds them.")
-        self._on_keys = on_keys
-        self._groups = [_group(batch, members) for members in _families(batch)]
-        places = torch.cat([group.tokens[group.valid] for group in self._groups])
-        self._order = torch.argsort(places)
+        self._on_keys_values = on_keys_values
+        self._groups = [_pad(batch, members) for members in _group_by_context(batch)]
+        self._order = torch.argsort(torch.cat([group.tokens[group.valid] for group in self._groups]))
         self._masks: dict[tuple[int | None, bool], list[Tensor | None]] = {}
 
     def __call__(
@@ -219,30 +231,30 @@ class RaggedAttention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rule: Rule,
+        spec: AttentionSpec,
         window: int | None,
         causal: bool,
     ) -> Tensor:
-        if self._on_keys is not None:
-            self._on_keys(layer, key, value)
+        if self._on_keys_values is not None:
+            self._on_keys_values(layer, key, value)
         if (window, causal) not in self._masks:
             self._masks[window, causal] = [group.mask(window, causal) for group in self._groups]
         outs = []
         for group, mask in zip(self._groups, self._masks[window, causal], strict=True):
-            keys = group.sees(key, [prefix.keys[layer] for prefix in group.prefixes])
-            values = group.sees(value, [prefix.values[layer] for prefix in group.prefixes])
-            out = attend_grouped(query[:, group.tokens].transpose(0, 1), keys, values, mask, rule)
+            keys = group.gather(key, [prefix.keys[layer] for prefix in group.prefixes])
+            values = group.gather(value, [prefix.values[layer] for prefix in group.prefixes])
+            out = grouped_query_attention(query[:, group.tokens].transpose(0, 1), keys, values, mask, spec)
             outs.append(out.transpose(1, 2)[group.valid])
         return torch.cat(outs)[self._order].transpose(0, 1)
 
 
 @dataclass(frozen=True)
 class _Context:
-    """What a sequence stands behind.
+    """Everything in front of a sequence.
 
     Attributes:
-        prefix: stored, at the front.
-        parent: the sequence that it continues.
+        prefix: stored keys and values, first; or ``None``.
+        parent: index of the sequence that it continues, or ``None``.
         spans: ``(start, end)`` of every ancestor among the batch's tokens, eldest first.
     """
 
@@ -252,6 +264,7 @@ class _Context:
 
     @classmethod
     def of(cls, batch: Batch, index: int) -> _Context:
+        """The context of sequence ``index``."""
         spans: list[tuple[int, int]] = []
         eldest = index
         while (parent := batch.parents[eldest]) is not None:
@@ -262,46 +275,46 @@ class _Context:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Tokens of the prefix and of all ancestors: contexts of one shape can be stacked."""
+        """Tokens of the prefix, and of all ancestors; contexts of one shape can be stacked."""
         stored = self.prefix.length if self.prefix is not None else 0
         return stored, sum(end - start for start, end in self.spans)
 
 
-def _families(batch: Batch) -> list[list[tuple[int, _Context]]]:
-    """Sequences with contexts of one shape and similar lengths: one family is one padded product."""
-    alike: dict[tuple[int, int], list[tuple[int, _Context]]] = {}
-    known: dict[tuple[int | None, int], _Context] = {}
+def _group_by_context(batch: Batch) -> list[list[tuple[int, _Context]]]:
+    """Sequences in groups with contexts of one shape and similar lengths; each group is one padded product."""
+    by_shape: dict[tuple[int, int], list[tuple[int, _Context]]] = {}
+    contexts: dict[tuple[int | None, int], _Context] = {}
     for index, (parent, prefix) in enumerate(zip(batch.parents, batch.prefixes, strict=True)):
-        if (parent, id(prefix)) not in known:
-            known[parent, id(prefix)] = _Context.of(batch, index)
-        context = known[parent, id(prefix)]
-        alike.setdefault(context.shape, []).append((index, context))
-    families: list[list[tuple[int, _Context]]] = []
-    for members in alike.values():
+        if (parent, id(prefix)) not in contexts:
+            contexts[parent, id(prefix)] = _Context.of(batch, index)
+        context = contexts[parent, id(prefix)]
+        by_shape.setdefault(context.shape, []).append((index, context))
+    groups: list[list[tuple[int, _Context]]] = []
+    for members in by_shape.values():
         members.sort(key=lambda member: batch.lengths[member[0]])
-        family = [members[0]]
+        group = [members[0]]
         for member in members[1:]:
             # Padding costs at most as much again as the shortest row; longer rows start a product of their own.
-            if batch.lengths[member[0]] > 2 * batch.lengths[family[0][0]]:
-                families.append(family)
-                family = []
-            family.append(member)
-        families.append(family)
-    return families
+            if batch.lengths[member[0]] > 2 * batch.lengths[group[0][0]]:
+                groups.append(group)
+                group = []
+            group.append(member)
+        groups.append(group)
+    return groups
 
 
-def _group(batch: Batch, family: Sequence[tuple[int, _Context]]) -> _Group:
+def _pad(batch: Batch, group: Sequence[tuple[int, _Context]]) -> _PaddedGroup:
     device = batch.token_ids.device
-    lengths = torch.tensor([batch.lengths[index] for index, _ in family], device=device)
-    starts = torch.tensor([batch.starts[index] for index, _ in family], device=device)
+    lengths = torch.tensor([batch.lengths[index] for index, _ in group], device=device)
+    starts = torch.tensor([batch.starts[index] for index, _ in group], device=device)
     steps = torch.arange(int(lengths.max()), device=device)
-    contexts = list(dict.fromkeys(context for _, context in family))
-    places = [[place for span in context.spans for place in range(*span)] for context in contexts]
-    which = {context: place for place, context in enumerate(contexts)}
-    return _Group(
+    contexts = list(dict.fromkeys(context for _, context in group))
+    ancestors = [[index for span in context.spans for index in range(*span)] for context in contexts]
+    number = {context: index for index, context in enumerate(contexts)}
+    return _PaddedGroup(
         prefixes=tuple(context.prefix for context in contexts if context.prefix is not None),
-        spans=torch.tensor(places, device=device) if places[0] else None,
-        context=torch.tensor([which[each] for _, each in family], device=device) if len(contexts) > 1 else None,
+        ancestors=torch.tensor(ancestors, device=device) if ancestors[0] else None,
+        context=torch.tensor([number[each] for _, each in group], device=device) if len(contexts) > 1 else None,
         tokens=starts[:, None] + torch.minimum(steps[None, :], lengths[:, None] - 1),
         lengths=lengths,
         valid=steps[None, :] < lengths[:, None],

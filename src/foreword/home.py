@@ -1,4 +1,4 @@
-"""Where Foreword keeps converted models and, unless told otherwise, the bank and what runs leave behind."""
+"""Default places of converted models, the bank and run folders, and the default model."""
 
 import os
 import time
@@ -23,7 +23,7 @@ def default_model() -> str:
     return os.environ.get("FOREWORD_MODEL") or "smollm2-135m"
 
 
-def default_run(name: str) -> str:
+def default_run_dir(name: str) -> str:
     """``runs/NAME-TIME``, with a number behind it where a run of the same second has that folder."""
     plain = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     found, number = plain, 2

@@ -1,4 +1,4 @@
-"""`Progress`: how far a long piece of work is, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""`Progress`: a progress bar on stderr where that is a terminal, and elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+Say = Callable[[str], None]
+"""Prints a line about a run, such as `print` or `click.echo`."""
+
 # Seconds between two lines where there is no terminal.
-EVERY = 10.0
-# Seconds between two looks at work that does not report by itself.
-LOOK = 0.25
+LINE_INTERVAL = 10.0
+# Seconds between two calls of ``poll``.
+POLL_INTERVAL = 0.25
 
 
 def on_terminal() -> bool:
@@ -24,59 +27,59 @@ def on_terminal() -> bool:
 
 
 class Progress:
-    """Counts work that is done, with its rate and the time that is left; a context manager.
+    """Progress bar of one piece of work, with rate and remaining time; a context manager.
 
     Args:
-        what: is being done, such as ``evaluating``.
-        total: how much there is.
-        unit: what is counted, such as ``rows``.
-        watch: how much is done, asked for again and again, where the work does not call `advance`.
+        what: the work, such as ``evaluating``.
+        total: number of units.
+        unit: their name, such as ``rows``.
+        poll: number of finished units, called every `POLL_INTERVAL` seconds; for work that does not call `advance`.
     """
 
-    def __init__(self, what: str, total: int, unit: str, watch: Callable[[], int] | None = None) -> None:
+    def __init__(self, what: str, total: int, unit: str, poll: Callable[[], int] | None = None) -> None:
         self._what, self._total, self._unit = what, total, unit
-        self._watch = watch
+        self._poll = poll
         self._done, self._before = 0, 0
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
         self._bar: Bar | None = None
-        self._ended = threading.Event()
-        self._watcher: threading.Thread | None = None
+        self._exited = threading.Event()
+        self._poller: threading.Thread | None = None
 
     def __enter__(self) -> Progress:
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
         if on_terminal():
             self._bar = _bar()
             self._bar.add_task(self._what, total=self._total, unit=self._unit, rate="")
             self._bar.start()
-        if self._watch is not None:
-            self._watcher = threading.Thread(target=self._look, name="foreword-progress", daemon=True)
-            self._watcher.start()
+        if self._poll is not None:
+            self._poller = threading.Thread(target=self._poll_until_exit, name="foreword-progress", daemon=True)
+            self._poller.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        if self._watcher is not None:
-            self._watcher.join()
+        self._exited.set()
+        if self._poller is not None:
+            self._poller.join()
         if self._bar is not None:
             self._bar.stop()
 
     def advance(self, count: int = 1) -> None:
-        """So much more is done."""
-        self.reach(self._done + count)
+        """Add finished units."""
+        self.set_completed(self._done + count)
 
-    def reach(self, done: int, *, before: bool = False) -> None:
-        """So much is done in all.
+    def set_completed(self, done: int, *, before: bool = False) -> None:
+        """Set the number of finished units.
 
         Args:
-            before: it was done before this run began, and says nothing about how fast it goes.
+            before: they were finished before this run began (a resumed run), and do not count for the rate.
         """
         self._done = min(done, self._total)
         if before:
             self._before = self._done
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, rate=self._rate_text)
-        elif time.monotonic() - self._said >= EVERY:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._printed >= LINE_INTERVAL:
+            self._printed = time.monotonic()
             print(self, file=sys.stderr, flush=True)
 
     def __str__(self) -> str:
@@ -89,7 +92,7 @@ class Progress:
 
     @property
     def _rate(self) -> float:
-        """Units a second; 0 while nothing is known."""
+        """Units a second; 0 while it is unknown."""
         seconds = time.monotonic() - self._started
         return (self._done - self._before) / seconds if seconds > 0 else 0.0
 
@@ -97,10 +100,10 @@ class Progress:
     def _rate_text(self) -> str:
         return f"{self._rate:.3g} {self._unit}/s" if self._rate else ""
 
-    def _look(self) -> None:
-        assert self._watch is not None
-        while not self._ended.wait(LOOK):
-            self.reach(self._watch())
+    def _poll_until_exit(self) -> None:
+        assert self._poll is not None
+        while not self._exited.wait(POLL_INTERVAL):
+            self.set_completed(self._poll())
 
 
 def _bar() -> Bar:

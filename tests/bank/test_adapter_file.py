@@ -23,7 +23,7 @@ from foreword.bank.adapter_file import CONFIG, WEIGHTS, make_adapter, read_adapt
 from foreword.bank.bank import Bank
 from foreword.core import Adapter, LowRank
 from foreword.errors import BankError, CorruptFile, UsageError
-from models import tiny_config
+from tiny_models import tiny_config
 
 TOKENS = torch.tensor([[5, 9, 2, 77, 30, 1, 14]])
 LLAMA = {"self_attn.q_proj": (48, 64), "self_attn.v_proj": (48, 32), "mlp.down_proj": (64, 48)}

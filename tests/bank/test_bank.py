@@ -15,9 +15,9 @@ import torch
 
 from foreword.bank import digests
 from foreword.bank.bank import Bank
-from foreword.bank.format import check_version, read_version, write_version
 from foreword.bank.local import LocalStore
 from foreword.bank.record import content_digest
+from foreword.bank.version_folder import check_version, read_version, write_version
 from foreword.core import KVPrefix, ModelIdentity, Task
 from foreword.errors import BankError, CorruptFile, PublishConflict, UnknownTask, UsageError
 
@@ -73,38 +73,38 @@ def test_round_trip(bank: Bank, make_task: MakeTask, make_prefix: MakePrefix) ->
     assert bank.verify() == []
 
 
-def test_an_outline_is_the_task_without_the_values(bank: Bank, make_task: MakeTask, make_prefix: MakePrefix) -> None:
+def test_metadata_are_the_task_without_the_values(bank: Bank, make_task: MakeTask, make_prefix: MakePrefix) -> None:
     members = (make_prefix(seed=1), make_prefix(seed=2))
     ref = bank.publish(make_task("t", prefix=make_prefix(dtype=torch.bfloat16, token_ids=(1, 2, 3)))).ref
     ensemble = bank.publish(make_task("e", template="{a}{mask}", verbalizer={"x": ("x",)}, members=members)).ref
     for each in (ref, ensemble):
-        whole, outline = bank.load(each), bank.outline(each)
-        assert (outline.ref, outline.template, outline.provenance) == (whole.ref, whole.template, whole.provenance)
-        pairs = zip((whole.prefix, *whole.members), (outline.prefix, *outline.members), strict=True)
-        for held, outlined in pairs:
-            assert outlined.digest == held.digest
-            assert (outlined.model, outlined.offset, outlined.bos) == (held.model, held.offset, held.bos)
-            assert (outlined.token_ids, outlined.source) == (held.token_ids, held.source)
-            assert [key.shape for key in outlined.keys] == [key.shape for key in held.keys]
-            assert outlined.keys[0].dtype == held.keys[0].dtype
-            assert all(tensor.is_meta for tensor in (*outlined.keys, *outlined.values))
-        assert outline.nbytes == 0 < whole.nbytes
+        whole, metadata = bank.load(each), bank.load_metadata(each)
+        assert (metadata.ref, metadata.template, metadata.provenance) == (whole.ref, whole.template, whole.provenance)
+        pairs = zip((whole.prefix, *whole.members), (metadata.prefix, *metadata.members), strict=True)
+        for held, without in pairs:
+            assert without.digest == held.digest
+            assert (without.model, without.offset, without.bos) == (held.model, held.offset, held.bos)
+            assert (without.token_ids, without.source) == (held.token_ids, held.source)
+            assert [key.shape for key in without.keys] == [key.shape for key in held.keys]
+            assert without.keys[0].dtype == held.keys[0].dtype
+            assert all(tensor.is_meta for tensor in (*without.keys, *without.values))
+        assert metadata.nbytes == 0 < whole.nbytes
 
 
-def test_an_outline_reads_no_value_and_checks_everything_else(bank: Bank, tmp_path: Path, make_task: MakeTask) -> None:
+def test_metadata_read_no_value_and_check_everything_else(bank: Bank, tmp_path: Path, make_task: MakeTask) -> None:
     folder = folder_of(tmp_path, bank.publish(make_task("t")))
     path = folder / "prefix.safetensors"
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    assert bank.outline("t").prefix.length == 3
+    assert bank.load_metadata("t").prefix.length == 3
     with pytest.raises(CorruptFile):
         bank.load("t")
     with pytest.raises(CorruptFile):
-        bank.prefix(bank.outline("t").prefix.source)
+        bank.prefix(bank.load_metadata("t").prefix.source)
     path.write_bytes(raw[:-4])
     with pytest.raises(CorruptFile):
-        bank.outline("t")
+        bank.load_metadata("t")
 
 
 def test_manual_template_with_empty_prefix(bank: Bank, make_task: MakeTask, make_prefix: MakePrefix) -> None:
@@ -262,7 +262,7 @@ def test_a_damaged_version_can_be_published_over(bank: Bank, make_task: MakeTask
 
 
 def test_stamp_changes_with_what_is_served(bank: Bank, make_task: MakeTask) -> None:
-    stamps = [bank.stamp()]
+    etags = [bank.etag()]
     for change in (
         lambda: bank.publish(make_task()),
         lambda: bank.publish(make_task(seed=1)),
@@ -271,9 +271,9 @@ def test_stamp_changes_with_what_is_served(bank: Bank, make_task: MakeTask) -> N
         lambda: bank.remove("sst2"),
     ):
         change()
-        stamps.append(bank.stamp())
-        assert bank.stamp() == stamps[-1]
-    assert len(set(stamps)) == len(stamps)
+        etags.append(bank.etag())
+        assert bank.etag() == etags[-1]
+    assert len(set(etags)) == len(etags)
 
 
 def test_unknown_generation_default_is_refused(bank: Bank, make_task: MakeTask) -> None:
@@ -498,15 +498,15 @@ def test_removing_a_task_takes_it_off_first(bank: Bank, make_task: MakeTask, mon
 
 
 def test_trying_to_write_leaves_nothing(bank: Bank, tmp_path: Path, make_task: MakeTask) -> None:
-    bank.try_write()
+    bank.check_writable()
     assert not (tmp_path / "bank").exists()
     bank.publish(make_task())
     before = sorted((tmp_path / "bank").rglob("*"))
-    bank.try_write()
+    bank.check_writable()
     assert sorted((tmp_path / "bank").rglob("*")) == before
     (tmp_path / "file").write_text("")
     with pytest.raises(BankError, match="nothing can be published there; make it writable, or choose another"):
-        Bank(tmp_path / "file" / "bank").try_write()
+        Bank(tmp_path / "file" / "bank").check_writable()
 
 
 @pytest.mark.parametrize("verb", ["commit", "write_current"])

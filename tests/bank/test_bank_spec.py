@@ -10,9 +10,9 @@ import pytest
 import foreword.bank
 from foreword.bank import record
 from foreword.bank.digests import check_bytes
-from foreword.bank.format import read_version, write_version
 from foreword.bank.prefix_file import read_prefix
 from foreword.bank.record import parse_record, write_record
+from foreword.bank.version_folder import read_version, write_version
 
 SPEC = (Path(foreword.bank.__path__[0]) / "SPEC.md").read_text(encoding="utf-8")
 

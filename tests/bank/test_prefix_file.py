@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from foreword.bank import prefix_file
-from foreword.bank.format import read_header, read_prefix, write_prefix
+from foreword.bank.prefix_file import read_header, read_prefix, write_prefix
 from foreword.core import KVPrefix
 from foreword.errors import BankError, CorruptFile, UsageError
 
@@ -110,7 +110,7 @@ def test_header_is_read_without_tensors_or_torch(path: Path) -> None:
     header = read_header(path)
     assert header["dtype"] == "float32"
     assert header["provenance"] == {"metrics": {"accuracy": 0.9}}
-    code = f"import sys, foreword.bank.bank as b; from foreword.bank.format import read_header; \
+    code = f"import sys, foreword.bank.bank as b; from foreword.bank.prefix_file import read_header; \
 read_header({str(path)!r}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -132,7 +132,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path, make_prefix: Mak
     prefix.values[1][0, 0, 0] = bad
     with pytest.raises(UsageError, match="layer 1 of the prefix holds NaN or infinity"):
         write_prefix(tmp_path / "p", prefix, method="x", provenance={})
-    monkeypatch.setattr(prefix_file, "_not_finite", lambda prefix: None)
+    monkeypatch.setattr(prefix_file, "_first_nonfinite_layer", lambda prefix: None)
     write_prefix(tmp_path / "p", prefix, method="x", provenance={})
     monkeypatch.undo()
     with pytest.raises(CorruptFile, match="layer 1 must hold finite numbers"):

@@ -111,21 +111,21 @@ def test_life_of_a_task(bank: Bank, make_task: MakeTask) -> None:
 
 
 def test_trying_to_write_leaves_nothing(bank: Bank, url: str) -> None:
-    bank.try_write()
+    bank.check_writable()
     assert bank.names() == []
     fs, root = fsspec.url_to_fs(url)
     assert fs.find(root) == []
 
 
-def test_stamp(bank: Bank, make_task: MakeTask) -> None:
-    stamps = [bank.stamp()]
+def test_etag(bank: Bank, make_task: MakeTask) -> None:
+    etags = [bank.etag()]
     for change in (lambda: bank.publish(make_task()), lambda: bank.publish(make_task(seed=1))):
         change()
-        stamps.append(bank.stamp())
+        etags.append(bank.etag())
     bank.rollback("sst2")
-    stamps.append(bank.stamp())
-    assert len(set(stamps)) == 4
-    assert bank.stamp() == stamps[-1]
+    etags.append(bank.etag())
+    assert len(set(etags)) == 4
+    assert bank.etag() == etags[-1]
 
 
 def test_a_second_read_asks_only_what_is_current(bucket: Bank, make_task: MakeTask) -> None:

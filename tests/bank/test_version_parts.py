@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save
 
 from foreword.bank.bank import Bank
-from foreword.bank.format import check_version, read_version, write_version
 from foreword.bank.record import content_digest
+from foreword.bank.version_folder import check_version, read_version, write_version
 from foreword.core import Adapter, Head, LowRank, ModelIdentity, Task
 from foreword.errors import CorruptFile, UsageError
 

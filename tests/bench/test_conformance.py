@@ -1,164 +1,61 @@
-"""The conformance matrix: what is found in models that conform, that do not, and that are refused."""
+"""``foreword bench conformance``: a user's own model beside plain Transformers."""
 
 from __future__ import annotations
 
-import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from foreword.bench.conformance import checks, on_vllm
-from foreword.bench.conformance.families import FAMILIES
-from foreword.bench.conformance.subject import Subject
-from foreword.bench.conformance.vllm_side import ended
-from foreword.bench.conformance.workload import GOAL, VLLM, Conformance
+from foreword.bench.conformance import Conformance, load_pair
 from foreword.bench.record import Results
-from foreword.bench.run import run
+from foreword.bench.runner import run
 from foreword.bench.workload import Options
-from foreword.errors import EngineError
+from tiny_encoder_decoders import tiny_encoder_decoder
+from tiny_models import byte_tokenizer, tiny_model
 
-COLUMNS = ("train", "checkpointing", "engine", "peft")
-
-
-def options(tmp_path, *peers):
-    return Options(tmp_path, "any", peers)
+COLUMNS = ("train", "engine")
 
 
-def measured(tmp_path, *families, peers=("peft",)):
-    return run(Conformance(), options(tmp_path, *peers), Results(tmp_path), lambda line: None, only=families)
+def measured(model: str, folder: Path):
+    return run(Conformance(), Options(folder, model, ()), Results(folder), lambda line: None)
 
 
 @pytest.fixture(scope="module")
-def opt(tmp_path_factory):
-    return Subject.of(FAMILIES["opt"], tmp_path_factory.mktemp("opt"), 0)
+def saved(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("qwen3")
+    tiny_model("qwen3").model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
-def test_families_that_conform(tmp_path):
-    outcome = measured(tmp_path, "gemma3", "bert", "bart")
-    assert outcome.failed == []
-    found = {record.key: record.found for record in outcome.records}
-    for key in ("gemma3", "bert"):
-        assert all(found[key][column]["difference"] < GOAL for column in COLUMNS), found[key]
-    assert found["gemma3"]["engine"]["same_tokens"]
-    assert found["gemma3"]["train"]["gradients"] < GOAL
-    assert found["bart"]["engine"]["refused"].startswith("bart is an encoder-decoder")
-    assert found["bart"]["peft"]["difference"] < GOAL
-    assert all(limit.met for limit in outcome.summary.limits[: len(COLUMNS)])
-    table = Conformance().tables(outcome.records)
-    assert "| refused: is an encoder-decoder (BartForConditionalGeneration) |" in table
+def test_a_model_that_conforms(saved, tmp_path):
+    result = measured(saved, tmp_path)
+    assert result.failed == []
+    (record,) = result.records
+    assert (record.key, set(record.metrics)) == (saved, set(COLUMNS))
+    assert record.metrics["train"]["gradients"] < 1e-4
+    assert [goal.name for goal in result.summary.goals] == [f"{column}/largest_difference" for column in COLUMNS]
+    assert all(goal.met for goal in result.summary.goals)
 
 
-@pytest.mark.parametrize("key", ["bloom", "nemotron", "falcon_h1"])
-def test_families_that_are_refused_say_why(tmp_path, key):
-    (record,) = measured(tmp_path, key).records
-    assert len({record.found[column]["refused"] for column in COLUMNS}) == 1
-    row = Conformance().tables([record]).splitlines()[-1]
-    assert row.endswith(" | refused | refused | refused | refused | refused |")
-    assert "refused: " in row
+def test_other_weights_would_be_seen(saved, tiny_folder, tmp_path):
+    pair = replace(load_pair(saved, 0), folder=Path(saved))
+    for column in ("train", "engine"):
+        pair.stock.get_input_embeddings().weight.data.mul_(1.5)
+        assert Conformance.columns[column](pair)["difference"] > 1e-3
 
 
-def test_without_peft_or_vllm_their_columns_are_missing(tmp_path):
-    (record,) = measured(tmp_path, "qwen3", peers=()).records
-    assert "missing" in record.found["peft"]
-    assert "missing" in record.found["vllm"]
-    assert "missing" in record.found["llamacpp"]
-    assert Conformance().tables([record]).splitlines()[-1].endswith("| missing | missing | missing |")
+def test_an_encoder_is_compared_where_it_can_be(tmp_path):
+    tiny_model("bert").model.save_pretrained(tmp_path / "bert")
+    byte_tokenizer().save_pretrained(tmp_path / "bert")
+    (record,) = measured(str(tmp_path / "bert"), tmp_path).records
+    assert record.metrics["train"]["difference"] < 1e-4
+    assert "is an encoder" in record.metrics["engine"]["refused"]
 
 
-@pytest.mark.parametrize("column", COLUMNS)
-def test_other_weights_would_be_seen(opt, tmp_path, monkeypatch, column):
-    """Every check fails on a model that is not the one beside it; checkpointing, on one that drops out."""
-    other = Subject.of(FAMILIES["opt"], tmp_path / "other", 1)
-    broken = Subject(opt.family, other.folder, opt.lm, opt.seed)
-    if column == "checkpointing":
-        monkeypatch.setattr("foreword.training.checkpointing._is_rate", lambda name, value: False)
-    assert checks.CHECKS[column](broken)["difference"] > 100 * GOAL
-    assert set(checks.CHECKS) == {*COLUMNS, "vllm", "llamacpp"}
-
-
-@pytest.fixture
-def in_its_place(monkeypatch, request):
-    """Puts a candidate of the tests in vLLM's place."""
-    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath / "tests"))
-    monkeypatch.setenv(VLLM.variable, sys.executable)
-    return lambda name: monkeypatch.setattr(on_vllm, "FACTORY", f"bench.candidates:{name}")
-
-
-def test_on_vllm_a_lost_prefix_is_a_number(opt, in_its_place):
-    in_its_place("embedded")
-    found = on_vllm.on_vllm(opt)
-    assert found["difference"] < GOAL
-    assert found["same_tokens"]
-    in_its_place("forgetful")
-    found = on_vllm.on_vllm(opt)
-    assert found["difference"] > 1000 * GOAL
-    assert not found["same_tokens"]
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [("dying", "failed: it ended without an answer, status 7"), ("refusing", "refused: has odd heads")],
-)
-def test_however_vllm_ends_is_its_cell(tmp_path, in_its_place, name, shown, monkeypatch):
-    monkeypatch.setattr("foreword.bench.peers.Peer.missing", lambda peer: None)
-    in_its_place(name)
-    outcome = measured(tmp_path, "qwen2", peers=("vllm",))
-    assert outcome.failed == []
-    (record,) = outcome.records
-    assert str(tmp_path) not in str(record.found["vllm"])
-    assert "difference" in record.found["engine"]
-    assert Conformance().tables([record]).splitlines()[-1].endswith(f"| missing | {shown} | missing |")
-    assert not next(limit for limit in outcome.summary.limits if limit.name.startswith("vllm/")).met
-
-
-def test_steps_are_compared_until_the_tokens_part():
-    known = (7, ((7, -0.5), (8, -1.0), (9, -3.0)))
-    assert on_vllm.compared([[known, known]], [[known, known]]) == {"difference": 0.0, "same_tokens": True}
-    swapped = (8, ((8, -0.75), (7, -0.875)))
-    parted = on_vllm.compared([[swapped, (1, ((1, -99.0),))]], [[known, known]])
-    assert parted == {"difference": 0.375, "same_tokens": False}
-    unknown = (7, ((7, -0.5), (1, -1.0)))
-    assert on_vllm.compared([[unknown]], [[known]])["difference"] == 2.0
-    assert "no numbers" in on_vllm.compared([[known, (7, ((7, float("nan")),))]], [[known, known]])["failed"]
-
-
-@pytest.mark.parametrize(
-    ("raised", "found"),
-    [
-        ("foreword.errors.UnsupportedModel: X keeps  other state.", {"refused": "X keeps other state."}),
-        ("RuntimeError: Unsupported heads: 12", {"refused": "vLLM says Unsupported heads: 12"}),
-        ("ValueError: Available memory is less", {"failed": "vLLM says Available memory is less"}),
-        ("Loading: 100%", {"failed": "vLLM did not start."}),
-    ],
-)
-def test_what_vllm_died_of_is_found_in_what_it_printed(raised, found):
-    log = (
-        "Loading: 50%\n"
-        "(Worker pid=1) ERROR 11-28 19:40:00 [w.py:1] Traceback (most recent call last):\n"
-        f"(Worker pid=1) ERROR 11-28 19:40:00 [w.py:1] {raised}\n"
-        "(EngineCore pid=1) ERROR 11-28 19:40:01 [core.py:2] Exception: WorkerProc initialization failed due to\n"
-        "RuntimeError: Engine core initialization failed. See root cause above.\n"
-        "(MainProcess pid=1) ERROR vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.\n"
-    )
-    assert ended(log, EngineError("vLLM did not start.")) == found
-
-
-@pytest.mark.parametrize(
-    ("found", "row"),
-    [
-        ({"difference": 0.0}, "| Llama | 0 | 0 | 0 | 0 | missing | missing |"),
-        ({"refused": "X hides it."}, "| Llama | refused: hides it | refused | refused | refused | missing | missing |"),
-    ],
-)
-def test_a_record_from_before_a_column_lacks_it(make_record, found, row):
-    record = make_record("conformance", "llama", dict.fromkeys(COLUMNS, found))
-    record.settings["title"] = "Llama"
-    assert Conformance().tables([record]).splitlines()[-1] == row
-
-
-def test_a_larger_difference_is_not_met(make_record):
-    found = {column: {"difference": 1e-6} for column in checks.CHECKS}
-    records = [make_record("conformance", "llama", found)]
-    assert [limit.met for limit in Conformance().summary(records).limits] == [True] * 6
-    records.append(make_record("conformance", "opt", {**found, "engine": {"difference": 2e-4}}))
-    assert [limit.met for limit in Conformance().summary(records).limits] == [True, True, False, True, True, True]
-    assert not any(limit.met for limit in Conformance().summary([]).limits)
+def test_a_model_without_logits_behind_a_prefix_is_refused(tmp_path):
+    tiny_encoder_decoder("t5").model.save_pretrained(tmp_path / "t5")
+    byte_tokenizer().save_pretrained(tmp_path / "t5")
+    (record,) = measured(str(tmp_path / "t5"), tmp_path).records
+    assert all("no logits behind a prefix" in record.metrics[column]["refused"] for column in COLUMNS)

@@ -31,7 +31,7 @@ def test_a_damaged_record_is_refused(tmp_path, text):
 
 
 def test_figures_that_are_no_numbers_are_not_kept():
-    with pytest.raises(BenchError, match="a has a figure that is no number"):
+    with pytest.raises(BenchError, match="a has a metric that is not a finite number"):
         Record("quality", "a", {}, {}, {"test": float("nan")})
 
 

@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from foreword.cli import main
-from models import byte_tokenizer, tiny_model
-from server.running import CHATML
+from server.running_server import CHATML
+from tiny_models import byte_tokenizer, tiny_model
 
 
 @dataclass(frozen=True)

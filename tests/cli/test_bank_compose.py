@@ -70,7 +70,7 @@ def test_two_texts_are_one_text(run: Run, tasks: Bank, tmp_path: Path) -> None:
 
 
 def test_another_models_task_is_refused(run: Run, tasks: Bank, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from models import save_tiny
+    from tiny_models import save_tiny
 
     monkeypatch.setenv("FOREWORD_MODEL", str(save_tiny("qwen3", tmp_path / "other")))
     refused = run("bank", "compose", "one", "two", "--publish", "both")

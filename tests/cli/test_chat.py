@@ -16,8 +16,8 @@ from foreword.core import SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.models import load_model
-from foreword.text import request
-from server.running import learned_prefix
+from foreword.text import task_prompts
+from server.running_server import learned_prefix
 
 GREEDY = ("--temperature", 0, "--max-tokens", 6)
 
@@ -47,9 +47,11 @@ def answer(folder: Path, tmp_path: Path):
 
     def answer(messages: list[dict[str, str]], name: str | None = None) -> str:
         task = Bank(tmp_path / "home" / "bank").load(name) if name is not None else None
-        prompt = request.from_messages(lm.tokenizer, task, messages)
+        prompt = task_prompts.from_messages(lm.tokenizer, task, messages)
         with Engine(lm) as engine:
-            return "".join(chunk.text for chunk in engine.submit(Request.of(prompt, SamplingParams(max_tokens=6))))
+            return "".join(
+                chunk.text for chunk in engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=6)))
+            )
 
     return answer
 

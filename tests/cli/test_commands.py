@@ -359,7 +359,7 @@ def test_unsupported_model_is_refused_by_name(run, tmp_path):
 
     config = MambaConfig(vocab_size=300, hidden_size=48, num_hidden_layers=2, state_size=4)
     MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
-    from models import byte_tokenizer
+    from tiny_models import byte_tokenizer
 
     byte_tokenizer().save_pretrained(tmp_path / "mamba")
     refused = run("doctor", "--model", tmp_path / "mamba")

@@ -11,7 +11,7 @@ import pytest
 from foreword.bank.bank import Bank
 from foreword.cli.doctor import threads
 from foreword.cli.doctor.installation import check_installation
-from models import save_tiny
+from tiny_models import save_tiny
 
 
 def of(found, area: str, state: str | None = None) -> list[dict[str, str]]:
@@ -33,7 +33,7 @@ def test_all_is_well(run, published, folder):
     assert found.json["architecture"] == "LlamaForCausalLM"
     assert found.json["difference"] < 1e-4
     assert of(found, "model")[0]["what"] == str(folder)
-    assert [each["what"] for each in of(found, "bank")] == [published.place, "writable", "one", "two"]
+    assert [each["what"] for each in of(found, "bank")] == [published.location, "writable", "one", "two"]
     (answer,) = of(found, "engine")
     assert answer["found"].startswith("first token after")
     assert "8 tokens" in answer["found"]
@@ -128,11 +128,11 @@ def test_an_encoder_labels_behind_a_prefix(run, tmp_path):
 
 
 def test_threads(monkeypatch, tmp_path):
-    assert threads._quota(tmp_path / "none") is None
+    assert threads._cgroup_quota(tmp_path / "none") is None
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert threads._quota(tmp_path / "cpu.max") == 1.5
+    assert threads._cgroup_quota(tmp_path / "cpu.max") == 1.5
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert threads._quota(tmp_path / "cpu.max") is None
+    assert threads._cgroup_quota(tmp_path / "cpu.max") is None
     monkeypatch.setattr(threads, "cores", lambda: 0)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     few, waiting = threads.check_threads()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from encoder_decoders import save_tiny
 from foreword.bank.bank import Bank
+from tiny_encoder_decoders import save_tiny
 from training.small_data import examples, write_jsonl
 
 

@@ -12,8 +12,8 @@ import torch
 
 from foreword.bank.bank import Bank
 from foreword.core import Head, KVPrefix, Task
-from foreword.prompts.lower import empty, lower_tokens
-from models import tiny_model
+from foreword.prompts.lower import empty_prefix, lower_tokens
+from tiny_models import tiny_model
 
 WORDS = {"positive": (" great",), "negative": (" bad",)}
 
@@ -68,7 +68,7 @@ def test_several_tasks_and_the_base_model_side_by_side(run, bank, reviews, folde
 def test_base_is_the_template_without_the_prefix(run, bank, reviews, folder):
     base = run("eval", "one", "--data", reviews, "--compare", folder, "--predictions", "p.jsonl", "--json").json
     labels = {"template": "Review: {text}\nSentiment:{mask}", "verbalizer": WORDS}
-    bank.publish(Task("bare", "manual", empty(tiny_model("llama")), **labels))
+    bank.publish(Task("bare", "manual", empty_prefix(tiny_model("llama")), **labels))
     bare = run("eval", "bare", "--data", reviews, "--predictions", "q.jsonl", "--json").json
     assert base["compare"][0]["metrics"] == pytest.approx(bare["metrics"])
     lines = [line for name in "pq" for line in Path(f"{name}.jsonl").read_text().splitlines()]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import resource
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ import typer
 
 from foreword.cli.app import app
 
+DOCS = Path(__file__).parents[2] / "docs"
 # Seconds of processor time.
 BUDGET = 0.3
 
@@ -76,3 +80,27 @@ def test_help_is_quick():
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) <= BUDGET, times
+
+
+def script() -> ModuleType:
+    """``docs/write_cli_help.py``."""
+    spec = importlib.util.spec_from_file_location("write_cli_help", DOCS / "write_cli_help.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_has_the_help_of_every_command(monkeypatch):
+    for name, value in (("COLUMNS", "200"), ("FORCE_COLOR", "1"), ("FOREWORD_MODEL", "elsewhere")):
+        monkeypatch.setenv(name, value)
+    written = script()
+    page = written.PAGE.read_text(encoding="utf-8")
+    for path in ALL:
+        assert f"\n## foreword {' '.join(path)}\n" in page
+    if written.BEGIN not in page:
+        pytest.skip(
+            f"docs/cli.md was written with another Typer than {typer.__version__}, which wraps lines its own way"
+        )
+    assert page == written.with_section(page), "a flag has changed; run make docs"

@@ -14,7 +14,7 @@ from foreword.bank.bank import Bank
 from foreword.core import Task
 from foreword.models import load_model
 from interop.conftest import random_prefix
-from models import save_tiny
+from tiny_models import save_tiny
 
 peft = pytest.importorskip("peft")
 

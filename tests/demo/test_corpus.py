@@ -9,16 +9,15 @@ import pytest
 
 from foreword.demo.corpus import (
     CATEGORIES,
+    DEFAULT_WORDS,
     INSTRUCTION,
     PATTERNS,
     REPLIES,
     SIGNATURES,
     TEMPLATE,
     TYPOS,
-    UNNAMED,
+    CustomerMessage,
     Language,
-    Row,
-    as_json,
     base_prompt,
     category_of,
     generate,
@@ -30,12 +29,12 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[Row]:
+def rows() -> list[CustomerMessage]:
     return generate(1000, seed=7)
 
 
 @pytest.fixture(scope="module")
-def halves() -> tuple[list[Row], list[Row]]:
+def halves() -> tuple[list[CustomerMessage], list[CustomerMessage]]:
     return split(320, 80, seed=7)
 
 
@@ -47,8 +46,8 @@ def built_from(message: str, pattern: str) -> bool:
     return re.search(filled, message) is not None
 
 
-def reserved(row: Row) -> bool:
-    return any(built_from(row.message, pattern) for pattern in PATTERNS[row.language][row.category].reserved)
+def from_held_out(row: CustomerMessage) -> bool:
+    return any(built_from(row.message, pattern) for pattern in PATTERNS[row.language][row.category].held_out)
 
 
 def test_a_seed_names_the_rows():
@@ -59,7 +58,7 @@ def test_a_seed_names_the_rows():
 
 def test_the_first_row_of_a_seed_is_the_same_on_every_machine():
     # Published scores name a seed, so a change here asks for new scores.
-    assert generate(5, seed=0)[0] == Row(
+    assert generate(5, seed=0)[0] == CustomerMessage(
         message="Can I get a receipt for the garden bench in my company name?",
         category="billing",
         reply="Thanks! We will check the recent charge today and email you. — Mina, Foreword Care",
@@ -75,29 +74,29 @@ def test_count_and_balance(count: int):
     assert all(abs(counted[category] - count / len(CATEGORIES)) < 1 for category in CATEGORIES)
 
 
-def test_each_category_is_one_quarter_chinese(rows: list[Row]):
+def test_each_category_is_one_quarter_chinese(rows: list[CustomerMessage]):
     chinese = Counter(row.category for row in rows if row.language == "zh")
     assert chinese == dict.fromkeys(CATEGORIES, 50)
     assert all(bool(CHINESE.search(row.message)) == (row.language == "zh") for row in rows)
     assert all(bool(CHINESE.search(row.reply)) == (row.language == "zh") for row in rows)
 
 
-def test_no_message_twice(rows: list[Row]):
+def test_no_message_twice(rows: list[CustomerMessage]):
     assert len({row.message for row in rows}) == len(rows)
 
 
-def test_split_shares_no_message(halves: tuple[list[Row], list[Row]]):
+def test_split_shares_no_message(halves: tuple[list[CustomerMessage], list[CustomerMessage]]):
     train, held_out = halves
     messages = {row.message for row in train + held_out}
     assert (len(train), len(held_out), len(messages)) == (320, 80, 400)
 
 
-def test_reserved_patterns_are_held_out(halves: tuple[list[Row], list[Row]]):
+def test_held_out_patterns_are_held_out(halves: tuple[list[CustomerMessage], list[CustomerMessage]]):
     train, held_out = halves
-    assert not any(reserved(row) for row in train)
-    share = sum(reserved(row) for row in held_out) / len(held_out)
+    assert not any(from_held_out(row) for row in train)
+    share = sum(from_held_out(row) for row in held_out) / len(held_out)
     assert 0.35 <= share <= 0.65
-    assert {row.category for row in held_out if reserved(row)} == set(CATEGORIES)
+    assert {row.category for row in held_out if from_held_out(row)} == set(CATEGORIES)
 
 
 def test_patterns_are_many_and_each_belongs_to_one_category():
@@ -106,13 +105,13 @@ def test_patterns_are_many_and_each_belongs_to_one_category():
     for language in PATTERNS:
         for category in CATEGORIES:
             patterns = PATTERNS[language][category]
-            together = patterns.common + patterns.reserved
+            together = patterns.common + patterns.held_out
             assert len(together) >= fewest[language]
             every += together
     assert len(set(every)) == len(every)
 
 
-def test_lengths(rows: list[Row]):
+def test_lengths(rows: list[CustomerMessage]):
     for row in rows:
         reply = row.reply.removesuffix(SIGNATURES[row.language]).strip()
         assert reply != row.reply
@@ -124,30 +123,30 @@ def test_lengths(rows: list[Row]):
             assert len(reply) <= 16, reply
 
 
-def test_a_reply_repeats_what_its_message_names(rows: list[Row]):
+def test_a_reply_repeats_what_its_message_names(rows: list[CustomerMessage]):
     for row in rows:
         before, _, after = REPLIES[row.language][row.category].partition("{")
         if not after:
             continue
         slot, _, after = after.partition("}")
         named = row.reply.removeprefix(before).removesuffix(f"{after} {SIGNATURES[row.language]}")
-        assert named in row.message or named == UNNAMED[row.language][slot], row
+        assert named in row.message or named == DEFAULT_WORDS[row.language][slot], row
 
 
-def test_a_product_question_always_names_its_product(rows: list[Row]):
-    assert not any(UNNAMED[row.language]["item"] in row.reply for row in rows if row.category == "product")
+def test_a_product_question_always_names_its_product(rows: list[CustomerMessage]):
+    assert not any(DEFAULT_WORDS[row.language]["item"] in row.reply for row in rows if row.category == "product")
 
 
-def test_nothing_is_left_unfilled_and_nothing_spans_lines(rows: list[Row]):
+def test_nothing_is_left_unfilled_and_nothing_spans_lines(rows: list[CustomerMessage]):
     assert not any(mark in row.message + row.reply for row in rows for mark in "{}\n")
 
 
-def test_a_few_english_messages_hold_a_typo(rows: list[Row]):
+def test_a_few_english_messages_hold_a_typo(rows: list[CustomerMessage]):
     slips = sum(any(wrong in row.message for wrong in TYPOS.values()) for row in rows)
     assert 0 < slips < 0.06 * len(rows)
 
 
-def test_category_of_undoes_answer(rows: list[Row]):
+def test_category_of_undoes_answer(rows: list[CustomerMessage]):
     for row in rows:
         assert row.answer == f" {row.category}\n{row.reply}"
         assert category_of(row.answer) == row.category
@@ -161,23 +160,23 @@ def test_category_of_reads_only_the_first_line(answer: str, category: str):
     assert category_of(answer) == category
 
 
-def test_as_json_is_one_line(rows: list[Row]):
-    line = as_json(rows[0])
+def test_json_is_one_line(rows: list[CustomerMessage]):
+    line = rows[0].to_json()
     assert list(line) == ["message", "category", "reply", "language", "answer"]
     assert json.loads(json.dumps(line, ensure_ascii=False)) == line
-    assert Row(line["message"], line["category"], line["reply"], rows[0].language) == rows[0]
+    assert CustomerMessage(line["message"], line["category"], line["reply"], rows[0].language) == rows[0]
 
 
-def test_the_template_meets_the_answer(rows: list[Row]):
+def test_the_template_meets_the_answer(rows: list[CustomerMessage]):
     text = TEMPLATE.replace("{message}", rows[0].message).replace("{target:answer}", rows[0].answer)
     assert text.endswith(f"\nCategory and reply: {rows[0].category}\n{rows[0].reply}")
 
 
-def test_the_written_instruction_tells_all_that_the_corpus_teaches(rows: list[Row]):
+def test_the_written_instruction_tells_all_that_the_corpus_teaches(rows: list[CustomerMessage]):
     assert INSTRUCTION.count("{message}") == 1
     assert all(category in INSTRUCTION for category in CATEGORIES)
     assert all(signature in INSTRUCTION for signature in SIGNATURES.values())
-    assert all(word in INSTRUCTION for words in UNNAMED.values() for word in words.values())
+    assert all(word in INSTRUCTION for words in DEFAULT_WORDS.values() for word in words.values())
     assert not any(row.message in INSTRUCTION for row in rows)
     assert INSTRUCTION.endswith("\nCustomer message: {message}\nCategory and reply:")
     prompt = base_prompt("Is {this} left alone?")

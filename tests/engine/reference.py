@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from foreword.core import Batch, KVPrefix, SamplingParams
 from foreword.engine.protocol import Chunk, Request
-from models import VOCABULARY, tiny_config, tiny_model
+from tiny_models import VOCABULARY, tiny_config, tiny_model
 
 TOLERANCE = 2e-5
 
@@ -31,8 +31,8 @@ def random_ids(length: int, seed: int) -> tuple[int, ...]:
 
 
 @cache
-def learned(family: str, length: int, seed: int = 0) -> KVPrefix:
-    """Random keys and values: what no text could give."""
+def learned_prefix(family: str, length: int, seed: int = 0) -> KVPrefix:
+    """A learned prefix: random keys and values, which no text could give."""
     identity = tiny_model(family).identity
     generator = torch.Generator().manual_seed(1000 + seed)
     keys = tuple(torch.randn(s.kv_heads, length, s.key_dim, generator=generator) for s in identity.layers)
@@ -41,8 +41,8 @@ def learned(family: str, length: int, seed: int = 0) -> KVPrefix:
 
 
 @cache
-def static(family: str, length: int, seed: int = 0) -> KVPrefix:
-    """Keys and values of a random text."""
+def static_prefix(family: str, length: int, seed: int = 0) -> KVPrefix:
+    """A static prefix: keys and values of a random text."""
     lm = tiny_model(family)
     ids = random_ids(length, 2000 + seed)
     kept: dict[int, tuple[Tensor, Tensor]] = {}
@@ -50,12 +50,12 @@ def static(family: str, length: int, seed: int = 0) -> KVPrefix:
     def keep(layer: int, key: Tensor, value: Tensor) -> None:
         kept[layer] = (key, value)
 
-    lm.logits(Batch((length,), (None,), (None,), torch.tensor(ids)), torch.tensor([0]), on_keys=keep)
+    lm.logits(Batch((length,), (None,), (None,), torch.tensor(ids)), torch.tensor([0]), on_keys_values=keep)
     keys, values = zip(*(kept[layer] for layer in range(len(kept))), strict=True)
     return KVPrefix(lm.identity, keys, values, length, token_ids=ids)
 
 
-def logits(family: str, request: Request, more: Sequence[int] = ()) -> Tensor:
+def reference_logits(family: str, request: Request, more: Sequence[int] = ()) -> Tensor:
     """``[T + len(more), vocab]`` of the request's own tokens and ``more``, behind its prefix or its joined text."""
     model, prefix = stock_model(family), request.prefix
     own = [*request.token_ids, *more]
@@ -68,7 +68,7 @@ def logits(family: str, request: Request, more: Sequence[int] = ()) -> Tensor:
     return model(input_ids=torch.tensor([own]), position_ids=positions, past_key_values=past).logits[0]
 
 
-def greedy(family: str, request: Request) -> list[int]:
+def greedy_reference(family: str, request: Request) -> list[int]:
     """The answer by a plain loop, a token a forward."""
     model, prefix = stock_model(family), request.prefix
     past = _past(family, prefix) or DynamicCache(config=model.config)
@@ -86,7 +86,7 @@ def greedy(family: str, request: Request) -> list[int]:
 def assert_greedy(family: str, request: Request, tokens: Sequence[int]) -> None:
     """Every token is the most probable one behind those before it, as a plain forward over the whole answer says."""
     assert tokens
-    found = logits(family, request, tokens[:-1])[-len(tokens) :]
+    found = reference_logits(family, request, tokens[:-1])[-len(tokens) :]
     chosen = found.gather(1, torch.tensor(tokens)[:, None])[:, 0]
     assert float((found.max(-1).values - chosen).max()) <= TOLERANCE, (tokens, found.argmax(-1).tolist())
 
@@ -99,8 +99,8 @@ def text_of(chunks: Iterable[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
-def ask(length: int, text: int = 0, prefix: KVPrefix | None = None, **sampling) -> Request:
-    """The random tokens number ``text`` behind a whole prefix; the answer goes on past end-of-text tokens."""
+def make_request(length: int, text: int = 0, prefix: KVPrefix | None = None, **sampling) -> Request:
+    """A request of random tokens, drawn with seed ``text``, behind a whole prefix; it ignores end-of-text tokens."""
     params = replace(SamplingParams(max_tokens=8, ignore_eos=True), **sampling)
     return Request(random_ids(length, text), prefix, prefix.length if prefix else 0, params)
 

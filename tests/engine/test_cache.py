@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foreword.core import LayerShape
-from foreword.engine.cache import PAGE, PagedCache
+from foreword.engine.cache import PAGE_SIZE, PagedCache
 
 STATUS = Path("/proc/self/status")
 
@@ -25,6 +25,6 @@ def test_pages_that_nothing_was_written_to_take_no_memory():
     assert size > 1 << 30
     assert resident() - before < size / 10
     for tensor, dim in ((cache.keys[0], 64), (cache.values[3], 32)):
-        assert tensor.shape == (2 * (1 << 16) * PAGE, dim)
+        assert tensor.shape == (2 * (1 << 16) * PAGE_SIZE, dim)
         assert tensor.data_ptr() % 64 == 0
         assert not tensor[-1].any()

@@ -10,55 +10,68 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.reference import ask, assert_greedy, greedy, learned, random_ids, static, tokens_of
+from engine.reference import (
+    assert_greedy,
+    greedy_reference,
+    learned_prefix,
+    make_request,
+    random_ids,
+    static_prefix,
+    tokens_of,
+)
 from foreword.core import SamplingParams
-from foreword.engine.cache import PAGE, PagedCache
+from foreword.engine.cache import PAGE_SIZE, PagedCache
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy
-from foreword.models.load import wrap
-from models import CAUSAL, FURTHER, tiny_model
+from foreword.models.load import wrap_model
+from tiny_models import CAUSAL, FURTHER, tiny_model
 
 # The windows of the tiny Mistral (6) and Gemma 3 (8) are shorter than the longer prefixes and longer than the others.
 SHORT, LONG = 3, 21
 
 
-def stepped(family: str, pages: int = 64, **limits) -> Engine:
-    """An engine that runs only when it is told to."""
+def manual_engine(family: str, pages: int = 64, **limits) -> Engine:
+    """An engine without a thread: the test calls `step`."""
     lm = tiny_model(family)
     cache_bytes = pages * PagedCache.bytes_per_page(lm.identity.layers, lm.dtype)
     return Engine(lm, cache_bytes=cache_bytes, start=False, **limits)
 
 
-def run(engine: Engine) -> None:
+def run_until_idle(engine: Engine) -> None:
     while engine.step():
         engine.cache.check()
 
 
-def fronts(family: str):
+def prefix_uses(family: str):
     """Prefixes with how much of them is used."""
-    whole = [learned(family, SHORT), learned(family, LONG, 1), static(family, LONG), static(family, SHORT, 1)]
-    return [(None, 0), *((prefix, prefix.length) for prefix in whole), (static(family, LONG), 2)]
+    whole = [
+        learned_prefix(family, SHORT),
+        learned_prefix(family, LONG, 1),
+        static_prefix(family, LONG),
+        static_prefix(family, SHORT, 1),
+    ]
+    return [(None, 0), *((prefix, prefix.length) for prefix in whole), (static_prefix(family, LONG), 2)]
 
 
 @pytest.mark.parametrize("family", CAUSAL + FURTHER)
-def test_a_mix_of_requests_gives_what_a_plain_loop_gives(family):
-    engine = stepped(family)
+def test_a_mix_of_requests_equals_greedy_decoding_one_by_one(family):
+    engine = manual_engine(family)
     requests = [
         Request(random_ids(length, length), prefix, used, SamplingParams(max_tokens=12, ignore_eos=True))
-        for prefix, used in fronts(family)
+        for prefix, used in prefix_uses(family)
         for length in (1, 19)
     ]
     streams = [engine.submit(request) for request in requests]
-    run(engine)
+    run_until_idle(engine)
     answers = [tokens_of(stream) for stream in streams]
     for request, answer in zip(requests, answers, strict=True):
         whole = request.prefix is None or request.prefix_length == request.prefix.length
         if whole:
-            assert answer == greedy(family, request)
+            assert answer == greedy_reference(family, request)
         assert_greedy(family, request, answer)
     pairs = {(tuple(one), tuple(other)) for one, other in zip(answers[::2], answers[1::2], strict=True)}
-    assert len(pairs) == len(fronts(family)), "a prefix made no difference"
+    assert len(pairs) == len(prefix_uses(family)), "a prefix made no difference"
 
 
 @dataclass(frozen=True)
@@ -93,8 +106,8 @@ visits = st.builds(
     max_batch=st.integers(1, 6),
 )
 def test_any_mix_with_any_limits(family, mix, pages, step_tokens, max_batch):
-    engine = stepped(family, pages, step_tokens=step_tokens, max_batch=max_batch)
-    known = fronts(family)
+    engine = manual_engine(family, pages, step_tokens=step_tokens, max_batch=max_batch)
+    known = prefix_uses(family)
     requests = [
         Request(random_ids(40, v.talk)[: v.length], *known[v.front], SamplingParams(max_tokens=v.max_tokens))
         for v in mix
@@ -113,7 +126,7 @@ def test_any_mix_with_any_limits(family, mix, pages, step_tokens, max_batch):
         now += 1
     for index, stream in streams.items():
         check_answer(family, requests[index], list(stream), cancelled=stream.cancelled)
-    assert engine.cache.free == engine.cache.pages == pages
+    assert engine.cache.num_free_pages == engine.cache.num_pages == pages
     assert not engine.scheduler.sequences
 
 
@@ -121,7 +134,7 @@ def check_answer(family, request, chunks, cancelled):
     tokens, reason = tokens_of(chunks), chunks[-1].finish_reason
     if tokens:
         assert_greedy(family, request, tokens)
-    ended = [token in tiny_model(family).end_ids for token in tokens]
+    ended = [token in tiny_model(family).eos_token_ids for token in tokens]
     if reason == "stop":
         assert ended.index(True) == len(tokens) - 1
     elif reason == "length":
@@ -134,58 +147,60 @@ def check_answer(family, request, chunks, cancelled):
 
 
 def test_a_long_prompt_in_chunks_does_not_stall_running_answers():
-    engine = stepped("llama", step_tokens=8)
-    answering = engine.submit(ask(2, max_tokens=20))
+    engine = manual_engine("llama", step_tokens=8)
+    answering = engine.submit(make_request(2, max_tokens=20))
     engine.step()
-    long = engine.submit(ask(60, 1, learned("llama", LONG), max_tokens=2))
+    long = engine.submit(make_request(60, 1, learned_prefix("llama", LONG), max_tokens=2))
     for _ in range(5):
         before = engine.statistics()["tokens_generated"]
         engine.step()
         assert engine.statistics()["tokens_generated"] == before + 1
-    run(engine)
+    run_until_idle(engine)
     for stream in (answering, long):
         assert_greedy("llama", stream.request, tokens_of(stream))
 
 
 def test_cancelling_frees_everything_at_the_next_step():
-    engine = stepped("llama", pages=4, max_batch=1)
-    running, waiting = engine.submit(ask(30, max_tokens=20)), engine.submit(ask(30, 1, max_tokens=20))
+    engine = manual_engine("llama", pages=4, max_batch=1)
+    running, waiting = engine.submit(make_request(30, max_tokens=20)), engine.submit(make_request(30, 1, max_tokens=20))
     engine.step()
-    assert engine.cache.free == 2
+    assert engine.cache.num_free_pages == 2
     running.cancel()
     waiting.cancel()
     assert not engine.step()
-    assert engine.cache.free == 4
+    assert engine.cache.num_free_pages == 4
     assert [list(stream)[-1].finish_reason for stream in (running, waiting)] == ["cancelled"] * 2
     assert engine.statistics()["cancelled"] == 2
 
 
 def test_an_answer_cancelled_while_it_runs_takes_no_further_token():
-    engine = stepped("llama")
-    stream = engine.submit(ask(5, max_tokens=3))
+    engine = manual_engine("llama")
+    stream = engine.submit(make_request(5, max_tokens=3))
     engine.step()
     stream.cancel()
-    run(engine)
+    run_until_idle(engine)
     assert len(tokens_of(stream)) == 1
 
 
-def test_an_answer_that_nobody_holds_ends():
-    engine = stepped("llama")
-    engine.submit(ask(5, max_tokens=100))
-    kept = engine.submit(ask(5, 1, max_tokens=4))
-    run(engine)
+def test_an_answer_whose_stream_is_collected_is_cancelled():
+    engine = manual_engine("llama")
+    engine.submit(make_request(5, max_tokens=100))
+    kept = engine.submit(make_request(5, 1, max_tokens=4))
+    run_until_idle(engine)
     assert engine.statistics()["cancelled"] == 1
     assert_greedy("llama", kept.request, tokens_of(kept))
-    assert engine.cache.free == engine.cache.pages
+    assert engine.cache.num_free_pages == engine.cache.num_pages
 
 
 def test_recycled_pages_leak_nothing():
     """Pages full of NaN, as a broken request may leave them, do not reach the next request."""
-    engine = stepped("mistral", pages=4)
+    engine = manual_engine("mistral", pages=4)
     for tensor in (*engine.cache.keys, *engine.cache.values):
         tensor.fill_(torch.nan)
-    streams = [engine.submit(ask(length, length, learned("mistral", LONG), max_tokens=6)) for length in (3, 9)]
-    run(engine)
+    streams = [
+        engine.submit(make_request(length, length, learned_prefix("mistral", LONG), max_tokens=6)) for length in (3, 9)
+    ]
+    run_until_idle(engine)
     for stream in streams:
         answer = tokens_of(stream)
         assert len(answer) == 6
@@ -194,13 +209,13 @@ def test_recycled_pages_leak_nothing():
 
 def test_requests_behind_different_prefixes_see_only_their_own():
     """The same request behind every prefix at once, and again when the neighbours have changed."""
-    engine = stepped("llama")
-    prefixes = [None, *(learned("llama", length, seed) for seed, length in enumerate((2, 9, 9, 30)))]
-    alone = [greedy("llama", ask(6, 0, prefix)) for prefix in prefixes]
+    engine = manual_engine("llama")
+    prefixes = [None, *(learned_prefix("llama", length, seed) for seed, length in enumerate((2, 9, 9, 30)))]
+    alone = [greedy_reference("llama", make_request(6, 0, prefix)) for prefix in prefixes]
     assert len({tuple(answer) for answer in alone}) == len(prefixes)
     for order in ([0, 1, 2, 3, 4], [4, 2, 2, 0], [3, 1]):
-        streams = [engine.submit(ask(6, 0, prefixes[index])) for index in order]
-        run(engine)
+        streams = [engine.submit(make_request(6, 0, prefixes[index])) for index in order]
+        run_until_idle(engine)
         assert [tokens_of(stream) for stream in streams] == [alone[index] for index in order]
 
 
@@ -208,26 +223,26 @@ def test_a_prefix_is_freed_with_its_last_holder():
     import gc
     import weakref
 
-    engine = stepped("llama")
-    prefix = learned.__wrapped__("llama", 5, 9)
+    engine = manual_engine("llama")
+    prefix = learned_prefix.__wrapped__("llama", 5, 9)
     seen = weakref.ref(prefix)
-    stream = engine.submit(ask(4, 0, prefix))
-    run(engine)
+    stream = engine.submit(make_request(4, 0, prefix))
+    run_until_idle(engine)
     assert tokens_of(stream)
     del prefix, stream
     gc.collect()
     assert seen() is None
 
 
-def test_statistics_count_what_happened():
-    engine = stepped("llama", step_tokens=4)
-    streams = [engine.submit(ask(6, seed, max_tokens=3)) for seed in range(2)]
+def test_statistics():
+    engine = manual_engine("llama", step_tokens=4)
+    streams = [engine.submit(make_request(6, seed, max_tokens=3)) for seed in range(2)]
     assert engine.statistics()["waiting"] == 2
     engine.step()
     found = engine.statistics()
     assert (found["waiting"], found["running"], found["tokens_run"]) == (0, 2, 4)
-    assert found["pages"] - found["free_pages"] == 2 * -(-8 // PAGE)
-    run(engine)
+    assert found["pages"] - found["free_pages"] == 2 * -(-8 // PAGE_SIZE)
+    run_until_idle(engine)
     found = engine.statistics()
     assert (found["requests"], found["tokens_generated"], found["running"]) == (2, 6, 0)
     assert found["tokens_run"] == 2 * (6 + 3 - 1)
@@ -235,60 +250,60 @@ def test_statistics_count_what_happened():
 
 
 def test_more_than_may_wait_are_refused_at_once():
-    engine = stepped("llama", max_waiting=2)
-    kept = [engine.submit(ask(4, seed)) for seed in range(2)]
+    engine = manual_engine("llama", max_waiting=2)
+    kept = [engine.submit(make_request(4, seed)) for seed in range(2)]
     with pytest.raises(EngineBusy, match="2 requests are waiting already"):
-        engine.submit(ask(4, 2))
-    run(engine)
-    again = engine.submit(ask(4, 2))
-    run(engine)
+        engine.submit(make_request(4, 2))
+    run_until_idle(engine)
+    again = engine.submit(make_request(4, 2))
+    run_until_idle(engine)
     for stream in (*kept, again):
         assert_greedy("llama", stream.request, tokens_of(stream))
 
 
 @pytest.mark.parametrize("prefix", [None, SHORT, LONG])
-def test_a_talk_that_goes_on_runs_only_what_is_new(prefix):
-    engine = stepped("llama", pages=32)
-    front = learned("llama", prefix) if prefix else None
-    first = engine.submit(ask(2 * PAGE, 0, front, max_tokens=2 * PAGE))
-    run(engine)
+def test_a_conversation_runs_only_its_new_tokens(prefix):
+    engine = manual_engine("llama", pages=32)
+    front = learned_prefix("llama", prefix) if prefix else None
+    first = engine.submit(make_request(2 * PAGE_SIZE, 0, front, max_tokens=2 * PAGE_SIZE))
+    run_until_idle(engine)
     said = (*first.request.token_ids, *tokens_of(first))
     before = engine.statistics()["tokens_run"]
     used = front.length if front else 0
     second = engine.submit(Request((*said, *random_ids(3, 7)), front, used, SamplingParams(max_tokens=1)))
-    run(engine)
+    run_until_idle(engine)
     # The last token of an answer is never run, so its page is not full.
-    assert engine.statistics()["tokens_run"] - before == PAGE + 3
-    assert engine.statistics()["tokens_reused"] == 3 * PAGE
+    assert engine.statistics()["tokens_run"] - before == PAGE_SIZE + 3
+    assert engine.statistics()["tokens_reused"] == 3 * PAGE_SIZE
     assert_greedy("llama", second.request, tokens_of(second))
 
 
 def test_the_same_words_behind_another_prefix_are_run_again():
-    engine = stepped("llama", pages=32)
+    engine = manual_engine("llama", pages=32)
     for seed in range(3):
-        stream = engine.submit(ask(3 * PAGE, 0, learned("llama", SHORT, seed), max_tokens=3))
-        run(engine)
+        stream = engine.submit(make_request(3 * PAGE_SIZE, 0, learned_prefix("llama", SHORT, seed), max_tokens=3))
+        run_until_idle(engine)
         assert_greedy("llama", stream.request, tokens_of(stream))
     assert engine.statistics()["tokens_reused"] == 0
 
 
-def test_who_gives_way_answers_as_if_nothing_had_happened():
-    engine = stepped("llama", pages=6)
-    streams = [engine.submit(ask(PAGE, seed, max_tokens=3 * PAGE)) for seed in range(3)]
-    run(engine)
+def test_preemption_does_not_change_answers():
+    engine = manual_engine("llama", pages=6)
+    streams = [engine.submit(make_request(PAGE_SIZE, seed, max_tokens=3 * PAGE_SIZE)) for seed in range(3)]
+    run_until_idle(engine)
     assert engine.statistics()["preempted"] > 0
     for stream in streams:
         answer = tokens_of(stream)
-        assert len(answer) == 3 * PAGE
+        assert len(answer) == 3 * PAGE_SIZE
         assert_greedy("llama", stream.request, answer)
 
 
 def test_weights_that_change_are_asked_without_reuse():
     known = tiny_model("llama")
-    lm = wrap(copy.deepcopy(known.model), known.tokenizer, name="changing")
+    lm = wrap_model(copy.deepcopy(known.model), known.tokenizer, name="changing")
     answers = []
     with Engine(lm, cache_bytes=1 << 20, reuse=False) as engine, Engine(lm, cache_bytes=1 << 20, reuse=False) as fresh:
-        asked = ask(3 * PAGE, max_tokens=8)
+        asked = make_request(3 * PAGE_SIZE, max_tokens=8)
         answers.append(tokens_of(engine.submit(asked)))
         with torch.no_grad():
             lm.model.model.layers[0].self_attn.k_proj.weight.mul_(-3.0)
@@ -299,12 +314,12 @@ def test_weights_that_change_are_asked_without_reuse():
 @pytest.mark.parametrize("sharing", [2, 12])
 @pytest.mark.parametrize("length", [5, 20, 21])
 def test_prefixes_in_pages_or_not_read_once_or_with_each(length, sharing, monkeypatch):
-    monkeypatch.setattr("foreword.engine.cache.POOLED", 20)
-    monkeypatch.setattr("foreword.engine.attention.GATHERED", 4 * length)
-    engine = stepped("qwen3", pages=64)
-    prefixes = [learned("qwen3", length, seed) for seed in range(2)]
-    streams = [engine.submit(ask(2 + seed, seed, prefixes[seed % 2], max_tokens=5)) for seed in range(sharing)]
-    run(engine)
+    monkeypatch.setattr("foreword.engine.cache.MAX_PAGED_PREFIX", 20)
+    monkeypatch.setattr("foreword.engine.paged_attention.MAX_GATHERED_KEYS", 4 * length)
+    engine = manual_engine("qwen3", pages=64)
+    prefixes = [learned_prefix("qwen3", length, seed) for seed in range(2)]
+    streams = [engine.submit(make_request(2 + seed, seed, prefixes[seed % 2], max_tokens=5)) for seed in range(sharing)]
+    run_until_idle(engine)
     for stream in streams:
         assert_greedy("qwen3", stream.request, tokens_of(stream))
 
@@ -312,13 +327,14 @@ def test_prefixes_in_pages_or_not_read_once_or_with_each(length, sharing, monkey
 @pytest.mark.parametrize("pooled", [0, 256])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss"])
 def test_prompts_in_pieces_with_prefixes_and_answers_beside_them(name, pooled, monkeypatch):
-    monkeypatch.setattr("foreword.engine.attention.PIECE", 3)
-    monkeypatch.setattr("foreword.engine.cache.POOLED", pooled)
-    engine = stepped(name, pages=64)
-    prefixes = [learned(name, 7, 1), learned(name, 6, 2), None]
+    monkeypatch.setattr("foreword.engine.paged_attention.QUERY_CHUNK", 3)
+    monkeypatch.setattr("foreword.engine.cache.MAX_PAGED_PREFIX", pooled)
+    engine = manual_engine(name, pages=64)
+    prefixes = [learned_prefix(name, 7, 1), learned_prefix(name, 6, 2), None]
     streams = [
-        engine.submit(ask(length, length, prefixes[length % 3], max_tokens=5)) for length in (1, 2, 3, 4, 11, 13, 17)
+        engine.submit(make_request(length, length, prefixes[length % 3], max_tokens=5))
+        for length in (1, 2, 3, 4, 11, 13, 17)
     ]
-    run(engine)
+    run_until_idle(engine)
     for stream in streams:
         assert_greedy(name, stream.request, tokens_of(stream))

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from engine.reference import ask, text_of, tokens_of
-from engine.test_engine import run, stepped
+from engine.reference import make_request, text_of, tokens_of
+from engine.test_engine import manual_engine, run_until_idle
 from foreword.core import Constraint, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
@@ -38,14 +38,16 @@ FORMS = [
 
 @pytest.mark.parametrize(("constraint", "fits"), FORMS, ids=["json_schema", "regex", "choice"])
 def test_every_answer_has_its_form_and_the_neighbours_stay_as_they_are(constraint, fits):
-    engine = stepped("llama")
-    free = [engine.submit(ask(6, 40)), engine.submit(ask(6, 41, temperature=1.0, seed=3))]
-    run(engine)
+    engine = manual_engine("llama")
+    free = [engine.submit(make_request(6, 40)), engine.submit(make_request(6, 41, temperature=1.0, seed=3))]
+    run_until_idle(engine)
     alone = [tokens_of(stream) for stream in free]
     options = {"ignore_eos": False, "max_tokens": 90, "constraint": constraint}
-    bound = [engine.submit(ask(5, seed, temperature=1.5 * (seed > 0), seed=seed, **options)) for seed in range(6)]
-    free = [engine.submit(ask(6, 40)), engine.submit(ask(6, 41, temperature=1.0, seed=3))]
-    run(engine)
+    bound = [
+        engine.submit(make_request(5, seed, temperature=1.5 * (seed > 0), seed=seed, **options)) for seed in range(6)
+    ]
+    free = [engine.submit(make_request(6, 40)), engine.submit(make_request(6, 41, temperature=1.0, seed=3))]
+    run_until_idle(engine)
     for stream in bound:
         chunks = list(stream)
         assert chunks[-1].finish_reason == "stop"
@@ -53,7 +55,7 @@ def test_every_answer_has_its_form_and_the_neighbours_stay_as_they_are(constrain
     assert [tokens_of(stream) for stream in free] == alone
 
 
-def test_the_built_in_model_writes_what_is_asked():
+def test_the_built_in_model_follows_a_schema():
     lm = load_model("smollm2-135m")
     ids = tuple(lm.tokenizer.encode("A person as JSON:"))
     with Engine(lm, cache_bytes=1 << 26) as engine:
@@ -76,10 +78,10 @@ def test_the_built_in_model_writes_what_is_asked():
         (Constraint.json_schema({"not": {}, "x-guidance": {"lenient": True}}), "Unimplemented keys"),
     ],
 )
-def test_what_cannot_be_enforced_is_refused(constraint, sentence):
-    engine = stepped("llama")
+def test_unenforceable_constraints_are_refused(constraint, sentence):
+    engine = manual_engine("llama")
     with pytest.raises(RequestError, match=sentence):
-        engine.submit(ask(3, ignore_eos=False, constraint=constraint))
+        engine.submit(make_request(3, ignore_eos=False, constraint=constraint))
 
 
 def test_wrong_constraints_are_named():

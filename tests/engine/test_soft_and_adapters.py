@@ -11,15 +11,15 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from engine.reference import TOLERANCE, ask, learned, random_ids, stock_model, tokens_of
-from engine.test_engine import run, stepped
+from engine.reference import TOLERANCE, learned_prefix, make_request, random_ids, stock_model, tokens_of
+from engine.test_engine import manual_engine, run_until_idle
 from foreword.adapters import linear_layers
 from foreword.core import Adapter, Batch, Front, LowRank, SamplingParams, soft_id
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import ModelMismatch, RequestError, UnsupportedModel
 from foreword.prompts.lower import lower
-from models import tiny_model
+from tiny_models import tiny_model
 
 FAMILIES = ("llama", "qwen3", "gemma3", "gpt2")
 PARAMS = SamplingParams(max_tokens=6, ignore_eos=True)
@@ -81,7 +81,7 @@ def requests(family: str) -> list[Request]:
     few, many = soft_tokens(family, 2), soft_tokens(family, 5, 1)
     inside = (*random_ids(4, 1), soft_id(0), soft_id(1), *random_ids(3, 2))
     ends = (*random_ids(2, 3), *map(soft_id, range(5)))
-    prefix = learned(family, 6)
+    prefix = learned_prefix(family, 6)
     return [
         Request(inside, sampling=PARAMS, soft=few),
         Request(random_ids(5, 4), sampling=PARAMS, adapter=one),
@@ -97,15 +97,15 @@ def requests(family: str) -> list[Request]:
 @pytest.mark.parametrize("step_tokens", [7, 512], ids=["chunks", "whole"])
 def test_a_mixed_batch_equals_each_alone(family, step_tokens):
     asked = requests(family)
-    engine = stepped(family, step_tokens=step_tokens)
+    engine = manual_engine(family, step_tokens=step_tokens)
     streams = [engine.submit(request) for request in asked]
-    run(engine)
+    run_until_idle(engine)
     for request, stream in zip(asked, streams, strict=True):
         assert_greedy(family, request, tokens_of(stream))
 
 
 def test_soft_tokens_that_there_are_not():
-    engine = stepped("llama")
+    engine = manual_engine("llama")
     with pytest.raises(RequestError, match=r"token id -3 is outside"):
         engine.submit(Request((5, soft_id(2)), soft=soft_tokens("llama", 2)))
     with pytest.raises(RequestError, match=r"token id -1 is outside"):
@@ -118,10 +118,10 @@ def test_an_adapter_of_another_model_is_refused():
     with pytest.raises(
         ModelMismatch, match=r"changes the layer transformer.h.0.attn.c_attn, which LlamaForCausalLM has"
     ):
-        stepped("llama").submit(Request((5,), adapter=adapter("gpt2")))
+        manual_engine("llama").submit(Request((5,), adapter=adapter("gpt2")))
     wide = Adapter({"model.layers.0.self_attn.q_proj": LowRank(torch.zeros(2, 9), torch.zeros(64, 2))})
     with pytest.raises(ModelMismatch, match=r"from 9 to 64 numbers, the model's has 48 and 64"):
-        stepped("llama").submit(Request((5,), adapter=wide))
+        manual_engine("llama").submit(Request((5,), adapter=wide))
 
 
 def test_a_layer_that_never_runs_as_a_module_is_found_out():
@@ -136,9 +136,9 @@ def test_a_layer_that_never_runs_as_a_module_is_found_out():
 
     layers.forward = fused
     try:
-        engine = stepped("llama")
+        engine = manual_engine("llama")
         stream = engine.submit(Request((5, 6), sampling=PARAMS, adapter=adapter("llama")))
-        run(engine)
+        run_until_idle(engine)
     finally:
         layers.forward = whole
     (chunk,) = list(stream)
@@ -150,7 +150,7 @@ def test_a_layer_that_never_runs_as_a_module_is_found_out():
 
 def test_requests_without_an_adapter_do_not_see_the_others():
     with Engine(tiny_model("llama"), cache_bytes=1 << 20) as engine:
-        plain = ask(5, 3, max_tokens=8)
+        plain = make_request(5, 3, max_tokens=8)
         (before,) = engine.generate([plain])
         mixed = [Request(random_ids(5, 9), sampling=PARAMS, adapter=adapter("llama")), plain]
         _, beside = engine.generate(mixed)
@@ -171,14 +171,14 @@ def test_lowering_runs_with_the_adapter_on():
 
 def test_an_adapter_hook_refuses_a_layer_that_sees_other_tokens():
     """A router that sends tokens to experts hands their layers fewer tokens than the batch has."""
-    from foreword.adapters import AdapterLayers
+    from foreword.adapters import AdapterHooks
     from foreword.core import Batch
 
     layer = torch.nn.Linear(4, 4)
     model = torch.nn.ModuleDict({"expert": layer})
-    hooks = AdapterLayers(model)
+    hooks = AdapterHooks(model)
     changes = Adapter({"expert": LowRank(torch.ones(1, 4), torch.ones(4, 1))})
-    hooks.use(Batch((2, 3), (None, None), (None, None), torch.arange(5), adapters=(changes, None)))
+    hooks.activate(Batch((2, 3), (None, None), (None, None), torch.arange(5), adapters=(changes, None)))
     with pytest.raises(UnsupportedModel, match="an adapter cannot find its own"):
         layer(torch.zeros(1, 2, 4))
 
@@ -188,12 +188,12 @@ def test_an_adapter_does_not_outlive_its_forward(learning):
     """Nor does it reach another wrapper of the same model, or the model itself."""
     lm = tiny_model("llama")
     other = replace(lm, name="another wrapper")
-    batch = Batch.behind(Front(), [[5, 6, 7]])
+    batch = Batch.from_rows(Front(), [[5, 6, 7]])
     rows = torch.tensor([2])
     with torch.no_grad():
         before = other.logits(batch, rows)
     with torch.set_grad_enabled(learning):
-        changed = lm.logits(Batch.behind(Front(adapter=adapter("llama")), [[5, 6, 7]]), rows).detach()
+        changed = lm.logits(Batch.from_rows(Front(adapter=adapter("llama")), [[5, 6, 7]]), rows).detach()
     assert not torch.allclose(changed, before, atol=1e-3)
     with torch.no_grad():
         torch.testing.assert_close(other.logits(batch, rows), before)

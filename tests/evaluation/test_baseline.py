@@ -7,9 +7,9 @@ import torch
 
 from foreword.core import Head, Task
 from foreword.errors import UsageError
-from foreword.evaluation.baseline import baseline
+from foreword.evaluation.baseline import baseline_task
 from foreword.prompts.lower import lower_tokens
-from models import tiny_model
+from tiny_models import tiny_model
 
 WORDS = {"good": (" great",), "bad": (" grim",)}
 
@@ -21,7 +21,7 @@ def learned(**changes) -> Task:
 
 def test_nothing_that_was_learned_is_left():
     task = learned(soft=torch.zeros(2, 48), bias={"good": 1.0, "bad": 0.0}, generation={"max_tokens": 3})
-    base = baseline(task, "tiny", tiny_model("llama").identity)
+    base = baseline_task(task, "tiny", tiny_model("llama").identity)
     assert (base.ref, base.template, base.verbalizer, base.generation) == (
         "tiny",
         "{text}:{mask}",
@@ -34,12 +34,12 @@ def test_nothing_that_was_learned_is_left():
 
 def test_a_template_loses_its_soft_tokens():
     task = learned(template="{soft:10}{text}\nLabel:{soft:2}{mask}", soft=torch.zeros(2, 48))
-    assert baseline(task, "tiny", tiny_model("llama").identity).template == "{text}\nLabel:{mask}"
+    assert baseline_task(task, "tiny", tiny_model("llama").identity).template == "{text}\nLabel:{mask}"
 
 
 def test_what_the_base_model_cannot_do():
     head = Head(("a", "b"), torch.zeros(2, 48), torch.zeros(2))
     with pytest.raises(UsageError, match="labels with a head that was learned"):
-        baseline(learned(head=head), "tiny", tiny_model("llama").identity)
+        baseline_task(learned(head=head), "tiny", tiny_model("llama").identity)
     with pytest.raises(UsageError, match="task 't' has no template"):
-        baseline(learned(template=None), "tiny", tiny_model("llama").identity)
+        baseline_task(learned(template=None), "tiny", tiny_model("llama").identity)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.reference import learned, logits
+from engine.reference import learned_prefix, reference_logits
 from foreword.core import Batch, KVPrefix, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
@@ -22,10 +22,13 @@ from foreword.errors import (
     UsageError,
     VerbalizerError,
 )
-from foreword.evaluation.evaluate import classify, evaluate, generation_params, label_of
+from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.predict import classify
+from foreword.evaluation.row_labels import row_label
+from foreword.evaluation.sampling_params import task_sampling_params
 from foreword.prompts.static import static_task
 from foreword.text.rows import Row
-from models import tiny_model
+from tiny_models import tiny_model
 
 WORDS = {"good": (" great", " fine"), "bad": (" grim",)}
 TEXTS = ["a film", "x", "something rather longer than that", "y z"]
@@ -92,7 +95,7 @@ def test_generated_answers_are_compared_as_text(engine):
     task = labelled(template="{text}={target:label}", verbalizer=None, generation={"max_tokens": 3})
     first = evaluate(engine, task, rows(["?"] * 4))
     assert list(first.metrics) == ["exact_match", "token_f1", "bleu", "rouge_l", "chrf", "perplexity"]
-    assert (first.metrics["exact_match"], first.metrics["chrf"], first.unmeasured) == (0.0, 0.0, ())
+    assert (first.metrics["exact_match"], first.metrics["chrf"], first.unavailable_metrics) == (0.0, 0.0, ())
     said = [found.predicted for found in first.predictions]
     again = evaluate(engine, task, rows([f" {text}\n" for text in said]))
     assert (again.metrics["exact_match"], again.metrics["token_f1"]) == (1.0, 1.0)
@@ -113,7 +116,7 @@ def test_without_the_extra_the_report_says_what_is_left_out(engine, monkeypatch)
     task = labelled(template="{text}={target:label}", verbalizer=None, generation={"max_tokens": 1})
     report = evaluate(engine, task, rows(["?"] * 4))
     assert list(report.metrics) == ["exact_match", "token_f1", "perplexity"]
-    assert report.unmeasured == ("bleu", "chrf", "rouge_l")
+    assert report.unavailable_metrics == ("bleu", "chrf", "rouge_l")
 
 
 def test_perplexity_is_that_of_the_whole_text(engine):
@@ -166,7 +169,7 @@ def test_a_static_task_with_a_template_can_be_scored(engine):
     ("value", "label"), [("y", "y"), (1, "1"), (1.0, "1.0"), (True, "true"), (False, "false"), ("True", "True")]
 )
 def test_labels_are_text_as_json_spells_them(value, label):
-    assert label_of(Row({"label": value}, "x"), "label") == label
+    assert row_label(Row({"label": value}, "x"), "label") == label
 
 
 @pytest.mark.parametrize(
@@ -206,31 +209,31 @@ def test_a_task_of_another_model(engine):
 
 def test_generation_defaults_give_way_to_the_request():
     task = labelled(generation={"max_tokens": 7, "stop": ["\n"], "unknown": 1})
-    assert generation_params(task).max_tokens == 7
-    assert generation_params(task).stop == ("\n",)
-    assert generation_params(task, max_tokens=9, stop=None).max_tokens == 9
-    assert generation_params(None).max_tokens == 128
+    assert task_sampling_params(task).max_tokens == 7
+    assert task_sampling_params(task).stop == ("\n",)
+    assert task_sampling_params(task, max_tokens=9, stop=None).max_tokens == 9
+    assert task_sampling_params(None).max_tokens == 128
 
 
 @pytest.mark.parametrize("bias", [{"great": 1.0}, {"7": "much"}, {"7": None}, [7, 1.0], {"7.5": 1.0}])
 def test_a_default_bias_that_is_none_is_refused(bias):
     with pytest.raises(UsageError, match=r"the default logit_bias of task 't' must be .* found .*; publish"):
-        generation_params(labelled(generation={"logit_bias": bias}))
-    assert generation_params(labelled(generation={"logit_bias": {"7": 1}})).logit_bias == {7: 1.0}
+        task_sampling_params(labelled(generation={"logit_bias": bias}))
+    assert task_sampling_params(labelled(generation={"logit_bias": {"7": 1}})).logit_bias == {7: 1.0}
 
 
 def test_members_of_an_ensemble_answer_in_one_batch(engine, monkeypatch):
     """And their answer is the mean of what plain Transformers gives behind each of them."""
-    members = [learned("llama", 5, seed) for seed in range(3)]
+    members = [learned_prefix("llama", 5, seed) for seed in range(3)]
     task = labelled(prefix=members[0], members=tuple(members[1:]), verbalizer={"good": ("g",), "bad": ("b",)})
     asked: list[int] = []
     score = engine.score
-    monkeypatch.setattr(engine, "score", lambda prompts, choice: asked.append(len(prompts)) or score(prompts, choice))
+    monkeypatch.setattr(engine, "score", lambda prompts, scorer: asked.append(len(prompts)) or score(prompts, scorer))
     found = classify(engine, task, [{"text": text} for text in TEXTS])
     assert asked == [3 * len(TEXTS)]
     words = [engine.tokenizer(word).input_ids[0] for word in "gb"]
     for text, probs in zip(TEXTS, found, strict=True):
         ids = tuple(engine.tokenizer(f"{text}:").input_ids)
-        last = [logits("llama", Request(ids, member, 5))[-1, words] for member in members]
+        last = [reference_logits("llama", Request(ids, member, 5))[-1, words] for member in members]
         expected = torch.stack(last).softmax(-1).mean(0)
         torch.testing.assert_close(torch.tensor([probs["good"], probs["bad"]]), expected, atol=1e-5, rtol=0)

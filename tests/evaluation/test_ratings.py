@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreword.errors import DataError, UsageError
+from foreword.evaluation.rating_sheet import BETTER, A, B, key_file, write_sheet
 from foreword.evaluation.ratings import Ratings, sign_test
 from foreword.evaluation.report import Prediction, Report
-from foreword.evaluation.sheet import BETTER, A, B, key_file, write_sheet
 from foreword.text.rows import Row
 
 N = 40

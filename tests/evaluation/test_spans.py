@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreword.evaluation.metrics import tag_metrics
-from foreword.evaluation.spans import Span, all_spans, is_iob2, span_scores, spans
+from foreword.evaluation.spans import Span, is_iob2, micro_span_scores, span_scores, spans
 
 # Random tags with the figures of seqeval 1.2.2 in its default mode, over all kinds and for each. The package is not
 # among the tests' dependencies: it would bring scikit-learn, which Transformers then imports everywhere.
@@ -22,7 +22,7 @@ TAGS = st.lists(st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b"]), min_size=1, 
 def test_scores_are_those_of_seqeval(line):
     case = json.loads(line)
     predicted, expected = ([tags.split() for tags in case[side]] for side in ("predicted", "expected"))
-    scores = all_spans(predicted, expected)
+    scores = micro_span_scores(predicted, expected)
     assert [scores.precision, scores.recall, scores.f1] == pytest.approx(case["micro"])
     kinds = {kind: [s.precision, s.recall, s.f1, s.support] for kind, s in span_scores(predicted, expected).items()}
     assert kinds == {kind: pytest.approx(figures) for kind, figures in case["kinds"].items()}
@@ -49,7 +49,7 @@ def test_spans_do_not_overlap_and_cover_every_tag_but_o(tags):
 @given(TAGS)
 def test_what_equals_the_reference_is_perfect(tags):
     if any(tag != "O" for tag in tags):
-        assert all_spans([tags], [tags]).f1 == 1.0
+        assert micro_span_scores([tags], [tags]).f1 == 1.0
 
 
 def test_a_span_must_end_where_it_should():
@@ -59,7 +59,7 @@ def test_a_span_must_end_where_it_should():
 
 def test_a_tag_more_or_less_is_a_mistake():
     with pytest.raises(ValueError, match="row 0 has 1 predicted tags and 2 expected"):
-        all_spans([["O"]], [["O", "B-a"]])
+        micro_span_scores([["O"]], [["O", "B-a"]])
 
 
 def test_which_tags_have_spans():

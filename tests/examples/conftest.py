@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from models import save_tiny
+from tiny_models import save_tiny
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Run = Callable[..., str]

@@ -16,7 +16,7 @@ from foreword.cli import main as cli_main
 from foreword.core import Task
 from foreword.interop.export import export_peft
 from foreword.prompts.lower import lower_tokens
-from models import save_tiny, tiny_model
+from tiny_models import save_tiny, tiny_model
 
 REVIEWS = [{"text": text, "label": label} for text, label in (("good", "positive"), ("bad", "negative"))] * 6
 FACTS = [

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 
 from examples.conftest import Load, Run
-from foreword.attention import NAME
+from foreword.attention import ATTN_IMPLEMENTATION
 from foreword.bank.bank import Bank
 from foreword.core import Task
-from foreword.prompts.lower import empty, lower
-from foreword.text import request
-from models import tiny_model
+from foreword.prompts.lower import empty_prefix, lower
+from foreword.text import task_prompts
+from tiny_models import tiny_model
 
 SCRIPT = "ptuning_v2_demo.py"
 
@@ -47,10 +47,10 @@ def test_the_rows_are_two_hundred_different_ones_the_same_every_time(demo):
 
 def test_a_question_has_the_tokens_that_the_engine_will_run(demo):
     lm = tiny_model("llama")
-    task = Task(demo.TASK, "p-tuning-v2", empty(lm), template=demo.TEMPLATE)
+    task = Task(demo.TASK, "p-tuning-v2", empty_prefix(lm), template=demo.TEMPLATE)
     for sample in demo.build_dataset(10):
         row = demo.tokenize(lm.tokenizer, sample, answer_only=True)
-        served = request.from_fields(lm.tokenizer, task, sample).token_ids
+        served = task_prompts.from_fields(lm.tokenizer, task, sample).token_ids
         assert tuple(row["input_ids"][: len(served)]) == served
         assert row["labels"][: len(served)] == [demo.IGNORED] * len(served)
         assert row["labels"][len(served) :] == row["input_ids"][len(served) :]
@@ -81,7 +81,7 @@ def test_the_loss_is_that_of_plain_transformers_behind_the_prefix(demo, answer_o
             total += float(F.cross_entropy(logits, labels, ignore_index=demo.IGNORED, reduction="sum"))
             count += int((labels != demo.IGNORED).sum())
     finally:
-        lm.model.set_attn_implementation(NAME)
+        lm.model.set_attn_implementation(ATTN_IMPLEMENTATION)
     assert loss.item() == pytest.approx(total / count, abs=1e-4)
     loss.backward()
     assert any(parameter.grad.abs().sum() > 0 for parameter in model.parameters())

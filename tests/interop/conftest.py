@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from foreword.core import Batch, Front, KVPrefix, Task, soft_id
 from foreword.models import LanguageModel
 from interop.families import family
-from models import ENCODERS
+from tiny_models import ENCODERS
 
 peft = pytest.importorskip("peft")
 
@@ -63,7 +63,7 @@ def by_task(lm: LanguageModel, task: Task) -> list[Tensor]:
     """The same by Foreword; soft tokens of an encoder stand in front of the row."""
     inner = [] if task.soft is None else list(map(soft_id, range(task.soft.shape[0])))
     rows = [[*inner, *row] for row in ROWS]
-    batch = Batch.behind(Front(task.prefix, inner=task.soft, adapter=task.adapter), rows)
+    batch = Batch.from_rows(Front(task.prefix, inner_soft=task.soft, adapter=task.adapter), rows)
     found = lm.logits(batch, torch.arange(sum(map(len, rows))))
     return [part[len(inner) :] for part in found.split([len(row) for row in rows])]
 

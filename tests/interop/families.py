@@ -19,8 +19,8 @@ from transformers import (
 
 from foreword import attention
 from foreword.models import LanguageModel
-from foreword.models.load import wrap
-from models import GROUPED, SIZES, byte_tokenizer, tiny_model
+from foreword.models.load import wrap_model
+from tiny_models import GROUPED, SIZES, byte_tokenizer, tiny_model
 
 SPECIAL = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 # Without a head width of their own: hidden size over heads.
@@ -71,10 +71,10 @@ def deep() -> LanguageModel:
 def _made(name: str, config: PreTrainedConfig, *, spread: float, dtype: torch.dtype = torch.float32) -> LanguageModel:
     attention.register()
     torch.manual_seed(sum(map(ord, name)))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.ATTN_IMPLEMENTATION)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, spread)
     model.to(dtype).eval().requires_grad_(False)
-    return wrap(model, byte_tokenizer(), name=f"tiny-{name}")
+    return wrap_model(model, byte_tokenizer(), name=f"tiny-{name}")

@@ -13,10 +13,10 @@ from foreword.core import Adapter, Head, KVPrefix, LayerShape, LowRank, Task
 from foreword.errors import ModelMismatch, UsageError
 from foreword.interop.export import export_peft
 from foreword.interop.peft import base_model, import_peft, read_peft
-from foreword.prompts.lower import empty, lower, lower_tokens
-from foreword.prompts.registry import method
+from foreword.prompts.lower import empty_prefix, lower, lower_tokens
+from foreword.prompts.registry import get_method
 from foreword.prompts.static import static_task
-from foreword.text.request import from_text
+from foreword.text.task_prompts import from_text
 from interop.conftest import ROWS, assert_same, by_peft, by_task, random_prefix
 from interop.families import family
 
@@ -46,7 +46,7 @@ def test_lowered_soft_tokens_are_exported_as_a_prefix(base, tmp_path, name):
 
     made = base(name)
     start = random_values(7, torch.Generator().manual_seed(1))
-    task = Task("soft", "prompt-tuning", lower(made.lm, method("prompt-tuning").encoder(made.lm, start)))
+    task = Task("soft", "prompt-tuning", lower(made.lm, get_method("prompt-tuning").encoder(made.lm, start)))
     export_peft(made.lm, task, tmp_path / "out")
     assert_same(by_peft(in_peft(made, tmp_path / "out")), by_task(made.lm, task))
 
@@ -61,7 +61,7 @@ def test_a_static_text_is_exported_with_a_word_about_its_first_token(base, tmp_p
     assert from_text(made.lm.tokenizer, task, "Hello").prefix is not None
 
 
-def test_the_card_keeps_the_wording(base, tmp_path):
+def test_the_card_keeps_the_prompt_format(base, tmp_path):
     made = base("llama")
     words = {"good": (" great",), "bad": (" poor", " awful")}
     task = Task("t", "x", random_prefix(made.lm), template="Review: {text}\nLabel:{mask}", verbalizer=words)
@@ -94,7 +94,7 @@ def low_rank(lm, names, seed=1) -> Adapter:
 )
 def test_lora_gives_the_same_logits_in_peft(base, tmp_path, name, layers, recwarn):
     made = base(name)
-    task = Task("lora", "lora", empty(made.lm), adapter=low_rank(made.lm, layers))
+    task = Task("lora", "lora", empty_prefix(made.lm), adapter=low_rank(made.lm, layers))
     assert export_peft(made.lm, task, tmp_path / "out") == "LORA"
     assert_same(by_peft(in_peft(made, tmp_path / "out")), by_task(made.lm, task), 2e-5)
     assert not [warning for warning in recwarn if "fan_in_fan_out" in str(warning.message)]
@@ -136,7 +136,7 @@ def test_what_a_folder_cannot_hold_is_refused(tmp_path, fields, says):
 def test_nothing_learned_is_nothing_to_export(tmp_path):
     lm = family("llama")
     with pytest.raises(UsageError, match="has nothing learned in it, only a template"):
-        export_peft(lm, Task("t", "manual", empty(lm), template="{text}{mask}"), tmp_path)
+        export_peft(lm, Task("t", "manual", empty_prefix(lm), template="{text}{mask}"), tmp_path)
 
 
 def test_requests_at_other_positions_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from foreword.errors import CorruptFile, ForewordError, ModelMismatch, PromptTooLong, UsageError
 from foreword.interop.peft import base_model, import_peft, read_peft
-from foreword.interop.wording import Wording
+from foreword.interop.prompt_format import PromptFormat
 from interop.conftest import assert_same, by_peft, by_task, config_of
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma3", "gpt2", "gpt_neox", "opt", "phi3", "glm", "bert", "roberta")
@@ -129,11 +129,11 @@ def test_where_it_came_from_is_kept_without_paths(base, tmp_path):
     assert task.prefix.bos == "request"
 
 
-def test_wording_goes_with_the_task(base, tmp_path):
+def test_prompt_format_goes_with_the_task(base, tmp_path):
     made = base("bert")
     saved(made, soft("bert"), tmp_path)
-    wording = Wording.parse("{text} It was {mask}.", '{"good": "great", "bad": "poor"}')
-    task = import_peft(made.lm, read_peft(str(tmp_path)), "imported", wording=wording)
+    prompt_format = PromptFormat.parse("{text} It was {mask}.", '{"good": "great", "bad": "poor"}')
+    task = import_peft(made.lm, read_peft(str(tmp_path)), "imported", prompt_format=prompt_format)
     assert task.template == "{soft:9}{text} It was {mask}."
     assert task.labels == ("good", "bad")
     assert task.soft is not None
@@ -141,9 +141,9 @@ def test_wording_goes_with_the_task(base, tmp_path):
     bare = import_peft(made.lm, read_peft(str(tmp_path)), "imported")
     assert bare.template == "{soft:9}{text}"
     with pytest.raises(UsageError, match=r"take \{soft:N\} out of --template"):
-        Wording.parse("{soft:3}{text}{mask}", "{}")
+        PromptFormat.parse("{soft:3}{text}{mask}", "{}")
     with pytest.raises(UsageError, match="go together; give both, or neither"):
-        Wording.parse("{text}{mask}", None)
+        PromptFormat.parse("{text}{mask}", None)
 
 
 def test_legacy_bin_gives_the_same(base, tmp_path):

@@ -10,33 +10,37 @@ import peft
 import pytest
 import torch
 
-from encoder_decoders import FAMILIES, PAD, random_model, tiny_encoder_decoder
 from foreword.core import Adapter, Batch, Front, Task
 from foreword.errors import ModelMismatch, UsageError
 from foreword.interop.export import export_peft
 from foreword.interop.peft import import_peft, read_peft
-from foreword.interop.wording import Wording
+from foreword.interop.prompt_format import PromptFormat
 from foreword.prompts.init import random_values
-from foreword.prompts.lower import empty, lower
-from foreword.prompts.registry import method
-from foreword.text import request
+from foreword.prompts.lower import empty_prefix, lower
+from foreword.prompts.registry import get_method
+from foreword.text import task_prompts
 from interop.conftest import assert_same, by_peft, by_task, random_prefix
 from interop.families import family
+from tiny_encoder_decoders import FAMILIES, PAD, random_model, tiny_encoder_decoder
 
 TEXTS, WRITTEN = ("xya", "a longer text"), ([3, 4], [5, 6])
-WORDING = Wording("{text}{mask}", {"y": ("yes",), "n": ("no",)})
+PROMPT_FORMAT = PromptFormat("{text}{mask}", {"y": ("yes",), "n": ("no",)})
 
 
 def soft_task(lm, length: int = 4, template: str = "{soft:4}{text}{mask}") -> Task:
     soft = torch.randn(length, lm.identity.hidden_size, generator=torch.Generator().manual_seed(1))
-    return Task("rule", "prompt-tuning", empty(lm), soft=soft, template=template, verbalizer=WORDING.verbalizer)
+    return Task(
+        "rule", "prompt-tuning", empty_prefix(lm), soft=soft, template=template, verbalizer=PROMPT_FORMAT.verbalizer
+    )
 
 
 def ours(lm, task: Task) -> list[torch.Tensor]:
     """Logits of the decoder behind both texts in one batch."""
-    prompts = [request.from_fields(lm.tokenizer, task, {"text": t}, causal=False, decoder=True) for t in TEXTS]
+    prompts = [
+        task_prompts.from_fields(lm.tokenizer, task, {"text": t}, causal=False, is_encoder_decoder=True) for t in TEXTS
+    ]
     rows = [row for prompt, ids in zip(prompts, WRITTEN, strict=True) for row in (prompt.token_ids, ids)]
-    batch = Batch.behind(Front(inner=prompts[0].soft), rows, (None, 0, None, 2))
+    batch = Batch.from_rows(Front(inner_soft=prompts[0].soft), rows, (None, 0, None, 2))
     places = [place for end in (batch.starts[1], batch.starts[3]) for place in range(end - 1, end + 2)]
     return list(lm.logits(batch, torch.tensor(places)).unflatten(0, (2, 3)))
 
@@ -66,7 +70,7 @@ def saved(family: str, folder: Path, kind: str = "PromptTuningConfig", **fields)
 def test_prompts_of_encoder_decoders_give_pefts_logits(family, kind, fields, tmp_path):
     lm = tiny_encoder_decoder(family)
     model = saved(family, tmp_path, kind, **fields)
-    task = import_peft(lm, read_peft(str(tmp_path)), "imported", wording=WORDING)
+    task = import_peft(lm, read_peft(str(tmp_path)), "imported", prompt_format=PROMPT_FORMAT)
     assert task.template == "{soft:4}{text}{mask}"
     assert task.prefix.length == 0
     assert_same(ours(lm, task), theirs(lm, model))
@@ -80,7 +84,7 @@ def test_tasks_of_encoder_decoders_give_our_logits_in_peft(family, tmp_path):
     model = peft.PeftModel.from_pretrained(random_model(family), tmp_path / "out").eval()
     assert isinstance(model, peft.PeftModelForSeq2SeqLM)
     assert_same(theirs(lm, model), ours(lm, task))
-    back = import_peft(lm, read_peft(str(tmp_path / "out")), "rule", wording=WORDING)
+    back = import_peft(lm, read_peft(str(tmp_path / "out")), "rule", prompt_format=PROMPT_FORMAT)
     assert torch.equal(back.soft, task.soft)
     assert back.template == task.template
     assert "    {soft:4}{text}{mask}" in (tmp_path / "out" / "README.md").read_text()
@@ -106,7 +110,7 @@ def test_soft_tokens_of_encoders_give_our_logits_in_peft(base, tmp_path, name):
 
 def test_soft_tokens_that_a_prefix_holds_are_exported_as_that_prefix(base, tmp_path):
     made = base("llama")
-    encoder = method("prompt-tuning").encoder(made.lm, random_values(7, torch.Generator().manual_seed(1)))
+    encoder = get_method("prompt-tuning").encoder(made.lm, random_values(7, torch.Generator().manual_seed(1)))
     task = Task("soft", "prompt-tuning", lower(made.lm, encoder), soft=encoder.soft_tokens(), template="{text}{mask}")
     assert export_peft(made.lm, task, tmp_path / "out") == "PREFIX_TUNING"
     model = peft.PeftModel.from_pretrained(made.fresh(), tmp_path / "out").eval()

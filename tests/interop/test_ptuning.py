@@ -14,8 +14,8 @@ from transformers import DynamicCache
 
 from foreword.core import Batch, Front
 from foreword.errors import CorruptFile, ModelMismatch, UnsupportedModel, UsageError
+from foreword.interop.prompt_format import PromptFormat
 from foreword.interop.ptuning import base_model, import_ptuning, read_ptuning
-from foreword.interop.wording import Wording
 from interop.conftest import ROWS, assert_same, by_task
 
 P, LAYERS = 9, 3
@@ -123,7 +123,7 @@ def test_chatglm_answers_as_its_loop_that_counts_requests_from_zero(base, tmp_pa
     for request in ROWS:
         expected, answer = chatglm_loop(made.fresh(), encoder, request, 6)
         joined = [*request, *answer[:-1]]
-        found = made.lm.logits(Batch.behind(Front(task.prefix), [joined]), torch.arange(len(joined)))
+        found = made.lm.logits(Batch.from_rows(Front(task.prefix), [joined]), torch.arange(len(joined)))
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
         assert found[len(request) - 1 :].argmax(-1).tolist() == answer
 
@@ -161,7 +161,7 @@ def test_a_classifier_of_words_becomes_a_head(base, tmp_path, name):
     for row in ROWS:
         out = model.base_model(input_ids=torch.tensor([row]), past_key_values=past_of(flat(BERT_WIDTH), 4, 12))
         expected = F.linear(out.last_hidden_state[0], values(3, 48, seed=8), values(3, seed=9))
-        states = made.lm.hidden(Batch.behind(Front(task.prefix), [row]), torch.arange(len(row)))
+        states = made.lm.hidden_states(Batch.from_rows(Front(task.prefix), [row]), torch.arange(len(row)))
         found = F.linear(states, task.head.weight, task.head.bias)
         torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=0)
 
@@ -182,16 +182,16 @@ def test_other_heads_are_refused_or_left_out(base, tmp_path):
         import_ptuning(made.lm, plain, "imported", prefix_only=True)
 
 
-def test_wording_beside_a_head(base, tmp_path):
+def test_prompt_format_beside_a_head(base, tmp_path):
     made = base("bert")
     checkpoint = read_ptuning(str(with_classifier(made, tmp_path, "BertPrefixForTokenClassification")))
-    assert import_ptuning(made.lm, checkpoint, "a", wording=Wording("{words}")).template == "{words}"
+    assert import_ptuning(made.lm, checkpoint, "a", prompt_format=PromptFormat("{words}")).template == "{words}"
     with pytest.raises(UsageError, match="must be one field to tag its words"):
-        import_ptuning(made.lm, checkpoint, "a", wording=Wording("Tag {words}"))
-    worded = Wording.parse("{text} It was {mask}.", '{"good": "great", "bad": "poor"}')
+        import_ptuning(made.lm, checkpoint, "a", prompt_format=PromptFormat("Tag {words}"))
+    worded = PromptFormat.parse("{text} It was {mask}.", '{"good": "great", "bad": "poor"}')
     with pytest.raises(UsageError, match="has a head of its own; leave --verbalizer out, or add --prefix-only"):
-        import_ptuning(made.lm, checkpoint, "a", wording=worded)
-    task = import_ptuning(made.lm, checkpoint, "a", prefix_only=True, wording=worded)
+        import_ptuning(made.lm, checkpoint, "a", prompt_format=worded)
+    task = import_ptuning(made.lm, checkpoint, "a", prefix_only=True, prompt_format=worded)
     assert task.labels == ("good", "bad")
 
 

@@ -26,13 +26,13 @@ from foreword.errors import (
 )
 from foreword.interop.export import export_peft
 from foreword.interop.rtp import GenerateResponse, Model, ModelConfig, ModelFactory, Pipeline
-from foreword.interop.rtp.fronts import Stack
-from foreword.text.prompt_rows import StaticPrompt
+from foreword.interop.rtp.task_prefixes import StackedPrompt
+from foreword.text.static_prompts import StaticPrompt
 from interop.conftest import Base, random_prefix
 from interop.test_ptuning import GLM, GLM_WIDTH, flat, past_of, write
-from models import tiny_model
-from server.running import chat_model
+from server.running_server import chat_model
 from text.small_tokenizers import TOKENIZERS
+from tiny_models import tiny_model
 
 ROWS = [
     {"task_id": 1, "prompt": " <|im_start|>system\nYou answer in one word.<|im_end|>\n<|im_start|>"},
@@ -82,7 +82,7 @@ def plain(made: Base, text: str, past: DynamicCache | None = None, start: int = 
     while len(answer) < steps:
         positions = torch.arange(at, at + ids.shape[1])[None]
         last = int(model(input_ids=ids, position_ids=positions, past_key_values=past).logits[0, -1].argmax())
-        if last in made.lm.end_ids:
+        if last in made.lm.eos_token_ids:
             break
         at += ids.shape[1]
         answer.append(last)
@@ -200,7 +200,7 @@ def test_where_texts_share_a_token_the_joined_text_is_run():
     tokenizer = TOKENIZERS["byte_level"]
     lm = dataclasses.replace(tiny_model("llama"), tokenizer=tokenizer)
     front, both = Task("front", "p-tuning-v2", random_prefix(lm)), random_prefix(lm, 11)
-    stack = Stack(front, "a grea", tuple(tokenizer.encode("a grea")), both)
+    stack = StackedPrompt(front, "a grea", tuple(tokenizer.encode("a grea")), both)
     apart = stack.prompt(tokenizer, "\nfilm", all_ids=False)
     assert (apart.prefix, apart.prefix_length) == (both, 11)
     assert [*stack.token_ids, *apart.token_ids] == tokenizer.encode("a grea\nfilm")

@@ -6,33 +6,33 @@ from collections.abc import Iterator
 
 import pytest
 
-from on_llamacpp.houses import gguf_house, llamacpp_engine
-from on_vllm.houses import House
+from on_llamacpp.gguf_models import llamacpp_engine, make_gguf_model
+from served_model import ServedModel
 
 CELLS = 1024
 """Less than all prefixes together, so that they take turns."""
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory) -> House:
-    return gguf_house("llama", tmp_path_factory.mktemp("llamacpp"))
+def served(tmp_path_factory) -> ServedModel:
+    return make_gguf_model("llama", tmp_path_factory.mktemp("llamacpp"))
 
 
 @pytest.fixture(scope="session")
-def half_house(tmp_path_factory) -> House:
-    return gguf_house("llama", tmp_path_factory.mktemp("llamacpp-half"), half=True)
+def served_float16(tmp_path_factory) -> ServedModel:
+    return make_gguf_model("llama", tmp_path_factory.mktemp("llamacpp-half"), half=True)
 
 
 @pytest.fixture(scope="session")
-def running(house) -> Iterator:
-    with llamacpp_engine(house, cells=CELLS, step_tokens=64, max_batch=32) as engine:
+def shared_engine(served) -> Iterator:
+    with llamacpp_engine(served, cells=CELLS, step_tokens=64, max_batch=32) as engine:
         yield engine
 
 
 @pytest.fixture
-def engine(running) -> Iterator:
-    """After every test, what is counted is what is held, and nobody holds anything."""
-    yield running
-    assert running.statistics()["running"] == running.statistics()["waiting"] == 0
-    running.cells.check()
-    assert running.cells.free == CELLS
+def engine(shared_engine) -> Iterator:
+    """Checks after every test that the cache is consistent and free."""
+    yield shared_engine
+    assert shared_engine.statistics()["running"] == shared_engine.statistics()["waiting"] == 0
+    shared_engine.allocator.check()
+    assert shared_engine.allocator.num_free == CELLS

@@ -17,11 +17,11 @@ pytest.importorskip("llama_cpp", reason="needs llama.cpp: make test-llamacpp")
 
 from foreword.cli.doctor.llamacpp import check_llamacpp
 from foreword.errors import EngineError, UnsupportedModel
-from foreword.llamacpp import door, preflight
+from foreword.llamacpp import compat, preflight
 from foreword.llamacpp.engine import LlamaCppEngine
 from foreword.llamacpp.model import GgufModel, gguf_model
-from on_llamacpp.houses import IDS, asked, gguf_of, llamacpp_engine
-from on_vllm.houses import tokens
+from on_llamacpp.gguf_models import IDS, gguf_file, llamacpp_engine, make_request
+from served_model import tokens
 
 AMX = "CPU : AVX512 = 1 | AVX512_VNNI = 1 | AMX_INT8 = 1 | REPACK = 1 | "
 # llama.cpp as Python calls it, in every process that is started: `{body}` stands in front of each batch.
@@ -34,7 +34,10 @@ def decode(context, batch):
 llama_cpp.llama_decode = decode
 """
 DIES = DECODE.format(body="if batch.n_tokens > 32: signal.raise_signal(signal.{name})")
-SENTENCE = "died of SIGILL; it was compiled for another CPU, or wrongly for this one: compile it on this machine"
+SENTENCE = (
+    "killed by SIGILL while running 64 tokens of model.gguf in a child process; it was compiled for another CPU, or "
+    "wrongly for this one: compile it on this machine"
+)
 
 Site = Callable[[str], None]
 
@@ -60,8 +63,8 @@ def site(own_home, tmp_path, monkeypatch) -> Site:
 
 
 @pytest.fixture
-def model(house) -> GgufModel:
-    return gguf_model(str(gguf_of(house)))
+def model(served) -> GgufModel:
+    return gguf_model(str(gguf_file(served)))
 
 
 @pytest.fixture
@@ -86,7 +89,7 @@ def test_what_went_well_is_remembered_for_this_library_cpu_and_file(model, own_h
     assert len(children) == 3
     monkeypatch.setattr(preflight, "_cpu", lambda: ["another"])
     preflight.preflight(model)
-    files = door.library_files()
+    files = compat.library_files()
     assert {"libllama.so", "libggml-cpu.so"} <= {file.name for file in files}
     monkeypatch.setattr(preflight, "library_files", lambda: files[1:])
     preflight.preflight(model)
@@ -109,14 +112,14 @@ def test_the_child_loads_no_pytorch(model, site):
 
 def test_a_load_is_refused_whose_child_dies(model, own_home, site):
     site(DIES.format(name="SIGILL"))
-    with pytest.raises(EngineError, match=f"64 tokens of model.gguf, {SENTENCE}.*or use --engine embedded"):
+    with pytest.raises(EngineError, match=f"llama.cpp was {SENTENCE}.*or use --engine embedded"):
         LlamaCppEngine(model)
     assert not (own_home / "llamacpp").exists()
     site(DIES.format(name="SIGKILL"))
-    with pytest.raises(EngineError, match="died of SIGKILL; the system may have run out of memory"):
+    with pytest.raises(EngineError, match=r"killed by SIGKILL .*; the system may have run out of memory"):
         LlamaCppEngine(model)
     site(DIES.format(name="SIGSEGV"))
-    with pytest.raises(EngineError, match="died of SIGSEGV; compile llama-cpp-python on this machine again"):
+    with pytest.raises(EngineError, match=r"killed by SIGSEGV .*; compile llama-cpp-python on this machine again"):
         LlamaCppEngine(model)
 
 
@@ -124,10 +127,11 @@ def test_a_short_prompt_alone_does_not_show_it(model, site):
     """What every load proved before: a token at a time, which such a library runs."""
     site(DIES.format(name="SIGILL"))
     program = (
-        "import sys, numpy, pathlib; from foreword.llamacpp.door import Session; "
-        "s = Session(pathlib.Path(sys.argv[1]), dtype=numpy.dtype('float32'), cells=64, rows=64, outputs=1)\n"
+        "import sys, numpy, pathlib; from foreword.llamacpp.compat import Session; "
+        "f = pathlib.Path(sys.argv[1]); "
+        "s = Session(f, dtype=numpy.dtype('float32'), num_cells=64, batch_size=64, max_outputs=1)\n"
         "for count in (1, 32, 33):\n"
-        "    s.tokens.positions[:] = range(64); s.tokens.count = count; s.decode(s.tokens); s.drop(0)\n"
+        "    s.tokens.positions[:] = range(64); s.tokens.count = count; s.decode(s.tokens); s.clear(0)\n"
         "    print(count, flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(model.file)], capture_output=True, text=True, timeout=60)
@@ -140,7 +144,7 @@ def test_a_server_whose_child_dies_says_one_sentence(model, site):
     done = foreword("serve", "--engine", "llamacpp", "--model", model.file, "--port", "0", "--no-ui")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("foreword: llama.cpp, on trial in a child process")
+    assert line.startswith("foreword: llama.cpp was killed")
     assert SENTENCE in line
 
 
@@ -161,15 +165,15 @@ def test_the_doctor_runs_it_too(model, site):
     assert "Traceback" not in done.stderr
 
 
-def test_the_doctor_leaves_out_what_llama_cpp_does_not_run(house, tmp_path):
-    assert check_llamacpp(house.folder) == check_llamacpp("owner/name") == []
+def test_the_doctor_leaves_out_what_llama_cpp_does_not_run(served, tmp_path):
+    assert check_llamacpp(served.folder) == check_llamacpp("owner/name") == []
     (found,) = check_llamacpp(str(tmp_path / "absent.gguf"))
     assert found.state == "note"
 
 
 def test_a_child_that_hangs_is_ended(model, site):
     site(DECODE.format(body="time.sleep(600)"))
-    with pytest.raises(EngineError, match="was not done after 2 seconds"):
+    with pytest.raises(EngineError, match=r"did not run 64 tokens of model.gguf in a child process within 2 seconds"):
         preflight.preflight(model, timeout=2)
 
 
@@ -181,7 +185,7 @@ def test_what_a_child_says_of_a_file_is_said(model, site, tmp_path, capfd):
     with pytest.raises(EngineError, match=r"did not run a batch of 64 tokens \(status 1\)"):
         preflight.preflight(model)
     site(DECODE.format(body="raise RuntimeError('odd')"))
-    with pytest.raises(EngineError, match="ended with status 1; what it printed says why"):
+    with pytest.raises(EngineError, match=r"ended with status 1 while running .*; what it printed says why"):
         preflight.preflight(model)
     assert "RuntimeError: odd" in capfd.readouterr().err
 
@@ -191,14 +195,14 @@ def test_what_a_child_says_of_a_file_is_said(model, site, tmp_path, capfd):
     [(AMX, False), (AMX.replace("AMX_INT8 = 1 | ", ""), True), (AMX.replace("INT8 = 1", "INT8 = 0"), True), ("", True)],
 )
 def test_weights_are_kept_from_amx_and_else_as_llama_cpp_would(system_info, extra):
-    library = door.library()
+    library = compat.library()
     assert library.llama_model_default_params().use_extra_bufts
-    assert door.model_params(library, system_info).use_extra_bufts is extra
+    assert compat.model_params(library, system_info).use_extra_bufts is extra
 
 
-def test_a_library_with_amx_loads_without_extra_buffers(house, monkeypatch):
+def test_a_library_with_amx_loads_without_extra_buffers(served, monkeypatch):
     """And answers the same, from weights that are not repacked."""
-    library, given = door.library(), []
+    library, given = compat.library(), []
     load, real = library.llama_model_load_from_file, library.llama_print_system_info()
 
     def noted(file, params):
@@ -209,8 +213,8 @@ def test_a_library_with_amx_loads_without_extra_buffers(house, monkeypatch):
     answers = []
     for said in (real, AMX.encode()):
         monkeypatch.setattr(library, "llama_print_system_info", lambda said=said: said)
-        with llamacpp_engine(house, cells=256) as engine:
-            answers += tokens(engine, [asked(house.tasks[0], IDS * 9)])
+        with llamacpp_engine(served, cells=256) as engine:
+            answers += tokens(engine, [make_request(served.tasks[0], IDS * 9)])
     assert given == [b"AMX_INT8 = 1" not in real, False]
     assert answers[0] == answers[1]
 

@@ -24,11 +24,11 @@ from foreword.bank.prefix_file import write_prefix
 from foreword.core import Adapter, LowRank, SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
-from foreword.evaluation.evaluate import classify
+from foreword.evaluation.predict import classify
 from foreword.models import LanguageModel, load_model
 from foreword.prompts.static import static_task
-from foreword.text.request import from_messages, from_text
-from on_vllm.houses import CACHE_BYTES, learned
+from foreword.text.task_prompts import from_messages, from_text
+from served_model import CACHE_BYTES, learned
 
 POLICY = "You are the help desk of a lamp shop. Lamps can be returned within thirty days, with the receipt. " * 6
 QUESTION = [{"role": "user", "content": "Can I return a lamp after three weeks?"}]
@@ -86,7 +86,7 @@ def shop(tmp_path_factory) -> Iterator[Shop]:
     bank.publish(Task("learned", "p-tuning-v2", learned(lm, 40, 1)))
     bank.publish(Task("mood", "test", learned(lm, 9, 2), template="{text}\nMood:{mask}", verbalizer=words))
     bank.publish(Task("hybrid", "lora-hybrid", learned(lm, 12, 4), adapter=adapter))
-    process, line = start("serve", "--engine", "llamacpp", "--bank", bank.place, "--port", "0", "--no-ui", "--quiet")
+    process, line = start("serve", "--engine", "llamacpp", "--bank", bank.location, "--port", "0", "--no-ui", "--quiet")
     assert "serving" in line, line
     yield Shop(line.split(" at ")[1], lm, bank)
     process.send_signal(signal.SIGTERM)
@@ -134,7 +134,7 @@ def test_streams_and_many_tasks_at_once(shop):
     # Products of quantized weights round by how much is in a batch.
     assert sum(found[n] == alone[n % 3] for n in range(18)) >= 15, (found, alone)
     with Engine(shop.lm, cache_bytes=CACHE_BYTES) as engine:
-        request = Request.of(
+        request = Request.from_prompt(
             from_text(shop.lm.tokenizer, shop.bank.load("learned"), TEXT), SamplingParams(max_tokens=3)
         )
         assert "".join(chunk.text for chunk in engine.submit(request))[:2] == alone[0][:2]

@@ -1,4 +1,4 @@
-"""One vLLM for all tests that ask an engine in this process: a start takes half a minute."""
+"""One vLLM for all tests of an engine in this process: a start takes half a minute."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from on_vllm.houses import BLOCK, BLOCKS, House, open_house, save_model, vllm_engine
+from on_vllm.running_engine import BLOCK, NUM_BLOCKS, vllm_engine
+from served_model import ServedModel, make_served_model, save_model
 
 # Of its cache, in GiB; the tests bound it by blocks.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -15,13 +16,13 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory) -> House:
+def served(tmp_path_factory) -> ServedModel:
     place = tmp_path_factory.mktemp("vllm")
-    return open_house(save_model("llama", place / "model"), place / "bank")
+    return make_served_model(save_model("llama", place / "model"), place / "bank")
 
 
 @pytest.fixture(scope="session")
-def engine(house) -> Iterator:
-    small = ("--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS), "--max-num-batched-tokens", "64")
-    with vllm_engine(house, *small, "--enable-prompt-embeds") as running:
+def engine(served) -> Iterator:
+    small = ("--block-size", str(BLOCK), "--num-gpu-blocks-override", str(NUM_BLOCKS), "--max-num-batched-tokens", "64")
+    with vllm_engine(served, *small, "--enable-prompt-embeds") as running:
         yield running

@@ -13,10 +13,11 @@ from foreword.core import Adapter, LowRank, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import RequestError
-from foreword.text.request import Prompt
-from foreword.text.scoring import WordChoice
+from foreword.text.label_scorers import WordScorer
+from foreword.text.prompt import Prompt
 from foreword.text.verbalizer import WordTrie
-from on_vllm.houses import House, open_house, save_model, tokens, vllm_engine
+from on_vllm.running_engine import vllm_engine
+from served_model import ServedModel, make_served_model, save_model, tokens
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +26,9 @@ PLAIN = SamplingParams(max_tokens=8, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> House:
+def llama(tmp_path_factory) -> ServedModel:
     place = tmp_path_factory.mktemp("lora")
-    return open_house(save_model("llama", place / "model"), place / "bank", (40, 40, 40, 40))
+    return make_served_model(save_model("llama", place / "model"), place / "bank", (40, 40, 40, 40))
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,8 @@ def test_adapters_go_with_their_prefixes(llama, engine):
     trie = WordTrie.build([(0, (40,)), (1, (41, 43))], 2)
     prompts = [Prompt(IDS, None, 0, adapter=each) for each in (one, other, None)]
     with Engine(llama.lm) as embedded:
-        scores = embedded.score(prompts, WordChoice(trie))
-    assert torch.allclose(engine.score(prompts, WordChoice(trie)), scores, atol=1e-3)
+        scores = embedded.score(prompts, WordScorer(trie))
+    assert torch.allclose(engine.score(prompts, WordScorer(trie)), scores, atol=1e-3)
 
 
 def adapter(seed: int) -> Adapter:

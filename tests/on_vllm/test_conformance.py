@@ -6,32 +6,32 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from foreword.bench.conformance.families import FAMILIES
-from foreword.bench.conformance.on_vllm import TOP, compared, on_vllm
-from foreword.bench.conformance.subject import Subject
-from foreword.bench.conformance.vllm_side import answered
-from foreword.bench.conformance.workload import GOAL, VLLM
-from foreword.core.sampling import MOST_LOGPROBS
+from benchmarks.conformance.columns import TOP, VLLM_PEER, compared, on_vllm
+from benchmarks.conformance.engine_steps import decoded
+from benchmarks.conformance.families import FAMILIES
+from benchmarks.conformance.pairs import load_pair
+from foreword.bench.conformance import GOAL
+from foreword.core.sampling import MAX_LOGPROBS
 from foreword.engine.engine import Engine
 
 
 @pytest.mark.slow  # one more start
 def test_sinks_experts_and_windows_are_the_embedded_engine_s(tmp_path, monkeypatch):
     """No other model here has them."""
-    monkeypatch.delenv(VLLM.variable, raising=False)  # it runs in this very Python
-    found = on_vllm(Subject.of(FAMILIES["gpt_oss"], tmp_path, 0))
+    monkeypatch.delenv(VLLM_PEER.variable, raising=False)  # it runs in this very Python
+    found = on_vllm(load_pair(FAMILIES["gpt_oss"], tmp_path, 0))
     assert found["same_tokens"]
     assert found["difference"] < GOAL
 
 
-def test_a_lost_prefix_is_a_number(house, engine):
+def test_a_lost_prefix_is_a_number(served, engine):
     asked = [
         {"task": f"t{index}", "length": task.prefix.length, "token_ids": (5, 17, 90)}
-        for index, task in enumerate(house.tasks)
+        for index, task in enumerate(served.tasks)
     ]
-    with Engine(house.lm) as embedded:
-        expected = answered(embedded, house.bank, asked, MOST_LOGPROBS)
-    assert compared(answered(engine, house.bank, asked, TOP), expected)["difference"] < GOAL
+    with Engine(served.lm) as embedded:
+        expected = decoded(embedded, served.bank, asked, MAX_LOGPROBS)
+    assert compared(decoded(engine, served.bank, asked, TOP), expected)["difference"] < GOAL
     for each, known in zip(asked, expected, strict=True):
         lost = {**each, "task": None, "length": 0}
-        assert compared(answered(engine, house.bank, [lost], TOP), [known])["difference"] > 100 * GOAL, each
+        assert compared(decoded(engine, served.bank, [lost], TOP), [known])["difference"] > 100 * GOAL, each

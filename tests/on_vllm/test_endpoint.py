@@ -26,11 +26,12 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.models import LanguageModel, load_model
 from foreword.prompts.static import static_task
-from foreword.text.request import Prompt, from_fields, from_ids, from_messages, from_text
+from foreword.text.prompt import Prompt
+from foreword.text.task_prompts import from_fields, from_ids, from_messages, from_text
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from on_vllm.houses import learned
+from served_model import learned
 
 BASE = "smollm2-135m"
 POLICY = "You are the help desk of a lamp shop. Lamps can be returned within thirty days, with the receipt. " * 6
@@ -57,7 +58,7 @@ class Shop:
     def expected(self, prompts: Sequence[Prompt], **sampling) -> list[str]:
         params = SamplingParams(**{"max_tokens": TOKENS, **sampling})
         with Engine(self.lm) as engine:
-            answers = list(engine.generate(Request.of(prompt, params) for prompt in prompts))
+            answers = list(engine.generate(Request.from_prompt(prompt, params) for prompt in prompts))
         # A character that is not complete at the end is shown by one engine and not by the other.
         return ["".join(chunk.text for chunk in chunks).removesuffix("\ufffd") for chunks in answers]
 
@@ -90,7 +91,7 @@ def shop(tmp_path_factory) -> Iterator[Shop]:
     port = free_port()
     extra = "--dtype float32 --enforce-eager --max-model-len 2048 --enable-lora --max-lora-rank 8 --max-loras 2"
     tools = "--enable-prompt-tokens-details --enable-auto-tool-choice --tool-call-parser hermes"
-    typed = ["serve", "--engine", "vllm", "--bank", bank.place, "--port", str(port), "--print-command", "--"]
+    typed = ["serve", "--engine", "vllm", "--bank", bank.location, "--port", str(port), "--print-command", "--"]
     line = subprocess.run(
         [sys.executable, "-m", "foreword", *typed, *shlex.split(extra), *shlex.split(tools)],
         capture_output=True,
@@ -118,9 +119,9 @@ def shop(tmp_path_factory) -> Iterator[Shop]:
 
 
 def free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return door.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 240) -> None:

@@ -1,4 +1,4 @@
-"""What needs no vLLM: slots, rows, placeholders, notes and versions."""
+"""What needs no vLLM: slot mapping, shards, placeholders, references and versions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from foreword.core import KVPrefix, LayerShape, ModelIdentity
 from foreword.errors import CorruptFile, ModelMismatch, RequestError, UsageError
-from foreword.vllm import door
-from foreword.vllm.front import Fronting
-from foreword.vllm.injection import NULL_BLOCK, Injection, slots
-from foreword.vllm.rows import Heads, PrefixRows
-from models import byte_tokenizer
+from foreword.vllm import compat
+from foreword.vllm.plugin import register
+from foreword.vllm.prefix_load import NULL_BLOCK_ID, PrefixReference, slot_mapping
+from foreword.vllm.prefix_shards import HeadShard, PrefixShards
+from foreword.vllm.prompt_builder import PromptBuilder
+from tiny_models import byte_tokenizer
 
 KEY = "0123456789abcdef0123456789abcdef"
 
@@ -31,35 +32,35 @@ def prefix(length: int = 5, heads: int = 4, layers: int = 3, seed: int = 0, **mo
 
 
 @given(st.data())
-def test_slots_are_those_of_the_positions_blocks(data):
+def test_slot_mapping(data):
     size = data.draw(st.sampled_from([1, 4, 32]))
     stop = data.draw(st.integers(1, 200))
     start = data.draw(st.integers(0, stop - 1))
     count = -(-stop // size)
     blocks = data.draw(st.lists(st.integers(0, 50), min_size=count, max_size=count))
-    positions, found = slots(blocks, size, start, stop)
-    kept = [at for at in range(start, stop) if blocks[at // size] != NULL_BLOCK]
+    positions, found = slot_mapping(blocks, size, start, stop)
+    kept = [at for at in range(start, stop) if blocks[at // size] != NULL_BLOCK_ID]
     assert positions.tolist() == kept
     assert found.tolist() == [blocks[at // size] * size + at % size for at in kept]
 
 
-@pytest.mark.parametrize(("ranks", "total"), [(1, 4), (2, 4), (4, 4), (8, 4), (4, 2), (2, 1)])
-def test_each_worker_has_its_heads(ranks, total):
+@pytest.mark.parametrize(("world_size", "total"), [(1, 4), (2, 4), (4, 4), (8, 4), (4, 2), (2, 1)])
+def test_each_worker_has_its_heads(world_size, total):
     whole = prefix(heads=total)
-    count = max(1, total // ranks)
-    for rank in range(ranks):
-        heads = [Heads(layer, count, rank, ranks, 2, 3) for layer in (0, 2)]
-        rows = PrefixRows(lambda source: whole, heads, torch.float32, 1 << 20)
-        found = rows.get(Injection.of(whole, 5, KEY)).result()
+    count = max(1, total // world_size)
+    for rank in range(world_size):
+        heads = [HeadShard(layer, count, rank, world_size, 2, 3) for layer in (0, 2)]
+        shards = PrefixShards(lambda source: whole, heads, torch.float32, 1 << 20)
+        found = shards.get(PrefixReference.from_prefix(whole, 5, KEY)).result()
         assert set(found.keys) == {0, 2}  # another stage of a pipeline has the layer between
-        own = range(rank * total // ranks, rank * total // ranks + count)
+        own = range(rank * total // world_size, rank * total // world_size + count)
         for layer in (0, 2):
             assert torch.equal(found.keys[layer], whole.keys[layer][list(own)].transpose(0, 1))
             assert torch.equal(found.values[layer], whole.values[layer][list(own)].transpose(0, 1))
 
 
 def reader(*wholes: KVPrefix):
-    """Rows of prefixes by their source, and how often each was read."""
+    """A function that reads a prefix by its source, and the sources that were read."""
     reads: list[str] = []
 
     def read(source: str) -> KVPrefix:
@@ -76,12 +77,12 @@ def sourced(count: int) -> list[KVPrefix]:
 def test_a_prefix_is_read_once_and_the_one_used_longest_ago_leaves():
     wholes = sourced(3)
     read, reads = reader(*wholes)
-    rows = PrefixRows(read, [Heads(0, 4, 0, 1, 2, 3)], torch.float32, limit=2 * 5 * 4 * (2 + 3) * 4)
-    notes = [Injection.of(each, 5, KEY) for each in wholes]
-    for note in (notes[0], notes[1], notes[0], notes[2], notes[0]):
-        rows.get(note).result()
+    shards = PrefixShards(read, [HeadShard(0, 4, 0, 1, 2, 3)], torch.float32, max_bytes=2 * 5 * 4 * (2 + 3) * 4)
+    references = [PrefixReference.from_prefix(each, 5, KEY) for each in wholes]
+    for reference in (references[0], references[1], references[0], references[2], references[0]):
+        shards.get(reference).result()
     assert reads == [wholes[0].source, wholes[1].source, wholes[2].source]
-    rows.get(notes[1]).result()
+    shards.get(references[1]).result()
     assert reads[-1] == wholes[1].source
 
 
@@ -94,8 +95,8 @@ def test_many_requests_wait_for_one_reading():
         gate.wait(10)
         return whole
 
-    rows = PrefixRows(read, [Heads(0, 4, 0, 1, 2, 3)], torch.float32, 1 << 20)
-    found = [rows.get(Injection.of(whole, 5, KEY)) for _ in range(5)]
+    shards = PrefixShards(read, [HeadShard(0, 4, 0, 1, 2, 3)], torch.float32, 1 << 20)
+    found = [shards.get(PrefixReference.from_prefix(whole, 5, KEY)) for _ in range(5)]
     assert not any(each.done() for each in found)
     gate.set()
     assert all(each.result() is found[0].result() for each in found)
@@ -103,19 +104,19 @@ def test_many_requests_wait_for_one_reading():
 
 
 @pytest.mark.parametrize(
-    ("note", "heads", "error"),
+    ("reference", "heads", "error"),
     [
-        (Injection("", "0" * 64, 5, True, KEY), Heads(0, 4, 0, 1, 2, 3), CorruptFile),
-        (None, Heads(0, 3, 0, 1, 2, 3), ModelMismatch),
-        (None, Heads(0, 4, 0, 1, 9, 3), ModelMismatch),
-        (None, Heads(7, 4, 0, 1, 2, 3), ModelMismatch),
+        (PrefixReference("", "0" * 64, 5, True, KEY), HeadShard(0, 4, 0, 1, 2, 3), CorruptFile),
+        (None, HeadShard(0, 3, 0, 1, 2, 3), ModelMismatch),
+        (None, HeadShard(0, 4, 0, 1, 9, 3), ModelMismatch),
+        (None, HeadShard(7, 4, 0, 1, 2, 3), ModelMismatch),
     ],
 )
-def test_rows_of_another_prefix_or_model_are_refused(note, heads, error):
+def test_shards_of_another_prefix_or_model_are_refused(reference, heads, error):
     whole = prefix()
-    rows = PrefixRows(lambda source: whole, [heads], torch.float32, 1 << 20)
+    shards = PrefixShards(lambda source: whole, [heads], torch.float32, 1 << 20)
     with pytest.raises(error):
-        rows.get(note or Injection.of(whole, 5, KEY)).result()
+        shards.get(reference or PrefixReference.from_prefix(whole, 5, KEY)).result()
 
 
 def test_a_failed_reading_is_tried_again():
@@ -128,47 +129,47 @@ def test_a_failed_reading_is_tried_again():
             raise answer
         return answer
 
-    rows = PrefixRows(read, [Heads(0, 4, 0, 1, 2, 3)], torch.float32, 1 << 20)
-    note = Injection.of(whole, 5, KEY)
+    shards = PrefixShards(read, [HeadShard(0, 4, 0, 1, 2, 3)], torch.float32, 1 << 20)
+    reference = PrefixReference.from_prefix(whole, 5, KEY)
     with pytest.raises(OSError, match="gone"):
-        rows.get(note).result()
-    assert rows.get(note).result().keys
+        shards.get(reference).result()
+    assert shards.get(reference).result().keys
 
 
 def test_placeholders_are_no_special_tokens_and_static_prefixes_keep_their_own():
     tokenizer = byte_tokenizer()
-    front = Fronting(tokenizer, KEY)
-    learned = front((1, 2), prefix(), 5)
+    builder = PromptBuilder(tokenizer, KEY)
+    learned = builder.build((1, 2), prefix(), 5)
     assert learned.token_ids[5:] == (1, 2)
-    (reserved,) = set(learned.token_ids[:5])
-    assert reserved not in tokenizer.all_special_ids
-    assert set(front((1, 2), prefix(), 5, penalized=True).token_ids) == {1, 2}
+    (placeholder,) = set(learned.token_ids[:5])
+    assert placeholder not in tokenizer.all_special_ids
+    assert set(builder.build((1, 2), prefix(), 5, penalized=True).token_ids) == {1, 2}
     static = prefix(token_ids=(9, 8, 7, 6, 5))
-    assert front((1, 2), static, 3).token_ids == (9, 8, 7, 1, 2)
-    assert front((1, 2), None, 0).prompt == {"prompt_token_ids": [1, 2]}
+    assert builder.build((1, 2), static, 3).token_ids == (9, 8, 7, 1, 2)
+    assert builder.build((1, 2), None, 0).to_vllm() == {"prompt_token_ids": [1, 2]}
     with pytest.raises(RequestError, match="publish it"):
-        front((1, 2), prefix(source=""), 5)
+        builder.build((1, 2), prefix(source=""), 5)
 
 
 def test_soft_tokens_stand_at_their_places():
     tokenizer = byte_tokenizer()
     soft = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    found = Fronting(tokenizer, KEY, torch.float32)((7, -2, 8, -1), prefix(), 5, soft=soft).prompt
+    found = PromptBuilder(tokenizer, KEY, torch.float32).build((7, -2, 8, -1), prefix(), 5, soft=soft).to_vllm()
     assert found["prompt_is_token_ids"] == [True] * 6 + [False, True, False]
     assert found["prompt_embeds"][[6, 8]].tolist() == [[3.0, 4.0], [1.0, 2.0]]
     assert not found["prompt_embeds"][:6].any()
     assert found["prompt_token_ids"][5::2] == [7, 8]
     with pytest.raises(RequestError, match="enable-prompt-embeds"):
-        Fronting(tokenizer, KEY)((7, -1), None, 0, soft=soft)
+        PromptBuilder(tokenizer, KEY).build((7, -1), None, 0, soft=soft)
 
 
 def test_salts_keep_prefixes_and_servers_apart():
-    notes = [
-        Injection.of(prefix(seed=1), 5, KEY),
-        Injection.of(prefix(seed=2), 5, KEY),
-        Injection.of(prefix(seed=1), 5, "x"),
+    references = [
+        PrefixReference.from_prefix(prefix(seed=1), 5, KEY),
+        PrefixReference.from_prefix(prefix(seed=2), 5, KEY),
+        PrefixReference.from_prefix(prefix(seed=1), 5, "x"),
     ]
-    assert len({note.salt for note in notes}) == 3
+    assert len({reference.cache_salt for reference in references}) == 3
 
 
 @given(
@@ -180,18 +181,18 @@ def test_salts_keep_prefixes_and_servers_apart():
         ),
     )
 )
-def test_a_note_that_nobody_signed_is_never_trusted(entry):
-    found = Injection.found_in({"foreword": entry})
+def test_an_unsigned_reference_is_refused(entry):
+    found = PrefixReference.from_params({"foreword": entry})
     assert (found is None) == (entry is None)
-    assert found is None or not found.trusted(KEY)
+    assert found is None or not found.is_signed(KEY)
 
 
-def test_a_note_survives_its_way():
-    note = Injection.of(prefix(), 5, KEY)
-    assert Injection.found_in(note.params()) == note
-    assert note.trusted(KEY)
-    assert note.trusted(f"{KEY}_dp1")  # a replica of the same server
-    assert not note.trusted("another")
+def test_a_reference_is_read_from_its_own_parameters():
+    reference = PrefixReference.from_prefix(prefix(), 5, KEY)
+    assert PrefixReference.from_params(reference.to_params()) == reference
+    assert reference.is_signed(KEY)
+    assert reference.is_signed(f"{KEY}_dp1")  # a replica of the same server
+    assert not reference.is_signed("another")
 
 
 @pytest.mark.parametrize(
@@ -204,16 +205,16 @@ def test_other_versions_are_refused_with_the_mend(monkeypatch, installed, said):
             raise metadata.PackageNotFoundError(name)
         return installed[name]
 
-    monkeypatch.setattr(door, "version", version)
+    monkeypatch.setattr(compat, "version", version)
     with pytest.raises(UsageError, match=said) as raised:
-        door.AsyncLLM  # noqa: B018 - asking for the name is what is tested
+        compat.AsyncLLM  # noqa: B018 - asking for the name is what is tested
     assert "pip install" in str(raised.value)
 
 
 @pytest.mark.parametrize("found", ["0.32.0", "0.32.1", "0.32.0+cpu"])
 def test_tested_versions_pass(monkeypatch, found):
-    monkeypatch.setattr(door, "version", lambda name: found)
-    assert door.check_version() == found
+    monkeypatch.setattr(compat, "version", lambda name: found)
+    assert compat.check_version() == found
 
 
 def settings(**more):
@@ -248,10 +249,17 @@ def test_settings_that_would_lose_a_prefix_are_refused(more, said):
     from foreword.errors import UnsupportedModel
 
     with pytest.raises(UnsupportedModel, match=said):
-        door.check_settings(settings(**more))
+        compat.check_config(settings(**more))
 
 
 @pytest.mark.parametrize("flag", ["--model", "--kv-transfer-config", "--kv_transfer_config={}"])
 def test_flags_that_are_ours_are_refused(flag):
     with pytest.raises(UsageError, match="set by Foreword"):
-        door.arguments("folder", "bank", 1, [flag])
+        compat.serve_args("folder", "bank", 1, [flag])
+
+
+def test_an_unsupported_vllm_starts_without_the_connector(monkeypatch, caplog):
+    monkeypatch.setattr(compat, "version", lambda name: "0.31.0")
+    with caplog.at_level("WARNING", "vllm.foreword"):
+        register()
+    assert "0.31.0 is not supported" in caplog.text

@@ -18,17 +18,19 @@ from foreword.core import SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.server.app import create_app
-from foreword.text.request import from_text
-from on_vllm.houses import learned
+from foreword.text.task_prompts import from_text
+from served_model import learned
 
 TEXT = "once upon"
 
 
 @pytest.fixture(scope="module")
-def url(house, engine) -> Iterator[str]:
+def url(served, engine) -> Iterator[str]:
     words = {"good": (" yes", " fine"), "bad": (" no",)}
-    house.bank.publish(Task("mood", "test", learned(house.lm, 9, 50), template="{text}\nMood:{mask}", verbalizer=words))
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, house.bank), port=0, log_level="warning"))
+    served.bank.publish(
+        Task("mood", "test", learned(served.lm, 9, 50), template="{text}\nMood:{mask}", verbalizer=words)
+    )
+    server = uvicorn.Server(uvicorn.Config(create_app(engine, served.bank), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -38,30 +40,32 @@ def url(house, engine) -> Iterator[str]:
     thread.join()
 
 
-def expected(house, task) -> str:
-    prompt = from_text(house.lm.tokenizer, task, TEXT)
-    with Engine(house.lm) as engine:
-        return "".join(c.text for c in engine.submit(Request.of(prompt, SamplingParams(max_tokens=8, ignore_eos=True))))
+def expected(served, task) -> str:
+    prompt = from_text(served.lm.tokenizer, task, TEXT)
+    with Engine(served.lm) as engine:
+        return "".join(
+            c.text for c in engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=8, ignore_eos=True)))
+        )
 
 
-def test_completions_whole_and_streamed(house, url):
+def test_completions_whole_and_streamed(served, url):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
     for name in ("t3", "t4"):
         asked = {"model": name, "prompt": TEXT, "max_tokens": 8, "temperature": 0, "extra_body": {"ignore_eos": True}}
         answer = client.completions.create(**asked)
-        text = expected(house, house.bank.load(name))
+        text = expected(served, served.bank.load(name))
         # A character that is not complete at the end is shown by one engine and not by the other.
         assert answer.choices[0].text.rstrip("\ufffd") == text.rstrip("\ufffd")
         streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True))
         assert streamed.rstrip("\ufffd") == text.rstrip("\ufffd")
-        assert answer.usage.prompt_tokens_details.cached_tokens >= house.bank.load(name).prefix.length
+        assert answer.usage.prompt_tokens_details.cached_tokens >= served.bank.load(name).prefix.length
 
 
-def test_texts_are_classified(house, url):
+def test_texts_are_classified(served, url):
     body = {"model": "mood", "input": ["fine weather", "rain"]}
     found = httpx.post(f"{url}/v1/classify", json=body).json()["data"]
-    with Engine(house.lm) as engine:
-        app = create_app(engine, house.bank)
+    with Engine(served.lm) as engine:
+        app = create_app(engine, served.bank)
         transport = httpx.ASGITransport(app)
 
         async def ask():

@@ -11,18 +11,18 @@ import torch
 from tokenizers import processors
 from torch import Tensor
 
-from engine.reference import TOLERANCE, learned, logits, stock_model
+from engine.reference import TOLERANCE, learned_prefix, reference_logits, stock_model
 from foreword.core import Adapter, Batch, Front, Head, KVPrefix, LowRank, Task
 from foreword.engine.protocol import Request
 from foreword.errors import ModelMismatch, PromptTooLong, TemplateError, UnsupportedModel, UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.compose import compose
 from foreword.prompts.init import random_values
-from foreword.prompts.lower import empty, lower
-from foreword.prompts.registry import method
+from foreword.prompts.lower import empty_prefix, lower
+from foreword.prompts.registry import get_method
 from foreword.prompts.static import static_task
 from foreword.text.template import Template
-from models import byte_tokenizer, tiny_model
+from tiny_models import byte_tokenizer, tiny_model
 
 FAMILIES = ("llama", "qwen3", "gemma3", "gpt2")
 TURNING = ("llama", "qwen3", "gemma3")
@@ -35,12 +35,12 @@ def text_task(lm: LanguageModel, name: str, text: str, **fields: object) -> Task
 
 
 def learned_task(family: str, name: str, length: int = 5, seed: int = 0, **fields: object) -> Task:
-    return Task(name, "p-tuning-v2", replace(learned(family, length, seed), **fields))
+    return Task(name, "p-tuning-v2", replace(learned_prefix(family, length, seed), **fields))
 
 
-def served(lm: LanguageModel, prefix: KVPrefix) -> Tensor:
+def next_token_logits(lm: LanguageModel, prefix: KVPrefix) -> Tensor:
     """``[T, vocab]`` of `ASKED` behind a prefix."""
-    return lm.logits(Batch.behind(Front(prefix), [ASKED]), torch.arange(len(ASKED)))
+    return lm.logits(Batch.from_rows(Front(prefix), [ASKED]), torch.arange(len(ASKED)))
 
 
 def ids(lm: LanguageModel, text: str) -> tuple[int, ...]:
@@ -54,7 +54,10 @@ def test_a_text_behind_a_learned_prefix_is_exact(family):
     made = compose(lm, "both", [front, text_task(lm, "text", "Once upon a time,")])
     request = Request((*ids(lm, "Once upon a time,"), *ASKED), front.prefix, front.prefix.length)
     torch.testing.assert_close(
-        served(lm, made.task.prefix), logits(family, request)[-len(ASKED) :], atol=TOLERANCE, rtol=0
+        next_token_logits(lm, made.task.prefix),
+        reference_logits(family, request)[-len(ASKED) :],
+        atol=TOLERANCE,
+        rtol=0,
     )
     assert made.exact
     assert [part.how for part in made.parts] == ["first", "text"]
@@ -67,7 +70,7 @@ def test_texts_are_the_joined_text(family):
     made = compose(lm, "both", [text_task(lm, name, text) for name, text in (("a", "Be brief."), ("b", " Be kind."))])
     whole = torch.tensor([[*ids(lm, "Be brief. Be kind."), *ASKED]])
     expected = stock_model(family)(input_ids=whole).logits[0, -len(ASKED) :]
-    torch.testing.assert_close(served(lm, made.task.prefix), expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(next_token_logits(lm, made.task.prefix), expected, atol=TOLERANCE, rtol=0)
     assert made.exact
     assert (made.task.kind, made.task.text) == ("prompt", "Be brief. Be kind.")
     assert made.task.prefix.token_ids == ids(lm, "Be brief. Be kind.")
@@ -82,8 +85,8 @@ def test_a_learned_prefix_behind_another_has_the_models_own_rotation(family):
     behind = Task("b", "p-tuning-v2", replace(alone, token_ids=None, bos="request"))
     made = compose(lm, "both", [first, behind])
     kept: dict[int, Tensor] = {}
-    batch = Batch((alone.length,), (None,), (replace(empty(lm), offset=5),), torch.tensor(alone.token_ids))
-    lm.logits(batch, torch.tensor([0]), on_keys=lambda layer, key, _: kept.update({layer: key}))
+    batch = Batch((alone.length,), (None,), (replace(empty_prefix(lm), offset=5),), torch.tensor(alone.token_ids))
+    lm.logits(batch, torch.tensor([0]), on_keys_values=lambda layer, key, _: kept.update({layer: key}))
     for layer, key in enumerate(made.task.prefix.keys):
         torch.testing.assert_close(key[:, 5:], kept[layer], atol=TOLERANCE, rtol=0)
         assert torch.equal(key[:, :5], first.prefix.keys[layer])
@@ -97,15 +100,15 @@ def test_a_stack_of_learned_prefixes_is_served_as_plain_transformers_would(famil
     lm = tiny_model(family)
     made = compose(lm, "three", [learned_task(family, n, 4, seed) for seed, n in enumerate("abc")]).task.prefix
     assert made.length == made.offset == 12
-    expected = logits(family, Request(ASKED, made, made.length))
-    torch.testing.assert_close(served(lm, made), expected, atol=TOLERANCE, rtol=0)
+    expected = reference_logits(family, Request(ASKED, made, made.length))
+    torch.testing.assert_close(next_token_logits(lm, made), expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_soft_tokens_are_run_again_behind_what_stands_there(family):
     """Plain Transformers: a text's embeddings and the soft tokens as ``inputs_embeds``; no rotation is needed."""
     lm = tiny_model(family)
-    encoder = method("prompt-tuning").encoder(lm, random_values(4, torch.Generator().manual_seed(1)))
+    encoder = get_method("prompt-tuning").encoder(lm, random_values(4, torch.Generator().manual_seed(1)))
     soft = encoder.soft_tokens()
     task = Task("soft", "prompt-tuning", lower(lm, encoder), soft=soft)
     made = compose(lm, "both", [text_task(lm, "a", "Be brief."), task])
@@ -113,7 +116,7 @@ def test_soft_tokens_are_run_again_behind_what_stands_there(family):
     table = model.get_input_embeddings()
     embeds = torch.cat([table(torch.tensor(ids(lm, "Be brief."))), soft, table(torch.tensor(ASKED))])[None]
     expected = model(inputs_embeds=embeds).logits[0, -len(ASKED) :]
-    torch.testing.assert_close(served(lm, made.task.prefix), expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(next_token_logits(lm, made.task.prefix), expected, atol=TOLERANCE, rtol=0)
     assert (made.exact, [part.how for part in made.parts]) == (False, ["text", "soft"])
     assert made.task.soft is None
 
@@ -147,8 +150,8 @@ def test_a_text_begins_once(before, begins, stands):
     made = compose(lm, "both", [front, text_task(lm, "text", "Once")]).task.prefix
     own = [*([lm.tokenizer.bos_token_id] if begins else []), *ids(lm, "Once")]
     assert (made.length, made.bos) == (5 + len(own), stands)
-    expected = logits("llama", Request((*own, *ASKED), front.prefix, 5))[-len(ASKED) :]
-    torch.testing.assert_close(served(lm, made), expected, atol=TOLERANCE, rtol=0)
+    expected = reference_logits("llama", Request((*own, *ASKED), front.prefix, 5))[-len(ASKED) :]
+    torch.testing.assert_close(next_token_logits(lm, made), expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -189,12 +192,12 @@ def test_the_last_task_with_a_template_asks():
 
 def test_a_task_without_positions_gives_its_template_alone():
     lm = tiny_model("llama")
-    manual = Task("m", "manual", empty(lm), template="{text}:{mask}", verbalizer=WORDS)
+    manual = Task("m", "manual", empty_prefix(lm), template="{text}:{mask}", verbalizer=WORDS)
     made = compose(lm, "both", [text_task(lm, "t", "Be kind."), manual])
     assert made.exact
     assert [part.how for part in made.parts] == ["text", "template"]
     assert (made.task.kind, made.task.template, made.task.verbalizer) == ("prompt", "{text}:{mask}", WORDS)
-    assert [task.ref for task in made.alone()] == ["t"]
+    assert [task.ref for task in made.separate_tasks()] == ["t"]
 
 
 def test_what_it_came_from_is_kept():
@@ -212,30 +215,33 @@ def test_parts_alone_are_asked_the_same():
     lm = tiny_model("llama")
     asks = replace(learned_task("llama", "a"), template="{soft:5}Say {text}:{mask}", verbalizer=WORDS)
     made = compose(lm, "both", [asks, text_task(lm, "t", "Be kind.")])
-    first, text = made.alone()
+    first, text = made.separate_tasks()
     assert (first.prefix, first.template, first.verbalizer) == (asks.prefix, asks.template, WORDS)
     # The soft tokens are in the first prefix; a text in front has none to show.
     assert (text.kind, text.text, text.template) == ("prompt", "Be kind.", "Say {text}:{mask}")
-    assert Template.parse(made.task.template).soft_tokens == 5
+    assert Template.parse(made.task.template).num_soft_tokens == 5
 
 
-def refused() -> dict[str, tuple[dict[str, object], str]]:
+def refused_tasks() -> dict[str, tuple[dict[str, object], str]]:
     width = 48
     return {
         "system": ({"kind": "system", "text": "x"}, "is a system turn, which cannot be stacked"),
-        "lost": ({"prefix": replace(learned("llama", 2), token_ids=(1, 2))}, "is static and has lost its text"),
+        "lost": ({"prefix": replace(learned_prefix("llama", 2), token_ids=(1, 2))}, "is static and has lost its text"),
         "soft": ({"soft": torch.zeros(2, width), "template": "{a}{soft:2}{mask}"}, "has soft tokens inside"),
-        "unlowered": ({"soft": torch.zeros(2, width), "prefix": empty(tiny_model("llama"))}, "has soft tokens inside"),
+        "unlowered": (
+            {"soft": torch.zeros(2, width), "prefix": empty_prefix(tiny_model("llama"))},
+            "has soft tokens inside",
+        ),
         "head": ({"head": Head(("a", "b"), torch.zeros(2, width), torch.zeros(2))}, "has a head"),
         "adapter": ({"adapter": Adapter({"x": LowRank(torch.zeros(2, 4), torch.zeros(4, 2))})}, "has an adapter"),
-        "members": ({"members": (learned("llama", 3),)}, "has members of its own"),
+        "members": ({"members": (learned_prefix("llama", 3),)}, "has members of its own"),
         "bias": ({"bias": {"yes": -1.0, "no": -1.0}}, "has a calibration"),
     }
 
 
-@pytest.mark.parametrize("what", list(refused()))
+@pytest.mark.parametrize("what", list(refused_tasks()))
 def test_what_is_more_than_a_prefix_is_refused(what):
-    fields, said = refused()[what]
+    fields, said = refused_tasks()[what]
     lm, wrong = tiny_model("llama"), replace(learned_task("llama", "wrong"), **fields)
     for tasks in ([wrong, text_task(lm, "t", "x")], [text_task(lm, "t", "x"), wrong]):
         with pytest.raises(UsageError, match=f"task 'wrong' {said}"):
@@ -248,13 +254,13 @@ def test_other_models_encoders_and_too_much_are_refused():
         compose(lm, "c", [one, learned_task("qwen3", "other")])
     bert = tiny_model("bert")
     with pytest.raises(UsageError, match="BertForMaskedLM reads in both directions"):
-        compose(bert, "c", [Task("a", "p-tuning-v2", empty(bert))] * 2)
+        compose(bert, "c", [Task("a", "p-tuning-v2", empty_prefix(bert))] * 2)
     with pytest.raises(UsageError, match="two tasks or more, found 1"):
         compose(lm, "c", [one])
     with pytest.raises(PromptTooLong, match="has 256 tokens, the context of tiny-llama is 256"):
         compose(lm, "c", [one, learned_task("llama", "long", 251)])
     with pytest.raises(UsageError, match="none of the tasks has a position"):
-        compose(lm, "c", [Task("m", "manual", empty(lm))] * 2)
+        compose(lm, "c", [Task("m", "manual", empty_prefix(lm))] * 2)
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,17 @@ from foreword.errors import UsageError
 from foreword.models import LanguageModel
 from foreword.prompts import init
 from foreword.prompts.lower import lower, lower_tokens
-from foreword.prompts.registry import method
+from foreword.prompts.registry import get_method
 from foreword.prompts.soft import SoftTokens
-from models import CAUSAL, tiny_model
+from tiny_models import CAUSAL, tiny_model
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def soft(lm: LanguageModel, start: init.Start) -> torch.Tensor:
-    return method("prompt-tuning").encoder(lm, start).front().soft
+def soft_tokens(lm: LanguageModel, start: init.InitialValues) -> torch.Tensor:
+    return get_method("prompt-tuning").encoder(lm, start).front().soft
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,13 @@ def soft(lm: LanguageModel, start: init.Start) -> torch.Tensor:
 )
 def test_text_is_repeated_or_trimmed_so_that_its_end_is_last(length, expected):
     lm = tiny_model("llama")
-    start = init.text(lm, "hello")(length, seeded())
+    start = init.from_text(lm, "hello")(length, seeded())
     assert lm.tokenizer.decode(start.token_ids) == expected
 
 
 def test_an_empty_text_is_refused():
     with pytest.raises(UsageError, match="give --init-text some words"):
-        init.text(tiny_model("llama"), "")
+        init.from_text(tiny_model("llama"), "")
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -42,7 +42,7 @@ def test_prompt_tuning_from_text_gives_the_logits_of_the_text(family):
     """Gemma scales its embeddings on the way out; the initial values must be scaled too."""
     lm = tiny_model(family)
     ids = lm.tokenizer("Answer: ").input_ids
-    found = lower(lm, Front(soft=soft(lm, init.text(lm, "Answer: ")(len(ids), seeded()))))
+    found = lower(lm, Front(soft=soft_tokens(lm, init.from_text(lm, "Answer: ")(len(ids), seeded()))))
     for a, b in zip(found.keys, lower_tokens(lm, ids).keys, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
@@ -50,7 +50,7 @@ def test_prompt_tuning_from_text_gives_the_logits_of_the_text(family):
 @pytest.mark.parametrize("family", CAUSAL)
 def test_p_tuning_v2_from_text_is_the_static_prefix_of_the_text(family):
     lm = tiny_model(family)
-    learned = method("p-tuning-v2").encoder(lm, init.text(lm, "Answer: ")(8, seeded()))
+    learned = get_method("p-tuning-v2").encoder(lm, init.from_text(lm, "Answer: ")(8, seeded()))
     expected = lower_tokens(lm, lm.tokenizer("Answer: ").input_ids)
     for a, b in zip(lower(lm, learned).values, expected.values, strict=True):
         assert torch.equal(a, b)
@@ -69,13 +69,13 @@ def test_sampled_vocabulary_takes_no_special_tokens():
 def test_random_soft_tokens_are_spread_like_the_embeddings_that_the_model_uses(family, kind):
     lm = tiny_model(family)
     used = lm.model.get_input_embeddings()(torch.arange(256)).std()
-    assert float(soft(lm, kind(500, seeded())).detach().std()) == pytest.approx(float(used), rel=0.1)
+    assert float(soft_tokens(lm, kind(500, seeded())).detach().std()) == pytest.approx(float(used), rel=0.1)
 
 
 def test_uniform_values_have_an_end():
     lm = tiny_model("llama")
     used = float(lm.model.get_input_embeddings().weight.std())
-    even, bell = (soft(lm, kind(500, seeded())).detach() for kind in (init.uniform_values, init.random_values))
+    even, bell = (soft_tokens(lm, kind(500, seeded())).detach() for kind in (init.uniform_values, init.random_values))
     assert float(even.abs().max()) == pytest.approx(3**0.5 * used, rel=0.02)
     assert float(bell.abs().max()) > 3 * used
 
@@ -85,7 +85,7 @@ LEARNED = ("prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2", "lora-hy
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_the_seed_decides(name):
-    lm, made = tiny_model("llama"), method(name)
+    lm, made = tiny_model("llama"), get_method(name)
 
     def values(seed: int) -> list[torch.Tensor]:
         start = init.random_values(min(made.length, 4), seeded(seed))
@@ -102,13 +102,13 @@ def test_drawing_leaves_the_global_source_of_random_numbers_alone():
     torch.manual_seed(11)
     before = torch.get_rng_state()
     for name in LEARNED:
-        method(name).encoder(lm, init.random_values(min(method(name).length, 4), seeded()))
+        get_method(name).encoder(lm, init.random_values(min(get_method(name).length, 4), seeded()))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def task(lm: LanguageModel, name: str, length: int = 5) -> Task:
     """What a run would publish."""
-    made = method(name)
+    made = get_method(name)
     start = init.random_values(length if made.length else 0, seeded(8))
     encoder = made.encoder(lm, start)
     with torch.no_grad():
@@ -122,7 +122,7 @@ def task(lm: LanguageModel, name: str, length: int = 5) -> Task:
 def test_keys_and_values_start_from_any_lowered_task(name, old):
     lm = tiny_model("llama")
     before = task(lm, old)
-    learned = lower(lm, method(name).encoder(lm, init.transfer(before)(5, seeded())))
+    learned = lower(lm, get_method(name).encoder(lm, init.from_task(before)(5, seeded())))
     for a, b in zip((*learned.keys, *learned.values), (*before.prefix.keys, *before.prefix.values), strict=True):
         assert torch.equal(a, b)
 
@@ -132,7 +132,7 @@ def test_keys_and_values_start_from_any_lowered_task(name, old):
 def test_soft_tokens_start_from_those_of_another_task(name, old):
     lm = tiny_model("llama")
     before = task(lm, old)
-    learned = method(name).encoder(lm, init.transfer(before, soft=True)(5, seeded()))
+    learned = get_method(name).encoder(lm, init.from_task(before, soft=True)(5, seeded()))
     assert torch.equal(learned.front().soft, before.soft)
 
 
@@ -140,7 +140,7 @@ def test_an_adapter_starts_from_that_of_another_task():
     lm = tiny_model("llama")
     before = task(lm, "lora-hybrid")
     for name, length in (("lora", 0), ("lora-hybrid", 5)):
-        found = method(name).encoder(lm, init.transfer(before)(length, seeded())).front().adapter
+        found = get_method(name).encoder(lm, init.from_task(before)(length, seeded())).front().adapter
         assert found.scale == before.adapter.scale
         for layer, pair in before.adapter.layers.items():
             assert torch.equal(found.layers[layer].down, pair.down)
@@ -150,7 +150,7 @@ def test_an_adapter_starts_from_that_of_another_task():
 def test_the_beginning_of_text_token_is_where_the_other_task_has_it():
     lm = tiny_model("llama")
     static = Task("static", "static", lower_tokens(lm, range(60, 65)))
-    learned = lower(lm, method("p-tuning-v2").encoder(lm, init.transfer(static)(5, seeded())))
+    learned = lower(lm, get_method("p-tuning-v2").encoder(lm, init.from_task(static)(5, seeded())))
     assert learned.token_ids is None
     assert learned.bos == "prefix"
 
@@ -159,22 +159,22 @@ def test_what_a_task_cannot_give_to_start_from():
     lm = tiny_model("llama")
     layers, nothing = task(lm, "p-tuning-v2"), Task("none", "manual", lower(lm, Front()))
     with pytest.raises(UsageError, match="has 5 virtual tokens, --length is 6; make them equal"):
-        init.transfer(layers)(6, seeded())
+        init.from_task(layers)(6, seeded())
     with pytest.raises(UsageError, match="has 5 virtual tokens, --length is 6; make them equal"):
-        init.transfer(task(lm, "prompt-tuning"), soft=True)(6, seeded())
+        init.from_task(task(lm, "prompt-tuning"), soft=True)(6, seeded())
     with pytest.raises(UsageError, match=r"'old', has no soft tokens, only keys and values \(p-tuning-v2\)"):
-        init.transfer(layers, soft=True)(5, seeded())
+        init.from_task(layers, soft=True)(5, seeded())
     with pytest.raises(UsageError, match="soft tokens cannot start from another task's keys and values"):
-        method("prompt-tuning").encoder(lm, init.transfer(layers)(5, seeded()))
+        get_method("prompt-tuning").encoder(lm, init.from_task(layers)(5, seeded()))
     with pytest.raises(UsageError, match="there is no virtual token to learn"):
-        method("p-tuning-v2").encoder(lm, init.transfer(nothing)(0, seeded()))
+        get_method("p-tuning-v2").encoder(lm, init.from_task(nothing)(0, seeded()))
     with pytest.raises(UsageError, match="the task to start from has no adapter"):
-        method("lora").encoder(lm, init.transfer(layers)(0, seeded()))
+        get_method("lora").encoder(lm, init.from_task(layers)(0, seeded()))
 
 
 def test_soft_values_are_their_own_copy():
     lm = tiny_model("llama")
-    learned = method("prompt-tuning").encoder(lm, init.text(lm, "hello")(5, seeded()))
+    learned = get_method("prompt-tuning").encoder(lm, init.from_text(lm, "hello")(5, seeded()))
     assert isinstance(learned, SoftTokens)
     before, kept = lm.model.get_input_embeddings().weight.clone(), learned.soft_tokens()
     with torch.no_grad():

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, Conv1D
 from foreword.core import Batch, Front
 from foreword.errors import ModelMismatch, UsageError
 from foreword.models import LanguageModel
-from foreword.prompts.init import Start, random_values, text
+from foreword.prompts.init import InitialValues, from_text, random_values
 from foreword.prompts.lora import LoRA, target_layers
-from foreword.prompts.registry import method
-from models import CAUSAL, CONFIGS, ENCODERS, tiny_model
+from foreword.prompts.registry import get_method
+from tiny_models import CAUSAL, CONFIGS, ENCODERS, tiny_model
 
 ROWS = [tuple(range(60, 69)), tuple(range(90, 94)), (100,)]
 LAYERS = {
@@ -28,7 +28,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def moved(lm: LanguageModel, **options) -> Front:
+def trained_front(lm: LanguageModel, **options) -> Front:
     """An adapter after some learning: `up` is no longer zero."""
     encoder = LoRA(**options).encoder(lm, random_values(0, seeded()))
     with torch.no_grad():
@@ -38,11 +38,11 @@ def moved(lm: LanguageModel, **options) -> Front:
 
 
 def logits(lm: LanguageModel, front: Front) -> torch.Tensor:
-    batch = Batch.behind(front, ROWS)
+    batch = Batch.from_rows(front, ROWS)
     return lm.logits(batch, torch.arange(batch.starts[-len(ROWS) - 1], batch.starts[-1]))
 
 
-def plain(family: str):
+def stock_model(family: str):
     """The same model by Transformers alone."""
     auto = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
     model = auto.from_config(CONFIGS[family](), attn_implementation="eager")
@@ -54,12 +54,12 @@ def plain(family: str):
 @pytest.mark.parametrize("options", [{}, {"rank": 3, "alpha": 4.0}])
 def test_logits_are_those_of_peft(family, options):
     lm = tiny_model(family)
-    front = moved(lm, **options)
+    front = trained_front(lm, **options)
     rank, alpha = options.get("rank", 8), options.get("alpha", 16.0)
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(front.adapter.layers), fan_in_fan_out=family == "gpt2"
     )
-    tuned = peft.get_peft_model(plain(family), config).eval()
+    tuned = peft.get_peft_model(stock_model(family), config).eval()
     weights = {}
     for name, pair in front.adapter.layers.items():
         weights[f"base_model.model.{name}.lora_A.weight"] = pair.down
@@ -78,7 +78,7 @@ def test_gradients_are_those_of_peft(family):
     config = peft.LoraConfig(
         r=3, lora_alpha=16, target_modules=list(target_layers(lm)), fan_in_fan_out=family == "gpt2"
     )
-    tuned = peft.get_peft_model(plain(family), config).eval()
+    tuned = peft.get_peft_model(stock_model(family), config).eval()
     names = [f"base_model.model.{name}.lora_{factor}" for factor in "AB" for name in target_layers(lm)]
     theirs = dict(tuned.named_parameters())
     with torch.no_grad():
@@ -121,8 +121,8 @@ def test_targets_are_the_ends_of_names():
 @pytest.mark.parametrize("name", ["lora", "lora-hybrid"])
 def test_nothing_is_changed_at_first(name):
     lm = tiny_model("llama")
-    made = method(name)
-    start = text(lm, "Answer: ")(4, seeded()) if made.length else random_values(0, seeded())
+    made = get_method(name)
+    start = from_text(lm, "Answer: ")(4, seeded()) if made.length else random_values(0, seeded())
     front = made.encoder(lm, start).front()
     with torch.no_grad():
         assert torch.equal(logits(lm, front), logits(lm, Front(front.prefix)))
@@ -136,13 +136,17 @@ def test_how_many_numbers_are_learned():
     per_block = 8 * sum(width + out for name, (width, out) in target_layers(lm).items() if ".0." in name)
     count = sum(p.numel() for p in LoRA().encoder(lm, random_values(0, seeded())).parameters())
     assert count == 3 * per_block
-    both = method("lora-hybrid").encoder(lm, random_values(4, seeded()))
+    both = get_method("lora-hybrid").encoder(lm, random_values(4, seeded()))
     assert sum(p.numel() for p in both.parameters()) == count + 4 * 3 * 2 * 2 * 16
 
 
 def test_lora_has_no_place_for_virtual_tokens():
     lm = tiny_model("llama")
-    for start in (random_values(3, seeded()), Start(0, seeded(), token_ids=()), Start(0, seeded(), soft=torch.ones(0))):
+    for start in (
+        random_values(3, seeded()),
+        InitialValues(0, seeded(), token_ids=()),
+        InitialValues(0, seeded(), soft=torch.ones(0)),
+    ):
         with pytest.raises(UsageError, match="lora has no virtual tokens that could start from text"):
             LoRA().encoder(lm, start)
 
@@ -150,12 +154,12 @@ def test_lora_has_no_place_for_virtual_tokens():
 @pytest.mark.parametrize("options", [{"rank": 4}, {"alpha": 4.0}, {"targets": ("q_proj",)}])
 def test_another_tasks_adapter_is_continued_as_it_is(options):
     lm = tiny_model("llama")
-    start = Start(0, seeded(), adapter=moved(lm).adapter)
+    start = InitialValues(0, seeded(), adapter=trained_front(lm).adapter)
     with pytest.raises(UsageError, match="changes 21 layers with rank 8 and alpha 16, this run would change"):
         LoRA(**options).encoder(lm, start)
 
 
 def test_the_adapter_of_another_model_is_refused():
-    theirs = moved(tiny_model("gpt2")).adapter
+    theirs = trained_front(tiny_model("gpt2")).adapter
     with pytest.raises(ModelMismatch, match=r"the task to start from changes the layer transformer\.h\.0"):
-        LoRA().encoder(tiny_model("llama"), Start(0, seeded(), adapter=theirs))
+        LoRA().encoder(tiny_model("llama"), InitialValues(0, seeded(), adapter=theirs))

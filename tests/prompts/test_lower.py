@@ -9,11 +9,11 @@ from foreword.core import Batch, Front, KVPrefix
 from foreword.errors import PromptTooLong, UsageError
 from foreword.models import LanguageModel, load_model
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import random_values, sampled_vocabulary, text
-from foreword.prompts.lower import empty, lower, lower_tokens
-from foreword.prompts.registry import method
+from foreword.prompts.init import from_text, random_values, sampled_vocabulary
+from foreword.prompts.lower import empty_prefix, lower, lower_tokens
+from foreword.prompts.registry import get_method
 from foreword.prompts.static import static_task
-from models import CAUSAL, ENCODERS, save_tiny, tiny_model
+from tiny_models import CAUSAL, ENCODERS, save_tiny, tiny_model
 
 ROWS = [tuple(range(60, 69)), tuple(range(90, 94)), (100,), tuple(range(110, 123))]
 IN_FRONT = ("prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2", "lora-hybrid")
@@ -25,10 +25,10 @@ def encoder(lm: LanguageModel, name: str, length: int = 9, start: str = "random"
     makers = {
         "random": random_values,
         "vocab": sampled_vocabulary(lm),
-        "text": text(lm, "Is this a good film?"),
+        "text": from_text(lm, "Is this a good film?"),
     }
     generator = torch.Generator().manual_seed(1)
-    made = method(name)
+    made = get_method(name)
     learned = made.encoder(lm, makers[start](length, generator) if made.length else random_values(0, generator))
     with torch.no_grad():
         for parameter in learned.parameters():
@@ -38,7 +38,7 @@ def encoder(lm: LanguageModel, name: str, length: int = 9, start: str = "random"
 
 def logits(lm: LanguageModel, front: Front) -> list[torch.Tensor]:
     """Of every token of `ROWS` behind a front."""
-    batch = Batch.behind(front, ROWS)
+    batch = Batch.from_rows(front, ROWS)
     places = [torch.arange(batch.starts[i], batch.starts[i + 1]) for i in range(-len(ROWS) - 1, -1)]
     return list(lm.logits(batch, torch.cat(places)).split([len(row) for row in ROWS]))
 
@@ -157,7 +157,7 @@ def test_lowered_in_the_models_dtype_and_learned_in_float32(tmp_path):
 def test_a_static_prefix_behind_another(family):
     lm = tiny_model(family)
     whole = lower_tokens(lm, range(50, 62))
-    parts = lower_tokens(lm, range(55, 62), behind=lower_tokens(lm, range(50, 55)))
+    parts = lower_tokens(lm, range(55, 62), past=lower_tokens(lm, range(50, 55)))
     assert whole.token_ids == tuple(range(50, 62))
     assert parts.token_ids is None
     for a, b in zip((*whole.keys, *whole.values), (*parts.keys, *parts.values), strict=True):
@@ -172,7 +172,7 @@ def test_what_cannot_be_a_static_prefix():
         lower_tokens(lm, [70] * 256)
     with pytest.raises(UsageError, match="BertForMaskedLM reads in both directions"):
         lower_tokens(tiny_model("bert"), [70])
-    assert empty(lm).length == 0
+    assert empty_prefix(lm).length == 0
 
 
 def test_a_static_task_holds_the_models_own_keys():

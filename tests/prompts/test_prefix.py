@@ -9,18 +9,18 @@ from foreword.core import KVPrefix
 from foreword.errors import PromptTooLong, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import activations
-from foreword.prompts.init import random_values, text
+from foreword.prompts.init import from_text, random_values
 from foreword.prompts.lower import lower, lower_tokens
-from foreword.prompts.prefix import PrefixValues, prefix_of, rows_of
-from foreword.prompts.registry import method
-from models import CAUSAL, ENCODERS, tiny_model
+from foreword.prompts.prefix import PrefixValues, flatten_prefix, unflatten_prefix
+from foreword.prompts.registry import get_method
+from tiny_models import CAUSAL, ENCODERS, tiny_model
 
 THROUGH = [("p-tuning-v2", {}), ("p-tuning-v2", {"projection": True}), ("prefix-tuning", {})]
 
 
-def learned(lm: LanguageModel, name: str, length: int = 5, **options) -> PrefixValues:
-    start = text(lm, "Answer: ")(length, torch.Generator().manual_seed(3))
-    return method(name, **options).encoder(lm, start)
+def prefix_encoder(lm: LanguageModel, name: str, length: int = 5, **options) -> PrefixValues:
+    start = from_text(lm, "Answer: ")(length, torch.Generator().manual_seed(3))
+    return get_method(name, **options).encoder(lm, start)
 
 
 def tensors(prefix: KVPrefix) -> tuple[torch.Tensor, ...]:
@@ -31,8 +31,8 @@ def tensors(prefix: KVPrefix) -> tuple[torch.Tensor, ...]:
 def test_rows_hold_all_layers_of_a_position(family):
     lm = tiny_model(family)
     prefix = lower_tokens(lm, range(50, 57))
-    rows = rows_of(prefix)
-    again = prefix_of(rows, prefix.model, 7, "prefix")
+    rows = flatten_prefix(prefix)
+    again = unflatten_prefix(rows, prefix.model, 7, "prefix")
     assert rows.shape == (7, sum(s.kv_heads * (s.key_dim + s.value_dim) for s in lm.identity.layers))
     assert all(torch.equal(a, b) for a, b in zip(tensors(prefix), tensors(again), strict=True))
     shape = lm.identity.layers[0]
@@ -43,7 +43,7 @@ def test_rows_hold_all_layers_of_a_position(family):
 @pytest.mark.parametrize(("name", "options"), THROUGH)
 def test_learning_starts_at_the_activations_of_the_text(family, name, options):
     lm = tiny_model(family)
-    made = lower(lm, learned(lm, name, **options))
+    made = lower(lm, prefix_encoder(lm, name, **options))
     expected = activations(lm, lm.tokenizer("wer: ").input_ids)
     assert all(torch.equal(a, b) for a, b in zip(tensors(made), tensors(expected), strict=True))
 
@@ -65,10 +65,10 @@ def test_activations_of_an_encoder_are_those_of_the_text_alone(family):
 
 
 def _plain(lm: LanguageModel, length: int):
-    from foreword.attention import Pass, RaggedAttention
+    from foreword.attention import ForwardContext, RaggedAttention
     from foreword.core import Batch
 
-    return Pass(RaggedAttention(Batch((length,), (None,), (None,), torch.zeros(length))), lm.layers)
+    return ForwardContext(RaggedAttention(Batch((length,), (None,), (None,), torch.zeros(length))), lm.layers)
 
 
 def test_a_text_longer_than_the_model_is_no_start():
@@ -79,7 +79,7 @@ def test_a_text_longer_than_the_model_is_no_start():
 @pytest.mark.parametrize(("name", "options"), THROUGH)
 def test_the_first_position_stays_as_it_is(name, options):
     lm = tiny_model("llama")
-    encoder = learned(lm, name, freeze_first=True, **options)
+    encoder = prefix_encoder(lm, name, freeze_first=True, **options)
     before = lower(lm, encoder)
     encoder.front().prefix.keys[0].square().sum().backward()
     torch.optim.SGD(encoder.parameters(), lr=1.0).step()
@@ -91,7 +91,9 @@ def test_the_first_position_stays_as_it_is(name, options):
 
 def test_the_first_position_is_no_parameter():
     lm = tiny_model("llama")
-    count = [sum(p.numel() for p in learned(lm, "p-tuning-v2", freeze_first=f).parameters()) for f in (False, True)]
+    count = [
+        sum(p.numel() for p in prefix_encoder(lm, "p-tuning-v2", freeze_first=f).parameters()) for f in (False, True)
+    ]
     assert count == [5 * 3 * 2 * 2 * 16, 4 * 3 * 2 * 2 * 16]
 
 
@@ -99,7 +101,7 @@ def test_the_first_position_is_no_parameter():
 def test_how_many_numbers_an_mlp_learns(name, options):
     width, hidden, row = 48, 512, 3 * 2 * 2 * 16
     numbers = 5 * width + width * hidden + hidden + hidden * row + row
-    encoder = learned(tiny_model("llama"), name, **options)
+    encoder = prefix_encoder(tiny_model("llama"), name, **options)
     assert sum(parameter.numel() for parameter in encoder.parameters()) == numbers
 
 
@@ -107,6 +109,6 @@ def test_what_the_first_position_cannot_be_kept_of():
     lm = tiny_model("llama")
     random = random_values(5, torch.Generator())
     with pytest.raises(UsageError, match="--freeze-first would freeze random values"):
-        method("prefix-tuning", freeze_first=True).encoder(lm, random)
+        get_method("prefix-tuning", freeze_first=True).encoder(lm, random)
     with pytest.raises(UsageError, match="--freeze-first leaves nothing to learn of one virtual token"):
-        learned(lm, "p-tuning-v2", 1, freeze_first=True)
+        prefix_encoder(lm, "p-tuning-v2", 1, freeze_first=True)

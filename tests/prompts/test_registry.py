@@ -8,19 +8,21 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from foreword.errors import UsageError
-from foreword.prompts.registry import METHODS, method
+from foreword.prompts.registry import METHODS, get_method
+from foreword.training.recipe import Recipe
+from foreword.training.setting import settings_of
 
 
 def test_every_method_is_a_frozen_dataclass_of_its_options():
     for name, made in METHODS.items():
         assert made.name == name
         assert is_dataclass(made)
-        assert hash(made) == hash(method(name))
+        assert hash(made) == hash(get_method(name))
 
 
 def test_an_unknown_method_lists_them_all():
     with pytest.raises(UsageError, match=f"unknown method 'p_tuning'; choose {', '.join(METHODS)}"):
-        method("p_tuning")
+        get_method("p_tuning")
 
 
 @pytest.mark.parametrize(
@@ -34,17 +36,17 @@ def test_an_unknown_method_lists_them_all():
     ],
 )
 def test_options_reach_the_method(name, options, field, value):
-    assert getattr(method(name, **options), field) == value
-    assert method(name) == METHODS[name]
+    assert getattr(get_method(name, **options), field) == value
+    assert get_method(name) == METHODS[name]
 
 
 def test_an_option_that_a_method_has_not_is_refused_with_those_it_has():
     with pytest.raises(UsageError, match="--method manual has no option --rank; it takes none"):
-        method("manual", rank=4)
+        get_method("manual", rank=4)
     with pytest.raises(UsageError, match="no option --rank; it takes --projection, --freeze-first"):
-        method("p-tuning-v2", rank=4)
+        get_method("p-tuning-v2", rank=4)
     with pytest.raises(UsageError, match="no option --reparam; it takes --encoder, --hidden"):
-        method("p-tuning", reparam="mlp")
+        get_method("p-tuning", reparam="mlp")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_an_option_that_a_method_has_not_is_refused_with_those_it_has():
 )
 def test_an_option_that_makes_no_sense_is_refused(name, options, message):
     with pytest.raises(UsageError, match=re.escape(message)):
-        method(name, **options)
+        get_method(name, **options)
 
 
 def test_no_two_options_share_a_flag():
@@ -69,4 +71,14 @@ def test_no_two_options_share_a_flag():
 
 
 def test_an_mlp_takes_smaller_steps_whatever_the_method_is_called():
-    assert method("p-tuning-v2", projection=True).lr == method("prefix-tuning").lr < method("p-tuning-v2").lr
+    assert (
+        get_method("p-tuning-v2", projection=True).lr == get_method("prefix-tuning").lr < get_method("p-tuning-v2").lr
+    )
+
+
+def test_options_of_methods_and_of_recipes_are_the_same():
+    """An option that only a recipe or only a method has would be ignored without a word."""
+    flags = {field.metadata.get("flag", field.name) for method in METHODS.values() for field in fields(method)}
+    python_only = {"alpha", "hidden", "targets"}
+    of_recipes = {name for name, (_, setting) in settings_of(Recipe).items() if setting.of_method}
+    assert of_recipes == flags - python_only

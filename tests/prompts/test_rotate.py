@@ -12,10 +12,10 @@ from foreword.core import Batch, Front, KVPrefix
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models import LanguageModel, load_model
 from foreword.prompts import rotate as rotating
-from foreword.prompts.lower import empty, lower_tokens
-from foreword.prompts.rotate import halves, neighbours, rotate, rotations
+from foreword.prompts.lower import empty_prefix, lower_tokens
+from foreword.prompts.rotate import rotate, rotate_every_two, rotate_half, rotations
 from interop.families import deep, family
-from models import save_tiny
+from tiny_models import save_tiny
 
 TEXT = tuple(range(60, 71))
 REQUEST = tuple(range(90, 97))
@@ -25,13 +25,13 @@ TURNING = ("llama", "qwen3", "mistral", "gemma3", "gpt_neox", "phi3", "glm", "gl
 def keys_at(lm: LanguageModel, position: int) -> list[Tensor]:
     """The model's own keys of `TEXT` from a position on, ``[kv_heads, P, key_dim]`` a layer."""
     keys: dict[int, Tensor] = {}
-    batch = Batch((len(TEXT),), (None,), (replace(empty(lm), offset=position),), torch.tensor(TEXT))
-    lm.logits(batch, torch.tensor([0]), on_keys=lambda layer, key, _: keys.update({layer: key}))
+    batch = Batch((len(TEXT),), (None,), (replace(empty_prefix(lm), offset=position),), torch.tensor(TEXT))
+    lm.logits(batch, torch.tensor([0]), on_keys_values=lambda layer, key, _: keys.update({layer: key}))
     return [keys[layer] for layer in sorted(keys)]
 
 
 def logits(lm: LanguageModel, prefix: KVPrefix) -> Tensor:
-    return lm.logits(Batch.behind(Front(prefix), [REQUEST]), torch.arange(len(REQUEST)))
+    return lm.logits(Batch.from_rows(Front(prefix), [REQUEST]), torch.arange(len(REQUEST)))
 
 
 @pytest.mark.parametrize("name", TURNING)
@@ -59,8 +59,12 @@ def test_prefix_and_request_moved_together_give_the_same_logits(name):
 def test_every_layer_turns_in_its_own_way():
     local, whole, _ = (rotation for rotation in rotations(family("gemma3")) if rotation is not None)
     assert not torch.allclose(local.frequencies, whole.frequencies)
-    assert {rotation.layout for rotation in rotations(family("glm")) if rotation} == {neighbours}
-    assert [rotation and rotation.layout for rotation in rotations(family("smollm3"))] == [halves, None, halves]
+    assert {rotation.layout for rotation in rotations(family("glm")) if rotation} == {rotate_every_two}
+    assert [rotation and rotation.layout for rotation in rotations(family("smollm3"))] == [
+        rotate_half,
+        None,
+        rotate_half,
+    ]
 
 
 def test_each_position_may_move_by_itself():
@@ -93,11 +97,13 @@ def test_learned_absolute_positions_are_refused(name):
         rotate(lm, KVPrefix(lm.identity, zeros, zeros, offset=2), 2)
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("llama", neighbours), ("glm", halves), ("gpt_neox", neighbours)])
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("llama", rotate_every_two), ("glm", rotate_half), ("gpt_neox", rotate_every_two)]
+)
 def test_a_layout_that_is_not_the_models_is_refused_and_not_assumed(name, wrong, monkeypatch):
     lm = family(name)
-    monkeypatch.setattr(rotating, "halves", wrong)
-    monkeypatch.setattr(rotating, "neighbours", wrong)
+    monkeypatch.setattr(rotating, "rotate_half", wrong)
+    monkeypatch.setattr(rotating, "rotate_every_two", wrong)
     with pytest.raises(UnsupportedModel, match=rf"layer 0 of tiny-{name} does not turn its keys as any of its"):
         rotate(lm, lower_tokens(lm, TEXT), 5)
 
@@ -114,7 +120,7 @@ def test_frequencies_that_change_with_the_batch_are_refused_beyond_the_original_
 
 
 def test_rounding_that_adds_up_over_layers_is_not_mistaken_for_another_rotation():
-    assert {rotation and rotation.layout for rotation in rotations(deep())} == {halves}
+    assert {rotation and rotation.layout for rotation in rotations(deep())} == {rotate_half}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from foreword.models import load_model
-from foreword.text.detokenize import UNFINISHED, Detokenizer
-from models import byte_tokenizer
+from foreword.text.detokenize import REPLACEMENT_CHARACTER, Detokenizer
 from text.small_tokenizers import TOKENIZERS
+from tiny_models import byte_tokenizer
 
 
 def fallback_tokenizer() -> PreTrainedTokenizerFast:
@@ -49,7 +49,7 @@ def test_pieces_add_up_and_no_character_is_split(name, text):
     ids = tokenizer.encode(text, add_special_tokens=False)
     found = pieces(tokenizer, ids)
     assert "".join(found) == whole(tokenizer, ids) == text
-    assert not any(UNFINISHED in piece for piece in found)
+    assert not any(REPLACEMENT_CHARACTER in piece for piece in found)
 
 
 @pytest.mark.parametrize("name", SPLITTING)

@@ -110,9 +110,9 @@ def test_missing_files_and_folders(tmp_path):
 
 def test_errors_inside_a_row_begin_with_its_place():
     row = Row({}, "d.csv line 7")
-    with pytest.raises(TemplateError, match=r"^d.csv line 7: no$"), row.named():
+    with pytest.raises(TemplateError, match=r"^d.csv line 7: no$"), row.error_context():
         raise TemplateError("no")
-    with pytest.raises(UsageError, match=r"^d.csv line 7: no$"), row.named():
+    with pytest.raises(UsageError, match=r"^d.csv line 7: no$"), row.error_context():
         raise UsageError("d.csv line 7: no")
 
 

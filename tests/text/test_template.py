@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreword.errors import TemplateError
-from foreword.text.template import Field, Mask, Soft, Target, Template, Text, decode_escapes
+from foreword.text.template import InputField, MaskSlot, SoftSlot, TargetField, Template, decode_escapes
 
 
 def escaped(text: str) -> str:
@@ -21,18 +21,18 @@ def escaped(text: str) -> str:
 def test_parts():
     template = Template.parse("{soft:2}{{x}} {text}, {文本}{soft:3}:{mask}!")
     assert template.parts == (
-        Soft(2),
-        Text("{x} "),
-        Field("text"),
-        Text(", "),
-        Field("文本"),
-        Soft(3),
-        Text(":"),
-        Mask(),
-        Text("!"),
+        SoftSlot(2),
+        "{x} ",
+        InputField("text"),
+        ", ",
+        InputField("文本"),
+        SoftSlot(3),
+        ":",
+        MaskSlot(),
+        "!",
     )
     assert template.fields == ("text", "文本")
-    assert template.soft_tokens == 5
+    assert template.num_soft_tokens == 5
     assert template.has_mask
     assert template.target is None
     assert template.before_answer == ":"
@@ -43,7 +43,7 @@ def test_fields_are_unique_and_without_the_target():
     assert template.fields == ("b", "a")
     assert template.target == "target"
     assert not template.has_mask
-    assert template.parts[-1] == Target("target")
+    assert template.parts[-1] == TargetField("target")
 
 
 @pytest.mark.parametrize("source", ["{text}{mask}", "{soft:1}{mask}", "{mask} after", "text only"])
@@ -59,7 +59,7 @@ def test_default():
 
 def test_fill_puts_soft_tokens_between_joined_texts():
     filled = Template.parse("a{x}{soft:2}{x}{y}b{target:z}c{y}").fill({"x": "1", "y": 2, "z": True})
-    assert filled.prompt == ("a1", Soft(2), "12b")
+    assert filled.prompt == ("a1", SoftSlot(2), "12b")
     assert filled.target == "True"
     assert filled.after == "c2"
 

@@ -74,20 +74,20 @@ def test_labels_given_twice():
 
 
 def test_labels_that_share_their_first_token(byte_level):
-    trie = Verbalizer.parse({"one": " great!", "two": " great?"}).encode(byte_level, ":")
-    assert trie.labels == 2
+    trie = Verbalizer.parse({"one": " great!", "two": " great?"}).build_trie(byte_level, ":")
+    assert trie.num_labels == 2
     assert trie.parents[0] is None
     first = {path[0] for _, path in trie.words}
     assert first == {0}
-    assert trie.inner == (0,)
+    assert trie.inner_nodes == (0,)
     assert len(trie.tokens) == 3
 
 
 def test_a_word_that_is_the_beginning_of_another(byte_level):
-    trie = Verbalizer.parse({"short": " great", "long": " great film"}).encode(byte_level, "\nLabel:")
+    trie = Verbalizer.parse({"short": " great", "long": " great film"}).build_trie(byte_level, "\nLabel:")
     (_, short), (_, long) = trie.words
     assert short == long[: len(short)]
-    assert set(short) <= set(trie.inner)
+    assert set(short) <= set(trie.inner_nodes)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 3), min_size=1, max_size=4)), min_size=1))
@@ -97,12 +97,12 @@ def test_trie_holds_every_word(words: list[tuple[int, list[int]]]):
     for _, path in trie.words:
         assert [trie.parents[node] for node in path] == [None, *path[:-1]]
     assert all(parent is None or parent < node for node, parent in enumerate(trie.parents))
-    assert trie.inner == tuple(n for n in range(len(trie.tokens)) if n in trie.parents)
+    assert trie.inner_nodes == tuple(n for n in range(len(trie.tokens)) if n in trie.parents)
 
 
 def test_tokens_are_those_of_the_joined_text(tokenizer):
     verbalizer = Verbalizer.from_labels(["positive", "negative", "awful"])
-    trie = verbalizer.encode(tokenizer, "\nLabel:")
+    trie = verbalizer.build_trie(tokenizer, "\nLabel:")
     for (label, path), words in zip(trie.words, verbalizer.words.values(), strict=True):
         joined = seam.encode(tokenizer, "\nLabel:" + words[0], bos=False)
         tokens = [trie.tokens[node] for node in path]
@@ -113,26 +113,26 @@ def test_tokens_are_those_of_the_joined_text(tokenizer):
 def test_encode_refuses_labels_with_the_same_tokens(wordpiece):
     verbalizer = Verbalizer.parse({"up": " Great", "down": " great"})
     with pytest.raises(VerbalizerError, match=r"' great' of label 'down' has the same tokens.*choose another"):
-        verbalizer.encode(wordpiece, ":")
+        verbalizer.build_trie(wordpiece, ":")
 
 
 def test_two_spellings_under_one_label_count_once(wordpiece):
-    trie = Verbalizer.parse({"up": [" Great", " great"], "down": " bad"}).encode(wordpiece, ":")
+    trie = Verbalizer.parse({"up": [" Great", " great"], "down": " bad"}).build_trie(wordpiece, ":")
     assert [label for label, _ in trie.words] == [0, 1]
 
 
 def test_encode_refuses_a_word_without_tokens(wordpiece):
     with pytest.raises(VerbalizerError, match="word ' ' of label 'a' has no tokens; choose another word"):
-        Verbalizer.parse({"a": " ", "b": "bad"}).encode(wordpiece, ":")
+        Verbalizer.parse({"a": " ", "b": "bad"}).build_trie(wordpiece, ":")
 
 
 def test_encode_refuses_a_merge_with_the_template(byte_level):
     with pytest.raises(TemplateError, match="move the space"):
-        Verbalizer.parse({"a": "great", "b": "bad"}).encode(byte_level, "Label: ")
+        Verbalizer.parse({"a": "great", "b": "bad"}).build_trie(byte_level, "Label: ")
 
 
 def brute_force(trie: WordTrie, row: list[float]) -> list[float]:
-    scores: list[list[float]] = [[] for _ in range(trie.labels)]
+    scores: list[list[float]] = [[] for _ in range(trie.num_labels)]
     for label, path in trie.words:
         scores[label].append(math.fsum(row[node] for node in path))
     return [math.log(math.fsum(math.exp(score) for score in words)) for words in scores]

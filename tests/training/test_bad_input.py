@@ -18,7 +18,7 @@ from foreword.errors import (
 )
 from foreword.prompts.lower import lower_tokens
 from foreword.training.train import train
-from models import tiny_model
+from tiny_models import tiny_model
 from training.small_data import examples, recipe, write_jsonl
 
 LABELLED = [{"text": "xa", "label": "y"}, {"text": "xb", "label": "n"}, {"text": "za", "label": "y"}]

@@ -9,25 +9,28 @@ import pytest
 import torch
 from tokenizers import processors
 
-from encoder_decoders import END, FAMILIES, PAD, random_model, tiny_encoder_decoder
 from foreword.bank.bank import Bank
 from foreword.core import Constraint, SamplingParams, Task
-from foreword.engine.decoder import DecoderEngine
+from foreword.engine.encoder_decoder import EncoderDecoderEngine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineError, RequestError, TemplateError, UnsupportedOption, UsageError
-from foreword.evaluation.evaluate import classify, evaluate
-from foreword.models.load import wrap
-from foreword.prompts.lower import empty
-from foreword.text import request
-from foreword.text.question import Layout
+from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.predict import classify
+from foreword.models.load import wrap_model
+from foreword.prompts.lower import empty_prefix
+from foreword.text import task_prompts
+from foreword.text.encoded_example import ExampleEncoder
 from foreword.text.rows import Row, read_rows
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
-from foreword.training.data import Reader
-from foreword.training.material import Material
+from foreword.training.data.examples import ExampleBuilder
+from foreword.training.data.training_data import TrainingData
 from foreword.training.train import train
-from models import byte_tokenizer
+from tiny_encoder_decoders import END, FAMILIES, PAD, random_model, tiny_encoder_decoder
+from tiny_models import byte_tokenizer
 from training.small_data import examples, recipe, write_jsonl
+
+SEQ2SEQ = {"causal": False, "is_encoder_decoder": True}
 
 TEXT = "xya"
 
@@ -36,7 +39,7 @@ def soft_task(lm, **changes) -> Task:
     """A published soft prompt with random values."""
     soft = torch.randn(4, lm.identity.hidden_size, generator=torch.Generator().manual_seed(1))
     wording = {"template": "{soft:4}{text}{mask}", "verbalizer": {"y": ("yes", "yeah"), "n": ("no",)}}
-    return Task("rule", "prompt-tuning", empty(lm), soft=soft, **{**wording, **changes})
+    return Task("rule", "prompt-tuning", empty_prefix(lm), soft=soft, **{**wording, **changes})
 
 
 def framed(frame: str):
@@ -45,7 +48,7 @@ def framed(frame: str):
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=frame, special_tokens=[("<eos>", END), ("<pad>", PAD)]
     )
-    return wrap(random_model("t5"), tokenizer, name="tiny")
+    return wrap_model(random_model("t5"), tokenizer, name="tiny")
 
 
 @torch.no_grad()
@@ -66,17 +69,17 @@ def probability(lm, task: Task, word: str) -> float:
 def test_learns_labels_and_is_measured_as_it_was_learned(family, method, tmp_path):
     lm = tiny_encoder_decoder(family)
     settings = recipe(tmp_path, method=method, lr=0.3 if method == "prompt-tuning" else 0.03, max_steps=60)
-    outcome = train(lm, settings, name="rule")
-    assert outcome.before["accuracy"] < 0.8
-    assert outcome.metrics["accuracy"] > 0.95
-    assert outcome.task.prefix.length == 0
-    assert outcome.task.soft.shape == (16, 48)
-    assert outcome.task.template == "{soft:16}{text}{mask}"
+    result = train(lm, settings, name="rule")
+    assert result.before["accuracy"] < 0.8
+    assert result.metrics["accuracy"] > 0.95
+    assert result.task.prefix.length == 0
+    assert result.task.soft.shape == (16, 48)
+    assert result.task.template == "{soft:16}{text}{mask}"
     bank = Bank(tmp_path / "bank")
-    bank.publish(outcome.task)
-    with DecoderEngine(lm) as engine:
+    bank.publish(result.task)
+    with EncoderDecoderEngine(lm) as engine:
         served = evaluate(engine, bank.load("rule"), read_rows(settings.eval))
-    assert served.metrics == outcome.metrics
+    assert served.metrics == result.metrics
 
 
 def test_learns_to_write_answers(tmp_path):
@@ -90,10 +93,10 @@ def test_learns_to_write_answers(tmp_path):
         lr=0.3,
         max_steps=120,
     )
-    outcome = train(tiny_encoder_decoder("t5"), settings)
-    assert outcome.before["exact_match"] == 0.0
-    assert outcome.metrics["exact_match"] > 0.8
-    assert outcome.metrics["perplexity"] < outcome.before["perplexity"]
+    result = train(tiny_encoder_decoder("t5"), settings)
+    assert result.before["exact_match"] == 0.0
+    assert result.metrics["exact_match"] > 0.8
+    assert result.metrics["perplexity"] < result.before["perplexity"]
 
 
 def test_gradient_checkpointing_learns_the_same(tmp_path):
@@ -110,7 +113,7 @@ def test_labels_are_scored_by_the_words_that_the_decoder_writes(family):
     task = soft_task(lm)
     yes = probability(lm, task, "yes") + probability(lm, task, "yeah")
     no = probability(lm, task, "no")
-    with DecoderEngine(lm) as engine:
+    with EncoderDecoderEngine(lm) as engine:
         found, longer = classify(engine, task, [{"text": TEXT}, {"text": TEXT * 7}])
     assert found["y"] == pytest.approx(yes / (yes + no), rel=1e-4)
     assert found != longer
@@ -120,7 +123,7 @@ def test_labels_are_scored_by_the_words_that_the_decoder_writes(family):
 def test_perplexity_is_that_of_the_answer_as_it_is_written(frame):
     lm = framed(frame)
     task = soft_task(lm, template="{soft:4}{text}{target:label}", verbalizer=None, generation={"max_tokens": 3})
-    with DecoderEngine(lm) as engine:
+    with EncoderDecoderEngine(lm) as engine:
         report = evaluate(engine, task, [Row({"text": TEXT, "label": "yes"}, "row 1")])
     written = [token for token in lm.tokenizer.encode("yes") if token != END]
     logprobs = by_hand(lm, task.soft, written)[range(len(written)), written]
@@ -132,11 +135,11 @@ def test_answers_are_greedy_whatever_waits_beside_them(family):
     lm = tiny_encoder_decoder(family)
     task = soft_task(lm, template="{soft:4}{text}{target:label}", verbalizer=None)
     texts = [TEXT, TEXT * 5, "b"]
-    with DecoderEngine(lm) as engine:
-        prompts = [request.from_fields(lm.tokenizer, task, {"text": t}, causal=False, decoder=True) for t in texts]
+    with EncoderDecoderEngine(lm) as engine:
+        prompts = [task_prompts.from_fields(lm.tokenizer, task, {"text": t}, **SEQ2SEQ) for t in texts]
         params = SamplingParams(max_tokens=6, ignore_eos=True)
         other = replace(prompts[0], soft=-task.soft)
-        streams = [engine.submit(Request.of(prompt, params)) for prompt in (*prompts, other)]
+        streams = [engine.submit(Request.from_prompt(prompt, params)) for prompt in (*prompts, other)]
         answers = [next(iter(stream)) for stream in streams]
         assert engine.statistics() == {"requests": 4, "tokens_generated": 24, "scored": 0, "waiting": 0}
     for answer, text, soft in zip(answers, (*texts, TEXT), (*[task.soft] * 3, -task.soft), strict=True):
@@ -150,17 +153,19 @@ def test_answers_are_greedy_whatever_waits_beside_them(family):
 def test_answers_end_where_they_should():
     lm = tiny_encoder_decoder("t5")
     task = soft_task(lm, template="{soft:4}{text}{target:label}", verbalizer=None)
-    prompt = request.from_fields(lm.tokenizer, task, {"text": TEXT}, causal=False, decoder=True)
+    prompt = task_prompts.from_fields(lm.tokenizer, task, {"text": TEXT}, **SEQ2SEQ)
     first = int(by_hand(lm, task.soft, [])[-1].argmax())
     letter = lm.tokenizer.decode([first])
-    with DecoderEngine(lm) as engine:
-        stopped = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5, stop_token_ids=(first,))))
-        said = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5, stop=(letter,))))
-        broken = engine.submit(Request.of(replace(prompt, soft=task.soft * math.nan), SamplingParams(max_tokens=5)))
-        dropped = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5)))
+    with EncoderDecoderEngine(lm) as engine:
+        stopped = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=5, stop_token_ids=(first,))))
+        said = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=5, stop=(letter,))))
+        broken = engine.submit(
+            Request.from_prompt(replace(prompt, soft=task.soft * math.nan), SamplingParams(max_tokens=5))
+        )
+        dropped = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=5)))
         dropped.cancel()
         chunks = [list(stream) for stream in (stopped, said, broken, dropped)]
-        unread = engine.submit(Request.of(prompt, SamplingParams(max_tokens=5)))
+        unread = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=5)))
     assert [(c.text, c.finish_reason) for (c,) in chunks] == [
         ("", "stop"),
         ("", "stop"),
@@ -173,14 +178,14 @@ def test_answers_end_where_they_should():
 
 def test_what_is_not_answered_is_refused():
     lm = tiny_encoder_decoder("t5")
-    prompt = request.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, causal=False, decoder=True)
-    with DecoderEngine(lm) as engine:
+    prompt = task_prompts.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, **SEQ2SEQ)
+    with EncoderDecoderEngine(lm) as engine:
         with pytest.raises(UnsupportedOption, match="answers greedily; leave temperature at 0"):
-            engine.submit(Request.of(prompt, SamplingParams(temperature=0.5)))
+            engine.submit(Request.from_prompt(prompt, SamplingParams(temperature=0.5)))
         with pytest.raises(TemplateError, match="never seen by a model that writes its answers"):
             classify(engine, soft_task(lm, template="{soft:4}{text}{mask}!"), [{"text": TEXT}])
     with pytest.raises(EngineError, match="is closed"):
-        engine.submit(Request.of(prompt, SamplingParams()))
+        engine.submit(Request.from_prompt(prompt, SamplingParams()))
     with pytest.raises(EngineError, match="is closed"):
         classify(engine, soft_task(lm), [{"text": TEXT}])
 
@@ -200,16 +205,22 @@ def test_what_is_not_answered_is_refused():
 )
 def test_options_of_an_answer_are_refused_by_name(option):
     lm = tiny_encoder_decoder("t5")
-    prompt = request.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, causal=False, decoder=True)
-    with DecoderEngine(lm) as engine, pytest.raises(UnsupportedOption, match=f"takes no {next(iter(option))}; leave"):
-        engine.submit(Request.of(prompt, SamplingParams(**option)))
+    prompt = task_prompts.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, **SEQ2SEQ)
+    with (
+        EncoderDecoderEngine(lm) as engine,
+        pytest.raises(UnsupportedOption, match=f"takes no {next(iter(option))}; leave"),
+    ):
+        engine.submit(Request.from_prompt(prompt, SamplingParams(**option)))
 
 
 def test_a_prompt_is_measured_from_where_the_decoder_begins():
     lm = tiny_encoder_decoder("t5")
-    prompt = request.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, causal=False, decoder=True)
-    with DecoderEngine(lm) as engine, pytest.raises(RequestError, match="name the place that its decoder begins at"):
-        engine.likelihood([replace(prompt, places=())])
+    prompt = task_prompts.from_fields(lm.tokenizer, soft_task(lm), {"text": TEXT}, **SEQ2SEQ)
+    with (
+        EncoderDecoderEngine(lm) as engine,
+        pytest.raises(RequestError, match="name the place that its decoder begins at"),
+    ):
+        engine.token_logprobs([replace(prompt, output_indices=())])
 
 
 @pytest.mark.parametrize("method", ["p-tuning-v2", "prefix-tuning", "lora", "lora-hybrid", "pet", "autoprompt"])
@@ -236,10 +247,10 @@ def test_text_and_answer_are_tokenized_as_the_model_was_trained(frame):
     """Both are whole texts with the tokenizer's own special tokens; the words of labels begin as answers do."""
     lm = framed(frame)
     tokenizer = lm.tokenizer
-    material = Material((Template.parse("{soft:2}{text} is{target:label}"),), None, (), False, "label", [], [])
-    reader = Reader(lm, material, Layout(tokenizer, causal=False, decoder=True))
-    (example,) = reader.read([Row({"text": "it", "label": "no"}, "row 1")])
-    assert example.prompt == (-1, -2, *tokenizer("it is").input_ids)
+    data = TrainingData((Template.parse("{soft:2}{text} is{target:label}"),), None, (), False, "label", [], [])
+    builder = ExampleBuilder(lm, data, ExampleEncoder(tokenizer, **SEQ2SEQ))
+    (example,) = builder.build([Row({"text": "it", "label": "no"}, "row 1")])
+    assert example.prompt_ids == (-1, -2, *tokenizer("it is").input_ids)
     assert example.target == tuple(tokenizer("no").input_ids)
-    words = Verbalizer({"y": ("yes",), "n": ("no",)}).tokens(tokenizer, None)
+    words = Verbalizer({"y": ("yes",), "n": ("no",)}).token_sequences(tokenizer, None)
     assert list(words) == [tuple(tokenizer(word).input_ids[:-1]) for word in ("yes", "no")]

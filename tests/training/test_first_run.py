@@ -27,9 +27,9 @@ def test_beats_the_manual_prompt_from_the_defaults(method, tmp_path, record_prop
     lm = load_model("smollm2-135m")
     recipe = Recipe(**files, out=str(tmp_path / "run"))
     start = time.monotonic()
-    outcome = train(lm, replace(recipe, method=method))
+    result = train(lm, replace(recipe, method=method))
     record_property("seconds", time.monotonic() - start)
     minutes = (time.monotonic() - start) / 60
-    print(f"{method}: {outcome.before['accuracy']:.3f} -> {outcome.metrics['accuracy']:.3f} in {minutes:.1f} minutes")
-    assert outcome.metrics["accuracy"] > outcome.before["accuracy"]
+    print(f"{method}: {result.before['accuracy']:.3f} -> {result.metrics['accuracy']:.3f} in {minutes:.1f} minutes")
+    assert result.metrics["accuracy"] > result.before["accuracy"]
     assert minutes < 9  # of two cores that do nothing else

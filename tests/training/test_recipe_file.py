@@ -79,12 +79,12 @@ def test_unknown_keys(text, said, tmp_path):
 )
 def test_wrong_values_are_shown_where_they_stand(text, said, tmp_path):
     found = RecipeFile.read(write(tmp_path, text))
-    with pytest.raises(RecipeError) as caught, found.blamed():
+    with pytest.raises(RecipeError) as caught, found.locate_errors():
         Recipe(**found.values)
     assert str(caught.value).startswith(f"recipe {found.path} {said}")
 
 
-def test_a_flag_in_place_of_a_key_is_not_blamed_on_the_recipe(tmp_path):
+def test_a_flag_in_place_of_a_key_is_not_shown_as_an_error_of_the_recipe(tmp_path):
     found = RecipeFile.read(write(tmp_path, "data: x\nlength: 3\n")).without({"length"})
-    with pytest.raises(UsageError, match=r"^--length must be above 0, got -1\.$"), found.blamed():
+    with pytest.raises(UsageError, match=r"^--length must be above 0, got -1\.$"), found.locate_errors():
         Recipe(**{**found.values, "length": -1})

@@ -24,13 +24,13 @@ from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.lower import lower, lower_tokens
 from foreword.text.rows import data_digest, read_rows
-from foreword.training.folder import RunFolder
+from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.run_dir import RunDir
+from foreword.training.loop.trainer import PrefixTrainer, training_arguments
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
-from foreword.training.score import Scorer
 from foreword.training.train import train
-from foreword.training.trainer import PrefixTrainer, arguments
-from models import tiny_model
+from tiny_models import tiny_model
 from training.small_data import ANSWERS, examples, recipe, write_csv, write_jsonl
 
 LEARNED = ("p-tuning-v2", "prompt-tuning")
@@ -54,19 +54,19 @@ def same(a: KVPrefix, b: KVPrefix) -> bool:
 def test_learns_labels_and_serves_what_it_learned(family, changes, tmp_path):
     lm = tiny_model(family)
     settings = recipe(tmp_path, **changes)
-    outcome = train(lm, settings, name="rule")
-    assert outcome.before["accuracy"] < 0.8
-    assert outcome.metrics["accuracy"] > 0.95
-    assert outcome.n == 24
+    result = train(lm, settings, name="rule")
+    assert result.before["accuracy"] < 0.8
+    assert result.metrics["accuracy"] > 0.95
+    assert result.n == 24
     with Engine(lm) as engine:
-        served = evaluate(engine, outcome.task, read_rows(settings.eval))
-    assert served.metrics == outcome.metrics
-    assert outcome.task.prefix.length == settings.length
-    provenance = outcome.task.provenance
-    assert provenance["metrics"] == outcome.metrics
+        served = evaluate(engine, result.task, read_rows(settings.eval))
+    assert served.metrics == result.metrics
+    assert result.task.prefix.length == settings.length
+    provenance = result.task.provenance
+    assert provenance["metrics"] == result.metrics
     assert provenance["data_sha256"] == data_digest(settings.data)
     assert json.loads(json.dumps(provenance)) == provenance
-    summary = json.loads((outcome.folder / "summary.json").read_text())
+    summary = json.loads((result.folder / "summary.json").read_text())
     layers = sum(shape.kv_heads * (shape.key_dim + shape.value_dim) for shape in lm.identity.layers)
     each = layers if settings.method == "p-tuning-v2" else lm.identity.hidden_size
     assert summary["trained_parameters"] == settings.length * each
@@ -84,9 +84,9 @@ def test_words_that_share_their_first_tokens(tmp_path):
 
 def test_several_words_a_label(tmp_path):
     words = {"y": [" yes", " fine"], "n": [" no"]}
-    outcome = train(tiny_model("llama"), recipe(tmp_path, verbalizer=words))
-    assert outcome.metrics["accuracy"] > 0.9
-    assert outcome.task.verbalizer == {"y": (" yes", " fine"), "n": (" no",)}
+    result = train(tiny_model("llama"), recipe(tmp_path, verbalizer=words))
+    assert result.metrics["accuracy"] > 0.9
+    assert result.task.verbalizer == {"y": (" yes", " fine"), "n": (" no",)}
 
 
 @pytest.mark.parametrize("method", LEARNED)
@@ -101,32 +101,32 @@ def test_learns_to_write_answers(method, tmp_path):
         lr=0.3,
         max_steps=100,
     )
-    outcome = train(tiny_model("llama"), settings)
-    assert outcome.before["exact_match"] == 0.0
-    assert outcome.metrics["exact_match"] > 0.8
-    assert outcome.task.verbalizer is None
-    assert outcome.task.generation == {"max_tokens": 16}
+    result = train(tiny_model("llama"), settings)
+    assert result.before["exact_match"] == 0.0
+    assert result.metrics["exact_match"] > 0.8
+    assert result.task.verbalizer is None
+    assert result.task.generation == {"max_tokens": 16}
 
 
 def test_target_field_completes_the_template(tmp_path):
-    outcome = train(tiny_model("llama"), recipe(tmp_path, template="{text}=", target_field="label", max_steps=1))
-    assert outcome.task.template == "{text}={target:label}"
-    outcome = train(
+    result = train(tiny_model("llama"), recipe(tmp_path, template="{text}=", target_field="label", max_steps=1))
+    assert result.task.template == "{text}={target:label}"
+    result = train(
         tiny_model("llama"), recipe(tmp_path, template=None, target_field="label", max_steps=1, out=str(tmp_path / "b"))
     )
-    assert outcome.task.template == "{text}\nAnswer:{target:label}"
+    assert result.task.template == "{text}\nAnswer:{target:label}"
 
 
 def test_manual_learns_nothing_and_is_still_measured(tmp_path):
     settings = replace(recipe(tmp_path, method="manual", init="auto"), length=None, lr=None, max_steps=None)
-    outcome = train(tiny_model("llama"), settings)
-    assert outcome.metrics == outcome.before
-    assert (outcome.trained_parameters, outcome.task.prefix.length) == (0, 0)
+    result = train(tiny_model("llama"), settings)
+    assert result.metrics == result.before
+    assert (result.trained_parameters, result.task.prefix.length) == (0, 0)
 
 
 def test_without_eval_a_tenth_is_held_out(tmp_path):
-    outcome = train(tiny_model("llama"), recipe(tmp_path, eval=None, max_steps=2))
-    assert outcome.n == 4
+    result = train(tiny_model("llama"), recipe(tmp_path, eval=None, max_steps=2))
+    assert result.n == 4
 
 
 def test_jsonl_and_csv_learn_the_same(tmp_path):
@@ -168,12 +168,12 @@ class Snapshots(TrainerCallback):
 
 def whole_run(lm: LanguageModel, settings: Recipe, kept: Path) -> PromptEncoder:
     """An uninterrupted run, with `Snapshots` of it in ``kept``."""
-    run = Run.of(lm, settings)
-    folder, learned = RunFolder.open(run), run.learned()
+    run = Run.from_recipe(lm, settings)
+    run_dir, prompt = RunDir.open(settings.out or "", run.settings(), resume=False), run.initial_prompt()
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        scorer = Scorer(run, engine, run.task("run"), learned)
-        PrefixTrainer(run, scorer, folder, Snapshots(folder.path, kept)).train()
-    return learned.encoder
+        evaluator = TaskEvaluator(run, engine, run.task("run"), prompt)
+        PrefixTrainer(run, prompt, evaluator, run_dir, Snapshots(run_dir.path, kept)).train()
+    return prompt.encoder
 
 
 @pytest.mark.parametrize("method", LEARNED)
@@ -195,19 +195,19 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path):
     wrong = {"a": ANSWERS["b"], "b": ANSWERS["a"]}
     held = write_jsonl(tmp_path / "wrong.jsonl", examples(24, 2, wrong))
     settings = recipe(tmp_path, eval=held)
-    outcome = train(lm, settings)
-    checkpoints = outcome.folder / "checkpoints"
+    result = train(lm, settings)
+    checkpoints = result.folder / "checkpoints"
     state = json.loads((checkpoints / "checkpoint-40" / "trainer_state.json").read_text())
     scores = {entry["step"]: entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry}
     assert state["best_global_step"] < 40
     assert sorted(scores) == [8, 16, 24, 32, 40]
-    assert outcome.metrics["accuracy"] == max(scores.values()) > scores[40]
+    assert result.metrics["accuracy"] == max(scores.values()) > scores[40]
     best = load_file(checkpoints / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
-    learned = Run.of(lm, settings).learned()
-    learned.load_state_dict({name.removeprefix("learned."): tensor for name, tensor in best.items()})
-    assert same(outcome.task.prefix, lower(lm, learned.encoder))
+    prompt = Run.from_recipe(lm, settings).initial_prompt()
+    prompt.load_state_dict({name.removeprefix("learned."): tensor for name, tensor in best.items()})
+    assert same(result.task.prefix, lower(lm, prompt.encoder))
     resumed = train(lm, replace(settings, resume=True))
-    assert same(resumed.task.prefix, outcome.task.prefix)
+    assert same(resumed.task.prefix, result.task.prefix)
 
 
 def test_a_moved_run_still_ends_with_its_best_values(tmp_path):
@@ -236,7 +236,7 @@ def test_killed_and_resumed(tmp_path):
     code = f"""
 from foreword.training.recipe import Recipe
 from foreword.training.train import train
-from models import tiny_model
+from tiny_models import tiny_model
 train(tiny_model("llama"), Recipe(**{settings.to_json()!r}, out={settings.out!r}))
 """
     tests = Path(__file__).parents[1]
@@ -280,11 +280,11 @@ def test_transfer_starts_from_the_other_task(tmp_path):
     lm = tiny_model("llama")
     source = lower_tokens(lm, lm.tokenizer("a ybb n").input_ids)
     settings = replace(recipe(tmp_path, init="task:other", max_steps=1, lr=1e-12), length=None)
-    outcome = train(lm, settings, transfer=Task("other", "static", source))
-    for found, expected in zip(outcome.task.prefix.keys, source.keys, strict=True):
+    result = train(lm, settings, transfer=Task("other", "static", source))
+    for found, expected in zip(result.task.prefix.keys, source.keys, strict=True):
         torch.testing.assert_close(found, expected)
-    assert outcome.task.prefix.bos == source.bos
-    assert outcome.task.provenance["parents"] == ["other"]
+    assert result.task.prefix.bos == source.bos
+    assert result.task.provenance["parents"] == ["other"]
 
 
 def test_the_model_itself_does_not_change(tmp_path):
@@ -295,7 +295,16 @@ def test_the_model_itself_does_not_change(tmp_path):
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in lm.model.parameters())
 
 
+def test_a_run_reuses_the_examples_of_another_on_the_same_rows(tmp_path):
+    lm, settings = tiny_model("llama"), recipe(tmp_path)
+    first = Run.from_recipe(lm, settings)
+    for changes, same_tokens in (({"lr": 0.2, "length": 8}, True), ({"template": "Say {text}{mask}"}, False)):
+        other = Run.from_recipe(lm, replace(settings, **changes), like=first)
+        assert (other.examples is first.examples) == same_tokens
+        assert other.steps == first.steps
+
+
 def test_report_to_passes_through(tmp_path):
     """As far as the Trainer, which then asks for the tracker's own package."""
-    run = Run.of(tiny_model("llama"), recipe(tmp_path, report_to="tensorboard"))
-    assert arguments(run, RunFolder(tmp_path)).report_to == ["tensorboard"]
+    run = Run.from_recipe(tiny_model("llama"), recipe(tmp_path, report_to="tensorboard"))
+    assert training_arguments(run, tmp_path).report_to == ["tensorboard"]

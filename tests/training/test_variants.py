@@ -14,17 +14,18 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from foreword.engine.engine import Engine
 from foreword.errors import DataError, TemplateError, TrainingError, UsageError
-from foreword.evaluation.evaluate import classify, evaluate, tag
+from foreword.evaluation.evaluate import evaluate
+from foreword.evaluation.predict import classify, tag
 from foreword.text.rows import read_rows
 from foreword.text.template import Template
-from foreword.training.advice import advice
-from foreword.training.folder import RunFolder
+from foreword.training.loop.advice import advice
+from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.run_dir import RunDir
+from foreword.training.loop.trainer import PrefixTrainer
 from foreword.training.recipe import Recipe
 from foreword.training.run import Run
-from foreword.training.score import Scorer
 from foreword.training.train import train
-from foreword.training.trainer import PrefixTrainer
-from models import tiny_model
+from tiny_models import tiny_model
 from training.small_data import examples, recipe, write_jsonl
 
 
@@ -58,29 +59,29 @@ def tag_recipe(folder: Path, **changes) -> Recipe:
 def test_a_head_labels_texts_and_serves_what_it_learned(family, tmp_path, capsys):
     lm = tiny_model(family)
     settings = recipe(tmp_path, template="{text}", head="linear", length=6, lr=0.03, max_steps=80)
-    outcome = train(lm, settings, name="rule")
-    assert outcome.metrics["accuracy"] > 0.95
-    assert outcome.before.keys() == {"accuracy"}
+    result = train(lm, settings, name="rule")
+    assert result.metrics["accuracy"] > 0.95
+    assert result.before.keys() == {"accuracy"}
     assert "always the most frequent label: accuracy" in capsys.readouterr().err
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        assert evaluate(engine, outcome.task, read_rows(settings.eval)).metrics == outcome.metrics
-        assert [max(p, key=p.__getitem__) for p in classify(engine, outcome.task, [{"text": "xza"}])] == ["y"]
+        assert evaluate(engine, result.task, read_rows(settings.eval)).metrics == result.metrics
+        assert [max(p, key=p.__getitem__) for p in classify(engine, result.task, [{"text": "xza"}])] == ["y"]
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_tags_are_learned_by_default_where_labels_are_lists(family, tmp_path):
     lm = replace(tiny_model(family), tokenizer=word_tokenizer())
-    outcome = train(lm, tag_recipe(tmp_path), name="tags")
-    assert outcome.task.template == "{tokens}"
-    assert outcome.task.head is not None
-    assert outcome.task.head.labels == ("O", "B-A")
-    assert outcome.metrics["span_f1"] > 0.95
+    result = train(lm, tag_recipe(tmp_path), name="tags")
+    assert result.task.template == "{tokens}"
+    assert result.task.head is not None
+    assert result.task.head.labels == ("O", "B-A")
+    assert result.metrics["span_f1"] > 0.95
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        (words,) = tag(engine, outcome.task, [{"tokens": ["x", "a", "y"]}])
+        (words,) = tag(engine, result.task, [{"tokens": ["x", "a", "y"]}])
         assert [max(p, key=p.__getitem__) for p in words] == ["O", "B-A", "O"]
-        assert tag(engine, outcome.task, [{"tokens": "x a y"}])[0] == words
+        assert tag(engine, result.task, [{"tokens": "x a y"}])[0] == words
         with pytest.raises(UsageError, match="labels every word; tag with it"):
-            classify(engine, outcome.task, [{"tokens": "x"}])
+            classify(engine, result.task, [{"tokens": "x"}])
 
 
 class Travel(TrainerCallback):
@@ -98,13 +99,14 @@ def test_a_head_learns_as_fast_beside_any_method(method, tmp_path):
     """Its rate is its own: at that of an MLP, a tenth of it, it would hardly leave the noise that it begins with."""
     lm = tiny_model("bert")
     settings = recipe(tmp_path, method=method, template="{text}", head="linear", init="auto", max_steps=20)
-    run = Run.of(lm, replace(settings, lr=None, length=None))
-    learned = run.learned()
-    assert [group["lr"] for group in learned.groups(run.lr)] == pytest.approx([run.method.lr, 5e-3])
-    assert [group["lr"] for group in learned.groups(run.lr / 2)] == pytest.approx([run.method.lr / 2, 2.5e-3])
-    travel = Travel(learned.head)
+    run = Run.from_recipe(lm, replace(settings, lr=None, length=None))
+    prompt = run.initial_prompt()
+    assert [group["lr"] for group in prompt.param_groups(run.lr)] == pytest.approx([run.method.lr, 5e-3])
+    assert [group["lr"] for group in prompt.param_groups(run.lr / 2)] == pytest.approx([run.method.lr / 2, 2.5e-3])
+    travel = Travel(prompt.head)
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        PrefixTrainer(run, Scorer(run, engine, run.task("run"), learned), RunFolder.open(run), travel).train()
+        evaluator = TaskEvaluator(run, engine, run.task("run"), prompt)
+        PrefixTrainer(run, prompt, evaluator, RunDir(tmp_path / "run"), travel).train()
     assert 0.01 < travel.far < 0.1
 
 
@@ -128,11 +130,11 @@ def test_soft_tokens_anywhere_in_the_template(method, template, ahead, tmp_path)
     lm = tiny_model("llama")
     lr = 0.05 if method == "prompt-tuning" else 0.01  # the LSTM moves all of its soft tokens at once
     settings = replace(recipe(tmp_path, method=method, template=template, lr=lr, max_steps=80), length=None)
-    outcome = train(lm, settings)
-    assert outcome.metrics["accuracy"] > 0.9
-    assert outcome.task.prefix.length == ahead
-    assert outcome.task.soft is not None
-    assert len(outcome.task.soft) == Template.parse(template).soft_tokens
+    result = train(lm, settings)
+    assert result.metrics["accuracy"] > 0.9
+    assert result.task.prefix.length == ahead
+    assert result.task.soft is not None
+    assert len(result.task.soft) == Template.parse(template).num_soft_tokens
 
 
 def test_soft_tokens_on_an_encoder_stay_in_the_rows(tmp_path):
@@ -140,10 +142,10 @@ def test_soft_tokens_on_an_encoder_stay_in_the_rows(tmp_path):
     settings = recipe(
         tmp_path, method="prompt-tuning", template="{text}", head="linear", length=4, lr=0.05, max_steps=80
     )
-    outcome = train(lm, settings)
-    assert outcome.task.template == "{soft:4}{text}"
-    assert outcome.task.prefix.length == 0
-    assert outcome.metrics["accuracy"] > 0.95
+    result = train(lm, settings)
+    assert result.task.template == "{soft:4}{text}"
+    assert result.task.prefix.length == 0
+    assert result.metrics["accuracy"] > 0.95
 
 
 @pytest.mark.parametrize("method", ["lora", "lora-hybrid"])
@@ -152,18 +154,18 @@ def test_adapters_learn_and_are_served(method, tmp_path):
     settings = recipe(tmp_path, method=method, lr=0.02, max_steps=40, init="auto")
     settings = settings if method == "lora-hybrid" else replace(settings, length=None)
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    outcome = train(lm, settings)
-    assert outcome.metrics["accuracy"] > 0.95
-    assert outcome.task.adapter is not None
-    assert (outcome.task.prefix.length > 0) == (method == "lora-hybrid")
+    result = train(lm, settings)
+    assert result.metrics["accuracy"] > 0.95
+    assert result.task.adapter is not None
+    assert (result.task.prefix.length > 0) == (method == "lora-hybrid")
     assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
 
 
 @pytest.mark.parametrize("combine", ["mean", "vote"])
 def test_members_of_an_ensemble_answer_together(combine, tmp_path):
     lm = tiny_model("llama")
-    outcome = train(lm, recipe(tmp_path, members=3, max_steps=12))
-    task = replace(outcome.task, combine=combine)
+    result = train(lm, recipe(tmp_path, members=3, max_steps=12))
+    task = replace(result.task, combine=combine)
     assert len(task.members) == 2
     rows = [{"text": "xxa"}, {"text": "zb"}]
     with Engine(lm, cache_bytes=1 << 20) as engine:
@@ -176,7 +178,7 @@ def test_members_of_an_ensemble_answer_together(combine, tmp_path):
         else:
             votes = sum(single[index]["y"] > single[index]["n"] for single in singly) / 3
             assert probs["y"] == pytest.approx(votes, abs=1e-4)
-    assert (outcome.folder / "member-2" / "checkpoints").is_dir()
+    assert (result.folder / "member-2" / "checkpoints").is_dir()
 
 
 def test_the_best_of_several_templates_is_served(tmp_path, capsys):
@@ -184,11 +186,11 @@ def test_the_best_of_several_templates_is_served(tmp_path, capsys):
     rows = [{**row, "noise": "qq"} for row in examples(48, 1)]
     held = [{**row, "noise": "qq"} for row in examples(24, 2)]
     data = {"data": write_jsonl(tmp_path / "t.jsonl", rows), "eval": write_jsonl(tmp_path / "e.jsonl", held)}
-    outcome = train(
+    result = train(
         tiny_model("llama"), recipe(tmp_path, template=["{noise}{mask}", "{text}{mask}"], max_steps=120, **data)
     )
-    assert outcome.task.template == "{text}{mask}"
-    assert outcome.metrics["accuracy"] > 0.9
+    assert result.task.template == "{text}{mask}"
+    assert result.metrics["accuracy"] > 0.9
     said = capsys.readouterr().err
     assert "without a prefix ('{noise}{mask}')" in said
     assert "without a prefix ('{text}{mask}')" in said
@@ -197,12 +199,12 @@ def test_the_best_of_several_templates_is_served(tmp_path, capsys):
 def test_calibration_takes_away_what_is_said_to_nothing(tmp_path):
     lm = tiny_model("llama")
     plain = replace(recipe(tmp_path, method="manual", init="auto"), length=None, lr=None, max_steps=None)
-    outcome = train(lm, replace(plain, calibrate=True))
-    assert outcome.task.bias is not None
+    result = train(lm, replace(plain, calibrate=True))
+    assert result.task.bias is not None
     with Engine(lm, cache_bytes=1 << 20) as engine:
-        raw = classify(engine, replace(outcome.task, bias=None), [{"text": text} for text in ("N/A", "[MASK]")])
-        found = classify(engine, outcome.task, [{"text": "xa"}])[0]
-        bare = classify(engine, replace(outcome.task, bias=None), [{"text": "xa"}])[0]
+        raw = classify(engine, replace(result.task, bias=None), [{"text": text} for text in ("N/A", "[MASK]")])
+        found = classify(engine, result.task, [{"text": "xa"}])[0]
+        bare = classify(engine, replace(result.task, bias=None), [{"text": "xa"}])[0]
     prior = {label: sum(row[label] for row in raw) / 2 for label in ("y", "n")}
     ratio = (bare["y"] / prior["y"]) / (bare["n"] / prior["n"])
     assert found["y"] / found["n"] == pytest.approx(ratio, rel=1e-3)
@@ -220,13 +222,13 @@ def test_less_memory_gives_the_same_prefix(changes, tmp_path):
 
 def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     wrong = write_jsonl(tmp_path / "wrong.jsonl", examples(24, 2, {"a": "n", "b": "y"}))
-    outcome = train(tiny_model("llama"), recipe(tmp_path, eval=wrong, max_steps=100, patience=1))
-    steps = [entry["step"] for entry in json.loads((outcome.folder / "history.json").read_text())["log"]]
+    result = train(tiny_model("llama"), recipe(tmp_path, eval=wrong, max_steps=100, patience=1))
+    steps = [entry["step"] for entry in json.loads((result.folder / "history.json").read_text())["log"]]
     assert max(steps) < 100
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoint(tmp_path, monkeypatch):
-    from foreword.training.losses import LabelLoss
+    from foreword.training.modules.losses import LabelLoss
 
     whole, calls = LabelLoss.total, []
 
@@ -248,7 +250,7 @@ def test_what_went_wrong_is_said_with_what_to_try(tmp_path, capsys):
     settings = recipe(tmp_path, lr=1e-9, max_steps=20, **data)
     train(tiny_model("llama"), settings)
     assert "the loss did not fall" in capsys.readouterr().err
-    said = advice(Run.of(tiny_model("llama"), settings), [], {"accuracy": 0.9}, {"accuracy": 0.5})
+    said = advice(Run.from_recipe(tiny_model("llama"), settings), [], {"accuracy": 0.9}, {"accuracy": 0.5})
     assert "is under the 0.958 of always saying 'y'; try" in said[0]
     assert said[1].startswith("what was learned is worse than nothing; try")
 
@@ -259,19 +261,19 @@ def test_a_warm_start_learns_from_other_data_too(tmp_path, capsys):
     data = write_jsonl(tmp_path / "other.jsonl", [{"line": r["text"], "kind": r["label"]} for r in examples(48, 5)])
     other = tmp_path / "other.yaml"
     other.write_text(json.dumps({"data": data, "template": "{line}{mask}", "label_field": "kind"}))
-    outcome = train(lm, recipe(tmp_path, warm_start=[str(other)], max_steps=30))
+    result = train(lm, recipe(tmp_path, warm_start=[str(other)], max_steps=30))
     said = capsys.readouterr().err
     assert f"warm start on {data}: loss" in said
-    assert outcome.metrics["accuracy"] > 0.95
+    assert result.metrics["accuracy"] > 0.95
     other.write_text(json.dumps({"data": data, "lr": 1.0}))
     with pytest.raises(UsageError, match=r"line 1: there is no key 'lr'; it takes data, head, label_field"):
         train(lm, recipe(tmp_path, warm_start=[str(other)], out=str(tmp_path / "b")))
 
 
 def test_a_run_folder_has_its_curves_and_history(tmp_path):
-    outcome = train(tiny_model("llama"), recipe(tmp_path, max_steps=20))
-    assert (outcome.folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert "loss" in json.loads((outcome.folder / "history.json").read_text())["log"][0]
+    result = train(tiny_model("llama"), recipe(tmp_path, max_steps=20))
+    assert (result.folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert "loss" in json.loads((result.folder / "history.json").read_text())["log"][0]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,7 @@ def test_what_contradicts_itself_is_refused(changes, sentence, tmp_path):
 
 
 def test_class_weights_reach_the_loss(tmp_path):
-    run = Run.of(tiny_model("llama"), recipe(tmp_path, class_weights="balanced"))
-    weights = run.loss(run.learned()).class_weights
+    run = Run.from_recipe(tiny_model("llama"), recipe(tmp_path, class_weights="balanced"))
+    weights = run.loss(run.initial_prompt()).class_weights
     counts = [sum(example.labels == (label,) for example in run.examples) for label in range(2)]
     torch.testing.assert_close(weights, torch.tensor([48 / (2 * count) for count in counts]))

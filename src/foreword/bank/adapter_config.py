@@ -1,4 +1,4 @@
-"""PEFT's ``adapter_config.json``: which ones are plain LoRA, and how strongly each layer is changed."""
+"""PEFT's ``adapter_config.json``: checks for plain LoRA, and the scale of each layer."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from foreword.bank.document import Rule, describe, is_count, is_number
+from pydantic import Field
+
+from foreword.bank.json_document import FieldCheck, describe, is_a
 from foreword.errors import CorruptFile
 
 ADAPTER_MEND = "save it again with PEFT or restore it from a copy"
-LARGEST = 3.4e38
-"""Of a scale, as of any float32 number."""
+FLOAT32_MAX = 3.4e38
+"""Bound of a scale."""
 
-# Of these PEFT's forward is that of plain LoRA whatever they say, or `layer_scale` reads them. Which layers are
-# changed is told by the tensors. Any other field of whatever PEFT must be off.
-_READ = frozenset(
+# Fields that do not change PEFT's LoRA forward pass, or that `layer_scale` reads; the tensors name the layers. Others
+# must have a value of `_UNSET`.
+_ALLOWED_FIELDS = frozenset(
     {
         *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),
         *("inference_mode", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora"),
@@ -26,43 +28,28 @@ _READ = frozenset(
         *("megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
     }
 )
-_OFF = (None, False, [], {}, "")
-# PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ are left out: PEFT takes their start away from the base model's own weights.
-_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
-# PEFT takes regular expressions. Those with groups can run for ever on a made-up name, so only plain ones are read.
+_UNSET = (None, False, [], {}, "")
+# Without PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ, whose initial values PEFT subtracts from the base model's weights.
+_INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+# PEFT takes any regular expression; ones with groups may backtrack for ever, so they are refused.
 _PLAIN = re.compile(r"\^?(?:\.\*|\\d\+|\[0-9\]\+|\\\.|[\w.-])+\$?", re.ASCII)
 _WILDCARDS = 2
+_Rank = Annotated[int, Field(ge=1)]
+_Scale = Annotated[float, Field(ge=-FLOAT32_MAX, le=FLOAT32_MAX, allow_inf_nan=False)]
 
-
-def _is_number(value: Any) -> bool:
-    return is_number(value) and abs(value) <= LARGEST
-
-
-def _is_rank(value: object) -> bool:
-    return is_count(value) and value != 0
-
-
-def _is_ranks(value: object) -> bool:
-    return value is None or (isinstance(value, dict) and all(map(_is_rank, value.values())))
-
-
-def _is_numbers(value: object) -> bool:
-    return value is None or (isinstance(value, dict) and all(map(_is_number, value.values())))
-
-
-_RULES: dict[str, Rule] = {
-    "r": ("a rank, 1 or more", _is_rank),
-    "lora_alpha": ("a number", _is_number),
-    "rank_pattern": ("an object of module name to rank", _is_ranks),
-    "alpha_pattern": ("an object of module name to number", _is_numbers),
-    "use_rslora": ("true or false", lambda v: v in (None, False, True)),
+_FIELDS: dict[str, FieldCheck] = {
+    "r": ("a rank, 1 or more", is_a(_Rank)),
+    "lora_alpha": ("a number", is_a(_Scale)),
+    "rank_pattern": ("an object of module name to rank", is_a(dict[str, _Rank] | None)),
+    "alpha_pattern": ("an object of module name to number", is_a(dict[str, _Scale] | None)),
+    "use_rslora": ("true or false", lambda value: value in (None, False, True)),
 }
 
 
 def make_config(
     ranks: Mapping[str, int], scale: float, *, base_model: str | None, task_type: str | None, fan_in_fan_out: bool
 ) -> dict[str, Any]:
-    """What PEFT must read to add ``scale * up(down(x))`` in the layers of ``ranks``; `layer_scale` is its inverse."""
+    """A config that lets PEFT add ``scale * up(down(x))`` in the layers of ``ranks``; `layer_scale` is its inverse."""
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {"^" + name.replace(".", r"\."): own for name, own in ranks.items() if own != rank}
     return {
@@ -86,7 +73,7 @@ def make_config(
 
 
 def check_plain(config: Mapping[str, Any], where: str) -> None:
-    """Raise `CorruptFile` unless a config means what an `Adapter` can say: a scaled low-rank sum, nothing else."""
+    """Raise `CorruptFile` unless a config is plain LoRA: a scaled low-rank sum, which an `Adapter` can represent."""
     if config.get("peft_type") != "LORA":
         raise CorruptFile(
             f"{where}: expected peft_type LORA, found {describe(config.get('peft_type'))}, which this Foreword cannot "
@@ -94,12 +81,12 @@ def check_plain(config: Mapping[str, Any], where: str) -> None:
         )
     if config.get("bias", "none") != "none":
         _refuse("bias", config, where)
-    if config.get("init_lora_weights") not in _STARTS:
+    if config.get("init_lora_weights") not in _INITS:
         _refuse("init_lora_weights", config, where)
-    for name in sorted(config.keys() - _READ):
-        if config[name] not in _OFF:
+    for name in sorted(config.keys() - _ALLOWED_FIELDS):
+        if config[name] not in _UNSET:
             _refuse(name, config, where)
-    for name, (expected, check) in _RULES.items():
+    for name, (expected, check) in _FIELDS.items():
         if not check(config.get(name)):
             raise CorruptFile(
                 f"{where}: {name} must be {expected}, found {describe(config.get(name))}; {ADAPTER_MEND}."
@@ -107,17 +94,17 @@ def check_plain(config: Mapping[str, Any], where: str) -> None:
 
 
 def layer_scale(config: Mapping[str, Any], layer: str, rank: int, where: str) -> float:
-    """What PEFT multiplies the change of a layer with: ``alpha / r``, or ``alpha / sqrt(r)`` with ``use_rslora``.
+    """PEFT's scaling of a layer: ``alpha / r``, or ``alpha / sqrt(r)`` with ``use_rslora``.
 
     Args:
-        config: one that `check_plain` let pass.
+        config: checked by `check_plain`.
         layer: name of the module in the Transformers model.
-        rank: of its tensors, which must be the rank that the config says.
+        rank: of its tensors; must be the rank in the config.
     """
-    expected = _looked_up("rank_pattern", layer, config, config["r"], where)
+    expected = _pattern_value("rank_pattern", layer, config, config["r"], where)
     if expected != rank:
         raise CorruptFile(f"{where}: {layer} must have rank {expected}, found factors of rank {rank}; {ADAPTER_MEND}.")
-    alpha = _looked_up("alpha_pattern", layer, config, config["lora_alpha"], where)
+    alpha = _pattern_value("alpha_pattern", layer, config, config["lora_alpha"], where)
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -128,7 +115,7 @@ def _refuse(name: str, config: Mapping[str, Any], where: str) -> None:
     )
 
 
-def _looked_up(field: str, layer: str, config: Mapping[str, Any], default: Any, where: str) -> Any:
+def _pattern_value(field: str, layer: str, config: Mapping[str, Any], default: Any, where: str) -> Any:
     """The value of the first pattern that ends a layer's name behind a dot, as in PEFT's ``get_pattern_key``."""
     for pattern, value in (config.get(field) or {}).items():
         if not _PLAIN.fullmatch(pattern) or len(re.findall(r"[*+]", pattern)) > _WILDCARDS:
@@ -142,6 +129,6 @@ def _looked_up(field: str, layer: str, config: Mapping[str, Any], default: Any, 
 
 
 def _alpha(scale: float, rank: int) -> int | float:
-    """The number that PEFT divides by the rank to get the scale: whole if that is exact, as people write it."""
+    """PEFT's ``lora_alpha`` for a scale: ``scale * rank``, as a whole number if that is exact."""
     whole = round(scale * rank)
     return whole if whole / rank == scale else scale * rank

@@ -1,4 +1,4 @@
-"""A folder in PEFT's own LoRA format <-> an `Adapter`. The bank keeps adapters so, and others' are read with it.
+"""Folders in PEFT's LoRA format, read and written as `Adapter`; the bank stores adapters in this format.
 
 ``PeftModel.from_pretrained(model, folder)`` of what `write_adapter` wrote computes what Foreword computes.
 """
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foreword.bank.adapter_config import ADAPTER_MEND, LARGEST, check_plain, layer_scale, make_config
-from foreword.bank.document import parse
-from foreword.bank.durable import make_folder, write_file
-from foreword.bank.tensor_file import Load, load_tensors, open_file, read_tensors, widened, write_tensors
+from foreword.bank.adapter_config import ADAPTER_MEND, FLOAT32_MAX, check_plain, layer_scale, make_config
+from foreword.bank.durable import durable_write, make_folders
+from foreword.bank.json_document import parse
+from foreword.bank.tensor_file import TensorLoader, load_tensors, open_file, read_tensors, upcast, write_tensors
 from foreword.core import Adapter, LowRank
 from foreword.errors import CorruptFile, UsageError
 
@@ -28,7 +28,7 @@ _PICKLE = "adapter_model.bin"
 _ROOT = "base_model.model."
 _NAME = r"[\w-]+(?:\.[\w-]+)*"
 _MODULE = re.compile(_NAME, re.ASCII)
-_LONGEST = 300
+_MAX_NAME = 300
 _FACTOR = re.compile(rf"{re.escape(_ROOT)}({_NAME})\.lora_([AB])\.weight", re.ASCII)
 
 
@@ -43,17 +43,17 @@ def write_adapter(
     """Write an adapter as PEFT's ``save_pretrained`` would, fsynced; the folder is made.
 
     Args:
-        base_model: Hub id of the model that it belongs to; ``None`` leaves it to whoever loads it.
-        task_type: PEFT's word for what the model does, such as ``CAUSAL_LM``; ``None`` for a plain ``PeftModel``.
+        base_model: Hub id of the base model; may be ``None``.
+        task_type: PEFT's task type, such as ``CAUSAL_LM``; ``None`` for a plain ``PeftModel``.
         fan_in_fan_out: the layers are Transformers' ``Conv1D``, as in GPT-2; PEFT corrects a wrong one with a warning.
 
     Raises:
         UsageError: no layers, names that are no modules, or factors that do not fit or are not finite.
         OSError: the disk is full or not writable.
     """
-    if fault := _fault(adapter.layers, adapter.scale):
-        raise UsageError(f"the adapter cannot be stored: {fault}; give the factors of one LoRA.")
-    make_folder(folder)
+    if error := _factor_error(adapter.layers, adapter.scale):
+        raise UsageError(f"the adapter cannot be stored: {error}; give the factors of one LoRA.")
+    make_folders(folder)
     ranks = {name: int(pair.down.shape[0]) for name, pair in adapter.layers.items()}
     config = make_config(
         ranks, adapter.scale, base_model=base_model, task_type=task_type, fan_in_fan_out=fan_in_fan_out
@@ -65,17 +65,16 @@ def write_adapter(
     }
     # Other loaders of Transformers' files ask for this entry.
     write_tensors(folder / WEIGHTS, tensors, "the adapter", {"format": "pt"})
-    write_file(folder / CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    durable_write(folder / CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_adapter(folder: Path, load: Load = load_tensors) -> Adapter:
+def read_adapter(folder: Path, load: TensorLoader = load_tensors) -> Adapter:
     """Read a LoRA folder, factors on the CPU in the stored dtype.
 
-    Whether the named layers are in a model, whoever loads the model checks.
+    `foreword.adapters.check_adapter` checks whether a model has the layers.
 
     Raises:
-        CorruptFile: malformed, or something that an `Adapter` cannot say exactly: DoRA, biases, whole layers,
-            embeddings, another method of PEFT.
+        CorruptFile: malformed, or not plain LoRA: DoRA, biases, whole layers, embeddings, another method of PEFT.
         BankError: a file is missing or cannot be opened.
     """
     with open_file(folder / CONFIG, "PEFT's configuration of an adapter") as stream:
@@ -95,7 +94,7 @@ def make_adapter(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
     Where layers differ in scale, the difference goes into their ``up`` factors, in float32 at least.
     """
     check_plain(config, where)
-    layers = _paired(tensors, where)
+    layers = _pair_factors(tensors, where)
     scales = {name: layer_scale(config, name, int(pair.down.shape[0]), where) for name, pair in layers.items()}
     scale = max(scales.values(), key=abs)
     if any(own != scale for own in scales.values()):
@@ -103,7 +102,7 @@ def make_adapter(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
     return Adapter(layers, scale)
 
 
-def _paired(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, LowRank]:
+def _pair_factors(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, LowRank]:
     sides: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         factor = _FACTOR.fullmatch(name)
@@ -113,22 +112,22 @@ def _paired(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, LowRan
                 "cannot be served exactly; merge the adapter into the model with PEFT, or train it again without."
             )
         sides.setdefault(factor[1], {})[factor[2]] = tensor
-    if halves := [name for name, pair in sides.items() if len(pair) < 2]:
-        raise CorruptFile(f"{where}: {halves[0]} needs lora_A and lora_B, found one; {ADAPTER_MEND}.")
+    if incomplete := [name for name, pair in sides.items() if len(pair) < 2]:
+        raise CorruptFile(f"{where}: {incomplete[0]} needs lora_A and lora_B, found one; {ADAPTER_MEND}.")
     layers = {name: LowRank(pair["A"], pair["B"]) for name, pair in sides.items()}
-    if fault := _fault(layers, 0.0):
-        raise CorruptFile(f"{where}: {fault}; {ADAPTER_MEND}.")
+    if error := _factor_error(layers, 0.0):
+        raise CorruptFile(f"{where}: {error}; {ADAPTER_MEND}.")
     return layers
 
 
-def _fault(layers: Mapping[str, LowRank], scale: float) -> str | None:
-    """What keeps factors from being an adapter, as a clause for an error."""
+def _factor_error(layers: Mapping[str, LowRank], scale: float) -> str | None:
+    """A clause for an error about a scale, a module name or factors that no adapter has; ``None`` without one."""
     if not layers:
         return "it changes no layer"
-    if not abs(scale) <= LARGEST:
+    if not abs(scale) <= FLOAT32_MAX:
         return f"its scale must be a finite number, found {scale}"
     for name, pair in layers.items():
-        if not _MODULE.fullmatch(name) or len(name) > _LONGEST:
+        if not _MODULE.fullmatch(name) or len(name) > _MAX_NAME:
             return f"{name!r} is not the name of a module"
         down, up = list(pair.down.shape), list(pair.up.shape)
         if len(down) != 2 or len(up) != 2 or down[0] != up[1] or 0 in (*down, *up):
@@ -137,5 +136,5 @@ def _fault(layers: Mapping[str, LowRank], scale: float) -> str | None:
 
 
 def _scaled(pair: LowRank, ratio: float) -> LowRank:
-    # PEFT, too, runs half-precision factors in float32; folded in half precision they would be rounded once more.
-    return LowRank(widened(pair.down), widened(pair.up) * ratio)
+    # As in PEFT, which runs half-precision factors in float32; scaled in half precision they would be rounded again.
+    return LowRank(upcast(pair.down), upcast(pair.up) * ratio)

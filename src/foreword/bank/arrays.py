@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, deserialize
 
-from foreword.bank.document import MEND
+from foreword.bank.json_document import MEND
 from foreword.errors import CorruptFile
 
 _DTYPES = {

@@ -1,4 +1,4 @@
-"""SHA-256 of files, computed once a file and process: an unchanged file keeps its digest."""
+"""SHA-256 of files, with a cache: a file that has not changed is hashed once in a process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from foreword.bank.document import MEND
+from foreword.bank.json_document import MEND
 from foreword.errors import CorruptFile
 
-_SETTLED_NS = 2_000_000_000
-"""A file changed less than two seconds ago may change again without its time stamp moving: not remembered."""
+_MIN_AGE_NS = 2_000_000_000
+"""Younger files are not cached: they may change again within the resolution of their time stamp."""
 
 
 class FileIdentity(NamedTuple):
-    """What tells that a file is still the one that was read."""
+    """The key of the cache: a file with all of these equal is taken for unchanged."""
 
     path: str
     size: int
@@ -24,23 +24,23 @@ class FileIdentity(NamedTuple):
     inode: int
 
 
-_known: dict[FileIdentity, str] = {}
+_digests: dict[FileIdentity, str] = {}
 
 
-def identify(path: Path) -> FileIdentity:
+def file_identity(path: Path) -> FileIdentity:
     status = os.stat(path)
     return FileIdentity(os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def file_sha256(path: Path, *, fresh: bool = False) -> str:
-    """SHA-256 of a file's bytes; ``fresh`` reads them even if the file looks unchanged."""
-    identity = identify(path)
-    if not fresh and identity in _known:
-        return _known[identity]
+    """SHA-256 of a file's bytes in hexadecimal; ``fresh`` goes past the cache."""
+    identity = file_identity(path)
+    if not fresh and identity in _digests:
+        return _digests[identity]
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if time.time_ns() - identity.mtime_ns > _SETTLED_NS and identify(path) == identity:
-        _known[identity] = digest
+    if time.time_ns() - identity.mtime_ns > _MIN_AGE_NS and file_identity(path) == identity:
+        _digests[identity] = digest
     return digest
 
 
@@ -53,7 +53,7 @@ def check_file(path: Path, size: int, sha256: str, *, fresh: bool = False) -> No
 
 
 def check_bytes(data: bytes, size: int, sha256: str, where: str) -> None:
-    """The same for bytes that are not in a local file yet."""
+    """`check_file` for bytes that are not in a local file yet; ``where`` names them in errors."""
     check_size(len(data), size, where)
     check_sha256(hashlib.sha256(data).hexdigest(), sha256, where)
 

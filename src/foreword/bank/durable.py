@@ -1,4 +1,4 @@
-"""Files and folders that survive a kill or a power cut once a call here has returned."""
+"""Durable writes: atomic and fsynced, so that after a power cut a file is either the old one or the new one, whole."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 import uuid
 from pathlib import Path
 
-TEMPORARY = ".tmp-"
-"""Names that start so are unfinished work; readers never look at them."""
+TEMPORARY_PREFIX = ".tmp-"
+"""Begins the names of unfinished files and folders, which readers ignore."""
 
 
 def temporary_name() -> str:
-    return f"{TEMPORARY}{uuid.uuid4().hex}"
+    return f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path``, whole or not at all. Raises `OSError`; what was there before then stays."""
+def durable_write(path: Path, data: bytes) -> None:
+    """Replace a file in one step, fsynced. Raises `OSError`, and then the old file is still there."""
     temporary = path.with_name(temporary_name())
     try:
         with open(temporary, "xb") as stream:
@@ -25,20 +25,20 @@ def write_file(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
-def make_folder(path: Path) -> None:
-    """Create a folder and those above it, and make their names durable."""
+def make_folders(path: Path) -> None:
+    """Create a folder and its parents, fsynced."""
     if path.is_dir():
         return
-    make_folder(path.parent)
+    make_folders(path.parent)
     path.mkdir(exist_ok=True)
-    sync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Make renames and new names in a folder durable."""
+def fsync_folder(path: Path) -> None:
+    """Flush the entries of a folder (new files, renames) to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foreword.bank.document import MEND
-from foreword.bank.tensor_file import Load, Shape, fault_of_shapes, load_tensors, read_tensors, write_tensors
+from foreword.bank.json_document import MEND
+from foreword.bank.tensor_file import Shape, TensorLoader, load_tensors, read_tensors, shape_error, write_tensors
 from foreword.core import Head
 from foreword.errors import CorruptFile, UsageError
 
@@ -23,16 +23,18 @@ def write_head(path: Path, head: Head, hidden: int) -> None:
         OSError: the disk is full or not writable.
     """
     tensors = {"weight": head.weight, "bias": head.bias}
-    if fault := fault_of_shapes(tensors, _shapes(head.labels, hidden)):
-        raise UsageError(f"the head does not fit its task: {fault}; give one of this model and these labels.")
+    if error := shape_error(tensors, _shapes(head.labels, hidden)):
+        raise UsageError(f"the head does not fit its task: {error}; give one of this model and these labels.")
     write_tensors(path, tensors, "the head")
 
 
-def read_head(path: Path, labels: Sequence[str], hidden: int, *, per_token: bool, load: Load = load_tensors) -> Head:
+def read_head(
+    path: Path, labels: Sequence[str], hidden: int, *, per_token: bool, load: TensorLoader = load_tensors
+) -> Head:
     """Read the head for ``labels``. Raises `CorruptFile` for whatever is wrong with it."""
     tensors: dict[str, torch.Tensor] = read_tensors(path, load)
-    if fault := fault_of_shapes(tensors, _shapes(labels, hidden)):
-        raise CorruptFile(f"{path}: {fault}; {MEND}.")
+    if error := shape_error(tensors, _shapes(labels, hidden)):
+        raise CorruptFile(f"{path}: {error}; {MEND}.")
     return Head(tuple(labels), tensors["weight"], tensors["bias"], per_token)
 
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from foreword.bank.durable import TEMPORARY, make_folder, sync_folder, temporary_name, write_file
-from foreword.bank.format import read_record
-from foreword.bank.names import is_name, is_version, number_of
+from foreword.bank.durable import TEMPORARY_PREFIX, durable_write, fsync_folder, make_folders, temporary_name
+from foreword.bank.names import is_name, is_version, version_number
+from foreword.bank.version_folder import read_record
 from foreword.errors import PublishConflict
 
 _LOCKS = ".locks"
@@ -27,7 +27,7 @@ class LocalStore:
         self._root = root
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return str(self._root)
 
     def tasks(self) -> list[str]:
@@ -42,7 +42,7 @@ class LocalStore:
         return None
 
     def write_current(self, task: str, version: str) -> None:
-        write_file(self._root / task / "current", f"{version}\n".encode())
+        durable_write(self._root / task / "current", f"{version}\n".encode())
 
     def record(self, task: str, version: str) -> dict[str, Any]:
         return read_record(self.folder(task, version), task, version)
@@ -55,16 +55,16 @@ class LocalStore:
         # Outside the task's folder: removing the task must not pull the lock from under a waiting writer.
         import fcntl
 
-        make_folder(self._root / _LOCKS)
+        make_folders(self._root / _LOCKS)
         with open(self._root / _LOCKS / task, "ab") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
     @contextmanager
-    def workspace(self, task: str) -> Iterator[Path]:
+    def staging_folder(self, task: str) -> Iterator[Path]:
         parent = self._root / task
-        make_folder(parent)
-        _sweep(parent)
+        make_folders(parent)
+        _remove_leftovers(parent)
         folder = parent / temporary_name()
         try:
             folder.mkdir()
@@ -75,35 +75,35 @@ class LocalStore:
                 parent.rmdir()
 
     def claim(self, task: str) -> int:
-        return max(map(number_of, self.versions(task)), default=0) + 1
+        return max(map(version_number, self.versions(task)), default=0) + 1
 
     def commit(self, task: str, version: str, folder: Path) -> None:
         target = self._versions(task) / version
-        make_folder(target.parent)
+        make_folders(target.parent)
         if target.exists():
             raise PublishConflict(f"{target} is there already: another writer published it; publish again.")
         os.rename(folder, target)
-        sync_folder(target.parent)
+        fsync_folder(target.parent)
 
     def remove_version(self, task: str, version: str) -> None:
-        self._discard(self._versions(task) / version, task)
+        self._remove_folder(self._versions(task) / version, task)
 
     def remove_task(self, task: str) -> None:
         (self._root / task / "current").unlink(missing_ok=True)
-        sync_folder(self._root / task)
+        fsync_folder(self._root / task)
         shutil.rmtree(self._root / task)
-        sync_folder(self._root)
+        fsync_folder(self._root)
 
-    def try_write(self) -> None:
+    def check_writable(self) -> None:
         if self._root.is_dir():
             trial = self._root / temporary_name()
-            write_file(trial, b"")
+            durable_write(trial, b"")
             return trial.unlink()
         above = next(folder for folder in self._root.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
 
-    def stamp(self) -> object:
+    def etag(self) -> object:
         found = []
         for name in _list(self._root):
             with suppress(OSError):
@@ -114,11 +114,11 @@ class LocalStore:
     def _versions(self, task: str) -> Path:
         return self._root / task / "versions"
 
-    def _discard(self, folder: Path, task: str) -> None:
+    def _remove_folder(self, folder: Path, task: str) -> None:
         # Renamed first, so that a kill in the middle never leaves half a version in the list.
         hidden = self._root / task / temporary_name()
         os.rename(folder, hidden)
-        sync_folder(folder.parent)
+        fsync_folder(folder.parent)
         shutil.rmtree(hidden, ignore_errors=True)
 
 
@@ -129,10 +129,10 @@ def _list(folder: Path) -> list[str]:
         return []
 
 
-def _sweep(folder: Path) -> None:
-    """Delete what publishes that were killed over an hour ago left behind."""
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the staging folders of publishes that were killed over an hour ago."""
     for name in _list(folder):
         path = folder / name
         with suppress(OSError):
-            if name.startswith(TEMPORARY) and time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+            if name.startswith(TEMPORARY_PREFIX) and time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,4 +1,4 @@
-"""How tasks and versions are called, and what to say when nobody is called so."""
+"""Names of tasks and versions, and suggestions for unknown ones."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def check_name(name: str) -> None:
         )
 
 
-def number_of(version: str) -> int:
+def version_number(version: str) -> int:
     """``12`` of ``0012-0123456789ab``."""
     return int(version.partition("-")[0])
 
 
-def name_version(number: int, digest: str) -> str:
-    """``0012-0123456789ab``: the number counts up, the digest tells the content."""
+def make_version(number: int, digest: str) -> str:
+    """``0012-0123456789ab``: a number that counts up, and the first 12 digits of the content digest."""
     return f"{number:04d}-{digest[:12]}"
 
 
@@ -46,15 +46,15 @@ def split_ref(ref: str) -> tuple[str, str | None]:
     return name, version if at else None
 
 
-def matching(wanted: str, versions: Sequence[str]) -> list[str]:
-    """Versions meant by ``wanted``: the full version, or its number with or without leading zeros."""
+def matching_versions(wanted: str, versions: Sequence[str]) -> list[str]:
+    """The versions that a user means by a full version, or by its number with or without leading zeros."""
     if wanted.isascii() and wanted.isdigit():
         return [v for v in versions if v.partition("-")[0].lstrip("0") == wanted.lstrip("0")]
     return [v for v in versions if v == wanted]
 
 
-def hint(wanted: str, known: Sequence[str], command: str) -> str:
-    """What to do about a name that is not among ``known``: near names, the list when short, or a command."""
+def suggest(wanted: str, known: Sequence[str], command: str) -> str:
+    """The end of an error about an unknown name: close matches, all names if few, or a command that lists them."""
     if near := difflib.get_close_matches(wanted, known, n=3):
         return f"did you mean {' or '.join(near)}?"
     if known and len(known) <= _LISTED:

@@ -1,4 +1,4 @@
-"""``prefix.safetensors``: one `KVPrefix` in one file that knows its model. Byte by byte in ``SPEC.md``."""
+"""``prefix.safetensors``: one `KVPrefix` with the identity of its model. Specified in ``SPEC.md``."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from foreword.bank.container import Container, Tensor, read_container
-from foreword.bank.document import (
+from foreword.bank.durable import durable_write
+from foreword.bank.json_document import (
     FORMAT,
     MEND,
-    Rule,
+    Count,
+    FieldCheck,
+    Sha256,
     dump,
-    is_count,
-    is_digest,
+    is_a,
     is_identity,
     parse_fields,
 )
-from foreword.bank.durable import write_file
-from foreword.bank.tensor_file import DTYPES, Load, detached, is_finite, load_tensors, open_file, serialized
+from foreword.bank.safetensors_header import SafetensorsHeader, TensorInfo, read_safetensors_header
+from foreword.bank.tensor_file import DTYPES, TensorLoader, detach, is_finite, load_tensors, open_file, serialize
 from foreword.core import Bos, KVPrefix, ModelIdentity
 from foreword.errors import CorruptFile, UsageError
 
@@ -28,21 +29,16 @@ if TYPE_CHECKING:
 
 _METADATA_KEY = "foreword"
 
-
-def _is_token_ids(value: object) -> bool:
-    return value is None or (isinstance(value, list) and all(map(is_count, value)))
-
-
-_RULES: dict[str, Rule] = {
-    "format": ("the format version", is_count),
+_FIELDS: dict[str, FieldCheck] = {
+    "format": ("the format version", is_a(Count)),
     "model": ("a model identity with at least one layer", is_identity),
-    "offset": ("a position, 0 or more", is_count),
-    "token_ids": ("a list of token ids, or null", _is_token_ids),
-    "bos": (f"one of {', '.join(get_args(Bos))}", lambda v: v in get_args(Bos)),
-    "method": ("a text", lambda v: isinstance(v, str)),
-    "dtype": (f"one of {', '.join(DTYPES.values())}", lambda v: v in list(DTYPES.values())),
-    "digest": ("a SHA-256", is_digest),
-    "provenance": ("an object", lambda v: isinstance(v, dict)),
+    "offset": ("a position, 0 or more", is_a(Count)),
+    "token_ids": ("a list of token ids, or null", is_a(list[Count] | None)),
+    "bos": (f"one of {', '.join(get_args(Bos))}", is_a(Bos)),
+    "method": ("a text", is_a(str)),
+    "dtype": (f"one of {', '.join(DTYPES.values())}", lambda value: value in list(DTYPES.values())),
+    "digest": ("a SHA-256", is_a(Sha256)),
+    "provenance": ("an object", is_a(dict)),
 }
 
 
@@ -52,14 +48,14 @@ def write_prefix(path: str | os.PathLike[str], prefix: KVPrefix, *, method: str,
     Args:
         path: the file; what is there is replaced.
         prefix: all keys and values in one floating dtype, on any device.
-        method: how it came to be, such as ``p-tuning-v2``.
+        method: the training method, such as ``p-tuning-v2``.
         provenance: JSON values only.
 
     Raises:
         UsageError: mixed or integer dtypes, values that are not finite, or provenance that JSON cannot hold.
         OSError: the disk is full or not writable.
     """
-    if (broken := _not_finite(prefix)) is not None:
+    if (broken := _first_nonfinite_layer(prefix)) is not None:
         raise UsageError(f"layer {broken} of the prefix holds NaN or infinity; train it again with a smaller --lr.")
     header = {
         "format": FORMAT,
@@ -73,56 +69,58 @@ def write_prefix(path: str | os.PathLike[str], prefix: KVPrefix, *, method: str,
         "provenance": dict(provenance),
     }
     metadata = {_METADATA_KEY: dump(header, "the header of a prefix")}
-    write_file(Path(path), serialized(_named_tensors(prefix), metadata))
+    durable_write(Path(path), serialize(_named_tensors(prefix), metadata))
 
 
-def read_prefix(path: str | os.PathLike[str], source: str = "", load: Load = load_tensors) -> KVPrefix:
+def read_prefix(path: str | os.PathLike[str], source: str = "", load: TensorLoader = load_tensors) -> KVPrefix:
     """Read and check one prefix; its tensors are on the CPU in the stored dtype.
 
     Args:
-        source: what it is to remember as the place that it came from.
-        load: reads its tensors.
+        source: becomes `KVPrefix.source`.
+        load: reads the tensors.
 
     Raises `CorruptFile` for whatever is wrong with the file, `BankError` if it cannot be opened.
     """
     where = str(path)
     with open_file(path) as stream:
-        header = _checked_header(read_container(stream, where), where)
+        header = _read_header(read_safetensors_header(stream, where), where)
     tensors = load(path)
-    prefix = _build(header, tensors, where, source)
+    prefix = _make_prefix(header, tensors, where, source)
     if prefix.digest != header["digest"]:
         raise CorruptFile(
             f"{where} was altered: expected prefix digest {header['digest'][:12]}, found {prefix.digest[:12]}; {MEND}."
         )
-    if (broken := _not_finite(prefix)) is not None:
+    if (broken := _first_nonfinite_layer(prefix)) is not None:
         raise CorruptFile(f"{where}: layer {broken} must hold finite numbers, found NaN or infinity; {MEND}.")
     return prefix
 
 
-def outline_prefix(path: str | os.PathLike[str], source: str = "") -> KVPrefix:
-    """A prefix without its values: keys and values are on the meta device, and its digest is what the header says.
+def read_prefix_metadata(path: str | os.PathLike[str], source: str = "") -> KVPrefix:
+    """A prefix whose keys and values are on the meta device, with the digest that the header states.
 
-    Whoever reads the values by ``source`` holds them against that digest. Raises as `read_prefix` does, but for no
-    fault of the values.
+    Code that reads the values later, by ``source``, checks them against that digest. Raises as `read_prefix` does,
+    unless the error is in the values.
     """
     import torch
 
     where = str(path)
     with open_file(path) as stream:
-        container = read_container(stream, where)
-    header = _checked_header(container, where)
+        container = read_safetensors_header(stream, where)
+    header = _read_header(container, where)
     # Layers of one shape share a tensor: there is nothing in it, and a thousand tasks have sixty thousand of them.
     shapes = {tensor.shape for tensor in container.tensors.values()}
     empty = {shape: torch.empty(shape, dtype=getattr(torch, header["dtype"]), device="meta") for shape in shapes}
-    prefix = _build(header, {name: empty[tensor.shape] for name, tensor in container.tensors.items()}, where, source)
-    vars(prefix)["digest"] = header["digest"]  # where the property keeps what it has computed
+    prefix = _make_prefix(
+        header, {name: empty[tensor.shape] for name, tensor in container.tensors.items()}, where, source
+    )
+    vars(prefix)["digest"] = header["digest"]  # the cached property
     return prefix
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked header of a prefix file, without loading tensors. Raises as `read_prefix` does."""
     with open_file(path) as stream:
-        return _checked_header(read_container(stream, str(path)), str(path))
+        return _read_header(read_safetensors_header(stream, str(path)), str(path))
 
 
 def _dtype_of(prefix: KVPrefix) -> str:
@@ -135,9 +133,9 @@ def _dtype_of(prefix: KVPrefix) -> str:
     return found[0]
 
 
-def _not_finite(prefix: KVPrefix) -> int | None:
-    """The first layer with NaN or infinity. Attention kernels may take such keys for masked ones, so that the task
-    would answer almost like the base model."""
+def _first_nonfinite_layer(prefix: KVPrefix) -> int | None:
+    """The first layer with NaN or infinity; ``None`` if there is none. Attention kernels may treat such keys as masked,
+    and the task would then answer almost like the base model."""
     layers = zip(prefix.keys, prefix.values, strict=True)
     bad = (i for i, layer in enumerate(layers) if not all(map(is_finite, layer)))
     return next(bad, None)
@@ -146,13 +144,13 @@ def _not_finite(prefix: KVPrefix) -> int | None:
 def _named_tensors(prefix: KVPrefix) -> dict[str, torch.Tensor]:
     named = {}
     for index, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-        named[f"layers.{index}.key"] = detached(key)
-        named[f"layers.{index}.value"] = detached(value)
+        named[f"layers.{index}.key"] = detach(key)
+        named[f"layers.{index}.value"] = detach(value)
     return named
 
 
-def _checked_header(container: Container, where: str) -> dict[str, Any]:
-    """Foreword's header, held against the names, dtypes and shapes of the tensors behind it."""
+def _read_header(container: SafetensorsHeader, where: str) -> dict[str, Any]:
+    """Foreword's header, checked against the names, dtypes and shapes of the tensors."""
     text = container.metadata.get(_METADATA_KEY)
     if not isinstance(text, str):
         raise CorruptFile(
@@ -160,7 +158,7 @@ def _checked_header(container: Container, where: str) -> dict[str, Any]:
             f"written by Foreword, or {MEND}."
         )
     # A lone surrogate can be escaped in JSON but not encoded; the strict parser then refuses its bytes.
-    header = parse_fields(text.encode(errors="surrogatepass"), _RULES, f"{where}, header")
+    header = parse_fields(text.encode(errors="surrogatepass"), _FIELDS, f"{where}, header")
     expected = _expected_shapes(header, container.tensors)
     _check_names(expected.keys() - container.tensors.keys(), container.tensors.keys() - expected.keys(), where)
     for name, tensor in container.tensors.items():
@@ -169,7 +167,7 @@ def _checked_header(container: Container, where: str) -> dict[str, Any]:
     return header
 
 
-def _expected_shapes(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int, int]]:
+def _expected_shapes(header: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, int, int]]:
     """``[kv_heads, P, dim]`` of every tensor, with the ``P`` of the first key (0 if missing or flat)."""
     first = tensors.get("layers.0.key")
     length = first.shape[1] if first and len(first.shape) == 3 else 0
@@ -187,7 +185,7 @@ def _check_names(missing: set[str], extra: set[str], where: str) -> None:
         raise CorruptFile(f"{where}: expected keys and values of its layers only, found {min(extra)}; {MEND}.")
 
 
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: str, where: str) -> None:
+def _check_tensor(name: str, tensor: TensorInfo, shape: tuple[int, ...], dtype: str, where: str) -> None:
     if tensor.shape != shape:
         raise CorruptFile(f"{where}: {name} must be {list(shape)} for its model, found {list(tensor.shape)}; {MEND}.")
     if tensor.dtype not in DTYPES:
@@ -203,7 +201,7 @@ def _check_length(token_ids: list[int] | None, length: int, where: str) -> None:
         )
 
 
-def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor], where: str, source: str) -> KVPrefix:
+def _make_prefix(header: dict[str, Any], tensors: dict[str, torch.Tensor], where: str, source: str) -> KVPrefix:
     model = ModelIdentity.from_json(header["model"])
     layers = range(len(model.layers))
     token_ids = header["token_ids"]

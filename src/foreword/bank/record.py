@@ -1,4 +1,4 @@
-"""``task.json``: everything about one version except its tensors, and the digests of the files beside it."""
+"""``task.json``, the manifest of a version: everything but its tensors, and the digests of its other files."""
 
 from __future__ import annotations
 
@@ -6,53 +6,46 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from foreword.bank.document import (
+from pydantic import BaseModel, Field
+
+from foreword.bank.json_document import (
     FORMAT,
     MEND,
-    Rule,
+    Count,
+    FieldCheck,
+    Number,
+    Sha256,
     describe,
     dump,
-    is_count,
-    is_digest,
+    is_a,
     is_identity,
-    is_number,
     parse_fields,
 )
-from foreword.bank.names import is_name, is_version, name_version
+from foreword.bank.names import is_name, is_version, make_version
 from foreword.bank.version_files import HEAD, known_files, member_files, missing_files, unknown_files
-from foreword.core import OF_REQUESTS, Combine, Kind, SamplingParams, Task
+from foreword.core import REQUEST_ONLY_PARAMS, Combine, Kind, SamplingParams, Task
 from foreword.errors import CorruptFile, UsageError
 
-_GENERATION = frozenset(field.name for field in dataclasses.fields(SamplingParams)) - OF_REQUESTS
+_GENERATION = frozenset(field.name for field in dataclasses.fields(SamplingParams)) - REQUEST_ONLY_PARAMS
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+class _FileEntry(BaseModel, extra="forbid"):
+    size: Count
+    sha256: Sha256
 
 
-def _is_optional_text(value: object) -> bool:
-    return value is None or isinstance(value, str)
+class _HeadEntry(BaseModel, extra="forbid"):
+    labels: Annotated[list[str], Field(min_length=1)]
+    per_token: bool
 
 
-def _is_verbalizer(value: object) -> bool:
-    if value is None:
-        return True
-    words = value.values() if isinstance(value, dict) else [None]
-    return all(isinstance(group, list) and all(map(_is_text, group)) for group in words)
+def _is_head(value: Any) -> bool:
+    return _is_head_entry(value) and len(set(value["labels"])) == len(value["labels"])
 
 
-def _is_head(value: object) -> bool:
-    if not isinstance(value, dict) or value.keys() != {"labels", "per_token"}:
-        return False
-    labels = value["labels"]
-    texts = isinstance(labels, list) and bool(labels) and all(map(_is_text, labels))
-    return texts and len(set(labels)) == len(labels) and isinstance(value["per_token"], bool)
-
-
-def _is_bias(value: object) -> bool:
-    return isinstance(value, dict) and all(map(is_number, value.values()))
+_is_head_entry = is_a(_HeadEntry)
 
 
 def _is_generation(value: object) -> bool:
@@ -66,39 +59,29 @@ def _is_time(value: object) -> bool:
         return False
 
 
-def _is_files(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_file, value.values()))
-
-
-def _is_file(entry: object) -> bool:
-    if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
-        return False
-    return is_count(entry["size"]) and is_digest(entry["sha256"])
-
-
-_RULES: dict[str, Rule] = {
-    "format": ("the format version", is_count),
+_FIELDS: dict[str, FieldCheck] = {
+    "format": ("the format version", is_a(Count)),
     "name": ("a task name", is_name),
     "version": ("a version such as 0001-0123456789ab", is_version),
-    "kind": (f"one of {', '.join(get_args(Kind))}", lambda v: v in get_args(Kind)),
-    "method": ("a text", _is_text),
-    "text": ("a text or null", _is_optional_text),
-    "template": ("a text or null", _is_optional_text),
-    "verbalizer": ("an object of label to list of words, or null", _is_verbalizer),
+    "kind": (f"one of {', '.join(get_args(Kind))}", is_a(Kind)),
+    "method": ("a text", is_a(str)),
+    "text": ("a text or null", is_a(str | None)),
+    "template": ("a text or null", is_a(str | None)),
+    "verbalizer": ("an object of label to list of words, or null", is_a(dict[str, list[str]] | None)),
     "generation": (f"an object with some of {', '.join(sorted(_GENERATION))}", _is_generation),
-    "provenance": ("an object", lambda v: isinstance(v, dict)),
+    "provenance": ("an object", is_a(dict)),
     "model": ("a model identity with at least one layer", is_identity),
     "created": ("a time in UTC such as 2026-01-31T09:30:00Z", _is_time),
-    "files": ("an object of file name to size and sha256", _is_files),
+    "files": ("an object of file name to size and sha256", is_a(dict[str, _FileEntry])),
 }
 
 
-_OPTIONAL: dict[str, Rule] = {
+_OPTIONAL_FIELDS: dict[str, FieldCheck] = {
     "head": ("an object of labels (different texts) and per_token (true or false)", _is_head),
-    "bias": ("an object of label to finite number", _is_bias),
-    "combine": (f"one of {', '.join(get_args(Combine))}", lambda v: v in get_args(Combine)),
+    "bias": ("an object of label to finite number", is_a(dict[str, Number])),
+    "combine": (f"one of {', '.join(get_args(Combine))}", is_a(Combine)),
 }
-"""Only in versions that need them, so that all others stay as they were."""
+"""Written only where a task needs them, so that the records of other tasks have not changed."""
 
 
 def make_record(task: Task, number: int, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -121,16 +104,16 @@ def make_record(task: Task, number: int, files: Mapping[str, Mapping[str, Any]])
         "text": task.text,
         "template": task.template,
         "verbalizer": None if words is None else {label: list(group) for label, group in words.items()},
-        **_optional(task),
+        **_optional_fields(task),
         "generation": dict(task.generation),
         "provenance": dict(task.provenance),
         "model": task.prefix.model.to_json(),
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "files": {name: dict(entry) for name, entry in files.items()},
     }
-    if fault := _fault(record):
-        raise UsageError(f"task {task.name!r} cannot be stored: {fault}; mend the task and publish it again.")
-    return {**record, "version": name_version(number, content_digest(record))}
+    if error := _contradiction(record):
+        raise UsageError(f"task {task.name!r} cannot be stored: {error}; mend the task and publish it again.")
+    return {**record, "version": make_version(number, content_digest(record))}
 
 
 def write_record(record: Mapping[str, Any]) -> bytes:
@@ -147,9 +130,9 @@ def content_digest(record: Mapping[str, Any]) -> str:
 
 def parse_record(data: bytes, where: str, name: str, version: str | None = None) -> dict[str, Any]:
     """Check the bytes of a ``task.json`` for task ``name``. Raises `CorruptFile`."""
-    record = parse_fields(data, _RULES, where, _OPTIONAL)
+    record = parse_fields(data, _FIELDS, where, _OPTIONAL_FIELDS)
     _check_files(record["files"], where)
-    expected = name_version(int(record["version"].partition("-")[0]), content_digest(record))
+    expected = make_version(int(record["version"].partition("-")[0]), content_digest(record))
     if record["version"] != expected:
         raise CorruptFile(f"{where} was altered: expected version {expected}, found {record['version']}; {MEND}.")
     for field, wanted in (("name", name), ("version", version)):
@@ -157,8 +140,8 @@ def parse_record(data: bytes, where: str, name: str, version: str | None = None)
             raise CorruptFile(
                 f"{where} is in the wrong place: expected {field} {wanted}, found {record[field]}; {MEND}."
             )
-    if fault := _fault(record):
-        raise CorruptFile(f"{where}: {fault}; {MEND}.")
+    if error := _contradiction(record):
+        raise CorruptFile(f"{where}: {error}; {MEND}.")
     return record
 
 
@@ -172,8 +155,8 @@ def _check_files(files: Mapping[str, Any], where: str) -> None:
         raise CorruptFile(f"{where}: expected {missing[0]} among its files, found none; {MEND}.")
 
 
-def _optional(task: Task) -> dict[str, Any]:
-    """The optional fields that a task needs."""
+def _optional_fields(task: Task) -> dict[str, Any]:
+    """The optional fields of a task that has a head, a bias or members."""
     fields: dict[str, Any] = {}
     if task.head is not None:
         fields["head"] = {"labels": list(task.head.labels), "per_token": task.head.per_token}
@@ -184,9 +167,9 @@ def _optional(task: Task) -> dict[str, Any]:
     return fields
 
 
-def _fault(record: Mapping[str, Any]) -> str | None:
-    """What in a record contradicts the rest of it, as a clause for an error; ``None`` if nothing does."""
-    for name, (expected, check) in _OPTIONAL.items():
+def _contradiction(record: Mapping[str, Any]) -> str | None:
+    """A clause for an error about fields that contradict each other; ``None`` if none do."""
+    for name, (expected, check) in _OPTIONAL_FIELDS.items():
         if name in record and not check(record[name]):
             return f"{name} must be {expected}, found {describe(record[name])}"
     head, words, files = record.get("head"), record["verbalizer"], record["files"]

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from foreword.bank.digests import check_bytes, check_file
-from foreword.bank.document import MEND
-from foreword.bank.durable import make_folder, temporary_name, write_file
-from foreword.bank.format import read_record
-from foreword.bank.names import is_name, is_version, number_of
+from foreword.bank.durable import durable_write, make_folders, temporary_name
+from foreword.bank.json_document import MEND
+from foreword.bank.names import is_name, is_version, version_number
 from foreword.bank.record import parse_record
 from foreword.bank.version_files import RECORD
+from foreword.bank.version_folder import read_record
 from foreword.errors import CorruptFile, PublishConflict, UsageError
 
 
@@ -39,11 +39,11 @@ class RemoteStore:
         self._cache = cache / hashlib.sha256(self._url.encode()).hexdigest()[:16]
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return self._url
 
     def tasks(self) -> list[str]:
-        return sorted(self._currents())
+        return sorted(self._list_current())
 
     def versions(self, task: str) -> list[str]:
         return [name for name in self._list(f"{task}/versions") if is_version(name)]
@@ -57,11 +57,11 @@ class RemoteStore:
     def record(self, task: str, version: str) -> dict[str, Any]:
         with suppress(CorruptFile):
             return read_record(self._cached(task, version), task, version)
-        return self._fetch_record(task, version)[1]
+        return self._get_record(task, version)[1]
 
     def folder(self, task: str, version: str, *, fresh: bool = False) -> Path:
         folder = self._cached(task, version)
-        if fresh or not _is_whole(folder, task, version):
+        if fresh or not _is_complete(folder, task, version):
             self._fetch(task, version, folder)
         return folder
 
@@ -69,13 +69,13 @@ class RemoteStore:
         return nullcontext()
 
     @contextmanager
-    def workspace(self, task: str) -> Iterator[Path]:
+    def staging_folder(self, task: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="foreword-publish-") as folder:
             yield Path(folder)
 
     def claim(self, task: str) -> int:
         claimed = [int(name) for name in self._list(f"{task}/claims") if name.isascii() and name.isdigit()]
-        number = max([*claimed, *map(number_of, self.versions(task))], default=0) + 1
+        number = max([*claimed, *map(version_number, self.versions(task))], default=0) + 1
         try:
             self._create(f"{task}/claims/{number:04d}", b"")
         except FileExistsError as error:
@@ -97,9 +97,9 @@ class RemoteStore:
 
     def remove_version(self, task: str, version: str) -> None:
         mark = f"{task}/versions/{version}"
-        listed = self._files_of(task, version)
+        listed = self._digests_of(task, version)
         self._delete(f"{mark}/{RECORD}")
-        kept = {sha for other in self.versions(task) if other != version for sha in self._files_of(task, other)}
+        kept = {sha for other in self.versions(task) if other != version for sha in self._digests_of(task, other)}
         for sha in listed - kept:
             self._delete(f"{task}/files/{sha}")
         self._delete(mark)
@@ -110,19 +110,19 @@ class RemoteStore:
         self._delete(task)
         shutil.rmtree(self._cache / task, ignore_errors=True)
 
-    def try_write(self) -> None:
+    def check_writable(self) -> None:
         trial = temporary_name()
         self._put(trial, b"")
         self._delete(trial)
 
-    def stamp(self) -> object:
+    def etag(self) -> object:
         # Which entry of a listing tells a change (ETag, generation, time) differs by store: take them all.
-        return tuple(sorted((task, repr(sorted(info.items()))) for task, info in self._currents().items()))
+        return tuple(sorted((task, repr(sorted(info.items()))) for task, info in self._list_current().items()))
 
     def _cached(self, task: str, version: str) -> Path:
         return self._cache / task / "versions" / version
 
-    def _fetch_record(self, task: str, version: str) -> tuple[bytes, dict[str, Any]]:
+    def _get_record(self, task: str, version: str) -> tuple[bytes, dict[str, Any]]:
         path = f"{task}/versions/{version}/{RECORD}"
         data = self._get(path)
         if data is None:
@@ -130,12 +130,12 @@ class RemoteStore:
         return data, parse_record(data, f"{self._url}/{path}", task, version)
 
     def _fetch(self, task: str, version: str, folder: Path) -> None:
-        """Fill the cache; what does not match its digest never gets there. ``task.json`` comes last."""
-        data, record = self._fetch_record(task, version)
+        """Download a version into the cache; files are checked before they are written, ``task.json`` comes last."""
+        data, record = self._get_record(task, version)
         for name, entry in record["files"].items():
-            make_folder((folder / name).parent)
-            write_file(folder / name, self._fetch_file(task, version, name, entry))
-        write_file(folder / RECORD, data)
+            make_folders((folder / name).parent)
+            durable_write(folder / name, self._fetch_file(task, version, name, entry))
+        durable_write(folder / RECORD, data)
 
     def _fetch_file(self, task: str, version: str, name: str, entry: dict[str, Any]) -> bytes:
         # A bank copied here from a local disk keeps its files beside task.json: that serves as well.
@@ -147,16 +147,16 @@ class RemoteStore:
                 return data
         raise CorruptFile(f"{self._url}/{paths[0]} ({name}): expected {entry['size']} bytes, found none; {MEND}.")
 
-    def _files_of(self, task: str, version: str) -> set[str]:
+    def _digests_of(self, task: str, version: str) -> set[str]:
         with suppress(CorruptFile):
             return {entry["sha256"] for entry in self.record(task, version)["files"].values()}
         return set()
 
-    def _currents(self) -> dict[str, dict[str, Any]]:
-        """What the store says about every ``current``, by task."""
+    def _list_current(self) -> dict[str, dict[str, Any]]:
+        """The listing's entry of every ``current``, by task."""
         self._fs.invalidate_cache()
         try:
-            found = _ask(self._fs.find, self._root, maxdepth=2, detail=True)
+            found = _call(self._fs.find, self._root, maxdepth=2, detail=True)
         except FileNotFoundError:
             return {}
         currents = {}
@@ -169,32 +169,34 @@ class RemoteStore:
     def _list(self, path: str) -> list[str]:
         self._fs.invalidate_cache()
         try:
-            return [entry.rstrip("/").rpartition("/")[2] for entry in _ask(self._fs.ls, self._path(path), detail=False)]
+            return [
+                entry.rstrip("/").rpartition("/")[2] for entry in _call(self._fs.ls, self._path(path), detail=False)
+            ]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def _size(self, path: str) -> int | None:
         self._fs.invalidate_cache()
         with suppress(FileNotFoundError):
-            return _ask(self._fs.info, self._path(path)).get("size")
+            return _call(self._fs.info, self._path(path)).get("size")
         return None
 
     def _get(self, path: str) -> bytes | None:
         with suppress(FileNotFoundError, NotADirectoryError):
-            return _ask(self._fs.cat_file, self._path(path))
+            return _call(self._fs.cat_file, self._path(path))
         return None
 
     def _put(self, path: str, data: bytes) -> None:
-        _ask(self._fs.pipe_file, self._path(path), data)
+        _call(self._fs.pipe_file, self._path(path), data)
 
     def _create(self, path: str, data: bytes) -> None:
         """A conditional put: raises `FileExistsError` when the object is there."""
-        _ask(self._fs.pipe_file, self._path(path), data, mode="create")
+        _call(self._fs.pipe_file, self._path(path), data, mode="create")
 
     def _delete(self, path: str) -> None:
         self._fs.invalidate_cache()
         with suppress(FileNotFoundError):
-            _ask(self._fs.rm, self._path(path), recursive=True)
+            _call(self._fs.rm, self._path(path), recursive=True)
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -213,8 +215,8 @@ def _connect(url: str) -> tuple[Any, str]:
     return fs, str(root).rstrip("/")
 
 
-def _ask(verb: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call the file system; its package's own errors come out as `OSError`, like those of a disk."""
+def _call(verb: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a method of the file system; errors of its package are raised as `OSError`."""
     try:
         return verb(*args, **options)
     except OSError:
@@ -223,7 +225,7 @@ def _ask(verb: Callable[..., Any], *args: Any, **options: Any) -> Any:
         raise OSError(None, f"{type(error).__name__}: {error}") from error
 
 
-def _is_whole(folder: Path, task: str, version: str) -> bool:
+def _is_complete(folder: Path, task: str, version: str) -> bool:
     try:
         for name, entry in read_record(folder, task, version)["files"].items():
             check_file(folder / name, **entry)

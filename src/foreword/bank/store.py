@@ -1,7 +1,7 @@
-"""Where a bank keeps its bytes: a local disk (`local.py`) or an object store (`remote.py`).
+"""`Store`: the storage backend of a bank, a local disk (`local.py`) or an object store (`remote.py`).
 
-A store moves bytes and knows how to make them appear at once. What a task, a version or a conflict is,
-`bank.py` decides, once for both. Names and versions that come in are already checked.
+A store reads, writes and commits bytes atomically; `bank.py` decides which version is served and what conflicts. The
+names and versions that it gets have been checked.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any, Protocol
 
 
 class Store(Protocol):
-    """The verbs of both. Every one may raise `OSError`, which the bank turns into one sentence."""
+    """A storage backend. Every method may raise `OSError`, which the bank turns into a `BankError`."""
 
     @property
-    def place(self) -> str:
-        """How errors name the bank: a path or a URL."""
+    def location(self) -> str:
+        """The path or URL of the root."""
         ...
 
     def tasks(self) -> list[str]:
-        """Names that have a ``current``."""
+        """Names of the tasks that have a ``current``."""
         ...
 
     def versions(self, task: str) -> list[str]:
@@ -32,7 +32,7 @@ class Store(Protocol):
         ...
 
     def write_current(self, task: str, version: str) -> None:
-        """Serve ``version`` from now on, at one stroke."""
+        """Serve ``version`` from now on, atomically."""
         ...
 
     def record(self, task: str, version: str) -> dict[str, Any]:
@@ -44,19 +44,19 @@ class Store(Protocol):
         ...
 
     def lock(self, task: str) -> AbstractContextManager[None]:
-        """Keeps other writers of this task out, where the store can."""
+        """Locks a task against other writers, where the store has locks."""
         ...
 
-    def workspace(self, task: str) -> AbstractContextManager[Path]:
-        """An empty folder that readers never see, gone afterwards."""
+    def staging_folder(self, task: str) -> AbstractContextManager[Path]:
+        """An empty local folder to write a version into, removed afterwards; readers never see it."""
         ...
 
     def claim(self, task: str) -> int:
-        """The next number of a version. Raises `PublishConflict` when another writer took it."""
+        """Reserve the next version number. Raises `PublishConflict` if another writer has just reserved it."""
         ...
 
     def commit(self, task: str, version: str, folder: Path) -> None:
-        """Make the version written in ``folder`` exist, at one stroke, without serving it yet."""
+        """Store the version written in ``folder``, atomically, without serving it yet."""
         ...
 
     def remove_version(self, task: str, version: str) -> None:
@@ -67,10 +67,10 @@ class Store(Protocol):
         """Delete ``current`` first, then everything else of the task."""
         ...
 
-    def try_write(self) -> None:
-        """Write a small object and take it away again; a place that is not there yet stays so."""
+    def check_writable(self) -> None:
+        """Write an empty object and remove it again; a root that does not exist is not created."""
         ...
 
-    def stamp(self) -> object:
-        """Changes whenever a ``current`` was written or deleted."""
+    def etag(self) -> object:
+        """A value that changes when any ``current`` is written or deleted."""
         ...

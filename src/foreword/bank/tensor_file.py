@@ -1,4 +1,4 @@
-"""A safetensors file of named tensors: all that soft tokens, heads and adapters are; a prefix has a header besides."""
+"""Safetensors files of named tensors, for soft tokens, heads and adapters; a prefix file has a header besides."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from foreword.bank.container import read_container
-from foreword.bank.document import MEND
-from foreword.bank.durable import write_file
+from foreword.bank.durable import durable_write
+from foreword.bank.json_document import MEND
+from foreword.bank.safetensors_header import read_safetensors_header
 from foreword.errors import BankError, CorruptFile, UsageError
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ DTYPES = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
 }
-"""What may be stored, as safetensors and as torch call it."""
+"""Dtypes that may be stored: their names in safetensors and in torch."""
 
-Load = Callable[[str | os.PathLike[str]], dict[str, Any]]
+TensorLoader = Callable[[str | os.PathLike[str]], dict[str, Any]]
 """Reads the tensors of a file: `load_tensors`, or `foreword.bank.arrays.load_arrays` where there is no PyTorch."""
 
 Shape = tuple[int | str, ...]
-"""Sizes that are known, and letters for those that may be any number from 1, such as ``("S", 576)``."""
+"""An expected shape: sizes, and letters for sizes that may be any number from 1, such as ``("S", 576)``."""
 
 
 def write_tensors(
@@ -51,11 +51,11 @@ def write_tensors(
             raise UsageError(f"{what} must be floating point, {name} is {tensor.dtype}; convert it first.")
         if not is_finite(tensor):
             raise UsageError(f"{name} of {what} holds NaN or infinity; train it again with a smaller --lr.")
-    stored = {name: detached(tensor) for name, tensor in tensors.items()}
-    write_file(path, serialized(stored, metadata))
+    stored = {name: detach(tensor) for name, tensor in tensors.items()}
+    durable_write(path, serialize(stored, metadata))
 
 
-def read_tensors(path: Path, load: Load) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, load: TensorLoader) -> dict[str, torch.Tensor]:
     """Read named tensors to the CPU in their stored dtype.
 
     Args:
@@ -65,7 +65,7 @@ def read_tensors(path: Path, load: Load) -> dict[str, torch.Tensor]:
     """
     where = str(path)
     with open_file(path) as stream:
-        for name, entry in read_container(stream, where).tensors.items():
+        for name, entry in read_safetensors_header(stream, where).tensors.items():
             if entry.dtype not in DTYPES:
                 raise CorruptFile(f"{where}: {name} must be floating point, found {entry.dtype}; {MEND}.")
     tensors = load(path)
@@ -74,12 +74,12 @@ def read_tensors(path: Path, load: Load) -> dict[str, torch.Tensor]:
     return tensors
 
 
-PART = 32768
-"""Numbers that torch adds up without its workers."""
+SUM_CHUNK = 32768
+"""Elements that torch sums in the calling thread, without its thread pool."""
 
 
 def open_file(path: str | os.PathLike[str], what: str = "a safetensors file") -> BinaryIO:
-    """Raises `BankError` when there is no file that can be read, where ``what`` was expected."""
+    """Open a file for reading. Raises `BankError` if it cannot be; ``what`` describes it there."""
     try:
         return open(path, "rb")
     except OSError as error:
@@ -89,20 +89,20 @@ def open_file(path: str | os.PathLike[str], what: str = "a safetensors file") ->
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a file, copied, so that nothing that becomes of the file changes them. Raises `CorruptFile`."""
+    """The tensors of a file, copied, so that they do not change with the file. Raises `CorruptFile`."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        # From the file mapped into memory: a third of the time of reading it whole and cutting tensors out.
+        # Memory-mapped: a third of the time of reading the whole file and slicing it.
         with safe_open(path, framework="pt") as tensors:
-            return {name: _copied(tensors.get_tensor(name)) for name in tensors.keys()}  # noqa: SIM118 - not a dict
+            return {name: _copy(tensors.get_tensor(name)) for name in tensors.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise CorruptFile(f"{path}: expected valid safetensors, found a fault ({error}); {MEND}.") from error
 
 
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """By this thread alone: torch would wake its workers for every layer, which takes eight milliseconds each time
-    where somebody else keeps the cores busy."""
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy made by this thread alone: waking torch's thread pool takes 8 ms a layer where other processes keep the
+    cores busy."""
     import torch
 
     if not tensor.numel():
@@ -111,8 +111,8 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(raw).view(tensor.dtype).reshape(tensor.shape)
 
 
-def widened(tensor: Any) -> Any:
-    """In float32 at least; for either kind of tensor."""
+def upcast(tensor: Any) -> Any:
+    """A torch or numpy tensor in float32, or in its own dtype if that is wider."""
     import numpy as np
 
     if isinstance(tensor, np.ndarray):
@@ -122,7 +122,7 @@ def widened(tensor: Any) -> Any:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def serialized(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
+def serialize(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a safetensors file."""
     import numpy as np
 
@@ -133,8 +133,8 @@ def serialized(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = 
     return save(dict(tensors), dict(metadata) if metadata else None)
 
 
-def detached(tensor: Any) -> Any:
-    """A copy to store: safetensors refuses tensors that share storage, as layers cut from one block do."""
+def detach(tensor: Any) -> Any:
+    """A contiguous copy on the CPU: safetensors refuses tensors that share storage, as slices of one block do."""
     import numpy as np
 
     if isinstance(tensor, np.ndarray):
@@ -143,7 +143,7 @@ def detached(tensor: Any) -> Any:
 
 
 def is_finite(tensor: torch.Tensor | np.ndarray) -> bool:
-    """Whether all values are numbers; torch cannot tell for float8 itself."""
+    """Whether no value is NaN or infinite; float8 is converted, since torch has no `isfinite` for it."""
     import numpy as np
 
     if isinstance(tensor, np.ndarray):
@@ -151,16 +151,16 @@ def is_finite(tensor: torch.Tensor | np.ndarray) -> bool:
     import torch
 
     wide = tensor.float() if tensor.element_size() == 1 else tensor
-    # NaN and infinity survive a sum, which is ten times as fast as looking at each; a sum may also overflow by itself.
-    # In parts that torch leaves to this thread, see `_copied`.
+    # NaN and infinity survive a sum, which is ten times as fast as `isfinite`; a sum of finite values may overflow.
+    # Small chunks are summed in this thread, see `_copy`.
     return all(
         bool(part.sum(dtype=torch.float32).isfinite()) or bool(part.isfinite().all())
-        for part in wide.reshape(-1).split(PART)
+        for part in wide.reshape(-1).split(SUM_CHUNK)
     )
 
 
-def fault_of_shapes(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, Shape]) -> str | None:
-    """What is wrong with the names or shapes of tensors, as a clause for an error; ``None`` if nothing is."""
+def shape_error(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, Shape]) -> str | None:
+    """A clause for an error about missing, unexpected or misshapen tensors; ``None`` if there are none."""
     if missing := expected.keys() - tensors.keys():
         return f"expected the tensor {min(missing)}, found none"
     if extra := tensors.keys() - expected.keys():

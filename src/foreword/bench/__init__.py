@@ -1,1 +1,1 @@
-"""Benchmarks: what Foreword does beside its peers, measured in one run on one machine, as ratios."""
+"""Benchmarks of Foreword on a user's own model and machine; those beside other software are in `benchmarks/`."""

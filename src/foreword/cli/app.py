@@ -29,12 +29,12 @@ from foreword.cli import (
     train,
     train_many,
 )
-from foreword.cli.interruption import Commands
+from foreword.cli.interruption import InterruptibleGroup
 from foreword.errors import ForewordError, Interrupted
 from foreword.version import __version__
 
 app = typer.Typer(
-    cls=Commands,
+    cls=InterruptibleGroup,
     help="Learn, compress and serve what comes before every request.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -7,30 +7,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
 from foreword.cli.compose import compose
+from foreword.cli.options import BankRoot, Json, Replace, emit, open_bank, say
 from foreword.errors import CorruptFile
+from foreword.home import default_model
 
 if TYPE_CHECKING:
     from foreword.bank.bank import Bank
 
 app = typer.Typer(help="Tasks and their versions.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Name of the task.", autocompletion=task_names)]
+Name = Annotated[str, typer.Argument(help="Name of the task.", autocompletion=complete_task)]
 
 
 @app.command("list")
-def list_tasks(bank: options.BankRoot = None, json: options.Json = False) -> None:
+def list_tasks(bank: BankRoot = None, json: Json = False) -> None:
     """All tasks with their served version.
 
     Example: foreword bank list
     """
-    store = options.open_bank(bank)
+    store = open_bank(bank)
     rows = [_row(store, name) for name in store.names()]
     widths = [max((len(row[key]) for row in rows), default=0) for key in _COLUMNS]
     lines = ["  ".join(row[key].ljust(width) for key, width in zip(_COLUMNS, widths, strict=True)) for row in rows]
-    options.emit({"tasks": rows}, "\n".join(map(str.rstrip, lines)) or "the bank is empty", json)
+    emit({"tasks": rows}, "\n".join(map(str.rstrip, lines)) or "the bank is empty", json)
 
 
 _COLUMNS = ("name", "version", "kind", "method")
@@ -41,40 +42,40 @@ def _row(store: Bank, name: str) -> dict[str, str]:
     try:
         record = store.describe(name)
     except CorruptFile as error:
-        options.say(f"foreword: {error}")
+        say(f"foreword: {error}")
         return {"name": name, "version": "damaged", "kind": "", "method": ""}
     return {key: record[key] for key in _COLUMNS}
 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=task_names)],
-    bank: options.BankRoot = None,
-    json: options.Json = False,
+    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=complete_task)],
+    bank: BankRoot = None,
+    json: Json = False,
 ) -> None:
     """Everything recorded about a version, and the versions there are.
 
     Example: foreword bank show support@3
     """
-    store = options.open_bank(bank)
+    store = open_bank(bank)
     record = store.describe(name)
     found = {**record, "versions": store.versions(record["name"])}
-    options.emit(found, jsonlib.dumps(found, indent=2, ensure_ascii=False), json)
+    emit(found, jsonlib.dumps(found, indent=2, ensure_ascii=False), json)
 
 
 @app.command()
 def verify(
-    name: Annotated[str | None, typer.Argument(help="One task only.", autocompletion=task_names)] = None,
-    bank: options.BankRoot = None,
-    json: options.Json = False,
+    name: Annotated[str | None, typer.Argument(help="One task only.", autocompletion=complete_task)] = None,
+    bank: BankRoot = None,
+    json: Json = False,
 ) -> None:
     """Check sizes and digests of every file.
 
     Example: foreword bank verify
     """
-    problems = options.open_bank(bank).verify(name)
+    problems = open_bank(bank).verify(name)
     if json or not problems:
-        options.emit({"problems": problems}, "everything checks", json)
+        emit({"problems": problems}, "everything checks", json)
     if problems:
         raise CorruptFile(" ".join(problems))
 
@@ -83,31 +84,31 @@ def verify(
 def rollback(
     name: Name,
     version: Annotated[str | None, typer.Option(help="Version to serve.", show_default="the one before")] = None,
-    bank: options.BankRoot = None,
-    json: options.Json = False,
+    bank: BankRoot = None,
+    json: Json = False,
 ) -> None:
     """Serve an earlier version.
 
     Example: foreword bank rollback support --version 2
     """
-    served = options.open_bank(bank).rollback(name, version)
-    options.emit({"task": f"{name}@{served}"}, f"{name} is served as {served}", json)
+    served = open_bank(bank).rollback(name, version)
+    emit({"task": f"{name}@{served}"}, f"{name} is served as {served}", json)
 
 
 @app.command()
 def remove(
     name: Name,
     version: Annotated[str | None, typer.Option(help="One version only.", show_default="the whole task")] = None,
-    bank: options.BankRoot = None,
-    json: options.Json = False,
+    bank: BankRoot = None,
+    json: Json = False,
 ) -> None:
     """Remove a task, or one version that is not served.
 
     Example: foreword bank remove support --version 1
     """
-    options.open_bank(bank).remove(name, version)
+    open_bank(bank).remove(name, version)
     removed = name if version is None else f"{name}@{version}"
-    options.emit({"removed": removed}, f"removed {removed}", json)
+    emit({"removed": removed}, f"removed {removed}", json)
 
 
 app.command()(compose)
@@ -117,15 +118,17 @@ app.command()(compose)
 def ensemble(
     tasks: Annotated[
         list[str],
-        typer.Argument(help="Learned tasks or task@version, two or more.", metavar="TASK", autocompletion=task_names),
+        typer.Argument(
+            help="Learned tasks or task@version, two or more.", metavar="TASK", autocompletion=complete_task
+        ),
     ],
     publish: Annotated[str, typer.Option(help="Name of the new task.")],
     vote: Annotated[
         bool, typer.Option("--vote", help="Answer by a vote of the members.", show_default="mean probability")
     ] = False,
-    replace: options.Replace = False,
-    bank: options.BankRoot = None,
-    json: options.Json = False,
+    replace: Replace = False,
+    bank: BankRoot = None,
+    json: Json = False,
 ) -> None:
     """Combine learned tasks with the same template and labels: all answer, the mean or a vote decides.
 
@@ -134,9 +137,9 @@ def ensemble(
     from foreword.bank.bank import check_free
     from foreword.prompts.ensemble import ensemble as combined
 
-    store, reserved = options.open_bank(bank), [options.default_model()]
+    store, reserved = open_bank(bank), [default_model()]
     check_free(publish, reserved)
     made = combined(publish, [store.load(ref) for ref in tasks], "vote" if vote else "mean")
     task = store.publish(made, replace=replace, reserved=reserved)
     data = {"task": task.ref, "members": len(tasks), "combine": task.combine, "bytes": task.nbytes}
-    options.emit(data, f"published {task.ref} ({len(tasks)} members, {task.combine}, {task.nbytes:,} bytes)", json)
+    emit(data, f"published {task.ref} ({len(tasks)} members, {task.combine}, {task.nbytes:,} bytes)", json)

@@ -1,32 +1,28 @@
-"""``foreword bench``."""
+"""``foreword bench``, and the command of `benchmarks/`, which brings further workloads."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foreword.cli import options
-from foreword.cli.interruption import command_line, going_on
+from foreword.cli.interruption import command_line, on_interrupt
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
-    from foreword.bench.record import Results
-    from foreword.bench.run import Outcome
+    from foreword.bench.runner import BenchResult
     from foreword.bench.workload import Workload
 
-TABLES = "tables"
+MOVED = ("train", "many-train", "search", "quality", "distill", "mixed", "tables")
+"""Workloads that need a checkout, where `benchmarks/` has them."""
 
 
 def bench(
-    workload: Annotated[
-        str,
-        typer.Argument(
-            help="ttft, mixed, many, step, serve, train, many-train, search, quality, distill or conformance; tables "
-            "writes the docs' page and the README's matrix from the results."
-        ),
-    ],
+    context: typer.Context,
+    workload: Annotated[str, typer.Argument(help="One of the workloads above.")],
     peer: Annotated[
         list[str] | None, typer.Option(help="Measure beside this peer only; may be repeated.", show_default="all")
     ] = None,
@@ -36,9 +32,7 @@ def bench(
             help="Engine that does the work, if there is a choice: embedded, vllm or llamacpp.", show_default="embedded"
         ),
     ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Measure only this, such as sst2/p-tuning-v2; may be repeated.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Measure only this, such as warm/8; may be repeated.")] = None,
     data: Annotated[Path, typer.Option(help="Folder of the data sets.", envvar="FOREWORD_DATA")] = Path(
         "../shared/data"
     ),
@@ -51,106 +45,89 @@ def bench(
     model: options.ModelName = None,
     json: options.Json = False,
 ) -> None:
-    """Measure Foreword beside its peers; each measurement is kept as soon as it is made.
+    """Measure your own model on this machine; each measurement is kept as soon as it is made.
 
-    Example: foreword bench train --peer peft
+    ttft: time to the first token behind a published policy. step: one decode step, one prefill. serve: streaming
+    clients over HTTP. many: a thousand published prefixes. conformance: differences to plain Transformers.
+
+    Example: foreword bench ttft --model smollm2-135m
     """
     from foreword.bench.record import Results, write_json
-    from foreword.bench.run import run
+    from foreword.bench.runner import run
     from foreword.bench.workload import Options
 
-    if workload == TABLES:
-        _write_page(Results(results), out or Path("docs/benchmarks.md"))
-        if out is None:
-            _write_matrix(Results(results), Path("README.md"))
-        return
-    chosen, used = _find(workload, engine)
-    wanted = Options(
-        _folder(data) if chosen.reads_data else data,
-        model or options.default_model(),
-        _peers(chosen, peer, used),
-        steps,
-        limit,
-        seed,
-        used,
-    )
+    chosen, used = _find(context.obj or _workloads(), workload, engine)
+    if chosen.reads_data and not data.is_dir():
+        raise UsageError(f"there are no data sets in {data}; give their folder with --data or $FOREWORD_DATA.")
+    peers = _peers(chosen, peer, used)
+    wanted = Options(data, model or options.default_model(), peers, steps, limit, seed, used)
     options.quiet_libraries()
-    with going_on(lambda: _left(results, again)):
-        outcome = run(chosen, wanted, Results(results), options.say, only=only or (), again=again)
+    with on_interrupt(lambda: _resume_hint(results, again)):
+        result = run(chosen, wanted, Results(results), options.say, only=only or (), again=again)
     if out is not None:
-        write_json(out, outcome.to_json())
-    options.emit(outcome.to_json(), _text(outcome), json)
-    if outcome.failed:
+        write_json(out, result.to_json())
+    options.emit(result.to_json(), _text(result), json)
+    if result.failed:
         raise typer.Exit(1)
 
 
-def _left(results: Path, again: bool) -> str:
-    """What an interrupted measurement leaves behind, and how it goes on."""
+def _workloads() -> Mapping[str, Workload]:
+    from foreword.bench.conformance import Conformance
+    from foreword.bench.many import Many
+    from foreword.bench.serve import Serve
+    from foreword.bench.step import Step
+    from foreword.bench.ttft import Ttft
+
+    return {each.name: each for each in (Ttft(), Step(), Serve(), Many(), Conformance())}
+
+
+def _resume_hint(results: Path, again: bool) -> str:
+    """The hint of an interrupted run: which measurements are kept, and the command that goes on."""
     leaving = ", leaving out --again" if again else ""
     return f"what was measured is kept in {results}; go on with{leaving}: {command_line()}"
 
 
-def _find(name: str, engine: str | None) -> tuple[Workload, str]:
-    """The workload, and the engine that does the work; none is called by the empty name."""
-    from foreword.bench.registry import WORKLOADS
+def _find(workloads: Mapping[str, Workload], name: str, engine: str | None) -> tuple[Workload, str]:
+    """The workload, and the engine that does the work, if any does."""
+    from foreword.bench.participants import EMBEDDED
 
-    if name not in WORKLOADS:
-        raise UsageError(f"there is no workload {name!r}; choose {', '.join(WORKLOADS)} or {TABLES}.")
-    workload = WORKLOADS[name]
+    if name not in workloads:
+        known = f"choose {', '.join(workloads)}"
+        moved = f"it is in a checkout of Foreword: python -m benchmarks {name}"
+        raise UsageError(f"there is no workload {name!r}; {moved if name in MOVED else known}.")
+    workload = workloads[name]
     if engine is not None and engine not in workload.engines:
         known = f"choose {', '.join(workload.engines)}" if workload.engines else "leave --engine out"
         raise UsageError(f"workload {name} has no engine {engine!r}; {known}.")
-    return workload, engine or next(iter(workload.engines), "")
+    return workload, engine or next(iter(workload.engines), EMBEDDED)
 
 
 def _peers(workload: Workload, wanted: list[str] | None, engine: str) -> tuple[str, ...]:
-    known = [peer.key for peer in workload.peers if not peer.beside or engine in peer.beside]
+    known = [peer.key for peer in workload.peers_beside(engine)]
     for name in wanted or ():
         if name not in known:
+            beside = f" beside the engine {engine}" if workload.engines else ""
+            choice = f"choose {', '.join(known)}" if known else "leave --peer out"
+            more = f"; in a checkout of Foreword, python -m benchmarks {workload.name} has more peers"
             raise UsageError(
-                f"workload {workload.name} has no peer {name!r}{_with(engine)}; choose {', '.join(known)}."
+                f"workload {workload.name} has no peer {name!r}{beside}; {choice}{more if _is_own(workload) else ''}."
             )
     return tuple(known if wanted is None else wanted)
 
 
-def _with(engine: str) -> str:
-    return f" beside the engine {engine}" if engine else ""
+def _is_own(workload: Workload) -> bool:
+    """Whether it is one of the package's, not of `benchmarks/`."""
+    return type(workload).__module__.startswith("foreword.")
 
 
-def _folder(data: Path) -> Path:
-    if not data.is_dir():
-        raise UsageError(f"there are no data sets in {data}; give their folder with --data or $FOREWORD_DATA.")
-    return data
-
-
-def _write_page(results: Results, path: Path) -> None:
-    from foreword.bench.registry import WORKLOADS
-    from foreword.bench.tables import page
-
-    _write(path, page(WORKLOADS, results))
-
-
-def _write_matrix(results: Results, path: Path) -> None:
-    """Where there is no README, as outside of a checkout, there is nothing to fill in."""
-    from foreword.bench.readme import with_matrix
-
-    if path.is_file():
-        _write(path, with_matrix(path.read_text(encoding="utf-8"), results))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}; give another file with --out.") from error
-    options.say(f"wrote {path}")
-
-
-def _text(outcome: Outcome) -> str:
-    lines = [f"{name}: {value:.3g}" for name, value in outcome.summary.ratios.items()]
-    for limit in outcome.summary.limits:
-        wanted = f"wanted {'<=' if limit.at_most else '>='} {limit.goal:g}"
-        verdict = "met" if limit.met else "NOT met"
-        found = f"not measured, {wanted}" if limit.found is None else f"{limit.found:.3g}, {wanted}: {verdict}"
-        lines.append(f"{limit.name}: {found}")
-    return "\n".join([*lines, *outcome.missing, *outcome.failed])
+def _text(result: BenchResult) -> str:
+    lines = [f"{name}: {value:.3g}" for name, value in result.summary.ratios.items()]
+    if not lines:  # without a comparison, times alone
+        runs = ((record.key, *run) for record in result.records for run in record.metrics.get("runs", {}).items())
+        lines = [f"{key}: {run['seconds']['median'] * 1e3:.4g} ms" for key, _, run in runs if "seconds" in run]
+    for goal in result.summary.goals:
+        wanted = f"wanted {'<=' if goal.at_most else '>='} {goal.target:g}"
+        verdict = "met" if goal.met else "NOT met"
+        found = f"not measured, {wanted}" if goal.value is None else f"{goal.value:.3g}, {wanted}: {verdict}"
+        lines.append(f"{goal.name}: {found}")
+    return "\n".join([*lines, *result.missing, *result.failed])

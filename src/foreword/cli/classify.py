@@ -6,28 +6,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
+from foreword.cli.flags import expand_options
+from foreword.cli.options import EngineOptions, Json, emit, read_text
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.engine.engine import Engine
 
-Answer = tuple[list[dict[str, Any]], list[str]]
-"""Rows for ``--json``, and lines for people."""
+RowsAndLines = tuple[list[dict[str, Any]], list[str]]
+"""Rows for ``--json``, and lines of text."""
 
 
+@expand_options
 def classify(
-    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=task_names)],
+    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=complete_task)],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to classify; - reads lines from stdin.")],
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    allow_other_weights: options.OtherWeights = False,
-    json: options.Json = False,
+    *,
+    options: EngineOptions,
+    json: Json = False,
 ) -> None:
     """Label texts, or their words, with a task that has labels to choose from.
 
@@ -35,33 +33,33 @@ def classify(
     """
     from foreword.text.template import Template
 
-    task = options.open_bank(bank).load(name)
+    task = options.open_bank().load(name)
     if task.template is None or not task.labels:
         raise UsageError(f"task '{name}' has no labels to choose from; train one with {{mask}}, or use generate.")
     fields = Template.parse(task.template).fields
     if len(fields) != 1:
         raise UsageError(f"task '{name}' has {len(fields)} input fields, classify takes one; ask /v1/classify.")
     if texts == ["-"]:
-        texts = [line for line in options.read_text("-").splitlines() if line.strip()]
-    lm = options.open_model(model, dtype, device, trust_remote_code)
-    options.check_model(task, lm, allow_other_weights=allow_other_weights)
-    answer = _tagged if task.head is not None and task.head.per_token else _labelled
-    with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
-        rows, lines = answer(engine, task, fields[0], texts)
-    options.emit({"task": task.ref, "data": rows}, "\n".join(lines), json)
+        texts = [line for line in read_text("-").splitlines() if line.strip()]
+    lm = options.open_model()
+    options.check_model(task, lm)
+    run = _tag if task.head is not None and task.head.per_token else _classify
+    with options.open_engine(lm) as engine:
+        rows, lines = run(engine, task, fields[0], texts)
+    emit({"task": task.ref, "data": rows}, "\n".join(lines), json)
 
 
-def _labelled(engine: Engine, task: Task, field: str, texts: list[str]) -> Answer:
-    from foreword.evaluation.evaluate import classify as run_classify
+def _classify(engine: Engine, task: Task, field: str, texts: list[str]) -> RowsAndLines:
+    from foreword.evaluation.predict import classify as run_classify
 
     probs = run_classify(engine, task, [{field: text} for text in texts])
     rows = [{"index": i, "label": max(row, key=row.__getitem__), "probs": row} for i, row in enumerate(probs)]
     return rows, [f"{row['label']}\t{max(row['probs'].values()):.3f}\t{texts[row['index']]}" for row in rows]
 
 
-def _tagged(engine: Engine, task: Task, field: str, texts: list[str]) -> Answer:
-    """Every text cut into words at white space, with a tag behind each word that has one."""
-    from foreword.evaluation.evaluate import tag
+def _tag(engine: Engine, task: Task, field: str, texts: list[str]) -> RowsAndLines:
+    """Split texts into words at white space and tag them; lines show ``word/tag``, without tag for ``O``."""
+    from foreword.evaluation.predict import tag
 
     words = [text.split() for text in texts]
     found = tag(engine, task, [{field: each} for each in words])

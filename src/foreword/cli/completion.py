@@ -1,4 +1,4 @@
-"""What the shell completes: names of tasks, read from the bank on this machine without loading anything large."""
+"""Shell completion of task names, from a local bank and without loading torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from foreword.errors import ForewordError
 from foreword.home import default_bank
 
 
-def task_names(context: typer.Context, incomplete: str) -> list[str]:
-    """Tasks of the bank that the line names, else of the default one; none of a bank that is far away."""
+def complete_task(context: typer.Context, incomplete: str) -> list[str]:
+    """Task names that begin with ``incomplete``, from ``--bank`` or the default bank; empty for a remote bank."""
     root = str(context.params.get("bank") or default_bank())
     if "://" in root and not root.startswith(("file://", "local://")):
         return []  # a keystroke must not wait for a network

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.completion import task_names
-from foreword.cli.interruption import publishing
+from foreword.cli.completion import complete_task
+from foreword.cli.flags import expand_options
+from foreword.cli.interruption import on_interrupted_publish
+from foreword.cli.options import Json, ModelOptions, Replace, emit
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.evaluation.report import Report
     from foreword.models import LanguageModel
-    from foreword.prompts.compose import Composition, How
+    from foreword.prompts.compose import Composition, Placement
     from foreword.text.rows import Row
 
 # The name of a stack that is only measured.
 UNPUBLISHED = "stack"
 
-HOW: dict[How, str] = {
+HOW: dict[Placement, str] = {
     "text": "its text, run behind what stands in front: exact",
     "first": "as it was learned: exact",
     "soft": "its soft tokens, run behind what stands in front; learned without it, so an approximation",
@@ -34,11 +35,12 @@ HOW: dict[How, str] = {
 }
 
 
+@expand_options
 def compose(
     tasks: Annotated[
         list[str],
         typer.Argument(
-            help="Tasks or task@version, two or more, the first in front.", metavar="TASK", autocompletion=task_names
+            help="Tasks or task@version, two or more, the first in front.", metavar="TASK", autocompletion=complete_task
         ),
     ],
     publish: Annotated[str | None, typer.Option(help="Publish the stack under this name.")] = None,
@@ -51,12 +53,10 @@ def compose(
         str | None, typer.Option(help="Template of the stack.", show_default="of the last task that has one")
     ] = None,
     verbalizer: Annotated[str | None, typer.Option(help="Words of every label for --template: JSON or a file.")] = None,
-    replace: options.Replace = False,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    json: options.Json = False,
+    *,
+    replace: Replace = False,
+    options: ModelOptions,
+    json: Json = False,
 ) -> None:
     """Stack tasks into one: the first prefix in front, every other one behind it.
 
@@ -69,87 +69,74 @@ def compose(
         raise UsageError("there is nothing to do with the stack; pass --publish NAME, --data FILE or both.")
     if data is None and (limit is not None or label_field != "label"):
         raise UsageError("--limit and --label-field are of --data; pass it, or leave them out.")
-    store, reserved = options.open_bank(bank), [model or options.default_model()]
-    words = _words(verbalizer)
-    source = _template(template)
-    if publish is not None:
-        from foreword.bank.bank import check_free
-
-        check_free(publish, reserved)
-    rows = _rows(data, limit) if data is not None else None
-    parts = [store.load(ref) for ref in tasks]
-    with publishing(store, publish) if publish is not None else nullcontext():
-        lm = options.open_model(model, dtype, device)
-        from foreword.prompts.compose import compose as stacked
-
-        made = stacked(lm, publish or UNPUBLISHED, parts, template=source, verbalizer=words)
-        found = _measured(lm, made, rows, label_field) if rows is not None else {}
-        task = with_fields(made.task, provenance={**made.task.provenance, **found})
-        if publish is not None:
-            task = store.publish(task, replace=replace, reserved=[lm.name])
-    _emit(made, task, found, published=publish is not None, json=json)
-
-
-def _words(verbalizer: str | None) -> Mapping[str, tuple[str, ...]] | None:
+    store = options.open_bank()
+    from foreword.text.rows import read_rows
+    from foreword.text.template import Template, decode_escapes
     from foreword.text.verbalizer import Verbalizer
 
-    return dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
+    words = dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
+    source = Template.parse(decode_escapes(template)).source if template is not None else None
+    if publish is not None:
+        options.check_name(publish)
+    rows = read_rows(data)[:limit] if data is not None else None
+    parts = [store.load(ref) for ref in tasks]
+    with on_interrupted_publish(store, publish) if publish is not None else nullcontext():
+        lm = options.open_model()
+        from foreword.prompts.compose import compose as stacked
+
+        composition = stacked(lm, publish or UNPUBLISHED, parts, template=source, verbalizer=words)
+        results = _evaluate_stack(lm, composition, rows, label_field) if rows is not None else {}
+        task = with_fields(composition.task, provenance={**composition.task.provenance, **results})
+        if publish is not None:
+            task = store.publish(task, replace=replace, reserved=[lm.name])
+    _emit(composition, task, results, published=publish is not None, json=json)
 
 
-def _template(source: str | None) -> str | None:
-    from foreword.text.template import Template, decode_escapes
-
-    return Template.parse(decode_escapes(source)).source if source is not None else None
-
-
-def _rows(data: str, limit: int | None) -> list[Row]:
-    from foreword.text.rows import read_rows
-
-    return read_rows(data)[:limit]
-
-
-def _measured(lm: LanguageModel, made: Composition, rows: Sequence[Row], label_field: str) -> dict[str, Any]:
-    """Figures of the stack, and of every part by itself with the stack's question."""
-    from foreword.engine.decoder import evaluator
+def _evaluate_stack(
+    lm: LanguageModel, composition: Composition, rows: Sequence[Row], label_field: str
+) -> dict[str, Any]:
+    """Metrics of the stack, and of every part alone with the stack's template."""
+    from foreword.engine.encoder_decoder import evaluation_engine
     from foreword.evaluation.evaluate import evaluate
     from foreword.progress import Progress
 
-    if made.task.template is None:
+    if composition.task.template is None:
         raise UsageError("the stack has no template to ask the examples with; pass --template.")
-    asked: dict[str, Task] = {task.ref: task for task in made.alone()}
-    with evaluator(lm) as engine, Progress("measuring", len(asked) + 1, "prefixes") as progress:
+    parts: dict[str, Task] = {task.ref: task for task in composition.separate_tasks()}
+    with evaluation_engine(lm) as engine, Progress("measuring", len(parts) + 1, "prefixes") as progress:
         alone = {}
-        for ref, task in asked.items():
-            alone[ref] = _figures(evaluate(engine, task, rows, label_field=label_field))
-            progress.reach(len(alone))
-        together = _figures(evaluate(engine, made.task, rows, label_field=label_field))
+        for ref, task in parts.items():
+            alone[ref] = _metrics(evaluate(engine, task, rows, label_field=label_field))
+            progress.set_completed(len(alone))
+        together = _metrics(evaluate(engine, composition.task, rows, label_field=label_field))
     return {"n": len(rows), "metrics": together, "alone": alone}
 
 
-def _figures(report: Report) -> dict[str, float]:
+def _metrics(report: Report) -> dict[str, float]:
     return {**report.metrics, **({"loss": report.loss} if report.loss is not None else {})}
 
 
-def _emit(made: Composition, task: Task, found: Mapping[str, Any], *, published: bool, json: bool) -> None:
+def _emit(composition: Composition, task: Task, results: Mapping[str, Any], *, published: bool, json: bool) -> None:
     length = task.prefix.length
     parts = [
         {"task": part.task.ref, "length": part.task.prefix.length, "how": part.how, "exact": part.exact}
-        for part in made.parts
+        for part in composition.parts
     ]
-    data = {"task": task.ref if published else None, "length": length, "exact": made.exact, "parts": parts, **found}
+    ref = task.ref if published else None
+    data = {"task": ref, "length": length, "exact": composition.exact, "parts": parts, **results}
     lines = [f"{part['task']}  {part['length']} positions: {HOW[part['how']]}" for part in parts]
-    if found:
-        lines += ["", _table(found, task.ref if published else "together")]
-    elif not made.exact:
+    if results:
+        lines += ["", _table(results, ref or "together")]
+    elif not composition.exact:
         lines.append("what that costs is unknown until it is measured: pass --data FILE")
-    done = f"published {task.ref} ({length} positions)" if published else f"not published ({length} positions)"
-    options.emit(data, "\n".join([*lines, done]), json)
+    done = f"{f'published {ref}' if published else 'not published'} ({length} positions)"
+    emit(data, "\n".join([*lines, done]), json)
 
 
-def _table(found: Mapping[str, Any], together: str) -> str:
+def _table(results: Mapping[str, Any], together: str) -> str:
     from foreword.evaluation.table import table
 
-    columns = {**{f"{ref} alone": figures for ref, figures in found["alone"].items()}, together: found["metrics"]}
+    columns = {**{f"{ref} alone": figures for ref, figures in results["alone"].items()}, together: results["metrics"]}
     names = dict.fromkeys(name for figures in columns.values() for name in figures)
     rows = [[name, *(f"{c[name]:.4f}" if name in c else "-" for c in columns.values())] for name in names]
     return table([["", *columns], *rows])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from foreword.cli import options
-from foreword.cli.interruption import command_line, going_on
+from dataclasses import asdict
+
+from foreword.cli.interruption import command_line, on_interrupt
+from foreword.cli.options import Json, ModelName, ModelOptions, emit
 
 
-def demo(model: options.ModelName = None, json: options.Json = False) -> None:
+def demo(model: ModelName = None, json: Json = False) -> None:
     """Learn, publish, serve and ask: the whole way, in a few minutes, on the built-in model.
 
     Example: foreword demo
@@ -14,11 +16,11 @@ def demo(model: options.ModelName = None, json: options.Json = False) -> None:
     from rich.console import Console
 
     console = Console(stderr=json)
-    lm = options.open_model(model, "auto", "auto")
-    from foreword.demo.demo import as_json, run_demo, show
+    lm = ModelOptions(model).open_model()
+    from foreword.demo.demo import print_report, run_demo
 
-    with going_on(lambda: f"nothing of the demo was kept; start again: {command_line()}"):
-        findings = run_demo(lm, console)
-    show(findings, console)
+    with on_interrupt(lambda: f"nothing of the demo was kept; start again: {command_line()}"):
+        report = run_demo(lm, console)
+    print_report(report, console)
     if json:
-        options.emit(as_json(findings), "", json)
+        emit(asdict(report), "", json)

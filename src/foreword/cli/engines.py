@@ -1,17 +1,19 @@
-"""The engines that commands can run, each opened by a function of its own."""
+"""The engines of commands: a context manager opens each of them."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from foreword.cli import options
+import typer
+
+from foreword.cli.options import EngineOptions, configure_threads, quiet_libraries, say
 from foreword.errors import UsageError
-from foreword.home import default_bank, default_model
+from foreword.home import default_bank
 from foreword.progress import Progress
 
 if TYPE_CHECKING:
@@ -19,92 +21,96 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.engine.protocol import EngineProtocol
     from foreword.models import LanguageModel
-    from foreword.text.prompt_rows import StaticPrompt
+    from foreword.text.static_prompts import StaticPrompt
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was typed of the engine and its model."""
+class ServerOptions(EngineOptions):
+    """The options of ``foreword serve`` that configure its engine."""
 
-    model: str | None
-    bank: str | None
-    dtype: str
-    device: str
-    trust_remote_code: bool
-    allow_other_weights: bool
-    multi_task_prompt: str | None = None
-    prefix_bytes: int = 1 << 30
-    max_model_len: int | None = None
-    max_waiting: int = 4096
-    flags: tuple[str, ...] = ()
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve, for --engine vllm.")
+    ] = None
+    multi_task_prompt: Annotated[
+        str | None, typer.Option(help="JSON rows {task_id, prompt | system}, served beside the bank.")
+    ] = None
+    prefix_bytes: Annotated[int, typer.Option(help="Bound of the loaded prefixes, in bytes.")] = 1 << 30
+    max_model_len: Annotated[int | None, typer.Option(help="Positions a request may take.")] = None
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 4096
 
 
-Served = tuple["EngineProtocol", "Bank", dict[str, "Task"]]
-"""An engine that can answer, the bank as it reads it, and the tasks that live as long as it."""
+ServedEngine = tuple["EngineProtocol", "Bank", dict[str, "Task"]]
+"""A running engine, its bank, and static tasks by name that are served beside the bank."""
 
 
 @contextmanager
-def embedded(asked: Asked) -> Iterator[Served]:
+def embedded(options: ServerOptions) -> Iterator[ServedEngine]:
     """PyTorch, in this process."""
-    if asked.flags:
-        raise UsageError(f"the embedded engine takes no flags behind --, found {shlex.join(asked.flags)}.")
-    prompts = _prompts(asked.multi_task_prompt, asked.model)
-    lm = options.open_model(asked.model, asked.dtype, asked.device, asked.trust_remote_code)
-    _check_length(asked.max_model_len, lm.context)
-    extra = _extra_tasks(lm, prompts)
-    limits = {"max_model_len": asked.max_model_len, "max_waiting": asked.max_waiting}
-    with options.open_engine(lm, allow_other_weights=asked.allow_other_weights, **limits) as running:
-        yield running, options.open_bank(asked.bank), extra
+    if options.flags:
+        raise UsageError(f"the embedded engine takes no flags behind --, found {shlex.join(options.flags)}.")
+    prompts = _read_static_prompts(options)
+    lm = options.open_model()
+    _check_length(options.max_model_len, lm.context)
+    extra = _compute_static_tasks(lm, prompts)
+    from foreword.engine.engine import Engine
+
+    with Engine(
+        lm,
+        max_waiting=options.max_waiting,
+        max_model_len=options.max_model_len,
+        allow_other_weights=options.allow_other_weights,
+    ) as running:
+        yield running, options.open_bank(), extra
 
 
 @contextmanager
-def vllm(asked: Asked) -> Iterator[Served]:
+def vllm(options: ServerOptions) -> Iterator[ServedEngine]:
     """vLLM, in processes of its own."""
-    _check_vllm(asked)
-    from foreword.vllm.door import check_version
+    _check_vllm(options)
+    from foreword.vllm.compat import check_version
 
     check_version()
-    options.quiet_libraries()
-    from foreword.models.outline import outline
+    quiet_libraries()
+    from foreword.models.model_info import model_info
     from foreword.vllm.engine import VllmEngine
 
-    described = outline(asked.model, trust_remote_code=asked.trust_remote_code, progress=options.say)
-    _check_length(asked.max_model_len, described.context)
+    info = model_info(options.model, trust_remote_code=options.trust_remote_code, progress=say)
+    _check_length(options.max_model_len, info.context)
     with VllmEngine(
-        described,
-        _place(asked.bank),
-        flags=_flags(asked),
-        prefix_bytes=asked.prefix_bytes,
-        max_waiting=asked.max_waiting,
-        max_model_len=asked.max_model_len,
-        allow_other_weights=asked.allow_other_weights,
+        info,
+        _absolute_bank(options.bank),
+        flags=_vllm_flags(options),
+        prefix_bytes=options.prefix_bytes,
+        max_waiting=options.max_waiting,
+        max_model_len=options.max_model_len,
+        allow_other_weights=options.allow_other_weights,
     ) as running:
-        yield running, options.open_bank(asked.bank), {}
+        yield running, options.open_bank(), {}
 
 
 @contextmanager
-def llamacpp(asked: Asked) -> Iterator[Served]:
+def llamacpp(options: ServerOptions) -> Iterator[ServedEngine]:
     """llama.cpp, in this process and without PyTorch."""
-    if asked.flags:
-        raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(asked.flags)}.")
-    check_llamacpp(asked.dtype, asked.device, asked.trust_remote_code)
-    _check_prompts("llama.cpp", asked.multi_task_prompt)
-    options.settle_threads()
+    if options.flags:
+        raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(options.flags)}.")
+    check_llamacpp(options.dtype, options.device, options.trust_remote_code)
+    _check_prompts("llama.cpp", options.multi_task_prompt)
+    configure_threads()
     from foreword.llamacpp.engine import LlamaCppEngine
     from foreword.llamacpp.model import gguf_model
 
-    model = gguf_model(asked.model, progress=options.say)
-    _check_length(asked.max_model_len, model.context)
+    model = gguf_model(options.model, progress=say)
+    _check_length(options.max_model_len, model.context)
     with LlamaCppEngine(
         model,
-        max_waiting=asked.max_waiting,
-        max_model_len=asked.max_model_len,
-        allow_other_weights=asked.allow_other_weights,
+        max_waiting=options.max_waiting,
+        max_model_len=options.max_model_len,
+        allow_other_weights=options.allow_other_weights,
     ) as running:
-        yield running, bank_of("llamacpp", asked.bank), {}
+        yield running, open_engine_bank("llamacpp", options.bank), {}
 
 
-ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {
+ENGINES: dict[str, Callable[[ServerOptions], AbstractContextManager[ServedEngine]]] = {
     "embedded": embedded,
     "vllm": vllm,
     "llamacpp": llamacpp,
@@ -112,40 +118,37 @@ ENGINES: dict[str, Callable[[Asked], AbstractContextManager[Served]]] = {
 
 
 @contextmanager
-def evaluating_embedded(asked: Asked) -> Iterator[EngineProtocol]:
-    """PyTorch, also for what nothing serves."""
-    lm = options.open_model(asked.model, asked.dtype, asked.device, asked.trust_remote_code)
-    from foreword.engine.decoder import evaluator
+def embedded_evaluation(options: EngineOptions) -> Iterator[EngineProtocol]:
+    """The embedded engine, or for an encoder-decoder the one that only evaluates."""
+    lm = options.open_model()
+    from foreword.engine.encoder_decoder import evaluation_engine
 
-    with evaluator(lm, allow_other_weights=asked.allow_other_weights) as running:
+    with evaluation_engine(lm, allow_other_weights=options.allow_other_weights) as running:
         yield running
 
 
 @contextmanager
-def evaluating_llamacpp(asked: Asked) -> Iterator[EngineProtocol]:
-    with llamacpp(asked) as (running, _, _):
+def llamacpp_evaluation(options: EngineOptions) -> Iterator[EngineProtocol]:
+    with llamacpp(ServerOptions(**asdict(options))) as (running, _, _):
         yield running
 
 
-EVALUATORS: dict[str, Callable[[Asked], AbstractContextManager[EngineProtocol]]] = {
-    "embedded": evaluating_embedded,
-    "llamacpp": evaluating_llamacpp,
+EVALUATION_ENGINES: dict[str, Callable[[EngineOptions], AbstractContextManager[EngineProtocol]]] = {
+    "embedded": embedded_evaluation,
+    "llamacpp": llamacpp_evaluation,
 }
 
 
-def bank_of(engine: str, root: str | None) -> Bank:
-    """A bank as an engine reads it."""
-    if engine != "llamacpp":
-        return options.open_bank(root)
-    from foreword.bank.arrays import load_arrays
+def open_engine_bank(engine: str, root: str | None) -> Bank:
+    """Open a bank, by default the usual one, for an engine."""
     from foreword.bank.bank import Bank
 
-    return Bank(root or default_bank(), load=load_arrays)
+    return Bank.for_engine(engine, root or default_bank())
 
 
 def check_llamacpp(dtype: str, device: str, trust_remote_code: bool) -> None:
-    """Raise UsageError unless llama.cpp is here, and nothing is asked of it that it would not do."""
-    from foreword.llamacpp.door import check_version
+    """Raise UsageError if llama.cpp is not installed, or for options that it would ignore."""
+    from foreword.llamacpp.compat import check_version
 
     check_version()
     given = {"--dtype": dtype != "auto", "--device": device != "auto", "--trust-remote-code": trust_remote_code}
@@ -153,25 +156,25 @@ def check_llamacpp(dtype: str, device: str, trust_remote_code: bool) -> None:
         raise UsageError(f"llama.cpp runs a GGUF file as it is, on this machine's CPU; leave {wrong[0]} out.")
 
 
-def vllm_command(asked: Asked, engine: str, host: str, port: int) -> str:
-    """The line that serves the same tasks with vLLM's own server. Raises UsageError for another engine."""
+def vllm_command(options: ServerOptions, engine: str, host: str, port: int) -> str:
+    """The command line of ``vllm serve`` for the same tasks. Raises UsageError for another engine."""
     if engine != "vllm":
         raise UsageError("--print-command prints a line for vLLM; add --engine vllm.")
-    _check_vllm(asked)
+    _check_vllm(options)
     from foreword.models.load import pull
-    from foreword.vllm.door import arguments, program
+    from foreword.vllm.compat import serve_args, serve_command
 
-    name = asked.model or default_model()
-    length = [] if asked.max_model_len is None else ["--max-model-len", str(asked.max_model_len)]
+    name = options.model_name
+    length = [] if options.max_model_len is None else ["--max-model-len", str(options.max_model_len)]
     address = ["--served-model-name", name, "--host", host, "--port", str(port)]
-    flags = [*address, *length, *_flags(asked)]
-    line = arguments(str(pull(name, options.say)), _place(asked.bank), asked.prefix_bytes, flags)
-    return f"VLLM_PLUGINS=foreword {shlex.join([*program(), *line])}"
+    flags = [*address, *length, *_vllm_flags(options)]
+    args = serve_args(str(pull(name, say)), _absolute_bank(options.bank), options.prefix_bytes, flags)
+    return f"VLLM_PLUGINS=foreword {shlex.join([*serve_command(), *args])}"
 
 
-def _check_vllm(asked: Asked) -> None:
-    _check_prompts("vLLM", asked.multi_task_prompt)
-    if asked.device != "auto":
+def _check_vllm(options: ServerOptions) -> None:
+    _check_prompts("vLLM", options.multi_task_prompt)
+    if options.device != "auto":
         raise UsageError("vLLM chooses its device when it is installed; leave --device out.")
 
 
@@ -182,37 +185,35 @@ def _check_prompts(engine: str, file: str | None) -> None:
         )
 
 
-def _flags(asked: Asked) -> list[str]:
-    given = ["--trust-remote-code"] if asked.trust_remote_code else []
-    given += ["--dtype", asked.dtype] if asked.dtype != "auto" else []
-    return [*given, *asked.flags]
+def _vllm_flags(options: ServerOptions) -> list[str]:
+    given = ["--trust-remote-code"] if options.trust_remote_code else []
+    given += ["--dtype", options.dtype] if options.dtype != "auto" else []
+    return [*given, *(options.flags or ())]
 
 
-def _place(bank: str | None) -> str:
-    """The bank as processes that start in another folder find it."""
-    place = bank or default_bank()
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+def _absolute_bank(bank: str | None) -> str:
+    """The URL or absolute path of the bank, for processes with another working directory."""
+    root = bank or default_bank()
+    return root if "://" in root else str(Path(root).expanduser().absolute())
 
 
-def _check_length(asked: int | None, context: int | None) -> None:
-    if asked is not None and not 2 <= asked <= (context or asked):
-        raise UsageError(f"--max-model-len must be from 2 to the model's context of {context}, got {asked}.")
+def _check_length(limit: int | None, context: int | None) -> None:
+    if limit is not None and not 2 <= limit <= (context or limit):
+        raise UsageError(f"--max-model-len must be from 2 to the model's context of {context}, got {limit}.")
 
 
-def _prompts(file: str | None, model: str | None) -> list[StaticPrompt]:
-    """The rows of a file of static prompts, their names checked before the model is loaded."""
-    if file is None:
+def _read_static_prompts(options: ServerOptions) -> list[StaticPrompt]:
+    """Read the file of static prompts and check their names, before the model is loaded."""
+    if options.multi_task_prompt is None:
         return []
-    from foreword.bank.bank import check_free
-    from foreword.text.prompt_rows import read_prompts
+    from foreword.text.static_prompts import read_prompts
 
-    prompts = read_prompts(file)
-    for prompt in prompts:
-        check_free(prompt.name, [model or default_model()])
+    prompts = read_prompts(options.multi_task_prompt)
+    options.check_name(*(prompt.name for prompt in prompts))
     return prompts
 
 
-def _extra_tasks(lm: LanguageModel, prompts: list[StaticPrompt]) -> dict[str, Any]:
+def _compute_static_tasks(lm: LanguageModel, prompts: list[StaticPrompt]) -> dict[str, Any]:
     from foreword.prompts.static import static_task
 
     tasks = {}

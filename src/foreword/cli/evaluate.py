@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.completion import task_names
-from foreword.cli.engines import EVALUATORS, Asked, bank_of
-from foreword.cli.interruption import command_line, going_on
+from foreword.cli.completion import complete_task
+from foreword.cli.engines import EVALUATION_ENGINES, open_engine_bank
+from foreword.cli.flags import expand_options
+from foreword.cli.interruption import command_line, on_interrupt
+from foreword.cli.options import EngineOptions, Json, emit, say, typed_options
 from foreword.errors import UnknownTask, UsageError
-from foreword.home import default_model
 from foreword.progress import Progress
 
 if TYPE_CHECKING:
@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 _WITH_RATINGS = ("ratings", "json")
 
 
+@expand_options
 def evaluate(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Task, or task@version.", autocompletion=task_names)] = None,
+    name: Annotated[str | None, typer.Argument(help="Task, or task@version.", autocompletion=complete_task)] = None,
     data: Annotated[str | None, typer.Option(help="Examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(
             help="Another task to run on the same examples, or base for the base model; may be repeated.",
-            autocompletion=task_names,
+            autocompletion=complete_task,
         ),
     ] = None,
     label_field: Annotated[str, typer.Option(help="Field that holds the label.")] = "label",
@@ -51,86 +52,76 @@ def evaluate(
     ] = None,
     ratings: Annotated[Path | None, typer.Option(help="Read a filled rating sheet, and nothing else.")] = None,
     engine: Annotated[str, typer.Option(help="embedded or llamacpp.")] = "embedded",
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    allow_other_weights: options.OtherWeights = False,
-    json: options.Json = False,
+    *,
+    options: EngineOptions,
+    json: Json = False,
 ) -> None:
     """Measure a task on examples, exactly as it is served.
 
     Example: foreword eval reviews --data test.jsonl --compare base
     """
     if ratings is not None:
-        _check_alone(context)
-        return _rated(ratings, json)
+        _check_ratings_alone(context)
+        return _emit_ratings(ratings, json)
     if name is None or data is None:
         raise UsageError("name a task and its examples: foreword eval NAME --data FILE.")
-    if engine not in EVALUATORS:
-        raise UsageError(f"engine {engine!r} does not evaluate; choose {' or '.join(EVALUATORS)}.")
+    if engine not in EVALUATION_ENGINES:
+        raise UsageError(f"engine {engine!r} does not evaluate; choose {' or '.join(EVALUATION_ENGINES)}.")
     names = [name, *(compare or [])]
     _check_files(names, blind, seed, predictions)
-    rows = _rows(data, limit)
-    given = Asked(model, bank, dtype, device, trust_remote_code, allow_other_weights)
-    tasks = _found(bank_of(engine, bank), names, model or default_model())
-    _check_tasks(tasks, per_class)
+    from foreword.text.rows import read_rows
+
+    rows = read_rows(data)[:limit]
+    tasks_or_base = _load_tasks(open_engine_bank(engine, options.bank), names, options.model_name)
+    _check_tasks(tasks_or_base, per_class)
     with (
-        going_on(lambda: f"nothing was written; start again: {command_line()}"),
-        EVALUATORS[engine](given) as running,
+        on_interrupt(lambda: f"nothing was written; start again: {command_line()}"),
+        EVALUATION_ENGINES[engine](options) as running,
     ):
-        asked = _asked(tasks, running, allow_other_weights)
-        reports = _reports(running, asked, rows, label_field)
+        tasks = _resolve_tasks(tasks_or_base, running, options)
+        reports = _evaluate(running, tasks, rows, label_field)
     if predictions is not None:
         from foreword.evaluation.report import write_predictions
 
         write_predictions(predictions, reports)
     if blind is not None:
-        _write_sheet(blind, asked, rows, reports, seed or 0)
-    found = [_as_json(ref, report, per_class) for ref, report in reports.items()]
-    first: dict[str, Any] = {**found[0], "compare": found[1:]} if len(names) > 1 else found[0]
-    options.emit(first, _text(reports, per_class), json)
+        _write_rating_sheet(blind, tasks, rows, reports, seed or 0)
+    first, *others = [_report_to_json(ref, report, per_class) for ref, report in reports.items()]
+    emit({**first, "compare": others} if others else first, _format_reports(reports, per_class), json)
 
 
-def _check_alone(context: typer.Context) -> None:
-    """Raise UsageError for anything on the command line that reading ratings would not look at."""
+def _check_ratings_alone(context: typer.Context) -> None:
+    """Raise UsageError for arguments that have no effect beside ``--ratings``."""
+    typed = typed_options(context)
     for parameter in context.command.params:
-        source = context.get_parameter_source(str(parameter.name))
-        if source is not None and source.name == "COMMANDLINE" and parameter.name not in _WITH_RATINGS:
+        if parameter.name in typed and parameter.name not in _WITH_RATINGS:
             shown = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.opts[0].upper()
             raise UsageError(f"--ratings reads a filled sheet and its key, nothing else; leave out {shown}.")
 
 
-def _rated(sheet: Path, json: bool) -> None:
+def _emit_ratings(sheet: Path, json: bool) -> None:
     from foreword.evaluation.ratings import Ratings
 
-    found = Ratings.read(sheet)
-    options.emit(found.to_json(), str(found), json)
+    results = Ratings.read(sheet)
+    emit(results.to_json(), str(results), json)
 
 
 def _check_files(names: Sequence[str], blind: Path | None, seed: int | None, predictions: Path | None) -> None:
-    """Raise UsageError now for what would otherwise be found out after all the work."""
+    """Raise UsageError for output files that could not be written, before anything is evaluated."""
     if seed is not None and blind is None:
         raise UsageError("--seed draws the order of answers in a rating sheet; leave it out without --blind.")
     if blind is not None:
-        from foreword.evaluation.sheet import check_free
+        from foreword.evaluation.rating_sheet import check_unused
 
         if len(names) != 2:
             raise UsageError(f"--blind is for two tasks, got {len(names)}; name one with --compare.")
-        check_free(blind)
+        check_unused(blind)
     for file in (blind, predictions):
         if file is not None and not file.absolute().parent.is_dir():
             raise UsageError(f"there is no folder {file.absolute().parent} for {file.name}; make it first.")
 
 
-def _rows(data: str, limit: int | None) -> list[Row]:
-    from foreword.text.rows import read_rows
-
-    return read_rows(data)[:limit]
-
-
-def _found(bank: Bank, names: Sequence[str], base: str) -> list[Task | None]:
+def _load_tasks(bank: Bank, names: Sequence[str], base: str) -> list[Task | None]:
     """Tasks by name; ``None`` for the base model, which ``base`` means unless a task is called so."""
     tasks: list[Task | None] = []
     for name in names:
@@ -156,61 +147,63 @@ def _check_tasks(tasks: Sequence[Task | None], per_class: bool) -> None:
             raise UsageError(f"task '{task.name}' generates text, which has no classes; leave out --per-class.")
 
 
-def _asked(tasks: Sequence[Task | None], engine: EngineProtocol, allow_other_weights: bool) -> list[Task]:
-    """What is asked, the base model as the first task is; every task checked against the model."""
-    from foreword.evaluation.baseline import baseline
+def _resolve_tasks(tasks: Sequence[Task | None], engine: EngineProtocol, options: EngineOptions) -> list[Task]:
+    """Check tasks against the model, and replace ``None`` by the base model with the template of the first task."""
+    from foreword.evaluation.baseline import baseline_task
 
     first = next(task for task in tasks if task is not None)
     for task in tasks:
         if task is not None:
-            options.check_model(task, engine, allow_other_weights=allow_other_weights)
-    return [baseline(first, engine.name, engine.identity) if task is None else task for task in tasks]
+            options.check_model(task, engine)
+    return [baseline_task(first, engine.name, engine.identity) if task is None else task for task in tasks]
 
 
-def _reports(engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row], label_field: str) -> dict[str, Report]:
-    """By name and version."""
+def _evaluate(
+    engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row], label_field: str
+) -> dict[str, Report]:
+    """A report for every task, by name and version."""
     from foreword.evaluation.evaluate import evaluate as run_evaluate
 
-    with Progress("evaluating", _questions(tasks, len(rows)), "questions", watch=lambda: _answered(engine)):
+    with Progress("evaluating", _count_requests(tasks, len(rows)), "questions", poll=lambda: _count_answered(engine)):
         reports = {task.ref: run_evaluate(engine, task, rows, label_field=label_field) for task in tasks}
-    if missing := sorted({name for report in reports.values() for name in report.unmeasured}):
-        options.say(f"not measured: {', '.join(missing)}; they need: pip install 'foreword[eval]'")
+    if missing := sorted({name for report in reports.values() for name in report.unavailable_metrics}):
+        say(f"not measured: {', '.join(missing)}; they need: pip install 'foreword[eval]'")
     return reports
 
 
-def _questions(tasks: Sequence[Task], rows: int) -> int:
-    """How much an engine is asked: every member of an ensemble; a text, and how probable the right one is."""
+def _count_requests(tasks: Sequence[Task], rows: int) -> int:
+    """Requests of an evaluation: one a member of an ensemble; for a text, its generation and its perplexity."""
     from foreword.text.template import Template
 
     writes = [Template.parse(task.template or "").target is not None for task in tasks]
     return rows * sum(2 if text else 1 + len(task.members) for task, text in zip(tasks, writes, strict=True))
 
 
-def _answered(engine: EngineProtocol) -> int:
-    counted = engine.statistics()
-    written = counted["requests"] - counted["waiting"] - counted.get("running", 0)
-    return int(counted["scored"] + max(written, 0))
+def _count_answered(engine: EngineProtocol) -> int:
+    counts = engine.statistics()
+    generated = counts["requests"] - counts["waiting"] - counts.get("running", 0)
+    return int(counts["scored"] + max(generated, 0))
 
 
-def _write_sheet(
+def _write_rating_sheet(
     sheet: Path, tasks: Sequence[Task], rows: Sequence[Row], reports: Mapping[str, Report], seed: int
 ) -> None:
-    from foreword.evaluation.sheet import key_file, write_sheet
+    from foreword.evaluation.rating_sheet import key_file, write_sheet
     from foreword.text.template import Template
 
     fields = dict.fromkeys(field for task in tasks for field in Template.parse(task.template or "").fields)
     same = write_sheet(sheet, list(fields), rows, reports, seed)
-    options.say(f"wrote {sheet} for people to fill, and {key_file(sheet)}, which says whose answers they are")
+    say(f"wrote {sheet} for people to fill, and {key_file(sheet)}, which says whose answers they are")
     if same:
-        options.say(f"{same} of {len(rows)} rows have the same answer twice; left empty, they count as ties")
+        say(f"{same} of {len(rows)} rows have the same answer twice; left empty, they count as ties")
 
 
-def _as_json(ref: str, report: Report, per_class: bool) -> dict[str, Any]:
+def _report_to_json(ref: str, report: Report, per_class: bool) -> dict[str, Any]:
     classes = report.classes_to_json() if per_class else {}
     return {"n": report.n, "metrics": report.metrics, "task": ref, **classes}
 
 
-def _text(reports: Mapping[str, Report], per_class: bool) -> str:
+def _format_reports(reports: Mapping[str, Report], per_class: bool) -> str:
     from foreword.evaluation.report import classes_text, side_by_side
 
     parts = [side_by_side(reports)]

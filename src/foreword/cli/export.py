@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
+from foreword.cli.options import BankRoot, Json, ModelName, ModelOptions, RemoteCode, emit
 
 app = typer.Typer(help="Tasks for other programs.", no_args_is_help=True)
 
@@ -20,21 +20,22 @@ def _export() -> None:
 
 @app.command()
 def peft(
-    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=task_names)],
+    name: Annotated[str, typer.Argument(help="Task, or task@version.", autocompletion=complete_task)],
     path: Annotated[Path, typer.Argument(help="Folder to write; it must not exist, or be empty.")],
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    trust_remote_code: options.RemoteCode = False,
-    json: options.Json = False,
+    model: ModelName = None,
+    bank: BankRoot = None,
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
 ) -> None:
     """A folder for PeftModel.from_pretrained: PREFIX_TUNING, PROMPT_TUNING or LORA.
 
     Example: foreword export peft sentiment runs/adapter
     """
-    task = options.open_bank(bank).load(name)
-    lm = options.open_model(model, "auto", "auto", trust_remote_code)
+    options = ModelOptions(model, bank, trust_remote_code=trust_remote_code)
+    task = options.open_bank().load(name)
+    lm = options.open_model()
     from foreword.interop.export import export_peft
 
     kind = export_peft(lm, task, path)
     data = {"task": task.ref, "peft_type": kind, "path": str(path)}
-    options.emit(data, f"wrote {task.ref} to {path} ({kind})", json)
+    emit(data, f"wrote {task.ref} to {path} ({kind})", json)

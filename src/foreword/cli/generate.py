@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
+from foreword.cli.flags import expand_options
+from foreword.cli.options import EngineOptions, Json, emit, read_text, say
 from foreword.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -16,15 +17,17 @@ if TYPE_CHECKING:
     from foreword.engine.engine import Engine
     from foreword.engine.protocol import Request, Stream
     from foreword.models import LanguageModel
-    from foreword.text.request import Prompt
+    from foreword.text.prompt import Prompt
 
 
+@expand_options
 def generate(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME] TEXT|-", help="Task, and the text.", autocompletion=task_names)
+        list[str] | None,
+        typer.Argument(metavar="[NAME] TEXT|-", help="Task, and the text.", autocompletion=complete_task),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="The task, instead of NAME.", autocompletion=task_names)
+        str | None, typer.Option("--task", help="The task, instead of NAME.", autocompletion=complete_task)
     ] = None,
     field: Annotated[list[str] | None, typer.Option("--field", help="k=v for the task's template.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens at most.", show_default="the task's, else 128")] = None,
@@ -39,34 +42,30 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer.")] = None,
     beams: Annotated[int | None, typer.Option(help="Search with so many beams, and print the best.")] = None,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    allow_other_weights: options.OtherWeights = False,
-    json: options.Json = False,
+    *,
+    options: EngineOptions,
+    json: Json = False,
 ) -> None:
     """Continue a text behind a task's prefix, verbatim: no template, no chat template.
 
     Examples: foreword generate "Once upon a time"; foreword generate story "There was";
     foreword generate reviews --field text="a masterpiece"
     """
-    name, text = _named(words or [], task, bool(field))
-    if name is None and text in options.open_bank(bank).names():
+    name, text = _split_words(words or [], task, bool(field))
+    if name is None and text in options.open_bank().names():
         raise UsageError(f"'{text}' is a task, and there is no text for it; add one, or --field k=v.")
-    fields = _fields(field or [])
+    fields = _parse_fields(field or [])
     constraint = _constraint(json_schema, regex, choice)
-    lm = options.open_model(model, dtype, device, trust_remote_code)
-    found = options.find_task(name, bank, lm, allow_other_weights=allow_other_weights)
+    lm = options.open_model()
+    found = options.find_task(name, lm)
     from foreword.engine.protocol import Request
-    from foreword.evaluation.evaluate import generation_params
+    from foreword.evaluation.sampling_params import task_sampling_params
 
     prompt = _prompt(lm, found, text, fields)
-    usual = generation_params(found).max_tokens
-    params = generation_params(
+    default_max_tokens = task_sampling_params(found).max_tokens
+    params = task_sampling_params(
         found,
-        max_tokens=prompt.fitting(usual, lm.context) if max_tokens is None else max_tokens,
+        max_tokens=prompt.cap_max_tokens(default_max_tokens, lm.context) if max_tokens is None else max_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -80,74 +79,70 @@ def generate(
         raise UsageError(
             "--top-p, --top-k, --min-p and --seed choose among samples, and greedy takes none; add --temperature."
         )
-    request = Request.of(prompt, params)
-    with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
+    request = Request.from_prompt(prompt, params)
+    with options.open_engine(lm) as engine:
         if beams is None:
-            answer = _answer(engine.submit(request), aloud=not json)
+            answer = _collect(engine.submit(request), echo=not json)
         else:
-            answer = _searched(engine, request, beams, aloud=not json)
+            answer = _run_beam_search(engine, request, beams, echo=not json)
     if not answer.text and answer.finish_reason == "stop":
-        options.say("the model ended its answer at once; a system task is meant to be asked over chat (serve).")
+        say("the model ended its answer at once; a system task is meant to be asked over chat (serve).")
     usage = {
         "prompt_tokens": request.prompt_tokens,
         "completion_tokens": len(answer.token_ids),
         "cached_tokens": request.prefix_length,
     }
-    options.emit({**asdict(answer), "usage": usage}, "", json)
+    emit({**asdict(answer), "usage": usage}, "", json)
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _GeneratedText:
     text: str
     token_ids: list[int]
     finish_reason: str | None
 
 
-def _answer(stream: Stream, *, aloud: bool) -> _Answer:
-    """Collect an answer, printing it as it comes if ``aloud``."""
+def _collect(stream: Stream, *, echo: bool) -> _GeneratedText:
+    """Collect a streamed answer, and print it meanwhile if ``echo``."""
     chunks = []
     for chunk in stream:
         chunks.append(chunk)
         if chunk.error is not None:
             raise EngineError(chunk.error)
-        if aloud:
+        if echo:
             print(chunk.text, end="", flush=True)
     text = "".join(chunk.text for chunk in chunks)
-    return _Answer(text, [token for chunk in chunks for token in chunk.token_ids], chunks[-1].finish_reason)
+    return _GeneratedText(text, [token for chunk in chunks for token in chunk.token_ids], chunks[-1].finish_reason)
 
 
-def _searched(engine: Engine, request: Request, beams: int, *, aloud: bool) -> _Answer:
-    """The best answer of a beam search, which is known only at its end."""
-    from foreword.engine.beams import beam_search
+def _run_beam_search(engine: Engine, request: Request, beams: int, *, echo: bool) -> _GeneratedText:
+    """The best hypothesis of a beam search; it is printed at the end if ``echo``."""
+    from foreword.engine.beam_search import beam_search
 
     best = beam_search(engine, request, beams)[0]
-    said = best.token_ids[:-1] if best.ended else best.token_ids  # a token that ends is not part of the text
-    text = engine.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    if aloud:
+    text_ids = best.token_ids[:-1] if best.finished else best.token_ids  # a token that ends is not part of the text
+    text = engine.tokenizer.decode(text_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if echo:
         print(text, end="", flush=True)
-    return _Answer(text, list(best.token_ids), "stop" if best.ended else "length")
+    return _GeneratedText(text, list(best.token_ids), "stop" if best.finished else "length")
 
 
-def _named(words: list[str], task: str | None, has_fields: bool) -> tuple[str | None, str | None]:
-    """Which of the words is the task and which the text."""
+def _split_words(words: list[str], task: str | None, has_fields: bool) -> tuple[str | None, str | None]:
+    """The task and the text among the arguments of the command."""
     if len(words) + (task is not None) > 2:
         raise UsageError("give a task and one text; put the text in quotes.")
-    if task is not None:
-        name, text = task, words[0] if words else None
-    elif len(words) == 2:
-        name, text = words[0], words[1]
-    elif words and has_fields:
-        name, text = words[0], None
-    else:
-        name, text = None, words[0] if words else None
+    given = [*([] if task is None else [task]), *words]
+    if task is None and len(words) == 1 and not has_fields:
+        given = [None, *words]
+    name, text = [*given, None, None][:2]
     if text is None and not has_fields:
         raise UsageError("there is no text to continue; give one, - for standard input, or --field k=v.")
     if text is not None and has_fields:
         raise UsageError("give either a text or --field k=v, not both.")
-    return name, options.read_text("-") if text == "-" else text
+    return name, read_text("-") if text == "-" else text
 
 
-def _fields(pairs: list[str]) -> dict[str, str]:
+def _parse_fields(pairs: list[str]) -> dict[str, str]:
     if bad := next((pair for pair in pairs if "=" not in pair), None):
         raise UsageError(f"--field {bad!r} is not k=v; write it as --field text='some text'.")
     fields = {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs}
@@ -162,16 +157,16 @@ def _constraint(json_schema: str | None, regex: str | None, choice: list[str] | 
     if [json_schema, regex, choice].count(None) < 2:
         raise UsageError("--json-schema, --regex and --choice each give the answer its form; give one of them.")
     if json_schema is not None:
-        return Constraint.json_schema(options.read_text(json_schema))
+        return Constraint.json_schema(read_text(json_schema))
     if regex is not None:
         return Constraint.regex(regex)
     return Constraint.choice(choice) if choice is not None else None
 
 
 def _prompt(lm: LanguageModel, task: Task | None, text: str | None, fields: dict[str, str]) -> Prompt:
-    from foreword.text import request
+    from foreword.text import task_prompts
 
-    request.require_generation(task)
+    task_prompts.require_generation(task)
     if text is None:
-        return request.from_fields(lm.tokenizer, task, fields)
-    return request.from_text(lm.tokenizer, task, text)
+        return task_prompts.from_fields(lm.tokenizer, task, fields)
+    return task_prompts.from_text(lm.tokenizer, task, text)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace as with_fields
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.interruption import publishing
+from foreword.cli.flags import expand_options
+from foreword.cli.interruption import on_interrupted_publish
+from foreword.cli.options import Json, ModelOptions, Replace, emit, quiet_libraries
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.interop.checkpoint import Checkpoint
-    from foreword.interop.wording import Wording
+    from foreword.interop.prompt_format import PromptFormat
+    from foreword.models import LanguageModel
 
 app = typer.Typer(help="Prompts that other programs learned.", no_args_is_help=True)
 
@@ -21,7 +26,7 @@ Source = Annotated[str, typer.Argument(help="Folder of the checkpoint, or its Hu
 Publish = Annotated[
     str | None, typer.Option("--publish", help="Name of the task.", show_default="the name of the folder")
 ]
-# Not the variable that other commands read: the checkpoint knows better than the environment which model it is for.
+# Without the environment variable of other commands: the checkpoint names its base model.
 BaseModel = Annotated[
     str | None,
     typer.Option(
@@ -29,10 +34,11 @@ BaseModel = Annotated[
     ),
 ]
 Template = Annotated[str | None, typer.Option("--template", help="How requests are worded; checkpoints do not say.")]
-Words = Annotated[str | None, typer.Option("--verbalizer", help="Words of every label: JSON, or a JSON file.")]
+Verbalizer = Annotated[str | None, typer.Option("--verbalizer", help="Words of every label: JSON, or a JSON file.")]
 
 
 @app.command()
+@expand_options
 def peft(
     source: Source,
     publish: Publish = None,
@@ -40,87 +46,80 @@ def peft(
         int | None, typer.Option("--task-id", help="Which task of a MULTITASK_PROMPT_TUNING checkpoint, from 0.")
     ] = None,
     template: Template = None,
-    verbalizer: Words = None,
-    replace: options.Replace = False,
+    verbalizer: Verbalizer = None,
+    *,
+    replace: Replace = False,
     model: BaseModel = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    json: options.Json = False,
+    options: ModelOptions,
+    json: Json = False,
 ) -> None:
     """A folder that PEFT saved: PROMPT_TUNING, P_TUNING, MULTITASK_PROMPT_TUNING, PREFIX_TUNING, CARTRIDGE or LORA.
 
     Example: foreword import peft runs/adapter --publish sentiment
     """
-    wording = _wording(template, verbalizer)
-    options.quiet_libraries()
+    prompt_format = _parse_prompt_format(template, verbalizer)
+    quiet_libraries()
     from foreword.interop.peft import base_model, import_peft, read_peft
 
     checkpoint = read_peft(source)
-    named = model or base_model(checkpoint)
-    name = _name(checkpoint, publish, named)
-    store = options.open_bank(bank)
-    with publishing(store, name):
-        lm = options.open_model(named, dtype, device, trust_remote_code)
-        task = import_peft(lm, checkpoint, name, task_id=task_id, wording=wording)
-        task = store.publish(task, replace=replace, reserved=[lm.name])
-    _say_published(task, json)
+    options = with_fields(options, model=model or base_model(checkpoint))
+    convert = partial(import_peft, task_id=task_id, prompt_format=prompt_format)
+    _publish(checkpoint, convert, publish, options, replace=replace, json=json)
 
 
 @app.command()
+@expand_options
 def ptuning_v2(
     source: Source,
     publish: Publish = None,
     prefix_only: Annotated[bool, typer.Option("--prefix-only", help="Leave the checkpoint's own head out.")] = False,
     template: Template = None,
-    verbalizer: Words = None,
-    replace: options.Replace = False,
+    verbalizer: Verbalizer = None,
+    *,
+    replace: Replace = False,
     model: BaseModel = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    json: options.Json = False,
+    options: ModelOptions,
+    json: Json = False,
 ) -> None:
     """A checkpoint of THUDM's P-tuning v2 (BERT, RoBERTa), or of ChatGLM2 and later.
 
     Example: foreword import ptuning-v2 output/checkpoint-3000 --model glm --publish adverts
     """
-    wording = _wording(template, verbalizer)
-    options.quiet_libraries()
+    prompt_format = _parse_prompt_format(template, verbalizer)
+    quiet_libraries()
     from foreword.interop.ptuning import base_model, import_ptuning, read_ptuning
 
     checkpoint = read_ptuning(source)
-    named = model or base_model(checkpoint)
-    name = _name(checkpoint, publish, named)
-    store = options.open_bank(bank)
-    with publishing(store, name):
-        lm = options.open_model(named, dtype, device, trust_remote_code)
-        task = import_ptuning(lm, checkpoint, name, prefix_only=prefix_only, wording=wording)
-        task = store.publish(task, replace=replace, reserved=[lm.name])
-    _say_published(task, json)
+    options = with_fields(options, model=model or base_model(checkpoint))
+    convert = partial(import_ptuning, prefix_only=prefix_only, prompt_format=prompt_format)
+    _publish(checkpoint, convert, publish, options, replace=replace, json=json)
 
 
-def _wording(template: str | None, verbalizer: str | None) -> Wording:
-    from foreword.interop.wording import Wording
+def _parse_prompt_format(template: str | None, verbalizer: str | None) -> PromptFormat:
+    from foreword.interop.prompt_format import PromptFormat
     from foreword.text.template import decode_escapes
 
-    return Wording.parse(decode_escapes(template) if template is not None else None, verbalizer)
+    return PromptFormat.parse(decode_escapes(template) if template is not None else None, verbalizer)
 
 
-def _name(checkpoint: Checkpoint, publish: str | None, model: str | None) -> str:
-    """The name to publish under, checked before the model is loaded."""
-    from foreword.bank.bank import check_free
-
-    if model is None:
+def _publish(
+    checkpoint: Checkpoint,
+    convert: Callable[[LanguageModel, Checkpoint, str], Task],
+    publish: str | None,
+    options: ModelOptions,
+    *,
+    replace: bool,
+    json: bool,
+) -> None:
+    """Convert a checkpoint for its base model and publish the task, its name checked before the model is loaded."""
+    if options.model is None:
         raise UsageError(f"{checkpoint} does not say which model it is for; give it with --model.")
     name = publish or checkpoint.name.lower()
-    check_free(name, [model])
-    return name
-
-
-def _say_published(task: Task, json: bool) -> None:
+    options.check_name(name)
+    store = options.open_bank()
+    with on_interrupted_publish(store, name):
+        lm = options.open_model()
+        task = store.publish(convert(lm, checkpoint, name), replace=replace, reserved=[lm.name])
     data = {"task": task.ref, "method": task.method, "length": task.prefix.length, "bytes": task.nbytes}
     text = f"published {task.ref} ({task.method}, {task.prefix.length} positions, {task.nbytes:,} bytes)"
-    options.emit(data, text, json)
+    emit(data, text, json)

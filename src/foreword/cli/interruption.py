@@ -1,4 +1,4 @@
-"""Ctrl-C: every command ends with one sentence that says what is left and how to go on, and exit status 130."""
+"""Ctrl-C: a command ends with exit status 130 and a sentence that says what was kept and how to resume."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def going_on(how: Callable[[], str]) -> Iterator[None]:
-    """Say what is left of the work in this block if it is interrupted.
+def on_interrupt(hint: Callable[[], str]) -> Iterator[None]:
+    """Turn a KeyboardInterrupt in this block into `Interrupted`.
 
     Args:
-        how: what is left and how to go on, without a full stop; asked for after the interruption.
+        hint: returns what was kept and how to resume, a clause behind "stopped;"; called after the interruption.
     """
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {how()}") from None
+        raise Interrupted(f"stopped; {hint()}") from None
 
 
 @contextmanager
-def publishing(bank: Bank, name: str) -> Iterator[None]:
-    """Say whether a task was published if the work in this block is interrupted."""
-    before = served(bank, name)
+def on_interrupted_publish(bank: Bank, name: str) -> Iterator[None]:
+    """`on_interrupt` with a hint that says whether this block published a new version of a task."""
+    before = current_version(bank, name)
 
-    def left() -> str:
-        now = served(bank, name)
+    def hint() -> str:
+        now = current_version(bank, name)
         if now != before:
             return f"{name}@{now} was published"
         return f"nothing was published; start again: {command_line()}"
 
-    with going_on(left):
+    with on_interrupt(hint):
         yield
 
 
 def command_line(*flags: str) -> str:
-    """The command as it was typed, with these flags unless they are there already.
+    """The command as it was typed, with flags added unless they are in it.
 
     Args:
         flags: each a flag, or a flag and its value.
@@ -61,16 +61,16 @@ def command_line(*flags: str) -> str:
     return shlex.join([*typed, *added])
 
 
-def served(bank: Bank, name: str) -> str | None:
-    """The version that is served; ``None`` if there is none, or none that can be read."""
+def current_version(bank: Bank, name: str) -> str | None:
+    """The version of a task that is served; ``None`` if there is none or it cannot be read."""
     try:
         return bank.current(name)
     except ForewordError:
         return None
 
 
-class Commands(TyperGroup):
-    """Turns Ctrl-C into one of our own errors, before Typer makes an end without a word of it."""
+class InterruptibleGroup(TyperGroup):
+    """A Typer group that raises `Interrupted` on Ctrl-C; Typer itself would exit without a message."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

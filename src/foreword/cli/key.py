@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli import options
+from foreword.cli.options import Json, emit, say
 from foreword.errors import UsageError
 
 
@@ -24,13 +24,13 @@ def key(
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="How often it may ask.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Tokens of prompts and answers.")] = None,
     tokens_per_day: Annotated[int | None, typer.Option(min=1, help="Its quota, from midnight to midnight UTC.")] = None,
-    json: options.Json = False,
+    json: Json = False,
 ) -> None:
     """Make an API key for foreword serve and print it, this once: the file holds its SHA-256 alone.
 
     Example: foreword key shop --task 'support-*' --requests-per-minute 60
     """
-    from foreword.server.keys import Key, digest_of, new_key, read_keys
+    from foreword.server.operations.api_keys import ApiKey, digest_of, new_key, read_keys
 
     known = read_keys(file) if file.exists() else []
     if any(other.name == name for other in known):
@@ -38,7 +38,7 @@ def key(
     if not 1 <= len(name) <= 64:
         raise UsageError("the name of a key has 1 to 64 characters.")
     secret = new_key()
-    made = Key(
+    made = ApiKey(
         name=name,
         sha256=digest_of(secret),
         tasks=task or ["*"],
@@ -53,5 +53,5 @@ def key(
             lines.write(made.model_dump_json(exclude_none=True) + "\n")
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}; check the path.") from error
-    options.say(f"added '{name}' to {file}; foreword serve --api-keys {file} takes it from its next start on")
-    options.emit({"name": name, "key": secret, "file": str(file)}, secret, json)
+    say(f"added '{name}' to {file}; foreword serve --api-keys {file} takes it from its next start on")
+    emit({"name": name, "key": secret, "file": str(file)}, secret, json)

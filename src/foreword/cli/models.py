@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.interruption import command_line, going_on
+from foreword.cli.interruption import command_line, on_interrupt
+from foreword.cli.options import Json, emit, quiet_libraries, say
 
 app = typer.Typer(help="Base models.", no_args_is_help=True)
 
@@ -20,15 +20,15 @@ def _models() -> None:
 @app.command()
 def pull(
     name: Annotated[str, typer.Argument(help="smollm2-135m, a .gguf file, a folder or a Hub id.")] = "smollm2-135m",
-    json: options.Json = False,
+    json: Json = False,
 ) -> None:
     """Fetch or convert a model once and print its folder.
 
     Example: foreword models pull smollm2-135m
     """
-    options.quiet_libraries()
+    quiet_libraries()
     from foreword.models.load import pull as pull_model
 
-    with going_on(lambda: f"{name} is not ready yet; go on with: {command_line()}"):
-        folder = str(pull_model(name, options.say))
-    options.emit({"model": name, "folder": folder}, folder, json)
+    with on_interrupt(lambda: f"{name} is not ready yet; go on with: {command_line()}"):
+        folder = str(pull_model(name, say))
+    emit({"model": name, "folder": folder}, folder, json)

@@ -1,4 +1,4 @@
-"""Options that mean the same in every command, and the objects that they stand for."""
+"""Options that several commands have, and opening the model, bank and engine that they name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -45,13 +46,84 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Replace = Annotated[bool, typer.Option("--replace", help="Publish over a task that belongs to another model.")]
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, which bank, and how the model is loaded: the options of commands that load a model."""
+
+    model: ModelName = None
+    bank: BankRoot = None
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    trust_remote_code: RemoteCode = False
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """The values of these options among the settings of a command."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
+    @property
+    def model_name(self) -> str:
+        return self.model or default_model()
+
+    def open_model(self) -> LanguageModel:
+        quiet_libraries()
+        from foreword.models import load_model
+
+        return load_model(
+            self.model_name,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            progress=say,
+        )
+
+    def open_bank(self) -> Bank:
+        return open_bank(self.bank)
+
+    def find_task(self, name: str | None, lm: LanguageModel) -> Task | None:
+        """The task called ``name`` or ``name@version``, checked against the model; ``None`` for the base model."""
+        if name is None or name == lm.name:
+            return None
+        task = self.open_bank().load(name)
+        self.check_model(task, lm)
+        return task
+
+    def check_model(self, task: Task, lm: LanguageModel | EngineProtocol) -> None:
+        """Raise ModelMismatch for a task of another model, also if its prefix is empty."""
+        task.prefix.model.check(lm.identity, f"task '{task.name}'")
+
+    def check_name(self, *names: str) -> None:
+        """Raise UsageError or PublishConflict for a name under which no task can be published."""
+        from foreword.bank.bank import check_free
+
+        for name in names:
+            check_free(name, [self.model_name])
+
+
+@dataclass(frozen=True)
+class EngineOptions(ModelOptions):
+    """The options of commands that run tasks on an engine."""
+
+    allow_other_weights: OtherWeights = False
+
+    def open_engine(self, lm: LanguageModel) -> Engine:
+        """The embedded engine with the default limits."""
+        from foreword.engine.engine import Engine
+
+        return Engine(lm, allow_other_weights=self.allow_other_weights)
+
+    def check_model(self, task: Task, lm: LanguageModel | EngineProtocol) -> None:
+        label = f"task '{task.name}'"
+        task.prefix.model.check(lm.identity, label, allow_other_weights=self.allow_other_weights)
+
+
 def say(line: str) -> None:
-    """A line of progress; stdout belongs to results."""
+    """Print a line on stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)
 
 
 def emit(data: Mapping[str, Any], text: str, as_json: bool) -> None:
-    """The result: one JSON object, or text for people."""
+    """Print the result of a command on stdout: one JSON object, or text."""
     print(json.dumps(data, ensure_ascii=False) if as_json else text, flush=True)
 
 
@@ -62,63 +134,24 @@ def open_bank(root: str | None) -> Bank:
 
 
 def quiet_libraries() -> None:
-    """Settings of the libraries underneath that must stand before they load: no chatter, and how threads wait."""
+    """Silence Transformers and the Hub, and configure threads; call it before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    settle_threads()
-    from transformers.utils import logging as chatter
+    configure_threads()
+    from transformers.utils import logging
 
-    chatter.disable_progress_bar()
-    chatter.set_verbosity_error()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
-def settle_threads() -> None:
-    """How threads of the libraries underneath wait; must stand before they load."""
+def configure_threads() -> None:
+    """Set how OpenMP threads wait; call it before torch or llama.cpp is imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Between small operations threads wait actively, some tens of microseconds, and then let go of the core. On two
-    # free cores a step of 16 answers takes 45 ms so, and 57 if they let go at once. Where another process keeps a core
-    # busy it takes 175 ms, and 72 if they let go at once: OMP_WAIT_POLICY=passive is for such machines. PyTorch's own
-    # default waits thirty times as long.
+    # Between small operations threads spin for some tens of microseconds and then yield the core. On two free cores a
+    # step of 16 sequences takes 45 ms so, and 57 without spinning; where another process keeps a core busy, 175 ms and
+    # 72, so OMP_WAIT_POLICY=passive is for such machines. PyTorch's default spins thirty times as long.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-def open_model(name: str | None, dtype: str, device: str, trust_remote_code: bool = False) -> LanguageModel:
-    """Load the model named on the command line."""
-    quiet_libraries()
-    from foreword.models import load_model
-
-    return load_model(
-        name or default_model(), dtype=dtype, device=device, trust_remote_code=trust_remote_code, progress=say
-    )
-
-
-def open_engine(lm: LanguageModel, *, allow_other_weights: bool = False, **limits: int | None) -> Engine:
-    """The embedded engine.
-
-    Args:
-        limits: see `Engine`; its own where there is none.
-    """
-    from foreword.engine.engine import Engine
-
-    given = {name: limit for name, limit in limits.items() if limit is not None}
-    return Engine(lm, allow_other_weights=allow_other_weights, **given)  # type: ignore[arg-type]
-
-
-def find_task(
-    name: str | None, bank: str | None, lm: LanguageModel, *, allow_other_weights: bool = False
-) -> Task | None:
-    """The task called ``name`` or ``name@version``, checked against the model; ``None`` for the base model."""
-    if name is None or name == lm.name:
-        return None
-    task = open_bank(bank).load(name)
-    check_model(task, lm, allow_other_weights=allow_other_weights)
-    return task
-
-
-def check_model(task: Task, lm: LanguageModel | EngineProtocol, *, allow_other_weights: bool = False) -> None:
-    """Raise ModelMismatch for a task of another model, whether or not it has a prefix that would show it."""
-    task.prefix.model.check(lm.identity, f"task '{task.name}'", allow_other_weights=allow_other_weights)
 
 
 def read_text(source: str) -> str:
@@ -132,3 +165,21 @@ def read_text(source: str) -> str:
         raise UsageError(f"{source} cannot be read: {error.strerror}; check the path.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{source} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+
+
+def exactly_one(flags: Mapping[str, str | None]) -> tuple[str, str]:
+    """The only flag with a value, and the value. Raises UsageError if no flag or several have one."""
+    given = [(flag, value) for flag, value in flags.items() if value is not None]
+    if len(given) != 1:
+        found = ", ".join(flag for flag, _ in given) or "none"
+        raise UsageError(f"give exactly one of {', '.join(flags)}; got {found}.")
+    return given[0]
+
+
+def typed_options(context: typer.Context) -> dict[str, Any]:
+    """Parameters that were given on the command line, not by defaults or the environment."""
+    return {
+        name: value
+        for name, value in context.params.items()
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }

@@ -3,56 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from foreword.cli import options, runs
-from foreword.cli.completion import task_names
-from foreword.cli.interruption import publishing
+from foreword.cli.completion import complete_task
+from foreword.cli.flags import expand_options
+from foreword.cli.interruption import on_interrupted_publish
+from foreword.cli.options import Json, ModelOptions, Replace, emit, exactly_one, read_text
+from foreword.cli.runs import read_task
 from foreword.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
 
-
+@expand_options
 def publish(
-    name: Annotated[str, typer.Argument(help="Name of the task.", autocompletion=task_names)],
+    name: Annotated[str, typer.Argument(help="Name of the task.", autocompletion=complete_task)],
     system: Annotated[str | None, typer.Option(help="File with a system prompt, or -.")] = None,
     text: Annotated[str | None, typer.Option(help="File with text that stands in front, or -.")] = None,
     run: Annotated[str | None, typer.Option(help="Folder of a training run.")] = None,
     prefix: Annotated[str | None, typer.Option(help="A prefix.safetensors file.")] = None,
     template: Annotated[str | None, typer.Option(help="Template for --prefix.")] = None,
     verbalizer: Annotated[str | None, typer.Option(help="Verbalizer for --prefix.")] = None,
-    replace: options.Replace = False,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    json: options.Json = False,
+    *,
+    replace: Replace = False,
+    options: ModelOptions,
+    json: Json = False,
 ) -> None:
     """Publish a prompt, a training run or a prefix file as a task.
 
     Example: foreword publish support --system policy.txt
     """
-    sources = {"--system": system, "--text": text, "--run": run, "--prefix": prefix}
-    given = [flag for flag, value in sources.items() if value is not None]
-    if len(given) != 1:
-        raise UsageError(f"give exactly one of {', '.join(sources)}; got {', '.join(given) or 'none'}.")
+    flag, source = exactly_one({"--system": system, "--text": text, "--run": run, "--prefix": prefix})
     if prefix is None and (template is not None or verbalizer is not None):
         raise UsageError("--template and --verbalizer go with --prefix; a run brings its own.")
-    loads = system is not None or text is not None
-    if not loads and (dtype != "auto" or device != "auto" or trust_remote_code):
-        raise UsageError(f"{given[0]} needs no model; leave out --dtype, --device and --trust-remote-code.")
-    store = options.open_bank(bank)
-    from foreword.bank.bank import check_free
-
-    reserved = [model or options.default_model()]
-    check_free(name, reserved)
-    with publishing(store, name):
+    needs_model = flag in ("--system", "--text")
+    if not needs_model and options != ModelOptions(options.model, options.bank):
+        raise UsageError(f"{flag} needs no model; leave out --dtype, --device and --trust-remote-code.")
+    store = options.open_bank()
+    options.check_name(name)
+    with on_interrupted_publish(store, name):
         if run is not None:
-            task = runs.kept(Path(run), name)
+            task = read_task(Path(run), name)
         elif prefix is not None:
             from foreword.interop.prefix_task import prefix_task
 
@@ -60,9 +51,9 @@ def publish(
         else:
             from foreword.prompts.static import static_task
 
-            source = options.read_text(system or text or "")
-            lm = options.open_model(model, dtype, device, trust_remote_code)
-            task = static_task(lm, name, "system" if system is not None else "prompt", source)
-        task = store.publish(task, replace=replace, reserved=reserved)
+            content = read_text(source)
+            lm = options.open_model()
+            task = static_task(lm, name, "system" if system is not None else "prompt", content)
+        task = store.publish(task, replace=replace, reserved=[options.model_name])
     data = {"task": task.ref, "length": task.prefix.length, "prefix_bytes": task.prefix.nbytes}
-    options.emit(data, f"published {task.ref} ({task.prefix.length} positions, {task.prefix.nbytes:,} bytes)", json)
+    emit(data, f"published {task.ref} ({task.prefix.length} positions, {task.prefix.nbytes:,} bytes)", json)

@@ -2,74 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
+from foreword.cli.flags import FlagsOf, parameter_types
+from foreword.cli.options import quiet_libraries, typed_options
 from foreword.errors import UsageError
+from foreword.training.recipe import Recipe
+from foreword.training.setting import check_type
 
 if TYPE_CHECKING:
-    from foreword.training.recipe import Recipe
     from foreword.training.recipe_file import RecipeFile
 
+# Settings of a single run, which runs that learn in the same batches do not have.
+SINGLE = ("warm_start", "members", "weights", "unlabeled", "lm_weight", "candidates", "report_to")
 
-def given(
-    context: typer.Context, recipe: str | None, elsewhere: Collection[str], more: Collection[str] = ()
+RecipeFlags = Annotated[dict[str, Any], FlagsOf(Recipe)]
+SharedRecipeFlags = Annotated[dict[str, Any], FlagsOf(Recipe, without=SINGLE)]
+
+
+def read_settings(
+    context: typer.Context, path: str | None, more_keys: Collection[str] = (), unchecked: Collection[str] = ()
 ) -> tuple[RecipeFile, dict[str, Any]]:
-    """The recipe, and flags over its keys over environment and defaults.
+    """The recipe file, and every setting: flags over the file's keys over environment and defaults.
 
     Args:
-        recipe: the file, if there is one.
-        elsewhere: keys that are no hyper-parameters of the run.
-        more: keys that the recipe may have and that are no flags.
+        path: the file; ``None`` if there is none.
+        more_keys: keys that it may have and that are no flags.
+        unchecked: keys whose types the caller checks, beside the hyper-parameters, which `Recipe` checks.
     """
-    from foreword.training.recipe import check_type
     from foreword.training.recipe_file import RecipeFile
 
-    file = RecipeFile.read(recipe) if recipe is not None else RecipeFile.none()
-    file.check_keys({*context.params, *more} - {"recipe", "json"})
-    with file.blamed():
-        for name in sorted(set(file.values) & set(elsewhere)):
-            check_type(name, file.values[name], optional=True)
-    typed = {
-        name: value
-        for name, value in context.params.items()
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
+    file = RecipeFile.read(path) if path is not None else RecipeFile.empty()
+    file.check_keys({*context.params, *more_keys} - {"recipe", "json"})
+    types = parameter_types(context.command.callback) if context.command.callback is not None else {}
+    with file.locate_errors():
+        for name in sorted(set(file.values) - {*Recipe.keys(), *more_keys, *unchecked}):
+            check_type(name, file.values[name], (*types[name], NoneType))
+    typed = typed_options(context)
     # An option that may be given several times is an empty tuple where it is not given.
     usual = {name: None if value == () else value for name, value in context.params.items()}
     return file.without(typed), {**usual, **file.values, **typed}
 
 
-def recipe(values: dict[str, Any]) -> Recipe:
+def make_recipe(settings: Mapping[str, Any]) -> Recipe:
+    """The hyper-parameters among the settings of a command. Raises UsageError if there are no data among them."""
     from foreword.text.template import decode_escapes
-    from foreword.training.recipe import Recipe
 
-    if values.get("data") is None:
+    if settings.get("data") is None:
         raise UsageError("there is nothing to learn from; pass --data FILE, or a recipe that names it.")
-    template = values["template"]
+    template = settings["template"]
     if isinstance(template, str):
         template = decode_escapes(template)
     elif isinstance(template, list | tuple):
         decoded = [decode_escapes(each) if isinstance(each, str) else each for each in template]
         template = decoded[0] if len(decoded) == 1 else decoded
+    keys = Recipe.keys()
+    values = {name: value for name, value in settings.items() if name in keys}
     return Recipe(**{**values, "template": template})
 
 
-def check(file: RecipeFile, run: Recipe) -> None:
+def check_recipe(file: RecipeFile, recipe: Recipe) -> None:
     """Raise now for a template, words or a method that would be refused once the model is loaded."""
     from foreword.text.template import Template
     from foreword.text.verbalizer import Verbalizer
 
-    with file.blamed("template"):
-        for source in run.templates:
+    with file.locate_errors("template"):
+        for source in recipe.templates:
             Template.parse(source)
-    with file.blamed("verbalizer"):
-        if run.verbalizer is not None:
-            Verbalizer.parse(run.verbalizer)
-    options.quiet_libraries()
-    from foreword.prompts.registry import method
+    with file.locate_errors("verbalizer"):
+        if recipe.verbalizer is not None:
+            Verbalizer.parse(recipe.verbalizer)
+    quiet_libraries()
+    from foreword.prompts.registry import get_method
 
-    method(run.method, **run.options)
+    get_method(recipe.method, **recipe.method_options)

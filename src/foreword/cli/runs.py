@@ -1,4 +1,4 @@
-"""Run folders, as the commands that learn name them, fill them and go on with them."""
+"""Tasks in run folders, and hints how to resume a run and how to publish its task."""
 
 from __future__ import annotations
 
@@ -12,37 +12,42 @@ from foreword.errors import UsageError
 if TYPE_CHECKING:
     from foreword.core import Task
 
-# The name that a task has in its run folder, until it is published under one of its own.
+# The name of every task in a run folder; `read_task` replaces it.
 _NAME = "run"
 
 
-def left(out: str) -> str:
-    """What a run leaves behind that is stopped, and how it goes on."""
-    if not (Path(out) / "recipe.json").is_file():
+def resume_hint(folder: str) -> str:
+    """For `on_interrupt`: whether the run folder holds a checkpoint, and the command that resumes the run."""
+    if not (Path(folder) / "recipe.json").is_file():
         return f"nothing was written; start again: {command_line()}"
-    return f"what was learned is in {out}; go on with: {command_line('--resume', '--out', out)}"
+    return f"what was learned is in {folder}; go on with: {command_line('--resume', '--out', folder)}"
 
 
-def keep(task: Task, out: Path) -> None:
-    """Write a task into its run folder; a resumed run writes it anew."""
+def publish_hint(ref: str | None, folder: Path) -> str:
+    """The version that was published; without one (``None``), the command that publishes the task of a run."""
+    return f"published {ref}" if ref is not None else f"not published; foreword publish NAME --run {folder}"
+
+
+def write_task(task: Task, folder: Path) -> None:
+    """Write the task of a run into ``task`` in its folder, in place of an earlier one."""
     import shutil
 
-    from foreword.bank.format import write_version
+    from foreword.bank.version_folder import write_version
 
-    folder = out / "task"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    write_version(folder, replace(task, name=_NAME))
+    target = folder / "task"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    write_version(target, replace(task, name=_NAME))
 
 
-def kept(out: Path, name: str) -> Task:
-    """The task of a finished run, under a name of its own. Raises UsageError for a folder that holds none."""
-    from foreword.bank.format import read_version
+def read_task(folder: Path, name: str) -> Task:
+    """The task of a finished run, under another name. Raises UsageError for a folder without one."""
+    from foreword.bank.version_folder import read_version
 
-    if (out / "model").is_dir():
+    if (folder / "model").is_dir():
         raise UsageError(
-            f"{out} holds a model of its own, which no task can carry; load it with --model {out / 'model'}."
+            f"{folder} holds a model of its own, which no task can carry; load it with --model {folder / 'model'}."
         )
-    if not (out / "task").is_dir():
-        raise UsageError(f"{out} holds no finished run; give the folder that foreword train --out wrote.")
-    return replace(read_version(out / "task", _NAME), name=name)
+    if not (folder / "task").is_dir():
+        raise UsageError(f"{folder} holds no finished run; give the folder that foreword train --out wrote.")
+    return replace(read_version(folder / "task", _NAME), name=name)

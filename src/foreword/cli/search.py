@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import flags, options, recipes, runs
-from foreword.cli.interruption import going_on
-from foreword.cli.train import ELSEWHERE
+from foreword.cli.flags import expand_options
+from foreword.cli.interruption import on_interrupt
+from foreword.cli.options import Json, ModelOptions, Replace, emit, quiet_libraries, say
+from foreword.cli.recipes import SharedRecipeFlags, check_recipe, make_recipe, read_settings
+from foreword.cli.runs import publish_hint, resume_hint, write_task
 from foreword.errors import SettingError, UsageError
-from foreword.home import default_run
+from foreword.home import default_run_dir
+from foreword.training.recipe import Recipe
+from foreword.training.setting import flag_of
 
 if TYPE_CHECKING:
     from foreword.core import Task
-    from foreword.training.recipe import Recipe
     from foreword.training.recipe_file import RecipeFile
-    from foreword.training.search.plan import Plan
-    from foreword.training.search.search import Found
+    from foreword.training.search.config import SearchConfig
+    from foreword.training.search.search import SearchResult
 
 WINNER = "winner.yaml"
 
 
+@expand_options
 def search(
     context: typer.Context,
     recipe: Annotated[
         str | None, typer.Argument(help="A YAML recipe of train, with search: in it; flags given here win.")
     ] = None,
+    *,
     vary: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,43 +50,11 @@ def search(
     halving: Annotated[
         str | None, typer.Option(help="At every rung one trial in so many goes on; or off.", show_default="3")
     ] = None,
-    method: flags.Method = "p-tuning-v2",
-    data: Annotated[str | None, typer.Option(help="Training examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
-    eval: Annotated[  # noqa: A002 - the flag is called --eval
-        str | None, typer.Option("--eval", help="Evaluation examples.", show_default="a tenth of --data")
-    ] = None,
-    template: flags.Template = None,
-    verbalizer: flags.Verbalizer = None,
-    label_field: flags.LabelField = "label",
-    target_field: flags.TargetField = None,
-    head: flags.Head = None,
-    length: flags.Length = None,
-    init: flags.Init = "auto",
-    init_text: flags.InitText = None,
-    lr: flags.Lr = None,
-    epochs: flags.Epochs = None,
-    max_steps: flags.MaxSteps = None,
-    batch_size: flags.BatchSize = 16,
-    accumulate: flags.Accumulate = 1,
-    checkpointing: flags.Checkpointing = False,
-    patience: flags.Patience = None,
-    class_weights: flags.ClassWeights = None,
-    calibrate: flags.Calibrate = False,
-    rank: flags.Rank = None,
-    encoder: flags.Encoder = None,
-    projection: flags.Projection = None,
-    freeze_first: flags.FreezeFirst = None,
-    seed: flags.Seed = 0,
-    resume: flags.Resume = False,
-    out: flags.Out = None,
+    hyperparameters: SharedRecipeFlags,
     publish: Annotated[str | None, typer.Option(help="Publish the best task under this name.")] = None,
-    replace: options.Replace = False,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    json: options.Json = False,
+    replace: Replace = False,
+    options: ModelOptions,
+    json: Json = False,
 ) -> None:
     """Learn with many settings side by side in one run, and publish what does best.
 
@@ -89,73 +62,68 @@ def search(
 
     Example: foreword search --data reviews.jsonl --vary 'lr=[1e-3, 5e-3]' --vary 'length=[8, 32]' --publish reviews
     """
-    from foreword.training.recipe import Recipe
-
-    file, given = recipes.given(context, recipe, ELSEWHERE, ("search", *Recipe.keys()))
+    file, settings = read_settings(context, recipe, ["search", *Recipe.keys()], _CONFIG_KEYS)
     flagged = [f"search.{flag.partition('=')[0].strip().replace('-', '_')}" for flag in vary or ()]
-    with file.without(flagged).blamed():
-        _search(file, given)
+    with file.without(flagged).locate_errors():
+        _search(file, settings)
 
 
-def _search(file: RecipeFile, given: dict[str, Any]) -> None:
-    options.quiet_libraries()
-    from foreword.training.recipe import Recipe
-    from foreword.training.search.plan import HALVING, Plan
+# Keys whose types `SearchConfig` checks.
+_CONFIG_KEYS = ("trials", "at_once", "halving")
 
-    keys = Recipe.keys()
-    base = recipes.recipe({key: given[key] for key in keys if key in given})
-    halving = given["halving"] if given["halving"] is not None else HALVING
-    plan = Plan.of(_varied(given), given["trials"], given["at_once"], halving)
-    name = given["publish"]
-    store = options.open_bank(given["bank"])
+
+def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
+    quiet_libraries()
+    from foreword.training.search.config import DEFAULT_ETA, SearchConfig
+
+    base = make_recipe(settings)
+    options = ModelOptions.from_settings(settings)
+    halving = settings["halving"] if settings["halving"] is not None else DEFAULT_ETA
+    config = SearchConfig.of(_search_space(settings), settings["trials"], settings["at_once"], halving)
+    name = settings["publish"]
+    store = options.open_bank()
     if name is not None:
-        from foreword.bank.bank import check_free
-
-        with file.blamed("publish"):
-            check_free(name, [given["model"] or options.default_model()])
-    recipes.check(file, base)
-    plan.check(base)
-    _check_unvaried(plan, base)
-    out = base.out or default_run("search")
-    with going_on(lambda: runs.left(out)):
-        lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
+        with file.locate_errors("publish"):
+            options.check_name(name)
+    check_recipe(file, base)
+    config.check(base)
+    _check_not_overridden(config, base)
+    out = base.out or default_run_dir("search")
+    with on_interrupt(lambda: resume_hint(out)):
+        lm = options.open_model()
         from foreword.training.search.search import search as run_search
 
-        transfers = {
-            parent: task
-            for parent in _parents(plan, base)
-            if (task := options.find_task(parent, given["bank"], lm)) is not None
-        }
-        found = run_search(
-            lm, with_fields(base, out=out), plan, name=name or "run", transfers=transfers, say=options.say
-        )
-        recipe = _write_recipe(found, given)
-        runs.keep(found.task, found.folder)
-        task = found.task
+        parents = {parent: options.find_task(parent, lm) for parent in _parents(config, base)}
+        transfers = {parent: task for parent, task in parents.items() if task is not None}
+        result = run_search(lm, with_fields(base, out=out), config, name=name or "run", transfers=transfers, say=say)
+        recipe = _write_recipe(result, settings)
+        task = result.task
+        write_task(task, result.folder)
         if name is not None:
-            task = store.publish(task, replace=given["replace"], reserved=[lm.name])
-    _emit(found, task, recipe, published=name is not None, json=given["json"])
+            task = store.publish(task, replace=settings["replace"], reserved=[lm.name])
+    _emit(result, task, recipe, published=name is not None, json=settings["json"])
 
 
-def _check_unvaried(plan: Plan, base: Recipe) -> None:
-    """Raise SettingError for one value of a key that has several."""
-    usual = {field.name: field.default for field in fields(base)}
-    # The seed of the points is the recipe's own, also where trials have other seeds.
-    varied = set(plan.space.domains) - {"seed"}
+def _check_not_overridden(config: SearchConfig, base: Recipe) -> None:
+    """Raise SettingError for a setting that is given although the search varies it."""
+    defaults = {field.name: field.default for field in fields(base)}
+    # The recipe's seed is that of the sampler, also where trials have other seeds.
+    varied = set(config.space.domains) - {"seed"}
     if varied & {"epochs", "max_steps"}:
         varied |= {"epochs", "max_steps"}
     for key in sorted(varied):
-        if getattr(base, key) != usual[key]:
-            flag = f"--{key.replace('_', '-')}"
-            raise SettingError(key, f"{flag} would be ignored, since the search varies it; leave one of them out.")
+        if getattr(base, key) != defaults[key]:
+            raise SettingError(
+                key, f"{flag_of(key)} would be ignored, since the search varies it; leave one of them out."
+            )
 
 
-def _varied(given: Mapping[str, Any]) -> object:
-    """What the recipe varies, and what flags vary over it."""
+def _search_space(settings: Mapping[str, Any]) -> object:
+    """The ``search:`` mapping of the recipe, updated by ``--vary``."""
     from foreword.training.recipe_file import parse_value
 
-    varied = given.get("search")
-    for flag in given.get("vary") or ():
+    varied = settings.get("search")
+    for flag in settings.get("vary") or ():
         key, equals, value = flag.partition("=")
         if not equals:
             raise UsageError(f"--vary {flag!r} is not KEY=LIST; write it such as 'lr=[1e-3, 5e-3]'.")
@@ -167,78 +135,77 @@ def _varied(given: Mapping[str, Any]) -> object:
     return varied
 
 
-def _parents(plan: Plan, base: Recipe) -> list[str]:
-    """Tasks that some trial starts from."""
-    inits = [point["init"] for point in plan.checked() if "init" in point] or [base.init]
+def _parents(config: SearchConfig, base: Recipe) -> list[str]:
+    """Names of the tasks that trials are initialized from."""
+    inits = [params["init"] for params in config.params_to_check() if "init" in params] or [base.init]
     return sorted({init.removeprefix("task:") for init in inits if init.startswith("task:")})
 
 
-def _write_recipe(found: Found, given: Mapping[str, Any]) -> Path:
-    """The winner's recipe as it would be written by hand: what was given, with the winner's values in it."""
+def _write_recipe(result: SearchResult, settings: Mapping[str, Any]) -> Path:
+    """Write the winner's recipe: all settings that are not defaults, with the winner's values. Returns its path."""
     import yaml
 
-    from foreword.training.folder import RunFolder
-    from foreword.training.recipe import Recipe
+    from foreword.training.loop.run_dir import RunDir
 
-    usual = {field.name: field.default for field in fields(Recipe) if field.name not in ("out", "resume")}
-    values = {key: given[key] for key in usual if given.get(key) not in (None, usual[key])}
-    elsewhere = ("model", "bank", "dtype", "device", "trust_remote_code")
-    where = {key: given[key] for key in elsewhere if given[key] not in (None, False, "auto")}
-    values = {**where, **values, **found.winner.point}
+    defaults = {field.name: field.default for field in fields(Recipe) if field.name not in ("out", "resume")}
+    values = {key: settings[key] for key in defaults if settings.get(key) not in (None, defaults[key])}
+    options = asdict(ModelOptions.from_settings(settings))
+    values = {**{key: value for key, value in options.items() if value not in (None, False, "auto")}, **values}
+    values |= result.winner.params
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    RunFolder(found.folder).write_text(WINNER, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    return found.folder / WINNER
+    RunDir(result.folder).write_text(WINNER, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return result.folder / WINNER
 
 
-def _emit(found: Found, task: Task, recipe: Path, *, published: bool, json: bool) -> None:
-    from foreword.training.search.search import PICTURE, TRIALS
+def _emit(result: SearchResult, task: Task, recipe: Path, *, published: bool, json: bool) -> None:
+    from foreword.training.search.search import PLOTS_FILE, TRIALS_FILE
 
     ref = task.ref if published else None
     data = {
-        "n": found.n,
-        "metrics": found.metrics,
+        "n": result.n,
+        "metrics": result.metrics,
         "task": ref,
-        "metrics_before": found.before,
-        "trained_parameters": found.trained_parameters,
-        "winner": found.winner.to_json(),
-        "trials": [trial.to_json() for trial in found.trials],
-        "savings": found.savings,
-        "seconds": found.seconds,
-        "run": str(found.folder),
+        "metrics_before": result.before,
+        "trained_parameters": result.trained_parameters,
+        "winner": result.winner.to_json(),
+        "trials": [trial.to_json() for trial in result.trials],
+        "savings": result.savings,
+        "seconds": result.seconds,
+        "run": str(result.folder),
         "recipe": str(recipe),
-        "table": str(found.folder / TRIALS),
-        "picture": str(found.folder / PICTURE),
+        "table": str(result.folder / TRIALS_FILE),
+        "picture": str(result.folder / PLOTS_FILE),
     }
-    options.emit(data, _text(found, ref, recipe), json)
+    emit(data, _summary(result, ref, recipe), json)
 
 
-def _text(found: Found, ref: str | None, recipe: Path) -> str:
+def _summary(result: SearchResult, ref: str | None, recipe: Path) -> str:
     from foreword.evaluation.table import table
-    from foreword.training.search.points import spelled
+    from foreword.training.search.samplers import format_value
 
-    names = list(found.winner.headline)
-    rows = [["trial", *found.winner.point, *names, "steps", ""]]
-    for trial in found.trials:
-        figures = [f"{trial.headline[name]:.4f}" if name in trial.headline else "-" for name in names]
-        values = [spelled(value) for value in trial.point.values()]
+    names = list(result.winner.headline_metrics)
+    rows = [["trial", *result.winner.params, *names, "steps", ""]]
+    for trial in result.trials:
+        figures = [f"{trial.headline_metrics[name]:.4f}" if name in trial.headline_metrics else "-" for name in names]
+        values = [format_value(value) for value in trial.params.values()]
         rows.append([str(trial.number), *values, *figures, f"{trial.step}/{trial.steps}", trial.state])
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
-    published = f"published {ref}" if ref is not None else f"not published; foreword publish NAME --run {found.folder}"
-    return "\n".join([table(rows), "", *_saved(found), shown, f"the winner's recipe is {recipe}", published])
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    winner = f"the winner's recipe is {recipe}"
+    return "\n".join([table(rows), "", *_format_savings(result), shown, winner, publish_hint(ref, result.folder)])
 
 
-def _saved(found: Found) -> list[str]:
-    """What halving and batching saved, each by itself."""
-    spared = found.savings["halving"]
+def _format_savings(result: SearchResult) -> list[str]:
+    """Lines about the work that halving and batching saved."""
+    spared = result.savings["halving"]
     lines = [
-        f"halving: {spared['dropped']} of {len(found.trials)} trials dropped, {spared['examples_not_run']:,} of "
+        f"halving: {spared['dropped']} of {len(result.trials)} trials dropped, {spared['examples_not_run']:,} of "
         f"{spared['examples_run'] + spared['examples_not_run']:,} examples not run ({spared['share_not_run']:.0%})"
     ]
-    for pair in found.savings["batching"]:
+    for pair in result.savings["batching"]:
         lines.append(
             f"batching: a step of {pair['trials']} trials took {pair['seconds_together']:.2f} s together and "
             f"{pair['seconds_one_by_one']:.2f} s one by one ({pair['times_faster']:.2f}x, {pair['pairs']} measured)"
         )
-    return (
-        lines if len(lines) > 1 else [*lines, "batching: not measured, since no step was far enough from an evaluation"]
-    )
+    if not result.savings["batching"]:
+        lines.append("batching: not measured, since no step was far enough from an evaluation")
+    return lines

@@ -12,31 +12,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.engines import ENGINES, Asked, vllm_command
+from foreword.cli.engines import ENGINES, ServerOptions, vllm_command
+from foreword.cli.flags import expand_options
+from foreword.cli.options import say
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
-    from foreword.server.access import Gate
+    from foreword.server.operations.auth import Authenticator
 
 
+@expand_options
 def serve(
-    flags: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve, for --engine vllm.")
-    ] = None,
     engine: Annotated[str, typer.Option(help="embedded, vllm or llamacpp.")] = "embedded",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8000,
-    multi_task_prompt: Annotated[
-        str | None, typer.Option(help="JSON rows {task_id, prompt | system}, served beside the bank.")
-    ] = None,
     api_keys: Annotated[
         Path | None,
         typer.Option(help="File of API keys, made by foreword key.", envvar="FOREWORD_API_KEYS"),
     ] = None,
-    prefix_bytes: Annotated[int, typer.Option(help="Bound of the loaded prefixes, in bytes.")] = 1 << 30,
-    max_model_len: Annotated[int | None, typer.Option(help="Positions a request may take.")] = None,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 4096,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Bound of a request's body, in bytes.")] = 64 << 20,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that an answer may take.")] = 600.0,
     cors_origin: Annotated[
@@ -50,12 +43,8 @@ def serve(
     print_command: Annotated[
         bool, typer.Option("--print-command", help="Print the vllm serve line that does the same, and serve nothing.")
     ] = False,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    allow_other_weights: options.OtherWeights = False,
+    *,
+    options: ServerOptions,
 ) -> None:
     """Serve the base model and every task of the bank over the OpenAI API, with a page to try them.
 
@@ -65,20 +54,16 @@ def serve(
     """
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not in this version; choose {' or '.join(ENGINES)}.")
-    if prefix_bytes < 0:
-        raise UsageError(f"--prefix-bytes must be 0 or more, got {prefix_bytes}.")
-    asked = Asked(
-        model, bank, dtype, device, trust_remote_code, allow_other_weights, multi_task_prompt, prefix_bytes,
-        max_model_len, max_waiting, tuple(flags or ()),
-    )  # fmt: skip
+    if options.prefix_bytes < 0:
+        raise UsageError(f"--prefix-bytes must be 0 or more, got {options.prefix_bytes}.")
     if print_command:
-        if api_keys is not None or cors_origin or allow_other_weights or os.environ.get("FOREWORD_API_KEY"):
+        if api_keys is not None or cors_origin or options.allow_other_weights or os.environ.get("FOREWORD_API_KEY"):
             raise UsageError(
                 "API keys, --cors-origin and --allow-other-weights are of Foreword's own server, which vllm serve does "
                 "not have; leave them out, or serve without --print-command."
             )
-        return print(vllm_command(asked, engine, host, port))
-    gate = _gate(api_keys)
+        return print(vllm_command(options, engine, host, port))
+    authenticator = _authenticator(api_keys)
     from foreword.server.ui.mount import PATH, check_ui, has_ui
 
     if ui:
@@ -88,7 +73,7 @@ def serve(
     _bind(host, port).close()
     # uvicorn gives answers their time and then raises the signal again, which must not skip the engine's own end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with ENGINES[engine](asked) as (running, store, extra):
+    with ENGINES[engine](options) as (running, store, extra):
         import uvicorn
 
         from foreword.server.app import create_app
@@ -96,38 +81,38 @@ def serve(
         app = create_app(
             running,
             store,
-            prefix_bytes=prefix_bytes,
+            prefix_bytes=options.prefix_bytes,
             extra_tasks=extra,
-            allow_other_weights=allow_other_weights,
-            gate=gate,
-            answer_seconds=timeout,
-            body_bytes=max_body_bytes,
-            origins=cors_origin or (),
+            allow_other_weights=options.allow_other_weights,
+            authenticator=authenticator,
+            timeout=timeout,
+            max_body_bytes=max_body_bytes,
+            cors_origins=cors_origin or (),
             ui=shown,
         )
         if not quiet:
-            _write_journal()
+            _write_access_log()
         names = {*extra, *store.names()}
         with _bind(host, port) as door:
             page = f", and a page to try them at {PATH}" if shown else ""
             address = f"http://{host}:{door.getsockname()[1]}"
-            options.say(f"serving {running.name} and {len(names)} tasks at {address}{page}")
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
+            say(f"serving {running.name} and {len(names)} tasks at {address}{page}")
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
             uvicorn.Server(config).run(sockets=[door])
 
 
-def _gate(file: Path | None) -> Gate:
-    """Who may ask: the keys of a file, and the one of the environment, which may do everything."""
-    from foreword.server.access import Gate
-    from foreword.server.keys import KeyRing
+def _authenticator(file: Path | None) -> Authenticator:
+    """Authenticator of the keys in a file, and of the one in the environment, which may do everything."""
+    from foreword.server.operations.api_keys import ApiKeys
+    from foreword.server.operations.auth import Authenticator
 
-    ring = KeyRing.of(file, os.environ.get("FOREWORD_API_KEY"))
-    return Gate(ring, file.with_name(f"{file.name}.used") if file is not None else None)
+    keys = ApiKeys.load(file, os.environ.get("FOREWORD_API_KEY"))
+    return Authenticator(keys, file.with_name(f"{file.name}.used") if file is not None else None)
 
 
-def _write_journal() -> None:
+def _write_access_log() -> None:
     """Lines of the requests go to stderr, as they are."""
-    from foreword.server.journal import LOGGER
+    from foreword.server.operations.access_log import LOGGER
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -137,7 +122,7 @@ def _write_journal() -> None:
 
 
 # Seconds that answers on their way have to finish once the server is told to stop.
-GRACE = 10
+SHUTDOWN_SECONDS = 10
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -10,22 +10,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import flags, options, recipes, runs
-from foreword.cli.interruption import going_on
+from foreword.cli.flags import FlagsOf, expand_options
+from foreword.cli.interruption import on_interrupt
+from foreword.cli.options import Json, ModelOptions, Replace, emit, say
+from foreword.cli.recipes import SharedRecipeFlags, check_recipe, make_recipe, read_settings
+from foreword.cli.runs import resume_hint, write_task
 from foreword.errors import SettingError, UsageError
-from foreword.home import default_run
+from foreword.home import default_run_dir
+from foreword.training.many.config import MultiTaskConfig
+from foreword.training.setting import check_type, settings_of
 
 if TYPE_CHECKING:
     from foreword.core import Task
-    from foreword.training.many.gains import Gains
-    from foreword.training.many.plan import Plan
-    from foreword.training.many.users import Users
+    from foreword.training.many.report import MultiTaskReport
+    from foreword.training.many.task_source import TaskSource
     from foreword.training.recipe_file import RecipeFile
 
-# Tasks that a summary names one by one.
-NAMED = 20
+# Tasks that a summary names, at most.
+MAX_NAMED = 20
 
 
+@expand_options
 def train_many(
     context: typer.Context,
     data: Annotated[
@@ -37,42 +42,12 @@ def train_many(
     eval: Annotated[  # noqa: A002 - the flag is called --eval
         str | None, typer.Option("--eval", help="Evaluation examples, likewise.", show_default="a tenth of each task's")
     ] = None,
-    at_once: Annotated[int, typer.Option(help="Tasks that are learned, and in memory, at a time.")] = 32,
-    min_rows: Annotated[int, typer.Option(help="Leave out tasks with fewer rows.")] = 8,
-    shared_init: Annotated[
-        bool, typer.Option("--shared-init", help="Start all from a prefix learned on everybody's rows.")
-    ] = False,
-    shared_length: Annotated[
-        int, typer.Option(help="Virtual tokens learned on everybody's rows, then frozen in front of each task's own.")
-    ] = 0,
+    *,
+    config: Annotated[dict[str, Any], FlagsOf(MultiTaskConfig)],
     tasks: Annotated[
         str | None, typer.Option(help='Settings of single tasks, JSON or a file: {"NAME": {"lr": 0.01}}.')
     ] = None,
-    method: flags.Method = "p-tuning-v2",
-    template: flags.Template = None,
-    verbalizer: flags.Verbalizer = None,
-    label_field: flags.LabelField = "label",
-    target_field: flags.TargetField = None,
-    head: flags.Head = None,
-    length: flags.Length = None,
-    init: flags.Init = "auto",
-    init_text: flags.InitText = None,
-    lr: flags.Lr = None,
-    epochs: flags.Epochs = None,
-    max_steps: flags.MaxSteps = None,
-    batch_size: flags.BatchSize = 16,
-    accumulate: flags.Accumulate = 1,
-    checkpointing: flags.Checkpointing = False,
-    patience: flags.Patience = None,
-    class_weights: flags.ClassWeights = None,
-    calibrate: flags.Calibrate = False,
-    rank: flags.Rank = None,
-    encoder: flags.Encoder = None,
-    projection: flags.Projection = None,
-    freeze_first: flags.FreezeFirst = None,
-    seed: flags.Seed = 0,
-    resume: flags.Resume = False,
-    out: flags.Out = None,
+    hyperparameters: SharedRecipeFlags,
     publish_prefix: Annotated[str, typer.Option(help="Publish every task as this, followed by its name.")] = "",
     publish_all: Annotated[
         bool, typer.Option("--publish-all", help="Publish those, too, that the base model is better at.")
@@ -80,95 +55,85 @@ def train_many(
     no_publish: Annotated[
         bool, typer.Option("--no-publish", help="Publish nothing: keep all in the run folder.")
     ] = False,
-    replace: options.Replace = False,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    json: options.Json = False,
+    replace: Replace = False,
+    options: ModelOptions,
+    json: Json = False,
 ) -> None:
     """Learn a prefix for each of many tasks in the same batches, and publish them.
 
     Example: foreword train-many users/ --template 'Review: {text}\\nSentiment:{mask}' --publish-prefix user-
     """
-    file, given = recipes.given(context, recipe, _ELSEWHERE)
-    with file.blamed():
-        _train_many(file, given)
+    file, settings = read_settings(context, recipe, unchecked=["tasks"])
+    with file.locate_errors():
+        _train_many(file, settings)
 
 
-# Keys of a recipe that are not hyper-parameters of each task's run.
-_ELSEWHERE = (
-    *("task_field", "at_once", "min_rows", "shared_init", "shared_length", "tasks", "publish_prefix", "publish_all"),
-    *("no_publish", "bank", "model", "dtype", "device", "trust_remote_code", "replace", "json", "recipe"),
-)
-
-
-def _train_many(file: RecipeFile, given: dict[str, Any]) -> None:
-    if given["data"] is None:
+def _train_many(file: RecipeFile, settings: dict[str, Any]) -> None:
+    if settings["data"] is None:
         raise UsageError("there is nothing to learn from; name a folder or a file, or a recipe that has it as 'data'.")
-    run = recipes.recipe({key: value for key, value in given.items() if key not in _ELSEWHERE})
-    if given["no_publish"] and (given["publish_all"] or given["publish_prefix"]):
+    recipe = make_recipe(settings)
+    if settings["no_publish"] and (settings["publish_all"] or settings["publish_prefix"]):
         raise SettingError("no_publish", "--no-publish contradicts --publish-all and --publish-prefix; leave one out.")
-    recipes.check(file, run)
-    with file.blamed("tasks"):
-        own = _own(given["tasks"])
-    from foreword.training.many.plan import Plan
-    from foreword.training.processes import is_first
+    check_recipe(file, recipe)
+    with file.locate_errors("tasks"):
+        tasks = _task_settings(settings["tasks"])
+    from foreword.training.loop.distributed import is_main_process
 
-    out = run.out or default_run("train-many")
-    names = ("at_once", "min_rows", "shared_init", "shared_length")
-    plan = Plan(run, Path(out), own, **{name: given[name] for name in names})
-    users = _users(run.data, given)
-    held = _users(run.eval, given) if run.eval is not None else None
-    if unknown := sorted(set(own) - set(users.names)):
+    out = recipe.out or default_run_dir("train-many")
+    config = MultiTaskConfig(
+        recipe, Path(out), tasks, **{name: settings[name] for name in settings_of(MultiTaskConfig)}
+    )
+    source = _open_source(recipe.data, settings)
+    eval_source = _open_source(recipe.eval, settings) if recipe.eval is not None else None
+    if unknown := sorted(set(tasks) - set(source.names)):
         raise SettingError("tasks", f"--tasks names '{unknown[0]}', of which there are no rows; correct the name.")
-    with going_on(lambda: runs.left(out)):
-        gains = _learn(plan, users, held, given)
-    if not is_first():
-        return  # the first process of several speaks for all
-    summary = {**gains.to_json(), "run": out}
-    from foreword.training.folder import RunFolder
+    with on_interrupt(lambda: resume_hint(out)):
+        report = _train_tasks(config, source, eval_source, settings)
+    if not is_main_process():
+        return  # the main process writes and prints for all
+    summary = {**report.to_json(), "run": out}
+    from foreword.training.loop.run_dir import RunDir
 
-    RunFolder(plan.out).write_summary(summary)
-    gains.draw(plan.out / "gains.png")
-    options.emit(summary, _summary(gains, out), given["json"])
+    RunDir(config.out).write_summary(summary)
+    report.plot(config.out / "gains.png")
+    emit(summary, _summary(report, out), settings["json"])
 
 
-def _learn(plan: Plan, users: Users, held: Users | None, given: dict[str, Any]) -> Gains:
-    lm = options.open_model(given["model"], given["dtype"], given["device"], given["trust_remote_code"])
-    from foreword.training.many.gains import Gains
-    from foreword.training.many.train_many import train_many as learn
+def _train_tasks(
+    config: MultiTaskConfig, source: TaskSource, eval_source: TaskSource | None, settings: dict[str, Any]
+) -> MultiTaskReport:
+    options = ModelOptions.from_settings(settings)
+    lm = options.open_model()
+    from foreword.training.many.report import MultiTaskReport
+    from foreword.training.many.train_many import train_many as run_train_many
 
-    store = options.open_bank(given["bank"])
-    parent = plan.recipe.parent
-    transfer = options.find_task(parent, given["bank"], lm) if parent is not None else None
+    store = options.open_bank()
+    transfer = options.find_task(config.recipe.parent, lm)
 
     def keep(task: Task, better: bool) -> str | None:
-        if given["no_publish"] or not (better or given["publish_all"]):
-            runs.keep(task, plan.out / "tasks" / task.name)
+        if settings["no_publish"] or not (better or settings["publish_all"]):
+            write_task(task, config.out / "tasks" / task.name)
             return None
-        named = with_fields(task, name=given["publish_prefix"] + task.name)
-        return store.publish(named, replace=given["replace"], reserved=[lm.name]).ref
+        named = with_fields(task, name=settings["publish_prefix"] + task.name)
+        return store.publish(named, replace=settings["replace"], reserved=[lm.name]).ref
 
-    return Gains(learn(lm, plan, users, held, keep, transfer, options.say))
-
-
-def _users(source: str | None, given: Mapping[str, Any]) -> Users:
-    """The tasks of a folder or a file, all with names that can be published."""
-    from foreword.bank.bank import check_free
-    from foreword.training.many.users import users_in
-
-    reserved = [given["model"] or options.default_model()]
-    return users_in(
-        source or "", given["task_field"], lambda name: check_free(given["publish_prefix"] + name, reserved)
-    )
+    return MultiTaskReport(run_train_many(lm, config, source, eval_source, keep, transfer, say))
 
 
-def _own(source: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Settings of single tasks."""
+def _open_source(source: str, settings: Mapping[str, Any]) -> TaskSource:
+    """The tasks of a folder or a file. Raises UsageError for a name that cannot be published."""
+    from foreword.training.many.task_source import open_task_source
+
+    options, prefix = ModelOptions.from_settings(settings), settings["publish_prefix"]
+    return open_task_source(source, settings["task_field"], lambda name: options.check_name(prefix + name))
+
+
+def _task_settings(source: object) -> Mapping[str, Any]:
+    """Settings of single tasks, from a recipe's mapping, or from JSON text or a file."""
     if source is None or isinstance(source, Mapping):
         return source or {}
+    check_type("tasks", source, (str, Mapping))
+    assert isinstance(source, str)
     try:
         found = jsons.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -178,24 +143,24 @@ def _own(source: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
     return found
 
 
-def _summary(gains: Gains, out: str) -> str:
-    found = gains.to_json()
+def _summary(report: MultiTaskReport, out: str) -> str:
+    found = report.to_json()
     lines = [f"{found['learned']} of {found['n']} tasks learned, {len(found['published'])} published"]
-    if gains.metric is not None:
-        before, after, spread = found["metrics_before"][gains.metric], found["metrics"][gains.metric], found["gains"]
+    if report.metric is not None:
+        before, after, spread = found["metrics_before"][report.metric], found["metrics"][report.metric], found["gains"]
         lines.append(
-            f"{gains.metric} {before:.4f} -> {after:.4f}; gains: median {spread['median']:+.4f}, quartiles "
+            f"{report.metric} {before:.4f} -> {after:.4f}; gains: median {spread['median']:+.4f}, quartiles "
             f"{spread['low']:+.4f} and {spread['high']:+.4f}, from {spread['least']:+.4f} to {spread['most']:+.4f}"
         )
-    if worse := gains.worse:
-        lines.append(f"the base model is better at: {_named(worse)}")
+    if worse := report.base_better:
+        lines.append(f"the base model is better at: {_join_names(worse)}")
     for status, which in (("left out", found["left_out"]), ("failed", found["failed"])):
-        lines += [f"{status}: {name}: {why}" for name, why in list(which.items())[:NAMED]]
-        if len(which) > NAMED:
-            lines.append(f"{status}: {len(which) - NAMED} more, see {out}/summary.json")
+        lines += [f"{status}: {name}: {why}" for name, why in list(which.items())[:MAX_NAMED]]
+        if len(which) > MAX_NAMED:
+            lines.append(f"{status}: {len(which) - MAX_NAMED} more, see {out}/summary.json")
     return "\n".join([*lines, f"the summary is {out}/summary.json, its picture {out}/gains.png"])
 
 
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def _join_names(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

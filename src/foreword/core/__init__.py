@@ -4,17 +4,17 @@ Torch is imported for type checkers only, so that reading a bank's index or prin
 """
 
 from foreword.core.adapter import Adapter, LowRank
-from foreword.core.batch import Batch, Front, embedded, soft_id
+from foreword.core.batch import Batch, Front, gather_embeds, soft_id
 from foreword.core.constraint import Constraint
 from foreword.core.head import Head
 from foreword.core.identity import LayerShape, ModelIdentity
 from foreword.core.prefix import Bos, KVPrefix
-from foreword.core.sampling import MOST_LOGPROBS, OF_REQUESTS, SamplingParams
+from foreword.core.sampling import MAX_LOGPROBS, REQUEST_ONLY_PARAMS, SamplingParams
 from foreword.core.task import Combine, Kind, Task
 
 __all__ = [
-    "MOST_LOGPROBS",
-    "OF_REQUESTS",
+    "MAX_LOGPROBS",
+    "REQUEST_ONLY_PARAMS",
     "Adapter",
     "Batch",
     "Bos",
@@ -29,6 +29,6 @@ __all__ = [
     "ModelIdentity",
     "SamplingParams",
     "Task",
-    "embedded",
+    "gather_embeds",
     "soft_id",
 ]

@@ -1,4 +1,4 @@
-"""`Constraint`: the form that an answer must have."""
+"""`Constraint`: a JSON schema, regular expression or list of choices that a generated answer must match."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foreword.errors import UsageError
 
 @dataclass(frozen=True)
 class Constraint:
-    """What every answer matches from its first to its last character; made by one of the three constructors.
+    """A grammar that the whole of an answer must match; made by one of the three constructors.
 
     Attributes:
         kind: which language ``text`` is written in.

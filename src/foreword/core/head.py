@@ -1,4 +1,4 @@
-"""`Head`: a linear layer in place of a verbalizer."""
+"""`Head`: a linear classifier over hidden states, in place of a verbalizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A linear layer over final hidden states, in place of a verbalizer.
+    """A linear classifier over final hidden states: sequence or token classification.
 
     Attributes:
         labels: in the order of the rows of ``weight``.

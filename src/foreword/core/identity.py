@@ -1,4 +1,4 @@
-"""`ModelIdentity`: what must agree before a prefix may stand in front of a model."""
+"""`ModelIdentity`: architecture, geometry, tokenizer and weights of a model, compared before it gets a prefix."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from foreword.errors import ModelMismatch
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one self-attention layer keeps for a position: ``kv_heads`` keys of ``key_dim`` and as many values of
-    ``value_dim``."""
+    """Cache entry of one self-attention layer for one position: ``kv_heads`` keys of ``key_dim``, and as many values
+    of ``value_dim``."""
 
     kv_heads: int
     key_dim: int
@@ -22,7 +22,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What must agree before a prefix may stand in front of a model.
+    """Architecture, geometry, tokenizer and weights: a prefix fits a model whose identity agrees.
 
     Attributes:
         architecture: Transformers class name, such as ``LlamaForCausalLM``.

@@ -1,4 +1,4 @@
-"""`KVPrefix`: the one thing that every prompt becomes."""
+"""`KVPrefix`: keys and values of all layers, which every prompt is lowered to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Bos = Literal["prefix", "request", "none"]
 
 @dataclass(frozen=True, eq=False)
 class KVPrefix:
-    """Key and value tensors of all layers for ``P`` positions: the one thing that every prompt becomes.
+    """Keys and values of all layers for ``P`` positions (``past_key_values``), which every prompt is lowered to.
 
     Tensors are PyTorch's, or numpy arrays where the bank was opened for an engine that runs without it.
 

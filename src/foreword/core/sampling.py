@@ -1,4 +1,4 @@
-"""`SamplingParams`: how a request is answered."""
+"""`SamplingParams`: how the next token is chosen, and when generation stops."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from math import isfinite
 from foreword.core.constraint import Constraint
 from foreword.errors import UsageError
 
-MOST_LOGPROBS = 20
+MAX_LOGPROBS = 20
 
-OF_REQUESTS = frozenset({"logprobs", "constraint"})
-"""What only a request can ask for, so no task has a default of it."""
+REQUEST_ONLY_PARAMS = frozenset({"logprobs", "constraint"})
+"""Parameters of requests alone: a task has no default of them."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class SamplingParams:
             raise UsageError(f"min_p must be between 0 and 1, got {self.min_p}.")
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise UsageError(f"min_tokens must be between 0 and max_tokens {self.max_tokens}, got {self.min_tokens}.")
-        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
-            raise UsageError(f"logprobs must be between 0 and {MOST_LOGPROBS}, got {self.logprobs}.")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise UsageError(f"logprobs must be between 0 and {MAX_LOGPROBS}, got {self.logprobs}.")
         self._check_penalties()
         self._check_constraint()
 

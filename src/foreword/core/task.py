@@ -1,4 +1,4 @@
-"""`Task`: a name that is served."""
+"""`Task`: a prefix with everything that is served under its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Combine = Literal["mean", "vote"]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A name that is served: prefix, template, verbalizer and generation defaults.
+    """A named prefix with its template, verbalizer and generation defaults: what a bank stores and a server serves.
 
     Attributes:
         name: ``[a-z0-9][a-z0-9._-]{0,63}``.
@@ -40,7 +40,7 @@ class Task:
         head: labels a text or its words from hidden states, in place of a verbalizer.
         bias: log-probability of every label without any input, which scores are calibrated by.
         members: further prefixes with the same template; their answers are combined with the first one's.
-        combine: how: mean probability, or a vote of the members.
+        combine: by the mean of the members' probabilities, or by their vote.
         version: ``NNNN-digest12``, set by the bank.
     """
 
@@ -68,7 +68,7 @@ class Task:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What it chooses from, in the order of its scores; empty for a task that generates."""
+        """Labels in the order of their scores; empty for a task that generates."""
         return self.head.labels if self.head is not None else tuple(self.verbalizer or ())
 
     @property

@@ -39,24 +39,24 @@ REPLIES: dict[Language, dict[str, str]] = {
     },
 }
 
-# What a reply says where the message names no item or no amount.
-UNNAMED: dict[Language, dict[str, str]] = {
+# Words of a reply whose message names no item or no amount.
+DEFAULT_WORDS: dict[Language, dict[str, str]] = {
     "en": {"item": "order", "amount": "recent"},
     "zh": {"item": "订单", "amount": "这笔"},
 }
 
 
 @dataclass(frozen=True)
-class Patterns:
-    """Sentences with slots, of one category in one language; `split` holds the reserved ones out."""
+class SentencePatterns:
+    """Sentences with slots, of one category in one language; `split` keeps the `held_out` ones for held-out rows."""
 
     common: tuple[str, ...]
-    reserved: tuple[str, ...]
+    held_out: tuple[str, ...]
 
 
-PATTERNS: dict[Language, dict[str, Patterns]] = {
+PATTERNS: dict[Language, dict[str, SentencePatterns]] = {
     "en": {
-        "billing": Patterns(
+        "billing": SentencePatterns(
             common=(
                 "I was charged {amount} twice for the {item}, can you check?",
                 "Why does my card statement show {amount} instead of the advertised price?",
@@ -72,14 +72,14 @@ PATTERNS: dict[Language, dict[str, Patterns]] = {
                 "I think the tax on my invoice for {day} was calculated wrongly.",
                 "Can I get a receipt for the {item} in my company name?",
             ),
-            reserved=(
+            held_out=(
                 "Somebody billed me {amount} for the {item} that I cancelled on {day}.",
                 "There are two identical payments of {amount} on my statement.",
                 "Was {amount} really the correct price? My bill looks too high.",
                 "My card was billed on {day} and nobody can tell me why.",
             ),
         ),
-        "delivery": Patterns(
+        "delivery": SentencePatterns(
             common=(
                 "My {item} was due on {day} and still has not arrived.",
                 "The tracking page for my {item} has not moved since {day}.",
@@ -95,14 +95,14 @@ PATTERNS: dict[Language, dict[str, Patterns]] = {
                 "When will my parcel reach {city}? It left on {day}.",
                 "The driver could not find my building in {city}, please try again.",
             ),
-            reserved=(
+            held_out=(
                 "Nobody rang on {day} and the {item} went back to the depot.",
                 "It has been nine days, is the {item} lost in the post?",
                 "Please hold my {item} at the pickup point in {city} until {day}.",
                 "My box has been travelling around {city} since {day}, any news?",
             ),
         ),
-        "returns": Patterns(
+        "returns": SentencePatterns(
             common=(
                 "The {item} is too small, how do I send it back?",
                 "I would like to return the {item} I bought on {day}.",
@@ -118,14 +118,14 @@ PATTERNS: dict[Language, dict[str, Patterns]] = {
                 "Do I need the original box to return my {item}?",
                 "Everything came damaged on {day}, how do I send it back?",
             ),
-            reserved=(
+            held_out=(
                 "The {item} looks nothing like the photo, I want to hand it back.",
                 "A crack runs through my {item}, please replace it with a new one.",
                 "My daughter dislikes the {item}, may we exchange it for something else?",
                 "I regret what I bought on {day}, how do I send everything back?",
             ),
         ),
-        "account": Patterns(
+        "account": SentencePatterns(
             common=(
                 "I forgot my password and cannot log in on my {device}.",
                 "Please change the email address on my account before {day}.",
@@ -141,14 +141,14 @@ PATTERNS: dict[Language, dict[str, Patterns]] = {
                 "The app on my {device} keeps logging me out since {day}.",
                 "How can I turn on two-step login on my {device}?",
             ),
-            reserved=(
+            held_out=(
                 "My {device} was stolen on {day}, please sign me out everywhere.",
                 "The reset email for my password did not come on {day}.",
                 "I married on {day}, how do I update my surname in the profile?",
                 "The sign-up page on my {device} says my email is already registered.",
             ),
         ),
-        "product": Patterns(
+        "product": SentencePatterns(
             common=(
                 "Does the {item} come in dark {colour}, or only in white?",
                 "What exactly is the {item} made of?",
@@ -164,7 +164,7 @@ PATTERNS: dict[Language, dict[str, Patterns]] = {
                 "How long is the warranty on the {amount} {item}?",
                 "Where is the {item} made, and is the material recycled?",
             ),
-            reserved=(
+            held_out=(
                 "Before I buy, tell me whether the {item} fits in a suitcase.",
                 "Is the {colour} {item} lighter than the model of last year?",
                 "What are the exact measurements of the {colour} {item}?",
@@ -173,7 +173,7 @@ PATTERNS: dict[Language, dict[str, Patterns]] = {
         ),
     },
     "zh": {
-        "billing": Patterns(
+        "billing": SentencePatterns(
             common=(
                 "买{item}为什么扣了我两次{amount}？",
                 "账单上多了{amount}，是怎么回事？",
@@ -183,12 +183,12 @@ PATTERNS: dict[Language, dict[str, Patterns]] = {
                 "请给我开一张{amount}的发票。",
                 "我{day}的账单金额好像算错了。",
             ),
-            reserved=(
+            held_out=(
                 "银行卡{day}被重复扣款{amount}。",
                 "{item}打折了，怎么还收{amount}？",
             ),
         ),
-        "delivery": Patterns(
+        "delivery": SentencePatterns(
             common=(
                 "我的{item}{day}该到，现在还没收到。",
                 "{item}的物流从{day}起没有更新。",
@@ -198,12 +198,12 @@ PATTERNS: dict[Language, dict[str, Patterns]] = {
                 "{day}没人在家，{item}能再送一次吗？",
                 "包裹卡在{city}好几天了，怎么办？",
             ),
-            reserved=(
+            held_out=(
                 "我的{item}是不是在{city}寄丢了？",
                 "快递员{day}晚上能再送一次{item}吗？",
             ),
         ),
-        "returns": Patterns(
+        "returns": SentencePatterns(
             common=(
                 "{item}太小了，我想退货。",
                 "收到的{item}是坏的，我要换一个。",
@@ -213,12 +213,12 @@ PATTERNS: dict[Language, dict[str, Patterns]] = {
                 "退{item}需要原来的包装盒吗？",
                 "{day}买的东西不合适，我想全退掉。",
             ),
-            reserved=(
+            held_out=(
                 "{item}有一道裂缝，请给我换新的。",
                 "{item}和照片不一样，我想退回去。",
             ),
         ),
-        "account": Patterns(
+        "account": SentencePatterns(
             common=(
                 "我忘记密码了，{device}上登录不了。",
                 "请在{day}前修改我账户的邮箱地址。",
@@ -228,12 +228,12 @@ PATTERNS: dict[Language, dict[str, Patterns]] = {
                 "我想更换账户绑定的手机号码。",
                 "{day}好像有人登录了我的账户。",
             ),
-            reserved=(
+            held_out=(
                 "{device}丢了，请让账户全部退出登录。",
                 "个人资料里的姓名写错了，怎么改？",
             ),
         ),
-        "product": Patterns(
+        "product": SentencePatterns(
             common=(
                 "请问{item}是什么材料做的？",
                 "你们的{item}有{colour}的吗？",
@@ -243,7 +243,7 @@ PATTERNS: dict[Language, dict[str, Patterns]] = {
                 "{item}有多重，方便带着旅行吗？",
                 "大号和小号的{item}有什么区别？",
             ),
-            reserved=(
+            held_out=(
                 "{colour}的{item}具体尺寸是多少？",
                 "买之前想问，{item}的保修期多久？",
             ),
@@ -287,8 +287,8 @@ SLOTS: dict[Language, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# A message has at most one of these; the bare "{}" is written often enough that most have none.
-MANNERS: dict[Language, tuple[str, ...]] = {
+# Frames of a message, drawn evenly: the bare "{}" is repeated so that most messages have none.
+GREETINGS: dict[Language, tuple[str, ...]] = {
     "en": (
         *("{}",) * 8,
         *("Hi! {}", "Hello there! {}", "Good morning. {}", "Hi, {name} here. {}"),
@@ -297,7 +297,7 @@ MANNERS: dict[Language, tuple[str, ...]] = {
     "zh": (*("{}",) * 4, "你好，{}", "您好，{}", "{}谢谢。", "{}急！"),
 }
 
-# Slips that customers make; about one English message in twenty-five tries one.
+# Misspellings; about one English message in twenty-five has one.
 TYPOS: dict[str, str] = {
     "charged": "chraged",
     "payment": "paymnet",
@@ -318,8 +318,8 @@ TYPO_RATE = 0.08  # about half of the patterns hold a word of TYPOS
 
 
 @dataclass(frozen=True)
-class Row:
-    """One customer's message, with what the support desk should make of it."""
+class CustomerMessage:
+    """One customer's message, with its category and the reply in the house style."""
 
     message: str
     category: str
@@ -328,36 +328,34 @@ class Row:
 
     @property
     def answer(self) -> str:
-        """What the model learns to write: the category on the first line, the reply on the second."""
+        """The target text: the category on the first line, the reply on the second."""
         return f" {self.category}\n{self.reply}"
 
+    def to_json(self) -> dict[str, str]:
+        """The fields and the answer, for a line of a JSONL file."""
+        return {**asdict(self), "answer": self.answer}
 
-def generate(count: int, seed: int) -> list[Row]:
+
+def generate(count: int, seed: int) -> list[CustomerMessage]:
     """`count` rows with no message twice, even over the categories, one in four Chinese.
 
     The same `count` and `seed` give the same rows on every machine; a few thousand can be asked for.
     """
-    return _rows(count, Random(seed), lambda patterns: patterns.common + patterns.reserved, taken=set())
+    return _draw_rows(count, Random(seed), lambda patterns: patterns.common + patterns.held_out, used=set())
 
 
-def split(train: int, held_out: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Rows to learn from and rows to judge by, with no message in both.
+def split(train: int, held_out: int, seed: int) -> tuple[list[CustomerMessage], list[CustomerMessage]]:
+    """Training and held-out rows, with no message in both.
 
-    About half of the held-out rows are built from reserved patterns, which no training row uses.
+    About half of the held-out rows are built from `SentencePatterns.held_out`, which no training row uses.
     """
-    random, taken = Random(seed), set[str]()
+    random, used = Random(seed), set[str]()
 
-    def half_reserved(patterns: Patterns) -> tuple[str, ...]:
-        return patterns.reserved + tuple(random.sample(patterns.common, len(patterns.reserved)))
+    def half_held_out(patterns: SentencePatterns) -> tuple[str, ...]:
+        return patterns.held_out + tuple(random.sample(patterns.common, len(patterns.held_out)))
 
-    learned = _rows(train, random, lambda patterns: patterns.common, taken)
-    judged = _rows(held_out, random, half_reserved, taken)
-    return learned, judged
-
-
-def as_json(row: Row) -> dict[str, str]:
-    """A row as one line of a JSONL file: its fields, and the answer that they make."""
-    return {**asdict(row), "answer": row.answer}
+    train_rows = _draw_rows(train, random, lambda patterns: patterns.common, used)
+    return train_rows, _draw_rows(held_out, random, half_held_out, used)
 
 
 def category_of(answer: str) -> str:
@@ -366,46 +364,50 @@ def category_of(answer: str) -> str:
     return first.strip().lower()
 
 
-def _rows(count: int, random: Random, pool: Callable[[Patterns], Sequence[str]], taken: set[str]) -> list[Row]:
-    """Rows whose messages are not in `taken`, which grows; the patterns of `pool` are used in turn."""
+def _draw_rows(
+    count: int, random: Random, pool: Callable[[SentencePatterns], Sequence[str]], used: set[str]
+) -> list[CustomerMessage]:
+    """Rows whose messages are not in `used`, which grows; the patterns of `pool` are used in turn."""
     turns: dict[tuple[Language, str], Iterator[str]] = {}
     for language, categories in PATTERNS.items():
         for category, patterns in categories.items():
             candidates = pool(patterns)
             turns[language, category] = cycle(random.sample(candidates, len(candidates)))
 
-    rows: list[Row] = []
+    rows: list[CustomerMessage] = []
     for index in range(count):
         lap, place = divmod(index, len(CATEGORIES))
         language: Language = "zh" if (lap + place) % 4 == 3 else "en"
         category = CATEGORIES[place]
-        rows.append(_fresh(turns[language, category], category, language, random, taken))
+        rows.append(_next_unused(turns[language, category], category, language, random, used))
     random.shuffle(rows)
     return rows
 
 
-def _fresh(turns: Iterator[str], category: str, language: Language, random: Random, taken: set[str]) -> Row:
+def _next_unused(
+    turns: Iterator[str], category: str, language: Language, random: Random, used: set[str]
+) -> CustomerMessage:
     for pattern in islice(turns, 1000):
-        row = _write(pattern, category, language, random)
-        if row.message not in taken:
-            taken.add(row.message)
+        row = _fill_pattern(pattern, category, language, random)
+        if row.message not in used:
+            used.add(row.message)
             return row
     raise UsageError(
-        f"demo corpus: the {language} patterns for {category!r} give no new message after {len(taken)} rows; "
+        f"demo corpus: the {language} patterns for {category!r} give no new message after {len(used)} rows; "
         "ask for fewer rows"
     )
 
 
-def _write(pattern: str, category: str, language: Language, random: Random) -> Row:
-    """Fill a pattern's slots, and the reply's with the same values."""
+def _fill_pattern(pattern: str, category: str, language: Language, random: Random) -> CustomerMessage:
+    """Fill the slots of a pattern, and those of the reply with the same values."""
     values = {slot: random.choice(options) for slot, options in SLOTS[language].items()}
-    named = {slot: values[slot] if f"{{{slot}}}" in pattern else word for slot, word in UNNAMED[language].items()}
-    sentence = _mistype(pattern, random) if language == "en" else pattern
-    message = random.choice(MANNERS[language]).format(sentence.format(**values), **values)
-    return Row(message, category, _reply(category, language, named), language)
+    named = {slot: values[slot] if f"{{{slot}}}" in pattern else word for slot, word in DEFAULT_WORDS[language].items()}
+    sentence = _add_typo(pattern, random) if language == "en" else pattern
+    message = random.choice(GREETINGS[language]).format(sentence.format(**values), **values)
+    return CustomerMessage(message, category, _reply(category, language, named), language)
 
 
-def _mistype(pattern: str, random: Random) -> str:
+def _add_typo(pattern: str, random: Random) -> str:
     words = [word for word in TYPOS if word in pattern]
     if not words or random.random() >= TYPO_RATE:
         return pattern
@@ -450,13 +452,13 @@ def _instruction() -> str:
         "",
     ]
     for message, category in examples.items():
-        row = Row(message, category, _reply(category, "en", {"item": "lantern", "amount": "$45"}), "en")
+        row = CustomerMessage(message, category, _reply(category, "en", {"item": "lantern", "amount": "$45"}), "en")
         lines += [TEMPLATE.replace("{message}", message).replace("{target:answer}", row.answer), ""]
     return "\n".join([*lines, TEMPLATE.partition("{target:")[0]])
 
 
 INSTRUCTION = _instruction()
-"""The fair "before": all that the corpus teaches, in words, with an example of each category.
+"""The prompt of the baseline: the rules of the corpus in words, and an example of each category (few-shot).
 Give it verbatim, outside the chat template: the untrained model does better so."""
 
 

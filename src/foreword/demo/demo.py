@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from rich.table import Table
 from foreword.bank.bank import Bank
 from foreword.core import SamplingParams, Task
 from foreword.demo import corpus
+from foreword.demo.corpus import CustomerMessage
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.home import home
@@ -29,9 +30,9 @@ from foreword.models import LanguageModel
 from foreword.prompts.static import static_task
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from foreword.text import request
+from foreword.text import task_prompts
 from foreword.training.recipe import Recipe
-from foreword.training.train import Outcome, train
+from foreword.training.train import TrainResult, train
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -43,8 +44,8 @@ TRAIN_ROWS, HELD_OUT_ROWS, STEPS, LENGTH, BATCH, LR, SEED = 320, 80, 160, 24, 8,
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What the demo measured.
+class DemoReport:
+    """The measurements of a demo run.
 
     Attributes:
         accuracy_before: exact match of the category on held-out rows, by the base model with a written prompt of rules
@@ -66,51 +67,51 @@ class Findings:
     answer_task: str
 
 
-def run_demo(lm: LanguageModel, console: Console) -> Findings:
-    """Run the whole way once; the bank stays in `demo_folder`.
+def run_demo(lm: LanguageModel, console: Console) -> DemoReport:
+    """Train, publish, serve and measure once; the run and the bank stay in `demo_folder`.
 
     Args:
         lm: the base model.
-        console: where a person watches (stderr under ``--json``).
+        console: for progress (stderr under ``--json``).
     """
     folder = demo_folder()
     bank = Bank(folder / "bank")
     train_rows, held_out = corpus.split(TRAIN_ROWS, HELD_OUT_ROWS, SEED)
     console.rule("1. learn")
     console.print(f"{len(train_rows)} generated customer messages, English and Chinese; the model stays frozen.")
-    outcome = _learn(lm, folder, train_rows, held_out, console)
+    result = _train(lm, folder, train_rows, held_out, console)
     console.rule("2. publish")
-    task = bank.publish(outcome.task, replace=True, reserved=[lm.name])
+    task = bank.publish(result.task, replace=True, reserved=[lm.name])
     cached_policy = bank.publish(static_task(lm, POLICY, "system", policy()), replace=True, reserved=[lm.name])
-    for made in (task, cached_policy):
-        console.print(f"{made.ref}: {made.prefix.length} positions, {made.prefix.nbytes:,} bytes")
+    for published in (task, cached_policy):
+        console.print(f"{published.ref}: {published.prefix.length} positions, {published.prefix.nbytes:,} bytes")
     console.rule("3. serve and ask")
-    # Without reuse: the policy that is sent along is computed, as it is after every restart and by every new talk.
+    # Without reuse, so that the policy in a request is computed, as it is after a restart and in a new conversation.
     with Engine(lm, reuse=False) as engine, _client(engine, bank) as client:
-        answers = [_ask(client, model, QUESTION) for model in (lm.name, TASK)]
-        cached, uncached = _first_token_times(client, lm.name)
-        before = _accuracy(engine, _written_prompt(lm), held_out)
+        answers = [_chat(client, model, QUESTION) for model in (lm.name, TASK)]
+        cached, uncached = _measure_ttft(client, lm.name)
+        before = _accuracy(engine, _few_shot_task(lm), held_out)
         after = _accuracy(engine, task, held_out)
-    return Findings(
-        before, after, outcome.trained_parameters, task.prefix.nbytes, cached, uncached, answers[0], answers[1]
+    return DemoReport(
+        before, after, result.trained_parameters, task.prefix.nbytes, cached, uncached, answers[0], answers[1]
     )
 
 
-def show(findings: Findings, console: Console) -> None:
-    """The figures side by side, and what to type next."""
-    answers = (("base model", findings.answer_base), (f"task {TASK}", findings.answer_task))
+def print_report(report: DemoReport, console: Console) -> None:
+    """Print the measurements side by side, and commands to go on with."""
+    answers = (("base model", report.answer_base), (f"task {TASK}", report.answer_task))
     console.print(f"\n[bold]{QUESTION}[/bold]")
     console.print(Columns([Panel(text.strip(), title=title, width=54) for title, text in answers]))
     table = Table("", "base model", f"task {TASK}", title=f"{HELD_OUT_ROWS} held-out messages")
-    table.add_row("category right", f"{findings.accuracy_before:.0%}", f"{findings.accuracy_after:.0%}")
+    table.add_row("category right", f"{report.accuracy_before:.0%}", f"{report.accuracy_after:.0%}")
     table.add_row("instruction", "rules and 5 examples", "none")
-    table.add_row("trained parameters", "", f"{findings.trained_parameters:,}")
-    table.add_row("bytes in the bank", "", f"{findings.prefix_bytes:,}")
+    table.add_row("trained parameters", "", f"{report.trained_parameters:,}")
+    table.add_row("bytes in the bank", "", f"{report.prefix_bytes:,}")
     console.print(table)
-    ratio = findings.ttft_uncached_s / findings.ttft_cached_s
+    ratio = report.ttft_uncached_s / report.ttft_cached_s
     console.print(
-        f"policy prompt, time to first token: {findings.ttft_uncached_s:.3f} s sent along and computed, "
-        f"{findings.ttft_cached_s:.3f} s as a task ({ratio:.0f} times sooner)"
+        f"policy prompt, time to first token: {report.ttft_uncached_s:.3f} s sent along and computed, "
+        f"{report.ttft_cached_s:.3f} s as a task ({ratio:.0f} times sooner)"
     )
     bank = demo_folder() / "bank"
     console.print("\nNext:")
@@ -119,16 +120,16 @@ def show(findings: Findings, console: Console) -> None:
         f'generate {TASK} --field message="{QUESTION}" --bank {bank}',
         f"serve --bank {bank}",
     ):
-        console.print(f"  {_executable()} {command}", soft_wrap=True, highlight=False)
+        console.print(f"  {_command()} {command}", soft_wrap=True, highlight=False)
 
 
 def demo_folder() -> Path:
-    """Where the demo leaves its run and its bank."""
+    """The folder of the demo's runs and bank."""
     return home() / "demo"
 
 
-def _executable() -> str:
-    """How this very installation is called from here: the plain name only if the shell would find it."""
+def _command() -> str:
+    """The command of this installation: ``foreword`` only if the shell would find this one by that name."""
     beside = Path(sys.executable).with_name("foreword")
     found = shutil.which("foreword")
     if found is not None and Path(found).resolve() == beside.resolve():
@@ -136,24 +137,24 @@ def _executable() -> str:
     return str(beside) if beside.is_file() else f"{sys.executable} -m foreword"
 
 
-def as_json(findings: Findings) -> dict[str, float | int | str]:
-    return asdict(findings)
-
-
 def policy() -> str:
     """A support policy of about 1,100 tokens."""
     return files("foreword.demo").joinpath("policy.txt").read_text(encoding="utf-8")
 
 
-def _learn(
-    lm: LanguageModel, folder: Path, rows: list[corpus.Row], held_out: list[corpus.Row], console: Console
-) -> Outcome:
+def _train(
+    lm: LanguageModel,
+    folder: Path,
+    rows: list[CustomerMessage],
+    held_out: list[CustomerMessage],
+    console: Console,
+) -> TrainResult:
     run = folder / "runs" / time.strftime("%Y%m%d-%H%M%S")
     run.mkdir(parents=True)
-    # A part of the training rows chooses the checkpoint, so that the held-out rows are seen once, at the end.
+    # Some of the training rows select the checkpoint; the held-out rows are used once, at the end.
     data = {"train": rows[: -HELD_OUT_ROWS // 2], "dev": rows[-HELD_OUT_ROWS // 2 :], "test": held_out}
     for name, part in data.items():
-        lines = [json.dumps(corpus.as_json(row), ensure_ascii=False) for row in part]
+        lines = [json.dumps(row.to_json(), ensure_ascii=False) for row in part]
         (run / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     recipe = Recipe(
         data=str(run / "train.jsonl"),
@@ -169,50 +170,50 @@ def _learn(
     return train(lm, recipe, name=TASK, say=lambda line: console.print(line, highlight=False))
 
 
-def _written_prompt(lm: LanguageModel) -> Task:
-    """The base model behind the best instruction that we could write for it, as a static prompt."""
+def _few_shot_task(lm: LanguageModel) -> Task:
+    """The baseline: the base model with the written instruction and its examples, as a static prompt."""
     before, _, after = corpus.base_prompt("{message}").partition("{message}")
     task = static_task(lm, "written-prompt", "prompt", before)
     return Task(task.name, task.method, task.prefix, task.kind, task.text, template="{message}" + after)
 
 
-def _accuracy(engine: Engine, task: Task, rows: list[corpus.Row]) -> float:
+def _accuracy(engine: Engine, task: Task, rows: list[CustomerMessage]) -> float:
     """Exact match of the category, the first line of a greedy answer."""
     params = SamplingParams(max_tokens=8, stop=("\n",))
-    prompts = [request.from_fields(engine.tokenizer, task, {"message": row.message}) for row in rows]
-    answers = engine.generate(Request.of(prompt, params) for prompt in prompts)
+    prompts = [task_prompts.from_fields(engine.tokenizer, task, {"message": row.message}) for row in rows]
+    answers = engine.generate(Request.from_prompt(prompt, params) for prompt in prompts)
     texts = ["".join(chunk.text for chunk in answer) for answer in answers]
     return sum(corpus.category_of(text) == row.category for text, row in zip(texts, rows, strict=True)) / len(rows)
 
 
 @contextmanager
 def _client(engine: Engine, bank: Bank) -> Iterator[OpenAI]:
-    """The real client, against a real server on a free port."""
+    """An OpenAI client of a server on a free port."""
     from openai import OpenAI
 
     with serve_in_background(create_app(engine, bank)) as url:
         yield OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
-def _ask(client: OpenAI, model: str, question: str) -> str:
+def _chat(client: OpenAI, model: str, question: str) -> str:
     answer = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": question}], max_tokens=60, temperature=0
     )
     return answer.choices[0].message.content or ""
 
 
-def _first_token_times(client: OpenAI, base: str) -> tuple[float, float]:
+def _measure_ttft(client: OpenAI, base: str) -> tuple[float, float]:
     """Median seconds to the first token, as a task and with the policy sent along, taking turns."""
     cached, uncached = [], []
     for turn in range(4):
         question = {"role": "user", "content": f"{POLICY_QUESTION} ({turn})"}
-        cached.append(_first_token(client, POLICY, [question]))
-        uncached.append(_first_token(client, base, [{"role": "system", "content": policy()}, question]))
+        cached.append(_ttft(client, POLICY, [question]))
+        uncached.append(_ttft(client, base, [{"role": "system", "content": policy()}, question]))
     # The first turn loads the prefix and warms caches up.
     return statistics.median(cached[1:]), statistics.median(uncached[1:])
 
 
-def _first_token(client: OpenAI, model: str, messages: list) -> float:
+def _ttft(client: OpenAI, model: str, messages: list) -> float:
     start = time.perf_counter()
     stream = client.chat.completions.create(model=model, messages=messages, max_tokens=2, temperature=0, stream=True)
     for chunk in stream:

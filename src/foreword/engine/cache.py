@@ -1,8 +1,9 @@
-"""Keys and values of requests in pages, which requests that begin alike share.
+"""`PagedCache`: keys and values of sequences in pages, which sequences with equal beginnings share (prefix caching).
 
-A page that is full is known by a key: a hash over everything that its keys and values depend on (prefix, adapter, and
-all tokens up to its end). Nobody writes to it again, so whoever needs the same tokens behind the same prefix holds it
-too, while others use it or afterwards, until its place is needed. Short prefixes lie in pages of their own.
+A full page has a hash over everything that its keys and values depend on: prefix, adapter, and all tokens up to its
+end. It is never written again, so sequences that need the same tokens behind the same prefix share it, at the same time
+or later, until the page is evicted. Short prefixes lie in pages of their own. As vLLM's block pool
+(``vllm/v1/core/block_pool.py``), with SGLang's word for a block.
 """
 
 from __future__ import annotations
@@ -19,258 +20,266 @@ from torch import Tensor
 from foreword.core import LayerShape
 from foreword.engine.sequence import Sequence
 
-PAGE = 16
-# Prefixes up to this length are copied into pages, where the requests behind different ones are one product together.
-POOLED = 256
+PAGE_SIZE = 16
+"""Positions of a page."""
+
+MAX_PAGED_PREFIX = 256
+"""Prefixes up to this length are copied into pages, where requests behind different prefixes are one product."""
 
 
 class PagedCache:
-    """A fixed pool of pages of ``PAGE`` positions for every layer.
+    """A fixed pool of pages of ``PAGE_SIZE`` positions for every layer; a `foreword.engine.scheduler.KVCacheManager`.
 
-    A page is free (it holds nothing), held by one or several sequences, or idle: nobody holds it, but its content is
-    known by a key and may be used again. Idle pages are given away in the order in which they were let go.
+    A page is free (it holds nothing), in use by one or several sequences, or evictable: no sequence uses it, but its
+    hash is registered and its content may be used again. Evictable pages are evicted in the order in which they were
+    freed.
 
     Args:
-        reuse: whether pages of tokens are known after they were computed; those of prefixes always are.
+        shapes: of the layers.
+        num_pages: of the pool.
+        reuse: whether pages of tokens are registered after they were computed; those of prefixes always are.
 
     Attributes:
-        keys, values: one ``[kv_heads * pages * PAGE, dim]`` a layer, head after head.
+        keys, values: one ``[kv_heads * num_slots, dim]`` a layer, head after head; ``num_slots`` is
+            ``num_pages * PAGE_SIZE``.
     """
 
     def __init__(
         self,
         shapes: tuple[LayerShape, ...],
-        pages: int,
+        num_pages: int,
         dtype: torch.dtype,
         device: torch.device,
         *,
         reuse: bool = True,
     ) -> None:
-        self.pages = pages
-        self.rows = pages * PAGE
-        self.keys = [_zeros(self.rows * s.kv_heads, s.key_dim, dtype, device) for s in shapes]
-        self.values = [_zeros(self.rows * s.kv_heads, s.value_dim, dtype, device) for s in shapes]
+        self.num_pages = num_pages
+        self.num_slots = num_pages * PAGE_SIZE
+        self.keys = [_zeros(self.num_slots * s.kv_heads, s.key_dim, dtype, device) for s in shapes]
+        self.values = [_zeros(self.num_slots * s.kv_heads, s.value_dim, dtype, device) for s in shapes]
         self._shapes, self._reuse = shapes, reuse
-        self._unused = list(range(pages - 1, -1, -1))
-        self._idle: OrderedDict[int, None] = OrderedDict()
-        self._holders = [0] * pages
-        self._key_of: dict[int, bytes] = {}
-        self._page_of: dict[bytes, int] = {}
-        self._held: dict[Sequence, list[int]] = {}
+        self._free_pages = list(range(num_pages - 1, -1, -1))
+        self._evictable: OrderedDict[int, None] = OrderedDict()
+        self._ref_counts = [0] * num_pages
+        self._hash_of_page: dict[int, bytes] = {}
+        self._page_of_hash: dict[bytes, int] = {}
+        self._pages_of: dict[Sequence, list[int]] = {}
 
     def close(self) -> None:
-        """Let go of all keys and values: an engine is part of cycles, so it may stay long after it was closed, and a
-        run that opens many would hold a gigabyte for each."""
+        """Release the tensors: an engine is part of reference cycles, so it may stay in memory long after it was
+        closed, and a run that opens many would hold a gigabyte for each."""
         self.keys, self.values = [], []
 
     @staticmethod
     def pages_for(tokens: int) -> int:
-        return -(-tokens // PAGE)
+        """Pages that ``tokens`` positions take."""
+        return -(-tokens // PAGE_SIZE)
 
     @staticmethod
     def bytes_per_page(shapes: tuple[LayerShape, ...], dtype: torch.dtype) -> int:
-        return PAGE * sum(s.kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
+        return PAGE_SIZE * sum(s.kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
 
     @staticmethod
-    def pages_in_front(length: int) -> int:
-        """Pages that a prefix of so many positions takes: none if it is too long to lie in pages."""
-        return PagedCache.pages_for(length) if length <= POOLED else 0
+    def pages_for_prefix(length: int) -> int:
+        """Pages that a prefix of ``length`` positions takes: none if it is longer than `MAX_PAGED_PREFIX`."""
+        return PagedCache.pages_for(length) if length <= MAX_PAGED_PREFIX else 0
 
     @property
-    def free(self) -> int:
-        """Pages that nobody holds."""
-        return len(self._unused) + len(self._idle)
+    def num_free_pages(self) -> int:
+        """Pages that no sequence uses, evictable ones included."""
+        return len(self._free_pages) + len(self._evictable)
 
-    def admit(self, sequence: Sequence) -> bool:
-        """Give a sequence the pages of its prefix and of its tokens so far, those that are known already with their
-        content; False, and nothing happens, if there is no room.
+    def allocate(self, sequence: Sequence) -> bool:
+        """Allocate the pages of a sequence's prefix and tokens, sharing those that hold them already.
 
-        Sets ``sequence.computed`` to the tokens whose keys and values are there. One token at least is left to run.
+        Sets ``sequence.num_computed_tokens`` to the tokens found in shared pages; at least one token is left to run.
+        False, and nothing changes, if there is no room.
         """
-        front = self._known_front(sequence)
-        known = self._known(sequence)
-        needed = self._pages_in_front(sequence) + self.pages_for(sequence.length) - len(front) - len(known)
-        idle = sum(1 for page in (*front, *known) if not self._holders[page])
-        if needed > self.free - idle:
+        prefix_pages = self._shared_prefix_pages(sequence)
+        shared = self._shared_token_pages(sequence)
+        total = self._num_prefix_pages(sequence) + self.pages_for(sequence.num_tokens)
+        evictable = sum(1 for page in (*prefix_pages, *shared) if not self._ref_counts[page])
+        if total - len(prefix_pages) - len(shared) > self.num_free_pages - evictable:
             return False
-        for page in (*front, *known):
-            self._hold(page)
-        self._held[sequence] = held = [*front, *known]
-        sequence.pages = known
-        sequence.front = front or self._copied_front(sequence, held)
-        sequence.computed = len(known) * PAGE
-        self._take(sequence, held)
+        for page in (*prefix_pages, *shared):
+            self._evictable.pop(page, None)
+            self._ref_counts[page] += 1
+        self._pages_of[sequence] = [*prefix_pages, *shared]
+        sequence.pages = shared
+        sequence.prefix_pages = prefix_pages or self._copy_prefix(sequence)
+        sequence.num_computed_tokens = len(shared) * PAGE_SIZE
+        self._append_pages(sequence)
         return True
 
-    def grow(self, sequence: Sequence) -> bool:
-        """Pages for the newest token of an admitted sequence; False if there is none left."""
-        missing = self.pages_for(sequence.length) - len(sequence.pages)
-        if missing > self.free:
+    def extend(self, sequence: Sequence) -> bool:
+        """Allocate pages up to the newest token of an allocated sequence; False if there are not enough."""
+        missing = self.pages_for(sequence.num_tokens) - len(sequence.pages)
+        if missing > self.num_free_pages:
             return False
         if missing > 0:
-            self._take(sequence, self._held[sequence])
+            self._append_pages(sequence)
         return True
 
-    def remember(self, sequence: Sequence) -> None:
-        """Make the full pages of a sequence known, now that they are computed."""
+    def cache_tokens(self, sequence: Sequence) -> None:
+        """Register the hashes of the sequence's full computed pages, so that other sequences can share them."""
         if not self._reuse:
             return
-        for index in range(len(sequence.keys), sequence.computed // PAGE):
-            key = self._chain(sequence, index)
-            sequence.keys.append(key)
-            if key not in self._page_of:
-                self._page_of[key] = sequence.pages[index]
-                self._key_of[sequence.pages[index]] = key
+        for index in range(len(sequence.page_hashes), sequence.num_computed_tokens // PAGE_SIZE):
+            page, page_hash = sequence.pages[index], self._page_hash(sequence, index)
+            sequence.page_hashes.append(page_hash)
+            if page_hash not in self._page_of_hash:
+                self._page_of_hash[page_hash] = page
+                self._hash_of_page[page] = page_hash
 
-    def release(self, sequence: Sequence) -> None:
-        """Let go of everything that a sequence holds; what is known stays until its place is needed."""
+    def free(self, sequence: Sequence) -> None:
+        """Free the pages of a sequence; those with a registered hash become evictable."""
         # The end first: a page is of no use without those before it.
-        for page in reversed(self._held.pop(sequence)):
-            self._holders[page] -= 1
-            if not self._holders[page]:
-                if page in self._key_of:
-                    self._idle[page] = None
+        for page in reversed(self._pages_of.pop(sequence)):
+            self._ref_counts[page] -= 1
+            if not self._ref_counts[page]:
+                if page in self._hash_of_page:
+                    self._evictable[page] = None
                 else:
-                    self._unused.append(page)
-        sequence.pages, sequence.front, sequence.computed = [], [], 0
-        sequence.keys, sequence.rows = [], sequence.rows[:0]
+                    self._free_pages.append(page)
+        sequence.pages, sequence.prefix_pages, sequence.num_computed_tokens = [], [], 0
+        sequence.page_hashes, sequence.slots = [], sequence.slots[:0]
 
-    def table(self, sequences: Items[Sequence], ends: Items[int], skipped: Items[int]) -> np.ndarray:
-        """Rows ``[R, C]`` of each sequence's prefix in pages and of its first ``ends`` own tokens, without the first
+    def slot_table(self, sequences: Items[Sequence], ends: Items[int], skipped: Items[int]) -> np.ndarray:
+        """Slots ``[R, C]`` of each sequence's paged prefix and its own tokens up to ``ends``, without the first
         ``skipped``.
 
-        Short rows repeat their last place: one that was not written yet may hold anything, even NaN, which would
-        spread through a mask.
+        Short rows repeat their last slot: one that was not written yet may hold anything, even NaN, which would spread
+        through a mask.
         """
-        found = [
-            sequence.rows[skip : sequence.front_length + end]
+        rows = [
+            sequence.slots[skip : sequence.paged_prefix_length + end]
             for sequence, end, skip in zip(sequences, ends, skipped, strict=True)
         ]
-        table = np.empty((len(found), max(map(len, found))), dtype=np.int64)
-        for place, rows in enumerate(found):
-            table[place, : len(rows)] = rows
-            table[place, len(rows) :] = rows[-1]
+        table = np.empty((len(rows), max(map(len, rows))), dtype=np.int64)
+        for index, slots in enumerate(rows):
+            table[index, : len(slots)] = slots
+            table[index, len(slots) :] = slots[-1]
         return table
 
-    def every_head(self, rows: Tensor, kv_heads: int) -> Tensor:
-        """Places in `keys` and `values` of ``rows [R, C]``: ``[R * kv_heads * C]``."""
-        heads = torch.arange(kv_heads, device=rows.device) * self.rows
-        return (rows[:, None, :] + heads[None, :, None]).flatten()
+    def head_slots(self, slots: Tensor, kv_heads: int) -> Tensor:
+        """Row numbers in `keys` and `values` of ``slots [R, C]`` for every head: ``[R * kv_heads * C]``."""
+        heads = torch.arange(kv_heads, device=slots.device) * self.num_slots
+        return (slots[:, None, :] + heads[None, :, None]).flatten()
 
     def check(self) -> None:
-        """Every page is free, idle or held, its holders are counted, and what is known is where it is said to be.
+        """Check the invariants: every page is free, evictable or in use; references are counted; hashes are registered
+        both ways; a page that is still written has one user and no hash.
 
         Raises AssertionError.
         """
-        holders = [0] * self.pages
-        for sequence, pages in self._held.items():
-            assert len(set(pages)) == len(pages), "a sequence holds a page twice"
-            assert sorted(pages) == sorted([*sequence.front, *sequence.pages]), "pages lost their owner"
+        ref_counts = [0] * self.num_pages
+        for sequence, pages in self._pages_of.items():
+            assert len(set(pages)) == len(pages), "a sequence has a page twice"
+            assert sorted(pages) == sorted([*sequence.prefix_pages, *sequence.pages]), "a page lost its owner"
             for page in pages:
-                holders[page] += 1
-        assert holders == self._holders, "holders are counted wrongly"
-        held = [page for page, count in enumerate(holders) if count]
-        assert sorted([*held, *self._idle, *self._unused]) == list(range(self.pages)), "a page is lost or held twice"
-        assert {page: key for key, page in self._page_of.items()} == self._key_of, "a key is lost"
-        assert set(self._idle) <= set(self._key_of), "an idle page is unknown"
-        assert not set(self._unused) & set(self._key_of), "a free page is known"
-        writing = [s.pages[at] for s in self._held for at in range(s.computed // PAGE, len(s.pages))]
-        assert all(self._holders[page] == 1 for page in writing), "a page that is written is shared"
-        assert not set(writing) & set(self._key_of), "a page that is written is known"
+                ref_counts[page] += 1
+        assert ref_counts == self._ref_counts, "references are counted wrongly"
+        used = [page for page, ref_count in enumerate(ref_counts) if ref_count]
+        every = sorted([*used, *self._evictable, *self._free_pages])
+        assert every == list(range(self.num_pages)), "a page is lost or in two states"
+        assert {page: key for key, page in self._page_of_hash.items()} == self._hash_of_page, "a hash is lost"
+        assert set(self._evictable) <= set(self._hash_of_page), "an evictable page has no hash"
+        assert not set(self._free_pages) & set(self._hash_of_page), "a free page has a hash"
+        written = [page for s in self._pages_of for page in s.pages[s.num_computed_tokens // PAGE_SIZE :]]
+        assert all(self._ref_counts[page] == 1 for page in written), "a page that is written is shared"
+        assert not set(written) & set(self._hash_of_page), "a page that is written has a hash"
 
-    def _pages_in_front(self, sequence: Sequence) -> int:
-        return self.pages_in_front(sequence.prefix.length) if sequence.prefix is not None else 0
+    def _num_prefix_pages(self, sequence: Sequence) -> int:
+        return self.pages_for_prefix(sequence.prefix.length) if sequence.prefix is not None else 0
 
-    def _hold(self, page: int) -> None:
-        self._idle.pop(page, None)
-        self._holders[page] += 1
+    def _append_pages(self, sequence: Sequence) -> None:
+        """Give a sequence new pages up to its newest token, and set its slots."""
+        for _ in range(self.pages_for(sequence.num_tokens) - len(sequence.pages)):
+            sequence.pages.append(self._new_page(sequence))
+        prefix_slots = _slots(sequence.prefix_pages)[: sequence.paged_prefix_length]
+        sequence.slots = np.concatenate([prefix_slots, _slots(sequence.pages)])
 
-    def _take(self, sequence: Sequence, held: list[int]) -> None:
-        """Fresh pages up to the sequence's newest token."""
-        for _ in range(self.pages_for(sequence.length) - len(sequence.pages)):
-            page = self._fresh()
-            held.append(page)
-            sequence.pages.append(page)
-        front = _rows(sequence.front)[: sequence.front_length]
-        sequence.rows = np.concatenate([front, _rows(sequence.pages)])
-
-    def _fresh(self) -> int:
-        if self._unused:
-            page = self._unused.pop()
+    def _new_page(self, sequence: Sequence) -> int:
+        """A free page, or else the one that was evictable longest, for a sequence."""
+        if self._free_pages:
+            page = self._free_pages.pop()
         else:
-            page, _ = self._idle.popitem(last=False)
-            del self._page_of[self._key_of.pop(page)]
-        self._holders[page] = 1
+            page, _ = self._evictable.popitem(last=False)
+            del self._page_of_hash[self._hash_of_page.pop(page)]
+        self._ref_counts[page] = 1
+        self._pages_of[sequence].append(page)
         return page
 
-    def _known(self, sequence: Sequence) -> list[int]:
-        """Pages of the sequence's leading tokens that are there already, but for the last token."""
-        sequence.keys = []
-        found: list[int] = []
-        while (len(found) + 1) * PAGE < sequence.length:
-            key = self._chain(sequence, len(found))
-            if key not in self._page_of:
+    def _shared_token_pages(self, sequence: Sequence) -> list[int]:
+        """Registered pages of the sequence's leading tokens, its last token excluded; sets their hashes."""
+        sequence.page_hashes = []
+        pages: list[int] = []
+        while (len(pages) + 1) * PAGE_SIZE < sequence.num_tokens:
+            page_hash = self._page_hash(sequence, len(pages))
+            if page_hash not in self._page_of_hash:
                 break
-            sequence.keys.append(key)
-            found.append(self._page_of[key])
-        return found
-
-    def _chain(self, sequence: Sequence, index: int) -> bytes:
-        before = sequence.keys[index - 1] if index else sequence.root
-        tokens = np.asarray(sequence.tokens(index * PAGE, (index + 1) * PAGE), dtype=np.int64)
-        return blake2b(before + tokens.tobytes(), digest_size=32).digest()
-
-    def _front_keys(self, sequence: Sequence) -> Iterator[bytes]:
-        for index in range(self._pages_in_front(sequence)):
-            yield blake2b(sequence.root + b"prefix" + index.to_bytes(4, "little"), digest_size=32).digest()
-
-    def _known_front(self, sequence: Sequence) -> list[int]:
-        """Pages of the sequence's prefix; none unless all are there."""
-        pages = [self._page_of.get(key) for key in self._front_keys(sequence)]
-        return [page for page in pages if page is not None] if None not in pages else []
-
-    def _copied_front(self, sequence: Sequence, held: list[int]) -> list[int]:
-        """Copy a prefix into fresh pages."""
-        keys = list(self._front_keys(sequence))
-        if not keys or sequence.prefix is None:
-            return []
-        pages = [self._fresh() for _ in keys]
-        held += pages
-        rows = torch.from_numpy(_rows(pages)[: sequence.prefix.length]).to(self.keys[0].device)
-        for layer, (key, value) in enumerate(zip(sequence.prefix.keys, sequence.prefix.values, strict=True)):
-            at = self.every_head(rows[None], self._shapes[layer].kv_heads)
-            self.keys[layer].index_copy_(0, at, key.flatten(0, 1))
-            self.values[layer].index_copy_(0, at, value.flatten(0, 1))
-        for key, page in zip(keys, pages, strict=True):
-            # The same prefix in other pages, some of which were given away: the newer ones are known from now on.
-            if (old := self._page_of.pop(key, None)) is not None:
-                self._forget(old)
-            self._page_of[key] = page
-            self._key_of[page] = key
+            sequence.page_hashes.append(page_hash)
+            pages.append(self._page_of_hash[page_hash])
         return pages
 
-    def _forget(self, page: int) -> None:
-        del self._key_of[page]
-        if page in self._idle:
-            del self._idle[page]
-            self._unused.append(page)
+    def _page_hash(self, sequence: Sequence, index: int) -> bytes:
+        """Hash of the page's tokens and of the hash of the page before it."""
+        parent = sequence.page_hashes[index - 1] if index else sequence.root_hash
+        tokens = np.asarray(sequence.token_ids(index * PAGE_SIZE, (index + 1) * PAGE_SIZE), dtype=np.int64)
+        return blake2b(parent + tokens.tobytes(), digest_size=32).digest()
+
+    def _prefix_hashes(self, sequence: Sequence) -> Iterator[bytes]:
+        """Hashes of the pages of the sequence's prefix."""
+        for index in range(self._num_prefix_pages(sequence)):
+            yield blake2b(sequence.root_hash + b"prefix" + index.to_bytes(4, "little"), digest_size=32).digest()
+
+    def _shared_prefix_pages(self, sequence: Sequence) -> list[int]:
+        """Registered pages of the sequence's prefix; none unless all are registered."""
+        pages = [self._page_of_hash.get(page_hash) for page_hash in self._prefix_hashes(sequence)]
+        return [page for page in pages if page is not None] if None not in pages else []
+
+    def _copy_prefix(self, sequence: Sequence) -> list[int]:
+        """Copy the sequence's prefix into new pages and register them; returns the pages."""
+        hashes = list(self._prefix_hashes(sequence))
+        if not hashes or sequence.prefix is None:
+            return []
+        pages = [self._new_page(sequence) for _ in hashes]
+        slots = torch.from_numpy(_slots(pages)[: sequence.prefix.length]).to(self.keys[0].device)
+        for layer, (key, value) in enumerate(zip(sequence.prefix.keys, sequence.prefix.values, strict=True)):
+            rows = self.head_slots(slots[None], self._shapes[layer].kv_heads)
+            self.keys[layer].index_copy_(0, rows, key.flatten(0, 1))
+            self.values[layer].index_copy_(0, rows, value.flatten(0, 1))
+        for page_hash, page in zip(hashes, pages, strict=True):
+            # The prefix may still be in other pages, of which some were evicted: the new ones take over the hashes.
+            if (old := self._page_of_hash.pop(page_hash, None)) is not None:
+                self._unregister(old)
+            self._page_of_hash[page_hash] = page
+            self._hash_of_page[page] = page_hash
+        return pages
+
+    def _unregister(self, page: int) -> None:
+        """Drop the hash of a page; an evictable page becomes free."""
+        del self._hash_of_page[page]
+        if page in self._evictable:
+            del self._evictable[page]
+            self._free_pages.append(page)
 
 
-def _rows(pages: Items[int]) -> np.ndarray:
-    """Rows of all positions of some pages, in order."""
-    return (np.asarray(pages, dtype=np.int64)[:, None] * PAGE + np.arange(PAGE)).reshape(-1)
+def _slots(pages: Items[int]) -> np.ndarray:
+    """Slots of all positions of some pages, in order."""
+    return (np.asarray(pages, dtype=np.int64)[:, None] * PAGE_SIZE + np.arange(PAGE_SIZE)).reshape(-1)
 
 
-# What vector instructions like the addresses of rows to be a multiple of, in bytes.
-_LINE = 64
+_ALIGNMENT = 64
+"""Bytes that the address of a row should be a multiple of, for vector instructions."""
 
 
 def _zeros(rows: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``[rows, dim]``. On a CPU, pages of memory that nothing was written to take no room, where torch would write all
-    the zeros: a cache is as large as what was ever in it."""
+    """``[rows, dim]`` of zeros. On a CPU, memory that was never written takes no room (``calloc``), where torch would
+    write all the zeros."""
     if device.type != "cpu":
         return torch.zeros(rows, dim, dtype=dtype, device=device)
     size = rows * dim * dtype.itemsize
-    raw = np.zeros(size + _LINE, dtype=np.uint8)
-    skipped = -raw.ctypes.data % _LINE
+    raw = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
+    skipped = -raw.ctypes.data % _ALIGNMENT
     return torch.from_numpy(raw[skipped : skipped + size]).view(dtype).view(rows, dim)

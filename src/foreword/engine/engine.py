@@ -1,4 +1,4 @@
-"""The embedded engine: continuous batching of requests with different prefixes on a Transformers model."""
+"""`Engine`: continuous batching of requests with different prefixes on a Transformers model."""
 
 from __future__ import annotations
 
@@ -10,33 +10,31 @@ from weakref import ref
 from torch import Tensor
 
 from foreword.core import KVPrefix
-from foreword.engine import sampler, scorer
-from foreword.engine.admission import Admission
-from foreword.engine.cache import PAGE, PagedCache
-from foreword.engine.chooser import Chooser
+from foreword.engine import scoring
+from foreword.engine.base import EngineBase
+from foreword.engine.cache import PAGE_SIZE, PagedCache
+from foreword.engine.device_cache import DeviceCache
 from foreword.engine.job import Job
+from foreword.engine.model_runner import ModelRunner
 from foreword.engine.protocol import Request, TokenLogprob
-from foreword.engine.residents import Residents
-from foreword.engine.runner import Runner
-from foreword.engine.scheduler import Scheduler, Work
+from foreword.engine.request_validator import RequestValidator
+from foreword.engine.scheduler import ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence
-from foreword.engine.stepped import SteppedEngine
-from foreword.engine.stream import AnswerStream
+from foreword.engine.stream import ChunkStream
+from foreword.engine.token_sampler import TokenSampler, sample_batch
 from foreword.errors import UnsupportedModel
 from foreword.models import LanguageModel
-from foreword.models.activations import activations, check_room
+from foreword.models.activations import activations, check_context_length
+from foreword.openmp import release_openmp_threads
 from foreword.text.detokenize import Detokenizer
-from foreword.text.request import Prompt
-from foreword.text.scoring import Choice
-from foreword.workers import release_workers
+from foreword.text.label_scorers import LabelScorer
+from foreword.text.prompt import Prompt
 
 
-class Engine(SteppedEngine):
-    """Generates and scores with prefixes; ``step()`` is schedule, run, postprocess.
+class Engine(EngineBase):
+    """The embedded engine: generates and scores with prefixes; see `EngineBase` for its threads.
 
-    Any thread may submit, score, cancel and ask for statistics; whatever they bring waits in queues for the one
-    thread that steps, which alone touches the model, the cache and the sequences. Close the engine, or use it as a
-    context manager: its thread holds the model.
+    Close it, or use it as a context manager: its thread holds the model.
 
     Args:
         lm: a causal model, or an encoder, which scores and does not generate.
@@ -44,13 +42,13 @@ class Engine(SteppedEngine):
         max_batch: sequences a step at most.
         step_tokens: tokens a step at most.
         max_waiting: requests that may wait; more are refused at once.
-        reuse: requests that begin with tokens of others, behind the same prefix, do not run them again.
+        reuse: prefix caching: tokens that another request ran behind the same prefix are not run again.
         max_model_len: positions a request may take, prefix and answer included; the model's context by default.
         allow_other_weights: serve prefixes made for other weights of the same architecture.
-        start: step in a thread of its own; without it, somebody has to call `step`.
+        start: step in a thread of its own; without it, the caller calls `step`.
 
     Raises:
-        UnsupportedModel: an encoder-decoder; `foreword.engine.decoder.DecoderEngine` evaluates it.
+        UnsupportedModel: an encoder-decoder; `foreword.engine.encoder_decoder.EncoderDecoderEngine` evaluates it.
     """
 
     def __init__(
@@ -66,128 +64,132 @@ class Engine(SteppedEngine):
         allow_other_weights: bool = False,
         start: bool = True,
     ) -> None:
-        if lm.decoder:
+        if lm.is_encoder_decoder:
             raise UnsupportedModel(
                 f"{lm.name} is an encoder-decoder ({lm.identity.architecture}): it learns and evaluates soft prompts, "
                 "but nothing serves it; use a causal model or an encoder."
             )
         context = min((n for n in (lm.context, max_model_len) if n is not None), default=None)
-        pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
-        self.cache = PagedCache(lm.identity.layers, pages, lm.dtype, lm.device, reuse=reuse)
+        num_pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
+        self.cache = PagedCache(lm.identity.layers, num_pages, lm.dtype, lm.device, reuse=reuse)
         super().__init__(
             name=lm.name,
             tokenizer=lm.tokenizer,
             identity=lm.identity,
             causal=lm.causal,
-            decoder=lm.decoder,
-            end_ids=lm.end_ids,
-            admission=Admission(lm.identity, context, pages * PAGE, allow_other_weights, _in_front),
+            is_encoder_decoder=False,
+            eos_token_ids=lm.eos_token_ids,
+            validator=RequestValidator(
+                identity=lm.identity,
+                context=context,
+                cache_positions=num_pages * PAGE_SIZE,
+                allow_other_weights=allow_other_weights,
+                prefix_cache_positions=lambda length: PAGE_SIZE * PagedCache.pages_for_prefix(length),
+            ),
             scheduler=Scheduler(self.cache, step_tokens, max_batch),
             cache=self.cache,
             max_waiting=max_waiting,
         )
         self._lm, self._step_tokens = lm, step_tokens
-        self._runner = Runner(lm, self.cache)
-        self._residents = Residents(lm.model, lm.dtype, lm.device)
+        self._runner = ModelRunner(lm, self.cache)
+        self._device_cache = DeviceCache(lm.model, lm.dtype, lm.device)
         if lm.causal:
             self._runner.warm_up()
         if start:
-            release_workers()  # of the thread that loaded the model; from now on another one runs it
-            self._loop.start()
+            release_openmp_threads()  # of the thread that loaded the model; from now on another one runs it
+            self._thread.start()
 
-    def score(self, prompts: Items[Prompt], choice: Choice) -> Tensor:
-        """See `EngineProtocol.score`. Runs between the steps of generation, in pieces of a step's size."""
+    def score(self, prompts: Items[Prompt], scorer: LabelScorer) -> Tensor:
+        """See `EngineProtocol.score`. Runs between the steps of generation, in batches of a step's size."""
         for prompt in prompts:
-            self._admission.check_prompt(prompt, choice.longest)
-        return self._read(prompts, scorer.by_choice(choice))
+            self._validator.check_prompt(prompt, scorer.max_extra_tokens)
+        return self._score(prompts, scoring.label_scores(scorer))
 
-    def likelihood(self, prompts: Items[Prompt]) -> list[Tensor]:
-        """See `EngineProtocol.likelihood`. Runs as `score` does, with the logits of a step's tokens at a time."""
-        self._check_causal()
+    def token_logprobs(self, prompts: Items[Prompt]) -> list[Tensor]:
+        """See `EngineProtocol.token_logprobs`. Runs as `score` does, with the logits of a step's tokens at a time."""
+        self._require_causal()
         for prompt in prompts:
-            self._admission.check_prompt(prompt, 0)
-        asked = [prompt.measured for prompt in prompts]
-        found = self._read([prompt for prompt in asked if prompt.places], scorer.following(self._step_tokens))
-        return list(found[:, 0].split([len(prompt.places) for prompt in asked]))
+            self._validator.check_prompt(prompt, 0)
+        measured = [prompt.for_token_logprobs for prompt in prompts]
+        scores = self._score(
+            [prompt for prompt in measured if prompt.output_indices], scoring.next_token_logprobs(self._step_tokens)
+        )
+        return list(scores[:, 0].split([len(prompt.output_indices) for prompt in measured]))
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`."""
-        self._check_causal()
-        self._admission.check_prompt(prompt, 0)
-        asked = replace(prompt, places=()).measured
+        self._require_causal()
+        self._validator.check_prompt(prompt, 0)
+        measured = replace(prompt, output_indices=()).for_token_logprobs
         top = min(top, self.identity.vocab_size)
-        if not asked.places:
+        if not measured.output_indices:
             return []
-        rows = self._read([asked], scorer.following(self._step_tokens, top)).tolist()
+        rows = self._score([measured], scoring.next_token_logprobs(self._step_tokens, top)).tolist()
         return [
             TokenLogprob(
-                asked.token_ids[place + 1], row[0], tuple(zip(map(int, row[1 : 1 + top]), row[1 + top :], strict=True))
+                measured.token_ids[place + 1],
+                row[0],
+                tuple(zip(map(int, row[1 : 1 + top]), row[1 + top :], strict=True)),
             )
-            for place, row in zip(asked.places, rows, strict=True)
+            for place, row in zip(measured.output_indices, rows, strict=True)
         ]
 
     def prefill(self, token_ids: Items[int]) -> KVPrefix:
         """See `EngineProtocol.prefill`. Runs between the steps of generation, a step's tokens at a time."""
         if not self.causal:
             raise UnsupportedModel(f"{self.name} is an encoder, whose text sees the request too; learn a prefix.")
-        check_room(self.name, self.context, len(token_ids), None)
+        check_context_length(self.name, self.context, len(token_ids), None)
         prefix: KVPrefix | None = None
         for first in range(0, len(token_ids), self._step_tokens):
-            part = token_ids[first : first + self._step_tokens]
-            job = Job(partial(activations, self._lm, part, prefix))
-            with self._handed_over([job]):
-                prefix = job.result()
+            chunk = token_ids[first : first + self._step_tokens]
+            (prefix,) = self._run_jobs([Job(partial(activations, self._lm, chunk, prefix))])
         assert prefix is not None
         return prefix
 
     def check(self, request: Request) -> None:
-        """Raise for a request that can never run."""
+        """See `EngineBase.check`."""
         if not self.causal:
             raise UnsupportedModel(f"{self.name} is an encoder, which writes no text; classify or tag with it.")
         super().check(request)
 
     def statistics(self) -> dict[str, float]:
-        """``waiting``, ``running``, ``pages``, ``free_pages``, and counters since the start.
-
-        ``tokens_reused`` are tokens of prompts that were in the cache already, ``preempted`` how often a sequence had
-        to give way.
-        """
-        own = {"tokens_reused": self.scheduler.reused, "pages": self.cache.pages, "free_pages": self.cache.free}
+        """Those of `EngineBase.statistics`, ``pages``, ``free_pages``, and ``tokens_reused``: prompt tokens that were
+        in the cache already."""
+        own = {
+            "tokens_reused": self.scheduler.num_cached_tokens,
+            "pages": self.cache.num_pages,
+            "free_pages": self.cache.num_free_pages,
+        }
         return {**super().statistics(), **own}
 
     def close(self) -> None:
-        """Stop stepping; unfinished requests end as cancelled."""
+        """Stop stepping and free the cache; unfinished requests end as cancelled."""
         super().close()
         self.cache.close()
 
-    def _sequence(
-        self, request: Request, how: Chooser | None, detokenizer: Detokenizer, stream: ref[AnswerStream]
+    def _make_sequence(
+        self, request: Request, sampler: TokenSampler, detokenizer: Detokenizer, stream: ref[ChunkStream]
     ) -> Sequence:
         return Sequence(
             request,
-            self._residents.prefix(request.prefix, request.prefix_length),
-            how,
+            self._device_cache.prefix(request.prefix, request.prefix_length),
+            sampler,
             detokenizer,
             stream,
-            self._residents.soft(request.soft),
-            self._residents.adapter(request.adapter),
-            self._residents.root(request),
+            self._device_cache.soft(request.soft),
+            self._device_cache.adapter(request.adapter),
+            self._device_cache.root_hash(request),
         )
 
-    def _run(self, plan: list[Work]) -> list[int | None]:
-        sampling = [work.sequence for work in plan if work.samples]
-        return sampler.sample(self._runner.run(plan), sampling)
+    def _execute_model(self, scheduled: list[ScheduledTokens]) -> list[int | None]:
+        logits = self._runner.run(scheduled)
+        return sample_batch(logits, [each.sequence.sampler for each in scheduled if each.needs_logits])
 
-    def _read(self, prompts: Items[Prompt], reading: scorer.Reading) -> Tensor:
-        pieces = scorer.pieces(self._lm, prompts, reading, self._residents, self._step_tokens)
-        with self._handed_over([piece.job for piece in pieces]):
-            return scorer.gathered(pieces, prompts, reading.labels)
+    def _score(self, prompts: Items[Prompt], spec: scoring.ScoringSpec) -> Tensor:
+        batches = scoring.make_batches(self._lm, prompts, spec, self._device_cache, self._step_tokens)
+        results = self._run_jobs([batch.job for batch in batches])
+        return scoring.gather_scores(batches, results, prompts, spec.columns)
 
-    def _check_causal(self) -> None:
+    def _require_causal(self) -> None:
         if not self.causal:
             raise UnsupportedModel(f"{self.name} is an encoder, which sees what follows; ask a causal model.")
-
-
-def _in_front(length: int) -> int:
-    """Positions that a prefix takes in the cache, whole pages."""
-    return PAGE * PagedCache.pages_in_front(length)

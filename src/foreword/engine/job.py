@@ -1,4 +1,4 @@
-"""`Job`: something with the model that the engine's thread does between two steps of generation."""
+"""`Job`: a call with the model that the engine's thread makes between two steps of generation."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ T = TypeVar("T")
 
 
 class Job(Generic[T]):
-    """One piece of work, no longer than a step; whoever handed it in waits for the result.
+    """A function for the engine's thread to call, no longer than a step, and the future of its result.
 
     Args:
-        work: does it.
-        scored: prompts whose scores it makes, for the engine's counters.
+        fn: the function.
+        num_scored: prompts that it scores, for the engine's counters.
         ready: whether there is room for it now; the engine goes on stepping until there is.
     """
 
-    def __init__(self, work: Callable[[], T], scored: int = 0, ready: Callable[[], bool] = lambda: True) -> None:
-        self.scored = scored
+    def __init__(self, fn: Callable[[], T], num_scored: int = 0, ready: Callable[[], bool] = lambda: True) -> None:
+        self.num_scored = num_scored
         self.ready = ready
-        self._work = work
+        self._fn = fn
         self._future: Future[T] = Future()
 
     def run(self) -> None:
-        """Keep the result, or the error; nothing if nobody waits for it any more."""
+        """Call the function and keep its result or its error; does nothing after `cancel`."""
         if not self._future.set_running_or_notify_cancel():
             return
         try:
-            self._future.set_result(self._work())
+            self._future.set_result(self._fn())
         except Exception as error:  # it belongs to the caller, not to the engine
             self._future.set_exception(error)
 
     def result(self) -> T:
-        """Wait for it. Raises what the work raised, or CancelledError."""
+        """Wait for the result. Raises what the function raised, or CancelledError."""
         return self._future.result()
 
     def cancel(self) -> None:
-        """Leave it undone, if it has not begun."""
+        """Do not run it, unless it has begun."""
         self._future.cancel()

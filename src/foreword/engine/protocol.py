@@ -1,4 +1,8 @@
-"""What server, evaluation and benchmarks know of any engine: submit, stream, cancel, score, statistics."""
+"""`EngineProtocol` and the data that passes through it: all that server, evaluation and benchmarks know of an engine.
+
+An engine is any class with the members of `EngineProtocol`; it need not derive from anything here. Its answers are
+iterables of `Chunk`, for which `foreword.engine.stream.ChunkStream` is ready to use.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +16,25 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from foreword.text.request import Prompt
-    from foreword.text.scoring import Choice
+    from foreword.text.label_scorers import LabelScorer
+    from foreword.text.prompt import Prompt
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One answer to generate.
+    """A prompt to continue with one answer.
 
     Attributes:
-        token_ids: the tokens that are run; at least one. Ids below 0 name rows of ``soft``.
-        prefix: what stands in front, or ``None``.
+        token_ids: the tokens that are run; at least one. Ids below 0 name rows of ``soft`` (`foreword.core.soft_id`).
+        prefix: keys and values in front of the tokens, or ``None``.
         prefix_length: how many of its positions are used (fewer than all only for a static prefix).
         sampling: how to choose tokens and when to stop.
         soft: ``[S, hidden]`` soft tokens inside ``token_ids``, or ``None``.
-        adapter: changes of the model's layers for this request alone, or ``None``.
-        priority: higher ones are admitted first and give way last.
-        group: among equals, groups take turns; mostly the task's name.
+        adapter: low-rank changes of the model's layers for this request alone, or ``None``.
+        priority: higher ones are admitted first and preempted last.
+        group: for fair scheduling, requests of equal priority take turns by group; mostly the task's name.
     """
 
     token_ids: tuple[int, ...]
@@ -43,43 +47,44 @@ class Request:
     group: str = ""
 
     @classmethod
-    def of(cls, prompt: Prompt, sampling: SamplingParams, group: str = "") -> Request:
+    def from_prompt(cls, prompt: Prompt, sampling: SamplingParams, group: str = "") -> Request:
         front = prompt.prefix, prompt.prefix_length
         return cls(prompt.token_ids, *front, sampling, prompt.soft, prompt.adapter, group=group)
 
     @property
     def prompt_tokens(self) -> int:
-        """All positions in front of the answer, the prefix included."""
+        """Positions in front of the answer, the prefix included."""
         return self.prefix_length + len(self.token_ids)
 
     @property
-    def known_ids(self) -> tuple[int, ...]:
-        """Ids in front of the answer; those of a static prefix are known, a learned position has none."""
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """Token ids in front of the answer, those of a static prefix included; learned positions have none."""
         front = (self.prefix.token_ids or ())[: self.prefix_length] if self.prefix is not None else ()
         return (*front, *(token for token in self.token_ids if token >= 0))
 
-    def copies(self, count: int) -> list[Request]:
-        """As many requests for the same answer: seeds count up from the request's own, so that they differ.
+    def fan_out(self, n: int) -> list[Request]:
+        """``n`` requests for the same prompt, as OpenAI's ``n`` asks for; their seeds count up from the request's own.
 
-        Without a seed each draws its own; greedy copies are equal.
+        Without a seed each draws its own; greedy answers are equal.
         """
         seed = self.sampling.seed
-        seeds = [None if seed is None else seed + index for index in range(count)]
+        seeds = [None if seed is None else seed + index for index in range(n)]
         return [replace(self, sampling=replace(self.sampling, seed=each)) for each in seeds]
 
     @property
-    def own_limit(self) -> int:
-        """Positions behind the prefix that it can ever run; the last token of an answer never is."""
+    def max_cached_tokens(self) -> int:
+        """Tokens behind the prefix that the cache holds at most: the last one of an answer is never run."""
         return len(self.token_ids) + self.sampling.max_tokens - 1
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The model's own log-probability of a chosen token, before temperature, penalties and constraints.
+    """The model's own log-probability of a token, before temperature, penalties and constraints.
 
     Attributes:
+        token_id: the token of the answer or of the prompt.
         logprob: natural logarithm.
-        top: the most probable tokens, best first; the chosen one need not be among them.
+        top: id and log-probability of the most probable tokens, best first; ``token_id`` need not be among them.
     """
 
     token_id: int
@@ -89,12 +94,13 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer.
+    """A piece of an answer, as one step of the engine adds it.
 
     Attributes:
         text: new text; may be empty while a character or a stop text is incomplete.
-        token_ids: new tokens.
-        finish_reason: set on the last chunk.
+        token_ids: new tokens; the one that ends an answer is here and not in ``text``.
+        finish_reason: set on the last chunk and on no other: ``stop`` (a stop token, a stop text, or a complete
+            constraint), ``length`` (``max_tokens``), ``cancelled`` or ``error``.
         error: one sentence if the engine failed this request.
         logprobs: one for each of ``token_ids`` if the request asked for them, else empty.
     """
@@ -107,30 +113,43 @@ class Chunk:
 
 
 class Stream(Protocol):
-    """An answer on its way; iterate in a thread or in an event loop, not both.
+    """The chunks of one answer; iterate in a thread or in an event loop, not both.
 
-    Hold on to it: an answer whose stream nobody holds any more is cancelled.
+    Keep a reference to it: an answer whose stream was garbage-collected is cancelled.
 
     Attributes:
-        reused: tokens of the prompt, behind its prefix, that did not have to be run; known with the first chunk.
+        request: what is answered.
+        cached_tokens: tokens of the prompt, behind its prefix, that were in the cache and did not have to be run; known
+            with the first chunk.
     """
 
     request: Request
-    reused: int
+    cached_tokens: int
 
     def __iter__(self) -> Iterator[Chunk]: ...
 
     def __aiter__(self) -> AsyncIterator[Chunk]: ...
 
     def cancel(self) -> None:
-        """Stop it; everything it holds is free at the next step."""
+        """Stop the answer; its last chunk has the finish reason ``cancelled``."""
         ...
 
 
 class EngineProtocol(Protocol):
-    """An engine serves one model; `tokenizer`, `identity`, `context`, `causal` and `decoder` describe it.
+    """An engine runs one model. Its methods may be called from any thread, and `submit` from an event loop too.
 
-    One that `reads_bank` has workers that read prefixes by themselves, by their source: tasks for it need no values.
+    Methods raise `foreword.errors.ForewordError` of the kinds that they name; other exceptions are bugs of the engine.
+    An engine that lacks an operation raises UnsupportedModel from it with a sentence that says what to use instead.
+
+    Attributes:
+        name: the model's name, under which the server lists it.
+        tokenizer: a fast Transformers tokenizer, or an object with the same ``encode``, ``decode`` and special tokens.
+        identity: architecture, layer shapes and weights of the model; prefixes must agree with it.
+        context: positions that a request may take, prefix and answer included; ``None`` without a limit.
+        causal: True for a causal model; False for encoders and encoder-decoders.
+        is_encoder_decoder: True for an encoder-decoder, whose answers are written by a decoder of its own.
+        loads_prefixes: True if the engine's workers load prefixes from the bank by `KVPrefix.source`; the server then
+            keeps its tasks without the values of their prefixes.
     """
 
     name: str
@@ -138,48 +157,81 @@ class EngineProtocol(Protocol):
     identity: ModelIdentity
     context: int | None
     causal: bool
-    decoder: bool
-    reads_bank: bool
+    is_encoder_decoder: bool
+    loads_prefixes: bool
 
     @property
     def alive(self) -> bool:
-        """Whether it can still answer."""
+        """Whether it can still answer; False once it is closed or broken."""
         ...
 
     def submit(self, request: Request) -> Stream:
-        """Queue a request. Raises RequestError, PromptTooLong or ModelMismatch for one that can never run."""
+        """Queue a request and return at once.
+
+        Errors while the answer is generated come as a last chunk with the finish reason ``error``.
+
+        Raises:
+            RequestError, PromptTooLong, ModelMismatch: the request can never run.
+            UnsupportedModel: the model does not generate.
+            EngineBusy: too many requests wait already.
+            EngineError: the engine is closed.
+        """
         ...
 
-    def score(self, prompts: Sequence[Prompt], choice: Choice) -> torch.Tensor | np.ndarray:
-        """Scores ``[answers, labels]`` float32: a prompt has an answer for each of its places, mostly one."""
+    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> torch.Tensor | np.ndarray:
+        """Scores of the labels for every answer place of the prompts, mostly one place a prompt; waits for them.
+
+        Args:
+            prompts: may stand behind different prefixes.
+            scorer: the words (`foreword.text.label_scorers.WordScorer`, `MaskScorer`) or the linear head
+                (`HeadScorer`) of a task; it says which outputs are needed, and its ``scores`` makes label scores of
+                them.
+
+        Returns:
+            ``[places, labels]`` float32, unnormalized: log-probabilities of words, or logits of a head. Places are in
+            the order of the prompts.
+
+        Raises:
+            RequestError, PromptTooLong, ModelMismatch: a prompt can never run.
+            UnsupportedModel: the engine cannot read what the scorer needs.
+            EngineError: the engine failed or is closed.
+        """
         ...
 
-    def likelihood(self, prompts: Sequence[Prompt]) -> Sequence[torch.Tensor | np.ndarray]:
-        """Log-probability of the prompts' own tokens, each given all before it, prefix included: ``[places]`` float32
-        for each prompt, of the token behind each of its places; without places, of every token but the first, which
-        nothing is run before, and but soft ones.
+    def token_logprobs(self, prompts: Sequence[Prompt]) -> Sequence[torch.Tensor | np.ndarray]:
+        """Log-probability of the prompts' own tokens, each given all tokens before it, prefix included.
 
-        Raises RequestError, PromptTooLong or ModelMismatch for a prompt that can never be run, UnsupportedModel for an
-        encoder.
+        Returns:
+            For every prompt ``[N]`` float32, log-probabilities of the token behind each of its ``N`` output indices;
+            without any, of every token that has one before it and is not soft.
+
+        Raises:
+            RequestError, PromptTooLong, ModelMismatch: a prompt can never run.
+            UnsupportedModel: the model is an encoder.
         """
         ...
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
-        """What the model thought of a prompt's own tokens, and of the ``top`` most probable in their places: of every
-        token but the first and soft ones. Raises as `likelihood` does.
+        """Log-probabilities of a prompt's own tokens, and of the ``top`` most probable ones in their places: of every
+        token but the first and soft ones. Raises as `token_logprobs` does.
         """
         ...
 
     def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
-        """Keys and values of a text that runs alone, computed between the steps of whatever is answered meanwhile.
+        """Keys and values of a text, computed between the steps of running requests.
 
-        Raises PromptTooLong for a text that leaves no room for a request, UsageError for none, UnsupportedModel for an
-        encoder.
+        Raises:
+            PromptTooLong: the text leaves no room for a request.
+            UsageError: there are no tokens.
+            UnsupportedModel: the model is an encoder, or the engine gives no keys and values.
         """
         ...
 
     def statistics(self) -> dict[str, float]:
-        """Counters and gauges: queue, batch, tokens, cache."""
+        """Counters since the start and gauges, by name, such as ``requests``, ``tokens_generated``, ``waiting`` and
+        ``running``; the server serves them as metrics."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the model; unfinished requests end as cancelled. May be called twice."""
+        ...

@@ -1,5 +1,5 @@
-"""Which tokens run in the next step: answers first, then prompts in chunks, within a budget; and who gives way when the
-cache is full.
+"""`Scheduler`: which tokens of which sequences run in the next step, and which sequence is preempted when the cache is
+full. Follows vLLM's scheduler (``vllm/v1/core/sched``) without its asynchronous parts.
 """
 
 from __future__ import annotations
@@ -11,177 +11,186 @@ from typing import Protocol
 
 from foreword.engine.sequence import Sequence
 
-# Of so many admissions, one is for whoever has waited longest, whatever its priority and however busy its group.
-AGING = 8
+AGING_INTERVAL = 8
+"""One admission in so many goes to the sequence that waits longest, whatever its priority and its group."""
 
 
 @dataclass(frozen=True)
-class Work:
+class ScheduledTokens:
     """Own tokens ``start..end`` of a sequence, to be run in one step.
 
     Attributes:
-        samples: they end with the sequence's newest token, so the next one can be chosen.
+        needs_logits: they end with the sequence's newest token, so the next one is sampled.
     """
 
     sequence: Sequence
     start: int
     end: int
-    samples: bool
+    needs_logits: bool
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         return self.end - self.start
 
 
-class Cache(Protocol):
-    """Where keys and values of sequences are kept; `foreword.engine.cache.PagedCache` is one."""
+class KVCacheManager(Protocol):
+    """Allocates the cache of keys and values to sequences; `foreword.engine.cache.PagedCache` is one."""
 
-    def admit(self, sequence: Sequence) -> bool:
-        """Give a sequence room for its tokens so far, behind its prefix, and set ``sequence.computed`` to those that
-        are there already; False, and nothing happens, if there is none."""
+    def allocate(self, sequence: Sequence) -> bool:
+        """Allocate room for a sequence's prefix and tokens, and set ``sequence.num_computed_tokens`` to those found in
+        the cache. False, and nothing changes, if there is no room."""
         ...
 
-    def grow(self, sequence: Sequence) -> bool:
-        """Room for the newest token of an admitted sequence; False if there is none left."""
+    def extend(self, sequence: Sequence) -> bool:
+        """Allocate room for the newest token of an allocated sequence; False if there is none."""
         ...
 
-    def remember(self, sequence: Sequence) -> None:
-        """Called when the tokens of a sequence up to ``sequence.computed`` were run."""
+    def cache_tokens(self, sequence: Sequence) -> None:
+        """Make the tokens up to ``sequence.num_computed_tokens`` reusable by other sequences; called after each step
+        that ran some of them."""
         ...
 
-    def release(self, sequence: Sequence) -> None:
-        """Let go of everything that a sequence holds."""
+    def free(self, sequence: Sequence) -> None:
+        """Free everything that a sequence holds."""
         ...
 
 
 class Scheduler:
-    """Queues of waiting and running sequences; requests join and leave between steps.
+    """Continuous batching: sequences wait, run and leave between steps.
 
     Admitted next is the highest priority, among equals the group (mostly a task) with the fewest running sequences, and
-    in a group who came first; one admission in `AGING` goes to whoever came first of all. Nobody is overtaken by being
-    large: if the chosen one finds no room, the others wait with it. A running answer that finds no room for its next
-    token takes that of the sequence with the lowest priority that was admitted last, which waits again and computes
-    anew what is not remembered.
+    in a group the first to arrive; one admission in `AGING_INTERVAL` goes to the first to arrive of all. Small
+    sequences do not overtake: if the next one finds no room, the others wait with it. When a running sequence finds no
+    room for its next token, the sequence of the lowest priority that was admitted last is preempted: it waits again,
+    and what the cache no longer holds of it is recomputed.
 
     Args:
-        cache: its room bounds how many sequences run.
-        budget: tokens a step at most, so that a long prompt does not stall running answers.
-        batch: sequences a step at most.
+        cache: bounds by its room how many sequences run.
+        max_num_batched_tokens: tokens a step at most, so that a long prompt does not stall running answers.
+        max_num_seqs: sequences a step at most.
+
+    Attributes:
+        running: admitted sequences, in the order of their admission.
+        num_preemptions: counter since the start.
+        num_cached_tokens: counter of prompt tokens that were found in the cache.
     """
 
-    def __init__(self, cache: Cache, budget: int, batch: int) -> None:
+    def __init__(self, cache: KVCacheManager, max_num_batched_tokens: int, max_num_seqs: int) -> None:
         self.running: list[Sequence] = []
-        self.preempted = 0
-        self.reused = 0
-        self._waiting: dict[tuple[int, str], deque[Sequence]] = {}
-        self._numbers = count()
-        self._number: dict[Sequence, int] = {}
-        self._admissions = 0
+        self.num_preemptions = 0
+        self.num_cached_tokens = 0
+        self._queues: dict[tuple[int, str], deque[Sequence]] = {}
+        self._arrivals = count()
+        self._arrival: dict[Sequence, int] = {}
+        self._num_admissions = 0
         self._next: Sequence | None = None
         self._cache = cache
-        self._budget = budget
+        self._max_num_batched_tokens = max_num_batched_tokens
         # With more sequences than tokens, those at the end would never have a turn.
-        self.batch = min(batch, budget)
+        self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
 
     @property
     def waiting(self) -> list[Sequence]:
-        """In the order in which they came."""
-        return sorted((s for queue in self._waiting.values() for s in queue), key=self._number.__getitem__)
+        """Sequences that wait, in the order of their arrival."""
+        return sorted((s for queue in self._queues.values() for s in queue), key=self._arrival.__getitem__)
 
     @property
-    def waits(self) -> int:
-        """How many are waiting."""
-        return len(self._number) - len(self.running)
+    def num_waiting(self) -> int:
+        return len(self._arrival) - len(self.running)
 
     @property
     def sequences(self) -> list[Sequence]:
-        """All of them; asked for at every step, so those that wait are not put in order."""
-        return list(self._number)
+        """All sequences, unsorted: this is read at every step."""
+        return list(self._arrival)
 
     def add(self, sequence: Sequence) -> None:
-        self._number[sequence] = next(self._numbers)
+        """Let a new sequence wait."""
+        self._arrival[sequence] = next(self._arrivals)
         self._queue(sequence).append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a finished or cancelled sequence and free what it holds."""
+        """Drop a finished or cancelled sequence and free its cache."""
         if sequence in self.running:
             self.running.remove(sequence)
-            self._cache.release(sequence)
+            self._cache.free(sequence)
         else:
-            self._leave(sequence)
-        del self._number[sequence]
+            self._dequeue(sequence)
+        del self._arrival[sequence]
 
-    def schedule(self) -> list[Work]:
-        """Admit what fits, then share the step's tokens: answers first, then prompts in the order of admission.
+    def schedule(self) -> list[ScheduledTokens]:
+        """Admit what fits, then distribute the step's tokens: answers first, then prompts in the order of admission.
 
-        The plan is sorted by how many keys each work sees, single tokens first, so that works alike lie together.
+        Sorted by how many keys the tokens attend to, single tokens first, so that similar ones are neighbours.
         """
         self._admit()
-        plan = self._plan()
-        return sorted(plan, key=lambda work: (work.tokens > 1, work.sequence.front_length + work.end))
+        scheduled = self._distribute_tokens()
+        return sorted(scheduled, key=lambda each: (each.num_tokens > 1, each.sequence.paged_prefix_length + each.end))
 
     def _admit(self) -> None:
-        while self._waiting and len(self.running) < self.batch:
-            # The chosen one stays the chosen one until it has room.
-            self._next = sequence = self._next or self._choose()
-            if not self._cache.admit(sequence):
+        while self._queues and len(self.running) < self.max_num_seqs:
+            # A selected sequence stays selected until it has room.
+            self._next = sequence = self._next or self._select()
+            if not self._cache.allocate(sequence):
                 return
-            if sequence.reused is None:
-                sequence.reused = sequence.computed
-                self.reused += sequence.computed
-            self._leave(sequence)
+            if sequence.num_cached_tokens is None:
+                sequence.num_cached_tokens = sequence.num_computed_tokens
+                self.num_cached_tokens += sequence.num_computed_tokens
+            self._dequeue(sequence)
             self.running.append(sequence)
-            self._admissions += 1
+            self._num_admissions += 1
 
-    def _choose(self) -> Sequence:
-        heads = [queue[0] for queue in self._waiting.values()]
-        first = min(heads, key=self._number.__getitem__)
-        if self._admissions % AGING == AGING - 1:
+    def _select(self) -> Sequence:
+        """The waiting sequence to admit next."""
+        heads = [queue[0] for queue in self._queues.values()]
+        first = min(heads, key=self._arrival.__getitem__)
+        if self._num_admissions % AGING_INTERVAL == AGING_INTERVAL - 1:
             return first
-        busy = Counter(sequence.request.group for sequence in self.running)
+        num_running = Counter(sequence.request.group for sequence in self.running)
 
         def rank(sequence: Sequence) -> tuple[int, int, int]:
-            return -sequence.request.priority, busy[sequence.request.group], self._number[sequence]
+            return -sequence.request.priority, num_running[sequence.request.group], self._arrival[sequence]
 
         return min(heads, key=rank)
 
-    def _plan(self) -> list[Work]:
-        budget, plan = self._budget, dict[Sequence, Work]()
+    def _distribute_tokens(self) -> list[ScheduledTokens]:
+        budget, scheduled = self._max_num_batched_tokens, dict[Sequence, ScheduledTokens]()
         # An answer has one token to run; a prompt has many and can wait for the rest of the budget.
-        for sequence in sorted(self.running, key=lambda s: (s.length - s.computed > 1, -s.request.priority)):
-            if sequence not in self.running:  # it gave way
+        order = sorted(self.running, key=lambda s: (s.num_tokens - s.num_computed_tokens > 1, -s.request.priority))
+        for sequence in order:
+            if sequence not in self.running:  # it was preempted
                 continue
-            end = min(sequence.length, sequence.computed + budget)
-            if end <= sequence.computed or not self._make_room(sequence, plan):
+            start = sequence.num_computed_tokens
+            end = min(sequence.num_tokens, start + budget)
+            if end <= start or not self._extend_or_preempt(sequence, scheduled):
                 continue
-            plan[sequence] = Work(sequence, sequence.computed, end, samples=end == sequence.length)
-            budget = self._budget - sum(work.tokens for work in plan.values())
-        return list(plan.values())
+            scheduled[sequence] = ScheduledTokens(sequence, start, end, needs_logits=end == sequence.num_tokens)
+            budget = self._max_num_batched_tokens - sum(each.num_tokens for each in scheduled.values())
+        return list(scheduled.values())
 
-    def _make_room(self, sequence: Sequence, plan: dict[Sequence, Work]) -> bool:
-        """Room for the sequence's newest token; False if it had to give way itself."""
-        while not self._cache.grow(sequence):
-            places = {other: place for place, other in enumerate(self.running)}
-            last = min(self.running, key=lambda other: (other.request.priority, -places[other]))
-            plan.pop(last, None)
-            self._preempt(last)
-            if last is sequence:
+    def _extend_or_preempt(self, sequence: Sequence, scheduled: dict[Sequence, ScheduledTokens]) -> bool:
+        """Allocate the sequence's newest token, preempting as many others as it takes; False if it was preempted."""
+        while not self._cache.extend(sequence):
+            admitted = {other: place for place, other in enumerate(self.running)}
+            victim = min(self.running, key=lambda other: (other.request.priority, -admitted[other]))
+            scheduled.pop(victim, None)
+            self._preempt(victim)
+            if victim is sequence:
                 return False
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._cache.release(sequence)
+        self._cache.free(sequence)
         self._queue(sequence).appendleft(sequence)
-        self.preempted += 1
+        self.num_preemptions += 1
 
     def _queue(self, sequence: Sequence) -> deque[Sequence]:
-        return self._waiting.setdefault((sequence.request.priority, sequence.request.group), deque())
+        return self._queues.setdefault((sequence.request.priority, sequence.request.group), deque())
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _dequeue(self, sequence: Sequence) -> None:
         queue = self._queue(sequence)
         queue.remove(sequence)
         if not queue:
-            del self._waiting[sequence.request.priority, sequence.request.group]
+            del self._queues[sequence.request.priority, sequence.request.group]
         if self._next is sequence:
             self._next = None

@@ -1,4 +1,4 @@
-"""`Sequence`: one request on its way through the engine."""
+"""`Sequence`: one request while the engine works on it: its tokens, its place in the cache, its stream."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from weakref import ref
 import numpy as np
 
 from foreword.core import Adapter, KVPrefix
-from foreword.engine.chooser import Chooser
-from foreword.engine.protocol import Request, TokenLogprob
-from foreword.engine.stream import AnswerStream
+from foreword.engine.protocol import Request
+from foreword.engine.stream import ChunkStream
+from foreword.engine.token_sampler import TokenSampler
 from foreword.text.detokenize import Detokenizer
 
 if TYPE_CHECKING:
@@ -20,76 +20,63 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Sequence:
-    """State of one request, touched only by the thread that steps the engine.
+    """State of one request, touched only by the thread that steps the engine; named as vLLM's ``Request``.
+
+    Its own tokens are those of the request and those generated; positions of the prefix are not counted among them.
 
     Attributes:
-        request: what was asked.
+        request: what was submitted.
         prefix: the used part of the request's prefix, in the model's dtype and on its device; shared, never copied.
-        chooser: how its next token is chosen, ``None`` if plainly the most probable one.
+        sampler: chooses its next token.
         detokenizer: turns its tokens into text.
-        stream: where the answer goes; weak, so that an answer which nobody holds any more ends by itself.
-        soft: the request's soft tokens in the model's dtype, or ``None``.
-        adapter: the request's adapter in the model's dtype, shared with its equals; or ``None``.
-        root: hash of everything in front of its tokens that changes their keys and values.
-        computed: how many of its tokens have keys and values in the cache.
-        pages: pages that hold them, in order; shared ones first.
-        front: pages that hold its prefix, if it lies in pages.
-        keys: what its full pages are known by, as far as they are.
-        rows: places in the cache of the prefix in `front` and of all positions in `pages`, in order.
-        generated: tokens chosen so far.
-        reused: tokens that were in the cache when it was first admitted; ``None`` before.
+        stream: receives the chunks; a weak reference, so that an answer without a reader ends.
+        soft: the request's soft tokens ``[S, hidden]`` in the model's dtype, or ``None``.
+        adapter: the request's adapter in the model's dtype, one object for equal adapters; or ``None``.
+        root_hash: hash over prefix and adapter, which the hashes of its pages start from.
+        num_computed_tokens: own tokens that have keys and values in the cache.
+        pages: ids of the pages that hold its own tokens, in order; shared ones first.
+        prefix_pages: ids of the pages that hold its prefix; empty if the prefix is not in pages.
+        page_hashes: hashes of its full pages, as far as they are computed.
+        slots: ``[C]`` cache slot of every position in `prefix_pages` and `pages`, in order.
+        output_token_ids: tokens generated so far.
+        num_cached_tokens: own tokens that were in the cache at its first admission; ``None`` before.
     """
 
     request: Request
     prefix: KVPrefix | None
-    chooser: Chooser | None
+    sampler: TokenSampler
     detokenizer: Detokenizer
-    stream: ref[AnswerStream]
+    stream: ref[ChunkStream]
     soft: torch.Tensor | None = None
     adapter: Adapter | None = None
-    root: bytes = b""
-    computed: int = 0
+    root_hash: bytes = b""
+    num_computed_tokens: int = 0
     pages: list[int] = field(default_factory=list)
-    front: list[int] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    generated: list[int] = field(default_factory=list)
-    reused: int | None = None
+    prefix_pages: list[int] = field(default_factory=list)
+    page_hashes: list[bytes] = field(default_factory=list)
+    slots: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    output_token_ids: list[int] = field(default_factory=list)
+    num_cached_tokens: int | None = None
 
     @property
-    def abandoned(self) -> bool:
-        """Nobody waits for the answer."""
+    def cancelled(self) -> bool:
+        """Whether its stream was cancelled or garbage-collected."""
         stream = self.stream()
         return stream is None or stream.cancelled
 
     @property
-    def complete(self) -> bool:
-        """Its constraint is fulfilled, and nothing can follow."""
-        return self.chooser is not None and self.chooser.complete
+    def num_tokens(self) -> int:
+        """Own tokens, of the prompt and generated."""
+        return len(self.request.token_ids) + len(self.output_token_ids)
 
     @property
-    def logprobs(self) -> tuple[TokenLogprob, ...]:
-        """Of the token chosen last, if asked for."""
-        return self.chooser.logprobs if self.chooser is not None else ()
-
-    @property
-    def error(self) -> str | None:
-        """Why no token could be chosen, if that was the request's own doing."""
-        return self.chooser.error if self.chooser is not None else None
-
-    @property
-    def length(self) -> int:
-        """Own tokens, asked and generated."""
-        return len(self.request.token_ids) + len(self.generated)
-
-    @property
-    def front_length(self) -> int:
+    def paged_prefix_length(self) -> int:
         """Positions of its prefix that lie in pages: all or none."""
-        return self.prefix.length if self.prefix is not None and self.front else 0
+        return self.prefix.length if self.prefix is not None and self.prefix_pages else 0
 
-    def tokens(self, start: int, end: int) -> list[int]:
-        """Own tokens ``start..end``."""
-        asked = self.request.token_ids
-        if start >= len(asked):
-            return self.generated[start - len(asked) : end - len(asked)]
-        return [*asked[start:end], *self.generated[: max(0, end - len(asked))]]
+    def token_ids(self, start: int, end: int) -> list[int]:
+        """Ids of its own tokens ``start..end``."""
+        prompt = self.request.token_ids
+        if start >= len(prompt):
+            return self.output_token_ids[start - len(prompt) : end - len(prompt)]
+        return [*prompt[start:end], *self.output_token_ids[: max(0, end - len(prompt))]]

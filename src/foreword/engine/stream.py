@@ -1,4 +1,4 @@
-"""`AnswerStream`: the way of an answer from the engine's thread to a reader in a thread or in an event loop."""
+"""`ChunkStream`: hands the chunks of one answer from the engine's thread to a reader, a thread or an event loop."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from foreword.engine.protocol import Chunk, Request
 
 
-class AnswerStream:
-    """Chunks of one answer. A stream that is cancelled, or that nobody holds any more, ends at the next step.
+class ChunkStream:
+    """A thread-safe queue of chunks; implements `foreword.engine.protocol.Stream`.
 
     Args:
         request: what is answered.
         on_cancel: called after `cancelled` was set.
+
+    Attributes:
+        cached_tokens: see `foreword.engine.protocol.Stream`.
+        cancelled: set by `cancel`; the engine ends the answer at its next step.
     """
 
     def __init__(self, request: Request, on_cancel: Callable[[], object]) -> None:
         self.request = request
-        self.reused = 0
+        self.cached_tokens = 0
         self.cancelled = False
         self._on_cancel = on_cancel
         self._chunks: deque[Chunk] = deque()
@@ -37,7 +41,7 @@ class AnswerStream:
                 return
             try:
                 self._wake()
-            except RuntimeError:  # the reader's event loop was closed under it, so nobody will read on
+            except RuntimeError:  # the reader's event loop was closed, so the rest is not read
                 self._wake = None
                 self.cancelled = True
 
@@ -50,7 +54,7 @@ class AnswerStream:
             with self._ready:
                 while not self._chunks:
                     self._ready.wait()
-            yield self._take()
+            yield self._pop()
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
@@ -60,14 +64,14 @@ class AnswerStream:
             while not self._ended:
                 ready.clear()
                 while self._chunks:
-                    yield self._take()
+                    yield self._pop()
                 if not self._ended:
                     await ready.wait()
         finally:
             with self._ready:
                 self._wake = None
 
-    def _take(self) -> Chunk:
+    def _pop(self) -> Chunk:
         chunk = self._chunks.popleft()
         self._ended = chunk.finish_reason is not None
         return chunk

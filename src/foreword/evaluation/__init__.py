@@ -1,1 +1,1 @@
-"""How good a task is: predictions through an engine, as they would be served, and their metrics."""
+"""Evaluation of tasks: predictions through an engine, as they would be served, and their metrics."""

@@ -1,4 +1,4 @@
-"""The base model in a task's place: the same template and words, and nothing that was learned."""
+"""The baseline of a task: the base model with the task's template and words, and nothing learned."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from foreword.errors import UsageError
 from foreword.text.template import Template
 
 
-def baseline(task: Task, name: str, model: ModelIdentity) -> Task:
-    """What the base model is asked to be compared with a task.
+def baseline_task(task: Task, name: str, model: ModelIdentity) -> Task:
+    """A task of the base model to compare a learned task with.
 
     Args:
         task: gives template, verbalizer and generation defaults.
@@ -23,6 +23,6 @@ def baseline(task: Task, name: str, model: ModelIdentity) -> Task:
     if task.head is not None:
         raise UsageError(f"task '{task.name}' labels with a head that was learned; the base model has none to compare.")
     keys, values = (tuple(each[:, :0] for each in side) for side in (task.prefix.keys, task.prefix.values))
-    nothing = KVPrefix(model, keys, values, offset=0)
-    plain = Template.parse(task.template).plain().source
-    return Task(name, "manual", nothing, template=plain, verbalizer=task.verbalizer, generation=task.generation)
+    empty = KVPrefix(model, keys, values, offset=0)
+    plain = Template.parse(task.template).without_soft_tokens().source
+    return Task(name, "manual", empty, template=plain, verbalizer=task.verbalizer, generation=task.generation)

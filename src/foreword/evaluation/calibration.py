@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say."""
+"""Expected calibration error of predicted probabilities."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-BINS = 15
+NUM_BINS = 15
 
 
-def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = BINS) -> float:
+def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool], bins: int = NUM_BINS) -> float:
     """Expected calibration error: the mean distance of confidence and accuracy (Guo et al. 2017, arXiv:1706.04599).
 
     Args:
         confidences: probability of each prediction, 0 to 1.
-        right: whether it was the right one.
+        correct: whether each prediction is right.
         bins: equal intervals, open below and closed above, whose mean confidence and accuracy are compared.
 
     Returns:
@@ -23,6 +23,6 @@ def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins:
     if any(map(math.isnan, confidences)):
         return math.nan
     binned: dict[int, list[float]] = defaultdict(list)
-    for confidence, hit in zip(confidences, right, strict=True):
+    for confidence, hit in zip(confidences, correct, strict=True):
         binned[max(0, math.ceil(confidence * bins) - 1)].append(confidence - hit)
     return sum(abs(sum(gaps)) for gaps in binned.values()) / len(confidences)

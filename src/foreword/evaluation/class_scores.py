@@ -1,4 +1,4 @@
-"""`ClassScores`: how well one label, or one type of span, is found."""
+"""`ClassScores`: precision, recall, F1 and support of one label, or of one type of span."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Figures of one class, each from 0 to 1; 0 where there is nothing to divide by, as in scikit-learn.
+    """Scores of one class, from 0 to 1; 0 where the denominator is 0, as in scikit-learn.
 
     Attributes:
-        precision: share of what was called so that is so.
-        recall: share of what is so that was called so.
+        precision: true positives among the predictions of the class.
+        recall: true positives among the references of the class.
         f1: harmonic mean of both.
-        support: how many there are among the references.
+        support: references of the class.
     """
 
     precision: float
@@ -22,8 +22,8 @@ class ClassScores:
     support: int
 
     @classmethod
-    def of(cls, hits: int, predicted: int, expected: int) -> ClassScores:
-        """From counts: right ones, all that were predicted, all that there are."""
+    def from_counts(cls, hits: int, predicted: int, expected: int) -> ClassScores:
+        """From the numbers of true positives, predictions and references."""
         return cls(
             precision=hits / predicted if predicted else 0.0,
             recall=hits / expected if expected else 0.0,

@@ -1,4 +1,4 @@
-"""`Ratings`: a filled rating sheet read back, and what it says about the two tasks."""
+"""`Ratings`: the counts of a filled rating sheet, and their sign test."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import DataError
-from foreword.evaluation.sheet import ROW, A, B, key_file
+from foreword.evaluation.rating_sheet import ROW, A, B, key_file
 from foreword.text.rows import read_utf8
 
-_VERDICTS = ("a", "b", "tie")
+_RATINGS = ("a", "b", "tie")
 
 
 @dataclass(frozen=True)
 class Ratings:
-    """How people judged two tasks.
+    """Wins and losses of one task against another in a blind rating.
 
     Attributes:
         task, against: their names.
@@ -42,7 +42,7 @@ class Ratings:
     def read(cls, sheet: Path) -> Ratings:
         """Read a sheet and its key. Raises DataError that says which row is wrong and how."""
         key = _key(key_file(sheet))
-        verdicts = Counter[str]()
+        ratings = Counter[str]()
         seen: set[str] = set()
         for cells in _cells(sheet):
             row = cells[ROW].strip()
@@ -50,14 +50,14 @@ class Ratings:
                 problem = "is there twice" if row in seen else "is not in the key"
                 raise DataError(f"{sheet} row {row!r} {problem}; keep the column '{ROW}' as it was.")
             seen.add(row)
-            verdicts[_winner(cells, key["rows"][row], f"{sheet} row {row}")] += 1
+            ratings[_winner(cells, key["rows"][row], f"{sheet} row {row}")] += 1
         task, against = key["tasks"]
-        unrated = verdicts[""] + len(key["rows"]) - len(seen)
-        return cls(task, against, verdicts[task], verdicts[against], verdicts["tie"], unrated)
+        unrated = ratings[""] + len(key["rows"]) - len(seen)
+        return cls(task, against, ratings[task], ratings[against], ratings["tie"], unrated)
 
     @property
     def p_value(self) -> float:
-        """How likely a difference this large is if the two are equally good: the two-sided sign test."""
+        """p-value of the two-sided sign test of wins and losses."""
         return sign_test(self.wins, self.losses)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,13 +79,13 @@ def sign_test(wins: int, losses: int) -> float:
 
 def _winner(cells: Mapping[str, str], order: list[str], where: str) -> str:
     """Name of the better task, ``tie``, or nothing for a row that is not rated."""
-    (verdict,) = (value for name, value in cells.items() if name.startswith("better"))
-    verdict = verdict.strip().lower()
-    if not verdict:
+    (rating,) = (value for name, value in cells.items() if name.startswith("better"))
+    rating = rating.strip().lower()
+    if not rating:
         return "tie" if cells[A] == cells[B] else ""
-    if verdict not in _VERDICTS:
-        raise DataError(f"{where}: the rating is {verdict!r}, expected A, B or tie; write one of them.")
-    return "tie" if verdict == "tie" else order[_VERDICTS.index(verdict)]
+    if rating not in _RATINGS:
+        raise DataError(f"{where}: the rating is {rating!r}, expected A, B or tie; write one of them.")
+    return "tie" if rating == "tie" else order[_RATINGS.index(rating)]
 
 
 def _key(file: Path) -> dict[str, Any]:

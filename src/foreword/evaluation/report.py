@@ -1,4 +1,4 @@
-"""`Prediction` and `Report`: what an evaluation gives, for programs and for people."""
+"""`Prediction` and `Report`: the result of an evaluation, as objects, JSON and text tables."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Any
 
 from foreword.errors import UsageError
 from foreword.evaluation.class_scores import ClassScores
-from foreword.evaluation.confusion import Confusion
+from foreword.evaluation.confusion import ConfusionMatrix
 from foreword.evaluation.spans import is_iob2, span_scores
 from foreword.evaluation.table import table
 
-# A matrix of more labels than this is not read but searched; for people it becomes a list of mistakes.
-_WIDEST = 20
+_MAX_MATRIX_LABELS = 20
+"""With more labels, the text report lists mistakes in place of the confusion matrix."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row's answer.
+    """The prediction for one row.
 
     Attributes:
-        expected: a label, the tags of its words, or the text wanted (the first one if there are several).
+        expected: a label, the tags of its words, or the reference text (the first one if there are several).
         predicted: likewise; texts are without surrounding white space.
         probs: probability of every label; None for tags and generated text.
-        references: all texts wanted; one or more for generated text, none otherwise.
-        surprise: minus the log-probability of what was expected, the mean over a row's words; None for generated text.
+        references: all reference texts; one or more for generated text, none otherwise.
+        nll: negative log-likelihood of the expected label, the mean over a row's words; None for generated text.
     """
 
     expected: str | tuple[str, ...]
     predicted: str | tuple[str, ...]
     probs: dict[str, float] | None = None
     references: tuple[str, ...] = ()
-    surprise: float | None = None
+    nll: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """``expected`` (a list of all references if there are several), ``predicted`` and ``probs``."""
@@ -45,37 +45,41 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """Metrics and predictions of one task on some rows.
 
     Attributes:
-        n: rows.
-        metrics: figures over all of them.
+        n: number of rows.
+        metrics: over all rows, by name.
         predictions: in the order of the rows.
-        unmeasured: figures that are left out because the `[eval]` extra is not installed.
+        unavailable_metrics: left out because the `[eval]` extra is not installed.
     """
 
     n: int
     metrics: dict[str, float]
     predictions: list[Prediction]
-    unmeasured: tuple[str, ...] = ()
+    unavailable_metrics: tuple[str, ...] = ()
 
     @property
     def loss(self) -> float | None:
-        """Minus the log-probability of what was expected: the mean over rows of labels, over tokens of generated text.
+        """Negative log-likelihood of the references: the mean over rows for labels, over tokens for generated text.
 
         None for generated text that has no tokens to measure.
         """
         if self.predictions[0].references:
             perplexity = self.metrics.get("perplexity")
             return math.log(perplexity) if perplexity else None
-        return sum(prediction.surprise or 0.0 for prediction in self.predictions) / self.n
+        return sum(prediction.nll or 0.0 for prediction in self.predictions) / self.n
 
-    def confusion(self) -> Confusion:
-        """Which labels, or which tags, were taken for which. Raises UsageError for generated text."""
+    def confusion(self) -> ConfusionMatrix:
+        """Confusion matrix of the labels, or of the tags of all words. Raises UsageError for generated text."""
         expected, predicted = self._tags()
         if not self._tagged:
-            return Confusion.of(predicted[0], expected[0], labels=tuple(self.predictions[0].probs or ()))
-        return Confusion.of([tag for row in predicted for tag in row], [tag for row in expected for tag in row])
+            return ConfusionMatrix.from_predictions(
+                predicted[0], expected[0], labels=tuple(self.predictions[0].probs or ())
+            )
+        return ConfusionMatrix.from_predictions(
+            [tag for row in predicted for tag in row], [tag for row in expected for tag in row]
+        )
 
     def per_class(self) -> dict[str, ClassScores]:
         """Scores of every label; for IOB2 tags of every kind of span. Raises UsageError for generated text."""
@@ -100,25 +104,25 @@ class Report:
         """Expected and predicted tags, row by row; the labels of whole texts are one row."""
         if self.predictions[0].references:
             raise UsageError("a task that generates text has no classes; leave out --per-class.")
-        expected = [found.expected for found in self.predictions]
-        predicted = [found.predicted for found in self.predictions]
+        expected = [each.expected for each in self.predictions]
+        predicted = [each.predicted for each in self.predictions]
         if self._tagged:
             return list(map(tuple, expected)), list(map(tuple, predicted))
         return [list(map(str, expected))], [list(map(str, predicted))]
 
 
 def side_by_side(reports: Mapping[str, Report]) -> str:
-    """A table with a column for every task, by name, and a row for every figure; ``-`` where a task has none."""
+    """A table with a column for every task, by name, and a row for every metric; ``-`` where a task has none."""
     names = dict.fromkeys(name for report in reports.values() for name in report.metrics)
     rows = [["", *reports], ["n", *(str(report.n) for report in reports.values())]]
-    return table([*rows, *([name, *(_figure(r.metrics.get(name)) for r in reports.values())] for name in names)])
+    return table([*rows, *([name, *(_format(r.metrics.get(name)) for r in reports.values())] for name in names)])
 
 
 def classes_text(report: Report) -> str:
     """The table of classes and the confusion matrix, or its most frequent mistakes if it is too wide to be read."""
     rows = [["", "precision", "recall", "f1", "support"]]
     for label, scores in report.per_class().items():
-        rows.append([label, *map(_figure, (scores.precision, scores.recall, scores.f1)), str(scores.support)])
+        rows.append([label, *map(_format, (scores.precision, scores.recall, scores.f1)), str(scores.support)])
     return f"{table(rows)}\n\n{_confusion_text(report.confusion())}"
 
 
@@ -135,18 +139,20 @@ def write_predictions(file: Path, reports: Mapping[str, Report]) -> None:
 
 def _lines(reports: Mapping[str, Report]) -> Iterator[str]:
     for task, report in reports.items():
-        for index, found in enumerate(report.predictions):
-            yield json.dumps({"task": task, "index": index, **found.to_json()}, ensure_ascii=False)
+        for index, prediction in enumerate(report.predictions):
+            yield json.dumps({"task": task, "index": index, **prediction.to_json()}, ensure_ascii=False)
 
 
-def _confusion_text(confusion: Confusion) -> str:
+def _confusion_text(confusion: ConfusionMatrix) -> str:
     labels = confusion.labels
-    if len(labels) <= _WIDEST:
+    if len(labels) <= _MAX_MATRIX_LABELS:
         rows = [[label, *map(str, counts)] for label, counts in zip(labels, confusion.counts, strict=True)]
         return table([["expected \\ predicted", *labels], *rows])
-    mistakes = [[expected, said, str(count)] for expected, said, count in confusion.mistakes()[:_WIDEST]]
+    mistakes = [
+        [expected, predicted, str(count)] for expected, predicted, count in confusion.mistakes()[:_MAX_MATRIX_LABELS]
+    ]
     return table([["expected", "predicted", "times"], *mistakes])
 
 
-def _figure(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"

@@ -43,26 +43,25 @@ def spans(tags: Sequence[str], row: int = 0) -> Iterator[Span]:
 
 def span_scores(predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> dict[str, ClassScores]:
     """Scores of every kind of span that occurs, by name; a span is right if its kind and both ends are."""
-    hits, given, there = _counts(predicted, expected)
-    return {kind: ClassScores.of(hits[kind], given[kind], there[kind]) for kind in sorted({*given, *there})}
+    hits, found, wanted = _counts(predicted, expected)
+    return {kind: ClassScores.from_counts(hits[kind], found[kind], wanted[kind]) for kind in sorted({*found, *wanted})}
 
 
-def all_spans(predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> ClassScores:
-    """The same over all kinds together (micro average)."""
-    return ClassScores.of(*(count.total() for count in _counts(predicted, expected)))
+def micro_span_scores(predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> ClassScores:
+    """Scores over all kinds of spans together (micro average), as seqeval and ``conlleval`` report them."""
+    return ClassScores.from_counts(*(count.total() for count in _counts(predicted, expected)))
 
 
 def _counts(
     predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]
 ) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """How many of every kind are right, predicted and there."""
-    given: set[Span] = set()
-    there: set[Span] = set()
-    for row, (said, right) in enumerate(zip(predicted, expected, strict=True)):
-        if len(said) != len(right):
-            raise ValueError(f"row {row} has {len(said)} predicted tags and {len(right)} expected ones")
-        given.update(spans(said, row))
-        there.update(spans(right, row))
-    found = (given & there, given, there)
-    hits, said, right = (Counter(span.kind for span in group) for group in found)
-    return hits, said, right
+    """True positives, predictions and references of every kind of span."""
+    found: set[Span] = set()
+    wanted: set[Span] = set()
+    for row, (tags, references) in enumerate(zip(predicted, expected, strict=True)):
+        if len(tags) != len(references):
+            raise ValueError(f"row {row} has {len(tags)} predicted tags and {len(references)} expected ones")
+        found.update(spans(tags, row))
+        wanted.update(spans(references, row))
+    hits, predictions, support = (Counter(span.kind for span in group) for group in (found & wanted, found, wanted))
+    return hits, predictions, support

@@ -1,4 +1,4 @@
-"""Columns of text for people."""
+"""Plain-text tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts cut into words for comparison. Chinese and Japanese, written without spaces, are compared by characters."""
+"""Word tokenization for text metrics. Chinese and Japanese, written without spaces, are compared by characters."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Other people's checkpoints: what PEFT and THUDM's P-tuning v2 wrote becomes tasks, and tasks become PEFT folders."""
+"""Import of PEFT and THUDM P-tuning v2 checkpoints as tasks, and export of tasks as PEFT folders."""

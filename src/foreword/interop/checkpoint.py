@@ -1,4 +1,4 @@
-"""`Checkpoint`: a folder that another program wrote, read without running anything that is in it."""
+"""`Checkpoint`: tensors and config of a folder that another program wrote, read without executing any of it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from foreword.version import __version__
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Somebody else's learned weights.
+    """The tensors and the config of a folder.
 
     Attributes:
         name: of the folder or the repository, without the path to it.
         folder: where its files are.
-        config: content of its JSON configuration; empty if it may do without.
+        config: content of its JSON configuration; empty if there is none.
         tensors: all its tensors by name, on the CPU in the stored dtype.
         sha256: of the file that holds them.
     """
@@ -53,14 +53,14 @@ class Checkpoint:
         return found
 
     def require_only(self, *names: str) -> None:
-        """Raise UsageError if it holds tensors besides these: they would be lost, and the answers be others."""
+        """Raise UsageError if it holds other tensors: without them the task would give other answers."""
         if extra := sorted(self.tensors.keys() - set(names)):
             raise UsageError(
                 f"{self} holds {extra[0]} besides its prompt, which a task has no place for; learn it again without."
             )
 
     def provenance(self, kind: str) -> dict[str, Any]:
-        """Where an imported task came from; no path of this machine is in it."""
+        """The provenance of an imported task; it contains no local path."""
         return {
             "foreword": __version__,
             "source": self.name,
@@ -85,7 +85,7 @@ def read_checkpoint(source: str, config: str, weights: Sequence[str], *, needs_c
     """
     path = Path(source).expanduser()
     if not path.exists():
-        folder, name = _fetched(source, [config, *weights]), source.split("/")[-1]
+        folder, name = _download(source, [config, *weights]), source.split("/")[-1]
     else:
         folder = path if path.is_dir() else path.parent
         name = folder.resolve().name
@@ -101,7 +101,7 @@ def _fits(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
     return len(found) == len(shape) and all(b is None or a == b for a, b in zip(found, shape, strict=True))
 
 
-def _fetched(source: str, files: Sequence[str]) -> Path:
+def _download(source: str, files: Sequence[str]) -> Path:
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UsageError(f"there is no folder or file {source}; give one, or a Hub id such as owner/name.")
     from huggingface_hub import snapshot_download
@@ -138,8 +138,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
-    """Tensors of a legacy file. What else a pickle names would be run by an ordinary load; ``weights_only`` runs
-    nothing."""
+    """Tensors of a legacy file, with ``weights_only``: an ordinary load would execute code that a pickle names."""
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

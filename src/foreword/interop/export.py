@@ -1,25 +1,25 @@
-"""Tasks become PEFT folders: `PeftModel.from_pretrained(model, folder)` gives the logits of the task.
+"""Export of tasks as PEFT folders: `PeftModel.from_pretrained(model, folder)` gives the logits of the task.
 
-PEFT is not needed to write one. A prefix becomes PREFIX_TUNING however it was learned, since lowered soft tokens are
-keys and values like any others; soft tokens that nothing lowers become PROMPT_TUNING, low-rank changes LORA. What none
-can say is refused.
+PEFT need not be installed. A prefix becomes PREFIX_TUNING whatever the method, since lowered soft tokens are keys and
+values, too; soft tokens that are not lowered become PROMPT_TUNING, low-rank changes LORA. Other tasks are refused.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import indent
-from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
 from foreword.core import KVPrefix, Task
 from foreword.errors import UsageError
-from foreword.interop.flat import flatten, only_shape
-from foreword.interop.soft import inside, placed, write_soft
+from foreword.interop.flat_prefix import flatten, uniform_layer_shape
+from foreword.interop.soft_prompt import inner_soft_tokens, template_soft_tokens
 from foreword.models import LanguageModel
 
 _PEFT = "PEFT's prefix tuning"
@@ -39,23 +39,23 @@ def export_peft(lm: LanguageModel, task: Task, folder: Path) -> str:
         OSError: the disk is full or not writable.
     """
     task.prefix.model.check(lm.identity, f"task '{task.name}'")
-    _check(lm, task)
+    _check_exportable(lm, task)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; give another path, or clear it first.")
-    soft = None if lm.causal else placed(task)
+    soft = None if lm.causal else template_soft_tokens(task)
     if soft is not None:
-        kind = write_soft(lm, soft, folder, _base_model(lm), _task_type(lm))
+        peft_type = _write_soft(lm, soft, folder)
     else:
-        kind = _write_prefix(lm, task.prefix, folder) if task.adapter is None else _write_lora(lm, task, folder)
-    (folder / "README.md").write_text(_card(task, _base_model(lm)), encoding="utf-8")
-    return kind
+        peft_type = _write_prefix(lm, task.prefix, folder) if task.adapter is None else _write_lora(lm, task, folder)
+    (folder / "README.md").write_text(_model_card(task, _base_model(lm)), encoding="utf-8")
+    return peft_type
 
 
-def _check(lm: LanguageModel, task: Task) -> None:
-    """Raise UsageError for what a PEFT folder has no place for, by name."""
-    soft = not lm.causal and placed(task) is not None  # those of a causal model are in its prefix
+def _check_exportable(lm: LanguageModel, task: Task) -> None:
+    """Raise UsageError, which names the part, for a task with parts that a PEFT folder cannot hold."""
+    soft = not lm.causal and template_soft_tokens(task) is not None  # those of a causal model are in its prefix
     lost = {
-        "soft tokens inside its template": inside(lm, task) > 0,
+        "soft tokens inside its template": inner_soft_tokens(lm, task) > 0,
         "soft tokens and more beside them": soft and (task.adapter is not None or task.prefix.length > 0),
         "a head over hidden states": task.head is not None,
         "several prefixes whose answers are combined": bool(task.members),
@@ -73,25 +73,38 @@ def _check(lm: LanguageModel, task: Task) -> None:
 
 
 def _write_prefix(lm: LanguageModel, prefix: KVPrefix, folder: Path) -> str:
-    shape = only_shape(prefix.model, _PEFT)
+    shape = uniform_layer_shape(prefix.model, _PEFT)
     width = shape.kv_heads * shape.key_dim
-    config: dict[str, Any] = {
+    config = {"encoder_hidden_size": width, "prefix_projection": False, "token_dim": width}
+    return _write_prompt(lm, folder, "PREFIX_TUNING", flatten(prefix, _PEFT), config)
+
+
+def _write_soft(lm: LanguageModel, soft: Tensor, folder: Path) -> str:
+    config = {"prompt_tuning_init": "RANDOM", "token_dim": soft.shape[1]}
+    return _write_prompt(lm, folder, "PROMPT_TUNING", soft.contiguous().cpu(), config)
+
+
+def _write_prompt(
+    lm: LanguageModel, folder: Path, peft_type: str, embeddings: Tensor, config: Mapping[str, object]
+) -> str:
+    """Write ``prompt_embeddings [P, width]`` and a config with the fields that all prompts of PEFT have."""
+    config = {
+        **config,
         "base_model_name_or_path": _base_model(lm),
-        "encoder_hidden_size": width,
         "inference_mode": True,
-        "num_attention_heads": shape.kv_heads,
-        "num_layers": len(prefix.model.layers),
+        "num_attention_heads": lm.identity.layers[0].kv_heads,
+        "num_layers": len(lm.identity.layers),
+        # PEFT's default for encoder-decoders is 2: more soft tokens in front of the decoder.
         "num_transformer_submodules": 1,
-        "num_virtual_tokens": prefix.length,
-        "peft_type": "PREFIX_TUNING",
-        "prefix_projection": False,
+        "num_virtual_tokens": len(embeddings),
+        "peft_type": peft_type,
         "task_type": _task_type(lm),
-        "token_dim": width,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"prompt_embeddings": flatten(prefix, _PEFT)}, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return "PREFIX_TUNING"
+    save_file({"prompt_embeddings": embeddings}, folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    return peft_type
 
 
 def _write_lora(lm: LanguageModel, task: Task, folder: Path) -> str:
@@ -108,18 +121,18 @@ def _write_lora(lm: LanguageModel, task: Task, folder: Path) -> str:
 
 
 def _base_model(lm: LanguageModel) -> str:
-    """Where Transformers found the model: its folder, or its Hub id."""
+    """The name for `from_pretrained`: the folder of the model, or its Hub id."""
     return lm.model.config.name_or_path or lm.name
 
 
 def _task_type(lm: LanguageModel) -> str:
-    if lm.decoder:
+    if lm.is_encoder_decoder:
         return "SEQ_2_SEQ_LM"
     return "CAUSAL_LM" if lm.causal else "FEATURE_EXTRACTION"
 
 
-def _card(task: Task, base: str) -> str:
-    """What the folder itself does not say: how requests are worded, and whether they bring a first token."""
+def _model_card(task: Task, base: str) -> str:
+    """The model card: the template, the verbalizer, and whether requests begin with a beginning-of-text token."""
     lines = [
         "---",
         "library_name: peft",

@@ -1,7 +1,7 @@
-"""PEFT folders become tasks: what `PeftModel.from_pretrained` would answer, the task answers.
+"""Import of PEFT folders: the task gives the answers of `PeftModel.from_pretrained`.
 
-PEFT saves every prompt as the final numbers: projections and prompt encoders have run already. So one tensor decides,
-and it is read for what it is; whatever else a folder asks for is refused by name.
+PEFT saves the output of projections and prompt encoders, so a prompt is one tensor. Folders with anything that a task
+cannot represent are refused with an error that names it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from foreword.bank.adapter_file import make_adapter
 from foreword.core import Front, Task
 from foreword.errors import ModelMismatch, UsageError
 from foreword.interop.checkpoint import Checkpoint, read_checkpoint
-from foreword.interop.flat import check_room, unflatten
-from foreword.interop.wording import Wording
+from foreword.interop.flat_prefix import check_room, unflatten
+from foreword.interop.prompt_format import PromptFormat
 from foreword.models import LanguageModel
 from foreword.prompts.lower import lower
 
@@ -24,11 +24,11 @@ CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _PROMPT = "prompt_embeddings"
-# Others end in a head of their own.
+# Other task types have heads of their own.
 _SEQ_2_SEQ = "SEQ_2_SEQ_LM"
 _TASK_TYPES = (None, "CAUSAL_LM", "FEATURE_EXTRACTION", _SEQ_2_SEQ)
 
-Read = Callable[[LanguageModel, Checkpoint, int | None], Front]
+FrontReader = Callable[[LanguageModel, Checkpoint, int | None], Front]
 
 
 def read_peft(source: str) -> Checkpoint:
@@ -40,8 +40,10 @@ def read_peft(source: str) -> Checkpoint:
     """
     checkpoint = read_checkpoint(source, CONFIG, WEIGHTS)
     config = checkpoint.config
-    if (kind := str(config.get("peft_type"))) not in _KINDS:
-        raise UsageError(f"{checkpoint} is of PEFT's type {kind}; what can be imported is {', '.join(_KINDS)}.")
+    if (peft_type := str(config.get("peft_type"))) not in _PEFT_TYPES:
+        raise UsageError(
+            f"{checkpoint} is of PEFT's type {peft_type}; what can be imported is {', '.join(_PEFT_TYPES)}."
+        )
     if config.get("modules_to_save"):
         raise UsageError(
             f"{checkpoint} replaces whole modules ({', '.join(map(str, config['modules_to_save']))}), which a task has "
@@ -61,7 +63,7 @@ def read_peft(source: str) -> Checkpoint:
 
 
 def base_model(checkpoint: Checkpoint) -> str | None:
-    """The model that a checkpoint says it belongs to. Raises UsageError if it names one revision of it."""
+    """The base model that the config names. Raises UsageError if it names a revision other than main."""
     revision = checkpoint.config.get("revision")
     if revision not in (None, "main"):
         raise UsageError(
@@ -72,7 +74,12 @@ def base_model(checkpoint: Checkpoint) -> str | None:
 
 
 def import_peft(
-    lm: LanguageModel, checkpoint: Checkpoint, name: str, *, task_id: int | None = None, wording: Wording | None = None
+    lm: LanguageModel,
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    task_id: int | None = None,
+    prompt_format: PromptFormat | None = None,
 ) -> Task:
     """A task that answers as the checkpoint does.
 
@@ -81,7 +88,7 @@ def import_peft(
         checkpoint: from `read_peft`.
         name: of the task.
         task_id: which task of MULTITASK_PROMPT_TUNING; not needed if there is one.
-        wording: template and verbalizer, which PEFT does not save.
+        prompt_format: template and verbalizer, which PEFT does not save.
 
     Raises:
         ModelMismatch: made for another model.
@@ -89,26 +96,26 @@ def import_peft(
         UsageError: a task id that is missing, unknown or meaningless.
         CorruptFile: tensors that are not what the configuration says.
     """
-    kind = str(checkpoint.config["peft_type"])
-    method, read = _KINDS[kind]
+    peft_type = str(checkpoint.config["peft_type"])
+    method, read = _PEFT_TYPES[peft_type]
     if task_id is not None and read is not _multitask:
-        raise UsageError(f"{checkpoint} is {kind}, which has no task ids; leave --task-id out.")
+        raise UsageError(f"{checkpoint} is {peft_type}, which has no task ids; leave --task-id out.")
     _check_decoder(lm, checkpoint, soft=read in (_soft_prompt, _multitask))
     front = read(lm, checkpoint, task_id)
-    wording = wording or Wording()
-    provenance = {**checkpoint.provenance("peft"), "peft_type": kind}
+    prompt_format = prompt_format or PromptFormat()
+    provenance = {**checkpoint.provenance("peft"), "peft_type": peft_type}
     if task_id is not None:
         provenance["task_id"] = task_id
-    # An encoder's soft tokens see the request, so nothing of them can be computed ahead.
+    # An encoder's soft tokens attend to the request, so their keys and values cannot be computed ahead.
     soft = None if lm.causal else front.soft
     if soft is not None:
-        wording, front = wording.behind_soft(soft.shape[0]), Front()
+        prompt_format, front = prompt_format.with_soft_tokens(soft.shape[0]), Front()
     return Task(
         name,
         method,
         lower(lm, front),
-        template=wording.template,
-        verbalizer=wording.verbalizer,
+        template=prompt_format.template,
+        verbalizer=prompt_format.verbalizer,
         provenance=provenance,
         soft=soft,
         adapter=front.adapter,
@@ -116,14 +123,14 @@ def import_peft(
 
 
 def _check_decoder(lm: LanguageModel, checkpoint: Checkpoint, *, soft: bool) -> None:
-    """Raise for a checkpoint of an encoder-decoder that is not soft tokens, or that meets a model of another kind."""
+    """Raise for a checkpoint of an encoder-decoder that is not soft tokens, or whose base model is of another kind."""
     found = checkpoint.config.get("task_type")
-    if lm.decoder != (found == _SEQ_2_SEQ):
+    if lm.is_encoder_decoder != (found == _SEQ_2_SEQ):
         raise ModelMismatch(
             f"{checkpoint} is for {found}, {lm.name} is {lm.identity.architecture}; give the model it was made for "
             "with --model."
         )
-    if lm.decoder and not soft:
+    if lm.is_encoder_decoder and not soft:
         raise UsageError(
             f"{checkpoint} is {checkpoint.config['peft_type']}, and an encoder-decoder takes only soft tokens in front "
             "of its text; learn it again as PROMPT_TUNING."
@@ -183,7 +190,7 @@ def _length(checkpoint: Checkpoint) -> int:
     return length
 
 
-_KINDS: Mapping[str, tuple[str, Read]] = {
+_PEFT_TYPES: Mapping[str, tuple[str, FrontReader]] = {
     "PROMPT_TUNING": ("prompt-tuning", _soft_prompt),
     "P_TUNING": ("p-tuning", _soft_prompt),
     "MULTITASK_PROMPT_TUNING": ("multitask-prompt-tuning", _multitask),
@@ -191,4 +198,4 @@ _KINDS: Mapping[str, tuple[str, Read]] = {
     "CARTRIDGE": ("cartridge", _prefix),
     "LORA": ("lora", _lora),
 }
-"""PEFT's types, with the name of the method and how to read it."""
+"""PEFT's types, with the method of the task and the function that reads the checkpoint."""

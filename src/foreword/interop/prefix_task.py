@@ -1,12 +1,12 @@
-"""A prefix file becomes a task: with a template and a verbalizer if it is to fill one."""
+"""Tasks from prefix files, with a template and a verbalizer if they are given."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from foreword.bank.format import read_header, read_prefix
-from foreword.bank.tensor_file import Load, load_tensors
+from foreword.bank.prefix_file import read_header, read_prefix
+from foreword.bank.tensor_file import TensorLoader, load_tensors
 from foreword.core import Task
 from foreword.errors import UsageError
 from foreword.text.template import Template, decode_escapes
@@ -18,7 +18,7 @@ def prefix_task(
     file: Path,
     template: str | None,
     verbalizer: str | Mapping[str, object] | None,
-    load: Load = load_tensors,
+    load: TensorLoader = load_tensors,
 ) -> Task:
     """The task of a ``prefix.safetensors``.
 
@@ -41,7 +41,7 @@ def prefix_task(
         parsed.require_answer()
     if (parsed is not None and parsed.has_mask) != (verbalizer is not None):
         raise UsageError("a template with {mask} and a verbalizer go together; give both, or neither.")
-    if parsed is not None and parsed.soft_tokens:
+    if parsed is not None and parsed.num_soft_tokens:
         raise UsageError("a prefix file has no values for {soft:N}; take it out of the template.")
     source = parsed.source if parsed is not None else None
     words = dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None

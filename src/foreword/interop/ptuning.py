@@ -1,4 +1,4 @@
-"""Checkpoints of THUDM's P-tuning v2 repository and of ChatGLM2/3's ``ptuning`` become tasks.
+"""Import of checkpoints of THUDM's P-tuning v2 repository, and of ChatGLM2/3's ``ptuning``.
 
 Both keep a ``prefix_encoder``: a flat prefix, or one behind a small network that is run here once. They differ in
 where requests stand. BERT and RoBERTa count past keys, so a request starts at ``P`` as everywhere here. ChatGLM starts
@@ -15,8 +15,8 @@ from torch import Tensor
 from foreword.core import Head, KVPrefix, Task
 from foreword.errors import ModelMismatch, UnsupportedModel, UsageError
 from foreword.interop.checkpoint import Checkpoint, read_checkpoint
-from foreword.interop.flat import only_shape, unflatten
-from foreword.interop.wording import Wording
+from foreword.interop.flat_prefix import unflatten, uniform_layer_shape
+from foreword.interop.prompt_format import PromptFormat
 from foreword.models import LanguageModel
 from foreword.prompts.rotate import rotate
 from foreword.text.template import Template
@@ -37,7 +37,7 @@ def read_ptuning(source: str) -> Checkpoint:
         CorruptFile: a file is damaged, or is a pickle with more in it than tensors.
     """
     checkpoint = read_checkpoint(source, CONFIG, WEIGHTS)
-    if f"{_stem(checkpoint)}embedding.weight" not in checkpoint.tensors:
+    if f"{_key_prefix(checkpoint)}embedding.weight" not in checkpoint.tensors:
         raise UsageError(
             f"{checkpoint} has no {_THUDM}embedding.weight, so it is not of P-tuning v2; prompts that were added to "
             "the embeddings alone cannot be imported."
@@ -56,12 +56,17 @@ def read_ptuning(source: str) -> Checkpoint:
 
 
 def base_model(checkpoint: Checkpoint) -> str | None:
-    """The model that a checkpoint says it belongs to."""
+    """The base model that the config names; ``None`` if it names none."""
     return checkpoint.config.get("_name_or_path") or None
 
 
 def import_ptuning(
-    lm: LanguageModel, checkpoint: Checkpoint, name: str, *, prefix_only: bool = False, wording: Wording | None = None
+    lm: LanguageModel,
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    prefix_only: bool = False,
+    prompt_format: PromptFormat | None = None,
 ) -> Task:
     """A task that answers as the checkpoint does.
 
@@ -70,7 +75,7 @@ def import_ptuning(
         checkpoint: from `read_ptuning`.
         name: of the task.
         prefix_only: leave the checkpoint's own head out.
-        wording: template and verbalizer, in place of a head.
+        prompt_format: template and verbalizer, in place of a head.
 
     Raises:
         ModelMismatch: made for another model.
@@ -81,24 +86,24 @@ def import_ptuning(
     """
     _check_body(lm, checkpoint)
     head = _head(lm, checkpoint, prefix_only)
-    wording = wording or Wording()
+    prompt_format = prompt_format or PromptFormat()
     if head is not None:
-        if wording.verbalizer is not None:
+        if prompt_format.verbalizer is not None:
             raise UsageError(f"{checkpoint} has a head of its own; leave --verbalizer out, or add --prefix-only.")
-        wording = Wording(wording.template or "{tokens}")
-        Template.parse(str(wording.template)).only_field()
+        prompt_format = PromptFormat(prompt_format.template or "{tokens}")
+        Template.parse(str(prompt_format.template)).single_field()
     return Task(
         name,
         "p-tuning-v2",
         _prefix(lm, checkpoint),
-        template=wording.template,
-        verbalizer=wording.verbalizer,
+        template=prompt_format.template,
+        verbalizer=prompt_format.verbalizer,
         provenance=checkpoint.provenance("ptuning-v2"),
         head=head,
     )
 
 
-def _stem(checkpoint: Checkpoint) -> str:
+def _key_prefix(checkpoint: Checkpoint) -> str:
     return _CHATGLM if _is_chatglm(checkpoint) else _THUDM
 
 
@@ -107,7 +112,7 @@ def _is_chatglm(checkpoint: Checkpoint) -> bool:
 
 
 def _chatglm_shape(checkpoint: Checkpoint) -> tuple[object, ...] | None:
-    """Layers, key heads and numbers of a key."""
+    """Number of layers, number of key heads and head dimension in the config; ``None`` if one is missing."""
     names = ("num_layers", "multi_query_group_num", "kv_channels")
     return tuple(checkpoint.config[name] for name in names) if checkpoint.config.keys() >= set(names) else None
 
@@ -121,16 +126,16 @@ def _thudm_shape(checkpoint: Checkpoint) -> tuple[object, ...] | None:
 
 
 def _prefix(lm: LanguageModel, checkpoint: Checkpoint) -> KVPrefix:
-    shape = only_shape(lm.identity, str(checkpoint))
+    shape = uniform_layer_shape(lm.identity, str(checkpoint))
     found = (len(lm.identity.layers), shape.kv_heads, shape.key_dim)
     chatglm = _is_chatglm(checkpoint)
-    said = _chatglm_shape(checkpoint) if chatglm else _thudm_shape(checkpoint)
-    if said is not None and said != found:
+    stated = _chatglm_shape(checkpoint) if chatglm else _thudm_shape(checkpoint)
+    if stated is not None and stated != found:
         raise ModelMismatch(
-            f"{checkpoint} is for {said[0]} layers of {said[1]} x {said[2]} keys, {lm.name} has {found[0]} of "
+            f"{checkpoint} is for {stated[0]} layers of {stated[1]} x {stated[2]} keys, {lm.name} has {found[0]} of "
             f"{found[1]} x {found[2]}; give the model it was made for with --model."
         )
-    prefix = unflatten(lm, _flat(checkpoint), str(checkpoint))
+    prefix = unflatten(lm, _flat_prefix(checkpoint), str(checkpoint))
     if not chatglm:
         return prefix
     if not lm.causal:
@@ -138,28 +143,28 @@ def _prefix(lm: LanguageModel, checkpoint: Checkpoint) -> KVPrefix:
     return rotate(lm, prefix, prefix.length)
 
 
-def _flat(checkpoint: Checkpoint) -> Tensor:
-    """``[P, layers * 2 * kv_heads * dim]``: the table, or what the network behind it makes of it."""
-    stem = _stem(checkpoint)
-    table = checkpoint.tensor(f"{stem}embedding.weight", checkpoint.config.get("pre_seq_len"), None)
-    if f"{stem}trans.0.weight" not in checkpoint.tensors:
+def _flat_prefix(checkpoint: Checkpoint) -> Tensor:
+    """``[P, layers * 2 * kv_heads * dim]``: the embedding table, or the output of the projection network on it."""
+    key_prefix = _key_prefix(checkpoint)
+    table = checkpoint.tensor(f"{key_prefix}embedding.weight", checkpoint.config.get("pre_seq_len"), None)
+    if f"{key_prefix}trans.0.weight" not in checkpoint.tensors:
         return table
-    first = checkpoint.tensor(f"{stem}trans.0.weight", None, table.shape[1])
-    second = checkpoint.tensor(f"{stem}trans.2.weight", None, first.shape[0])
+    first = checkpoint.tensor(f"{key_prefix}trans.0.weight", None, table.shape[1])
+    second = checkpoint.tensor(f"{key_prefix}trans.2.weight", None, first.shape[0])
     biases = [
-        checkpoint.tensor(f"{stem}trans.{index}.bias", weight.shape[0]).float()
+        checkpoint.tensor(f"{key_prefix}trans.{index}.bias", weight.shape[0]).float()
         for index, weight in ((0, first), (2, second))
     ]
     hidden = torch.tanh(F.linear(table.float(), first.float(), biases[0]))
     return F.linear(hidden, second.float(), biases[1])
 
 
-def _head(lm: LanguageModel, checkpoint: Checkpoint, left_out: bool) -> Head | None:
+def _head(lm: LanguageModel, checkpoint: Checkpoint, prefix_only: bool) -> Head | None:
     """The checkpoint's classifier over words. Raises UsageError for any other head that is not left out."""
-    rest = {name for name in checkpoint.tensors if not name.startswith((_stem(checkpoint), _body_stem(lm)))}
-    if left_out and not rest:
+    rest = {name for name in checkpoint.tensors if not name.startswith((_key_prefix(checkpoint), _body_key_prefix(lm)))}
+    if prefix_only and not rest:
         raise UsageError(f"{checkpoint} has no head of its own; leave --prefix-only out.")
-    if left_out or not rest:
+    if prefix_only or not rest:
         return None
     architecture = next(iter(checkpoint.config.get("architectures") or ()), "unknown")
     if rest != _CLASSIFIER or not str(architecture).endswith("ForTokenClassification"):
@@ -176,25 +181,25 @@ def _head(lm: LanguageModel, checkpoint: Checkpoint, left_out: bool) -> Head | N
     return Head(labels, weight.to(lm.dtype), bias.to(lm.dtype), per_token=True)
 
 
-def _body_stem(lm: LanguageModel) -> str:
-    """How names of the model's own layers begin in a checkpoint with a head, such as ``bert.``."""
+def _body_key_prefix(lm: LanguageModel) -> str:
+    """The key prefix of the base model's weights in a checkpoint with a head, such as ``bert.``."""
     return f"{lm.model.base_model_prefix}."
 
 
 def _check_body(lm: LanguageModel, checkpoint: Checkpoint) -> None:
-    """THUDM saves the frozen model too: raise ModelMismatch unless it is the loaded one."""
-    body, stem = lm.model.base_model.state_dict(), _body_stem(lm)
+    """Raise ModelMismatch if the checkpoint has weights of another base model; THUDM saves the frozen model too."""
+    body, key_prefix = lm.model.base_model.state_dict(), _body_key_prefix(lm)
     for name, tensor in checkpoint.tensors.items():
-        own = body.get(name.removeprefix(stem)) if name.startswith(stem) else None
-        if own is not None and not _same(tensor, own.cpu()):
+        own = body.get(name.removeprefix(key_prefix)) if name.startswith(key_prefix) else None
+        if own is not None and not _equal_weights(tensor, own.cpu()):
             raise ModelMismatch(
                 f"{checkpoint} was learned in front of other weights than those of {lm.name}: {name} differs; give the "
                 "model it was made for with --model."
             )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal up to the precision of the coarser one."""
+def _equal_weights(a: Tensor, b: Tensor) -> bool:
+    """Whether tensors are equal up to the precision of the coarser dtype."""
     if a.shape != b.shape or not (a.is_floating_point() and b.is_floating_point()):
         return a.shape == b.shape and bool((a == b).all())
     coarse = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)

@@ -1,5 +1,6 @@
 """llama.cpp as an engine: prefixes of a bank written into its sequences, on models in GGUF files. Nothing here loads
 PyTorch.
 
-`door` is the only file that touches the library's own names. Nothing here is imported before llama.cpp is asked for.
+All symbols of the library are in `compat`. No other module of the package imports this one before llama.cpp is asked
+for.
 """

@@ -1,63 +1,60 @@
-"""`LlamaCppEngine`: llama.cpp behind the protocol that server, evaluation and benchmarks know."""
+"""`LlamaCppEngine`: llama.cpp as an `EngineProtocol`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakSet, ref
 
 import numpy as np
 
 from foreword.core import Adapter, KVPrefix
-from foreword.engine import sampler
-from foreword.engine.admission import Admission
-from foreword.engine.chooser import Chooser
+from foreword.engine.base import EngineBase
 from foreword.engine.job import Job
 from foreword.engine.protocol import Request, TokenLogprob
-from foreword.engine.scheduler import Scheduler, Work
-from foreword.engine.sequence import Sequence as Answer
-from foreword.engine.stepped import SteppedEngine
-from foreword.engine.stream import AnswerStream
+from foreword.engine.request_validator import RequestValidator
+from foreword.engine.scheduler import ScheduledTokens, Scheduler
+from foreword.engine.sequence import Sequence as EngineSequence
+from foreword.engine.stream import ChunkStream
+from foreword.engine.token_sampler import TokenSampler, sample_row
 from foreword.errors import EngineError, PromptTooLong, RequestError, UnsupportedModel
-from foreword.llamacpp.cells import Cells, check_range
-from foreword.llamacpp.door import SEQUENCES, Session
-from foreword.llamacpp.keys import KeyOrder
+from foreword.llamacpp.cell_allocator import CellAllocator, check_range
+from foreword.llamacpp.compat import MAX_SEQUENCES, Session
+from foreword.llamacpp.decode import SequenceTokens, decode
+from foreword.llamacpp.key_layout import KeyLayout
 from foreword.llamacpp.model import GgufModel
 from foreword.llamacpp.preflight import preflight
-from foreword.llamacpp.runs import Run, run
-from foreword.llamacpp.scorer import Reading, pieces
+from foreword.llamacpp.scoring import LabelScoring, PromptScoring, make_batches
 from foreword.text.detokenize import Detokenizer
-from foreword.text.request import Prompt
-from foreword.text.scoring import Choice, WordChoice
-
-T = TypeVar("T")
+from foreword.text.label_scorers import LabelScorer, WordScorer
+from foreword.text.prompt import Prompt
 
 CELLS = 8192
-"""Positions of the cache, unless the model's context or ``max_model_len`` says otherwise."""
+"""Default positions of the cache: fewer for a model with a shorter context, more for a longer ``max_model_len``."""
 
 
-class LlamaCppEngine(SteppedEngine):
+class LlamaCppEngine(EngineBase):
     """Generates and scores with prefixes on a model in a GGUF file.
 
     Close the engine, or use it as a context manager: its thread holds the model.
 
     Args:
-        model: the file.
-        cells: positions of the cache, over all requests and the prefixes that are in use; memory is taken at once.
+        model: the model.
+        cells: positions of the cache, over all requests and the prefixes in use; memory is allocated at once.
         max_batch: sequences a step at most.
         step_tokens: tokens a step at most.
         max_waiting: requests that may wait; more are refused at once.
         max_model_len: positions a request may take, prefix and answer included; what fits into the cache by default.
         allow_other_weights: serve prefixes made for other weights of the same architecture.
-        start: step in a thread of its own; without it, somebody has to call `step`.
+        start: step in a thread of its own; without it, the caller calls `step`.
 
     Raises:
-        UsageError: llama.cpp is not installed, or in a version that is not known here.
-        UnsupportedModel: prefixes cannot stand in front of this model here; the sentence says why.
-        EngineError: llama.cpp could not load the model, died of a prompt in a child process, or its states are not as
-            they are known here.
+        UsageError: llama.cpp is not installed, or not in a supported version.
+        UnsupportedModel: the model cannot take prefixes here; the message says why.
+        EngineError: llama.cpp could not load the model, the preflight check failed, or its sequence states have another
+            format.
     """
 
     def __init__(
@@ -75,76 +72,82 @@ class LlamaCppEngine(SteppedEngine):
         preflight(model)
         cells = cells or max(min(CELLS, model.context), max_model_len or 0)
         self._session = session = Session(
-            model.file, dtype=model.dtype, cells=cells, rows=step_tokens, outputs=min(max_batch, step_tokens)
+            model.file,
+            dtype=model.dtype,
+            num_cells=cells,
+            batch_size=step_tokens,
+            max_outputs=min(max_batch, step_tokens),
         )
         try:
-            self.order = _proved(model, session)
+            self.key_layout = _verified_key_layout(model, session)
         except BaseException:
             session.close()
             raise
-        context = min(model.context, max_model_len or model.context, session.cells)
-        self.cells = Cells(session, self.order)
+        context = min(model.context, max_model_len or model.context, session.num_cells)
+        self.allocator = CellAllocator(session, self.key_layout)
         super().__init__(
             name=model.name,
             tokenizer=model.tokenizer,
             identity=model.identity,
             causal=True,
-            decoder=False,
-            end_ids=model.end_ids,
-            admission=Admission(model.identity, context, session.cells, allow_other_weights),
-            scheduler=Scheduler(self.cells, step_tokens, max_batch),
-            cache=self.cells,
+            is_encoder_decoder=False,
+            eos_token_ids=model.eos_token_ids,
+            validator=RequestValidator(model.identity, context, session.num_cells, allow_other_weights),
+            scheduler=Scheduler(self.allocator, step_tokens, max_batch),
+            cache=self.allocator,
             max_waiting=max_waiting,
         )
         self._in_range: WeakSet[KVPrefix] = WeakSet()
         if start:
-            self._loop.start()
+            self._thread.start()
 
     def check(self, request: Request) -> None:
-        """See `SteppedEngine.check`."""
+        """See `EngineBase.check`."""
         super().check(request)
         self._check_parts(request.prefix, request.prefix_length, request.adapter)
-        whole = request.prefix.length if request.prefix is not None and request.prefix_length else 0
-        self._check_cells(whole + request.own_limit)
+        self._check_cells(request, request.max_cached_tokens)
 
-    def score(self, prompts: Sequence[Prompt], choice: Choice) -> np.ndarray:
-        """See `EngineProtocol.score`. Runs between the steps of generation, in pieces of a step's size.
+    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> np.ndarray:
+        """See `EngineProtocol.score`. Runs between the steps of generation, in batches of a step's size.
 
-        Raises UnsupportedModel for a head: what is read here are logits, not hidden states.
+        Raises UnsupportedModel for a head: only logits are read here, not hidden states.
         """
-        if not isinstance(choice, WordChoice):
+        if not isinstance(scorer, WordScorer):
             raise UnsupportedModel("heads are not read on llama.cpp; serve this task with --engine embedded.")
-        inner = len(choice.trie.inner)
+        num_inner = len(scorer.trie.inner_nodes)
         for prompt in prompts:
-            self._check_prompt(prompt, choice.longest, inner)
-        softs = [_floats(prompt.soft) for prompt in prompts]
-        numbers = (SEQUENCES - self.scheduler.batch) // 2
-        if 1 + inner > numbers:
+            self._check_prompt(prompt, scorer.max_extra_tokens, num_inner)
+        max_sequences = (MAX_SEQUENCES - self.scheduler.max_num_seqs) // 2
+        if 1 + num_inner > max_sequences:
             raise RequestError(
-                f"the words of this task branch at {inner} places, and llama.cpp tells {numbers - 1} apart; use "
-                "shorter words, or --engine embedded."
+                f"the words of this task branch at {num_inner} places, and llama.cpp tells {max_sequences - 1} apart; "
+                "use shorter words, or --engine embedded."
             )
-        parts = list(pieces(choice.trie, prompts, softs, self._session.rows, self._session.cells, numbers))
-        jobs = [
-            Job(partial(part.scores, self._session, self.cells), len(places), self._when(part.wanted, part.numbers))
-            for places, part in parts
-        ]
-        scores = np.empty((len(prompts), choice.labels), np.float32)
-        for (places, _), found in zip(parts, self._done(jobs), strict=True):
-            scores[places] = found
+        batches = list(
+            make_batches(
+                scorer.trie,
+                [_with_float32_soft(prompt) for prompt in prompts],
+                max_tokens=self._session.batch_size,
+                max_cells=self._session.num_cells,
+                max_sequences=max_sequences,
+            )
+        )
+        jobs = [self._scoring_job(batch, len(indices)) for indices, batch in batches]
+        scores = np.empty((len(prompts), scorer.num_labels), np.float32)
+        for (indices, _), result in zip(batches, self._run_jobs(jobs), strict=True):
+            scores[indices] = result
         return scores
 
-    def likelihood(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        """See `EngineProtocol.likelihood`. Runs as `score` does, a prompt at a time."""
-        return [np.array([each.logprob for each in found], np.float32) for found in self._read(prompts, 0)]
+    def token_logprobs(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """See `EngineProtocol.token_logprobs`. Runs as `score` does, a prompt at a time."""
+        return [np.array([each.logprob for each in found], np.float32) for found in self._prompt_logprobs(prompts, 0)]
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`."""
-        return self._read([replace(prompt, places=())], min(top, self.identity.vocab_size))[0]
+        return self._prompt_logprobs([replace(prompt, output_indices=())], min(top, self.identity.vocab_size))[0]
 
     def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
-        """Refused: what a quantized model computes is not what the bank's other engines would. Raises
-        UnsupportedModel."""
+        """Raises UnsupportedModel: a quantized model computes other keys and values than the bank's other engines."""
         raise UnsupportedModel(
             "the llama.cpp engine computes no prefix; run `foreword publish` or `foreword cache` beside the server, "
             "which sees what is published at once."
@@ -152,8 +155,12 @@ class LlamaCppEngine(SteppedEngine):
 
     def statistics(self) -> dict[str, float]:
         """``waiting``, ``running``, ``cells``, ``free_cells``, ``prefixes_written``, and counters since the start."""
-        own = {"cells": self._session.cells, "free_cells": self.cells.free, "prefixes_written": self.cells.injected}
-        return {**super().statistics(), **own}
+        return {
+            **super().statistics(),
+            "cells": self._session.num_cells,
+            "free_cells": self.allocator.num_free,
+            "prefixes_written": self.allocator.num_prefixes_written,
+        }
 
     def close(self) -> None:
         """Stop stepping, and free the model; unfinished requests end as cancelled."""
@@ -161,68 +168,68 @@ class LlamaCppEngine(SteppedEngine):
             super().close()
             self._session.close()
 
-    def _sequence(
-        self, request: Request, how: Chooser | None, detokenizer: Detokenizer, stream: ref[AnswerStream]
-    ) -> Answer:
-        return Answer(request, request.prefix, how, detokenizer, stream, _floats(request.soft))
+    def _make_sequence(
+        self, request: Request, sampler: TokenSampler, detokenizer: Detokenizer, stream: ref[ChunkStream]
+    ) -> EngineSequence:
+        return EngineSequence(request, request.prefix, sampler, detokenizer, stream, _as_float32(request.soft))
 
-    def _run(self, plan: list[Work]) -> list[int | None]:
-        chosen: dict[int, int | None] = {}
+    def _execute_model(self, scheduled: list[ScheduledTokens]) -> list[int | None]:
+        sampled: dict[int, int | None] = {}
 
-        def read(number: int, place: int, row: np.ndarray) -> None:
-            chosen[number] = sampler.choose(row, plan[number].sequence)
+        def on_logits(index: int, token_index: int, logits: np.ndarray) -> None:
+            sampled[index] = sample_row(logits, scheduled[index].sequence.sampler)
 
-        run(self._session, [self._as_run(work) for work in plan], read)
-        return [chosen[number] for number, work in enumerate(plan) if work.samples]
+        decode(self._session, [self._sequence_tokens(each) for each in scheduled], on_logits)
+        return [sampled[index] for index, each in enumerate(scheduled) if each.needs_logits]
 
-    def _as_run(self, work: Work) -> Run:
-        sequence = work.sequence
-        wanted = {work.tokens - 1} if work.samples else frozenset[int]()
-        start = sequence.request.prefix_length + work.start
-        ids = sequence.tokens(work.start, work.end)
-        soft: Any = sequence.soft  # as `_floats` made it
-        return Run(self.cells.number(sequence), start, ids, soft, wanted)
+    def _sequence_tokens(self, tokens: ScheduledTokens) -> SequenceTokens:
+        sequence = tokens.sequence
+        output_indices = (tokens.num_tokens - 1,) if tokens.needs_logits else ()
+        start = sequence.request.prefix_length + tokens.start
+        token_ids = sequence.token_ids(tokens.start, tokens.end)
+        soft: Any = sequence.soft  # a numpy array, see `_make_sequence`
+        return SequenceTokens(self.allocator.seq_id(sequence), start, token_ids, soft, output_indices)
 
-    def _read(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
+    def _prompt_logprobs(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
+        """Log-probabilities of the token behind each output of every prompt."""
         for prompt in prompts:
             self._check_prompt(prompt, 0, 0)
-        asked = [Reading(prompt.measured, _floats(prompt.soft), top) for prompt in prompts]
-        # A prompt of one token has nothing that is predicted.
+        scorings = [PromptScoring(_with_float32_soft(prompt.for_token_logprobs), top) for prompt in prompts]
+        # Nothing of a prompt of one token is predicted.
         jobs = {
-            number: Job(partial(each.logprobs, self._session, self.cells), 0, self._when(each.wanted, 1))
-            for number, each in enumerate(asked)
-            if each.prompt.places
+            index: self._scoring_job(scoring, 0)
+            for index, scoring in enumerate(scorings)
+            if scoring.prompt.output_indices
         }
-        found = dict(zip(jobs, self._done(list(jobs.values())), strict=True))
-        return [found.get(number, []) for number in range(len(asked))]
+        results = dict(zip(jobs, self._run_jobs(list(jobs.values())), strict=True))
+        return [results.get(index, []) for index in range(len(scorings))]
 
-    def _done(self, jobs: Sequence[Job[T]]) -> list[T]:
-        with self._handed_over(jobs):
-            return [job.result() for job in jobs]
+    def _scoring_job(self, scoring: LabelScoring | PromptScoring, num_scored: int) -> Job[Any]:
+        """A job that runs when the cache has room for it; until then no sequence is admitted."""
 
-    def _when(self, wanted: Sequence[tuple[int, KVPrefix | None]], numbers: int) -> Callable[[], bool]:
-        """Whether there is room; until there is, nothing else is admitted."""
-
-        def ready() -> bool:
-            fits = self.cells.room_for(wanted, numbers)
-            self.cells.held_back = not fits
+        def has_room() -> bool:
+            fits = self.allocator.make_room(scoring.requirements, scoring.num_sequences)
+            self.allocator.admission_paused = not fits
             if not fits and not self.scheduler.running:
                 raise EngineError("the cache is empty, and has no room for what is to be scored.")
             return fits
 
-        return ready
+        return Job(partial(scoring.run, self._session, self.allocator), num_scored, has_room)
 
-    def _check_prompt(self, prompt: Prompt, longest: int, inner: int) -> None:
-        self._admission.check_prompt(prompt, longest)
+    def _check_prompt(self, prompt: Prompt, longest: int, num_inner: int) -> None:
+        self._validator.check_prompt(prompt, longest)
         self._check_parts(prompt.prefix, prompt.prefix_length, prompt.adapter)
-        whole = prompt.prefix.length if prompt.prefix is not None and prompt.prefix_length else 0
-        self._check_cells(whole + len(prompt.token_ids) + inner)
+        self._check_cells(prompt, len(prompt.token_ids) + num_inner)
 
-    def _check_cells(self, needed: int) -> None:
-        if needed > self._session.cells:
+    def _check_cells(self, request: Request | Prompt, num_cells: int) -> None:
+        """Raise PromptTooLong if the cache cannot hold so many cells and the whole prefix."""
+        needed = num_cells
+        if request.prefix is not None and request.prefix_length:
+            needed += request.prefix.length
+        if needed > self._session.num_cells:
             raise PromptTooLong(
                 f"the request and its whole prefix need {needed} positions of the cache, which has "
-                f"{self._session.cells}; shorten it, or serve with a larger --max-model-len."
+                f"{self._session.num_cells}; shorten it, or serve with a larger --max-model-len."
             )
 
     def _check_parts(self, prefix: KVPrefix | None, length: int, adapter: Adapter | None) -> None:
@@ -236,20 +243,24 @@ class LlamaCppEngine(SteppedEngine):
             self._in_range.add(prefix)
 
 
-def _proved(model: GgufModel, session: Session) -> KeyOrder:
-    """How keys lie in the cache. Raises UnsupportedModel, EngineError."""
-    found, said = (session.vocab_size, session.hidden_size), (model.identity.vocab_size, model.identity.hidden_size)
-    if found != said:
+def _verified_key_layout(model: GgufModel, session: Session) -> KeyLayout:
+    """The order of keys in the cache. Raises UnsupportedModel or EngineError if it cannot be verified."""
+    found, expected = (session.vocab_size, session.hidden_size), (model.identity.vocab_size, model.identity.hidden_size)
+    if found != expected:
         raise UnsupportedModel(
-            f"llama.cpp reads {model.file.name} with {found} tokens and width, its file says {said}."
+            f"llama.cpp reads {model.file.name} with {found} tokens and width, its file says {expected}."
         )
-    order = KeyOrder(model.identity.layers, model.rotary, model.theta, session.interleaved)
-    order.prove(session, token=model.identity.vocab_size // 2, last=session.cells - 1)
-    return order
+    layout = KeyLayout(model.identity.layers, model.rotary_dim, model.rope_theta, session.interleaved)
+    layout.verify(session, token_id=model.identity.vocab_size // 2, max_position=session.num_cells - 1)
+    return layout
 
 
-def _floats(soft: Any) -> Any:
-    """Soft tokens as a numpy array in float32, also those that PyTorch read; or ``None``."""
+def _with_float32_soft(prompt: Prompt) -> Prompt:
+    return replace(prompt, soft=_as_float32(prompt.soft))
+
+
+def _as_float32(soft: Any) -> Any:
+    """Soft tokens, read by numpy or by PyTorch, as a float32 numpy array; ``None`` as it is."""
     if soft is None:
         return None
     return soft.astype(np.float32) if isinstance(soft, np.ndarray) else soft.detach().float().cpu().numpy()

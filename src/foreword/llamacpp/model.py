@@ -1,4 +1,4 @@
-"""`GgufModel`: what a GGUF file is for Foreword: identity, tokenizer, context, and how its keys lie."""
+"""`GgufModel`: a GGUF file with what Foreword has to know of it: identity, tokenizer, context, rotary parameters."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from foreword.errors import UnknownModel, UnsupportedModel
 from foreword.home import default_model
 from foreword.llamacpp.gguf_file import GgufFile
 from foreword.llamacpp.tokenizer import FileTokenizer
-from foreword.models.gguf import BUILTIN, builtin_file, converted_place, sha256
+from foreword.models.gguf import BUILTIN, builtin_file, converted_folder, sha256
 from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-"""What Transformers calls the models of a GGUF file. Each was run here beside the embedded engine."""
+"""Supported architectures and their names in Transformers. Each was compared with the embedded engine."""
 
 
 @dataclass(frozen=True, eq=False)
 class GgufModel:
-    """A model that llama.cpp is to run.
+    """A model for llama.cpp.
 
     Attributes:
         name: what the user called it; it is served under this name.
         file: where it is.
         tokenizer: of the model.
-        identity: what a prefix must agree with. Its weights are the file's digest, which the folder that Foreword
-            converts from the file has in its lineage.
+        identity: what a prefix must agree with. Its weights are the file's digest, which a folder that Foreword
+            converted from the file has in its lineage.
         context: positions that a request can take, prefix included.
-        end_ids: tokens that end a text.
-        rotary: numbers of a key's head that are rotated.
-        theta: base of their angles.
-        dtype: of its cache.
+        eos_token_ids: tokens that end a text.
+        rotary_dim: numbers of a key's head that are rotated.
+        rope_theta: base of their angles.
+        dtype: of the cache.
     """
 
     name: str
@@ -45,9 +45,9 @@ class GgufModel:
     tokenizer: FileTokenizer
     identity: ModelIdentity
     context: int
-    end_ids: frozenset[int]
-    rotary: int
-    theta: float
+    eos_token_ids: frozenset[int]
+    rotary_dim: int
+    rope_theta: float
     dtype: np.dtype
 
 
@@ -65,33 +65,41 @@ def gguf_model(
         UnsupportedModel: its architecture, its rotation or its tokenizer is not known here.
     """
     name = name or default_model()
-    head = GgufFile.read(_located(name, progress))
-    if head.architecture not in ARCHITECTURES:
+    file = GgufFile.read(_find_file(name, progress))
+    if file.architecture not in ARCHITECTURES:
         raise UnsupportedModel(
-            f"{name} is a model of the architecture {head.architecture!r}; on llama.cpp Foreword runs "
+            f"{name} is a model of the architecture {file.architecture!r}; on llama.cpp Foreword runs "
             f"{', '.join(ARCHITECTURES)}; use --engine embedded."
         )
-    digest = sha256(head.path)
-    folder = _folder(head.path, name, digest)
-    tokenizer = FileTokenizer.of_gguf(head) if folder is None else FileTokenizer.of_folder(folder)
-    theta = float(head.get("rope.freq_base", 10000.0))
-    layers = _layers(head)
+    digest = sha256(file.path)
+    folder = _tokenizer_folder(file.path, name, digest)
+    tokenizer = FileTokenizer.from_gguf(file) if folder is None else FileTokenizer.from_folder(folder)
+    rope_theta = float(file.get("rope.freq_base", 10000.0))
+    layers = _layer_shapes(file)
     identity = ModelIdentity(
-        architecture=ARCHITECTURES[head.architecture],
-        hidden_size=int(head.need("embedding_length")),
-        vocab_size=head.shapes["token_embd.weight"][1],
+        architecture=ARCHITECTURES[file.architecture],
+        hidden_size=int(file.require("embedding_length")),
+        vocab_size=file.shapes["token_embd.weight"][1],
         layers=layers,
-        rope=_rope(head, theta),
+        rope=_rope_parameters(file, rope_theta),
         tokenizer=tokenizer_fingerprint(tokenizer),
         weights=digest,
         lineage=(digest,),
     )
-    rotary = int(head.get("rope.dimension_count", layers[0].key_dim))
-    context, ends = int(head.need("context_length")), _ends(head, tokenizer, folder)
-    return GgufModel(name, head.path, tokenizer, identity, context, ends, rotary, theta, head.dtype)
+    return GgufModel(
+        name=name,
+        file=file.path,
+        tokenizer=tokenizer,
+        identity=identity,
+        context=int(file.require("context_length")),
+        eos_token_ids=_eos_token_ids(file, tokenizer, folder),
+        rotary_dim=int(file.get("rope.dimension_count", layers[0].key_dim)),
+        rope_theta=rope_theta,
+        dtype=file.dtype,
+    )
 
 
-def _located(name: str, progress: Callable[[str], None]) -> Path:
+def _find_file(name: str, progress: Callable[[str], None]) -> Path:
     if name == BUILTIN:
         return builtin_file(progress)
     if not name.endswith(".gguf"):
@@ -99,38 +107,41 @@ def _located(name: str, progress: Callable[[str], None]) -> Path:
     return Path(name).expanduser()
 
 
-def _folder(file: Path, name: str, digest: str) -> Path | None:
-    """Where the tokenizer's own files are: beside the model, or where Foreword has converted it to."""
-    places = [file.parent, converted_place(digest)]
+def _tokenizer_folder(file: Path, name: str, digest: str) -> Path | None:
+    """The folder with the tokenizer's files: the model's, or the one that Foreword converted it to."""
     if name == BUILTIN:
-        places = []  # what is in the file is the same, and reads faster than a conversion
+        return None  # the tokenizer in the file is the same, and loads faster
+    places = [file.parent, converted_folder(digest)]
     return next((place for place in places if (place / "tokenizer.json").is_file()), None)
 
 
-def _layers(head: GgufFile) -> tuple[LayerShape, ...]:
-    count, heads, width = (int(head.need(n)) for n in ("block_count", "attention.head_count", "embedding_length"))
-    shared = head.get("attention.head_count_kv", heads)
-    every = [int(n) for n in shared] if isinstance(shared, list | tuple) else [int(shared)] * count
-    key = int(head.get("attention.key_length", width // heads))
-    return tuple(LayerShape(n, key, int(head.get("attention.value_length", key))) for n in every)
+def _layer_shapes(file: GgufFile) -> tuple[LayerShape, ...]:
+    count, heads, width = (int(file.require(n)) for n in ("block_count", "attention.head_count", "embedding_length"))
+    kv_heads = file.get("attention.head_count_kv", heads)
+    by_layer = [int(n) for n in kv_heads] if isinstance(kv_heads, list | tuple) else [int(kv_heads)] * count
+    key_dim = int(file.get("attention.key_length", width // heads))
+    value_dim = int(file.get("attention.value_length", key_dim))
+    return tuple(LayerShape(n, key_dim, value_dim) for n in by_layer)
 
 
-def _rope(head: GgufFile, theta: float) -> str:
-    """As `foreword.models.fingerprint.rope_parameters` writes it. Raises UnsupportedModel for angles that are scaled:
-    how is not in the file as it was in the model's configuration."""
-    scaled = head.get("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in head.shapes
+def _rope_parameters(file: GgufFile, rope_theta: float) -> str:
+    """As `foreword.models.fingerprint.rope_parameters` writes them.
+
+    Raises UnsupportedModel for scaled angles, which the file describes otherwise than the model's configuration.
+    """
+    scaled = file.get("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in file.shapes
     if scaled:
         raise UnsupportedModel(
-            f"{head.path.name} scales its rotary angles, which its file does not say as the bank does; use --engine "
+            f"{file.path.name} scales its rotary angles, which its file does not say as the bank does; use --engine "
             "embedded."
         )
-    return json.dumps({"rope_theta": theta, "rope_type": "default"}, sort_keys=True)
+    return json.dumps({"rope_theta": rope_theta, "rope_type": "default"}, sort_keys=True)
 
 
-def _ends(head: GgufFile, tokenizer: FileTokenizer, folder: Path | None) -> frozenset[int]:
-    """As `foreword.models.LanguageModel` has them: of the tokenizer, and of the configuration of generation."""
-    configured: Any = head.fields.get("tokenizer.ggml.eos_token_id")
-    if folder is not None and (file := folder / "generation_config.json").is_file():
-        configured = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", configured)
-    ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    return frozenset(end for end in ends if end is not None)
+def _eos_token_ids(file: GgufFile, tokenizer: FileTokenizer, folder: Path | None) -> frozenset[int]:
+    """As `foreword.models.LanguageModel.eos_token_ids`: the tokenizer's, and those of the generation config."""
+    configured: Any = file.fields.get("tokenizer.ggml.eos_token_id")
+    if folder is not None and (config := folder / "generation_config.json").is_file():
+        configured = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id", configured)
+    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    return frozenset(token for token in ids if token is not None)

@@ -1,4 +1,4 @@
-"""`FileTokenizer`: a tokenizer by the library tokenizers alone, with what Foreword asks of Transformers' fast ones."""
+"""`FileTokenizer`: a tokenizer without Transformers, with the methods of its fast tokenizers that Foreword uses."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from foreword.errors import UnsupportedModel
 from foreword.llamacpp.gguf_file import GgufFile
 
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_IN_GGUF = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-_CONTROL, _USER = 3, 4
-"""Kinds of tokens in GGUF files: written by no text, and written as they are."""
-_AS_GPT2 = ("gpt-2", "smollm")
-"""Rules that cut a text as GPT-2's do; smollm also cuts between digits, of which its vocabulary joins none."""
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_GGUF_SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+_CONTROL, _USER_DEFINED = 3, 4
+"""``LLAMA_TOKEN_TYPE``: special tokens, and added ones that are part of texts."""
+_GPT2_PRE_TOKENIZERS = ("gpt-2", "smollm")
+"""They split a text as GPT-2's does; smollm also splits between digits, of which its vocabulary joins none."""
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Encoding:
+    """As Transformers' ``BatchEncoding`` of one text."""
+
     input_ids: list[int]
 
 
 class FileTokenizer:
-    """Reads and writes tokens as the model's tokenizer in Transformers does; what it made is held against the
-    fingerprint of whatever was made with that one.
+    """Encodes and decodes as the model's tokenizer in Transformers; the fingerprints of both are compared.
 
     Attributes:
         backend_tokenizer: of the library tokenizers.
@@ -45,16 +46,16 @@ class FileTokenizer:
         self.chat_template = chat_template
 
     @classmethod
-    def of_folder(cls, folder: Path) -> FileTokenizer:
-        """That of a model folder: ``tokenizer.json``, and what lies beside it. Raises UnsupportedModel."""
+    def from_folder(cls, folder: Path) -> FileTokenizer:
+        """Read ``tokenizer.json`` and the files beside it. Raises UnsupportedModel if they cannot be read."""
         try:
             backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            config = _json(folder / "tokenizer_config.json")
+            config = _read_json(folder / "tokenizer_config.json")
             jinja = folder / "chat_template.jinja"
             template = jinja.read_text(encoding="utf-8") if jinja.is_file() else config.get("chat_template")
         except Exception as error:  # the library raises plain ones
             raise UnsupportedModel(f"the tokenizer in {folder} cannot be read ({error}); fetch it again.") from error
-        special = {name: _content(config[name]) for name in _SPECIAL if config.get(name) is not None}
+        special = {name: _token_text(config[name]) for name in _SPECIAL_TOKENS if config.get(name) is not None}
         added = [
             AddedToken(text, special=True, normalized=False)
             for text in special.values()
@@ -64,14 +65,16 @@ class FileTokenizer:
         return cls(backend, special, template if isinstance(template, str) else None)
 
     @classmethod
-    def of_gguf(cls, file: GgufFile) -> FileTokenizer:
-        """That of a GGUF file, if it is a byte-level BPE that cuts texts as GPT-2's does. Raises UnsupportedModel for
-        others, whose rules the file does not hold."""
+    def from_gguf(cls, file: GgufFile) -> FileTokenizer:
+        """Read a byte-level BPE that splits texts as GPT-2's does from a GGUF file.
+
+        Raises UnsupportedModel for others: the file names their rules, but does not hold them.
+        """
         fields = file.fields
-        kind, rules = (fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
-        if kind != "gpt2" or rules not in _AS_GPT2 or "tokenizer.ggml.merges" not in fields:
+        model, rules = (fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+        if model != "gpt2" or rules not in _GPT2_PRE_TOKENIZERS or "tokenizer.ggml.merges" not in fields:
             raise UnsupportedModel(
-                f"the tokenizer in {file.path.name} (model {kind}, rules {rules}) is not read without its own files; "
+                f"the tokenizer in {file.path.name} (model {model}, rules {rules}) is not read without its own files; "
                 "put the model's tokenizer.json and tokenizer_config.json beside the file."
             )
         tokens = fields["tokenizer.ggml.tokens"]
@@ -79,14 +82,14 @@ class FileTokenizer:
         backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
-        kinds = fields.get("tokenizer.ggml.token_type", ())
-        for kind, special in ((_CONTROL, True), (_USER, False)):
-            texts = [token for token, its in zip(tokens, kinds, strict=False) if its == kind]
+        types = fields.get("tokenizer.ggml.token_type", ())
+        for token_type, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+            texts = [token for token, its in zip(tokens, types, strict=False) if its == token_type]
             added = [AddedToken(text, special=special, normalized=False) for text in texts]
             (backend.add_special_tokens if special else backend.add_tokens)(added)
-        ids = {ours: fields.get(f"tokenizer.ggml.{theirs}_token_id") for theirs, ours in _IN_GGUF.items()}
-        named = {name: tokens[index] for name, index in ids.items() if index is not None}
-        return cls(backend, named, fields.get("tokenizer.chat_template"))
+        ids = {ours: fields.get(f"tokenizer.ggml.{theirs}_token_id") for theirs, ours in _GGUF_SPECIAL_TOKENS.items()}
+        special_tokens = {name: tokens[index] for name, index in ids.items() if index is not None}
+        return cls(backend, special_tokens, fields.get("tokenizer.chat_template"))
 
     @property
     def eos_token_id(self) -> int | None:
@@ -96,20 +99,20 @@ class FileTokenizer:
     def __len__(self) -> int:
         return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def __call__(self, text: str) -> Encoded:
-        return Encoded(self.encode(text))
+    def __call__(self, text: str) -> Encoding:
+        return Encoding(self.encode(text))
 
     def get_vocab(self) -> dict[str, int]:
         return self.backend_tokenizer.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str, *, add_special_tokens: bool = True, verbose: bool = False) -> list[int]:
-        """``verbose`` would warn of long texts in Transformers; nothing here ever does."""
+        """``verbose`` warns of long texts in Transformers; here it does nothing."""
         return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(
         self, ids: Sequence[int], *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
     ) -> str:
-        """Raises UnsupportedModel for cleaning up, which changes what a model wrote."""
+        """Raises UnsupportedModel for cleaning up, which changes the text of the tokens."""
         if clean_up_tokenization_spaces:
             raise UnsupportedModel("this tokenizer gives texts as they are; leave clean_up_tokenization_spaces out.")
         return self.backend_tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
@@ -123,15 +126,17 @@ class FileTokenizer:
         """The text of a conversation. Raises jinja2.TemplateError where the template refuses it."""
         assert not tokenize
         assert self.chat_template is not None
-        given = {**self.special_tokens_map, "add_generation_prompt": add_generation_prompt}
+        variables = {**self.special_tokens_map, "add_generation_prompt": add_generation_prompt}
         messages = [dict(message) for message in conversation]
-        return _compiled(self.chat_template).render(messages=messages, tools=None, documents=None, **given)
+        return _compile_template(self.chat_template).render(messages=messages, tools=None, documents=None, **variables)
 
 
 @cache
-def _compiled(source: str) -> Any:
-    """A template with the names that Transformers gives to templates; they come with models, so they run in a sandbox
-    that changes nothing."""
+def _compile_template(source: str) -> Any:
+    """Compile a chat template with the functions that Transformers gives to templates.
+
+    They come with models, so they run in jinja2's immutable sandbox.
+    """
     from datetime import datetime
 
     import jinja2
@@ -139,7 +144,7 @@ def _compiled(source: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """``{% generation %}`` marks what the assistant said, for training; here it is what it holds."""
+        """``{% generation %}`` marks the assistant's text, for training; here only its content counts."""
 
         tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
@@ -162,10 +167,10 @@ def _compiled(source: str) -> Any:
     return environment.from_string(source)
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _content(token: Any) -> str:
-    """Of a special token in tokenizer_config.json: a text, or an object with one."""
+def _token_text(token: Any) -> str:
+    """The text of a special token in tokenizer_config.json, which is a string or an object with ``content``."""
     return token["content"] if isinstance(token, dict) else str(token)

@@ -1,4 +1,4 @@
-"""Base models: load one by name, prove that it can carry a prefix, fingerprint it, cache conversions.
+"""Base models: load one by name, probe that it carries prefixes, fingerprint it, cache conversions.
 
 The two names load on first use: engines that run without PyTorch use the other files of this room.
 """

@@ -1,4 +1,4 @@
-"""Keys and values of a text that runs alone: what a prefix is made of."""
+"""Keys and values that the model computes for a text: the activations that a prefix is made of."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from foreword.errors import PromptTooLong, UsageError
 from foreword.models.language_model import LanguageModel
 
 
-def activations(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix | None = None) -> KVPrefix:
-    """Keys and values of a text that runs alone: what a learned prefix starts from.
+def activations(lm: LanguageModel, token_ids: Sequence[int], past: KVPrefix | None = None) -> KVPrefix:
+    """Keys and values of a text as a prefix (initialization by activations of real words, Li and Liang 2021).
 
-    Those of an encoder are near what the text gives in front of a request, and not the same, since there it sees the
-    request too.
+    An encoder's are an approximation: in front of a request the text would see the request too.
+
+    Args:
+        past: a prefix that the text is run behind; the result includes it.
 
     Raises:
         PromptTooLong: the tokens leave no room for a request.
         UsageError: there are no tokens.
     """
-    check_room(lm.name, lm.context, len(token_ids), behind)
-    batch = Batch.behind(Front(behind), [tuple(token_ids)], device=lm.device)
-    return stacked(lm, behind, *collected(lm, batch))
+    check_context_length(lm.name, lm.context, len(token_ids), past)
+    batch = Batch.from_rows(Front(past), [tuple(token_ids)], device=lm.device)
+    return append_keys_values(lm, past, *compute_keys_values(lm, batch))
 
 
-def check_room(name: str, context: int | None, tokens: int, behind: KVPrefix | None) -> None:
-    """Raise for a text that can stand in front of no request, as `activations` does."""
+def check_context_length(name: str, context: int | None, tokens: int, past: KVPrefix | None) -> None:
+    """Raise UsageError for a text without tokens, PromptTooLong for one that leaves no room for a request."""
     if not tokens:
         raise UsageError("the text has no tokens; a static prefix needs at least one.")
-    used = tokens + (behind.length if behind is not None else 0)
+    used = tokens + (past.length if past is not None else 0)
     if context is not None and used >= context:
         raise PromptTooLong(
             f"the text has {used} tokens, the context of {name} is {context}; shorten it so that a request fits."
@@ -39,7 +41,7 @@ def check_room(name: str, context: int | None, tokens: int, behind: KVPrefix | N
 
 
 @torch.no_grad()
-def collected(lm: LanguageModel, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+def compute_keys_values(lm: LanguageModel, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
     """Keys and values ``[kv_heads, N, dim]`` of the batch's tokens, a layer each."""
     keys: dict[int, Tensor] = {}
     values: dict[int, Tensor] = {}
@@ -47,14 +49,14 @@ def collected(lm: LanguageModel, batch: Batch) -> tuple[list[Tensor], list[Tenso
     def collect(layer: int, key: Tensor, value: Tensor) -> None:
         keys[layer], values[layer] = key.contiguous(), value.contiguous()
 
-    lm.hidden(batch, torch.zeros(1, dtype=torch.long, device=lm.device), on_keys=collect)
+    lm.hidden_states(batch, torch.zeros(1, dtype=torch.long, device=lm.device), on_keys_values=collect)
     layers = range(len(lm.identity.layers))
     return [keys[layer] for layer in layers], [values[layer] for layer in layers]
 
 
-def stacked(lm: LanguageModel, first: KVPrefix | None, keys: list[Tensor], values: list[Tensor]) -> KVPrefix:
-    """A prefix of what stands first, if anything, and of the collected keys and values behind it."""
-    if first is not None and first.length:
-        keys = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(first.keys, keys, strict=True)]
-        values = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(first.values, values, strict=True)]
+def append_keys_values(lm: LanguageModel, past: KVPrefix | None, keys: list[Tensor], values: list[Tensor]) -> KVPrefix:
+    """A prefix of ``past``, if there is one, with keys and values behind it."""
+    if past is not None and past.length:
+        keys = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(past.keys, keys, strict=True)]
+        values = [torch.cat([a.detach().to(b), b], dim=1) for a, b in zip(past.values, values, strict=True)]
     return KVPrefix(lm.identity, tuple(keys), tuple(values), offset=keys[0].shape[1])

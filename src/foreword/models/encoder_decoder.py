@@ -1,6 +1,6 @@
-"""`EncoderDecoder`: a frozen T5, BART or the like, for soft tokens in front of its encoder; it is not served.
+"""`EncoderDecoder`: a frozen T5, BART or the like, with soft tokens in front of its encoder; it is not served.
 
-It takes the same ragged batches as other models, so losses, choices of labels and evaluation need not know of it.
+It takes the same ragged batches as other models, so losses, label scorers and evaluation work on it unchanged.
 """
 
 from __future__ import annotations
@@ -15,85 +15,86 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
-from foreword.attention import Attend
+from foreword.attention import AttentionFn
 from foreword.core import Batch
 from foreword.errors import UnsupportedModel, UsageError
+from foreword.models.decoder_inputs import DecoderInputs
 from foreword.models.language_model import LanguageModel
-from foreword.models.written import Written
 
 
 @dataclass(eq=False)
 class EncoderDecoder(LanguageModel):
-    """An encoder that reads a text and a decoder that writes the answer apart from it.
+    """A frozen encoder-decoder model.
 
-    A batch means: a sequence without a parent is a text, with soft tokens inside; one with a parent is what the decoder
-    has written so far, behind its start token. The logits after a text are those of the answer's first token. It runs
-    on padded rows with Transformers' own attention: soft tokens see the text, so nothing of them is shared by rows.
+    In its batches a sequence without a parent is an encoder text, soft tokens inside; one with a parent holds decoder
+    tokens behind the start token. The logits after a text are those of the answer's first token. It runs on padded rows
+    with Transformers' own attention: soft tokens see the text, so rows cannot share them.
 
     Attributes:
-        start_id: the token that the decoder begins with.
+        decoder_start_token_id: as in Transformers' configurations.
     """
 
-    decoder: ClassVar[bool] = True
-    start_id: int = 0
+    is_encoder_decoder: ClassVar[bool] = True
+    decoder_start_token_id: int = 0
 
     def logits(
         self,
         batch: Batch,
-        rows: Tensor,
+        output_indices: Tensor,
         *,
-        attend: Attend | None = None,
-        on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | None = None,
+        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Logits ``[K, vocab]`` after the last token of a text, or after tokens of the decoder.
 
         Args:
-            batch: texts, and what is written behind them.
-            rows: ``[K]`` places in ``0..N-1``.
-            attend, on_keys: of engines and of lowering, neither of which an encoder-decoder has.
+            batch: texts, and decoder tokens behind them.
+            output_indices: ``[K]`` indices in ``0..N-1``.
+            attend, on_keys_values: refused; they are for engines and lowering.
 
         Raises:
             UnsupportedModel: there are prefixes or adapters.
-            UsageError: soft tokens without a text, or a place inside a text.
+            UsageError: soft tokens without a text, or an index inside a text.
         """
-        if attend is not None or on_keys is not None:
+        if attend is not None or on_keys_values is not None:
             raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose keys and values are not kept.")
-        states, mask = self._read(batch)
-        written = Written.of(batch)
-        texts = torch.tensor(written.texts, device=self.device)
-        ids = [torch.cat([texts.new_tensor([self.start_id]), batch.token_ids[places]]) for places in written.places]
+        states, mask = self._encode(batch)
+        inputs = DecoderInputs.from_batch(batch)
+        texts = torch.tensor(inputs.text_indices, device=self.device)
+        start = texts.new_tensor([self.decoder_start_token_id])
+        ids = [torch.cat([start, batch.token_ids[indices]]) for indices in inputs.token_indices]
         output = self.model(
             encoder_outputs=BaseModelOutput(states[texts]),
             attention_mask=mask[texts],
-            # What stands behind a row's end is never seen by the tokens in front of it.
-            decoder_input_ids=pad_sequence(ids, batch_first=True, padding_value=self.start_id),
+            # Padding comes after a row's tokens, which never attend to it.
+            decoder_input_ids=pad_sequence(ids, batch_first=True, padding_value=self.decoder_start_token_id),
             use_cache=False,
         )
-        chosen = torch.tensor([written.at(place) for place in rows.tolist()], device=self.device)
+        chosen = torch.tensor([inputs.logits_index(index) for index in output_indices.tolist()], device=self.device)
         return output.logits[chosen[:, 0], chosen[:, 1]]
 
-    def hidden(
+    def hidden_states(
         self,
         batch: Batch,
-        rows: Tensor,
+        output_indices: Tensor,
         *,
-        attend: Attend | None = None,
-        on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | None = None,
+        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """Raises UnsupportedModel: neither heads nor lowering work on an encoder-decoder."""
-        del batch, rows, attend, on_keys
+        """Raise UnsupportedModel: neither heads nor lowering work on an encoder-decoder."""
+        del batch, output_indices, attend, on_keys_values
         raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose hidden states no head or prefix is made of.")
 
     @torch.inference_mode()
-    def write(self, batch: Batch, choose: Callable[[Tensor], Sequence[int] | None]) -> None:
-        """Run the decoder behind all texts of a batch, token by token.
+    def decode(self, batch: Batch, choose: Callable[[Tensor], Sequence[int] | None]) -> None:
+        """Generate answers to all texts of a batch, token by token, with a key/value cache.
 
         Args:
             batch: texts alone.
-            choose: gets logits ``[texts, vocab]`` float32 and gives the next token of every text, or ``None`` to stop.
+            choose: logits ``[texts, vocab]`` float32 -> the next token of every text, or ``None`` to stop.
         """
-        states, mask = self._read(batch)
-        tokens: Sequence[int] | None = [self.start_id] * len(states)
+        states, mask = self._encode(batch)
+        tokens: Sequence[int] | None = [self.decoder_start_token_id] * len(states)
         cache = None
         while tokens is not None:
             output = self.model(
@@ -106,12 +107,12 @@ class EncoderDecoder(LanguageModel):
             cache = output.past_key_values
             tokens = choose(output.logits[:, -1].float())
 
-    def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The encoder's states ``[texts, longest, hidden]`` and which of them are there ``[texts, longest]``."""
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The encoder's hidden states ``[texts, longest, hidden]`` and attention mask ``[texts, longest]``."""
         self._check(batch)
         embedded = self.model.get_input_embeddings()(batch.token_ids)
-        if batch.embeds is not None and batch.embed_rows is not None:
-            embedded = embedded.index_copy(0, batch.embed_rows, batch.embeds.to(embedded.dtype))
+        if batch.embeds is not None and batch.embed_indices is not None:
+            embedded = embedded.index_copy(0, batch.embed_indices, batch.embeds.to(embedded.dtype))
         texts = [i for i, parent in enumerate(batch.parents) if parent is None]
         rows = [embedded[batch.starts[i] : batch.starts[i + 1]] for i in texts]
         mask = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
@@ -124,8 +125,8 @@ class EncoderDecoder(LanguageModel):
                 f"{self.name} is an encoder-decoder, which takes soft tokens in front of its text and neither prefixes "
                 "nor adapters; learn with prompt-tuning or p-tuning."
             )
-        places = batch.embed_rows.tolist() if batch.embed_rows is not None else []
-        soft = [bisect_right(batch.starts, place) - 1 for place in places]
+        indices = batch.embed_indices.tolist() if batch.embed_indices is not None else []
+        soft = [bisect_right(batch.starts, index) - 1 for index in indices]
         alone = {i for i in set(soft) if soft.count(i) == batch.lengths[i]}
         if alone or any(batch.parents[i] is not None for i in soft):
             raise UsageError("soft tokens of an encoder-decoder stand in the rows of its texts, with the text.")

@@ -1,4 +1,4 @@
-"""Fingerprints: is this the model, and the tokenizer, that a prefix was made for?"""
+"""`compute_identity`: the fingerprints that tell whether a prefix was made for this model and tokenizer."""
 
 from __future__ import annotations
 
@@ -61,12 +61,14 @@ def rope_parameters(config: Any) -> str:
     return json.dumps(_without_nulls(rope), sort_keys=True, default=str)
 
 
-def identify(model: Any, tokenizer: Any, layers: tuple[LayerShape, ...], folder: Path | None = None) -> ModelIdentity:
-    """What prefixes of a model must agree with.
+def compute_identity(
+    model: Any, tokenizer: Any, layers: tuple[LayerShape, ...], folder: Path | None = None
+) -> ModelIdentity:
+    """The identity that prefixes of a model are checked against.
 
     Args:
-        layers: what its self-attention keeps for a position.
-        folder: where it was loaded from; its weights as stored count, not as loaded.
+        layers: cache shapes of its self-attention.
+        folder: where it was loaded from; the fingerprint is of the weights as stored there, not as loaded.
     """
     stored = stored_tensors(folder) if folder is not None and weight_files(folder) else model.state_dict().items()
     embeddings = model.get_input_embeddings().weight

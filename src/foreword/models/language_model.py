@@ -11,31 +11,31 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foreword.adapters import AdapterLayers
-from foreword.attention import Attend, Pass, RaggedAttention
+from foreword.adapters import AdapterHooks
+from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
 from foreword.core import Batch, ModelIdentity
 from foreword.errors import UnsupportedModel
 
 
 @dataclass(eq=False)
 class LanguageModel:
-    """A base model that has been proved to carry prefixes; made by `foreword.load_model`.
+    """A frozen base model that passed the support probe; made by `foreword.load_model`.
 
     Attributes:
         name: what the user called it; it is served under this name.
         model: the Transformers model, in eval mode, no parameter requiring gradients.
         tokenizer: its tokenizer.
-        identity: what a prefix must agree with.
+        identity: checked against that of every prefix.
         layers: number of every self-attention module.
         causal: False for encoders.
         context: positions that the model can take, prefix included; ``None`` without a limit.
-        difference: root mean square of the logit differences that the support probe found to Transformers alone.
+        probe_error: root mean square of the logits' differences to Transformers alone, found by the support probe.
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
-        vocabulary: whether it has an output matrix; without one (a sentence encoder) only heads can label its states.
-        decoder: answers are written apart from the text, by a decoder of its own (`EncoderDecoder`).
+        has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
+        is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
     """
 
-    decoder: ClassVar[bool] = False
+    is_encoder_decoder: ClassVar[bool] = False
     name: str
     model: Any
     tokenizer: Any
@@ -43,13 +43,13 @@ class LanguageModel:
     layers: dict[nn.Module, int]
     causal: bool
     context: int | None
-    difference: float
+    probe_error: float
     first_position: int = 0
-    vocabulary: bool = True
-    _adapters: AdapterLayers = field(init=False, repr=False)
+    has_lm_head: bool = True
+    _adapters: AdapterHooks = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._adapters = AdapterLayers.of(self.model)
+        self._adapters = AdapterHooks.of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +60,7 @@ class LanguageModel:
         return self.model.get_input_embeddings().weight.dtype
 
     @property
-    def end_ids(self) -> frozenset[int]:
+    def eos_token_ids(self) -> frozenset[int]:
         """Token ids that end a text, from the generation config and the tokenizer."""
         ends = {self.tokenizer.eos_token_id}
         configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
@@ -70,66 +70,66 @@ class LanguageModel:
     def logits(
         self,
         batch: Batch,
-        rows: Tensor,
+        output_indices: Tensor,
         *,
-        attend: Attend | None = None,
-        on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | None = None,
+        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Logits after chosen tokens of a ragged batch.
 
         Args:
             batch: the layout and the tokens.
-            rows: ``[K]`` places in ``0..N-1``; only these reach the output matrix.
-            attend: another way to attend than `RaggedAttention` (the engine's).
-            on_keys: see `RaggedAttention`.
+            output_indices: ``[K]`` indices in ``0..N-1``; only these reach the output matrix.
+            attend: in place of `RaggedAttention` (an engine's paged attention).
+            on_keys_values: see `RaggedAttention`.
 
         Returns:
             ``[K, vocab]`` in the model's dtype.
         """
-        if not self.vocabulary:
+        if not self.has_lm_head:
             raise UnsupportedModel(f"{self.name} has no output matrix, so it cannot score words; learn with a head.")
-        run = Pass(attend if attend is not None else RaggedAttention(batch, on_keys), self.layers)
+        run = ForwardContext(attend if attend is not None else RaggedAttention(batch, on_keys_values), self.layers)
         with self._adapted(batch):
-            return forward(self.model, batch, rows, run, self.first_position)
+            return forward(self.model, batch, output_indices, run, self.first_position)
 
-    def hidden(
+    def hidden_states(
         self,
         batch: Batch,
-        rows: Tensor,
+        output_indices: Tensor,
         *,
-        attend: Attend | None = None,
-        on_keys: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | None = None,
+        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Final hidden states ``[K, hidden]`` of chosen tokens; the arguments are those of `logits`."""
-        run = Pass(attend if attend is not None else RaggedAttention(batch, on_keys), self.layers)
+        run = ForwardContext(attend if attend is not None else RaggedAttention(batch, on_keys_values), self.layers)
         with self._adapted(batch):
-            return hidden_states(self.model, batch, run, self.first_position)[rows]
+            return hidden_states(self.model, batch, run, self.first_position)[output_indices]
 
     @contextmanager
     def _adapted(self, batch: Batch) -> Iterator[None]:
-        self._adapters.use(batch)
+        self._adapters.activate(batch)
         try:
             yield
-            self._adapters.check_met(self.name)
+            self._adapters.check_applied(self.name)
         finally:
             if not torch.is_grad_enabled():
                 self._adapters.clear()
 
 
-def forward(model: Any, batch: Batch, rows: Tensor, run: Pass, first_position: int) -> Tensor:
+def forward(model: Any, batch: Batch, output_indices: Tensor, run: ForwardContext, first_position: int) -> Tensor:
     """One forward of a Transformers model over ``[1, N]`` tokens; see `LanguageModel.logits`."""
     # A model that does not know `logits_to_keep` would swallow it and return the logits of every token.
     keeps = "logits_to_keep" in signature(model.forward).parameters
     output = model(
         **_inputs(model, batch, first_position),
         use_cache=False,
-        **({"logits_to_keep": rows} if keeps else {}),
+        **({"logits_to_keep": output_indices} if keeps else {}),
         foreword=run,
     )
-    return output.logits[0] if keeps else output.logits[0, rows]
+    return output.logits[0] if keeps else output.logits[0, output_indices]
 
 
-def hidden_states(model: Any, batch: Batch, run: Pass, first_position: int) -> Tensor:
+def hidden_states(model: Any, batch: Batch, run: ForwardContext, first_position: int) -> Tensor:
     """Final hidden states ``[N, hidden]`` of all tokens, from the model without its output matrix."""
     body = model.base_model
     known = signature(body.forward).parameters
@@ -138,11 +138,11 @@ def hidden_states(model: Any, batch: Batch, run: Pass, first_position: int) -> T
 
 
 def _inputs(model: Any, batch: Batch, first_position: int) -> dict[str, Tensor]:
-    positions = [torch.arange(o, o + n) for o, n in zip(batch.offsets, batch.lengths, strict=True)]
+    positions = [torch.arange(o, o + n) for o, n in zip(batch.position_offsets, batch.lengths, strict=True)]
     position_ids = torch.cat(positions).to(batch.token_ids.device)[None] + first_position
-    if batch.embeds is None or batch.embed_rows is None:
+    if batch.embeds is None or batch.embed_indices is None:
         return {"input_ids": batch.token_ids[None], "position_ids": position_ids}
     table = model.get_input_embeddings()
     # Index with a copy, not in place: the looked-up embeddings may be a view that autograd still needs.
-    embedded = table(batch.token_ids).index_copy(0, batch.embed_rows, batch.embeds.to(table.weight.dtype))
+    embedded = table(batch.token_ids).index_copy(0, batch.embed_indices, batch.embeds.to(table.weight.dtype))
     return {"inputs_embeds": embedded[None], "position_ids": position_ids}

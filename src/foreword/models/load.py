@@ -1,4 +1,4 @@
-"""`load_model`: a Hub id, a folder, a ``.gguf`` file or the built-in name becomes a proved `LanguageModel`."""
+"""`load_model`: a Hub id, a folder, a ``.gguf`` file or the built-in name -> a probed `LanguageModel`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from foreword.errors import ModelError, SettingError, UnknownModel, UnsupportedM
 from foreword.home import default_model
 from foreword.models import gguf
 from foreword.models.encoder_decoder import EncoderDecoder
-from foreword.models.fingerprint import identify
+from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
+from foreword.models.fingerprint import compute_identity
 from foreword.models.language_model import LanguageModel
-from foreword.models.probe import has_vocabulary, prove
-from foreword.models.products import pack
-from foreword.models.soft_probe import decoder_shapes, prove_soft, start_id
+from foreword.models.packed_linear import pack_linear_layers
+from foreword.models.probe import has_lm_head, probe_model
 
-_NAMES = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
+_NAME_FORMS = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,7 +44,7 @@ def load_model(
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> LanguageModel:
-    """Load a base model and prove that it can carry prefixes.
+    """Load a base model and probe that it carries prefixes.
 
     Args:
         name: a Hub id, a folder, a ``.gguf`` file, or ``smollm2-135m`` (built in); by default ``$FOREWORD_MODEL``,
@@ -62,16 +62,16 @@ def load_model(
     target = _device(device)
     if dtype not in ("auto", *DTYPES):
         raise SettingError("dtype", f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}.")
-    source = locate(name, progress)
+    source = resolve_source(name, progress)
     attention.register()
-    model, tokenizer = _load(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
+    model, tokenizer = _load_model_and_tokenizer(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
     model.to(target).eval().requires_grad_(False)
-    return wrap(model, tokenizer, name=name, folder=_folder(source, model))
+    return wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
 
 
 def pull(name: str, progress: Callable[[str], None]) -> Path:
-    """Make a model's folder ready and return it. Raises UnknownModel."""
-    source = locate(name, progress)
+    """The folder of a model, downloaded or converted if needed. Raises UnknownModel."""
+    source = resolve_source(name, progress)
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download
@@ -80,54 +80,59 @@ def pull(name: str, progress: Callable[[str], None]) -> Path:
     try:
         return Path(snapshot_download(source))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UnknownModel(f"model {name!r} could not be fetched ({_first_line(error)}); {_NAMES}.") from error
+        raise UnknownModel(f"model {name!r} could not be fetched ({_first_line(error)}); {_NAME_FORMS}.") from error
 
 
-def wrap(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -> LanguageModel:
-    """Prove and fingerprint a Transformers model; all but encoder-decoders with ``attn_implementation="foreword"``."""
+def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -> LanguageModel:
+    """Probe and fingerprint a Transformers model.
+
+    Args:
+        model: frozen; loaded with ``attn_implementation="foreword"`` unless it is an encoder-decoder.
+        folder: where it was loaded from.
+    """
     if getattr(model.config, "is_encoder_decoder", False):
-        return _encoder_decoder(model, tokenizer, name, folder)
-    start = _first_position(model)
-    proof = prove(model, start)
-    limit = positions(model.config.get_text_config())
+        return _wrap_encoder_decoder(model, tokenizer, name, folder)
+    first_position = _first_position(model)
+    probe = probe_model(model, first_position)
+    limit = max_positions(model.config.get_text_config())
     lm = LanguageModel(
         name,
         model,
         tokenizer,
-        identify(model, tokenizer, proof.shapes, folder),
-        proof.layers,
-        proof.causal,
-        limit - start if limit else None,
-        proof.difference,
-        start,
-        has_vocabulary(model),
+        compute_identity(model, tokenizer, probe.shapes, folder),
+        probe.layers,
+        probe.causal,
+        limit - first_position if limit else None,
+        probe.difference,
+        first_position,
+        has_lm_head(model),
     )
-    token = Batch.behind(Front(), [[0]], device=lm.device)
-    pack(model, lambda: (lm.logits if lm.vocabulary else lm.hidden)(token, token.token_ids))
+    token = Batch.from_rows(Front(), [[0]], device=lm.device)
+    pack_linear_layers(model, lambda: (lm.logits if lm.has_lm_head else lm.hidden_states)(token, token.token_ids))
     return lm
 
 
-def _encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
+def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
     try:
         lm = EncoderDecoder(
             name,
             model,
             tokenizer,
-            identify(model, tokenizer, decoder_shapes(model), folder),
+            compute_identity(model, tokenizer, decoder_layer_shapes(model), folder),
             layers={},
             causal=False,
             context=getattr(model.config, "max_position_embeddings", None),
-            difference=0.0,
-            start_id=start_id(model),
+            probe_error=0.0,
+            decoder_start_token_id=decoder_start_token_id(model),
         )
-        return replace(lm, difference=prove_soft(lm))
+        return replace(lm, probe_error=probe_encoder_decoder(lm))
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
         kind = type(model).__name__
         raise UnsupportedModel(f"{kind} cannot take soft tokens: its forward failed with {error!r}.") from error
 
 
-def positions(config: Any) -> int | None:
-    """Positions for which a token's rotation does not depend on what else is in the batch.
+def max_positions(config: Any) -> int | None:
+    """Number of positions whose rotations do not depend on the rest of the batch; ``None`` without a limit.
 
     LongRoPE changes the frequencies of all tokens as soon as one stands beyond the original length: a long request
     would change the others' answers, and the keys of a stored prefix would no longer fit.
@@ -139,8 +144,8 @@ def positions(config: Any) -> int | None:
     return min((limit for limit in limits if limit), default=None)
 
 
-def locate(name: str, progress: Callable[[str], None]) -> str:
-    """A folder, or a Hub id as it is. Raises UnknownModel."""
+def resolve_source(name: str, progress: Callable[[str], None]) -> str:
+    """The folder of a local or built-in model, or a Hub id unchanged. Raises UnknownModel."""
     if name == gguf.BUILTIN:
         return str(gguf.builtin_folder(progress))
     if name.endswith(".gguf"):
@@ -148,7 +153,7 @@ def locate(name: str, progress: Callable[[str], None]) -> str:
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UnknownModel(f"there is no model folder {name}; {_NAMES}.")
+        raise UnknownModel(f"there is no model folder {name}; {_NAME_FORMS}.")
     return name
 
 
@@ -168,13 +173,13 @@ def _device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
-def _load(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
-    config, tokenizer = describe(source, name, trust_remote_code)
+def _load_model_and_tokenizer(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
+    config, tokenizer = load_config_and_tokenizer(source, name, trust_remote_code)
     auto = auto_class(config)
-    model, missing = _weights(auto, config, source, name, dtype, trust_remote_code)
+    model, missing = _from_pretrained(auto, config, source, name, dtype, trust_remote_code)
     if missing and auto is AutoModelForMaskedLM:
         # A sentence encoder or a classifier: its hidden states are whole, only the words' matrix was never there.
-        model, missing = _weights(AutoModel, config, source, name, dtype, trust_remote_code)
+        model, missing = _from_pretrained(AutoModel, config, source, name, dtype, trust_remote_code)
         missing = [key for key in missing if not key.startswith("pooler.")]
     if missing:
         raise UnsupportedModel(
@@ -184,10 +189,10 @@ def _load(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[
     return model, tokenizer
 
 
-def _weights(
+def _from_pretrained(
     auto: Any, config: Any, source: str, name: str, dtype: Any, trust_remote_code: bool
 ) -> tuple[Any, list[str]]:
-    """The model, and which of its tensors the checkpoint has not."""
+    """The model, and the names of its tensors that the checkpoint lacks."""
     try:
         model, found = auto.from_pretrained(
             source,
@@ -195,7 +200,7 @@ def _weights(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             # Soft tokens are all that an encoder-decoder takes: its attention stays Transformers' own.
-            **({} if auto is AutoModelForSeq2SeqLM else {"attn_implementation": attention.NAME}),
+            **({} if auto is AutoModelForSeq2SeqLM else {"attn_implementation": attention.ATTN_IMPLEMENTATION}),
         )
     except KeyError as error:
         raise UnsupportedModel(
@@ -206,8 +211,11 @@ def _weights(
     return model, sorted(found["missing_keys"])
 
 
-def describe(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    """Configuration and tokenizer."""
+def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Transformers' configuration and tokenizer.
+
+    Raises UnknownModel, or UnsupportedModel for a model with code of its own that is not trusted.
+    """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         return config, AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -217,11 +225,11 @@ def describe(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]
                 f"{name} comes with its own code, which is not run unless asked; pass --trust-remote-code if you "
                 "trust it."
             ) from error
-        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAMES}.") from error
+        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAME_FORMS}.") from error
 
 
 def auto_class(config: Any) -> Any:
-    """Transformers' class for a model of this kind."""
+    """The ``AutoModel...`` class that loads a model with this configuration."""
     if getattr(config, "is_encoder_decoder", False):
         return AutoModelForSeq2SeqLM
     names = getattr(config, "architectures", None) or []
@@ -238,7 +246,7 @@ def _is_encoder(config: Any) -> bool:
     return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
 
 
-def _folder(source: str, model: Any) -> Path | None:
+def _weights_folder(source: str, model: Any) -> Path | None:
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download

@@ -1,6 +1,6 @@
-"""The support probe: a model carries prefixes if it does so here, whatever its name.
+"""The support probe: a model is supported if a prefix gives it the logits of the joined text, whatever its name.
 
-Run once at load. It also numbers the layers, learns their shapes, and is what `foreword doctor --model` prints.
+Run once at load. It also numbers the layers and finds their cache shapes; `foreword doctor --model` prints its result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from foreword.attention import NAME, Pass, RaggedAttention
+from foreword.attention import ATTN_IMPLEMENTATION, ForwardContext, RaggedAttention
 from foreword.core import Batch, KVPrefix, LayerShape, ModelIdentity
 from foreword.errors import UnsupportedModel
 from foreword.models.language_model import forward, hidden_states
@@ -21,22 +21,22 @@ PREFIX_TOKENS = 11
 REQUEST_TOKENS = 7
 # Share of a prefix's effect that may be lost to rounding, in units of the dtype's own precision. SmolLM2 loses 5 in
 # bfloat16 and float16 and 16 in float32, where a floor is put: less than a thousandth is rounding in any model.
-TOLERATED = 24.0
+TOLERANCE = 24.0
 FLOOR = 1e-3
 # Not all and not in order, so that a model which ignores the choice of rows is found out too.
 REQUEST_ROWS = (6, 3, 0, 4)
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What the probe found.
+class ProbeResult:
+    """Layers of a supported model, and how near it comes to the reference.
 
     Attributes:
         layers: number of every self-attention module, in order of use.
-        shapes: what each layer keeps for a position.
+        shapes: cache shape of each layer.
         causal: False for encoders.
         difference: root mean square of the logits' differences between the prefix and the reference.
-        effect: the same between no prefix and the reference: what the prefix does at all.
+        effect: the same between no prefix and the reference, the scale for ``difference``.
     """
 
     layers: dict[nn.Module, int]
@@ -47,11 +47,14 @@ class Proof:
 
 
 @torch.no_grad()
-def prove(model: Any, first_position: int) -> Proof:
-    """Show that every self-attention layer of ``model`` uses a prefix exactly once and rightly.
+def probe_model(model: Any, first_position: int) -> ProbeResult:
+    """Check that every self-attention layer of ``model`` uses a prefix exactly once and correctly.
+
+    Args:
+        first_position: position id of the first token.
 
     Raises:
-        UnsupportedModel: naming the model and what it does not do.
+        UnsupportedModel: it does not; the sentence says why.
     """
     name, config = type(model).__name__, model.config.get_text_config()
     _check_kind(config, name)
@@ -65,46 +68,49 @@ def prove(model: Any, first_position: int) -> Proof:
         keys[layer], values[layer] = key, value
 
     try:
-        first = Pass(RaggedAttention(_alone(ids[:PREFIX_TOKENS]), collect), layers, numbering=True)
-        _run(model, _alone(ids[:PREFIX_TOKENS]), _all(PREFIX_TOKENS, ids), first, first_position)
+        text = _single_row(ids[:PREFIX_TOKENS])
+        first = ForwardContext(RaggedAttention(text, collect), layers, register_layers=True)
+        _run(model, text, torch.arange(PREFIX_TOKENS, device=ids.device), first, first_position)
         _check_layers(config, name, first)
         prefix = _as_prefix(keys, values)
-        request = _alone(ids[PREFIX_TOKENS:], prefix)
-        second = Pass(RaggedAttention(request), layers)
+        request = _single_row(ids[PREFIX_TOKENS:], prefix)
+        second = ForwardContext(RaggedAttention(request), layers)
         with_prefix = _run(model, request, rows, second, first_position)
-        bare = Batch((REQUEST_TOKENS,), (None,), (_without(prefix),), ids[PREFIX_TOKENS:])
-        without = _run(model, bare, rows, Pass(RaggedAttention(bare), layers), first_position)
+        bare = Batch((REQUEST_TOKENS,), (None,), (_emptied(prefix),), ids[PREFIX_TOKENS:])
+        without = _run(model, bare, rows, ForwardContext(RaggedAttention(bare), layers), first_position)
         causal = all(bool(getattr(module, "is_causal", True)) for module in layers)
         reference = _reference(model, ids, causal)[rows]
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedModel(f"{name} cannot carry a prefix: its forward failed with {error!r}.") from error
-    if second.asked != first.asked:
-        raise UnsupportedModel(f"{name} asked for prefixes of layers {second.asked}, expected {first.asked}.")
+    if second.attended_layers != first.attended_layers:
+        raise UnsupportedModel(
+            f"{name} asked for prefixes of layers {second.attended_layers}, expected {first.attended_layers}."
+        )
     difference, effect = _distance(with_prefix, reference), _distance(without, reference)
     precision = torch.finfo(reference.dtype).eps
     rounding = 4 * precision * float(reference.float().square().mean().sqrt())
-    if not difference <= max(max(TOLERATED * precision, FLOOR) * effect, rounding):
+    if not difference <= max(max(TOLERANCE * precision, FLOOR) * effect, rounding):
         raise UnsupportedModel(
             f"{name} does not give the same logits with text as a prefix as with the joined text: they differ by "
             f"{difference:.3g}, where leaving the prefix out changes them by {effect:.3g}."
         )
-    return Proof(layers, prefix.model.layers, causal, difference, effect)
+    return ProbeResult(layers, prefix.model.layers, causal, difference, effect)
 
 
-def has_vocabulary(model: Any) -> bool:
-    """Whether the model turns hidden states into logits; a sentence encoder does not."""
+def has_lm_head(model: Any) -> bool:
+    """Whether the model has an output matrix; a sentence encoder has none."""
     return model.get_output_embeddings() is not None
 
 
-def _run(model: Any, batch: Batch, rows: Tensor, run: Pass, first_position: int) -> Tensor:
+def _run(model: Any, batch: Batch, rows: Tensor, run: ForwardContext, first_position: int) -> Tensor:
     """Logits, or hidden states of a model without an output matrix."""
-    if has_vocabulary(model):
+    if has_lm_head(model):
         return forward(model, batch, rows, run, first_position)
     return hidden_states(model, batch, run, first_position)[rows]
 
 
 def _distance(found: Tensor, reference: Tensor) -> float:
-    """Root mean square over all numbers: the largest difference alone would be one of rounding in bfloat16."""
+    """Root mean square difference; in bfloat16 the largest difference would be one of rounding."""
     return float((found.float() - reference.float()).square().mean().sqrt())
 
 
@@ -114,12 +120,12 @@ def _check_kind(config: Any, name: str) -> None:
         raise UnsupportedModel(f"{name} has {unknown[0]} layers, whose state no key/value prefix can carry.")
 
 
-def _check_layers(config: Any, name: str, run: Pass) -> None:
+def _check_layers(config: Any, name: str, run: ForwardContext) -> None:
     count = config.num_hidden_layers
-    if run.asked != list(range(count)):
+    if run.attended_layers != list(range(count)):
         raise UnsupportedModel(
-            f"{name} has {count} layers, of which {len(set(run.asked))} asked for a prefix "
-            f"({len(run.asked)} times); every self-attention layer must ask exactly once."
+            f"{name} has {count} layers, of which {len(set(run.attended_layers))} asked for a prefix "
+            f"({len(run.attended_layers)} times); every self-attention layer must ask exactly once."
         )
     expected = _windows(config, count)
     if run.windows != expected:
@@ -143,12 +149,8 @@ def _probe_ids(model: Any) -> Tensor:
     return (vocabulary // 4 + steps * 7919) % (vocabulary - 5) + 5
 
 
-def _alone(ids: Tensor, prefix: KVPrefix | None = None) -> Batch:
+def _single_row(ids: Tensor, prefix: KVPrefix | None = None) -> Batch:
     return Batch((len(ids),), (None,), (prefix,), ids)
-
-
-def _all(count: int, ids: Tensor) -> Tensor:
-    return torch.arange(count, device=ids.device)
 
 
 def _as_prefix(keys: dict[int, Tensor], values: dict[int, Tensor]) -> KVPrefix:
@@ -160,31 +162,31 @@ def _as_prefix(keys: dict[int, Tensor], values: dict[int, Tensor]) -> KVPrefix:
     return KVPrefix(identity, tuple(keys[i] for i in ordered), tuple(values[i] for i in ordered), offset=PREFIX_TOKENS)
 
 
-def _without(prefix: KVPrefix) -> KVPrefix:
-    """No positions, but the request still starts where it would: what a model that loses its prefix computes."""
+def _emptied(prefix: KVPrefix) -> KVPrefix:
+    """The prefix without positions but with its offset: what a model that loses its prefix computes."""
     keys = tuple(key[:, :0] for key in prefix.keys)
     values = tuple(value[:, :0] for value in prefix.values)
     return KVPrefix(prefix.model, keys, values, prefix.offset)
 
 
 def _reference(model: Any, ids: Tensor, causal: bool) -> Tensor:
-    """What `_run` should give for the request's tokens, by Transformers alone: the joined text, or for encoders
+    """Expected outputs of the request's tokens by Transformers alone: of the joined text, or for encoders with
     ``past_key_values``."""
-    out = (lambda output: output.logits[0]) if has_vocabulary(model) else (lambda output: output.last_hidden_state[0])
+    out = (lambda output: output.logits[0]) if has_lm_head(model) else (lambda output: output.last_hidden_state[0])
     model.set_attn_implementation("eager")
     try:
         if causal:
             return out(model(input_ids=ids[None], use_cache=False))[PREFIX_TOKENS:]
         keys: dict[int, tuple[Tensor, Tensor]] = {}
         cache = DynamicCache()
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(ATTN_IMPLEMENTATION)
         layers: dict[nn.Module, int] = {}
-        attend = RaggedAttention(_alone(ids[:PREFIX_TOKENS]), lambda i, k, v: keys.__setitem__(i, (k, v)))
-        run = Pass(attend, layers, numbering=True)
+        attend = RaggedAttention(_single_row(ids[:PREFIX_TOKENS]), lambda i, k, v: keys.__setitem__(i, (k, v)))
+        run = ForwardContext(attend, layers, register_layers=True)
         model(input_ids=ids[None, :PREFIX_TOKENS], use_cache=False, foreword=run)
         for layer, (key, value) in keys.items():
             cache.update(key[None], value[None], layer)
         model.set_attn_implementation("eager")
         return out(model(input_ids=ids[None, PREFIX_TOKENS:], past_key_values=cache))
     finally:
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(ATTN_IMPLEMENTATION)

@@ -1,4 +1,4 @@
-"""Is this the tokenizer that a prefix was made with?"""
+"""`tokenizer_fingerprint`: tells whether a prefix was made with this tokenizer."""
 
 from __future__ import annotations
 

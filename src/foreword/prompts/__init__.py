@@ -1,1 +1,1 @@
-"""Prompt encoders, their initial values, and lowering: everything that makes a `KVPrefix`."""
+"""Learning methods as prompt encoders, their initial values, and lowering to a `KVPrefix`."""

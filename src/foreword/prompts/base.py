@@ -1,4 +1,4 @@
-"""What every method of learning gives: a small frozen recipe that builds a trainable prompt encoder."""
+"""`Method` and `PromptEncoder`: the hyper-parameters of a learning method, and the trainable module that they build."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from torch import Tensor, nn
 
 from foreword.core import Front
 from foreword.models import LanguageModel
-from foreword.prompts.init import Start
+from foreword.prompts.init import InitialValues
 
 
 class PromptEncoder(nn.Module):
-    """Trainable values in float32 or wider and the front that they make; the frozen model is not part of it."""
+    """Trainable parameters, in float32 or wider, and the `Front` computed from them; the frozen model is not in it."""
 
     def front(self) -> Front:
-        """What stands in front of every row or goes with it, in the model's dtype, with gradients to the values."""
+        """The learned parts of a forward in the model's dtype, with gradients to the parameters."""
         raise NotImplementedError
 
     def soft_tokens(self) -> Tensor | None:
-        """All learned soft tokens ``[length, hidden]`` as they are now, without gradients; ``None`` if there are none.
+        """The current soft tokens ``[length, hidden]`` without gradients; ``None`` if the method has none.
 
-        They are what other soft prompts can start from (`foreword.prompts.init.transfer`).
+        Other soft prompts can be initialized with them (`foreword.prompts.init.from_task`).
         """
         return None
 
 
 class Method(Protocol):
-    """Hyper-parameters of one way to learn a prompt: a frozen dataclass, whose fields they are.
+    """Hyper-parameters of a learning method: a frozen dataclass whose fields are the options of ``--method``.
 
     Attributes:
         name: as in ``--method``.
-        lr: peak learning rate that works at the first run; 0 if nothing is learned.
-        length: virtual tokens unless ``--length`` says otherwise; 0 if there are none.
-        init: where to start unless ``--init`` says otherwise, see `foreword.prompts.init`.
-        soft: it learns input embeddings, so a template may say where they go.
-        learns: it has anything to learn.
+        lr: default peak learning rate; 0 if no optimizer runs.
+        length: default number of virtual tokens; 0 if there are none.
+        init: default initialization, see `foreword.prompts.init`.
+        soft: it learns soft tokens, so a template may place them with ``{soft:N}``.
+        learns: False for a baseline without anything to learn.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -50,6 +50,6 @@ class Method(Protocol):
     @property
     def lr(self) -> float: ...
 
-    def encoder(self, lm: LanguageModel, start: Start) -> PromptEncoder:
-        """A fresh encoder for ``lm``, starting from ``start``. Raises UsageError if it cannot start there."""
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> PromptEncoder:
+        """A new encoder for ``lm`` with the initial values ``start``. Raises UsageError if they do not fit."""
         ...

@@ -1,8 +1,8 @@
-"""Composing: the prefixes of several tasks stacked into one.
+"""`compose`: the prefixes of several tasks stacked into one.
 
-Text behind anything is run through the model there, which is exact: the stack gives the logits of the joined input. A
-learned prefix was learned with nothing in front of it, so behind another it is an approximation, however it is moved:
-soft tokens are run again behind what stands there, keys and values have their keys turned to the new positions.
+Text is run behind the prefix before it, which is exact: the stack gives the logits of the joined input. A learned
+prefix was learned with nothing in front of it, so behind another it is an approximation: its soft tokens are run again
+there, or its keys are rotated to the new positions.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from typing import Literal
 from foreword.core import Bos, Front, KVPrefix, Task
 from foreword.errors import TemplateError, UsageError
 from foreword.models import LanguageModel
-from foreword.models.activations import check_room, stacked
-from foreword.prompts.alone import check_prefix_alone
-from foreword.prompts.lower import empty, lower, lower_tokens
+from foreword.models.activations import append_keys_values, check_context_length
+from foreword.prompts.lower import empty_prefix, lower, lower_tokens
 from foreword.prompts.rotate import rotate
+from foreword.prompts.stackable import require_bare_prefix
 from foreword.prompts.static import static_task
 from foreword.text import seam
 from foreword.text.template import Template
 from foreword.version import __version__
 
-How = Literal["text", "first", "soft", "rotated", "template"]
-"""How a part came into a stack: its text was run; it stands first as it was learned; its soft tokens were run again;
-its keys were turned; or it has no positions and gives its template alone."""
+Placement = Literal["text", "first", "soft", "rotated", "template"]
+"""How a task is placed in a stack: its text is run; it comes first, unchanged; its soft tokens are run again; its keys
+are rotated; or it has no positions and gives only its template."""
 
 
 @dataclass(frozen=True)
-class Part:
+class StackedTask:
     """One task in a stack."""
 
     task: Task
-    how: How
+    how: Placement
 
     @property
     def exact(self) -> bool:
-        """Whether it is there what it is alone."""
+        """Whether its prefix works there as it does alone."""
         return self.how not in ("soft", "rotated")
 
 
 @dataclass(frozen=True)
 class Composition:
-    """A stack, and what it was made of.
+    """The task of a stack, and the tasks that it was made from.
 
     Attributes:
         task: not yet published.
@@ -52,16 +52,16 @@ class Composition:
     """
 
     task: Task
-    parts: tuple[Part, ...]
+    parts: tuple[StackedTask, ...]
 
     @property
     def exact(self) -> bool:
-        """Whether it gives the logits of its parts' joined input, each learned with what stands in front of it."""
+        """Whether the stack gives the logits of its parts' joined input."""
         return all(part.exact for part in self.parts)
 
-    def alone(self) -> list[Task]:
-        """Every part that has positions, asked by itself what the stack is asked."""
-        return [_asking(self.task, part.task) for part in self.parts if part.how != "template"]
+    def separate_tasks(self) -> list[Task]:
+        """Every part that has positions as a task of its own with the stack's template, to compare with the stack."""
+        return [_with_interface_of(self.task, part.task) for part in self.parts if part.how != "template"]
 
 
 def compose(
@@ -92,12 +92,12 @@ def compose(
     """
     _check(lm, tasks)
     parts = _parts(tasks)
-    question = _question(tasks, template, verbalizer)
+    interface = _task_interface(tasks, template, verbalizer)
     if all(part.how in ("text", "template") for part in parts):
         made = static_task(lm, name, "prompt", "".join(part.task.text or "" for part in parts))
     else:
         made = Task(name, "composed", _stack(lm, parts))
-    return Composition(replace(made, **question, provenance={**made.provenance, **_provenance(parts)}), parts)
+    return Composition(replace(made, **interface, provenance={**made.provenance, **_provenance(parts)}), parts)
 
 
 def _check(lm: LanguageModel, tasks: Sequence[Task]) -> None:
@@ -110,7 +110,7 @@ def _check(lm: LanguageModel, tasks: Sequence[Task]) -> None:
         )
     for task in tasks:
         task.prefix.model.check(lm.identity, f"task '{task.ref}'")
-        check_prefix_alone(task, "stacked")
+        require_bare_prefix(task, "stacked")
         if task.kind == "system":
             raise UsageError(
                 f"task '{task.ref}' is a system turn, which cannot be stacked; publish its text with --text."
@@ -124,15 +124,15 @@ def _check(lm: LanguageModel, tasks: Sequence[Task]) -> None:
         raise UsageError("none of the tasks has a position to stack; name a static task or a learned one.")
 
 
-def _parts(tasks: Sequence[Task]) -> tuple[Part, ...]:
-    parts: list[Part] = []
+def _parts(tasks: Sequence[Task]) -> tuple[StackedTask, ...]:
+    parts: list[StackedTask] = []
     for task in tasks:
         first = not any(part.how != "template" for part in parts)
-        parts.append(Part(task, _how(task, first)))
+        parts.append(StackedTask(task, _placement(task, first)))
     return tuple(parts)
 
 
-def _how(task: Task, first: bool) -> How:
+def _placement(task: Task, first: bool) -> Placement:
     if not task.prefix.length:
         return "template"
     if task.prefix.token_ids is not None:
@@ -144,56 +144,62 @@ def _how(task: Task, first: bool) -> How:
     return "soft" if whole else "rotated"
 
 
-def _stack(lm: LanguageModel, parts: Sequence[Part]) -> KVPrefix:
-    """Every part behind those before it; texts side by side are one text, so that words may join."""
+def _stack(lm: LanguageModel, parts: Sequence[StackedTask]) -> KVPrefix:
+    """Every part behind those before it; neighbouring texts are tokenized as one text."""
     placed = [part for part in parts if part.how != "template"]
-    before = empty(lm)
-    for together, group in groupby(placed, key=lambda part: part.how == "text"):
+    past = empty_prefix(lm)
+    for is_text, group in groupby(placed, key=lambda part: part.how == "text"):
         tasks = [part.task for part in group]
-        for run in [tasks] if together else [[task] for task in tasks]:
-            before = _run(lm, before, run) if together else _learned(lm, before, run[0])
-    return before
+        if is_text:
+            past = _append_text(lm, past, tasks)
+            continue
+        for task in tasks:
+            past = _append_learned(lm, past, task)
+    return past
 
 
-def _run(lm: LanguageModel, before: KVPrefix, tasks: Sequence[Task]) -> KVPrefix:
-    """Texts behind a prefix, tokenized as a request there would be."""
+def _append_text(lm: LanguageModel, past: KVPrefix, tasks: Sequence[Task]) -> KVPrefix:
+    """Texts run behind a prefix, tokenized as a request there would be."""
     begins = tasks[0].prefix.bos
-    bos = before.bos == "request" and begins != "none"
+    bos = past.bos == "request" and begins != "none"
     ids = seam.encode(lm.tokenizer, "".join(task.text or "" for task in tasks), bos=bos)
-    return replace(lower_tokens(lm, ids, behind=before), bos=_rule(before, begins))
+    return replace(lower_tokens(lm, ids, past=past), bos=_joint_bos(past, begins))
 
 
-def _learned(lm: LanguageModel, before: KVPrefix, task: Task) -> KVPrefix:
-    """A learned prefix behind another: its soft tokens run there, or its keys turned to where it stands now."""
-    check_room(lm.name, lm.context, task.prefix.length, before)
-    bos = _rule(before, task.prefix.bos)
-    if _how(task, first=not before.length) == "soft":
+def _append_learned(lm: LanguageModel, past: KVPrefix, task: Task) -> KVPrefix:
+    """A learned prefix behind another: its soft tokens run there, or its keys rotated to its new positions."""
+    check_context_length(lm.name, lm.context, task.prefix.length, past)
+    bos = _joint_bos(past, task.prefix.bos)
+    if _placement(task, first=not past.length) == "soft":
         assert task.soft is not None
         soft = task.soft.to(dtype=lm.dtype, device=lm.device)
-        return replace(lower(lm, Front(before, soft)), bos=bos)
-    moved = rotate(lm, task.prefix.to(device=lm.device), before.length).to(dtype=lm.dtype)
-    return replace(stacked(lm, before, list(moved.keys), list(moved.values)), bos=bos)
+        return replace(lower(lm, Front(past, soft)), bos=bos)
+    moved = rotate(lm, task.prefix.to(device=lm.device), past.length).to(dtype=lm.dtype)
+    return replace(append_keys_values(lm, past, list(moved.keys), list(moved.values)), bos=bos)
 
 
-def _rule(before: KVPrefix, behind: Bos) -> Bos:
-    """Where the beginning-of-text token is for a request behind both: there is only one."""
-    return behind if before.bos == "request" else before.bos
+def _joint_bos(past: KVPrefix, behind: Bos) -> Bos:
+    """`KVPrefix.bos` of two prefixes together: there is only one beginning-of-text token."""
+    return behind if past.bos == "request" else past.bos
 
 
-def _question(
+def _task_interface(
     tasks: Sequence[Task], template: str | None, verbalizer: Mapping[str, tuple[str, ...]] | None
 ) -> dict[str, object]:
     """Template, words and generation defaults of a stack."""
-    giver = next((task for task in reversed(tasks) if task.template is not None), None)
-    usual = next((task for task in reversed(tasks) if task.generation), None)
+    with_template = next((task for task in reversed(tasks) if task.template is not None), None)
+    with_defaults = next((task for task in reversed(tasks) if task.generation), None)
     if template is None:
         if verbalizer is not None:
             raise UsageError("a verbalizer of its own goes with --template; give both, or neither.")
-        words, source = (giver.verbalizer, giver.template) if giver is not None else (None, None)
-        generation = giver.generation if giver is not None else usual.generation if usual is not None else {}
-        return {"template": source, "verbalizer": words, "generation": generation}
+        defaults = with_template or with_defaults
+        return {
+            "template": with_template.template if with_template is not None else None,
+            "verbalizer": with_template.verbalizer if with_template is not None else None,
+            "generation": defaults.generation if defaults is not None else {},
+        }
     parsed = Template.parse(template)
-    if parsed.soft_tokens:
+    if parsed.num_soft_tokens:
         raise TemplateError("a template for a stack cannot have {soft:N}, which nobody has learned; take it out.")
     parsed.require_answer()
     known = next((task.verbalizer for task in reversed(tasks) if task.verbalizer is not None), None)
@@ -205,15 +211,16 @@ def _question(
     return {
         "template": template,
         "verbalizer": words if parsed.has_mask else None,
-        "generation": usual.generation if usual is not None else {},
+        "generation": with_defaults.generation if with_defaults is not None else {},
     }
 
 
-def _asking(stack: Task, part: Task) -> Task:
-    """A part with the question of the stack; soft tokens in it are in the prefix of the part that brought them."""
+def _with_interface_of(stack: Task, part: Task) -> Task:
+    """A part with the template, words and defaults of the stack; the template is without soft tokens, which are in the
+    prefix of the part that has them."""
     template = stack.template
     if template is not None and template != part.template:
-        template = Template.parse(template).plain().source
+        template = Template.parse(template).without_soft_tokens().source
     return replace(
         stack,
         name=part.name,
@@ -226,7 +233,7 @@ def _asking(stack: Task, part: Task) -> Task:
     )
 
 
-def _provenance(parts: Sequence[Part]) -> dict[str, object]:
+def _provenance(parts: Sequence[StackedTask]) -> dict[str, object]:
     return {
         "foreword": __version__,
         "parents": [part.task.ref for part in parts],

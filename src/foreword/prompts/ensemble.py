@@ -1,4 +1,4 @@
-"""Published tasks made into one: their prefixes answer the same question, and their answers are combined."""
+"""`ensemble`: one task of several prefixes with the same template and labels, whose predictions are combined."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Sequence
 
 from foreword.core import Combine, Task
 from foreword.errors import UsageError
-from foreword.prompts.alone import check_prefix_alone
+from foreword.prompts.stackable import require_bare_prefix
 
 
 def ensemble(name: str, tasks: Sequence[Task], combine: Combine) -> Task:
     """A task whose members are the prefixes of ``tasks``, in their order.
 
     Args:
-        name: of the new task, which asks as the first one does.
+        name: of the new task; template and defaults are those of the first one.
         tasks: two or more, each one learned prefix, of one model, template and verbalizer.
         combine: mean probability of the labels, or a vote.
 
     Raises:
-        UsageError: tasks that do not answer the same question, or are more than a prefix.
+        UsageError: tasks that differ in model, template or verbalizer, or are more than a prefix.
     """
     if len(tasks) < 2:
         raise UsageError(f"an ensemble needs two tasks or more, found {len(tasks)}; name those to be combined.")
     first = tasks[0]
     for task in tasks:
-        check_prefix_alone(task, "combined")
-        _check_choice(task)
+        require_bare_prefix(task, "combined")
+        _check_labels(task)
         _check_alike(first, task)
     _check_different(tasks)
     return Task(
@@ -41,7 +41,7 @@ def ensemble(name: str, tasks: Sequence[Task], combine: Combine) -> Task:
     )
 
 
-def _check_choice(task: Task) -> None:
+def _check_labels(task: Task) -> None:
     if task.kind != "learned":
         raise UsageError(f"task '{task.ref}' is of the kind {task.kind}, not learned; name learned tasks only.")
     if not task.labels or task.template is None:
@@ -53,13 +53,13 @@ def _check_choice(task: Task) -> None:
 
 def _check_alike(first: Task, task: Task) -> None:
     """Raise UsageError that names everything in which a task differs from the first, order of labels included."""
-    asked = {
+    compared = {
         "model": (first.prefix.model, task.prefix.model),
         "template": (first.template, task.template),
         "verbalizer": (_words(first), _words(task)),
         "beginning-of-text rule": (first.prefix.bos, task.prefix.bos),
     }
-    if differs := [name for name, (one, other) in asked.items() if one != other]:
+    if differs := [name for name, (one, other) in compared.items() if one != other]:
         raise UsageError(
             f"task '{task.ref}' differs from '{first.ref}' in its {' and its '.join(differs)}; name tasks that ask the "
             "same question of one model."

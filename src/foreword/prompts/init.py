@@ -1,4 +1,4 @@
-"""Where learning starts: initializers as functions from a length to a `Start`."""
+"""`InitialValues` of a prompt encoder, and initializers: functions from a length and a generator to them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Evenly distributed numbers, spread as far as the normal ones."""
+    """Uniformly distributed numbers with standard deviation 1."""
     return 3**0.5 * (2 * torch.rand(*shape, generator=generator) - 1)
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class InitialValues:
     """Initial values for ``length`` virtual tokens: real tokens, another task's values, or else random numbers.
 
     Attributes:
@@ -39,11 +39,11 @@ class Start:
         soft: another task's soft tokens ``[length, hidden]`` (transfer).
         prefix: another task's prefix of ``length`` positions (transfer); of any method, since all are lowered.
         adapter: another task's adapter (transfer).
-        lead: constant beginning of the template, where `foreword.core.soft_id` ``(k)`` stands for soft token ``k`` of
-            those that methods with soft tokens learn; those that it does not name stand inside rows. ``None`` without
-            slots in the template: all soft tokens of a causal model stand in front.
-        bos: whether the request behind the lead still brings the beginning-of-text token.
-        behind: a prefix that stays as it is and that the virtual tokens stand behind; what is learned includes it.
+        constant_prefix: token ids of the template's constant beginning, `foreword.core.soft_id` ``(k)`` for the learned
+            soft token ``k``; soft tokens that it does not name are inside rows. ``None`` for a template without
+            ``{soft:N}``: all soft tokens of a causal model are in front.
+        bos: where the beginning-of-text token is, see `KVPrefix`.
+        frozen_prefix: a prefix in front of the virtual tokens, which is not trained; the learned prefix includes it.
     """
 
     length: int
@@ -53,22 +53,22 @@ class Start:
     soft: Tensor | None = None
     prefix: KVPrefix | None = None
     adapter: Adapter | None = None
-    lead: tuple[int, ...] | None = None
+    constant_prefix: tuple[int, ...] | None = None
     bos: Bos = "request"
-    behind: KVPrefix | None = None
+    frozen_prefix: KVPrefix | None = None
 
 
-Initializer = Callable[[int, torch.Generator], Start]
+Initializer = Callable[[int, torch.Generator], InitialValues]
 
 
-def random_values(length: int, generator: torch.Generator) -> Start:
-    """Normally distributed values, as wide as suits the method."""
-    return Start(length, generator)
+def random_values(length: int, generator: torch.Generator) -> InitialValues:
+    """Normally distributed values, in a scale that suits the method."""
+    return InitialValues(length, generator)
 
 
-def uniform_values(length: int, generator: torch.Generator) -> Start:
-    """Evenly distributed values, as wide as suits the method."""
-    return Start(length, generator, noise=uniform)
+def uniform_values(length: int, generator: torch.Generator) -> InitialValues:
+    """Uniformly distributed values, in a scale that suits the method."""
+    return InitialValues(length, generator, noise=uniform)
 
 
 def sampled_vocabulary(lm: LanguageModel) -> Initializer:
@@ -76,14 +76,14 @@ def sampled_vocabulary(lm: LanguageModel) -> Initializer:
     special = set(lm.tokenizer.all_special_ids)
     ordinary = torch.tensor([token for token in sorted(lm.tokenizer.get_vocab().values()) if token not in special])
 
-    def start(length: int, generator: torch.Generator) -> Start:
+    def start(length: int, generator: torch.Generator) -> InitialValues:
         drawn = ordinary[torch.randint(len(ordinary), (length,), generator=generator)]
-        return Start(length, generator, token_ids=tuple(drawn.tolist()))
+        return InitialValues(length, generator, token_ids=tuple(drawn.tolist()))
 
     return start
 
 
-def text(lm: LanguageModel, source: str) -> Initializer:
+def from_text(lm: LanguageModel, source: str) -> Initializer:
     """The tokens of a text: repeated if it is too short, and its last ones if it is too long.
 
     The end is kept because it is what the request follows.
@@ -92,44 +92,44 @@ def text(lm: LanguageModel, source: str) -> Initializer:
     if not ids:
         raise UsageError("the text to start from has no tokens; give --init-text some words.")
 
-    def start(length: int, generator: torch.Generator) -> Start:
+    def start(length: int, generator: torch.Generator) -> InitialValues:
         repeated = ids * -(-length // len(ids))
-        return Start(length, generator, token_ids=tuple(repeated[-length:]))
+        return InitialValues(length, generator, token_ids=tuple(repeated[-length:]))
 
     return start
 
 
-def transfer(task: Task, *, soft: bool = False) -> Initializer:
-    """What another task has learned, as it stands (SPoT, Vu et al. 2022, arXiv:2110.07904).
+def from_task(task: Task, *, soft: bool = False) -> Initializer:
+    """The learned values of another task (SPoT, Vu et al. 2022, arXiv:2110.07904).
 
-    Keys and values may come from any task that has a prefix, whatever it was learned as. Soft tokens cannot be had back
-    from keys and values, so they come only from tasks that have kept theirs.
+    Keys and values may come from any task that has a prefix, whatever its method. Soft tokens cannot be recovered from
+    keys and values, so they come only from tasks that kept theirs.
 
     Args:
-        task: what to start from.
+        task: the other task.
         soft: start from its soft tokens, not from its prefix and adapter.
     """
-    return _soft_of(task) if soft else _layers_of(task)
+    return _soft_from_task(task) if soft else _layers_from_task(task)
 
 
-def _soft_of(task: Task) -> Initializer:
-    def start(length: int, generator: torch.Generator) -> Start:
+def _soft_from_task(task: Task) -> Initializer:
+    def start(length: int, generator: torch.Generator) -> InitialValues:
         if task.soft is None:
             raise UsageError(
                 f"the task to start from, '{task.name}', has no soft tokens, only keys and values ({task.method}); "
                 "name a task of prompt-tuning or p-tuning, or learn with p-tuning-v2."
             )
         _check_length(length, len(task.soft))
-        return Start(length, generator, soft=task.soft)
+        return InitialValues(length, generator, soft=task.soft)
 
     return start
 
 
-def _layers_of(task: Task) -> Initializer:
-    def start(length: int, generator: torch.Generator) -> Start:
+def _layers_from_task(task: Task) -> Initializer:
+    def start(length: int, generator: torch.Generator) -> InitialValues:
         if length:  # a method without virtual tokens takes the adapter alone
             _check_length(length, task.prefix.length)
-        return Start(length, generator, prefix=task.prefix, adapter=task.adapter)
+        return InitialValues(length, generator, prefix=task.prefix, adapter=task.adapter)
 
     return start
 
@@ -140,7 +140,7 @@ def _check_length(length: int, found: int) -> None:
 
 
 def demonstrations(examples: Sequence[tuple[str, object]], budget: int) -> str:
-    """Short solved examples joined into one text, the labels taking turns: what ``--init auto`` starts from.
+    """Short labelled examples joined into one text, the labels taking turns: the text of ``--init auto``.
 
     Args:
         examples: ``(text with its answer, label)``.

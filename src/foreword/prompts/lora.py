@@ -15,11 +15,11 @@ from foreword.core import Adapter, Front, LowRank
 from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
+from foreword.prompts.init import InitialValues
 from foreword.prompts.prefix import PrefixValues, initial_prefix
 
 
-class LowRankValues(PromptEncoder):
+class LoRAValues(PromptEncoder):
     """Both factors of every changed layer, in float32 or wider.
 
     Args:
@@ -40,10 +40,10 @@ class LowRankValues(PromptEncoder):
         return Front(adapter=Adapter(layers, self._scale))
 
 
-class PrefixAndLowRank(PromptEncoder):
-    """Keys and values in front of a model that is changed beside them."""
+class PrefixAndLoRA(PromptEncoder):
+    """A trainable prefix and a trainable adapter together."""
 
-    def __init__(self, prefix: PrefixValues, adapter: LowRankValues) -> None:
+    def __init__(self, prefix: PrefixValues, adapter: LoRAValues) -> None:
         super().__init__()
         self.prefix, self.adapter = prefix, adapter
 
@@ -76,12 +76,12 @@ class LoRA:
         if self.rank < 1:
             raise SettingError("rank", f"--rank must be at least 1, got {self.rank}.")
 
-    def encoder(self, lm: LanguageModel, start: Start) -> PromptEncoder:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> PromptEncoder:
         if start.length or start.token_ids is not None or start.soft is not None:
             raise UsageError("lora has no virtual tokens that could start from text; leave --length and --init out.")
         if start.prefix is not None and start.adapter is None:
             raise UsageError("the task to start from has no adapter; name a task of lora or lora-hybrid.")
-        return LowRankValues(initial_adapter(lm, start, self), lm.dtype)
+        return LoRAValues(initial_adapter(lm, start, self), lm.dtype)
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class LoRAHybrid(LoRA):
     length: ClassVar[int] = 32
     init: ClassVar[str] = "auto"
 
-    def encoder(self, lm: LanguageModel, start: Start) -> PromptEncoder:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> PromptEncoder:
         prefix = PrefixValues(initial_prefix(lm, start), lm.dtype)
-        return PrefixAndLowRank(prefix, LowRankValues(initial_adapter(lm, start, self), lm.dtype))
+        return PrefixAndLoRA(prefix, LoRAValues(initial_adapter(lm, start, self), lm.dtype))
 
 
 def target_layers(lm: LanguageModel, targets: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
@@ -105,27 +105,31 @@ def target_layers(lm: LanguageModel, targets: Sequence[str] = ()) -> dict[str, t
     Raises:
         UsageError: a target is the end of no such name.
     """
-    blocks = tuple(sorted({_block(name) for name, module in lm.model.named_modules() if module in lm.layers}))
+    blocks = tuple(sorted({_block_name(name) for name, module in lm.model.named_modules() if module in lm.layers}))
     inside = {name: widths for name, widths in linear_layers(lm.model).items() if name.startswith(blocks)}
     for target in targets:
-        if not any(_ends(name, target) for name in inside):
+        if not any(_matches_target(name, target) for name in inside):
             ends = sorted({name.rsplit(".", 1)[-1] for name in inside})
             raise UsageError(f"{lm.name} has no linear layer {target!r} to change; choose from {', '.join(ends)}.")
-    return {n: widths for n, widths in inside.items() if not targets or any(_ends(n, target) for target in targets)}
+    return {
+        n: widths
+        for n, widths in inside.items()
+        if not targets or any(_matches_target(n, target) for target in targets)
+    }
 
 
-def _block(attention: str) -> str:
+def _block_name(attention: str) -> str:
     """Name of the block that a self-attention module is in, up to its number: ``model.layers.0.``"""
     parts = attention.split(".")
     number = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
     return ".".join(parts[: number + 1]) + "."
 
 
-def _ends(name: str, target: str) -> bool:
+def _matches_target(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def initial_adapter(lm: LanguageModel, start: Start, method: LoRA) -> Adapter:
+def initial_adapter(lm: LanguageModel, start: InitialValues, method: LoRA) -> Adapter:
     """Another task's adapter, or one that changes nothing yet: as in PEFT, random numbers down and zeros up.
 
     Raises:

@@ -11,15 +11,15 @@ import torch
 from foreword.core import Batch, Bos, Front, KVPrefix
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
-from foreword.models.activations import activations, collected, stacked
-from foreword.workers import release_workers
+from foreword.models.activations import activations, append_keys_values, compute_keys_values
+from foreword.openmp import release_openmp_threads
 
 if TYPE_CHECKING:
     from foreword.prompts.base import PromptEncoder
 
 
 def lower(lm: LanguageModel, source: PromptEncoder | Front) -> KVPrefix:
-    """The prefix that a trained encoder stands for, in the model's dtype, without gradients.
+    """The prefix of a trained encoder, in the model's dtype, without gradients.
 
     Soft tokens run with the front's adapter on, as they did in training. Soft tokens inside rows are not part of the
     prefix. A learned prefix has no token ids.
@@ -29,17 +29,17 @@ def lower(lm: LanguageModel, source: PromptEncoder | Front) -> KVPrefix:
     """
     front = source if isinstance(source, Front) else source.front()
     if front.soft is None:
-        return _detached(lm, front.prefix) if front.prefix is not None else empty(lm)
+        return _detached(lm, front.prefix) if front.prefix is not None else empty_prefix(lm)
     if not lm.causal:
         raise UsageError(
             f"{lm.identity.architecture} reads in both directions, so soft tokens in front change with every request; "
             "put them inside the rows."
         )
-    batch = Batch.behind(front, [], device=lm.device)
-    return replace(stacked(lm, front.prefix, *collected(lm, batch)), bos=_bos(front))
+    batch = Batch.from_rows(front, [], device=lm.device)
+    return replace(append_keys_values(lm, front.prefix, *compute_keys_values(lm, batch)), bos=_bos(front))
 
 
-def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix | None = None) -> KVPrefix:
+def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], past: KVPrefix | None = None) -> KVPrefix:
     """A static prefix from token ids, exact to slice; behind another prefix it becomes a learned one.
 
     Raises:
@@ -51,27 +51,27 @@ def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], behind: KVPrefix |
             f"{lm.identity.architecture} reads in both directions, so text in front changes with every request; "
             "learn a prefix instead."
         )
-    prefix = activations(lm, token_ids, behind)
-    release_workers()  # an engine may be running in another thread
-    return of_text(prefix, token_ids, behind)
+    prefix = activations(lm, token_ids, past)
+    release_openmp_threads()  # an engine may be running in another thread
+    return static_prefix(prefix, token_ids, past)
 
 
-def of_text(prefix: KVPrefix, token_ids: Sequence[int], behind: KVPrefix | None = None) -> KVPrefix:
-    """Keys and values of a text as the prefix of a static task, or, behind another, of a learned one."""
+def static_prefix(prefix: KVPrefix, token_ids: Sequence[int], past: KVPrefix | None = None) -> KVPrefix:
+    """A text's keys and values with its token ids: a static prefix, or behind another prefix a learned one."""
     # The ids hold the beginning-of-text token, if there is one; a request behind them must not bring another.
-    known = None if behind is not None and behind.length else tuple(token_ids)
+    known = None if past is not None and past.length else tuple(token_ids)
     return replace(prefix, token_ids=known, bos="prefix")
 
 
-def empty(lm: LanguageModel) -> KVPrefix:
-    """A prefix of no positions: what a manual template is served with."""
+def empty_prefix(lm: LanguageModel) -> KVPrefix:
+    """A prefix without positions, as tasks have that are a template or an adapter alone."""
     keys = tuple(torch.zeros(s.kv_heads, 0, s.key_dim, dtype=lm.dtype) for s in lm.identity.layers)
     values = tuple(torch.zeros(s.kv_heads, 0, s.value_dim, dtype=lm.dtype) for s in lm.identity.layers)
     return KVPrefix(lm.identity, keys, values, offset=0)
 
 
 def _bos(front: Front) -> Bos:
-    """The token may be in the prefix already, in front of the soft tokens."""
+    """`KVPrefix.bos` of a front with soft tokens: the prefix before them may have the token already."""
     behind = front.prefix is not None and front.prefix.length > 0 and front.prefix.bos == "prefix"
     return "prefix" if behind else front.bos
 

@@ -1,4 +1,4 @@
-"""No learning: a template and its words as they are, the baseline of every other method."""
+"""`Manual`: a template and its words without learning, the baseline of every other method."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import ClassVar
 from foreword.core import Front
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
+from foreword.prompts.init import InitialValues
 
 
-class Nothing(PromptEncoder):
-    """Nothing stands in front."""
+class NoPrompt(PromptEncoder):
+    """An empty front."""
 
     def front(self) -> Front:
         return Front()
@@ -29,6 +29,6 @@ class Manual:
     soft: ClassVar[bool] = False
     learns: ClassVar[bool] = False
 
-    def encoder(self, lm: LanguageModel, start: Start) -> Nothing:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> NoPrompt:
         del lm, start
-        return Nothing()
+        return NoPrompt()

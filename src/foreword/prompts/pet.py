@@ -12,17 +12,17 @@ from foreword.core import Front
 from foreword.errors import SettingError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
+from foreword.prompts.init import InitialValues
 from foreword.prompts.lora import LoRA
 
 WEIGHTS = ("lora", "all")
 
 
-class AllWeights(PromptEncoder):
+class FullWeights(PromptEncoder):
     """Every weight of the model, learned in place: nothing stands in front.
 
     Args:
-        model: its parameters are made trainable, and put back afterwards, by `foreword.training.unfrozen`.
+        model: `foreword.training.methods.full_finetuning` makes its parameters trainable and restores them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -35,7 +35,7 @@ class AllWeights(PromptEncoder):
 
 @dataclass(frozen=True)
 class Pet:
-    """Learn from patterns and words; how several patterns teach one another is in `foreword.training.pet`.
+    """Learn from patterns and verbalizers; `foreword.training.methods.pet.pet` distills an ensemble of patterns.
 
     Attributes:
         weights: ``lora``, an adapter that is published as a task, or ``all`` weights, which become a model folder.
@@ -68,7 +68,7 @@ class Pet:
     def lr(self) -> float:
         return 3e-5 if self.weights == "all" else LoRA.lr
 
-    def encoder(self, lm: LanguageModel, start: Start) -> PromptEncoder:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> PromptEncoder:
         if self.weights == "all":
-            return AllWeights(lm.model)
+            return FullWeights(lm.model)
         return (LoRA() if self.rank is None else LoRA(self.rank)).encoder(lm, start)

@@ -11,10 +11,10 @@ from torch import Tensor
 from foreword.core import Bos, Front, KVPrefix, ModelIdentity
 from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
-from foreword.models.activations import activations, stacked
+from foreword.models.activations import activations, append_keys_values
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
-from foreword.prompts.reparam import Reparam, Values, projection
+from foreword.prompts.init import InitialValues
+from foreword.prompts.reparam import Reparam, TrainableValues, projection
 
 
 class PrefixValues(PromptEncoder):
@@ -23,34 +23,36 @@ class PrefixValues(PromptEncoder):
     Args:
         prefix: initial values; offset and beginning-of-text rule stay as they are there.
         dtype: of the model.
-        still: how many of the first positions stay as they are.
-        reparam: how the others are learned; directly without.
+        num_frozen: how many of the first positions are not trained.
+        reparam: a network that the others are learned through; ``None`` trains them directly.
     """
 
     still: Tensor
 
-    def __init__(self, prefix: KVPrefix, dtype: torch.dtype, still: int = 0, reparam: Reparam | None = None) -> None:
+    def __init__(
+        self, prefix: KVPrefix, dtype: torch.dtype, num_frozen: int = 0, reparam: Reparam | None = None
+    ) -> None:
         super().__init__()
-        rows = rows_of(prefix)
-        self.register_buffer("still", rows[:still].detach().to(dtype, copy=True))
+        rows = flatten_prefix(prefix)
+        self.register_buffer("still", rows[:num_frozen].detach().to(dtype, copy=True))
         # The model's dtype may be wider than that of the values, as in a check of gradients.
-        self.values = Values(rows[still:].to(torch.promote_types(rows.dtype, dtype)), reparam)
+        self.values = TrainableValues(rows[num_frozen:].to(torch.promote_types(rows.dtype, dtype)), reparam)
         self._model, self._offset, self._dtype = prefix.model, prefix.offset, dtype
         self._bos: Bos = prefix.bos
 
     def front(self) -> Front:
         rows = torch.cat([self.still, self.values().to(self._dtype)])
-        return Front(prefix=prefix_of(rows, self._model, self._offset, self._bos))
+        return Front(prefix=unflatten_prefix(rows, self._model, self._offset, self._bos))
 
 
-def rows_of(prefix: KVPrefix) -> Tensor:
+def flatten_prefix(prefix: KVPrefix) -> Tensor:
     """``[P, T]``: a row holds keys, then values, of one position for every layer in turn."""
     pairs = zip(prefix.keys, prefix.values, strict=True)
     return torch.cat([tensor.transpose(0, 1).flatten(1) for pair in pairs for tensor in pair], dim=1)
 
 
-def prefix_of(rows: Tensor, model: ModelIdentity, offset: int, bos: Bos) -> KVPrefix:
-    """Inverse of `rows_of`, with views of ``rows``."""
+def unflatten_prefix(rows: Tensor, model: ModelIdentity, offset: int, bos: Bos) -> KVPrefix:
+    """Inverse of `flatten_prefix`, with views of ``rows``."""
     heads = [(shape.kv_heads, dim) for shape in model.layers for dim in (shape.key_dim, shape.value_dim)]
     parts = rows.split([count * dim for count, dim in heads], dim=1)
     tensors = tuple(part.unflatten(1, head).transpose(0, 1) for part, head in zip(parts, heads, strict=True))
@@ -65,7 +67,7 @@ class PTuningV2:
 
     Attributes:
         projection: learn them through an MLP, as `PrefixTuning` does.
-        freeze_first: keep the first position as it starts. Models attend to the first token whatever it says (an
+        freeze_first: do not train the first position. Models attend to the first token whatever it says (an
             attention sink, Xiao et al. 2023, arXiv:2309.17453); it needs real tokens or another task to start from.
     """
 
@@ -81,10 +83,10 @@ class PTuningV2:
     def lr(self) -> float:
         return PrefixTuning.lr if self.projection else 5e-3
 
-    def encoder(self, lm: LanguageModel, start: Start) -> PrefixValues:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> PrefixValues:
         if self.projection:
             return PrefixTuning(freeze_first=self.freeze_first).encoder(lm, start)
-        return PrefixValues(initial_prefix(lm, start), lm.dtype, _still(self.freeze_first, start))
+        return PrefixValues(initial_prefix(lm, start), lm.dtype, _num_frozen(self.freeze_first, start))
 
 
 @dataclass(frozen=True)
@@ -110,32 +112,33 @@ class PrefixTuning:
         if self.hidden < 1:
             raise UsageError(f"--hidden must be at least 1, got {self.hidden}.")
 
-    def encoder(self, lm: LanguageModel, start: Start) -> PrefixValues:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> PrefixValues:
         reparam = projection(lm.identity.hidden_size, self.hidden, start.generator)
-        return PrefixValues(initial_prefix(lm, start), lm.dtype, _still(self.freeze_first, start), reparam)
+        return PrefixValues(initial_prefix(lm, start), lm.dtype, _num_frozen(self.freeze_first, start), reparam)
 
 
-def initial_prefix(lm: LanguageModel, start: Start) -> KVPrefix:
-    """Keys and values of ``length`` positions, behind those of ``start.behind``. Raises UsageError for none."""
+def initial_prefix(lm: LanguageModel, start: InitialValues) -> KVPrefix:
+    """Initial keys and values of ``length`` positions behind ``start.frozen_prefix``. Raises UsageError for none."""
     if start.length < 1:
         raise UsageError("there is no virtual token to learn; start from a task that has some, or leave --init out.")
     if start.prefix is not None:
-        if start.behind is not None:
+        if start.frozen_prefix is not None:
             raise UsageError("another task's prefix cannot go behind a shared one; leave --init out.")
         return start.prefix.to(device=lm.device)
     if start.token_ids is not None:
         # The text begins like any other here; the beginning-of-text token stays with the request.
-        found = activations(lm, start.token_ids, start.behind)
+        found = activations(lm, start.token_ids, start.frozen_prefix)
     else:
-        found = _random(lm, start)
-        if start.behind is not None:
-            found = stacked(lm, start.behind, list(found.keys), list(found.values))
-    return replace(found, bos=start.behind.bos) if start.behind is not None else found
+        found = _random_prefix(lm, start)
+        if start.frozen_prefix is not None:
+            found = append_keys_values(lm, start.frozen_prefix, list(found.keys), list(found.values))
+    return replace(found, bos=start.frozen_prefix.bos) if start.frozen_prefix is not None else found
 
 
-def _still(freeze_first: bool, start: Start) -> int:
-    if start.behind is not None:
-        return start.behind.length
+def _num_frozen(freeze_first: bool, start: InitialValues) -> int:
+    """How many of the first positions are not trained. Raises SettingError if ``freeze_first`` makes no sense."""
+    if start.frozen_prefix is not None:
+        return start.frozen_prefix.length
     if not freeze_first:
         return 0
     if start.prefix is None and start.token_ids is None:
@@ -149,7 +152,7 @@ def _still(freeze_first: bool, start: Start) -> int:
     return 1
 
 
-def _random(lm: LanguageModel, start: Start, spread: float = 0.1) -> KVPrefix:
+def _random_prefix(lm: LanguageModel, start: InitialValues, spread: float = 0.1) -> KVPrefix:
     def draw(heads: int, dim: int) -> Tensor:
         return (spread * start.noise((heads, start.length, dim), start.generator)).to(lm.device)
 

@@ -1,4 +1,4 @@
-"""The methods of learning, one line each; no other file names them."""
+"""`METHODS`: the learning methods by name, one line each; no other file names them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def method(name: str, **options: Any) -> Method:
+def get_method(name: str, **options: Any) -> Method:
     """The method called ``name`` with some of its options set, such as ``rank=4``.
 
     Raises:

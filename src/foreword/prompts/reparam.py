@@ -1,8 +1,8 @@
-"""Reparametrization: values are learned directly, or through a small network that lowering leaves behind.
+"""Reparametrization: values are trained directly, or as the output of a small network that is not needed afterwards.
 
-A prompt encoder is handed a function from initial values to a network and its input; whatever the network is, what it
-makes starts exactly at the initial values. The papers start from what a random network makes instead, which throws the
-initial values away: with the few hundred steps of a first run it never comes back to what they were worth.
+A prompt encoder gets a function from initial values to a network and its input. The network's output is exactly the
+initial values at first. The papers start from the output of a random network instead, which loses the initialization:
+the few hundred steps of a first run never make up for it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Reparam = Callable[[Tensor], tuple[Tensor, nn.Module]]
 """Initial values ``[n, width]`` -> input ``[n, d]`` and a network that makes just those values of it."""
 
 
-class Values(nn.Module):
+class TrainableValues(nn.Module):
     """Trainable values ``[n, width]`` in float32 or wider.
 
     Args:
         initial: ``[n, width]``; copied.
-        reparam: how they are learned.
+        reparam: the network; ``None`` trains the values directly.
     """
 
     def __init__(self, initial: Tensor, reparam: Reparam | None = None) -> None:
@@ -37,8 +37,8 @@ class Values(nn.Module):
         return self.network(self.inputs)
 
 
-class Started(nn.Module):
-    """``initial`` plus what a network makes of its input; nothing at first, since the network's last layer is zero.
+class ResidualReparam(nn.Module):
+    """``initial`` plus the output of a network, which is 0 at first, since its last layer is.
 
     Args:
         initial: ``[n, width]``.
@@ -59,7 +59,7 @@ class Started(nn.Module):
         return self.initial + self.last(self.network(inputs))
 
 
-class BothWays(nn.Module):
+class BiLSTM(nn.Module):
     """Two layers of LSTM over the soft tokens, forwards and backwards: ``[n, d] -> [n, 2 * hidden]``."""
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -77,8 +77,8 @@ def lstm(hidden: int | None, generator: torch.Generator) -> Reparam:
         width = initial.shape[1]
         each = hidden or width // 2
         with _seeded(generator):
-            network = nn.Sequential(BothWays(width, each), nn.Linear(2 * each, 2 * each), nn.ReLU())
-            return initial, Started(initial, network, nn.Linear(2 * each, width))
+            network = nn.Sequential(BiLSTM(width, each), nn.Linear(2 * each, 2 * each), nn.ReLU())
+            return initial, ResidualReparam(initial, network, nn.Linear(2 * each, width))
 
     return reparam
 
@@ -91,7 +91,7 @@ def mlp(hidden: int | None, generator: torch.Generator) -> Reparam:
         inner = hidden or width
         with _seeded(generator):
             network = nn.Sequential(nn.Linear(width, inner), nn.ReLU())
-            return initial, Started(initial, network, nn.Linear(inner, width))
+            return initial, ResidualReparam(initial, network, nn.Linear(inner, width))
 
     return reparam
 
@@ -103,14 +103,14 @@ def projection(width: int, hidden: int, generator: torch.Generator) -> Reparam:
         with _seeded(generator):
             inputs = torch.randn(initial.shape[0], width).to(initial)
             network = nn.Sequential(nn.Linear(width, hidden), nn.Tanh())
-            return inputs, Started(initial, network, nn.Linear(hidden, initial.shape[1]))
+            return inputs, ResidualReparam(initial, network, nn.Linear(hidden, initial.shape[1]))
 
     return reparam
 
 
 @contextmanager
 def _seeded(generator: torch.Generator) -> Iterator[None]:
-    """Layers draw their weights from PyTorch's global source; let it follow ours meanwhile, and be as it was after."""
+    """Seed PyTorch's global generator, which layers draw their weights from, and restore it at the end."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         yield

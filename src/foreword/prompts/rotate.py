@@ -1,9 +1,9 @@
-"""Rotating: keys of a prefix move to other positions, as rotary embeddings allow (Su et al. 2021, arXiv:2104.09864).
+"""`rotate`: move the keys of a prefix to other positions by rotary embeddings (Su et al. 2021, arXiv:2104.09864).
 
 Rotary positions are relative, so keys and request may move together without changing a logit. Imported checkpoints
-whose requests count from 0, and keys cut out of a longer text, are moved here once. How a layer turns its keys is
-measured on the model: the same tokens are run at two positions, and that one of its own frequencies and layouts is
-taken which explains the difference. Nothing is looked up by the model's name, and what nothing explains is refused.
+whose requests count from 0, and keys cut out of a longer text, are moved here once. How a layer rotates its keys
+is measured on the model: the same tokens are run at two positions, and the frequencies and layout that explain the
+difference are used. Nothing is looked up by the model's name; a difference that nothing explains is refused.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from torch import Tensor
 from foreword.core import Batch, KVPrefix
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models import LanguageModel
-from foreword.prompts.lower import empty
+from foreword.prompts.lower import empty_prefix
 
 TOKENS = 8
 SHIFT = 61
 # Share of the difference that may stay unexplained, in units of the dtype's own precision. SmolLM2 leaves at most 1.6
 # in bfloat16; a floor is put for float32. The wrong layout leaves more than the whole difference.
-TOLERATED = 8.0
+TOLERANCE = 8.0
 FLOOR = 1e-3
 
-Layout = Callable[[Tensor, Tensor, Tensor], Tensor]
+RotaryLayout = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``key [..., 2n]``, ``cos [P, n]``, ``sin [P, n]`` -> ``[..., 2n]``."""
 
 
-def halves(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Number ``i`` turns with number ``i + n``: Llama, GPT-NeoX and most others."""
+def rotate_half(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate number ``i`` with number ``i + n``: Llama, GPT-NeoX and most others."""
     a, b = key.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
-def neighbours(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Number ``2i`` turns with number ``2i + 1``: GLM, Cohere."""
+def rotate_every_two(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate number ``2i`` with number ``2i + 1`` (interleaved): GPT-J, GLM, Cohere."""
     a, b = key[..., 0::2], key[..., 1::2]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
 
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """How one layer turns its keys.
+    """Rotary embedding of one layer.
 
     Attributes:
-        frequencies: ``[n]`` radians a position; the first ``2n`` numbers of a key turn, the others stay.
-        layout: which numbers turn together.
+        frequencies: ``[n]`` radians a position; the first ``2n`` numbers of a key are rotated.
+        layout: which numbers are rotated together.
     """
 
     frequencies: Tensor
-    layout: Layout
+    layout: RotaryLayout
 
     def __call__(self, key: Tensor, by: Tensor) -> Tensor:
-        """``key [kv_heads, P, key_dim]`` turned by ``by [P]`` positions, in float32 or wider.
+        """``key [kv_heads, P, key_dim]`` rotated by ``by [P]`` positions, in float32 or wider.
 
         The length of a key does not change, so a scaling of attention that is part of it is never applied twice.
         """
@@ -84,7 +84,7 @@ def rotate(lm: LanguageModel, prefix: KVPrefix, by: int | Sequence[int]) -> KVPr
         raise UsageError(f"a prefix of {prefix.length} positions needs as many shifts, got {len(shifts)}.")
     if not any(shifts):
         return prefix
-    _check_fixed(lm, max(map(abs, shifts)) + prefix.length)
+    _check_fixed_frequencies(lm, max(map(abs, shifts)) + prefix.length)
     moved = torch.tensor(shifts, device=prefix.keys[0].device)
     keys = tuple(
         key if rotation is None else rotation(key, moved).to(key.dtype)
@@ -96,20 +96,22 @@ def rotate(lm: LanguageModel, prefix: KVPrefix, by: int | Sequence[int]) -> KVPr
 
 @torch.no_grad()
 def rotations(lm: LanguageModel) -> tuple[Rotation | None, ...]:
-    """How each layer turns its keys, measured; ``None`` for a layer without positions. Raises UnsupportedModel."""
+    """The measured rotary layout of each layer; ``None`` for one without positions. Raises UnsupportedModel."""
     shift = SHIFT if lm.context is None else min(SHIFT, lm.context - TOKENS)
-    still, moved = _keys_at(lm, 0), _keys_at(lm, shift)
-    candidates = [Rotation(own, layout) for own, layout in product(_frequencies(lm), (halves, neighbours))]
+    still, moved = _keys_at_position(lm, 0), _keys_at_position(lm, shift)
+    candidates = [
+        Rotation(own, layout) for own, layout in product(_rope_frequencies(lm), (rotate_half, rotate_every_two))
+    ]
     pairs = zip(still, moved, strict=True)
-    return tuple(_measured(lm, layer, a, b, shift, candidates) for layer, (a, b) in enumerate(pairs))
+    return tuple(_fit_rotation(lm, layer, a, b, shift, candidates) for layer, (a, b) in enumerate(pairs))
 
 
-def _measured(
+def _fit_rotation(
     lm: LanguageModel, layer: int, still: Tensor, moved: Tensor, shift: int, candidates: list[Rotation]
 ) -> Rotation | None:
-    tolerated = max(TOLERATED * torch.finfo(lm.dtype).eps, FLOOR)
-    effect = _size(moved - still)
-    if effect <= tolerated * _size(still):
+    tolerated = max(TOLERANCE * torch.finfo(lm.dtype).eps, FLOOR)
+    effect = _rms(moved - still)
+    if effect <= tolerated * _rms(still):
         return None
     by = torch.full((TOKENS,), shift, device=still.device)
     fitting = [rotation for rotation in candidates if 2 * rotation.frequencies.shape[0] <= still.shape[-1]]
@@ -118,7 +120,7 @@ def _measured(
             f"{lm.name} has learned absolute positions, so keys cannot move to others; learn the prefix where it is "
             "used."
         )
-    left = [_size(rotation(still, by) - moved) / effect for rotation in fitting]
+    left = [_rms(rotation(still, by) - moved) / effect for rotation in fitting]
     if min(left) > tolerated:
         raise UnsupportedModel(
             f"layer {layer} of {lm.name} does not turn its keys as any of its frequencies say ({min(left):.2g} of the "
@@ -127,7 +129,7 @@ def _measured(
     return fitting[left.index(min(left))]
 
 
-def _keys_at(lm: LanguageModel, position: int) -> list[Tensor]:
+def _keys_at_position(lm: LanguageModel, position: int) -> list[Tensor]:
     """Keys ``[kv_heads, TOKENS, key_dim]`` of every layer in float32 for tokens that stand alone at ``position``.
 
     A token that sees only itself attends to its own value wherever it stands, so that all layers get the same inputs at
@@ -140,22 +142,22 @@ def _keys_at(lm: LanguageModel, position: int) -> list[Tensor]:
     def collect(layer: int, key: Tensor, value: Tensor) -> None:
         keys[layer] = key.float()
 
-    start = replace(empty(lm), offset=position)
+    start = replace(empty_prefix(lm), offset=position)
     batch = Batch((1,) * TOKENS, (None,) * TOKENS, (start,) * TOKENS, ids)
-    lm.hidden(batch, steps, on_keys=collect)
+    lm.hidden_states(batch, steps, on_keys_values=collect)
     return [keys[layer] for layer in sorted(keys)]
 
 
-def _frequencies(lm: LanguageModel) -> list[Tensor]:
+def _rope_frequencies(lm: LanguageModel) -> list[Tensor]:
     """All frequencies that the model keeps; some have one set for each kind of layer, in one module or in several."""
     return [buffer.float() for name, buffer in lm.model.named_buffers() if name.endswith("inv_freq")]
 
 
-def _size(tensor: Tensor) -> float:
+def _rms(tensor: Tensor) -> float:
     return float(tensor.square().mean().sqrt())
 
 
-def _check_fixed(lm: LanguageModel, positions: int) -> None:
+def _check_fixed_frequencies(lm: LanguageModel, positions: int) -> None:
     """Some models change all frequencies as soon as a token of the batch stands far enough from the start."""
     rope = json.loads(lm.identity.rope) or {}
     kinds = rope.values() if rope and all(isinstance(kind, dict) for kind in rope.values()) else [rope]

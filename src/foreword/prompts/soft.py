@@ -1,4 +1,4 @@
-"""Soft tokens: learned input embeddings, directly (prompt tuning) or through a small network (P-tuning)."""
+"""Soft tokens: input embeddings, trained directly (prompt tuning) or through a small network (P-tuning)."""
 
 from __future__ import annotations
 
@@ -13,52 +13,56 @@ from foreword.core import Bos, Front, KVPrefix, soft_id
 from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
-from foreword.prompts.reparam import Reparam, Values, lstm, mlp
+from foreword.prompts.init import InitialValues
+from foreword.prompts.reparam import Reparam, TrainableValues, lstm, mlp
 
 REPARAMS = {"lstm": lstm, "mlp": mlp}
 
 
 class SoftTokens(PromptEncoder):
-    """Soft tokens ``[length, hidden]``; those in front run once a pass, and every row sees their keys and values.
+    """Trainable soft tokens ``[length, hidden]``; those in front run once a forward, for all rows.
 
     Args:
         initial: ``[length, hidden]``.
-        lead: embeddings ``[L, hidden]`` of the template's constant beginning, in the model's dtype.
-        places: which rows of ``lead`` the first soft tokens take, in order; the others stand inside rows.
-        bos: whether the request still brings the beginning-of-text token.
-        reparam: how they are learned; directly without.
-        behind: a prefix that they stand behind, as it is.
+        constant_embeds: embeddings ``[L, hidden]`` of the template's constant beginning, in the model's dtype.
+        soft_indices: rows of ``constant_embeds`` that the first soft tokens replace; the others are inside rows.
+        bos: where the beginning-of-text token is, see `KVPrefix`.
+        reparam: a network that they are learned through; ``None`` trains them directly.
+        frozen_prefix: a prefix in front of them, which is not trained.
     """
 
-    lead: Tensor
-    places: Tensor
+    constant_embeds: Tensor
+    soft_indices: Tensor
 
     def __init__(
         self,
         initial: Tensor,
-        lead: Tensor,
-        places: Sequence[int],
+        constant_embeds: Tensor,
+        soft_indices: Sequence[int],
         bos: Bos,
         reparam: Reparam | None = None,
-        behind: KVPrefix | None = None,
+        frozen_prefix: KVPrefix | None = None,
     ) -> None:
         super().__init__()
-        self.values = Values(initial, reparam)
-        self.register_buffer("lead", lead, persistent=False)
-        self.register_buffer("places", torch.tensor(places, dtype=torch.long, device=lead.device), persistent=False)
+        self.values = TrainableValues(initial, reparam)
+        self.register_buffer("constant_embeds", constant_embeds, persistent=False)
+        self.register_buffer(
+            "soft_indices",
+            torch.tensor(soft_indices, dtype=torch.long, device=constant_embeds.device),
+            persistent=False,
+        )
         self._bos: Bos = bos
-        self._behind = behind
+        self._frozen_prefix = frozen_prefix
 
     def front(self) -> Front:
-        values = self.values().to(self.lead.dtype)
-        ahead = len(self.places)
-        soft = self.lead.index_copy(0, self.places, values[:ahead]) if len(self.lead) else None
-        return Front(self._behind, soft, values[ahead:] if ahead < len(values) else None, bos=self._bos)
+        values = self.values().to(self.constant_embeds.dtype)
+        in_front, inner = values.split([len(self.soft_indices), len(values) - len(self.soft_indices)])
+        soft = self.constant_embeds.index_copy(0, self.soft_indices, in_front) if len(self.constant_embeds) else None
+        return Front(self._frozen_prefix, soft, inner if len(inner) else None, bos=self._bos)
 
     @torch.no_grad()
     def soft_tokens(self) -> Tensor:
-        return self.values().to(self.lead.dtype).clone()
+        return self.values().to(self.constant_embeds.dtype).clone()
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,14 @@ class PromptTuning:
     soft: ClassVar[bool] = True
     learns: ClassVar[bool] = True
 
-    def encoder(self, lm: LanguageModel, start: Start) -> SoftTokens:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> SoftTokens:
         return _soft_tokens(lm, start)
 
 
 @dataclass(frozen=True)
 class PTuning:
-    """Learn ``length`` input embeddings through a network that lets them know of each other (Liu et al. 2021, GPT
-    Understands, Too, arXiv:2103.10385). Lowering leaves the network behind.
+    """Learn ``length`` input embeddings through a network that relates them to each other (Liu et al. 2021, GPT
+    Understands, Too, arXiv:2103.10385). Lowering runs the network once; tasks do not keep it.
 
     Attributes:
         reparam: the network, ``lstm`` (LSTM and MLP) or ``mlp``; ``--encoder`` on the command line.
@@ -103,25 +107,27 @@ class PTuning:
         if self.hidden is not None and self.hidden < 1:
             raise UsageError(f"--hidden must be at least 1, got {self.hidden}.")
 
-    def encoder(self, lm: LanguageModel, start: Start) -> SoftTokens:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> SoftTokens:
         return _soft_tokens(lm, start, REPARAMS[self.reparam](self.hidden, start.generator))
 
 
-def _soft_tokens(lm: LanguageModel, start: Start, reparam: Reparam | None = None) -> SoftTokens:
-    initial = _initial(lm, start)
+def _soft_tokens(lm: LanguageModel, start: InitialValues, reparam: Reparam | None = None) -> SoftTokens:
+    initial = _initial_soft_tokens(lm, start)
     in_front = [soft_id(index) for index in range(start.length)] if lm.causal else []
-    lead = list(start.lead) if start.lead is not None else in_front
-    places = [place for place, token in enumerate(lead) if token < 0]
-    if [lead[place] for place in places] != in_front[: len(places)]:
+    constant_ids = start.constant_prefix if start.constant_prefix is not None else in_front
+    soft_indices = [index for index, token in enumerate(constant_ids) if token < 0]
+    named = [constant_ids[index] for index in soft_indices]
+    if named != in_front[: len(named)]:
         raise UsageError(
             f"the constant beginning of the template must name the first of {start.length} soft tokens in order, and "
-            f"none for a model that reads in both directions; got {[-1 - lead[place] for place in places]}."
+            f"none for a model that reads in both directions; got {[-1 - token for token in named]}."
         )
-    behind = start.behind.to(dtype=lm.dtype, device=lm.device) if start.behind is not None else None
-    return SoftTokens(initial, _embeddings(lm, [max(token, 0) for token in lead]), places, start.bos, reparam, behind)
+    frozen = start.frozen_prefix.to(dtype=lm.dtype, device=lm.device) if start.frozen_prefix is not None else None
+    embeds = _embeddings(lm, [max(token, 0) for token in constant_ids])
+    return SoftTokens(initial, embeds, soft_indices, start.bos, reparam, frozen)
 
 
-def _initial(lm: LanguageModel, start: Start) -> Tensor:
+def _initial_soft_tokens(lm: LanguageModel, start: InitialValues) -> Tensor:
     """``[length, hidden]`` on the model's device."""
     if start.prefix is not None:
         raise UsageError("soft tokens cannot start from another task's keys and values; use --init text.")
@@ -129,7 +135,7 @@ def _initial(lm: LanguageModel, start: Start) -> Tensor:
         return start.soft.to(lm.device)
     if start.token_ids is not None:
         return _embeddings(lm, start.token_ids)
-    return _spread(lm) * start.noise((start.length, lm.identity.hidden_size), start.generator).to(lm.device)
+    return _embedding_std(lm) * start.noise((start.length, lm.identity.hidden_size), start.generator).to(lm.device)
 
 
 @torch.no_grad()
@@ -139,7 +145,7 @@ def _embeddings(lm: LanguageModel, token_ids: Sequence[int]) -> Tensor:
     return lm.model.get_input_embeddings()(ids).clone()
 
 
-def _spread(lm: LanguageModel) -> float:
+def _embedding_std(lm: LanguageModel) -> float:
     """Standard deviation of the embeddings that reach the first layer, over at most 4,096 tokens."""
     count = lm.identity.vocab_size
     return float(_embeddings(lm, torch.linspace(0, count - 1, min(count, 4096)).long().tolist()).float().std())

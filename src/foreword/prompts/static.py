@@ -1,4 +1,4 @@
-"""Static tasks: a text that stands in front of every request, computed once."""
+"""Static tasks: the keys and values of a fixed text in front of every request, computed once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from foreword.core import Kind, KVPrefix, Task
-from foreword.prompts.lower import lower_tokens, of_text
-from foreword.text.request import static_ids
+from foreword.prompts.lower import lower_tokens, static_prefix
+from foreword.text.task_prompts import static_token_ids
 from foreword.version import __version__
 
 if TYPE_CHECKING:
@@ -23,17 +23,17 @@ def static_task(lm: LanguageModel, name: str, kind: Kind, text: str) -> Task:
         PromptTooLong: the text leaves no room for a request.
         TemplateError: the model has no chat template to render a system turn with.
     """
-    return _task(name, kind, text, lower_tokens(lm, static_ids(lm.tokenizer, kind, text)))
+    return _task(name, kind, text, lower_tokens(lm, static_token_ids(lm.tokenizer, kind, text)))
 
 
 def prefilled_task(name: str, kind: Kind, text: str, token_ids: Sequence[int], prefix: KVPrefix) -> Task:
-    """The same where somebody else has the model.
+    """`static_task` from keys and values that an engine without this process's model has computed.
 
     Args:
-        token_ids: of the text, as `static_ids` gives them.
-        prefix: keys and values of these tokens, which ran alone.
+        token_ids: of the text, as `static_token_ids` gives them.
+        prefix: keys and values of these tokens.
     """
-    return _task(name, kind, text, of_text(prefix, token_ids))
+    return _task(name, kind, text, static_prefix(prefix, token_ids))
 
 
 def _task(name: str, kind: Kind, text: str, prefix: KVPrefix) -> Task:

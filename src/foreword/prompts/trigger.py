@@ -1,4 +1,4 @@
-"""Trigger tokens: real tokens in front, found by a search and published as text (AutoPrompt, Shin et al. 2020,
+"""Trigger tokens: vocabulary tokens in front, found by a search and published as text (AutoPrompt, Shin et al. 2020,
 arXiv:2010.15980)."""
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from foreword.core import Front
 from foreword.errors import SettingError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
-from foreword.prompts.init import Start
+from foreword.prompts.init import InitialValues
 from foreword.text import seam
 
 
 class TriggerTokens(PromptEncoder):
-    """Real tokens, of which a search changes one at a time; an optimizer finds nothing to do here.
+    """Vocabulary tokens that a search replaces one at a time; there are no parameters for an optimizer.
 
     Args:
-        lm: whose embeddings they have.
+        lm: the model that embeds them.
         token_ids: where the search starts.
     """
 
@@ -38,26 +38,26 @@ class TriggerTokens(PromptEncoder):
         """The tokens as they are now."""
         return tuple(self.token_ids.tolist())
 
-    def change(self, trigger: Sequence[int]) -> None:
-        """Put other tokens in their place, as many."""
+    def set_tokens(self, trigger: Sequence[int]) -> None:
+        """Replace them by as many other tokens."""
         self.token_ids.copy_(torch.tensor(trigger))
 
     @torch.no_grad()
     def front(self) -> Front:
         """Their embeddings: in front of the rows of a causal model, behind the beginning-of-text token; inside those of
         an encoder."""
-        specials = seam.specials(self._lm.tokenizer)[0] if self._lm.causal else ()
+        specials = seam.special_tokens(self._lm.tokenizer)[0] if self._lm.causal else ()
         ids = torch.cat([self.token_ids.new_tensor(specials), self.token_ids])
         values = self._lm.model.get_input_embeddings()(ids).clone()
-        return Front(soft=values, bos="prefix") if self._lm.causal else Front(inner=values)
+        return Front(soft=values, bos="prefix") if self._lm.causal else Front(inner_soft=values)
 
 
 @dataclass(frozen=True)
 class AutoPrompt:
-    """Search for ``length`` tokens; the search itself is `foreword.training.autoprompt`.
+    """Search for ``length`` tokens; the search itself is `foreword.training.methods.autoprompt.autoprompt`.
 
     Attributes:
-        candidates: triggers that are tried a step.
+        candidates: triggers evaluated in each step.
     """
 
     name: ClassVar[str] = "autoprompt"
@@ -68,7 +68,7 @@ class AutoPrompt:
     learns: ClassVar[bool] = True
     candidates: int = 24
 
-    def encoder(self, lm: LanguageModel, start: Start) -> TriggerTokens:
+    def encoder(self, lm: LanguageModel, start: InitialValues) -> TriggerTokens:
         if start.token_ids is None:
             raise SettingError("method", "--method autoprompt starts from real tokens; use --init vocab or text.")
         return TriggerTokens(lm, start.token_ids)

@@ -1,4 +1,4 @@
-"""`create_app`: one FastAPI application over one engine. The command line serves it; tests do too."""
+"""`create_app`: the FastAPI application over one engine. ``foreword serve``, the demo, benchmarks and tests call it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,33 @@ from starlette.middleware.cors import CORSMiddleware
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
-from foreword.server import described, failures
-from foreword.server.access import Access, Gate
-from foreword.server.bounds import Bounds
-from foreword.server.catalogue import Catalogue
-from foreword.server.classify import classify_router
-from foreword.server.completions import Completions, completions_router
-from foreword.server.journal import Journal
-from foreword.server.keys import KeyRing
-from foreword.server.manage import tasks_router
-from foreword.server.manager import Manager
-from foreword.server.metrics import Metrics
-from foreword.server.models import models_router
-from foreword.server.probes import probes_router
-from foreword.server.tag import tag_router
-from foreword.server.tasks import TaskTable
-from foreword.server.tokenize import tokenize_router
+from foreword.server.openai.chat import chat_router
+from foreword.server.openai.completions import completions_router
+from foreword.server.openai.models import models_router
+from foreword.server.openai.serving import OpenAIServing
+from foreword.server.openai.tokenize import tokenize_router
+from foreword.server.operations.access_log import AccessLog
+from foreword.server.operations.api_keys import ApiKeys
+from foreword.server.operations.auth import Authenticator, AuthMiddleware
+from foreword.server.operations.error_handlers import ERROR_RESPONSES, install_error_handlers
+from foreword.server.operations.metrics import Metrics
+from foreword.server.operations.probes import probes_router
+from foreword.server.operations.request_limits import RequestLimits
+from foreword.server.tasks.catalogue import Catalogue
+from foreword.server.tasks.classify import classify_router
+from foreword.server.tasks.manager import TaskManager
+from foreword.server.tasks.routes import tasks_router
+from foreword.server.tasks.scoring import ScoringService
+from foreword.server.tasks.table import TaskTable
+from foreword.server.tasks.tag import tag_router
 from foreword.version import __version__
 
 if TYPE_CHECKING:
     from foreword.bank.bank import Bank
 
-BODY_BYTES = 64 << 20
-SAVE_SECONDS = 5.0
+MAX_BODY_BYTES = 64 << 20
+SAVE_INTERVAL = 5.0
+"""Seconds between two writings of the quotas' usage file."""
 
 
 def create_app(
@@ -45,59 +49,68 @@ def create_app(
     prefix_bytes: int | None = None,
     extra_tasks: Mapping[str, Task] | None = None,
     allow_other_weights: bool = False,
-    gate: Gate | None = None,
-    answer_seconds: float | None = None,
-    body_bytes: int = BODY_BYTES,
-    origins: Sequence[str] = (),
+    authenticator: Authenticator | None = None,
+    timeout: float | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    cors_origins: Sequence[str] = (),
     ui: bool = False,
 ) -> FastAPI:
-    """The application; whoever made the engine closes it.
+    """The application. It does not close the engine.
+
+    A route family is a function that returns an `APIRouter`, in a file of its own, and an entry of ``routers`` below.
 
     Args:
-        engine: answers; it must be ready, since the port opens when the application does.
+        engine: generates and scores; it must be ready, since the port opens when the application does.
         bank: where tasks are looked up, at every request; ``None`` serves the base model and ``extra_tasks``.
         prefix_bytes: bound of the prefixes of loaded tasks that no request uses, in bytes; no bound if ``None``.
         extra_tasks: tasks that live only as long as this process, by the name that requests use; they hide
             tasks of the bank with the same name.
         allow_other_weights: serve tasks made for other weights of the same architecture, as the engine does.
-        gate: who may ask; everybody may do everything without one.
-        answer_seconds: an answer that takes longer is ended; no bound if ``None``.
-        body_bytes: of a request's body at most.
-        origins: web pages that may ask from a browser; none without.
-        ui: also the page at ``/ui``, which needs the extra ``[ui]``.
+        authenticator: has the API keys; without one, every request may do everything.
+        timeout: seconds after which a generation is ended; no bound if ``None``.
+        max_body_bytes: bound of a request's body.
+        cors_origins: origins whose pages may send requests from a browser; none by default.
+        ui: also mount the page at ``/ui``, which needs the extra ``[ui]``.
 
     Raises:
         ModelMismatch: one of ``extra_tasks`` was made for another model.
         UsageError: ``ui`` without its extra.
     """
     extra = dict(extra_tasks or {})
-    gate = gate or Gate(KeyRing())
+    authenticator = authenticator or Authenticator(ApiKeys())
     tasks = TaskTable(engine, bank, extra, prefix_bytes=prefix_bytes, allow_other_weights=allow_other_weights)
     catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights)
     metrics = Metrics(engine.statistics, tasks.resident)
-    manager = Manager(engine, bank, tasks, catalogue) if bank is not None else None
+    manager = TaskManager(engine, bank, tasks, catalogue) if bank is not None else None
+    serving = OpenAIServing(engine, tasks, metrics, timeout)
+    # In the order of the OpenAPI page.
+    routers = [
+        models_router(catalogue),
+        chat_router(serving),
+        completions_router(serving),
+        classify_router(ScoringService(engine, tasks, metrics)),
+        tag_router(ScoringService(engine, tasks, metrics)),
+        tokenize_router(engine, tasks),
+        tasks_router(manager),
+        probes_router(engine, metrics),
+    ]
     # Without redirects a wrong path is a 404 in OpenAI's shape, and no POST is sent twice.
     app = FastAPI(
         title="Foreword",
         version=__version__,
         redirect_slashes=False,
-        lifespan=_saving(gate),
-        responses=described.EVERYWHERE,
+        lifespan=_save_usage(authenticator),
+        responses=ERROR_RESPONSES,
     )
-    failures.install(app)
-    app.include_router(models_router(catalogue))
-    app.include_router(completions_router(Completions(engine, tasks, metrics, answer_seconds)))
-    app.include_router(classify_router(engine, tasks, metrics))
-    app.include_router(tag_router(engine, tasks, metrics))
-    app.include_router(tokenize_router(engine, tasks))
-    app.include_router(tasks_router(manager))
-    app.include_router(probes_router(engine, metrics))
+    install_error_handlers(app)
+    for router in routers:
+        app.include_router(router)
     # The last one added is the first to see a request.
-    app.add_middleware(Access, gate=gate)
-    app.add_middleware(Bounds, body_bytes=body_bytes)
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Journal, metrics=metrics)
+    app.add_middleware(AuthMiddleware, authenticator=authenticator)
+    app.add_middleware(RequestLimits, max_body_bytes=max_body_bytes)
+    if cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(AccessLog, metrics=metrics)
     if ui:
         from foreword.server.ui.mount import mount_ui
 
@@ -105,21 +118,21 @@ def create_app(
     return app
 
 
-def _saving(gate: Gate) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """Write down what is used of quotas, once in a while and at the end."""
+def _save_usage(authenticator: Authenticator) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """A lifespan that saves what keys have used of their quotas, every few seconds and at shutdown."""
 
-    async def save() -> None:
+    async def save_regularly() -> None:
         while True:
-            await asyncio.sleep(SAVE_SECONDS)
-            await run_in_threadpool(gate.save)
+            await asyncio.sleep(SAVE_INTERVAL)
+            await run_in_threadpool(authenticator.save_usage)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        saving = asyncio.create_task(save())
+        saving = asyncio.create_task(save_regularly())
         try:
             yield
         finally:
             saving.cancel()
-            gate.save()
+            authenticator.save_usage()
 
     return lifespan

@@ -1,4 +1,4 @@
-"""A server in a thread of this process, for the demo and for tests."""
+"""A server in a thread of this process, for the demo, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from foreword.errors import EngineError
 
 @contextmanager
 def serve_in_background(app: Any, host: str = "127.0.0.1") -> Iterator[str]:
-    """Serve an ASGI app on a free port and yield its URL; the server is gone when the block ends."""
-    door = socket.socket()
-    door.bind((host, 0))
+    """Serve an ASGI app on a free port and yield its URL; the server stops when the block ends."""
+    listener = socket.socket()
+    listener.bind((host, 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
-        _wait(server, thread)
-        yield f"http://{host}:{door.getsockname()[1]}"
+        _wait_until_started(server, thread)
+        yield f"http://{host}:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
-        door.close()
+        listener.close()
 
 
-def _wait(server: uvicorn.Server, thread: threading.Thread, seconds: float = 30.0) -> None:
+def _wait_until_started(server: uvicorn.Server, thread: threading.Thread, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not server.started:
         if not thread.is_alive() or time.monotonic() > deadline:

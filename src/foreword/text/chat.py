@@ -1,6 +1,4 @@
-"""Messages -> the text of a conversation, by the model's own chat template. `request` is the caller;
-publishing asks for the leading text that a system prompt always has.
-"""
+"""Chat messages -> text and token ids, by the model's own chat template."""
 
 from __future__ import annotations
 
@@ -14,8 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_CALLS = ("tool_calls", "function_call")
-_PASSED_ON = ("name", "tool_call_id")
+_TOOL_CALL_KEYS = ("tool_calls", "function_call")
+_OPTIONAL_KEYS = ("name", "tool_call_id")
 
 
 def render(
@@ -28,14 +26,14 @@ def render(
 
     Args:
         tokenizer: carries the chat template.
-        messages: in OpenAI's shape, see `checked`.
+        messages: in OpenAI's shape, see `validate_messages`.
         system: a system turn to put in front; the template then leaves out its default one.
 
     Raises TemplateError if there is no chat template, RequestError if it refuses these messages.
     """
     import jinja2
 
-    turns = checked(messages)
+    turns = validate_messages(messages)
     if system is not None:
         turns = [{"role": "system", "content": system}, *turns]
     if not tokenizer.chat_template:
@@ -53,15 +51,15 @@ def render(
 
 
 def system_text(tokenizer: PreTrainedTokenizerBase, system: str) -> str:
-    """The leading text of every conversation with this system turn, whatever the user says.
+    """The text that every conversation with this system turn begins with.
 
     Raises TemplateError if the chat template leaves the system turn out, and whatever `render` raises.
     """
-    # The two questions differ in their first character, so what they share ends where the user begins.
+    # The user turns differ in their first character, so the common prefix ends where the user's text begins.
     first, second = (
         render(tokenizer, [{"role": "user", "content": user}], system=system) for user in ("Hello", "你好")
     )
-    shared = first[: seam.common_length(first, second)]
+    shared = first[: seam.common_prefix_length(first, second)]
     if system.strip() not in shared:
         raise TemplateError(
             "the model's chat template leaves the system turn out, so it would change nothing; publish the "
@@ -72,20 +70,20 @@ def system_text(tokenizer: PreTrainedTokenizerBase, system: str) -> str:
 
 def encode(tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
     """Token ids of a rendered conversation, with the leading specials once; most templates write them."""
-    leading = list(seam.specials(tokenizer)[0])
+    leading = list(seam.special_tokens(tokenizer)[0])
     ids = seam.encode(tokenizer, rendered, bos=False)
     return ids if ids[: len(leading)] == leading else [*leading, *ids]
 
 
 def without_bos(tokenizer: PreTrainedTokenizerBase, rendered: str) -> str:
-    """A rendered conversation that can stand behind other text: its beginning-of-text token taken off."""
+    """A rendered conversation without its beginning-of-text token, to continue another text."""
     # Not `tokenizer.bos_token`: in SmolLM that is <|im_start|>, which opens every turn.
-    leading = tokenizer.convert_ids_to_tokens(list(seam.specials(tokenizer)[0]))
+    leading = tokenizer.convert_ids_to_tokens(list(seam.special_tokens(tokenizer)[0]))
     return rendered.removeprefix("".join(leading))
 
 
-def checked(messages: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
-    """Messages as plain role and text.
+def validate_messages(messages: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
+    """Check messages and reduce them to role and text, and what templates know besides (``name``, ``tool_call_id``).
 
     Content may be a string or OpenAI's list of text parts. ``developer`` is OpenAI's newer name of
     ``system``, which chat templates do not know. Raises RequestError for what is not a message,
@@ -100,14 +98,14 @@ def _message(where: str, message: Mapping[str, object]) -> dict[str, str]:
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in _ROLES:
         raise RequestError(f"{where}: role is {role!r}; use one of {', '.join(_ROLES)}.")
-    for key in _CALLS:
+    for key in _TOOL_CALL_KEYS:
         if message.get(key):
             raise UnsupportedOption(f"{where}: {key} is not supported; send the call as text in content.")
     turn = {
         "role": "system" if role == "developer" else str(role),
         "content": _content(where, message.get("content")),
     }
-    return turn | {key: str(message[key]) for key in _PASSED_ON if message.get(key) is not None}
+    return turn | {key: str(message[key]) for key in _OPTIONAL_KEYS if message.get(key) is not None}
 
 
 def _content(where: str, content: object) -> str:

@@ -1,26 +1,26 @@
-"""Token ids back to text while they arrive: whole characters only, and nothing of a stop text."""
+"""`Detokenizer`: generated token ids -> text, token by token: whole characters only, and nothing of a stop text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-UNFINISHED = "\ufffd"
+REPLACEMENT_CHARACTER = "\ufffd"
 
 
 class Detokenizer:
-    """Text of a growing answer.
+    """Incremental detokenizer of one generated answer.
 
     Args:
         tokenizer: decodes ids; special tokens are left out.
         stop: texts that end the answer.
-        least: a stop text that is complete within so many tokens ends nothing.
+        min_tokens: a stop text that is complete within so many tokens does not end the answer.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), least: int = 0) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._left = least  # tokens until a stop text counts
+        self._left = min_tokens  # tokens until a stop text counts
         self._window: list[int] = []  # the last tokens that were released, and those that were not
         self._released = 0  # tokens of the window
         self._given = 0  # characters of the window that were released
@@ -32,7 +32,7 @@ class Detokenizer:
         self._window.append(token_id)
         self._left -= 1
         text = self._decode(self._window)
-        if len(text) <= self._given or text.endswith(UNFINISHED):
+        if len(text) <= self._given or text.endswith(REPLACEMENT_CHARACTER):
             return ""
         fresh = text[self._given :]
         # Decoders join spaces and bytes across tokens, so one released piece stays for context; the window must
@@ -43,7 +43,7 @@ class Detokenizer:
         return self._release(fresh)
 
     def finish(self) -> str:
-        """What was held back, once the answer has ended for another reason than a stop text."""
+        """Flush the buffered text of an answer that ended for another reason than a stop text."""
         if self.stopped:
             return ""
         rest = self._release(self._decode(self._window)[self._given :])

@@ -23,7 +23,7 @@ _NAME = re.compile(rf"hub:(?P<source>.+?):(?P<split>{_PART}(?:\+{_PART})*)")
 
 
 @dataclass(frozen=True)
-class HubData:
+class HubDataset:
     """One split of a data set.
 
     Attributes:
@@ -41,7 +41,7 @@ class HubData:
     split: str
 
     @classmethod
-    def parse(cls, name: str) -> HubData:
+    def parse(cls, name: str) -> HubDataset:
         """Read ``hub:OWNER/NAME[/CONFIG][@REVISION]:SPLIT`` or ``hub:FOLDER[/CONFIG]:SPLIT``.
 
         A folder of that name comes before the Hub. Raises DataError if it is written otherwise.
@@ -60,7 +60,7 @@ class HubData:
         return cls._on_hub(name, source, split)
 
     @classmethod
-    def _on_hub(cls, name: str, source: str, split: str) -> HubData:
+    def _on_hub(cls, name: str, source: str, split: str) -> HubDataset:
         path, _, revision = source.partition("@")
         owner, title, config = (*path.split("/"), "", "")[:3]
         # A single word would make `datasets` look for one of its own loaders, such as csv.
@@ -69,7 +69,7 @@ class HubData:
         return cls(name, f"{owner}/{title}", config or None, revision or None, split)
 
     def rows(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """Values and place of every row; downloads what the cache does not hold.
+        """Values and location of every row; downloads what the cache does not hold.
 
         Raises:
             DataError: the extra is missing, or there is no such data set, variant or split.

@@ -1,4 +1,4 @@
-"""Questions as a ragged batch, the places in it whose outputs are read, and how much goes through the model at once."""
+"""Encoded examples as ragged batches: rows end to end without padding, limited by their number of tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from foreword.core import Batch, Front
-from foreword.text.question import Question
+from foreword.text.encoded_example import EncodedExample
 
 if TYPE_CHECKING:
     import torch
@@ -14,48 +14,51 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def lay_out(
+def make_batch(
     front: Front,
-    questions: Sequence[Question],
+    examples: Sequence[EncodedExample],
     device: torch.device | str | None = None,
     *,
-    decoder: bool = False,
+    is_encoder_decoder: bool = False,
 ) -> tuple[Batch, torch.Tensor]:
-    """Each question once; all its places.
+    """A batch of examples behind one front, and the indices ``[K]`` of all their ``output_indices`` in it.
 
     Args:
-        decoder: for an encoder-decoder; tokens behind a question's first place are written by the decoder, so they
-            become a sequence of their own that continues the question.
+        is_encoder_decoder: tokens behind an example's first output index are the decoder's, so they become a sequence
+            of their own that continues the text.
     """
     import torch
 
     rows: list[Sequence[int]] = []
     parents: list[int | None] = []
-    for question in questions:
-        end = question.places[0] + 1 if decoder else len(question.token_ids)
-        rows.append(question.token_ids[:end])
+    for example in examples:
+        end = example.output_indices[0] + 1 if is_encoder_decoder else len(example.token_ids)
+        rows.append(example.token_ids[:end])
         parents.append(None)
-        if end < len(question.token_ids):
-            rows.append(question.token_ids[end:])
+        if end < len(example.token_ids):
+            rows.append(example.token_ids[end:])
             parents.append(len(rows) - 2)
-    batch = Batch.behind(front, rows, parents, device)
-    places, start = [], batch.starts[len(batch.lengths) - len(rows)]
-    for question in questions:
-        places += [start + place for place in question.places]
-        start += len(question.token_ids)
-    return batch, torch.tensor(places, device=device)
+    batch = Batch.from_rows(front, rows, parents, device)
+    indices, start = [], batch.starts[len(batch.lengths) - len(rows)]
+    for example in examples:
+        indices += [start + index for index in example.output_indices]
+        start += len(example.token_ids)
+    return batch, torch.tensor(indices, device=device)
 
 
-def passes(items: Sequence[tuple[T, int]], tokens: int) -> Iterator[list[T]]:
-    """Items with their sizes, in their order, as many at a time as fit into a forward of so many tokens; one that has
-    more by itself goes alone."""
-    chosen: list[T] = []
+def batch_by_tokens(items: Sequence[tuple[T, int]], max_tokens: int) -> Iterator[list[T]]:
+    """Consecutive items, as many as have at most ``max_tokens`` together; an item with more makes a batch of its own.
+
+    Args:
+        items: each with its number of tokens.
+    """
+    batch: list[T] = []
     used = 0
     for item, size in items:
-        if chosen and used + size > tokens:
-            yield chosen
-            chosen, used = [], 0
-        chosen.append(item)
+        if batch and used + size > max_tokens:
+            yield batch
+            batch, used = [], 0
+        batch.append(item)
         used += size
-    if chosen:
-        yield chosen
+    if batch:
+        yield batch

@@ -1,4 +1,4 @@
-"""Examples as rows that know where they stand, for errors that say so: from files of several kinds, or the Hub."""
+"""`read_rows`: rows of a data file or of a Hub data set, each with its file and line for errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from foreword.errors import DataError, UsageError
-from foreword.text.hub import SCHEME, HubData
+from foreword.text.hub import SCHEME, HubDataset
 from foreword.text.table import parquet_rows
 
 
@@ -30,8 +31,8 @@ class Row:
     where: str
 
     @contextmanager
-    def named(self) -> Iterator[None]:
-        """Errors of the user's making that come out of this block begin with where the row stands."""
+    def error_context(self) -> Iterator[None]:
+        """Prefix the UsageErrors raised in this block with the row's file and line."""
         try:
             yield
         except UsageError as error:
@@ -51,7 +52,7 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises:
         DataError: it is missing, empty, or a line is not what it should be.
     """
-    rows = list(_hub(str(path)) if _is_hub(path) else _file(Path(path)))
+    rows = list(_hub_rows(str(path)) if _is_hub(path) else _file_rows(Path(path)))
     if not rows:
         raise DataError(f"{path} has no examples; give at least one line of data.")
     return rows
@@ -72,7 +73,7 @@ def read_utf8(file: Path) -> str:
 def data_digest(path: str | Path) -> str:
     """SHA-256 of a data file, or of the rows of a Hub data set, for provenance."""
     if _is_hub(path):
-        return HubData.parse(str(path)).digest()
+        return HubDataset.parse(str(path)).digest()
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -81,15 +82,15 @@ def _is_hub(path: str | Path) -> bool:
     return isinstance(path, str) and path.startswith(SCHEME)
 
 
-def _hub(name: str) -> Iterator[Row]:
-    return (Row(values, where) for values, where in HubData.parse(name).rows())
+def _hub_rows(name: str) -> Iterator[Row]:
+    return (Row(values, where) for values, where in HubDataset.parse(name).rows())
 
 
-def _file(file: Path) -> Iterator[Row]:
+def _file_rows(file: Path) -> Iterator[Row]:
     kind = file.suffix.lower()
     if kind == ".parquet":
         return (Row(values, where) for values, where in parquet_rows(file))
-    readers = {".jsonl": _jsonl, ".json": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _tsv}
+    readers = {".jsonl": _jsonl, ".json": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": partial(_csv, between="\t")}
     if kind not in readers:
         raise DataError(f"{file} has to end in .jsonl, .csv, .tsv or .parquet; convert it to one of them.")
     return readers[kind](file, io.StringIO(read_utf8(file), newline=""))
@@ -111,13 +112,9 @@ def _jsonl(file: Path, lines: io.StringIO) -> Iterator[Row]:
         yield Row(values, where)
 
 
-def _tsv(file: Path, lines: io.StringIO) -> Iterator[Row]:
-    return _csv(file, lines, "\t")
-
-
 def _csv(file: Path, lines: io.StringIO, between: str = ",") -> Iterator[Row]:
     """Cells stay text, whatever they look like: a label ``007`` is not a number."""
-    records = _records(file, lines, between)
+    records = _csv_records(file, lines, between)
     _, header = next(records, (1, []))
     if twice := next((name for name in header if header.count(name) > 1), None):
         raise DataError(f"{file} has the column {twice!r} twice; give every column its own name.")
@@ -130,8 +127,8 @@ def _csv(file: Path, lines: io.StringIO, between: str = ",") -> Iterator[Row]:
         yield Row(dict(zip(header, cells, strict=True)), f"{file} line {number}")
 
 
-def _records(file: Path, lines: io.StringIO, between: str) -> Iterator[tuple[int, list[str]]]:
-    """Records with the line on which they begin: a quoted field may go over several."""
+def _csv_records(file: Path, lines: io.StringIO, between: str) -> Iterator[tuple[int, list[str]]]:
+    """Records with the number of their first line; a quoted field may span several lines."""
     reader = csv.reader(lines, delimiter=between, strict=True)
     begins = 1
     try:

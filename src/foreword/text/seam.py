@@ -1,6 +1,8 @@
-"""Where one text ends and the next begins, in tokens: special tokens, words that continue a text, and how
-much of a static prefix a request can use. Verbalizer, training and requests ask here, so that all see the
-same tokens.
+"""Token ids at a seam, where one text continues another and the two are tokenized apart.
+
+A prefix is computed before its request is known, a template's text before its answer. The model must still see the
+ids that the tokenizer gives for the joined text: without a second beginning-of-text token, with a word in its mid-text
+form, and with no token that spans the seam. Verbalizers, training and requests take their ids from here.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ _ANCHORS = ("\n", ":", "a")
 _PROBES = ("a", "0", ".", "的")
 
 
-def specials(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the tokenizer itself puts before and after a text.
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the tokenizer adds before and after a text.
 
     Llama: a beginning-of-text token before; BERT: ``[CLS]`` before and ``[SEP]`` after; GPT-2: none.
     """
@@ -47,11 +49,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, bos: bool) -> list[
             "read; send the whole character."
         ) from None
     ids = _ids(tokenizer, text, add_special_tokens=False)
-    return [*specials(tokenizer)[0], *ids] if bos else ids
+    return [*special_tokens(tokenizer)[0], *ids] if bos else ids
 
 
-def continuation(tokenizer: PreTrainedTokenizerBase, text: str, after: str) -> list[int]:
-    """Token ids that ``text`` has when it continues ``after`` (empty: unknown text).
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str) -> list[int]:
+    """Token ids of ``text`` where it continues ``after`` (empty: unknown text).
 
     Raises TemplateError if the two merge, so that no token boundary lies between them.
     """
@@ -67,12 +69,12 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, after: str) -> l
     )
 
 
-def written(tokenizer: PreTrainedTokenizerBase, text: str, after: str | None) -> list[int]:
-    """Token ids of an answer: as it continues ``after``, or as a decoder begins it on its own (``None``)."""
-    return encode(tokenizer, text, bos=True) if after is None else continuation(tokenizer, text, after)
+def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str | None) -> list[int]:
+    """Token ids of an answer that continues ``after``, or that an encoder-decoder's decoder begins with (``None``)."""
+    return encode(tokenizer, text, bos=True) if after is None else continuation_ids(tokenizer, text, after)
 
 
-def common_length(a: Sequence[object], b: Sequence[object]) -> int:
+def common_prefix_length(a: Sequence[object], b: Sequence[object]) -> int:
     """Length of the longest common prefix of two sequences: token ids, or the characters of two texts."""
     for index, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:
@@ -80,16 +82,20 @@ def common_length(a: Sequence[object], b: Sequence[object]) -> int:
     return min(len(a), len(b))
 
 
-def split_static(prefix_ids: Sequence[int], joined_ids: Sequence[int]) -> tuple[int, list[int]]:
-    """How many positions of a static prefix the joined text can use, and the ids that remain to be run.
+def match_prefix(prefix_ids: Sequence[int], joined_ids: Sequence[int]) -> tuple[int, list[int]]:
+    """How many positions of a static prefix a request can reuse, and the ids that remain to be run.
+
+    Args:
+        prefix_ids: of the static prefix.
+        joined_ids: of the prefix's text and the request tokenized as one, which may differ from the prefix at the end.
 
     Keys are causal, so any slice of a static prefix is exact. At least one id remains, since the next token
     is predicted by running one. Raises RequestError if there is nothing to run.
     """
     if not joined_ids:
         raise RequestError("the request is empty, so there is nothing to continue; send at least one token.")
-    usable = min(common_length(prefix_ids, joined_ids), len(joined_ids) - 1)
-    return usable, list(joined_ids[usable:])
+    reused = min(common_prefix_length(prefix_ids, joined_ids), len(joined_ids) - 1)
+    return reused, list(joined_ids[reused:])
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool) -> list[int]:

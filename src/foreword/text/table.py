@@ -1,4 +1,4 @@
-"""Arrow tables, as Parquet files and Hub data sets hold them, as plain rows. Needs the `[data]` extra."""
+"""Rows of Arrow tables, from Parquet files and Hub data sets. Needs the `[data]` extra."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def require_data_extra(what: str) -> None:
 
 
 def parquet_rows(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Values and place of every row of a Parquet file; class numbers that a Hub export names become their names.
+    """Values and location of every row of a Parquet file; class numbers that a Hub export names become their names.
 
     Raises:
         DataError: the extra is missing, or the file is not Parquet or cannot be read.
@@ -45,7 +45,7 @@ def parquet_rows(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def table_rows(table: pa.Table, features: Mapping[str, Any], what: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Values and place (such as ``train.parquet row 3``) of every row of a table.
+    """Values and location (such as ``train.parquet row 3``) of every row of a table.
 
     Values are what JSON has: dates and exact decimals become text. Bytes stay bytes, which are refused where a
     template or a label asks for them, so that a picture beside the text does no harm.
@@ -66,13 +66,13 @@ def table_rows(table: pa.Table, features: Mapping[str, Any], what: str) -> Itera
             number += 1
             where = f"{what} row {number}"
             yield (
-                {name: _plain(value, features.get(name), f"{where}: {name!r}") for name, value in values.items()},
+                {name: _json_value(value, features.get(name), f"{where}: {name!r}") for name, value in values.items()},
                 where,
             )
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, as the middle of a sentence."""
+    """The first line of another library's error, to quote inside a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
 
 
@@ -84,13 +84,13 @@ def _features(schema: pa.Schema) -> Mapping[str, Any]:
     return Features.from_arrow_schema(schema)
 
 
-def _plain(value: Any, feature: Any, where: str) -> Any:
+def _json_value(value: Any, feature: Any, where: str) -> Any:
     if isinstance(value, dict):
         inner = feature if isinstance(feature, Mapping) else {}
-        return {name: _plain(each, inner.get(name), where) for name, each in value.items()}
+        return {name: _json_value(each, inner.get(name), where) for name, each in value.items()}
     if isinstance(value, list):
         inner = getattr(feature, "feature", None)
-        return [_plain(each, inner, where) for each in value]
+        return [_json_value(each, inner, where) for each in value]
     if hasattr(feature, "int2str") and value is not None:
         return _class_name(value, feature, where)
     if isinstance(value, datetime.date | datetime.time):

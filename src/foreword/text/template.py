@@ -1,4 +1,4 @@
-"""The template language: how the fields of an example become one text with a place for the answer.
+"""`Template`: how the fields of an example become one text with a place for the answer.
 
     {field}         the value of an input field
     {mask}          where the label word goes
@@ -15,36 +15,40 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from foreword.errors import TemplateError
 
 
 @dataclass(frozen=True)
-class Text:
-    text: str
+class InputField:
+    """``{name}``."""
 
-
-@dataclass(frozen=True)
-class Field:
     name: str
 
 
 @dataclass(frozen=True)
-class Mask:
-    pass
+class MaskSlot:
+    """``{mask}``."""
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetField:
+    """``{target:field}``."""
+
     field: str
 
 
 @dataclass(frozen=True)
-class Soft:
+class SoftSlot:
+    """``{soft:length}``."""
+
     length: int
 
 
-Part = Text | Field | Mask | Target | Soft
+TemplatePart = str | InputField | MaskSlot | TargetField | SoftSlot
+"""Literal text, or a slot."""
+P = TypeVar("P", bound=TemplatePart)
 
 _RESERVED = ("mask", "soft", "target")
 _PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
@@ -54,7 +58,7 @@ _ESCAPED = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 @dataclass(frozen=True)
-class Filled:
+class FilledTemplate:
     """One example as text.
 
     Attributes:
@@ -63,20 +67,22 @@ class Filled:
         after: the text behind the answer, empty if there is none.
     """
 
-    prompt: tuple[str | Soft, ...]
+    prompt: tuple[str | SoftSlot, ...]
     target: str | None
     after: str
 
     @property
     def text(self) -> str:
         """The prompt as one string. Raises TemplateError if there are soft tokens in it."""
+        texts = []
         for piece in self.prompt:
-            if isinstance(piece, Soft):
+            if isinstance(piece, SoftSlot):
                 raise TemplateError(
                     f"the template has soft tokens ({{soft:{piece.length}}}), which plain text cannot "
                     "carry; take {soft:N} out of the template, or learn a prefix instead."
                 )
-        return _joined(self.prompt)
+            texts.append(piece)
+        return "".join(texts)
 
 
 @dataclass(frozen=True)
@@ -84,16 +90,16 @@ class Template:
     """A parsed template; ``parts`` never hold two neighbouring texts."""
 
     source: str
-    parts: tuple[Part, ...]
+    parts: tuple[TemplatePart, ...]
 
     @classmethod
     def parse(cls, source: str) -> Template:
-        """Cut a source into parts. Raises TemplateError that names the column and the mend."""
+        """Parse a source into parts. Raises TemplateError that names the column and the mend."""
         if not source:
             raise TemplateError("the template is empty; write one such as '{text}\\nLabel:{mask}'.")
-        placed = [(piece.start(), _part(source, piece)) for piece in _PIECE.finditer(source)]
+        placed = [(piece.start(), _parse_part(source, piece)) for piece in _PIECE.finditer(source)]
         _check_answer(source, placed)
-        return cls(source, _merged(part for _, part in placed))
+        return cls(source, _merge_text(part for _, part in placed))
 
     @classmethod
     def default(cls, field: str) -> Template:
@@ -103,65 +109,65 @@ class Template:
     @property
     def fields(self) -> tuple[str, ...]:
         """Input fields in the order of their first use; the target is not one of them."""
-        return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, Field)))
+        return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, InputField)))
 
     @property
     def target(self) -> str | None:
         """The field that holds the text to be generated, or None."""
-        return next((part.field for part in self.parts if isinstance(part, Target)), None)
+        return next((part.field for part in self.parts if isinstance(part, TargetField)), None)
 
     @property
     def has_mask(self) -> bool:
-        return any(isinstance(part, Mask) for part in self.parts)
+        return any(isinstance(part, MaskSlot) for part in self.parts)
 
     @property
-    def soft_tokens(self) -> int:
+    def num_soft_tokens(self) -> int:
         """Soft tokens of all ``{soft:N}`` together."""
-        return sum(part.length for part in self.parts if isinstance(part, Soft))
+        return sum(part.length for part in self.parts if isinstance(part, SoftSlot))
 
-    def only_field(self) -> str:
+    def single_field(self) -> str:
         """The one field of a template that tags words. Raises TemplateError if there is more in it than soft tokens."""
-        rest = [part for part in self.parts if not isinstance(part, Soft)]
-        if len(rest) != 1 or not isinstance(rest[0], Field):
+        rest = [part for part in self.parts if not isinstance(part, SoftSlot)]
+        if len(rest) != 1 or not isinstance(rest[0], InputField):
             raise TemplateError(
-                f"the template {_shown(self.source)} must be one field to tag its words; write it as '{{tokens}}'."
+                f"the template {_quoted(self.source)} must be one field to tag its words; write it as '{{tokens}}'."
             )
         return rest[0].name
 
     @property
-    def beginning(self) -> tuple[str | Soft, ...]:
+    def constant_pieces(self) -> tuple[str | SoftSlot, ...]:
         """Text and soft tokens up to the last ``{soft:N}`` before the first field or answer; empty without one."""
-        pieces: list[str | Soft] = []
+        pieces: list[str | SoftSlot] = []
         end = 0
         for part in self.parts:
-            if not isinstance(part, Text | Soft):
+            if not isinstance(part, str | SoftSlot):
                 break
-            pieces.append(part.text if isinstance(part, Text) else part)
-            end = len(pieces) if isinstance(part, Soft) else end
+            pieces.append(part)
+            end = len(pieces) if isinstance(part, SoftSlot) else end
         return tuple(pieces[:end])
 
-    def plain(self) -> Template:
-        """The same without its soft tokens: what it says before anything is learned."""
-        return Template.parse("".join(_source(part) for part in self.parts if not isinstance(part, Soft)))
+    def without_soft_tokens(self) -> Template:
+        """The template without its soft tokens, as the baseline of a run uses it."""
+        return Template.parse("".join(_source(part) for part in self.parts if not isinstance(part, SoftSlot)))
 
-    def inner_soft(self, causal: bool) -> int:
-        """Soft tokens that stay inside a row: all of an encoder's, those behind `beginning` of a causal model's."""
-        ahead = sum(piece.length for piece in self.beginning if isinstance(piece, Soft)) if causal else 0
-        return self.soft_tokens - ahead
+    def num_inner_soft_tokens(self, causal: bool) -> int:
+        """Soft tokens that stay inside a row: all of an encoder's, those behind `constant_pieces` in a causal one."""
+        ahead = sum(piece.length for piece in self.constant_pieces if isinstance(piece, SoftSlot)) if causal else 0
+        return self.num_soft_tokens - ahead
 
     @property
     def before_answer(self) -> str:
         """The literal text directly before the answer; empty if something else stands there, or no answer."""
         for before, part in zip((None, *self.parts), self.parts, strict=False):
-            if isinstance(part, Mask | Target):
-                return before.text if isinstance(before, Text) else ""
+            if isinstance(part, MaskSlot | TargetField):
+                return before if isinstance(before, str) else ""
         return ""
 
     def require_answer(self) -> None:
         """Raise TemplateError unless the template says where the answer goes."""
         if not self.has_mask and self.target is None:
             raise TemplateError(
-                f"the template {_shown(self.source)} has no place for the answer; add {{mask}} where the "
+                f"the template {_quoted(self.source)} has no place for the answer; add {{mask}} where the "
                 "label goes, or {target:field} where the text of a field is to be generated."
             )
 
@@ -172,7 +178,7 @@ class Template:
         """
         return _texts(row, self.target, where) if self.target is not None else ()
 
-    def fill(self, row: Mapping[str, object], where: str = "", *, answer: bool = True) -> Filled:
+    def fill(self, row: Mapping[str, object], where: str = "", *, answer: bool = True) -> FilledTemplate:
         """Put the values of a row in.
 
         Args:
@@ -183,26 +189,26 @@ class Template:
 
         Raises TemplateError for a field that is missing or is not text.
         """
-        prompt: list[str | Soft] = []
-        after: list[str | Soft] = []
+        prompt: list[str | SoftSlot] = []
+        after: list[str | SoftSlot] = []
         target: str | None = None
         pieces = prompt
         for part in self.parts:
-            if isinstance(part, Target) and answer:
+            if isinstance(part, TargetField) and answer:
                 target = _texts(row, part.field, where)[0]
-            if isinstance(part, Mask | Target):
+            if isinstance(part, MaskSlot | TargetField):
                 pieces = after
             else:
-                pieces.append(_piece(part, row, where))
-        return Filled(_compact(prompt), target, _joined(after))
+                pieces.append(_value(row, part.name, where) if isinstance(part, InputField) else part)
+        return FilledTemplate(_merge_text(prompt), target, "".join(piece for piece in after if isinstance(piece, str)))
 
 
-def _source(part: Part) -> str:
-    if isinstance(part, Text):
-        return part.text.replace("{", "{{").replace("}", "}}")
-    if isinstance(part, Field):
+def _source(part: TemplatePart) -> str:
+    if isinstance(part, str):
+        return part.replace("{", "{{").replace("}", "}}")
+    if isinstance(part, InputField):
         return f"{{{part.name}}}"
-    return f"{{target:{part.field}}}" if isinstance(part, Target) else "{mask}"
+    return f"{{target:{part.field}}}" if isinstance(part, TargetField) else "{mask}"
 
 
 def _texts(row: Mapping[str, object], name: str, where: str) -> tuple[str, ...]:
@@ -224,33 +230,34 @@ def decode_escapes(text: str) -> str:
     return _ESCAPE.sub(lambda match: _ESCAPED[match[1]], text)
 
 
-def _part(source: str, piece: re.Match[str]) -> Part:
+def _parse_part(source: str, piece: re.Match[str]) -> TemplatePart:
     token, start = piece.group(), piece.start()
     if token in ("{{", "}}"):
-        return Text(token[0])
+        return token[0]
     if token == "{":
-        raise _wrong(source, start, "'{' is never closed; close it with '}', or write '{{' for a literal brace")
+        raise _error_at(source, start, "'{' is never closed; close it with '}', or write '{{' for a literal brace")
     if token == "}":
-        raise _wrong(source, start, "'}' closes nothing; open it with '{', or write '}}' for a literal brace")
-    return _slot(source, start, token[1:-1]) if token[0] == "{" else Text(token)
+        raise _error_at(source, start, "'}' closes nothing; open it with '{', or write '}}' for a literal brace")
+    return _parse_slot(source, start, token[1:-1]) if token[0] == "{" else token
 
 
-def _slot(source: str, start: int, body: str) -> Part:
+def _parse_slot(source: str, start: int, body: str) -> TemplatePart:
     name, colon, argument = body.partition(":")
     if body == "mask":
-        return Mask()
+        return MaskSlot()
     if colon and name == "soft" and _LENGTH.fullmatch(argument):
-        return Soft(int(argument))
+        return SoftSlot(int(argument))
     # Behind the colon nothing is reserved: data sets with a column called "target" are common.
     if colon and name == "target" and argument.isidentifier():
-        return Target(argument)
+        return TargetField(argument)
     if not colon and name.isidentifier() and name not in _RESERVED:
-        return Field(name)
-    raise _wrong(source, start, _slot_problem(body))
+        return InputField(name)
+    raise _error_at(source, start, _slot_problem(body))
 
 
 def _slot_problem(body: str) -> str:
-    slot = _shown(f"{{{body}}}")
+    """Why ``{body}`` is not a slot, and the mend."""
+    slot = _quoted(f"{{{body}}}")
     name, _, _ = body.partition(":")
     if not body:
         return "'{}' names no field; write '{field}', or '{{}}' for literal braces"
@@ -264,50 +271,33 @@ def _slot_problem(body: str) -> str:
     )
 
 
-def _check_answer(source: str, placed: list[tuple[int, Part]]) -> None:
-    answer: Part | None = None
+def _check_answer(source: str, placed: list[tuple[int, TemplatePart]]) -> None:
+    answer: TemplatePart | None = None
     for start, part in placed:
-        if isinstance(part, Mask | Target):
+        if isinstance(part, MaskSlot | TargetField):
             if answer is not None:
-                raise _wrong(source, start, _second_answer(answer, part))
+                raise _error_at(source, start, _second_answer(answer, part))
             answer = part
-        elif isinstance(part, Soft) and answer is not None:
-            raise _wrong(source, start, "soft tokens cannot stand behind the answer; move them in front of it")
+        elif isinstance(part, SoftSlot) and answer is not None:
+            raise _error_at(source, start, "soft tokens cannot stand behind the answer; move them in front of it")
 
 
-def _second_answer(first: Part, second: Part) -> str:
-    if isinstance(first, Mask) and isinstance(second, Mask):
+def _second_answer(first: TemplatePart, second: TemplatePart) -> str:
+    if isinstance(first, MaskSlot) and isinstance(second, MaskSlot):
         return "a second '{mask}'; keep one, since an example has one label"
-    if isinstance(first, Target) and isinstance(second, Target):
+    if isinstance(first, TargetField) and isinstance(second, TargetField):
         return "a second '{target:...}'; keep one, since an example has one answer"
     return "both '{mask}' and '{target:...}'; keep '{mask}' to classify, or '{target:field}' to generate"
 
 
-def _wrong(source: str, start: int, problem: str) -> TemplateError:
+def _error_at(source: str, start: int, problem: str) -> TemplateError:
     lines = source[:start].split("\n")
     line = f"line {len(lines)} " if "\n" in source else ""
-    return TemplateError(f"template {_shown(source)}, {line}column {len(lines[-1]) + 1}: {problem}.")
+    return TemplateError(f"template {_quoted(source)}, {line}column {len(lines[-1]) + 1}: {problem}.")
 
 
-def _shown(source: str) -> str:
+def _quoted(source: str) -> str:
     return repr(source if len(source) <= 60 else source[:57] + "...")
-
-
-def _merged(parts: Iterable[Part]) -> tuple[Part, ...]:
-    merged: list[Part] = []
-    for part in parts:
-        last = merged[-1] if merged else None
-        if isinstance(part, Text) and isinstance(last, Text):
-            merged[-1] = Text(last.text + part.text)
-        else:
-            merged.append(part)
-    return tuple(merged)
-
-
-def _piece(part: Text | Field | Soft, row: Mapping[str, object], where: str) -> str | Soft:
-    if isinstance(part, Text):
-        return part.text
-    return _value(row, part.name, where) if isinstance(part, Field) else part
 
 
 def _value(row: Mapping[str, object], name: str, where: str) -> str:
@@ -330,16 +320,12 @@ def _kind(value: object) -> str:
     return {list: "a list", dict: "an object"}.get(type(value), f"of type {type(value).__name__}")
 
 
-def _compact(pieces: list[str | Soft]) -> tuple[str | Soft, ...]:
-    compact: list[str | Soft] = []
-    for piece in pieces:
-        last = compact[-1] if compact else None
-        if isinstance(piece, str) and isinstance(last, str):
-            compact[-1] = last + piece
-        elif piece != "":
-            compact.append(piece)
-    return tuple(compact)
-
-
-def _joined(pieces: Iterable[str | Soft]) -> str:
-    return "".join(piece for piece in pieces if isinstance(piece, str))
+def _merge_text(parts: Iterable[P]) -> tuple[P, ...]:
+    """The parts with neighbouring texts joined into one, and without empty ones."""
+    merged: list[Any] = []
+    for part in parts:
+        if merged and isinstance(part, str) and isinstance(merged[-1], str):
+            merged[-1] += part
+        elif part != "":
+            merged.append(part)
+    return tuple(merged)

@@ -1,7 +1,7 @@
-"""Which words stand for which label, and how their log-probabilities become a score a label.
+"""`Verbalizer`: the words of every label; `WordTrie`: their tokens, and label scores from log-probabilities.
 
-All words hang as a token trie behind one shared prompt, so a label may have several words of several tokens
-and the prompt is still run once. Training takes the cross-entropy of the same scores that serving ranks.
+All words share one prompt in a token trie, so a label may have several words of several tokens and the prompt is
+still run once. Training takes the cross-entropy of the same scores that serving ranks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Verbalizer:
 
         Raises VerbalizerError for anything but an object of labels, each with a word or a list of words.
         """
-        data = _read(source) if isinstance(source, str) else source
+        data = _read_source(source) if isinstance(source, str) else source
         if not isinstance(data, Mapping):
             raise VerbalizerError(f"a verbalizer is an object of labels and words; write it as {_EXAMPLE}.")
         return cls({str(label): _as_words(str(label), words) for label, words in data.items()})
@@ -66,7 +66,7 @@ class Verbalizer:
         return tuple(self.words)
 
     def index(self, label: str, where: str = "") -> int:
-        """Place of a label. Raises VerbalizerError that begins with ``where`` if there is no such label."""
+        """Index of a label. Raises VerbalizerError that begins with ``where`` if there is no such label."""
         if label in self.words:
             return self.labels.index(label)
         near = get_close_matches(label, self.labels, n=1)
@@ -75,12 +75,12 @@ class Verbalizer:
         at = f"{where}: " if where else ""
         raise VerbalizerError(f"{at}label '{label}' is not in the verbalizer (labels: {shown}); {mend}")
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, after: str | None) -> WordTrie:
+    def build_trie(self, tokenizer: PreTrainedTokenizerBase, after: str | None) -> WordTrie:
         """The words as a token trie behind ``after``, the literal text before ``{mask}``; raises as `tokens` does."""
-        words = [(label, tokens) for tokens, label in self.tokens(tokenizer, after).items()]
+        words = [(label, tokens) for tokens, label in self.token_sequences(tokenizer, after).items()]
         return WordTrie.build(words, len(self.words))
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase, after: str | None) -> dict[tuple[int, ...], int]:
+    def token_sequences(self, tokenizer: PreTrainedTokenizerBase, after: str | None) -> dict[tuple[int, ...], int]:
         """Label index of every token sequence that is a word where it continues ``after``, or where it begins a text of
         its own (``None``).
 
@@ -90,7 +90,7 @@ class Verbalizer:
         owners: dict[tuple[int, ...], int] = {}
         for index, (label, words) in enumerate(self.words.items()):
             for word in words:
-                tokens = tuple(seam.written(tokenizer, word, after))
+                tokens = tuple(seam.answer_ids(tokenizer, word, after))
                 if not tokens:
                     raise VerbalizerError(f"word {word!r} of label '{label}' has no tokens; choose another word.")
                 # Two spellings of one token sequence under one label are one word, not twice its probability.
@@ -119,8 +119,8 @@ class WordTrie:
     tokens: tuple[int, ...]
     parents: tuple[int | None, ...]
     words: tuple[tuple[int, tuple[int, ...]], ...]
-    inner: tuple[int, ...]
-    labels: int
+    inner_nodes: tuple[int, ...]
+    num_labels: int
 
     @classmethod
     def build(cls, words: Sequence[tuple[int, Sequence[int]]], labels: int) -> WordTrie:
@@ -137,8 +137,16 @@ class WordTrie:
         inner = tuple(sorted({parent for parent in parents if parent is not None}))
         return cls(tuple(token for _, token in nodes), parents, tuple(paths), inner, labels)
 
+    @cached_property
+    def children(self) -> dict[int | None, list[int]]:
+        """Child nodes of the prompt (``None``) and of every inner node."""
+        children: dict[int | None, list[int]] = {}
+        for node, parent in enumerate(self.parents):
+            children.setdefault(parent, []).append(node)
+        return children
+
     def label_scores(self, node_logprobs: torch.Tensor) -> torch.Tensor:
-        """A score a label: the sum of log-probabilities along a word, ``logsumexp`` over the label's words.
+        """Score of every label: ``logsumexp`` over its words of the sum of their tokens' log-probabilities.
 
         Args:
             node_logprobs: ``[..., nodes]``, log-probability of every node's token given its parent.
@@ -163,10 +171,10 @@ class WordTrie:
 
     @cached_property
     def _groups(self) -> list[list[int]]:
-        """``[labels, most words]`` places in ``words``, padded with the number of words."""
-        groups: list[list[int]] = [[] for _ in range(self.labels)]
-        for place, (label, _) in enumerate(self.words):
-            groups[label].append(place)
+        """``[labels, most words]`` indices into ``words``, padded with the number of words."""
+        groups: list[list[int]] = [[] for _ in range(self.num_labels)]
+        for index, (label, _) in enumerate(self.words):
+            groups[label].append(index)
         return _padded(groups, len(self.words))
 
 
@@ -193,26 +201,26 @@ def _as_words(label: str, words: object) -> tuple[str, ...]:
     raise VerbalizerError(f"label '{label}' has {words!r} for words; write a string or a list of strings.")
 
 
-def _read(source: str) -> object:
+def _read_source(source: str) -> object:
     if source.lstrip()[:1] in ("{", "["):
-        return _loads(source, "the verbalizer")
+        return _parse_json(source, "the verbalizer")
     try:
         text = Path(source).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise VerbalizerError(
-            f"the verbalizer {source[:60]!r} is neither JSON text nor a readable file ({_reason(error)}); "
+            f"the verbalizer {source[:60]!r} is neither JSON text nor a readable file ({_os_reason(error)}); "
             f"write it as {_EXAMPLE}, or name a JSON file."
         ) from None
-    return _loads(text, f"verbalizer {source}")
+    return _parse_json(text, f"verbalizer {source}")
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _os_reason(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _loads(text: str, what: str) -> object:
+def _parse_json(text: str, what: str) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=_without_duplicate_labels)
     except json.JSONDecodeError as error:
         raise VerbalizerError(
             f"{what} is not valid JSON at line {error.lineno} column {error.colno} ({error.msg}); write it "
@@ -220,7 +228,7 @@ def _loads(text: str, what: str) -> object:
         ) from None
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _without_duplicate_labels(pairs: list[tuple[str, object]]) -> dict[str, object]:
     # JSON readers keep the last of two equal keys, which would lose words without a sound.
     result: dict[str, object] = {}
     for label, words in pairs:

@@ -5,58 +5,34 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from foreword.core import Task
-from foreword.engine.decoder import evaluator
+from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
+from foreword.home import default_run_dir
 from foreword.models import LanguageModel
-from foreword.training import autoprompt, members, pet
-from foreword.training.advice import advice
-from foreword.training.figures import CACHE_BYTES, before, best, shown
-from foreword.training.folder import RunFolder
-from foreword.training.learned import Learned
+from foreword.progress import Say
+from foreword.training.loop.advice import advice
+from foreword.training.loop.baseline import baseline_metrics
+from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
+from foreword.training.loop.run_dir import RunDir
+from foreword.training.loop.selection import best_task, format_metrics
+from foreword.training.methods.base import MethodResult
+from foreword.training.methods.registry import training_method
 from foreword.training.recipe import Recipe
-from foreword.training.result import Result, Say
 from foreword.training.run import Run
 
 
-class Way(Protocol):
-    """A module that knows how to learn."""
-
-    def check(self, run: Run) -> None:
-        """Raise UsageError or its kin for what it cannot learn, before anything is written."""
-        ...
-
-    def learn(
-        self, run: Run, engine: EngineProtocol, task: Task, start: Learned, folder: RunFolder, say: Say
-    ) -> Result:
-        """Learn, and measure what was learned.
-
-        Args:
-            engine: serves the run's model.
-            task: before anything is learned.
-            start: the initial values.
-            folder: gets checkpoints and history.
-        """
-        ...
-
-
-WAYS: dict[str, Way] = {"pet": pet, "autoprompt": autoprompt}
-"""Methods that need more than an encoder and an optimizer, which is all that `members` knows."""
-
-
 @dataclass(frozen=True)
-class Outcome:
-    """What a run gives.
+class TrainResult:
+    """A trained task, and its metrics beside those of the baseline.
 
     Attributes:
         task: lowered, not yet published.
         n: rows evaluated.
         metrics: of the task on all evaluation rows.
-        before: of the same template without anything learned; what always saying the most frequent label gives, where
-            a head has no answer before it has learned.
-        trained_parameters: how many numbers were learned.
+        before: of the best template without a prompt; of the most frequent label, where a head has no answer untrained.
+        trained_parameters: count of trained numbers.
         folder: the run folder.
         model: folder of a changed model, which the task belongs to; ``None`` if the model is as it was.
     """
@@ -77,8 +53,8 @@ def train(
     name: str = "run",
     transfer: Task | None = None,
     say: Say = lambda line: print(line, file=sys.stderr),
-) -> Outcome:
-    """Learn a prompt for a frozen model.
+) -> TrainResult:
+    """Train a prompt for a frozen model.
 
     Args:
         lm: the base model; its weights are the same afterwards.
@@ -90,44 +66,48 @@ def train(
     Raises:
         DataError, TemplateError, VerbalizerError, UsageError: something in the recipe or the data is wrong.
         ModelMismatch: ``transfer`` was made for another model.
-        TrainingError: the run folder holds another run, or learning went astray.
+        TrainingError: the run folder holds another run, or training diverged.
     """
-    run = Run.of(lm, recipe, transfer)
-    way = WAYS.get(run.method.name, members)
-    way.check(run)
-    start = run.learned() if run.learns else None  # what cannot start is said before anything is written
-    # What is learned may be the model itself: keys of its earlier weights must not answer for it.
-    with evaluator(lm, cache_bytes=CACHE_BYTES, reuse=False) as engine:
-        folder = RunFolder.open(run)
-        untaught = before(run, engine, say)
-        if start is not None:
-            result = way.learn(run, engine, run.task(name), start, folder, say)
-            say(f"with {_what(result)} ({run.method.name}): {shown(result.report.metrics)} on {result.report.n} rows")
+    run = Run.from_recipe(lm, recipe, transfer)
+    method = training_method(run.method.name)
+    method.check(run)
+    prompt = run.initial_prompt() if run.learns else None  # fails before anything is written
+    # PET may train the model itself: keys of its earlier weights must not answer for it.
+    with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
+        run_dir = RunDir.open(recipe.out or default_run_dir(run.method.name), run.settings(), resume=recipe.resume)
+        baseline = baseline_metrics(run, engine, say)
+        if prompt is not None:
+            result = method.train(run, engine, run.task(name), prompt, run_dir, say)
+            say(
+                f"with {_trained_parts(result)} ({run.method.name}): "
+                f"{format_metrics(result.report.metrics)} on {result.report.n} rows"
+            )
         else:
-            result = _manual(run, engine, run.task(name))
-        if missing := result.report.unmeasured:
+            result = _untrained(run, engine, run.task(name))
+        if missing := result.report.unavailable_metrics:
             say(f"{', '.join(missing)} need more packages: pip install 'foreword[eval]'")
-        for line in advice(run, folder.history(), untaught, result.report.metrics):
+        for line in advice(run, run_dir.read_history(), baseline, result.report.metrics):
             say(line)
-    return _outcome(result, untaught, folder)
+    return _train_result(result, baseline, run_dir)
 
 
-def _manual(run: Run, engine: EngineProtocol, task: Task) -> Result:
-    """The best template as it is."""
-    tasks = [replace(task, template=template.plain().source) for template in run.material.templates]
-    return Result(*best(run, engine, tasks), parameters=0)
+def _untrained(run: Run, engine: EngineProtocol, task: Task) -> MethodResult:
+    """The best template, for a method without trainable values."""
+    tasks = [replace(task, template=template.without_soft_tokens().source) for template in run.data.templates]
+    return MethodResult(*best_task(run, engine, tasks), trained_parameters=0)
 
 
-def _outcome(result: Result, untaught: dict[str, float], folder: RunFolder) -> Outcome:
-    task, report = result.task, result.report
-    figures = {"metrics": report.metrics, "metrics_before": untaught}
-    folder.write_summary({"n": report.n, **figures, "trained_parameters": result.parameters, "task_bytes": task.nbytes})
-    task = replace(task, provenance={**task.provenance, **figures})
-    return Outcome(task, report.n, report.metrics, untaught, result.parameters, folder.path, result.model)
+def _train_result(result: MethodResult, baseline: dict[str, float], run_dir: RunDir) -> TrainResult:
+    """The result of the run, whose summary is written and whose metrics the task carries along."""
+    task, report, parameters = result.task, result.report, result.trained_parameters
+    metrics = {"metrics": report.metrics, "metrics_before": baseline}
+    run_dir.write_summary({"n": report.n, **metrics, "trained_parameters": parameters, "task_bytes": task.nbytes})
+    task = replace(task, provenance={**task.provenance, **metrics})
+    return TrainResult(task, report.n, report.metrics, baseline, parameters, run_dir.path, result.model)
 
 
-def _what(result: Result) -> str:
-    """What was learned, for a person."""
+def _trained_parts(result: MethodResult) -> str:
+    """The trained parts of the task, in words."""
     task, parts = result.task, []
     if result.model is not None:
         parts.append("all weights")
@@ -140,4 +120,4 @@ def _what(result: Result) -> str:
         parts.append(f"a head of {len(task.head.labels)} labels")
     if task.members:
         parts.append(f"{1 + len(task.members)} members")
-    return " and ".join(parts) or f"{result.parameters} tokens in the template"
+    return " and ".join(parts) or f"{result.trained_parameters} tokens in the template"

@@ -1,4 +1,4 @@
-"""vLLM, unforked, as an engine: a KV connector that puts prefixes into its paged cache, and two servers in front of it.
+"""Unforked vLLM as an engine: a KV connector that loads prefixes into its paged cache, and two servers in front of it.
 
-`door` is the only file that touches vLLM's own names. Nothing here is imported before vLLM is asked for.
+All vLLM symbols are in `compat`. No other module of the package imports this one before vLLM is asked for.
 """

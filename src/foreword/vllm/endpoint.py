@@ -1,8 +1,8 @@
 """`TaskEndpoint`: tasks as models of stock ``vllm serve``.
 
-Chat, completions and the list of models are taken over, everything else of vLLM's server stays as it is. A request
-that names a task becomes one for vLLM itself, with the task's tokens in front and a note for the connector; templates,
-tools, streaming and sampling are vLLM's own.
+It replaces the routes of chat completions, completions and the list of models; the others stay vLLM's. A request that
+names a task is rewritten into one for vLLM's own handler, with the tokens of the task's prefix in front and a
+`PrefixReference` for the connector; chat templates, tools, streaming and sampling are vLLM's own.
 """
 
 from __future__ import annotations
@@ -19,152 +19,166 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from foreword.bank.bank import Bank
-from foreword.core import Task
+from foreword.core import Adapter, Task
 from foreword.errors import ForewordError, RequestError, UnsupportedOption
-from foreword.models.outline import Outline, outline
-from foreword.server.access import Caller
-from foreword.server.catalogue import Catalogue
-from foreword.server.failures import refusal
-from foreword.server.tasks import TaskTable
-from foreword.text import request as asking
-from foreword.text.request import Prompt
-from foreword.vllm import door
-from foreword.vllm.adapters import Adapters
+from foreword.models.model_info import ModelInfo, model_info
+from foreword.server.operations.auth import Caller
+from foreword.server.operations.error_handlers import error_response
+from foreword.server.tasks.catalogue import Catalogue
+from foreword.server.tasks.table import TaskTable
+from foreword.text.prompt import Prompt
+from foreword.text.task_prompts import (
+    from_ids,
+    from_messages,
+    from_rendered,
+    from_text,
+    require_generation,
+    takes_one_message,
+)
+from foreword.vllm import compat
 from foreword.vllm.connector import PREFIX_BYTES
-from foreword.vllm.disguise import Disguise
-from foreword.vllm.front import Fronted, Fronting
+from foreword.vllm.lora_folders import LoRAFolders
+from foreword.vllm.prompt_builder import PrefixedPrompt, PromptBuilder
+from foreword.vllm.response_rewriter import ResponseRewriter
 
-# Options that would change what stands in the places of the prefix, or show it.
-_REFUSED_BY_ALL = ("kv_transfer_params",)
-_REFUSED_BY_TASKS = ("cache_salt", "echo", "use_beam_search", "prompt_embeds", "truncate_prompt_tokens", "suffix")
-_REFUSED_BY_LEARNED = ("prompt_logprobs", "skip_reading_prefix_cache")
-# Options of the chat template, which tasks with a text or a template of their own do not go through.
-_REFUSED_BY_TEXTS = ("tools", "documents", "chat_template", "chat_template_kwargs", "continue_final_message")
+# Request fields that would change or show the tokens in the places of the prefix.
+_UNSUPPORTED = ("kv_transfer_params",)
+_UNSUPPORTED_BY_TASKS = ("cache_salt", "echo", "use_beam_search", "prompt_embeds", "truncate_prompt_tokens", "suffix")
+_UNSUPPORTED_BY_LEARNED_PREFIXES = ("prompt_logprobs", "skip_reading_prefix_cache")
+# Fields of the chat template, which is not used by tasks with a text or a template of their own.
+_UNSUPPORTED_OUTSIDE_CHAT = (
+    "tools",
+    "documents",
+    "chat_template",
+    "chat_template_kwargs",
+    "continue_final_message",
+)
 _STATE = "foreword"
 
 
 class TaskEndpoint:
-    """An endpoint plugin of vLLM; ``VLLM_PLUGINS=foreword`` lets it in."""
+    """An endpoint plugin of vLLM, which loads it if ``VLLM_PLUGINS`` names ``foreword``."""
 
     name = "foreword"
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Take over three routes."""
-        checks = [Depends(door.validate_json_request)]
+        """Add the three routes, in front of vLLM's own."""
+        checks = [Depends(compat.validate_json_request)]
 
         @app.post("/v1/chat/completions", dependencies=checks)
-        async def chat(request: door.ChatCompletionRequest, raw_request: Request) -> Response:
-            return await _answered(raw_request, request, door.create_chat_completion)
+        async def chat(request: compat.ChatCompletionRequest, raw_request: Request) -> Response:
+            return await _handle(raw_request, request, compat.create_chat_completion)
 
         @app.post("/v1/completions", dependencies=checks)
-        async def complete(request: door.CompletionRequest, raw_request: Request) -> Response:
-            return await _answered(raw_request, request, door.create_completion)
+        async def complete(request: compat.CompletionRequest, raw_request: Request) -> Response:
+            return await _handle(raw_request, request, compat.create_completion)
 
         @app.get("/v1/models")
         async def models(raw_request: Request) -> Response:
-            shown = await door.show_available_models(raw_request)
-            served = _served(raw_request)
-            return shown if served is None else await served.listed(shown)
+            response = await compat.show_available_models(raw_request)
+            handlers = _task_handlers(raw_request)
+            return response if handlers is None else await handlers.add_tasks(response)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        """Open the bank that the connector was given; without the connector, everything stays vLLM's own."""
+        """Open the connector's bank; without the connector the routes do as vLLM's own."""
         setattr(state, _STATE, None)
         config = getattr(engine_client, "vllm_config", None)
-        transfer = getattr(config, "kv_transfer_config", None)
-        if config is None or transfer is None or transfer.kv_connector != door.CONNECTOR:
+        kv_transfer = getattr(config, "kv_transfer_config", None)
+        if config is None or kv_transfer is None or kv_transfer.kv_connector != compat.CONNECTOR:
             return
-        extra = transfer.kv_connector_extra_config
+        extra = kv_transfer.kv_connector_extra_config
         name = state.openai_serving_models.base_model_paths[0].name
-        model = config.model_config
-        described = await run_in_threadpool(outline, model.model, trust_remote_code=model.trust_remote_code)
-        setattr(
-            state, _STATE, Tasks(name, described, extra["bank"], extra.get("prefix_bytes", PREFIX_BYTES), config, state)
-        )
+        served = config.model_config
+        model = await run_in_threadpool(model_info, served.model, trust_remote_code=served.trust_remote_code)
+        prefix_bytes = extra.get("prefix_bytes", PREFIX_BYTES)
+        setattr(state, _STATE, TaskHandlers(name, model, extra["bank"], prefix_bytes, config, state))
 
 
-def _served(request: Request) -> Tasks | None:
+def _task_handlers(request: Request) -> TaskHandlers | None:
     return getattr(request.app.state, _STATE)
 
 
-async def _answered(http: Request, body: Any, answer: Any) -> Response:
-    served = _served(http)
-    if served is None:
-        return await answer(body, http)
+async def _handle(http: Request, body: Any, vllm_handler: Any) -> Response:
+    handlers = _task_handlers(http)
+    if handlers is None:
+        return await vllm_handler(body, http)
     try:
-        return await served.answer(http, body, answer)
+        return await handlers.handle(http, body, vllm_handler)
     except ForewordError as error:
-        return refusal(error)
+        return error_response(error)
 
 
 @dataclass(frozen=True)
-class _Model:
-    """What the table of tasks asks of an engine."""
+class _EngineInfo:
+    """The attributes of an `EngineProtocol` that `TaskTable` and `Catalogue` read."""
 
     name: str
     identity: Any
-    reads_bank: bool = True
+    loads_prefixes: bool = True
 
 
-class Tasks:
+class TaskHandlers:
     """The tasks of a bank, in front of vLLM's own handlers.
 
     Args:
-        name: under which the base model is served.
-        described: the base model.
-        bank: as the connector has it.
+        name: the name under which vLLM serves the base model.
+        model: the base model.
+        bank: the connector's.
         prefix_bytes: bound of the prefixes that are kept in this process.
-        config: vLLM's.
+        vllm_config: of the engine.
         state: of the application, with vLLM's handlers.
     """
 
-    def __init__(self, name: str, described: Outline, bank: str, prefix_bytes: int, config: Any, state: Any) -> None:
-        self._base = name
-        self._tokenizer = described.tokenizer
-        self._models = state.openai_serving_models
-        self._chat = state.openai_serving_chat
-        self._front = Fronting(described.tokenizer, config.kv_transfer_config.engine_id)
-        self._names: dict[str, str] = {}
-        self._adapters = Adapters(described, config)
-        model: Any = _Model(name, described.identity)
-        store = Bank(bank)
-        self._table = TaskTable(model, store, {}, prefix_bytes=prefix_bytes)
-        self._catalogue = Catalogue(model, store, {})
+    def __init__(self, name: str, model: ModelInfo, bank: str, prefix_bytes: int, vllm_config: Any, state: Any) -> None:
+        self._base_model = name
+        self._tokenizer = model.tokenizer
+        self._serving_models = state.openai_serving_models
+        self._serving_chat = state.openai_serving_chat
+        self._prompt_builder = PromptBuilder(model.tokenizer, vllm_config.kv_transfer_config.engine_id)
+        self._lora_folders = LoRAFolders(model, vllm_config)
+        self._lora_names: dict[int, str] = {}  # under which vLLM serves them, by LoRA id
+        engine: Any = _EngineInfo(name, model.identity)
+        opened = Bank(bank)
+        self._table = TaskTable(engine, opened, {}, prefix_bytes=prefix_bytes)
+        self._catalogue = Catalogue(engine, opened, {})
 
-    async def listed(self, shown: Response) -> Response:
-        """vLLM's list of models, and the tasks behind it."""
-        content = json.loads(bytes(shown.body))
-        # vLLM lists every LoRA that it has, also those that only stand behind a task.
-        content["data"] = [each for each in content["data"] if each["id"] not in self._names.values()]
-        own = {each["id"] for each in content["data"]}
-        entries = await run_in_threadpool(self._catalogue.entries)
-        content["data"] += [entry for entry in entries if entry["id"] not in own and entry["id"] != self._base]
-        return JSONResponse(content)
+    async def add_tasks(self, models: Response) -> Response:
+        """vLLM's list of models, without the LoRAs of tasks, and with the tasks behind it."""
+        body = json.loads(bytes(models.body))
+        body["data"] = [entry for entry in body["data"] if entry["id"] not in self._lora_names.values()]
+        listed = {entry["id"] for entry in body["data"]} | {self._base_model}
+        entries = await run_in_threadpool(self._catalogue.models)
+        body["data"] += [entry for entry in entries if entry["id"] not in listed]
+        return JSONResponse(body)
 
-    async def answer(self, http: Request, body: Any, handler: Any) -> Response:
-        """vLLM's answer behind the prefix of the task that is named. Raises a ForewordError for one that cannot be."""
-        _refuse(body, _REFUSED_BY_ALL, "only this server writes it")
-        if body.model in self._models.lora_requests:
-            return await handler(body, http)
-        if body.model is None or self._models.is_base_model(body.model):
-            named, body.model = body.model or self._base, self._model_of(None)
-            return await Disguise(named, 0).response(await handler(body, http))
+    async def handle(self, http: Request, body: Any, vllm_handler: Any) -> Response:
+        """Have vLLM answer a request, behind the prefix of the task if it names one.
+
+        Raises a ForewordError for an unknown task, and for a request that the task cannot answer.
+        """
+        _check_unsupported(body, _UNSUPPORTED, "only this server writes it")
+        if body.model in self._serving_models.lora_requests:
+            return await vllm_handler(body, http)
+        if body.model is None or self._serving_models.is_base_model(body.model):
+            model, body.model = body.model or self._base_model, self._vllm_model(None)
+            return await ResponseRewriter(model, 0).rewrite(await vllm_handler(body, http))
         task = await self._table.resolve(body.model, None, Caller())
         assert task is not None
-        asking.require_generation(task)
+        require_generation(task)
         _check_options(body, task)
-        named = body.model
-        if isinstance(body, door.ChatCompletionRequest):
-            body.model = self._base
-            prompts = [await self._conversation(task, body)]
+        model = body.model
+        if isinstance(body, compat.ChatCompletionRequest):
+            body.model = self._base_model
+            prompts = [await self._chat_prompt(task, body)]
         else:
-            prompts = self._texts(task, body)
-        self._put_in_front(task, body, prompts)
-        body.model = self._model_of(task)
-        hidden = 0 if task.prefix.token_ids is not None else task.prefix.length
-        return await Disguise(named, hidden).response(await handler(body, http))
+            prompts = self._completion_prompts(task, body)
+        self._set_prompts(body, prompts)
+        body.model = self._vllm_model(task.adapter)
+        num_placeholders = 0 if task.prefix.token_ids is not None else task.prefix.length
+        return await ResponseRewriter(model, num_placeholders).rewrite(await vllm_handler(body, http))
 
-    def _texts(self, task: Task, body: Any) -> list[Prompt]:
+    def _completion_prompts(self, task: Task, body: Any) -> list[Prompt]:
         given = body.prompt
         if not body.add_special_tokens:
             raise UnsupportedOption("add_special_tokens is the task's own affair; leave it out, or send token ids.")
@@ -173,81 +187,85 @@ class Tasks:
         if not given:
             raise RequestError("prompt is missing; send a text or token ids.")
         return [
-            asking.from_text(self._tokenizer, task, each) if isinstance(each, str) else asking.from_ids(task, each)
-            for each in given
+            from_text(self._tokenizer, task, each) if isinstance(each, str) else from_ids(task, each) for each in given
         ]
 
-    async def _conversation(self, task: Task, body: Any) -> Prompt:
-        """A chat, rendered by vLLM wherever the task leaves the chat template to it: tools are its own affair."""
-        if _has_other_content(body.messages):
+    async def _chat_prompt(self, task: Task, body: Any) -> Prompt:
+        """The prompt of a chat. vLLM renders its chat template, tools included, unless the task has its own."""
+        if _has_media(body.messages):
             raise UnsupportedOption("a task takes text alone in its messages; send images and audio to the base model.")
-        if asking.answers_one_message(task) or task.kind == "prompt":
-            _refuse(body, _REFUSED_BY_TEXTS, f"task '{task.name}' makes its text by itself")
+        if takes_one_message(task) or task.kind == "prompt":
+            _check_unsupported(body, _UNSUPPORTED_OUTSIDE_CHAT, f"task '{task.name}' makes its text by itself")
             if not body.add_generation_prompt:
                 raise UnsupportedOption(
                     f"task '{task.name}' makes its text by itself; leave add_generation_prompt out."
                 )
-            return asking.from_messages(self._tokenizer, task, body.messages)
+            return from_messages(self._tokenizer, task, body.messages)
         turn = [{"role": "system", "content": task.text}] if task.kind == "system" else []
-        # A copy: rendering changes a request, and vLLM does so once more with the tokens that come of it.
-        asked = body.model_copy(update={"messages": [*turn, *body.messages]}, deep=True)
-        rendered = await self._chat.render_chat_request(asked)
+        # A copy: rendering changes a request, and vLLM renders this one again, from the token ids.
+        request = body.model_copy(update={"messages": [*turn, *body.messages]}, deep=True)
+        rendered = await self._serving_chat.render_chat_request(request)
         if not isinstance(rendered, tuple):
             raise RequestError(rendered.error.message)
-        return asking.from_rendered(self._tokenizer, task, door.token_ids(rendered[1][0]))
+        return from_rendered(self._tokenizer, task, list(rendered[1][0]["prompt_token_ids"]))
 
-    def _put_in_front(self, task: Task, body: Any, prompts: Sequence[Prompt]) -> None:
+    def _set_prompts(self, body: Any, prompts: Sequence[Prompt]) -> None:
+        """Write the prompts into the request, with the tokens of their prefix in front and a reference to it.
+
+        The prompts of one request share a reference: any slice of a static prefix is exact, a learned one is whole.
+        """
         penalized = (body.repetition_penalty or 1.0) != 1.0
-        # One note for all prompts of a request: any part of a static prefix is right, a learned one is used whole.
         length = min(prompt.prefix_length for prompt in prompts)
         prefix = next((prompt.prefix for prompt in prompts if prompt.prefix is not None), None) if length else None
         if penalized and len(prompts) > 1 and prefix is not None and prefix.token_ids is None:
             raise UnsupportedOption(
                 "repetition_penalty behind a learned prefix takes one prompt a request; send them apart."
             )
-        whole = [self._fronted(prompt, prefix, length, penalized) for prompt in prompts]
-        if isinstance(body, door.ChatCompletionRequest):
+        prefixed = [self._build_prompt(prompt, prefix, length, penalized) for prompt in prompts]
+        params, reference = prefixed[0].kv_transfer_params, prefixed[0].reference
+        if isinstance(body, compat.ChatCompletionRequest):
             # vLLM renders messages itself unless it finds their tokens here.
-            body.kv_transfer_params = {**(whole[0].transfer or {}), "prompt_token_ids": list(whole[0].token_ids)}
+            body.kv_transfer_params = {**(params or {}), "prompt_token_ids": list(prefixed[0].token_ids)}
         else:
-            body.prompt = [list(each.token_ids) for each in whole]
-            body.kv_transfer_params = whole[0].transfer
-        body.cache_salt = None if whole[0].injection is None else whole[0].injection.salt
+            body.prompt = [list(each.token_ids) for each in prefixed]
+            body.kv_transfer_params = params
+        body.cache_salt = None if reference is None else reference.cache_salt
 
-    def _fronted(self, prompt: Prompt, prefix: Any, length: int, penalized: bool) -> Fronted:
-        behind = prompt.token_ids
+    def _build_prompt(self, prompt: Prompt, prefix: Any, length: int, penalized: bool) -> PrefixedPrompt:
+        token_ids = prompt.token_ids
         if prompt.prefix is not None and prompt.prefix.token_ids is not None:
-            behind = (*prompt.prefix.token_ids[length : prompt.prefix_length], *behind)
-        return self._front(behind, prefix, length, penalized=penalized)
+            token_ids = (*prompt.prefix.token_ids[length : prompt.prefix_length], *token_ids)
+        return self._prompt_builder.build(token_ids, prefix, length, penalized=penalized)
 
-    def _model_of(self, task: Task | None) -> str:
-        """The name by which vLLM answers it: the base model's, or that of a LoRA."""
-        written = self._adapters.of(task.adapter if task is not None else None)
-        if written is None:
-            return self._base
-        # By this name no client can ask for the LoRA without its prefix.
-        name = self._names.setdefault(written[0], f"{written[0]}#{secrets.token_hex(16)}")
-        if name not in self._models.lora_requests:
-            self._models.lora_requests[name] = door.LoRARequest(name, *written[1:])
+    def _vllm_model(self, adapter: Adapter | None) -> str:
+        """The name under which vLLM serves the base model, or a LoRA over it."""
+        request = self._lora_folders.lora_request(adapter)
+        if request is None:
+            return self._base_model
+        # A random name, by which no client can ask for the LoRA without its prefix.
+        lora_id = request.lora_int_id
+        name = self._lora_names.setdefault(lora_id, f"{request.lora_name}#{secrets.token_hex(16)}")
+        if name not in self._serving_models.lora_requests:
+            self._serving_models.lora_requests[name] = compat.LoRARequest(name, lora_id, request.lora_path)
         return name
 
 
 def _check_options(body: Any, task: Task) -> None:
-    _refuse(body, _REFUSED_BY_TASKS, f"it cannot be used with the task '{task.name}'")
+    _check_unsupported(body, _UNSUPPORTED_BY_TASKS, f"it cannot be used with the task '{task.name}'")
     if task.prefix.length and task.prefix.token_ids is None:
         why = f"the prefix of task '{task.name}' was learned, and vLLM would run what stands in its places"
-        _refuse(body, _REFUSED_BY_LEARNED, why)
+        _check_unsupported(body, _UNSUPPORTED_BY_LEARNED_PREFIXES, why)
 
 
-def _refuse(body: Any, options: Sequence[str], why: str) -> None:
-    further = getattr(body, "vllm_xargs", None) or {}
+def _check_unsupported(body: Any, options: Sequence[str], why: str) -> None:
+    """Raise UnsupportedOption if one of the options is set, in the body or in its ``vllm_xargs``."""
+    extra_args = getattr(body, "vllm_xargs", None) or {}
     for option in options:
-        if any(
-            value is not None and value is not False for value in (getattr(body, option, None), further.get(option))
-        ):
+        values = getattr(body, option, None), extra_args.get(option)
+        if any(value is not None and value is not False for value in values):
             raise UnsupportedOption(f"{option} is not supported: {why}; leave it out.")
 
 
-def _has_other_content(messages: Sequence[Any]) -> bool:
+def _has_media(messages: Sequence[Any]) -> bool:
     parts = [part for each in messages if isinstance(each.get("content"), list) for part in each["content"]]
     return any(not isinstance(part, str) and part.get("type") not in (None, "text") for part in parts)

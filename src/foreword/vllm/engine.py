@@ -1,4 +1,4 @@
-"""`VllmEngine`: vLLM behind the protocol that server, evaluation and benchmarks know."""
+"""`VllmEngine`: vLLM as an `EngineProtocol`."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from weakref import ref
 import torch
 
 from foreword.core import Adapter, KVPrefix
-from foreword.engine.admission import Admission
 from foreword.engine.protocol import Chunk, Request, TokenLogprob
-from foreword.engine.stream import AnswerStream
+from foreword.engine.request_validator import RequestValidator
+from foreword.engine.stream import ChunkStream
 from foreword.errors import EngineBusy, EngineError, RequestError, UnsupportedModel, UsageError
-from foreword.models.outline import Outline
-from foreword.text.request import Prompt
-from foreword.text.scoring import Choice, WordChoice
-from foreword.vllm import door, wording
-from foreword.vllm.adapters import Adapters
-from foreword.vllm.front import Fronted, Fronting
+from foreword.models.model_info import ModelInfo
+from foreword.text.label_scorers import LabelScorer, WordScorer
+from foreword.text.prompt import Prompt
+from foreword.vllm import compat, conversion
+from foreword.vllm.lora_folders import LoRAFolders
+from foreword.vllm.prompt_builder import PrefixedPrompt, PromptBuilder
 
 T = TypeVar("T")
+_ScoringRequest = tuple[PrefixedPrompt, Any, Adapter | None]
+"""A prompt, vLLM's ``SamplingParams`` of one step, and an adapter."""
 
 COUNTERS = ("requests", "tokens_run", "tokens_generated", "cancelled", "failed", "scored", "preempted", "tokens_reused")
-# Requests of one call that are scored at the same time.
-SCORED_AT_ONCE = 256
+MAX_CONCURRENT_SCORES = 256
+"""Requests of one call of `VllmEngine.score` that vLLM has at a time."""
 
 
 class VllmEngine:
     """Generates and scores with prefixes of a bank, on vLLM.
 
-    vLLM runs in processes of its own; here a thread keeps the event loop that talks to them. Close the engine, or use
-    it as a context manager: those processes end with it.
+    vLLM runs in processes of its own; a thread of this one runs the event loop that talks to them. Close the engine, or
+    use it as a context manager: those processes end with it.
 
     Args:
-        outline: the model.
+        model: the base model.
         bank: where the workers read prefixes, as `Bank` takes it.
         flags: of ``vllm serve``.
         prefix_bytes: bound of the prefixes that a worker keeps in memory.
-        max_waiting: requests that may be on their way; more are refused at once.
+        max_waiting: unfinished requests at most; more are refused at once.
         max_model_len: positions a request may take, prefix and answer included; the model's context by default.
         allow_other_weights: serve prefixes made for other weights of the same architecture.
 
@@ -56,7 +58,7 @@ class VllmEngine:
 
     def __init__(
         self,
-        outline: Outline,
+        model: ModelInfo,
         bank: str,
         *,
         flags: Sequence[str] = (),
@@ -65,119 +67,111 @@ class VllmEngine:
         max_model_len: int | None = None,
         allow_other_weights: bool = False,
     ) -> None:
-        self.name, self.tokenizer, self.identity = outline.name, outline.tokenizer, outline.identity
-        self.causal, self.decoder, self.reads_bank = True, False, True
+        self.name, self.tokenizer, self.identity = model.name, model.tokenizer, model.identity
+        self.causal, self.is_encoder_decoder, self.loads_prefixes = True, False, True
         self._max_waiting = max_waiting
         self._counters = Counter(dict.fromkeys(COUNTERS, 0))
         self._gauges: dict[str, float] = {"waiting": 0, "running": 0, "cache_usage": 0.0}
-        self._active = 0
+        self._num_active = 0
         self._lock = threading.Lock()
         length = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
-        arguments = door.arguments(str(outline.folder), bank, prefix_bytes, [*length, *flags])
+        serve_args = compat.serve_args(str(model.folder), bank, prefix_bytes, [*length, *flags])
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="foreword-vllm", daemon=True)
         self._thread.start()
-        self._held = ExitStack()
-        self._held.callback(self._stop_loop)
+        self._exit_stack = ExitStack()
+        self._exit_stack.callback(self._stop_loop)
         try:
-            self._llm = self._run(door.start(arguments, self._record))
+            self._llm = self._run(compat.start_engine(serve_args, self._record_stats))
         except (UsageError, UnsupportedModel):
-            self._held.close()
+            self._exit_stack.close()
             raise
         except Exception as error:
-            self._held.close()
+            self._exit_stack.close()
             raise EngineError(f"vLLM did not start ({error}); what it printed says why.") from error
-        self._held.callback(lambda: self._run(door.end(self._llm)))
+        self._exit_stack.callback(lambda: self._run(compat.shut_down(self._llm)))
         self._closed = False
         atexit.register(self.close)
         config = self._llm.vllm_config
         self.context: int | None = config.model_config.max_model_len
-        soft = config.model_config.dtype if config.model_config.enable_prompt_embeds else None
-        self._admission = Admission(self.identity, self.context, config.model_config.max_model_len, allow_other_weights)
+        soft_dtype = config.model_config.dtype if config.model_config.enable_prompt_embeds else None
+        self._validator = RequestValidator(
+            self.identity, self.context, config.model_config.max_model_len, allow_other_weights
+        )
         try:
-            self._front = Fronting(self.tokenizer, config.kv_transfer_config.engine_id, soft)
-            self._adapters = Adapters(outline, config)
+            self._prompt_builder = PromptBuilder(self.tokenizer, config.kv_transfer_config.engine_id, soft_dtype)
+            self._lora_folders = LoRAFolders(model, config)
         except Exception:
-            self.close()  # nobody else holds what has been started
+            self.close()  # the caller gets no engine to close
             raise
-        self._held.callback(self._adapters.close)
+        self._exit_stack.callback(self._lora_folders.close)
 
-    def submit(self, request: Request) -> AnswerStream:
+    def submit(self, request: Request) -> ChunkStream:
         """Queue a request and return its stream; see `EngineProtocol.submit`."""
-        self._admission.check(request)
-        prompt = self._fronted(request)
-        params = wording.sampling(request.sampling, prompt.transfer)
-        adapter = self._adapters.request(request.adapter)
-        stream = AnswerStream(request, lambda: answering.cancel())
+        self._validator.check(request)
+        prompt = self._build_prompt(request)
+        params = conversion.to_sampling_params(request.sampling, prompt.kv_transfer_params)
+        lora_request = self._lora_folders.lora_request(request.adapter)
+        stream = ChunkStream(request, lambda: future.cancel())
         with self._lock:
             if not self.alive:
                 raise EngineError("the engine is stopped.")
-            if self._active >= self._max_waiting:
-                raise EngineBusy(f"{self._active} requests are on their way, as many as may; ask again in a while.")
-            self._active += 1
+            if self._num_active >= self._max_waiting:
+                raise EngineBusy(f"{self._num_active} requests are on their way, as many as may; ask again in a while.")
+            self._num_active += 1
             self._counters["requests"] += 1
-        # Whoever lets go of the stream no longer wants the answer, so it is held weakly.
-        answer = self._answer(prompt, params, adapter, request, ref(stream))
-        answering = asyncio.run_coroutine_threadsafe(answer, self._loop)
+        # A weak reference: the answer to a stream that was garbage-collected is cancelled.
+        answer = self._answer(prompt, params, lora_request, request, ref(stream))
+        future = asyncio.run_coroutine_threadsafe(answer, self._loop)
         return stream
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Chunk]]:
-        """All answers in the order of their requests, each as the chunks it came in; they run together."""
+        """The chunks of every answer, in the order of the requests, which run together."""
         streams = [self.submit(request) for request in requests]
         for stream in streams:
             yield list(stream)
 
-    def score(self, prompts: Sequence[Prompt], choice: Choice) -> torch.Tensor:
-        """See `EngineProtocol.score`. A request for every question and inner node of the words' trie.
+    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> torch.Tensor:
+        """See `EngineProtocol.score`. Runs a request for every prompt and, behind it, for every inner node of the trie.
 
         Raises UnsupportedModel for a head: vLLM gives no hidden states beside answers.
         """
-        if not isinstance(choice, WordChoice):
+        if not isinstance(scorer, WordScorer):
             raise UnsupportedModel("vLLM gives no hidden states to heads; serve this task with --engine embedded.")
         for prompt in prompts:
-            self._admission.check_prompt(prompt, choice.longest)
-        trie = choice.trie
-        below: dict[int | None, list[int]] = {}
-        for node, parent in enumerate(trie.parents):
-            below.setdefault(parent, []).append(node)
-        asked = [
-            (row, nodes, self._scored(prompt, trie.tokens, _path(trie.parents, parent)))
-            for row, prompt in enumerate(prompts)
-            for parent, nodes in below.items()
-        ]
-        found = torch.full((len(prompts), len(trie.tokens)), -torch.inf)
-        outputs = self._run(
-            self._outputs(
-                [
-                    (
-                        prompt,
-                        wording.scoring([trie.tokens[node] for node in nodes], prompt.transfer),
-                        prompts[row].adapter,
-                    )
-                    for row, nodes, prompt in asked
-                ]
-            )
-        )
-        for (row, nodes, _), output in zip(asked, outputs, strict=True):
+            self._validator.check_prompt(prompt, scorer.max_extra_tokens)
+        trie = scorer.trie
+        rows: list[tuple[int, list[int]]] = []
+        requests: list[_ScoringRequest] = []
+        for row, prompt in enumerate(prompts):
+            for parent, nodes in trie.children.items():
+                path = [trie.tokens[node] for node in _path(trie.parents, parent)]
+                prefixed = self._build_prompt(replace(prompt, token_ids=(*prompt.token_ids, *path)))
+                tokens = [trie.tokens[node] for node in nodes]
+                params = conversion.scoring_params(tokens, prefixed.kv_transfer_params)
+                rows.append((row, nodes))
+                requests.append((prefixed, params, prompt.adapter))
+        logprobs = torch.full((len(prompts), len(trie.tokens)), -torch.inf)
+        for (row, nodes), output in zip(rows, self._run(self._generate_outputs(requests)), strict=True):
             (entry,) = output.outputs[0].logprobs
-            found[row, nodes] = torch.tensor([entry[trie.tokens[node]].logprob for node in nodes])
+            logprobs[row, nodes] = torch.tensor([entry[trie.tokens[node]].logprob for node in nodes])
         self._counters["scored"] += len(prompts)
-        return trie.label_scores(found)
+        return trie.label_scores(logprobs)
 
-    def likelihood(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
-        """See `EngineProtocol.likelihood`. A static prefix is run anew for it.
+    def token_logprobs(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        """See `EngineProtocol.token_logprobs`. A static prefix is recomputed for it.
 
-        Raises RequestError for a learned prefix, which vLLM cannot read through.
+        Raises RequestError for a learned prefix, behind which vLLM gives no log-probabilities.
         """
-        found = []
-        for prompt, entries in zip(prompts, self._read(prompts, 0), strict=True):
-            places = prompt.places or range(len(prompt.token_ids) - 1)
-            found.append(torch.tensor([entries[place].logprob for place in places]))
-        return found
+        logprobs = []
+        for prompt, entries in zip(prompts, self._prompt_logprobs(prompts, 0), strict=True):
+            indices = prompt.output_indices or range(len(prompt.token_ids) - 1)
+            logprobs.append(torch.tensor([entries[index].logprob for index in indices]))
+        return logprobs
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
-        """See `EngineProtocol.prompt_logprobs`. Raises as `likelihood` does."""
-        (entries,) = self._read([prompt], top)
+        """See `EngineProtocol.prompt_logprobs`. Raises as `token_logprobs` does."""
+        (entries,) = self._prompt_logprobs([prompt], top)
         return entries
 
     def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
@@ -193,7 +187,7 @@ class VllmEngine:
         return not self._closed and not self._llm.errored
 
     def statistics(self) -> dict[str, float]:
-        """``waiting``, ``running``, ``cache_usage`` (a share), and counters since the start."""
+        """``waiting``, ``running``, ``cache_usage`` (a fraction), and counters since the start."""
         return {**self._counters, **self._gauges}
 
     def close(self) -> None:
@@ -202,7 +196,7 @@ class VllmEngine:
             return
         self._closed = True
         atexit.unregister(self.close)
-        self._held.close()
+        self._exit_stack.close()
 
     def __enter__(self) -> VllmEngine:
         return self
@@ -210,90 +204,91 @@ class VllmEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _fronted(self, asked: Request | Prompt) -> Fronted:
-        penalized = isinstance(asked, Request) and asked.sampling.repetition_penalty != 1.0
-        front = asked.prefix, asked.prefix_length
-        return self._front(asked.token_ids, *front, soft=asked.soft, penalized=penalized)
+    def _build_prompt(self, request: Request | Prompt) -> PrefixedPrompt:
+        penalized = isinstance(request, Request) and request.sampling.repetition_penalty != 1.0
+        return self._prompt_builder.build(
+            request.token_ids, request.prefix, request.prefix_length, soft=request.soft, penalized=penalized
+        )
 
-    def _scored(self, prompt: Prompt, tokens: Sequence[int], path: Sequence[int]) -> Fronted:
-        return self._fronted(replace(prompt, token_ids=(*prompt.token_ids, *(tokens[node] for node in path))))
-
-    def _read(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
-        """Of every prompt's own tokens but the first, all prompts together."""
+    def _prompt_logprobs(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
+        """Log-probabilities of every prompt's own tokens but the first; the prompts run together."""
         for prompt in prompts:
-            self._admission.check_prompt(prompt, 1)
+            self._validator.check_prompt(prompt, 1)
             if prompt.prefix is not None and prompt.prefix.token_ids is None:
                 raise RequestError(
                     "vLLM gives no log-probabilities of a prompt behind a learned prefix: it would run what stands in "
                     "the prefix's places; leave echo and prompt_logprobs out, or serve with --engine embedded."
                 )
-        whole = [self._fronted(prompt).token_ids for prompt in prompts]
-        params = wording.reading(top)
-        asked = [(Fronted(ids, None), params, prompt.adapter) for ids, prompt in zip(whole, prompts, strict=True)]
-        outputs = self._run(self._outputs(asked))
+        token_ids = [self._build_prompt(prompt).token_ids for prompt in prompts]
+        params = conversion.prompt_logprobs_params(top)
+        requests = [(PrefixedPrompt(ids, None), params, p.adapter) for ids, p in zip(token_ids, prompts, strict=True)]
+        outputs = self._run(self._generate_outputs(requests))
         return [
             [
-                wording.logprob(ids[at], output.prompt_logprobs[at], top)
-                for at in range(prompt.prefix_length + 1, len(ids))
+                conversion.to_token_logprob(ids[position], output.prompt_logprobs[position], top)
+                for position in range(prompt.prefix_length + 1, len(ids))
             ]
-            for prompt, ids, output in zip(prompts, whole, outputs, strict=True)
+            for prompt, ids, output in zip(prompts, token_ids, outputs, strict=True)
         ]
 
     async def _answer(
         self,
-        prompt: Fronted,
+        prompt: PrefixedPrompt,
         params: Any,
-        adapter: Any,
+        lora_request: Any,
         request: Request,
-        reader: ref[AnswerStream],
+        stream_ref: ref[ChunkStream],
     ) -> None:
+        """Put the chunks of an answer into its stream, until it ends or is cancelled."""
         last = Chunk("", (), "cancelled")
         try:
-            # To vLLM, the lowest comes first; it looks only behind --scheduling-policy priority.
+            # Of vLLM the lowest priority comes first, and only under --scheduling-policy priority.
             outputs = self._llm.generate(
-                prompt.prompt, params, uuid.uuid4().hex, lora_request=adapter, priority=-request.priority
+                prompt.to_vllm(), params, uuid.uuid4().hex, lora_request=lora_request, priority=-request.priority
             )
             async for output in outputs:
-                chunk = wording.chunk(output, request.sampling.logprobs)
+                chunk = conversion.to_chunk(output, request.sampling.logprobs)
                 self._counters["tokens_generated"] += len(chunk.token_ids)
-                if (stream := reader()) is None or stream.cancelled:
+                if (stream := stream_ref()) is None or stream.cancelled:
                     await outputs.aclose()
                 elif chunk.finish_reason is not None:
                     last = chunk
                 else:
-                    stream.reused = max(stream.reused, (output.num_cached_tokens or 0) - request.prefix_length)
+                    stream.cached_tokens = max(
+                        stream.cached_tokens, (output.num_cached_tokens or 0) - request.prefix_length
+                    )
                     stream.put(chunk)
                 del stream
         except asyncio.CancelledError:
             pass
         except Exception as error:
-            last = Chunk("", (), "error", error=_sentence(error))
+            last = Chunk("", (), "error", error=_error_sentence(error))
         with self._lock:
-            self._active -= 1
+            self._num_active -= 1
             self._counters["cancelled"] += last.finish_reason == "cancelled"
             self._counters["failed"] += last.finish_reason == "error"
-        if (stream := reader()) is not None:
+        if (stream := stream_ref()) is not None:
             stream.put(last)
 
-    async def _outputs(self, asked: Sequence[tuple[Fronted, Any, Adapter | None]]) -> list[Any]:
-        """The only output of each request, some at a time."""
-        gate = asyncio.Semaphore(SCORED_AT_ONCE)
+    async def _generate_outputs(self, requests: Sequence[_ScoringRequest]) -> list[Any]:
+        """The one ``RequestOutput`` of each request, in order. Raises EngineError if vLLM fails one."""
+        semaphore = asyncio.Semaphore(MAX_CONCURRENT_SCORES)
 
-        async def one(prompt: Fronted, params: Any, adapter: Adapter | None) -> Any:
-            async with gate:
-                generated: AsyncGenerator[Any] = self._llm.generate(
-                    prompt.prompt, params, uuid.uuid4().hex, lora_request=self._adapters.request(adapter)
+        async def generate(prompt: PrefixedPrompt, params: Any, adapter: Adapter | None) -> Any:
+            async with semaphore:
+                outputs: AsyncGenerator[Any] = self._llm.generate(
+                    prompt.to_vllm(), params, uuid.uuid4().hex, lora_request=self._lora_folders.lora_request(adapter)
                 )
-                async for output in generated:
+                async for output in outputs:
                     if output.outputs[0].finish_reason == "error":
-                        raise EngineError(wording.chunk(output).error or "vLLM failed.")
+                        raise EngineError(conversion.to_chunk(output).error or "vLLM failed.")
                     return output
                 raise EngineError("vLLM ended a request without an answer.")
 
-        return await asyncio.gather(*(one(*each) for each in asked))
+        return await asyncio.gather(*(generate(*request) for request in requests))
 
-    def _record(self, scheduler: Any, iteration: Any) -> None:
-        """Statistics of a step, in the loop's thread."""
+    def _record_stats(self, scheduler: Any, iteration: Any) -> None:
+        """Add the statistics of a step; called in the event loop's thread."""
         if scheduler is not None:
             waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
             self._gauges.update(
@@ -304,8 +299,9 @@ class VllmEngine:
             self._counters["tokens_run"] += iteration.num_prompt_tokens + iteration.num_generation_tokens
             self._counters["preempted"] += iteration.num_preempted_reqs
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the event loop's thread, and wait for its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -314,7 +310,7 @@ class VllmEngine:
 
 
 def _path(parents: Sequence[int | None], node: int | None) -> list[int]:
-    """Nodes from the root down to ``node``."""
+    """Nodes from the root of a trie down to ``node``."""
     path = []
     while node is not None:
         path.append(node)
@@ -322,5 +318,5 @@ def _path(parents: Sequence[int | None], node: int | None) -> list[int]:
     return path[::-1]
 
 
-def _sentence(error: Exception) -> str:
+def _error_sentence(error: Exception) -> str:
     return f"vLLM did not answer: {' '.join(str(error).split()) or repr(error)}"

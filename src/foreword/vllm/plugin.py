@@ -1,4 +1,4 @@
-"""What vLLM finds through the package's entry points."""
+"""The package's entry points for vLLM, declared in ``pyproject.toml``."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
 
 def register() -> None:
-    """``vllm.general_plugins``: in each of vLLM's processes, whether or not it serves prefixes."""
+    """``vllm.general_plugins``: called in each of vLLM's processes, whether or not it serves prefixes."""
     from foreword.errors import UsageError
 
     try:
-        from foreword.vllm.door import register as register_connector
-    except UsageError as error:  # somebody else's vLLM goes on as if Foreword were not installed
+        from foreword.vllm.compat import register_connector
+
+        register_connector()
+    except UsageError as error:  # an unsupported vLLM goes on as if Foreword were not installed
         logging.getLogger("vllm.foreword").warning("%s", error)
-        return
-    register_connector()
 
 
 def endpoint() -> TaskEndpoint:
-    """``vllm.endpoint_plugins``: in the process that answers HTTP, if ``VLLM_PLUGINS`` names it."""
+    """``vllm.endpoint_plugins``: called in the process that serves HTTP, if ``VLLM_PLUGINS`` names it."""
     from foreword.vllm.endpoint import TaskEndpoint
 
     return TaskEndpoint()

@@ -1,4 +1,4 @@
-"""``foreword chat``: parse, load, and hold the conversation."""
+"""The command ``foreword chat``."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli import options
-from foreword.cli.completion import task_names
+from foreword.cli.completion import complete_task
+from foreword.cli.flags import expand_options
+from foreword.cli.options import EngineOptions
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.home import home
 
 
+@expand_options
 def chat(
     name: Annotated[
         str | None,
-        typer.Argument(help="Task, or task@version.", show_default="the base model", autocompletion=task_names),
+        typer.Argument(help="Task, or task@version.", show_default="the base model", autocompletion=complete_task),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="The task, instead of NAME.", autocompletion=task_names)
+        str | None, typer.Option("--task", help="The task, instead of NAME.", autocompletion=complete_task)
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of an answer at most.", show_default="the task's, else 1024", min=1)
@@ -26,12 +28,8 @@ def chat(
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy.", show_default="the task's, else 1; 0 for learned tasks")
     ] = None,
-    model: options.ModelName = None,
-    bank: options.BankRoot = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    trust_remote_code: options.RemoteCode = False,
-    allow_other_weights: options.OtherWeights = False,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Talk with the base model or a task; /help in it lists what else it knows.
 
@@ -41,22 +39,17 @@ def chat(
     """
     if name is not None and task is not None:
         raise UsageError("NAME and --task are the same; give one of them.")
-    asked = name or task
-    store = options.open_bank(bank)
-    if asked is not None and asked != (model or options.default_model()):
-        store.describe(asked)  # said before the model is loaded
-    lm = options.open_model(model, dtype, device, trust_remote_code)
-    if not lm.causal and not lm.decoder:
+    ref = name or task
+    store = options.open_bank()
+    if ref is not None and ref != options.model_name:
+        store.describe(ref)  # an unknown task is an error before the model is loaded
+    lm = options.open_model()
+    if not lm.causal and not lm.is_encoder_decoder:
         raise UnsupportedModel(f"{lm.name} is an encoder, which writes no text; ask it with foreword classify.")
-    from foreword.cli.chat.loop import Loop
-    from foreword.cli.chat.talk import Talk
+    from foreword.cli.chat.repl import ChatRepl
+    from foreword.cli.chat.session import ChatSession
 
-    with options.open_engine(lm, allow_other_weights=allow_other_weights) as engine:
-        talk = Talk(
-            engine,
-            lambda ref: options.find_task(ref, bank, lm, allow_other_weights=allow_other_weights),
-            max_tokens,
-            temperature,
-        )
-        talk.turn_to(asked)
-        Loop(talk, store, home() / "chat_history").run()
+    with options.open_engine(lm) as engine:
+        session = ChatSession(engine, lambda ref: options.find_task(ref, lm), max_tokens, temperature)
+        session.select_task(ref)
+        ChatRepl(session, store, home() / "chat_history").run()

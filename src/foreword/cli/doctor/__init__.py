@@ -1,4 +1,4 @@
-"""``foreword doctor``: what is checked, an area a file, and what to mend."""
+"""``foreword doctor``: checks of the installation, the model, the bank and the engine, a file each."""
 
 from foreword.cli.doctor.command import doctor
 

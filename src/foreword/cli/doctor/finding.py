@@ -1,4 +1,4 @@
-"""`Finding`: what was found about one thing."""
+"""`Finding`: the result of one check."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ State = Literal["good", "note", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one thing.
+    """The result of one check.
 
     Attributes:
-        area: what it is part of.
-        what: was looked at.
-        state: ``note`` works and is worth a word; ``broken`` does not work.
-        found: in a few words.
-        mend: what to do about it; empty if nothing is to be done.
+        area: group of checks.
+        what: name of the check.
+        state: ``note`` for something that works and that a user should know; ``broken`` if it does not work.
+        found: the result in a few words.
+        mend: how to repair it; may be empty.
     """
 
     area: Area

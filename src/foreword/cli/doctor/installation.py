@@ -1,4 +1,4 @@
-"""Python, the packages that Foreword needs, and the extras, against the ranges that it was run with."""
+"""Checks of the installation: versions of Python, required packages and extras."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from foreword.version import __version__
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-# An extra for people who work on Foreword itself.
+# The extra for development is not checked.
 DEVELOPMENT = "dev"
 
 
 def check_installation() -> list[Finding]:
-    """Python, then every package in the order of the metadata, then the extras."""
+    """Check Python, every required package, and the extras."""
     try:
         described = metadata.metadata("foreword")
     except metadata.PackageNotFoundError:
@@ -31,13 +31,14 @@ def check_installation() -> list[Finding]:
             )
         ]
     required, extras = _requirements()
-    findings = [_python(described["Requires-Python"] or ""), *(_package(each) for each in required)]
-    for name, packages in extras.items():
-        findings.append(_extra(name, packages))
-    return findings
+    return [
+        _check_python(described["Requires-Python"] or ""),
+        *map(_check_package, required),
+        *(_check_extra(name, packages) for name, packages in extras.items()),
+    ]
 
 
-def _python(wanted: str) -> Finding:
+def _check_python(wanted: str) -> Finding:
     from packaging.specifiers import SpecifierSet
 
     version = ".".join(map(str, sys.version_info[:3]))
@@ -47,7 +48,7 @@ def _python(wanted: str) -> Finding:
 
 
 def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
-    """What is needed always, and by extra; without what is not for this machine."""
+    """The required packages, and those of each extra, as far as their markers apply to this machine."""
     from packaging.requirements import Requirement
 
     required: list[Requirement] = []
@@ -64,22 +65,22 @@ def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
     return required, extras
 
 
-def _package(need: Requirement) -> Finding:
-    state, found = _state(need)
+def _check_package(need: Requirement) -> Finding:
+    state, found = _check_version(need)
     mend = "" if state == "good" else f"pip install '{need.name}{need.specifier}'"
     return Finding("installation", need.name, state, found, mend)
 
 
-def _extra(name: str, needs: list[Requirement]) -> Finding:
-    """An extra that is not there breaks nothing; one that is there in other versions may not work."""
-    states = [_state(need) for need in needs]
+def _check_extra(name: str, needs: list[Requirement]) -> Finding:
+    """Check an extra; missing or mismatching packages are a note, since nothing else needs them."""
+    states = [_check_version(need) for need in needs]
     found = ", ".join(f"{need.name} {text}" for need, (_, text) in zip(needs, states, strict=True))
     if all(state == "good" for state, _ in states):
         return Finding("installation", f"extra [{name}]", "good", found)
     return Finding("installation", f"extra [{name}]", "note", found, f"if you need it: pip install 'foreword[{name}]'")
 
 
-def _state(need: Requirement) -> tuple[State, str]:
+def _check_version(need: Requirement) -> tuple[State, str]:
     try:
         version = metadata.version(need.name)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""llama.cpp, where it is installed and the model is a GGUF file: a prompt in a child process."""
+"""`check_llamacpp`: the preflight check of llama.cpp, where it is installed and the model is a GGUF file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from foreword.errors import EngineError, ForewordError, UsageError
 
 
 def check_llamacpp(name: str) -> list[Finding]:
-    """Run the preflight check anew, whatever is remembered; nothing where llama.cpp would not be asked.
+    """Run the preflight check, remembered or not; no findings for a model that llama.cpp would not run.
 
     Args:
         name: the model, as the user gave it.
     """
-    from foreword.llamacpp.door import check_version
+    from foreword.llamacpp.compat import check_version
 
     try:
         check_version()
-    except UsageError:  # the extras say so already
+    except UsageError:  # the check of the extras reports it already
         return []
     from foreword.models.gguf import BUILTIN
 

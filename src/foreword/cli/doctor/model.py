@@ -1,4 +1,4 @@
-"""The base model: what it is, and the proof that it carries prefixes, which every load brings."""
+"""Findings about the base model; loading it has proved that it can take prefixes."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ if TYPE_CHECKING:
 
 
 def facts(lm: LanguageModel) -> dict[str, Any]:
-    """What a load has shown; ``difference`` is the root mean square of the proof's logits."""
+    """Properties of a loaded model; ``difference`` is the root mean square between the logits of its probe."""
     return {
         "model": lm.name,
         "architecture": lm.identity.architecture,
-        "kind": "encoder-decoder" if lm.decoder else "causal" if lm.causal else "encoder",
+        "kind": "encoder-decoder" if lm.is_encoder_decoder else "causal" if lm.causal else "encoder",
         "layers": len(lm.identity.layers),
         "context": lm.context,
         "dtype": str(lm.dtype).removeprefix("torch."),
         "weights": lm.identity.weights,
-        "difference": lm.difference,
+        "difference": lm.probe_error,
     }
 
 
 def check_model(lm: LanguageModel) -> list[Finding]:
-    """A loaded model is a proved one, so this only says what was proved."""
+    """The findings of a model that has been loaded, and so has been proved."""
     found = facts(lm)
     what = [f"{found['kind']} {found['architecture']}", f"{found['layers']} layers", f"context {found['context']}"]
     proof = "carries prefixes: text as a prefix gives the logits of the joined text"
-    if lm.decoder:
+    if lm.is_encoder_decoder:
         proof = "takes soft tokens, and no prefix: embeddings give the logits of the tokens that they are of"
     return [
         Finding("model", lm.name, "good", ", ".join([*what, found["dtype"], f"weights {found['weights'][:12]}"])),
-        Finding("model", "proof", "good", f"{proof}, {lm.difference:.2g} apart (root mean square)"),
+        Finding("model", "proof", "good", f"{proof}, {lm.probe_error:.2g} apart (root mean square)"),
     ]

@@ -1,4 +1,4 @@
-"""How many threads PyTorch runs on, and how they wait, against the cores that there are."""
+"""Checks of the number of PyTorch's threads against the usable cores, and of OMP_WAIT_POLICY."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from foreword.cli.doctor.finding import Finding
 
 
 def check_threads() -> list[Finding]:
-    """Threads, and how they wait if the environment says so. Loads PyTorch."""
+    """Check the threads. Imports PyTorch."""
     import torch
 
-    return [_count(torch.get_num_threads(), cores()), *_waiting(os.environ.get("OMP_WAIT_POLICY", "").lower())]
+    return [
+        _check_count(torch.get_num_threads(), cores()),
+        *_check_wait_policy(os.environ.get("OMP_WAIT_POLICY", "").lower()),
+    ]
 
 
 def cores() -> int:
-    """Those that this process may use: of its CPU set, and of its control group's quota rounded up."""
+    """Cores that this process may use: its CPU affinity, bounded by its cgroup quota rounded up."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(Path("/sys/fs/cgroup/cpu.max"))
+    quota = _cgroup_quota(Path("/sys/fs/cgroup/cpu.max"))
     return usable if quota is None else max(1, min(usable, -int(-quota // 1)))
 
 
-def _quota(file: Path) -> float | None:
-    """Cores of a control group of version 2: ``QUOTA PERIOD`` in microseconds, or ``max PERIOD``."""
+def _cgroup_quota(file: Path) -> float | None:
+    """Cores of a cgroup v2 quota, ``QUOTA PERIOD`` in microseconds or ``max PERIOD``; ``None`` without a quota."""
     try:
         quota, period = file.read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -31,7 +34,7 @@ def _quota(file: Path) -> float | None:
         return None
 
 
-def _count(threads: int, usable: int) -> Finding:
+def _check_count(threads: int, usable: int) -> Finding:
     found = f"{threads} of PyTorch on {usable} cores"
     if threads > usable:
         return Finding("installation", "threads", "note", found, f"set OMP_NUM_THREADS={usable}")
@@ -41,7 +44,7 @@ def _count(threads: int, usable: int) -> Finding:
     return Finding("installation", "threads", "good", found)
 
 
-def _waiting(policy: str) -> list[Finding]:
+def _check_wait_policy(policy: str) -> list[Finding]:
     if policy == "active":
         mend = "unset OMP_WAIT_POLICY: idle threads keep their cores busy"
         return [Finding("installation", "OMP_WAIT_POLICY", "note", policy, mend)]

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
+from pydantic import Field
+
+from foreword.bank.json_document import Count, FieldCheck, is_a
 from foreword.core import SamplingParams
 from foreword.errors import RequestError, UnsupportedOption
-from foreword.text.detokenize import UNFINISHED
+from foreword.text.detokenize import REPLACEMENT_CHARACTER
+
+
+def _at_least(low: int) -> FieldCheck:
+    return f"a whole number, {low} or more", is_a(Annotated[int, Field(ge=low)])
+
+
+def _number(low: float, high: float) -> FieldCheck:
+    return f"a number from {low:g} to {high:g}", is_a(Annotated[float, Field(ge=low, le=high)])
+
+
+_FLAG = "true or false", is_a(bool)
+_ID = "a whole number or a text", is_a(int | str | None)
+_SEED = "a whole number", is_a(int | None)
+_TEXTS = "a list of texts that are not empty", is_a(Sequence[Annotated[str, Field(min_length=1)]])
+_IDS = "a list of lists of token ids", is_a(Sequence[Annotated[Sequence[Count], Field(min_length=1)]])
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How rtp-llm's users say how to answer; names and defaults are rtp-llm's.
+    """rtp-llm's generation options, with its names and defaults.
 
     Attributes:
-        max_new_tokens: tokens at most; what the context has no room for is left out, as there.
-        min_new_tokens: tokens before anything may end the answer.
+        max_new_tokens: maximum tokens; cut to the room in the context, as rtp-llm does.
+        min_new_tokens: minimum tokens before a stop token or text ends the answer.
         top_k: most probable tokens to sample from; 0 keeps all, 1 is greedy.
         top_p: probability mass to sample from; 0 is greedy.
         temperature: 0 is greedy.
@@ -26,27 +44,27 @@ class GenerateConfig:
         random_seed: makes a sampled answer repeatable.
         stop_words_str: texts that end the answer and are no part of it.
         stop_words_list: the same as token ids; several in a row end it as the text that they are.
-        num_return_sequences: answers to every prompt, as a list in the place of one; 0 is one answer by itself.
+        num_return_sequences: answers to every prompt, returned as a list; 0 is one answer, returned as a text.
         task_id: which static prompt stands in front; ``None`` or an empty text is none.
         return_incremental: results hold only what is new.
         is_streaming: results come as answers grow; ``False`` gives the last one alone.
         yield_generator: another name of the same.
     """
 
-    max_new_tokens: int = 1000
-    min_new_tokens: int = 0
-    top_k: int = 0
-    top_p: float = 1.0
-    temperature: float = 1.0
-    repetition_penalty: float = 1.0
-    random_seed: int | None = None
-    stop_words_str: Sequence[str] = ()
-    stop_words_list: Sequence[Sequence[int]] = ()
-    num_return_sequences: int = 0
-    task_id: int | str | None = None
-    return_incremental: bool = False
-    is_streaming: bool = True
-    yield_generator: bool = True
+    max_new_tokens: Annotated[int, _at_least(1)] = 1000
+    min_new_tokens: Annotated[int, _at_least(0)] = 0
+    top_k: Annotated[int, _at_least(0)] = 0
+    top_p: Annotated[float, _number(0, 1)] = 1.0
+    temperature: Annotated[float, _number(0, 100)] = 1.0
+    repetition_penalty: Annotated[float, _number(0.01, 100)] = 1.0
+    random_seed: Annotated[int | None, _SEED] = None
+    stop_words_str: Annotated[Sequence[str], _TEXTS] = ()
+    stop_words_list: Annotated[Sequence[Sequence[int]], _IDS] = ()
+    num_return_sequences: Annotated[int, _at_least(0)] = 0
+    task_id: Annotated[int | str | None, _ID] = None
+    return_incremental: Annotated[bool, _FLAG] = False
+    is_streaming: Annotated[bool, _FLAG] = True
+    yield_generator: Annotated[bool, _FLAG] = True
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> GenerateConfig:
@@ -59,7 +77,7 @@ class GenerateConfig:
         known = {}
         for name, value in options.items():
             if name in _CHECKS:
-                known[name] = _checked(name, value)
+                known[name] = _check(name, value)
             elif name in _REFUSED:
                 _check_default(name, value)
             elif name not in _IGNORED:
@@ -80,72 +98,31 @@ class GenerateConfig:
         """The name of the static prompt; 1 and ``"1"`` are the same."""
         return None if self.task_id in (None, "") else str(self.task_id)
 
-    def sampling(self, tokenizer: Any, room: Callable[[int], int]) -> SamplingParams:
-        """The same as the engine takes it.
+    def sampling_params(self, tokenizer: Any, fitting: Callable[[int], int]) -> SamplingParams:
+        """These options as `SamplingParams`.
 
         Args:
-            tokenizer: says which text several stop ids in a row are.
-            room: cuts a number of tokens to what fits behind the prompt.
+            tokenizer: decodes stop sequences of several ids.
+            fitting: caps a number of tokens to what fits behind the prompt.
         """
-        most = room(self.max_new_tokens)
+        max_tokens = fitting(self.max_new_tokens)
         greedy = self.top_k == 1 or self.top_p == 0 or self.temperature == 0
-        several = [ids for ids in self.stop_words_list if len(ids) > 1]
+        sequences = [ids for ids in self.stop_words_list if len(ids) > 1]
         return SamplingParams(
-            max_tokens=most,
-            min_tokens=min(self.min_new_tokens, most),
+            max_tokens=max_tokens,
+            min_tokens=min(self.min_new_tokens, max_tokens),
             temperature=0.0 if greedy else self.temperature,
             top_k=0 if greedy else self.top_k,
             top_p=1.0 if greedy else self.top_p,
             repetition_penalty=self.repetition_penalty,
             seed=self.random_seed,
-            stop=(*self.stop_words_str, *(_text(tokenizer, ids) for ids in several)),
+            stop=(*self.stop_words_str, *(_decode_stop(tokenizer, ids) for ids in sequences)),
             stop_token_ids=tuple(ids[0] for ids in self.stop_words_list if len(ids) == 1),
         )
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _at_least(least: int) -> tuple[str, Callable[[Any], bool]]:
-    return f"a whole number, {least} or more", lambda value: _whole(value) and value >= least
-
-
-def _number(low: float, high: float) -> tuple[str, Callable[[Any], bool]]:
-    def fits(value: Any) -> bool:
-        return (_whole(value) or isinstance(value, float)) and low <= value <= high
-
-    return f"a number from {low:g} to {high:g}", fits
-
-
-def _list_of(what: str, fits: Callable[[Any], bool]) -> tuple[str, Callable[[Any], bool]]:
-    return f"a list of {what}", lambda value: isinstance(value, list | tuple) and all(map(fits, value))
-
-
-_FLAG = "true or false", lambda value: isinstance(value, bool)
-_ID = "a whole number or a text", lambda value: value is None or _whole(value) or isinstance(value, str)
-_SEED = "a whole number", lambda value: value is None or _whole(value)
-_TEXTS = _list_of("texts that are not empty", lambda text: isinstance(text, str) and text != "")
-_IDS = _list_of("lists of token ids", lambda ids: bool(ids) and _list_of("", lambda i: _whole(i) and i >= 0)[1](ids))
-
-_CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "max_new_tokens": _at_least(1),
-    "min_new_tokens": _at_least(0),
-    "top_k": _at_least(0),
-    "top_p": _number(0, 1),
-    "temperature": _number(0, 100),
-    "repetition_penalty": _number(0.01, 100),
-    "random_seed": _SEED,
-    "stop_words_str": _TEXTS,
-    "stop_words_list": _IDS,
-    "num_return_sequences": _at_least(0),
-    "task_id": _ID,
-    "return_incremental": _FLAG,
-    "is_streaming": _FLAG,
-    "yield_generator": _FLAG,
-}
-"""What every option must be."""
-assert _CHECKS.keys() == {field.name for field in fields(GenerateConfig)}
+_CHECKS = {name: hint.__metadata__[0] for name, hint in get_type_hints(GenerateConfig, include_extras=True).items()}
+"""A check for every option."""
 
 _REFUSED: Mapping[str, Any] = {
     "num_beams": 1,
@@ -174,13 +151,13 @@ _REFUSED: Mapping[str, Any] = {
     "images": [],
     "urls": [],
 }
-"""rtp-llm's other options, with the values at which they do nothing."""
+"""Unsupported options of rtp-llm, with the values at which they have no effect."""
 
 _IGNORED = frozenset({"bos_token_id", "chat_id", "max_input_tokens", "pad_token_id", "using_hf_sampling"})
-"""Options of rtp-llm that change how it works and never what it answers."""
+"""Options of rtp-llm that have no effect on answers."""
 
 
-def _checked(name: str, value: Any) -> Any:
+def _check(name: str, value: Any) -> Any:
     expected, fits = _CHECKS[name]
     if not fits(value):
         raise RequestError(f"{name} must be {expected}, the same for all prompts of a call, found {value!r}.")
@@ -198,9 +175,9 @@ def _unknown(name: str) -> str:
     return f"generate_config has no option {name}; {mend}"
 
 
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+def _decode_stop(tokenizer: Any, ids: Sequence[int]) -> str:
     text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    if not text or UNFINISHED in text:
+    if not text or REPLACEMENT_CHARACTER in text:
         raise RequestError(
             f"stop_words_list has {list(ids)}, which is no text that an answer could hold; give a text in "
             "stop_words_str, or one id by itself."

@@ -1,4 +1,4 @@
-"""`ModelFactory` and `ModelConfig`: how rtp-llm's programs load a model; `Model` is what they get."""
+"""rtp-llm's `ModelFactory`, `ModelConfig` and `Model`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from foreword.core import Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request, Stream
 from foreword.errors import UnsupportedModel, UnsupportedOption, UsageError
-from foreword.interop.rtp.fronts import Fronts, prompts_of, ptuning_task
 from foreword.interop.rtp.generate_config import GenerateConfig
+from foreword.interop.rtp.task_prefixes import TaskPrefixes, ptuning_task, read_static_prompts
 from foreword.models import LanguageModel, load_model
-from foreword.text.prompt_rows import StaticPrompt
+from foreword.text.static_prompts import StaticPrompt
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What rtp-llm's ``ModelConfig`` says that means something here.
+    """rtp-llm's ``ModelConfig``, as far as Foreword supports it.
 
     Attributes:
         ptuning_path: a checkpoint of P-tuning v2 (THUDM, ChatGLM2 and later), or a folder that PEFT saved.
         max_seq_len: positions that a request may take, prefix and answer included; 0 is the model's context.
-        model_type: taken and not needed: the model's own configuration says it.
-        async_mode: taken and not needed: requests are always batched while they come.
-        seq_size_per_block: taken and not needed: the cache has pages of its own size.
+        model_type: ignored; the model's configuration has it.
+        async_mode: ignored; batching is always continuous.
+        seq_size_per_block: ignored; the cache has a page size of its own.
         lora_infos: not supported here; serve an imported LoRA as a task.
     """
 
@@ -69,7 +69,7 @@ class ModelFactory:
             raise UsageError(f"model_config must be a ModelConfig, found {config!r}.")
         if revision is not None:
             raise UnsupportedOption(f"revision={revision!r} is not supported; fetch it and give its folder instead.")
-        prompts = prompts_of()  # before the model, which takes its time
+        prompts = read_static_prompts()  # before the model, which takes longer to load
         lm = load_model(model_path_or_name)
         ptuning = ptuning_task(lm, config.ptuning_path) if config.ptuning_path else None
         return Model(lm, ptuning, prompts, max_seq_len=config.max_seq_len)
@@ -86,25 +86,25 @@ class Model:
 
     Attributes:
         tokenizer: of the model.
-        engine: answers; its statistics are worth a look.
+        engine: runs the requests.
     """
 
     def __init__(
         self, lm: LanguageModel, ptuning: Task | None, prompts: list[StaticPrompt], *, max_seq_len: int = 0
     ) -> None:
-        if not lm.causal or lm.decoder:
+        if not lm.causal or lm.is_encoder_decoder:
             raise UnsupportedModel(f"{lm.name} ({lm.identity.architecture}) continues no text; give a causal model.")
         self.tokenizer = lm.tokenizer
-        self._fronts = Fronts(lm, ptuning, prompts)
+        self._task_prefixes = TaskPrefixes(lm, ptuning, prompts)
         self.engine = Engine(lm, max_model_len=max_seq_len or None)
 
     def submit(self, text: str, config: GenerateConfig) -> list[Stream]:
-        """Ask for the answers to one prompt; hold on to them, or they are cancelled."""
-        prompt = self._fronts.prompt(config.task, text, all_ids=config.repetition_penalty != 1)
-        sampling = config.sampling(self.tokenizer, lambda usual: prompt.fitting(usual, self.engine.context))
-        request = Request.of(prompt, sampling, group=config.task or "")
-        return [self.engine.submit(copy) for copy in request.copies(max(1, config.num_return_sequences))]
+        """Submit the requests of one prompt. A stream that is garbage-collected cancels its request."""
+        prompt = self._task_prefixes.prompt(config.task, text, all_ids=config.repetition_penalty != 1)
+        params = config.sampling_params(self.tokenizer, lambda usual: prompt.cap_max_tokens(usual, self.engine.context))
+        request = Request.from_prompt(prompt, params, group=config.task or "")
+        return [self.engine.submit(copy) for copy in request.fan_out(max(1, config.num_return_sequences))]
 
     def stop(self) -> None:
-        """Stop the engine; answers on their way end with an error."""
+        """Stop the engine; running requests end with an error."""
         self.engine.close()

@@ -1,4 +1,4 @@
-"""`Pipeline`: prompts in, growing answers out."""
+"""`Pipeline`: rtp-llm's streaming generation for one prompt or several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foreword.interop.rtp.model import Model
 
 @dataclass(frozen=True)
 class GenerateResponse:
-    """All answers of a call, as far as they have come.
+    """The answers of a call so far.
 
     Attributes:
         batch_response: the text of every prompt's answer; a list of texts each with ``num_return_sequences``, and for
@@ -27,7 +27,7 @@ class GenerateResponse:
 
 
 class Pipeline:
-    """Asks a model; any number of threads may call it at once.
+    """Generates answers; thread-safe.
 
     Args:
         model: from `ModelFactory`.
@@ -46,7 +46,7 @@ class Pipeline:
     def __call__(
         self, prompt: str | Sequence[str], generate_config: Mapping[str, Any] | None = None, **options: Any
     ) -> Iterator[GenerateResponse]:
-        """Submit prompts at once, which then run together, and give a result a step as their answers grow.
+        """Submit all prompts, which run in one batch, and yield a response a step.
 
         Args:
             prompt: one text or several, taken verbatim: no chat template.
@@ -61,26 +61,26 @@ class Pipeline:
             EngineError: the pipeline was stopped, or the engine failed; also while results come.
         """
         config = GenerateConfig.parse({**(generate_config or {}), **options})
-        texts = [prompt] if isinstance(prompt, str) else _checked(prompt)
-        answers = [[_Answer(stream) for stream in self.model.submit(text, config)] for text in texts]
-        return _responses(answers, config, alone=isinstance(prompt, str))
+        texts = [prompt] if isinstance(prompt, str) else _check_prompts(prompt)
+        answers = [[_AnswerStream(stream) for stream in self.model.submit(text, config)] for text in texts]
+        return _responses(answers, config, single_prompt=isinstance(prompt, str))
 
     def stop(self) -> None:
         """Stop the model."""
         self.model.stop()
 
 
-class _Answer:
-    """One answer as it grows: its text so far, and the last piece of it."""
+class _AnswerStream:
+    """One streamed answer: its text so far, and the text of the last chunk."""
 
     def __init__(self, stream: Stream) -> None:
-        self._stream = stream  # an answer that nobody holds would be cancelled
+        self._stream = stream  # a stream that is garbage-collected is cancelled
         self._chunks = iter(stream)
-        self.text, self.new, self.finished = "", "", False
+        self.text, self.delta, self.finished = "", "", False
 
     def advance(self) -> None:
-        """Wait for its next piece, if there is one."""
-        self.new = ""
+        """Wait for the next chunk unless the answer is finished."""
+        self.delta = ""
         if self.finished:
             return
         chunk = next(self._chunks)
@@ -88,30 +88,34 @@ class _Answer:
             raise EngineError(chunk.error)
         if chunk.finish_reason == "cancelled":
             raise EngineError("the pipeline was stopped while it answered; load the model again.")
-        self.new, self.finished = chunk.text, chunk.finish_reason is not None
+        self.delta, self.finished = chunk.text, chunk.finish_reason is not None
         self.text += chunk.text
 
 
-def _checked(prompts: Sequence[str]) -> list[str]:
+def _check_prompts(prompts: Sequence[str]) -> list[str]:
     if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(text, str) for text in prompts):
         raise RequestError(f"the prompt must be a text or a list of texts, found {prompts!r:.80}.")
     return list(prompts)
 
 
-def _responses(answers: list[list[_Answer]], config: GenerateConfig, *, alone: bool) -> Iterator[GenerateResponse]:
-    every = [answer for row in answers for answer in row]
+def _responses(
+    answers: list[list[_AnswerStream]], config: GenerateConfig, *, single_prompt: bool
+) -> Iterator[GenerateResponse]:
+    flat = [answer for row in answers for answer in row]
     finished = False
     while not finished:
-        for answer in every:  # the engine steps all of them together, so none waits long for another
+        for answer in flat:  # the engine steps all of them together, so none waits long for another
             answer.advance()
-        finished = all(answer.finished for answer in every)
+        finished = all(answer.finished for answer in flat)
         if finished or config.streaming:
-            yield GenerateResponse(_texts(answers, config, alone), finished)
+            yield GenerateResponse(_texts(answers, config, single_prompt), finished)
 
 
-def _texts(answers: list[list[_Answer]], config: GenerateConfig, alone: bool) -> list[str] | list[list[str]]:
+def _texts(
+    answers: list[list[_AnswerStream]], config: GenerateConfig, single_prompt: bool
+) -> list[str] | list[list[str]]:
     only_new = config.return_incremental and config.streaming
-    rows = [[answer.new if only_new else answer.text for answer in row] for row in answers]
-    if config.num_return_sequences == 0 or alone:
+    rows = [[answer.delta if only_new else answer.text for answer in row] for row in answers]
+    if config.num_return_sequences == 0 or single_prompt:
         return [text for row in rows for text in row]
     return rows

@@ -1,4 +1,4 @@
-"""`mount_ui`: the page on the application, with only the doors that it needs."""
+"""`mount_ui`: mounts the page at ``/ui``, with only those of Gradio's routes that it needs."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _ICON = (
 
 
 def has_ui() -> bool:
-    """Whether the extra is installed."""
+    """Whether the extra ``[ui]`` is installed."""
     return find_spec("gradio") is not None
 
 
 def check_ui() -> None:
-    """Raise UsageError where it is not."""
+    """Raise UsageError without the extra ``[ui]``."""
     if not has_ui():
         raise UsageError("the page at /ui needs Gradio; run `pip install 'foreword[ui]'`, or serve with --no-ui.")
 
 
 def mount_ui(app: FastAPI, base: str) -> None:
-    """Put the page at ``/ui``. It asks the application itself, with the key that the visitor's browser shows.
+    """Mount the page, which sends its requests to the application itself, with the visitor's Authorization header.
 
     Args:
         app: with all its routes and middleware, which hold for the page as for any other client.
@@ -45,13 +45,13 @@ def mount_ui(app: FastAPI, base: str) -> None:
     check_ui()
     import gradio as gr
 
-    from foreword.server.ui.inside import Inside
+    from foreword.server.ui.in_process_transport import InProcessTransport
     from foreword.server.ui.page import Page
-    from foreword.server.ui.routes import Routes
-    from foreword.server.ui.shelf import Shelf
+    from foreword.server.ui.server_client import ServerClient
+    from foreword.server.ui.task_versions import TaskVersions
 
-    routes = Routes(Inside(app))
-    page = Page(routes, Shelf(routes), base)
+    client = ServerClient(InProcessTransport(app))
+    page = Page(client, TaskVersions(client), base)
 
     @app.get(PATH, include_in_schema=False)
     async def ui() -> Response:
@@ -75,21 +75,22 @@ def mount_ui(app: FastAPI, base: str) -> None:
         mcp_server=False,
         enable_monitoring=False,
         show_error=False,
-        app_kwargs={"middleware": [Middleware(Doorkeeper)]},
+        app_kwargs={"middleware": [Middleware(RouteFilter)]},
     )
 
 
-class Doorkeeper:
-    """Lets through what the page asks for, and not the rest that Gradio can do: uploads, files, proxies, monitoring.
+class RouteFilter:
+    """ASGI middleware in front of Gradio's routes.
 
-    Nor what another site's page asks for: browsers send the key that their visitor typed along with that too.
+    Answers 404 to those that the page does not need (uploads, files, proxies, monitoring), and 403 to requests from
+    pages of other sites, with which browsers send the visitor's key too.
 
     Args:
         app: Gradio's.
     """
 
-    FILES = ("/assets/", "/static/", "/gradio_api/heartbeat/")
-    PATHS = frozenset(
+    ALLOWED_PREFIXES = ("/assets/", "/static/", "/gradio_api/heartbeat/")
+    ALLOWED_PATHS = frozenset(
         {
             "/",
             "/config",
@@ -111,14 +112,14 @@ class Doorkeeper:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = scope["path"].removeprefix(scope.get("root_path", ""))
-            if path not in self.PATHS and not path.startswith(self.FILES):
+            if path not in self.ALLOWED_PATHS and not path.startswith(self.ALLOWED_PREFIXES):
                 return await PlainTextResponse("there is nothing here.", 404)(scope, receive, send)
-            if _from_elsewhere(Headers(scope=scope)):
+            if _is_cross_site(Headers(scope=scope)):
                 return await PlainTextResponse("only this server's own page may ask here.", 403)(scope, receive, send)
         await self._app(scope, receive, send)
 
 
-def _from_elsewhere(headers: Headers) -> bool:
+def _is_cross_site(headers: Headers) -> bool:
     """Whether another site's page sent a request; browsers say so in headers that no page can set."""
     if headers.get("sec-fetch-site") in ("same-origin", "none"):
         return False

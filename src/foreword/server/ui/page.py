@@ -1,256 +1,245 @@
-"""`Page`: the Gradio components of the page, and what happens when they are used."""
+"""`Page`: the Gradio components of the page and their event handlers."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import gradio as gr
 
-from foreword.server.ui import board
-from foreword.server.ui.column import Column, compare
-from foreword.server.ui.routes import Pass, Question, Refused, Routes
-from foreword.server.ui.shelf import Shelf, Version
-from foreword.server.ui.words import Say, say_in
+from foreword.server.ui import html
+from foreword.server.ui.answer_pane import AnswerPane, compare
+from foreword.server.ui.server_client import Authorization, PlaygroundRequest, ServerClient, ServerRefusal
+from foreword.server.ui.task_versions import TaskVersion, TaskVersions
+from foreword.server.ui.translations import text
 
-Made = TypeVar("Made")
+Component = TypeVar("Component")
 Update = dict[str, Any]
+Texts = Mapping[str, str | Sequence[tuple[str, str]]]
+"""Keys of translations by the property that shows them; ``choices`` has pairs of a key and a value."""
 
 
 class Page:
-    """One page for all visitors. Their browsers show a key, if there are keys, and the page shows it to the server.
+    """One page for all visitors; requests carry the Authorization header of the visitor's browser.
 
     Args:
-        routes: answers questions.
-        shelf: has the versions of tasks.
+        client: sends requests to the server.
+        task_versions: lists versions of tasks and rolls back.
         base: the base model's name.
     """
 
-    def __init__(self, routes: Routes, shelf: Shelf, base: str) -> None:
-        self._routes = routes
-        self._shelf = shelf
+    def __init__(self, client: ServerClient, task_versions: TaskVersions, base: str) -> None:
+        self._client = client
+        self._task_versions = task_versions
         self._base = base
-        self._words: dict[Any, Callable[[Say], Update]] = {}
-        # No answers from the machines of Gradio's makers are needed, and none are asked for.
+        self._translated: dict[Any, Texts] = {}
+        # Gradio's servers get no analytics.
         with gr.Blocks(title="Foreword", analytics_enabled=False, fill_width=True) as self.blocks:
-            self._lay_out()
-            self._listen()
-        # Every visitor may have several events on their way: the engine is what orders them.
+            self._build()
+            self._bind_events()
+        # Every visitor may have several events running: the engine schedules them.
         self.blocks.queue(api_open=False, default_concurrency_limit=None)
 
-    # What is where.
+    # Layout.
 
-    def _lay_out(self) -> None:
+    def _build(self) -> None:
         with gr.Row(elem_id="top"):
-            gr.HTML(board.header(self._base), elem_id="header")
+            gr.HTML(html.header(self._base), elem_id="header")
             self.language = gr.Radio(
                 [("English", "en"), ("中文", "zh")], value="en", show_label=False, container=False, elem_id="language"
             )
         self.notice = gr.HTML(elem_id="notice")
         with gr.Tabs():
-            with self._said(gr.Tab, lambda say: {"label": say("playground")}, id="playground"):
-                self._lay_out_playground()
-            with self._said(gr.Tab, lambda say: {"label": say("classify")}, id="classify"):
-                self._lay_out_classify()
-            with self._said(gr.Tab, lambda say: {"label": say("tasks")}, id="tasks"):
-                self._lay_out_tasks()
+            with self._translate(gr.Tab, {"label": "playground"}, id="playground"):
+                self._build_playground()
+            with self._translate(gr.Tab, {"label": "classify"}, id="classify"):
+                self._build_classify()
+            with self._translate(gr.Tab, {"label": "tasks"}, id="tasks"):
+                self._build_tasks()
 
-    def _lay_out_playground(self) -> None:
-        self.models = self._said(
-            gr.Dropdown,
-            lambda say: {"label": say("models"), "info": say("models_hint")},
-            multiselect=True,
-            elem_id="models",
+    def _build_playground(self) -> None:
+        self.models = self._translate(
+            gr.Dropdown, {"label": "models", "info": "models_hint"}, multiselect=True, elem_id="models"
         )
-        self.question = self._said(
-            gr.Textbox,
-            lambda say: {"label": say("question"), "placeholder": say("question_hint")},
-            lines=3,
-            max_lines=12,
-            elem_id="question",
+        self.question = self._translate(
+            gr.Textbox, {"label": "question", "placeholder": "question_hint"}, lines=3, max_lines=12, elem_id="question"
         )
         with gr.Row(elem_classes="actions"):
-            self.ask = self._said(gr.Button, lambda say: {"value": say("ask")}, variant="primary", elem_id="ask")
-            self.stop = self._said(gr.Button, lambda say: {"value": say("stop")}, elem_id="stop")
-        with self._said(gr.Accordion, lambda say: {"label": say("settings")}, open=False, elem_id="settings"), gr.Row():
-            self.form = self._said(
+            self.ask = self._translate(gr.Button, {"value": "ask"}, variant="primary", elem_id="ask")
+            self.stop = self._translate(gr.Button, {"value": "stop"}, elem_id="stop")
+        with (
+            self._translate(gr.Accordion, {"label": "settings"}, open=False, elem_id="settings"),
+            gr.Row(),
+        ):
+            self.form = self._translate(
                 gr.Radio,
-                lambda say: {
-                    "label": say("form"),
-                    "choices": [(say("form_chat"), "chat"), (say("form_text"), "text")],
-                },
+                {"label": "form", "choices": [("form_chat", "chat"), ("form_text", "text")]},
                 value="chat",
                 elem_id="form",
             )
-            self.max_tokens = self._said(
-                gr.Slider, lambda say: {"label": say("max_tokens")}, minimum=1, maximum=1024, value=128, step=1
+            self.max_tokens = self._translate(
+                gr.Slider, {"label": "max_tokens"}, minimum=1, maximum=1024, value=128, step=1
             )
-            self.temperature = self._said(
+            self.temperature = self._translate(
                 gr.Slider,
-                lambda say: {"label": say("temperature"), "info": say("temperature_hint")},
+                {"label": "temperature", "info": "temperature_hint"},
                 minimum=0,
                 maximum=2,
                 value=0,
                 step=0.1,
             )
-        self.answers = gr.HTML(board.hint("ask_to_start"), elem_id="answers")
+        self.answers = gr.HTML(html.hint("ask_to_start"), elem_id="answers")
 
-    def _lay_out_classify(self) -> None:
-        self.labellers = self._said(
-            gr.Dropdown,
-            lambda say: {"label": say("labellers"), "info": say("labellers_hint")},
-            multiselect=True,
-            elem_id="labellers",
+    def _build_classify(self) -> None:
+        self.labellers = self._translate(
+            gr.Dropdown, {"label": "labellers", "info": "labellers_hint"}, multiselect=True, elem_id="labellers"
         )
-        self.sample = self._said(
-            gr.Textbox,
-            lambda say: {"label": say("sample"), "placeholder": say("sample_hint")},
-            lines=3,
-            max_lines=12,
-            elem_id="sample",
+        self.sample = self._translate(
+            gr.Textbox, {"label": "sample", "placeholder": "sample_hint"}, lines=3, max_lines=12, elem_id="sample"
         )
         with gr.Row(elem_classes="actions"):
-            self.label = self._said(
-                gr.Button, lambda say: {"value": say("classify")}, variant="primary", elem_id="label"
-            )
-        self.probabilities = gr.HTML(board.hint("classify_to_start"), elem_id="probabilities")
+            self.label = self._translate(gr.Button, {"value": "classify"}, variant="primary", elem_id="label")
+        self.probabilities = gr.HTML(html.hint("classify_to_start"), elem_id="probabilities")
 
-    def _lay_out_tasks(self) -> None:
+    def _build_tasks(self) -> None:
         self.tasks = gr.HTML(elem_id="tasks")
         with gr.Row():
-            self.task = self._said(gr.Dropdown, lambda say: {"label": say("task")}, elem_id="task")
-            self.version = self._said(
-                gr.Dropdown, lambda say: {"label": say("version"), "info": say("version_hint")}, elem_id="version"
-            )
+            self.task = self._translate(gr.Dropdown, {"label": "task"}, elem_id="task")
+            self.version = self._translate(gr.Dropdown, {"label": "version", "info": "version_hint"}, elem_id="version")
         with gr.Row(elem_classes="actions"):
-            self.rollback = self._said(
-                gr.Button, lambda say: {"value": say("rollback")}, variant="primary", elem_id="rollback"
-            )
-            self.refresh = self._said(gr.Button, lambda say: {"value": say("refresh")}, elem_id="refresh")
+            self.rollback = self._translate(gr.Button, {"value": "rollback"}, variant="primary", elem_id="rollback")
+            self.refresh = self._translate(gr.Button, {"value": "refresh"}, elem_id="refresh")
         self.done = gr.HTML(elem_id="done")
         self.versions = gr.HTML(elem_id="versions")
 
-    # What happens when.
+    # Events.
 
-    def _listen(self) -> None:
-        words = list(self._words)
+    def _bind_events(self) -> None:
+        translated = [self.language, *self._translated]
         lists = [self.notice, self.models, self.labellers, self.tasks, self.task]
         chosen = [self.models, self.labellers, self.task]
         versions = [self.version, self.versions]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
-        self.blocks.load(self._speak, self.language, [self.language, *words], js="foreword.language", **quiet)
-        self.language.input(self._speak, self.language, [self.language, *words], js="foreword.remember", **quiet)
+        self.blocks.load(self._set_language, self.language, translated, js="foreword.language", **quiet)
+        self.language.input(self._set_language, self.language, translated, js="foreword.remember", **quiet)
         for event in (self.blocks.load, self.refresh.click):
             event(self._list, chosen, lists, **quiet).then(self._versions, self.task, versions, **quiet)
 
-        asking = self.ask.click(
+        answering = self.ask.click(
             self._ask,
             [self.models, self.question, self.form, self.max_tokens, self.temperature],
             self.answers,
             **quiet,
         )
-        self.stop.click(None, cancels=[asking], api_visibility="private")
+        self.stop.click(None, cancels=[answering], api_visibility="private")
         self.label.click(self._classify, [self.labellers, self.sample], self.probabilities, **quiet)
         self.task.input(self._versions, self.task, versions, **quiet)
         rolled = self.rollback.click(self._rollback, [self.task, self.version], self.done, **quiet)
         rolled.then(self._list, chosen, lists, **quiet).then(self._versions, self.task, versions, **quiet)
 
-    def _said(self, kind: Callable[..., Made], words: Callable[[Say], Update], **fixed: Any) -> Made:
-        """A component whose words follow the language."""
-        made = kind(**words(say_in("en")), **fixed)
-        self._words[made] = words
-        return made
+    def _translate(self, component_class: Callable[..., Component], texts: Texts, **options: Any) -> Component:
+        """A component whose ``texts`` follow the page's language."""
+        component = component_class(**_in_language(texts, "en"), **options)
+        self._translated[component] = texts
+        return component
 
-    def _speak(self, language: str) -> list[Any]:
-        say = say_in(language)
-        return [language, *(gr.update(**words(say)) for words in self._words.values())]
+    def _set_language(self, language: str) -> list[Any]:
+        return [language, *(gr.update(**_in_language(texts, language)) for texts in self._translated.values())]
 
     async def _list(
-        self, models: Sequence[str], labellers: Sequence[str], task: str | None, visit: gr.Request
+        self, models: Sequence[str], labellers: Sequence[str], task: str | None, request: gr.Request
     ) -> list[Update | str]:
-        """Everything that the server offers; what is chosen stays chosen if it is still there."""
+        """Update the lists of models and tasks; what is chosen stays chosen if it is still there."""
         try:
-            names = [model["id"] for model in await self._routes.models(_pass(visit))]
-        except Refused as error:
-            return [board.problem(str(error)), *([gr.skip()] * 4)]
+            names = [model["id"] for model in await self._client.models(_authorization(request))]
+        except ServerRefusal as error:
+            return [html.server_error(str(error)), *([gr.skip()] * 4)]
         try:
-            served = await self._shelf.tasks(_pass(visit))
-        except Refused as error:  # a server without a bank has tasks all the same
-            return ["", _choices(names, models, names[:2]), gr.skip(), board.problem(str(error)), gr.skip()]
-        labelling = [each.task for each in served if each.labels]
-        stored = [each.task for each in served]
+            served = await self._task_versions.tasks(_authorization(request))
+        except ServerRefusal as error:  # a server without a bank has tasks all the same
+            return ["", _keep_chosen(names, models, names[:2]), gr.skip(), html.server_error(str(error)), gr.skip()]
+        with_labels = [each.task for each in served if each.labels]
+        tasks = [each.task for each in served]
         return [
             "",
-            _choices(names, models, names[:2]),
-            _choices(labelling, labellers, labelling[:1]),
-            board.tasks(served),
-            gr.update(choices=stored, value=task if task in stored else next(iter(stored), None)),
+            _keep_chosen(names, models, names[:2]),
+            _keep_chosen(with_labels, labellers, with_labels[:1]),
+            html.tasks(served),
+            gr.update(choices=tasks, value=task if task in tasks else next(iter(tasks), None)),
         ]
 
-    async def _versions(self, task: str | None, visit: gr.Request) -> list[Update | str]:
-        """The versions of a task, of which the one before the served is offered."""
+    async def _versions(self, task: str | None, request: gr.Request) -> list[Update | str]:
+        """Update the versions of a task; the one before the served version is preselected."""
         if not task:
             return [gr.update(choices=[], value=None), ""]
         try:
-            found = await self._shelf.versions(_pass(visit), task)
-        except Refused as error:
-            return [gr.update(choices=[], value=None), board.problem(str(error))]
-        versions = [each.version for each in found]
-        return [gr.update(choices=versions, value=_before(found)), board.versions(task, found)]
+            versions = await self._task_versions.versions(_authorization(request), task)
+        except ServerRefusal as error:
+            return [gr.update(choices=[], value=None), html.server_error(str(error))]
+        choices = [each.version for each in versions]
+        return [gr.update(choices=choices, value=_previous_version(versions)), html.versions(task, versions)]
 
     async def _ask(
-        self, models: Sequence[str], text: str, form: str, max_tokens: int, temperature: float, visit: gr.Request
+        self, models: Sequence[str], question: str, form: str, max_tokens: int, temperature: float, request: gr.Request
     ) -> AsyncIterator[str]:
-        if mistake := _missing(models, text):
-            yield mistake
+        if error := _missing_input(models, question):
+            yield error
             return
-        question = Question(text, form == "chat", int(max_tokens), float(temperature))
+        prompt = PlaygroundRequest(question, form == "chat", int(max_tokens), float(temperature))
 
-        def ask(model: str) -> AsyncIterator[Column]:
-            return self._routes.ask(_pass(visit), model, question, model == self._base)
+        def stream_answer(model: str) -> AsyncIterator[AnswerPane]:
+            return self._client.stream_answer(_authorization(request), model, prompt, model == self._base)
 
-        async for columns in compare(models, ask):
-            yield board.answers(columns)
+        async for panes in compare(models, stream_answer):
+            yield html.answers(panes)
 
-    async def _classify(self, tasks: Sequence[str], text: str, visit: gr.Request) -> str:
-        if mistake := _missing(tasks, text):
-            return mistake
-        found = {}
+    async def _classify(self, tasks: Sequence[str], sample: str, request: gr.Request) -> str:
+        if error := _missing_input(tasks, sample):
+            return error
+        results: dict[str, dict[str, float] | str] = {}
         for task in tasks:
             try:
-                found[task] = await self._routes.classify(_pass(visit), task, text)
-            except Refused as error:
-                found[task] = str(error)
-        return board.probabilities(found)
+                results[task] = await self._client.classify(_authorization(request), task, sample)
+            except ServerRefusal as error:
+                results[task] = str(error)
+        return html.probabilities(results)
 
-    async def _rollback(self, task: str | None, version: str | None, visit: gr.Request) -> str:
+    async def _rollback(self, task: str | None, version: str | None, request: gr.Request) -> str:
         if not task or not version:
-            return board.mistake("no_version")
+            return html.input_error("no_version")
         try:
-            served = await self._shelf.rollback(_pass(visit), task, version)
-        except Refused as error:
-            return board.problem(str(error))
-        return board.done(f"{task}@{served}", "now_served")
+            served = await self._task_versions.rollback(_authorization(request), task, version)
+        except ServerRefusal as error:
+            return html.server_error(str(error))
+        return html.success(f"{task}@{served}", "now_served")
 
 
-def _pass(visit: gr.Request) -> Pass:
-    return visit.headers.get("authorization")
+def _in_language(texts: Texts, language: str) -> Update:
+    return {
+        name: text(key, language) if isinstance(key, str) else [(text(each, language), value) for each, value in key]
+        for name, key in texts.items()
+    }
 
 
-def _missing(models: Sequence[str], text: str | None) -> str | None:
+def _authorization(request: gr.Request) -> Authorization:
+    return request.headers.get("authorization")
+
+
+def _missing_input(models: Sequence[str], typed: str | None) -> str | None:
     if not models:
-        return board.mistake("nothing_chosen")
-    return None if text and text.strip() else board.mistake("nothing_typed")
+        return html.input_error("nothing_chosen")
+    return None if typed and typed.strip() else html.input_error("nothing_typed")
 
 
-def _choices(offered: list[str], chosen: Sequence[str], usual: list[str]) -> Update:
-    return gr.update(choices=offered, value=[name for name in chosen or () if name in offered] or usual)
+def _keep_chosen(choices: list[str], chosen: Sequence[str], default: list[str]) -> Update:
+    """Update a list's choices; those of ``chosen`` that are among them stay chosen, else ``default`` is."""
+    return gr.update(choices=choices, value=[name for name in chosen or () if name in choices] or default)
 
 
-def _before(found: Sequence[Version]) -> str | None:
-    """The version that rolling back means: the next older one, else the served one."""
-    served = next((index for index, each in enumerate(found) if each.served), None)
+def _previous_version(versions: Sequence[TaskVersion]) -> str | None:
+    """The version before the served one, or the served one if it is the oldest. ``versions`` are newest first."""
+    served = next((index for index, each in enumerate(versions) if each.served), None)
     if served is None:
         return None
-    return found[min(served + 1, len(found) - 1)].version
+    return versions[min(served + 1, len(versions) - 1)].version

@@ -1,1 +1,1 @@
-"""Distilling a long text into a short learned prefix, on conversations that the model makes about it by itself."""
+"""Distillation of a long text into a short learned prefix, on conversations that the model generates about it."""

@@ -1,4 +1,4 @@
-"""How much of the gap prefixes of several lengths close, as a table and as a picture."""
+"""Gap closed over the length of the prefix, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foreword.errors import TrainingError
-from foreword.training.distillation.quality import Quality
+from foreword.training.distillation.report import DistillationReport
+from foreword.training.loop.atomic_write import atomic_write
 
 
-def table(curve: Sequence[Quality]) -> str:
-    """Markdown, a row a length."""
+def curve_table(curve: Sequence[DistillationReport]) -> str:
+    """A Markdown table with a row for every length."""
     rows = [
         f"| {each.slots} | {each.gap_closed:.3f} | {each.agreement['distilled']:.3f} | {each.f1['distilled']:.3f} | "
         f"{each.bytes['distilled']:,} | {each.bytes_ratio:.1f} |"
@@ -21,8 +22,8 @@ def table(curve: Sequence[Quality]) -> str:
     )
 
 
-def draw(curve: Sequence[Quality], file: Path) -> None:
-    """A PNG, replaced as a whole. Raises TrainingError if it cannot be written."""
+def plot_curve(curve: Sequence[DistillationReport], file: Path) -> None:
+    """Write a PNG atomically. Raises TrainingError if it cannot be written."""
     # The figure alone, without pyplot: that keeps every figure of the process, and looks for a screen.
     from matplotlib.figure import Figure
 
@@ -37,9 +38,8 @@ def draw(curve: Sequence[Quality], file: Path) -> None:
     axes.set_xlabel("virtual tokens")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    partial = file.with_name(f".{file.name}")
     try:
-        figure.savefig(partial, format="png", dpi=120)
-        partial.replace(file)
+        with atomic_write(file) as partial:
+            figure.savefig(partial, format="png", dpi=120)
     except OSError as error:
         raise TrainingError(f"the picture {file} cannot be written: {error.strerror}; use another --out.") from error

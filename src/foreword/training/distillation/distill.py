@@ -1,4 +1,4 @@
-"""`distill`: from a long text to a task that answers like it from a few virtual tokens."""
+"""`distill`: compresses a long text into a task with a short learned prefix that answers like the text in context."""
 
 from __future__ import annotations
 
@@ -10,55 +10,52 @@ from typing import Any
 
 from foreword.core import Front, Kind, KVPrefix, Task
 from foreword.engine.engine import Engine
-from foreword.errors import SettingError, TrainingError
+from foreword.errors import SettingError
+from foreword.home import default_run_dir
 from foreword.models import LanguageModel
+from foreword.progress import Say
 from foreword.prompts.rotate import rotations
-from foreword.training.distillation import starts
-from foreword.training.distillation.beliefs import Beliefs
-from foreword.training.distillation.curve import draw, table
+from foreword.training.distillation.answer_scores import score_answers
+from foreword.training.distillation.curve import curve_table, plot_curve
 from foreword.training.distillation.document import Document
-from foreword.training.distillation.imitation import Imitation, imitations
-from foreword.training.distillation.judge import Gap, Judge, verdict
-from foreword.training.distillation.lesson import Lesson
-from foreword.training.distillation.plan import Material, Plan, load, save
-from foreword.training.distillation.quality import Quality, measure
+from foreword.training.distillation.evaluator import DistillationEvaluator
+from foreword.training.distillation.initialization import INITIALIZERS, InitSource
 from foreword.training.distillation.recipe import DistilRecipe
-from foreword.training.fit import fit
-from foreword.training.folder import RunFolder
-from foreword.training.processes import check_alone
-from foreword.training.result import Say
+from foreword.training.distillation.report import DistillationReport, distillation_report
+from foreword.training.distillation.run import CACHE_BYTES, DistillationRun, run_settings
+from foreword.training.loop.distributed import require_single_process
+from foreword.training.loop.run_dir import RunDir
+from foreword.training.loop.trainer import fit
 from foreword.version import __version__
 
 METHOD = "distill"
-# A batch of answers behind a shared text: their own keys and values are few.
-CACHE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
-class Distilled:
-    """What a distillation gives.
+class DistillResult:
+    """A distilled task and its metrics.
 
     Attributes:
         task: ready to publish.
-        quality: of the task, on questions that it never learned from.
-        init: where it started.
-        steps: of the optimizer.
-        tokens: of conversations that were learned from, passes counted.
+        report: metrics on questions that it never learned from.
+        init: name of its initializer.
+        steps: optimizer steps.
+        tokens: of the conversations that were learned from, over all steps.
         folder: the run folder.
-        curve: of other lengths, if they were asked for; the task's own is among them.
+        curve: reports of further lengths and its own, if others were asked for.
     """
 
     task: Task
-    quality: Quality
+    report: DistillationReport
     init: str
     steps: int
     tokens: int
     folder: Path
-    curve: tuple[Quality, ...] = ()
+    curve: tuple[DistillationReport, ...] = ()
 
     @property
-    def effort(self) -> dict[str, Any]:
-        """What it took, as JSON has it."""
+    def training_stats(self) -> dict[str, Any]:
+        """Initializer, steps and tokens, as JSON values."""
         return {"init": self.init, "steps": self.steps, "tokens": self.tokens}
 
 
@@ -72,7 +69,7 @@ def distill(
     parent: str | None = None,
     curve: Sequence[int] = (),
     say: Say = lambda line: print(line, file=sys.stderr),
-) -> Distilled:
+) -> DistillResult:
     """Learn a short prefix that acts like a long text in context.
 
     Args:
@@ -89,136 +86,72 @@ def distill(
     Raises:
         UnsupportedModel: an encoder, an encoder-decoder, or a model whose keys cannot move to other positions.
         UsageError, DataError: something in the settings or the files of questions is wrong.
-        TrainingError: the run folder holds another run, or learning went astray.
+        TrainingError: the run folder holds another run, or the loss is no longer finite.
     """
-    check_alone("distilling")
+    require_single_process("distilling")
     recipe = recipe or DistilRecipe()
     kind = kind or ("system" if getattr(lm.tokenizer, "chat_template", None) else "prompt")
-    document = Document.read(lm, kind, text, recipe.chunk)
-    _check_shorter(document, [recipe.slots, *curve])
+    document = Document.prefill(lm, kind, text, recipe.chunk)
+    lengths = sorted({recipe.slots, *curve})
+    if lengths[-1] >= document.tokens:
+        raise SettingError(
+            "slots",
+            f"the text has {document.tokens} tokens, so {lengths[-1]} slots would not be shorter; take fewer, or "
+            "publish the text as it is.",
+        )
     rotations(lm)  # a model whose keys cannot move is refused before it makes questions for minutes
-    plan = Plan(lm, document, recipe)
-    folder = RunFolder.open(plan)
-    say(f"{document.tokens} tokens of text, {document.nbytes:,} bytes{_in_chunks(document)}")
-    desk = _Desk.of(plan, folder, say)
-    made = {slots: desk.distilled(_task(plan, name, parent), slots) for slots in sorted({recipe.slots, *curve})}
-    chosen = made[recipe.slots]
-    folder.write_summary({**chosen.quality.to_json(), **chosen.effort})
+    settings = run_settings(lm, document, recipe)
+    folder = RunDir.open(recipe.out or default_run_dir(METHOD), settings, resume=recipe.resume)
+    chunks = f", in {len(document.chunks)} chunks" if len(document.chunks) > 1 else ""
+    say(f"{document.tokens} tokens of text, {document.nbytes:,} bytes{chunks}")
+    run = DistillationRun.prepare(lm, document, recipe, folder.path, say)
+    task = _static_task(document, settings, name, parent)
+    results = {slots: _distill_to(slots, run, task, folder, say) for slots in lengths}
+    result = results[recipe.slots]
+    folder.write_summary({**result.report.to_json(), **result.training_stats})
     if not curve:
-        return chosen
-    every = tuple(each.quality for each in made.values())
-    draw(every, folder.path / "curve.png")
-    (folder.path / "curve.md").write_text(table(every) + "\n", encoding="utf-8")
-    return replace(chosen, curve=every)
+        return result
+    reports = tuple(each.report for each in results.values())
+    plot_curve(reports, folder.path / "curve.png")
+    (folder.path / "curve.md").write_text(curve_table(reports) + "\n", encoding="utf-8")
+    return replace(result, curve=reports)
 
 
-@dataclass(frozen=True, eq=False)
-class _Desk:
-    """All that prefixes of any length are learned from and measured by.
-
-    Attributes:
-        plan: model, text and settings.
-        folder: of the run.
-        material: the conversations.
-        examples: those that are learned from, with the teacher's beliefs.
-        held, test: what there is to close on the others.
-        say: gets a line for every stage.
-    """
-
-    plan: Plan
-    folder: RunFolder
-    material: Material
-    examples: Sequence[Imitation]
-    held: Gap
-    test: Gap
-    say: Say
-
-    @classmethod
-    def of(cls, plan: Plan, folder: RunFolder, say: Say) -> _Desk:
-        """Make it, or read back what is in the folder. Raises TrainingError for a text that is of no use."""
-        material = _material(plan, folder, say)
-        examples = imitations(material.learned, _beliefs(plan, folder, material, say))
-        held, test = (Gap.of(plan.lm, plan.document, part) for part in (material.held, material.test))
-        if not test.full.logprob > test.none.logprob:
-            raise TrainingError(
-                "the model answers no better with the text than without it, so there is nothing to distil; check the "
-                "text, or give questions about it with --eval-questions."
-            )
-        return cls(plan, folder, material, examples, held, test, say)
-
-    def distilled(self, task: Task, slots: int) -> Distilled:
-        """Learn a prefix of one length, or go on with it, and measure it."""
-        prefix, init = self._start(slots)
-        lesson = Lesson(self.plan, self.examples, self.material.held)
-        learned = lesson.learned(prefix)
-        folder = self.folder.inside(f"slots-{slots}")
-        fit(Judge(lesson, learned, self.held), folder)
-        steps = folder.history()[-1]["step"]
-        tokens = sum(self.examples[draw.place].size for batch in lesson.batches[:steps] for draw in batch)
-        task = learned.become(self.plan.lm, task)
-        with Engine(self.plan.lm, cache_bytes=CACHE_BYTES) as engine:
-            quality = measure(self.plan, engine, self.material, self.test, task)
-        closed, ratio = quality.gap_closed, quality.bytes_ratio
-        self.say(f"{slots} slots close {closed:.3f} of the gap, with {ratio:.1f} times fewer bytes")
-        return Distilled(with_figures(task, quality, init), quality, init, steps, tokens, self.folder.path)
-
-    def _start(self, slots: int) -> tuple[KVPrefix, str]:
-        """The initial values that are asked for, or else those that are worth most on the held-out conversations."""
-        plan, wanted = self.plan, self.plan.recipe.init
-        source = starts.Source(plan.lm, plan.document, self.material.learned, slots)
-        if wanted != "auto":
-            return starts.STARTS[wanted](source), wanted
-        candidates = {name: start(source) for name, start in starts.STARTS.items()}
-        closed = {name: self._closed(prefix) for name, prefix in candidates.items()}
-        best = max(closed, key=lambda name: closed[name])
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in closed.items())
-        self.say(f"share of the gap that {slots} slots close before they learn: {shown}")
-        return candidates[best], best
-
-    def _closed(self, prefix: KVPrefix) -> float:
-        fronts = [Front(prefix)] * len(self.plan.document.chunks)
-        return self.held.closed(verdict(self.plan.lm, fronts, self.material.held))
+def _distill_to(slots: int, run: DistillationRun, task: Task, folder: RunDir, say: Say) -> DistillResult:
+    """Learn a prefix of one length, or resume it, and measure it."""
+    initial, init = _initial_prefix(slots, run, say)
+    prompt = run.initial_prompt(initial)
+    own_folder = folder.subdir(f"slots-{slots}")
+    fit(run, prompt, DistillationEvaluator(run, prompt), own_folder)
+    steps = own_folder.read_history()[-1]["step"]
+    tokens = sum(run.examples[item.index].num_tokens for batch in run.batches[:steps] for item in batch)
+    task = prompt.to_task(run.lm, task)
+    with Engine(run.lm, cache_bytes=CACHE_BYTES) as engine:
+        report = distillation_report(run, engine, task)
+    say(f"{slots} slots close {report.gap_closed:.3f} of the gap, with {report.bytes_ratio:.1f} times fewer bytes")
+    provenance = {**task.provenance, "init": init, "metrics": report.headline_metrics}
+    return DistillResult(replace(task, provenance=provenance), report, init, steps, tokens, folder.path)
 
 
-def with_figures(task: Task, quality: Quality, init: str) -> Task:
-    """The task with where it started, and the figures that its card shows."""
-    metrics = {
-        "gap_closed": quality.gap_closed,
-        "agreement": quality.agreement["distilled"],
-        "f1": quality.f1["distilled"],
-        "bytes_ratio": quality.bytes_ratio,
-        "questions": quality.n,
+def _initial_prefix(slots: int, run: DistillationRun, say: Say) -> tuple[KVPrefix, str]:
+    """The prefix of the recipe's initializer, or for ``auto`` that which scores best on the validation conversations;
+    and the initializer's name."""
+    source = InitSource(run.lm, run.document, run.data.train, slots)
+    if run.recipe.init != "auto":
+        return INITIALIZERS[run.recipe.init](source), run.recipe.init
+    prefixes = {name: initializer(source) for name, initializer in INITIALIZERS.items()}
+    closed = {
+        name: run.validation_gap.share_closed(score_answers(run.lm, Front(prefix), run.validation_set))
+        for name, prefix in prefixes.items()
     }
-    return replace(task, provenance={**task.provenance, "init": init, "metrics": metrics})
+    best = max(closed, key=lambda name: closed[name])
+    shares = ", ".join(f"{name} {value:.3f}" for name, value in closed.items())
+    say(f"share of the gap that {slots} slots close before they learn: {shares}")
+    return prefixes[best], best
 
 
-def _material(plan: Plan, folder: RunFolder, say: Say) -> Material:
-    """The conversations, made now or read back."""
-    file = folder.path / "conversations.json"
-    if not file.is_file():
-        with Engine(plan.lm, cache_bytes=CACHE_BYTES) as engine:
-            save(plan.study(engine), file)
-    material = load(file)
-    say(
-        f"{len(material.learned)} conversations to learn from, {len(material.held)} to choose by, "
-        f"{len(material.test)} to measure by"
-    )
-    return material
-
-
-def _beliefs(plan: Plan, folder: RunFolder, material: Material, say: Say) -> Beliefs:
-    """What the teacher expects in them, computed now or read back."""
-    file = folder.path / "beliefs.safetensors"
-    if not file.is_file():
-        plan.beliefs(material.learned).save(file)
-    found = Beliefs.load(file)
-    say(f"the teacher's {found.token_ids.shape[1]} most probable tokens at {found.starts[-1]:,} places")
-    return found
-
-
-def _task(plan: Plan, name: str, parent: str | None) -> Task:
-    """The task before anything is learned; it answers as the static task of the text would."""
-    document = plan.document
+def _static_task(document: Document, settings: dict[str, Any], name: str, parent: str | None) -> Task:
+    """The task before a prefix is learned: that of the document's first chunk."""
     return Task(
         name,
         METHOD,
@@ -229,21 +162,7 @@ def _task(plan: Plan, name: str, parent: str | None) -> Task:
             "foreword": __version__,
             "text_sha256": document.digest,
             "text_tokens": document.tokens,
-            "recipe": plan.settings(),
+            "recipe": settings,
             "parents": [parent] if parent is not None else [],
         },
     )
-
-
-def _check_shorter(document: Document, lengths: Sequence[int]) -> None:
-    if max(lengths) >= document.tokens:
-        raise SettingError(
-            "slots",
-            f"the text has {document.tokens} tokens, so {max(lengths)} slots would not be shorter; take fewer, or "
-            "publish the text as it is.",
-        )
-
-
-def _in_chunks(document: Document) -> str:
-    count = len(document.chunks)
-    return f", in {count} chunks" if count > 1 else ""

@@ -1,4 +1,4 @@
-"""`Document`: a long text, whole or in chunks that leave room for a conversation, each computed once."""
+"""`Document`: a long text and its keys and values, whole or in chunks that leave room for a conversation."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from foreword.core import Kind, Task
 from foreword.errors import SettingError, UnsupportedModel
 from foreword.models import LanguageModel
 from foreword.prompts.static import static_task
-from foreword.text.request import static_ids
+from foreword.text.task_prompts import static_token_ids
 
 # Tokens of a chunk at most, where the whole text does not fit: longer ones cost more than they bring.
-CHUNK = 2048
+MAX_CHUNK_TOKENS = 2048
 # Tokens that a conversation needs behind the text.
-ROOM = 512
-# Where a text is cut, the best place first.
-_SEAMS = ("\n\n", "\n", ". ", "。", " ")
+CONVERSATION_TOKENS = 512
+# Where a text is split, in order of preference.
+_SEPARATORS = ("\n\n", "\n", ". ", "。", " ")
 
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """What is distilled.
+    """The text that is distilled, with its keys and values.
 
     Attributes:
         kind: how it stands in front of requests, ``system`` or ``prompt``.
         text: all of it.
-        chunks: tasks that hold all of it together, in order; their prefixes are used whole, as learned ones are.
+        chunks: static tasks whose texts joined give the text; their prefixes are used whole, as learned ones are.
     """
 
     kind: Kind
@@ -35,11 +35,11 @@ class Document:
     chunks: tuple[Task, ...]
 
     @classmethod
-    def read(cls, lm: LanguageModel, kind: Kind, text: str, chunk: int | None = None) -> Document:
+    def prefill(cls, lm: LanguageModel, kind: Kind, text: str, chunk: int | None = None) -> Document:
         """Compute the text's keys and values, in chunks where it does not fit into the context.
 
         Args:
-            chunk: tokens of a chunk at most; by default the text is cut only if it has to be.
+            chunk: tokens of a chunk at most; by default the text is split only if it has to be.
 
         Raises:
             UnsupportedModel: an encoder or an encoder-decoder.
@@ -47,16 +47,19 @@ class Document:
             UsageError: the text is empty; TemplateError: the model has no chat template for a system turn.
         """
         if not lm.causal:
-            kind_of = "an encoder-decoder" if lm.decoder else "an encoder"
+            architecture = "an encoder-decoder" if lm.is_encoder_decoder else "an encoder"
             raise UnsupportedModel(
-                f"{lm.name} is {kind_of}, and a text is distilled into keys and values of a causal model; choose one."
+                f"{lm.name} is {architecture}, and a text is distilled into keys and values of a causal model; choose "
+                "one."
             )
 
-        def size(part: str) -> int:
-            return len(static_ids(lm.tokenizer, kind, part))
+        def token_count(part: str) -> int:
+            return len(static_token_ids(lm.tokenizer, kind, part))
 
-        pieces = cut(text, size, _limit(lm, size(text), chunk))
-        return cls(kind, text, tuple(_whole(static_task(lm, "chunk", kind, piece)) for piece in pieces))
+        parts = split_text(text, token_count, _chunk_limit(lm, token_count(text), chunk))
+        tasks = [static_task(lm, "chunk", kind, part) for part in parts]
+        # Without token ids a prefix is never sliced, so that teacher and student read the very same tokens.
+        return cls(kind, text, tuple(replace(task, prefix=replace(task.prefix, token_ids=None)) for task in tasks))
 
     @property
     def digest(self) -> str:
@@ -65,52 +68,50 @@ class Document:
 
     @property
     def tokens(self) -> int:
-        """Positions that it takes at full length."""
+        """Length of the whole text in tokens."""
         return sum(chunk.prefix.length for chunk in self.chunks)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its keys and values at full length."""
+        """Bytes of its keys and values."""
         return sum(chunk.prefix.nbytes for chunk in self.chunks)
 
 
-def cut(text: str, size: Callable[[str], int], limit: int) -> list[str]:
-    """Parts of a text of ``limit`` tokens at most, which joined give the text: halved where it hurts least.
+def split_text(text: str, token_count: Callable[[str], int], limit: int) -> list[str]:
+    """Split a text into parts of ``limit`` tokens at most, by halving it at the best separators.
 
     Args:
-        size: tokens of a part.
+        token_count: tokens of a part.
     """
-    if len(text) < 2 or size(text) <= limit:
+    if len(text) < 2 or token_count(text) <= limit:
         return [text]
-    at = _middle(text)
-    return [*cut(text[:at], size, limit), *cut(text[at:], size, limit)]
+    at = _split_position(text)
+    return [*split_text(text[:at], token_count, limit), *split_text(text[at:], token_count, limit)]
 
 
-def _middle(text: str) -> int:
-    """The best place to cut in the middle half of a text of two characters or more."""
+def _split_position(text: str) -> int:
+    """Behind the separator nearest to the middle, in the middle half of a text of two characters or more."""
     low, high, half = len(text) // 4, 3 * len(text) // 4, len(text) // 2
-    for seam in _SEAMS:
-        before = text.rfind(seam, low, half)
-        after = text.find(seam, half, high)
-        found = [place + len(seam) for place in (before, after) if place >= 0]
-        if found:
-            return min(found, key=lambda place: abs(place - half))
+    for separator in _SEPARATORS:
+        before = text.rfind(separator, low, half)
+        after = text.find(separator, half, high)
+        positions = [position + len(separator) for position in (before, after) if position >= 0]
+        if positions:
+            return min(positions, key=lambda position: abs(position - half))
     return half
 
 
-def _limit(lm: LanguageModel, tokens: int, chunk: int | None) -> int:
+def _chunk_limit(lm: LanguageModel, tokens: int, chunk: int | None) -> int:
+    """Tokens of a chunk at most, for a text of so many tokens."""
     context = lm.context
     if chunk is None:
-        return tokens if context is None or tokens + ROOM <= context else min(CHUNK, context // 2)
-    if context is not None and chunk > context - ROOM and tokens > context - ROOM:
+        if context is None or tokens + CONVERSATION_TOKENS <= context:
+            return tokens
+        return min(MAX_CHUNK_TOKENS, context // 2)
+    if context is not None and chunk > context - CONVERSATION_TOKENS and tokens > context - CONVERSATION_TOKENS:
         raise SettingError(
             "chunk",
             f"--chunk {chunk} leaves no room for a conversation in the context of {lm.name}, {context}; take "
-            f"{max(1, context - ROOM)} at most.",
+            f"{max(1, context - CONVERSATION_TOKENS)} at most.",
         )
     return chunk
-
-
-def _whole(task: Task) -> Task:
-    """The same task with a prefix that is never sliced, so that teacher and student read the very same tokens."""
-    return replace(task, prefix=replace(task.prefix, token_ids=None))

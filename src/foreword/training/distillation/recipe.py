@@ -1,69 +1,57 @@
-"""`DistilRecipe`: everything that a distilled prefix is made from, as the command line's flags name it."""
+"""`DistilRecipe`: settings of ``foreword distill``."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from foreword.errors import SettingError
-from foreword.training.recipe import check_numbers
+from foreword.training.recipe import SEEDS, Accumulate, Checkpointing, Out, ReportTo, Resume, check_consistent
+from foreword.training.setting import Setting, check_settings
 
-STARTS = ("auto", "attention", "even", "first")
+INITS = ("auto", "attention", "even", "first")
 
 
 @dataclass(frozen=True)
 class DistilRecipe:
-    """Flags of ``foreword distill``.
+    """Hyper-parameters of a distillation, as ``foreword distill`` takes them; each is a flag of it."""
 
-    Attributes:
-        slots: virtual tokens.
-        init: where they start: ``attention``, ``even`` or ``first``; ``auto`` takes the best of them on dev.
-        questions: file of questions to learn from, in place of self-made ones: rows with ``question``.
-        eval_questions: file of questions to measure by, likewise; their ``answers``, if any, are measured by, too.
-        conversations: how many self-made ones to learn from.
-        held: how many self-made ones to choose by on the way, and how many again to measure by in the end.
-        answer_tokens: of an answer at most.
-        chunk: tokens that the text is cut into; by default it is cut only if it does not fit into the context.
-        lr: peak learning rate.
-        max_steps: optimizer steps.
-        batch_size: conversations a step.
-        accumulate: parts that a step's conversations are run in, with the same result in less memory.
-        checkpointing: recompute activations in the backward pass, for less memory still.
-        patience: stop after so many looks at dev without a better one.
-        seed: of everything that is drawn.
-        resume: go on from what is in ``out``.
-        report_to: passed to the Transformers Trainer.
-        out: run folder; by default ``runs/distill-TIME``.
-    """
-
-    slots: int = 64
-    init: str = "auto"
-    questions: str | None = None
-    eval_questions: str | None = None
-    conversations: int = 256
-    held: int = 48
-    answer_tokens: int = 64
-    chunk: int | None = None
-    lr: float = 1e-2
-    max_steps: int = 300
-    batch_size: int = 4
-    accumulate: int = 1
-    checkpointing: bool = False
-    patience: int | None = None
-    seed: int = 0
-    resume: bool = False
-    report_to: str = "none"
-    out: str | None = None
+    slots: Annotated[int, Setting("Virtual tokens.", low=2)] = 64
+    """The first of them stays as it is."""
+    init: Annotated[
+        str,
+        Setting("Where they start: attention, even or first, or auto for the best of them.", choices=INITS),
+    ] = "auto"
+    questions: Annotated[str | None, Setting("Questions to learn from: rows with question.", default="self-made")] = (
+        None
+    )
+    eval_questions: Annotated[
+        str | None,
+        Setting("Questions to measure by: rows with question, and answers if known.", default="self-made"),
+    ] = None
+    conversations: Annotated[int, Setting("Self-made conversations to learn from.", above=0)] = 256
+    held: Annotated[int, Setting("Self-made questions to choose by, and as many to measure by.", above=0)] = 48
+    answer_tokens: Annotated[int, Setting("Tokens of an answer at most.", above=0)] = 64
+    chunk: Annotated[
+        int | None, Setting("Tokens that the text is cut into.", default="cut only if it has to be", above=0)
+    ] = None
+    """By default it is cut only if it does not fit into the context."""
+    lr: Annotated[float, Setting("Peak learning rate.", above=0)] = 1e-2
+    max_steps: Annotated[int, Setting("Optimizer steps.", above=0)] = 300
+    batch_size: Annotated[int, Setting("Conversations a step.", above=0)] = 4
+    accumulate: Accumulate = 1
+    checkpointing: Checkpointing = False
+    patience: Annotated[
+        int | None, Setting("Stop after so many looks without a better one.", default="never", above=0)
+    ] = None
+    seed: Annotated[int, Setting("Of everything that is drawn.", low=0, high=SEEDS - 1)] = 0
+    resume: Resume = False
+    report_to: ReportTo = "none"
+    out: Out = None
 
     def __post_init__(self) -> None:
-        check_numbers(self, "conversations", "held", "answer_tokens", "chunk", "lr", "max_steps", "patience")
-        if self.slots < 2:
-            raise SettingError(
-                "slots", f"--slots must be at least 2, of which the first stays as it is, got {self.slots}."
-            )
-        if self.init not in STARTS:
-            raise SettingError("init", f"--init must be one of {', '.join(STARTS)}, got {self.init!r}.")
+        check_settings(self)
+        check_consistent(self)
 
     def to_json(self) -> dict[str, Any]:
-        """What determines the result: neither where it is written nor whether it was interrupted."""
+        """The settings that determine the result: all but ``resume``, ``report_to`` and ``out``."""
         return {name: value for name, value in asdict(self).items() if name not in ("resume", "report_to", "out")}

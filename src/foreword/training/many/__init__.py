@@ -1,1 +1,1 @@
-"""Learning many tasks, each with its own rows, in the same batches: only so many are in memory at a time."""
+"""Multi-task runs: many tasks, each with its own rows, learned in shared batches."""

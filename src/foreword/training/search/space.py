@@ -1,4 +1,4 @@
-"""`Space`: which settings a search varies, and over what."""
+"""`SearchSpace`: which settings a search varies, and over what."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
+from types import NoneType
 from typing import Any
 
 from foreword.errors import SettingError
-from foreword.training.recipe import check_type
+from foreword.training.recipe import Recipe
+from foreword.training.setting import check_type, settings_of, types_in
 
-VARIED = (
+SEARCHABLE = (
     "method",
     "length",
     "init",
@@ -28,18 +30,16 @@ VARIED = (
     "freeze_first",
     "seed",
 )
-"""Keys of a recipe that trials may differ in: all of them learn from the same rows and answer the same question."""
+"""Keys of a recipe that trials may differ in; data, template and labels are the same for all trials."""
 
-Point = dict[str, Any]
-"""One value for every key that is varied."""
+TrialParams = dict[str, Any]
+"""A value for every key that is searched."""
 
 _BOUNDS = ("low", "high", "log")
-_NUMBERS = ("length", "lr", "epochs", "max_steps", "batch_size", "rank", "seed")
-_WHOLE = ("length", "max_steps", "batch_size", "rank", "seed")
 
 
 @dataclass(frozen=True)
-class Listed:
+class Categorical:
     """Values to choose from."""
 
     values: tuple[Any, ...]
@@ -49,101 +49,112 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Range:
-    """Numbers to choose from, both bounds included.
+class NumberRange:
+    """Numbers between two bounds, both included.
 
     Attributes:
-        whole: only whole numbers.
-        log: evenly over their logarithm.
+        log: drawn evenly over their logarithm.
+        integer: only whole numbers.
     """
 
     low: float
     high: float
     log: bool = False
-    whole: bool = False
+    integer: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {"low": self.low, "high": self.high, "log": self.log}
 
 
 @dataclass(frozen=True)
-class Space:
-    """Keys in their order, each with what it may be."""
+class SearchSpace:
+    """The keys that are searched, in their order, each with its values or range."""
 
-    domains: Mapping[str, Listed | Range]
+    domains: Mapping[str, Categorical | NumberRange]
 
     @classmethod
-    def parse(cls, varied: object) -> Space:
+    def parse(cls, search: object) -> SearchSpace:
         """Read a ``search:`` mapping. Raises SettingError that names the key as ``search.KEY``."""
-        if not isinstance(varied, Mapping) or not varied:
+        if not isinstance(search, Mapping) or not search:
             raise SettingError(
                 "search", "--search must be a mapping of keys to lists or ranges, such as 'lr: [1e-3, 5e-3]'."
             )
-        return cls({_key(name): _domain(_key(name), value) for name, value in varied.items()})
+        return cls({_parse_key(name): _parse_domain(_parse_key(name), value) for name, value in search.items()})
 
     @property
     def size(self) -> int | None:
-        """How many points there are; ``None`` if there is a range."""
-        counts = [len(domain.values) if isinstance(domain, Listed) else None for domain in self.domains.values()]
+        """Number of combinations; ``None`` if one of the keys has a range."""
+        counts = [len(domain.values) if isinstance(domain, Categorical) else None for domain in self.domains.values()]
         known = [count for count in counts if count is not None]
         return math.prod(known) if len(known) == len(counts) else None
 
-    def corners(self) -> Iterator[Point]:
-        """Every point, with the ends of a range in place of all that is between."""
-        ends = [d.values if isinstance(d, Listed) else (d.low, d.high) for d in self.domains.values()]
-        for values in product(*ends):
+    def grid(self) -> Iterator[TrialParams]:
+        """Every combination of values; of a range, its two bounds."""
+        values_by_key = [d.values if isinstance(d, Categorical) else (d.low, d.high) for d in self.domains.values()]
+        for values in product(*values_by_key):
             yield dict(zip(self.domains, values, strict=True))
 
 
-def where(key: str) -> str:
-    """How errors call a key below ``search:``."""
+def search_key(key: str) -> str:
+    """The name of a key below ``search:`` in errors."""
     return f"search.{key}"
 
 
-def _key(spelled: object) -> str:
-    key = str(spelled).replace("-", "_")
-    if key not in VARIED:
-        near = get_close_matches(key, VARIED, n=1)
-        mend = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(VARIED)}."
-        raise SettingError(where(key), f"a search cannot vary {key!r}; {mend}")
+def _parse_key(name: object) -> str:
+    key = str(name).replace("-", "_")
+    if key not in SEARCHABLE:
+        matches = get_close_matches(key, SEARCHABLE, n=1)
+        mend = f"did you mean {matches[0]!r}?" if matches else f"it takes {', '.join(SEARCHABLE)}."
+        raise SettingError(search_key(key), f"a search cannot vary {key!r}; {mend}")
     return key
 
 
-def _domain(key: str, value: object) -> Listed | Range:
+def _parse_domain(key: str, value: object) -> Categorical | NumberRange:
     if isinstance(value, Mapping):
-        return _range(key, value)
+        return _parse_range(key, value)
     if not isinstance(value, list | tuple) or not value:
         raise SettingError(
-            where(key), f"{key} must be a list of values or a range such as {{low: 1, high: 9}}, got {value!r}."
+            search_key(key), f"{key} must be a list of values or a range such as {{low: 1, high: 9}}, got {value!r}."
         )
     for each in value:
         _check_type(key, each)
     if len({repr(each) for each in value}) < len(value):
-        raise SettingError(where(key), f"{key} lists a value twice; name every value once.")
-    return Listed(tuple(value))
+        raise SettingError(search_key(key), f"{key} lists a value twice; name every value once.")
+    return Categorical(tuple(value))
 
 
-def _range(key: str, value: Mapping[Any, Any]) -> Range:
-    if key not in _NUMBERS:
-        raise SettingError(where(key), f"{key} has no range, since it is no number; list its values.")
+def _parse_range(key: str, value: Mapping[Any, Any]) -> NumberRange:
+    integer = int in _types(key)
+    if not (integer or float in _types(key)):
+        raise SettingError(search_key(key), f"{key} has no range, since it is no number; list its values.")
     if unknown := sorted(set(map(str, value)) - set(_BOUNDS)):
-        raise SettingError(where(key), f"a range has {', '.join(_BOUNDS)}, not {unknown[0]!r}; take it out.")
+        raise SettingError(search_key(key), f"a range has {', '.join(_BOUNDS)}, not {unknown[0]!r}; take it out.")
     for bound in ("low", "high"):
         if bound not in value:
-            raise SettingError(where(key), f"the range of {key} has no {bound}; write {{low: NUMBER, high: NUMBER}}.")
+            raise SettingError(
+                search_key(key), f"the range of {key} has no {bound}; write {{low: NUMBER, high: NUMBER}}."
+            )
         _check_type(key, value[bound])
     low, high, log = value["low"], value["high"], value.get("log", False)
     if not isinstance(log, bool):
-        raise SettingError(where(key), f"log of {key} must be true or false, got {log!r}.")
+        raise SettingError(search_key(key), f"log of {key} must be true or false, got {log!r}.")
     if not low < high:
-        raise SettingError(where(key), f"the range of {key} is empty: low {low} is not under high {high}; swap them.")
+        raise SettingError(
+            search_key(key), f"the range of {key} is empty: low {low} is not under high {high}; swap them."
+        )
     if log and low <= 0:
-        raise SettingError(where(key), f"{key} cannot be spread over its logarithm from {low}; begin above 0.")
-    return Range(low, high, log, key in _WHOLE)
+        raise SettingError(search_key(key), f"{key} cannot be spread over its logarithm from {low}; begin above 0.")
+    return NumberRange(low, high, log, integer)
 
 
 def _check_type(key: str, value: object) -> None:
     try:
-        check_type(key, value, optional=False)
+        check_type(key, value, _types(key))
     except SettingError as error:
-        raise SettingError(where(key), str(error)) from None
+        raise SettingError(search_key(key), str(error)) from None
+
+
+def _types(key: str) -> tuple[type, ...]:
+    """The classes that a recipe allows for a key, beside `None`."""
+    hint, _ = settings_of(Recipe)[key]
+    return tuple(kind for kind in types_in(hint) if kind is not NoneType)

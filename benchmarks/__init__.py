@@ -1,0 +1,1 @@
+"""Foreword beside other software and on data sets: see `README.md` here."""

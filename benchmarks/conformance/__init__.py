@@ -1,0 +1,1 @@
+"""The `conformance` workload: tiny models of many families in every column."""

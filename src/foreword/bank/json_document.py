@@ -1,0 +1,119 @@
+"""Strict JSON: parsing, and checks of the fields of ``task.json`` and of a prefix file's header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from foreword.core import ModelIdentity
+from foreword.errors import CorruptFile, UsageError
+
+FORMAT = 1
+MEND = "publish it again or restore it from a copy"
+
+FieldCheck = tuple[str, Callable[[object], bool]]
+"""The valid values of a field, as errors describe them, and a predicate."""
+
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def is_a(hint: Any) -> Callable[[object], bool]:
+    """A predicate: whether a JSON value has a type, without any conversion but that of whole numbers to float."""
+    adapter: TypeAdapter[Any] = TypeAdapter(hint)
+
+    def check(value: object) -> bool:
+        try:
+            adapter.validate_python(value, strict=True)
+        except ValidationError:
+            return False
+        return True
+
+    return check
+
+
+def dump(document: Mapping[str, Any], what: str, *, indent: int | None = None) -> str:
+    """JSON text with the order of keys kept. Raises `UsageError` for anything that JSON cannot hold."""
+    separators = (",", ":") if indent is None else None
+    try:
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{what} holds something other than JSON values ({error}); give texts, finite numbers, lists and "
+            "objects only."
+        ) from error
+    return text
+
+
+def parse(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object, strictly: UTF-8, no repeated keys, no NaN. Raises `CorruptFile`."""
+    try:
+        found = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{where}: expected JSON, found something else ({error}); {MEND}.") from error
+    if not isinstance(found, dict):
+        raise CorruptFile(f"{where}: expected a JSON object, found {describe(found)}; {MEND}.")
+    return found
+
+
+def parse_fields(
+    data: bytes, fields: Mapping[str, FieldCheck], where: str, optional: Mapping[str, FieldCheck] | None = None
+) -> dict[str, Any]:
+    """A JSON object that has all of ``fields``, perhaps some of ``optional``, and no others, each of them valid.
+
+    Raises `CorruptFile`.
+    """
+    found = parse(data, where)
+    known = {**fields, **(optional or {})}
+    _check_format(found.get("format"), where)
+    if missing := sorted(fields.keys() - found.keys()):
+        raise CorruptFile(f"{where}: expected the fields {', '.join(missing)}, found none; {MEND}.")
+    if unknown := sorted(found.keys() - known.keys()):
+        raise CorruptFile(
+            f"{where}: expected only fields that this Foreword knows, found "
+            f"{describe(', '.join(unknown))}; it was made by a newer Foreword, so upgrade foreword."
+        )
+    for name, (expected, check) in known.items():
+        if name in found and not check(found[name]):
+            raise CorruptFile(f"{where}: {name} must be {expected}, found {describe(found[name])}; {MEND}.")
+    return found
+
+
+def describe(value: object) -> str:
+    """A value as JSON of at most 60 characters, for an error."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def is_identity(value: object) -> bool:
+    """Whether ``value`` is `ModelIdentity.to_json` of some model with at least one layer."""
+    if not isinstance(value, dict):
+        return False
+    try:
+        identity = ModelIdentity.from_json(value)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return bool(identity.layers) and dump(identity.to_json(), "identity") == dump(value, "identity")
+
+
+def _check_format(found: object, where: str) -> None:
+    if type(found) is int and found > FORMAT:
+        raise CorruptFile(f"{where}: expected format {FORMAT}, found {found}; upgrade foreword.")
+    if found != FORMAT or type(found) is not int:
+        raise CorruptFile(f"{where}: expected format {FORMAT}, found {describe(found)}; {MEND}.")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key appears twice")
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

@@ -1,1 +1,0 @@
-"""The `conformance` workload: every model family beside plain Transformers."""

@@ -1,1 +1,0 @@
-"""The `many` workload: a thousand published prefixes in a bounded memory."""

@@ -1,1 +1,0 @@
-"""The `serve` workload: what the server costs over the engine behind it."""

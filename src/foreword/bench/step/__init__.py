@@ -1,1 +1,0 @@
-"""The `step` workload: one decode step, and one prefill, beside nothing but their matrix products."""

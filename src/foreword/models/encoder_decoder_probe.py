@@ -1,0 +1,77 @@
+"""The support probe of encoder-decoders: embeddings at the encoder's input must give the logits of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword.core import Batch, Front, LayerShape, soft_id
+from foreword.errors import UnsupportedModel
+from foreword.models.encoder_decoder import EncoderDecoder
+from foreword.models.probe import FLOOR, TOLERANCE
+
+# Two texts, of which the shorter is padded; the first tokens of the first are given as embeddings.
+TEXTS = ((3, 4, 5, 6, 7, 8, 9), (10, 11, 12, 13))
+SOFT = 3
+ANSWER = (14, 15)
+
+
+def decoder_start_token_id(model: Any) -> int:
+    """The token that the decoder begins with. Raises UnsupportedModel if no configuration names it."""
+    for config in (model.config, getattr(model, "generation_config", None)):
+        found = getattr(config, "decoder_start_token_id", None)
+        if found is not None:
+            return int(found)
+    raise UnsupportedModel(
+        f"{type(model).__name__} does not say what its decoder begins with; set decoder_start_token_id in config.json."
+    )
+
+
+@torch.no_grad()
+def decoder_layer_shapes(model: Any) -> tuple[LayerShape, ...]:
+    """Shapes of the decoder's self-attention cache, one a layer."""
+    text, begun = (
+        torch.tensor([[token]], device=model.device) for token in (TEXTS[0][0], decoder_start_token_id(model))
+    )
+    kept = model(input_ids=text, decoder_input_ids=begun, use_cache=True).past_key_values.self_attention_cache
+    pairs = [(layer.keys, layer.values) for layer in kept.layers]
+    return tuple(LayerShape(key.shape[1], key.shape[-1], value.shape[-1]) for key, value in pairs)
+
+
+@torch.no_grad()
+def probe_encoder_decoder(lm: EncoderDecoder) -> float:
+    """Compare embeddings in a padded batch with Transformers on the tokens.
+
+    Returns:
+        the root mean square of the logits' differences.
+
+    Raises:
+        UnsupportedModel: the difference is more than rounding.
+    """
+    reference = torch.stack([_reference_logits(lm, text) for text in TEXTS])
+    embedded = lm.model.get_input_embeddings()(torch.tensor(TEXTS[0][:SOFT], device=lm.device))
+    found, blank = _padded_batch_logits(lm, embedded), _padded_batch_logits(lm, torch.zeros_like(embedded))
+    difference, effect = (float((logits - reference).square().mean().sqrt()) for logits in (found, blank))
+    if not difference <= max(TOLERANCE * torch.finfo(lm.dtype).eps, FLOOR) * effect:
+        raise UnsupportedModel(
+            f"{lm.identity.architecture} does not give the same logits for embeddings as for the tokens that they "
+            f"are of: they differ by {difference:.3g}, where zeros in their place change them by {effect:.3g}."
+        )
+    return difference
+
+
+def _reference_logits(lm: EncoderDecoder, text: Sequence[int]) -> Tensor:
+    """Logits ``[tokens, vocab]`` of the answer to one text, by Transformers alone."""
+    ids, written = (torch.tensor([row], device=lm.device) for row in (text, (lm.decoder_start_token_id, *ANSWER)))
+    return lm.model(input_ids=ids, decoder_input_ids=written, use_cache=False).logits[0].float()
+
+
+def _padded_batch_logits(lm: EncoderDecoder, soft: Tensor) -> Tensor:
+    """The same ``[texts, tokens, vocab]`` in one batch, with embeddings in place of the first text's first tokens."""
+    rows = [(*map(soft_id, range(SOFT)), *TEXTS[0][SOFT:]), ANSWER, TEXTS[1], ANSWER]
+    batch = Batch.from_rows(Front(inner_soft=soft), rows, (None, 0, None, 2), lm.device)
+    indices = [index for text in (0, 2) for index in range(batch.starts[text + 1] - 1, batch.starts[text + 2])]
+    return lm.logits(batch, torch.tensor(indices, device=lm.device)).float().unflatten(0, (len(TEXTS), -1))

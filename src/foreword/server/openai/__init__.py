@@ -1,0 +1,1 @@
+"""OpenAI's routes: chat and text completions, models; and vLLM's tokenize."""

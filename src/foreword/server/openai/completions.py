@@ -1,0 +1,57 @@
+"""``POST /v1/completions``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+from starlette.concurrency import run_in_threadpool
+
+from foreword.core import Task
+from foreword.engine.protocol import EngineProtocol
+from foreword.server.openai.examples import COMPLETION_RESPONSE
+from foreword.server.openai.logprobs import prompt_logprobs
+from foreword.server.openai.schema import CompletionRequest
+from foreword.server.openai.serialization import CompletionSerializer, PromptEcho
+from foreword.server.openai.serving import OpenAIServing
+from foreword.text import task_prompts
+from foreword.text.prompt import Prompt
+
+
+def completions_router(serving: OpenAIServing) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["answers"])
+
+    @router.post("/completions", response_model=None, responses=COMPLETION_RESPONSE)
+    async def complete(body: CompletionRequest, http: HttpRequest) -> Response:
+        """Continue texts or token ids, or fill the task's template and answer."""
+        task = await serving.resolve_task(body, http)
+        tokenizer = serving.engine.tokenizer
+        prompts = _prompts(tokenizer, body, task)
+        echoes = await run_in_threadpool(_echoes, serving.engine, body, prompts) if body.echo else []
+        return await serving.respond(body, http, CompletionSerializer(tokenizer, echoes), task, prompts)
+
+    return router
+
+
+def _prompts(tokenizer: Any, body: CompletionRequest, task: Task | None) -> list[Prompt]:
+    if body.inputs is not None:
+        return [task_prompts.from_fields(tokenizer, task, body.inputs)]
+    return [
+        task_prompts.from_text(tokenizer, task, each) if isinstance(each, str) else task_prompts.from_ids(task, each)
+        for each in body.prompts
+    ]
+
+
+def _echoes(engine: EngineProtocol, body: CompletionRequest, prompts: Sequence[Prompt]) -> list[PromptEcho]:
+    """An echo for every choice. Runs the model if the prompts' own log-probabilities are asked for."""
+    tokenizer, echoes = engine.tokenizer, []
+    for sent, prompt in zip(body.prompts or [None], prompts, strict=True):
+        text = sent if isinstance(sent, str) else tokenizer.decode([token for token in prompt.token_ids if token >= 0])
+        logprobs = None
+        if body.num_logprobs is not None:
+            found = engine.prompt_logprobs(prompt, body.num_logprobs)
+            logprobs = prompt_logprobs(tokenizer, prompt.token_ids, found)
+        echoes += [PromptEcho(text, logprobs)] * (body.n or 1)
+    return echoes

@@ -1,0 +1,152 @@
+"""Engine streams of one HTTP request: submitted, gathered or merged, and cancelled in any case."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive
+
+from foreword.engine.protocol import Chunk, EngineProtocol, FinishReason, Request, Stream, TokenLogprob
+from foreword.errors import AnswerTimeout, EngineError
+from foreword.server.operations.usage import UsageRecorder
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """All chunks of one finished stream, joined."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+async def submit_all(
+    engine: EngineProtocol, requests: Sequence[Sequence[Request]], recorder: UsageRecorder
+) -> list[Stream]:
+    """Submit all requests, or none: if one is refused, those before it are cancelled.
+
+    Args:
+        requests: for every prompt, one for each of its completions.
+        recorder: counts the tokens of all of them.
+    """
+    if any(each.sampling.constraint is not None for copies in requests for each in copies):
+        # A constraint is compiled as it is submitted, which may take long and would hold up every other client.
+        return await run_in_threadpool(_submit_all, engine, requests, recorder)
+    return _submit_all(engine, requests, recorder)
+
+
+async def gather_outputs(streams: Sequence[Stream], timeout: float | None) -> list[CompletionOutput]:
+    """Outputs of all streams, complete and in order.
+
+    Raises EngineError for a stream that ended early, AnswerTimeout after ``timeout`` seconds.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            return list(await asyncio.gather(*map(_collect, streams)))
+    except TimeoutError:
+        raise _timeout_error(timeout) from None
+
+
+async def merge_streams(streams: Sequence[Stream], timeout: float | None) -> AsyncIterator[tuple[int, Chunk]]:
+    """Chunks of all streams as they come, each with the index of its stream. Raises as `gather_outputs` does."""
+    deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+    if len(streams) == 1:  # mostly so; a task and a queue would cost more than all else that is done for a token
+        chunks = _checked(streams[0])
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    chunk = await anext(chunks)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise _timeout_error(timeout) from None
+            yield 0, chunk
+    queue: asyncio.Queue[tuple[int, Chunk | Exception]] = asyncio.Queue()
+    readers = [asyncio.create_task(_read_into(queue, index, stream)) for index, stream in enumerate(streams)]
+    running = len(streams)
+    try:
+        while running:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    index, chunk = await queue.get()
+            except TimeoutError:
+                raise _timeout_error(timeout) from None
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield index, chunk
+            running -= chunk.finish_reason is not None
+    finally:
+        for reader in readers:
+            reader.cancel()
+
+
+@asynccontextmanager
+async def cancel_on_disconnect(receive: Receive, streams: Sequence[Stream]) -> AsyncIterator[None]:
+    """Cancel the streams when the client disconnects, and those that still run when the block ends."""
+
+    async def listen_for_disconnect() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        _cancel(streams)
+
+    listener = asyncio.create_task(listen_for_disconnect())
+    try:
+        yield
+    finally:
+        listener.cancel()
+        _cancel(streams)
+
+
+def _timeout_error(seconds: float | None) -> AnswerTimeout:
+    return AnswerTimeout(f"the answer took more than the {seconds:g} s that this server allows; ask for fewer tokens.")
+
+
+def _incomplete_error(error: str | None) -> EngineError:
+    return EngineError(error or "the engine stopped before the answer was complete; ask again.")
+
+
+def _submit_all(engine: EngineProtocol, requests: Sequence[Sequence[Request]], recorder: UsageRecorder) -> list[Stream]:
+    streams: list[Stream] = []
+    try:
+        for copies in requests:
+            streams += recorder.track([engine.submit(each) for each in copies])
+    except Exception:
+        _cancel(streams)
+        raise
+    return streams
+
+
+def _cancel(streams: Sequence[Stream]) -> None:
+    for stream in streams:
+        stream.cancel()
+
+
+async def _checked(stream: Stream) -> AsyncIterator[Chunk]:
+    """The stream's chunks. Raises EngineError for one that is cancelled or fails."""
+    async for chunk in stream:
+        if chunk.finish_reason in ("cancelled", "error"):
+            raise _incomplete_error(chunk.error)
+        yield chunk
+
+
+async def _collect(stream: Stream) -> CompletionOutput:
+    chunks = [chunk async for chunk in _checked(stream)]
+    reason = chunks[-1].finish_reason if chunks else None
+    if reason is None:
+        raise _incomplete_error(None)
+    ids = tuple(token for chunk in chunks for token in chunk.token_ids)
+    logprobs = tuple(logprob for chunk in chunks for logprob in chunk.logprobs)
+    return CompletionOutput("".join(chunk.text for chunk in chunks), ids, reason, logprobs)
+
+
+async def _read_into(queue: asyncio.Queue[tuple[int, Chunk | Exception]], index: int, stream: Stream) -> None:
+    try:
+        async for chunk in _checked(stream):
+            queue.put_nowait((index, chunk))
+    except Exception as error:  # handed over: the reader of the queue raises it
+        queue.put_nowait((index, error))

@@ -1,0 +1,176 @@
+"""JSON bodies of OpenAI's two completions endpoints: their common envelope, and a serializer of choices for each."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from foreword.engine.protocol import Chunk, Request, Stream, TokenLogprob
+from foreword.server.openai.generation import CompletionOutput
+from foreword.server.openai.logprobs import chat_logprobs, text_logprobs
+
+
+class ChoiceSerializer(Protocol):
+    """Writes the entries of ``choices`` of one endpoint.
+
+    Attributes:
+        id_prefix: of the response's ``id``.
+        object_name: the ``object`` of a complete response.
+        chunk_object_name: the ``object`` of every event of a stream.
+    """
+
+    id_prefix: str
+    object_name: str
+    chunk_object_name: str
+
+    def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
+        """The choice of a complete response."""
+        ...
+
+    def opening_choice(self, index: int) -> dict[str, Any] | None:
+        """The choice of the event in front of the engine's first chunk, if the endpoint has one."""
+        ...
+
+    def chunk_choices(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        """The choices, one an event, of one chunk of the engine; the last one has the ``finish_reason``."""
+        ...
+
+
+class ChatSerializer:
+    """``/v1/chat/completions``."""
+
+    id_prefix = "chatcmpl-"
+    object_name = "chat.completion"
+    chunk_object_name = "chat.completion.chunk"
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
+        logprobs = chat_logprobs(self._tokenizer, output.logprobs)
+        message = {"role": "assistant", "content": output.text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": output.finish_reason}
+
+    def opening_choice(self, index: int) -> dict[str, Any] | None:
+        return self._delta(index, {"role": "assistant", "content": ""})
+
+    def chunk_choices(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        text = self._delta(index, {"content": chunk.text})
+        text["logprobs"] = chat_logprobs(self._tokenizer, chunk.logprobs)
+        if chunk.finish_reason is None:
+            return [text]
+        end = self._delta(index, {}, chunk.finish_reason)
+        return [text, end] if chunk.text or chunk.logprobs else [end]
+
+    def _delta(self, index: int, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+
+@dataclass(frozen=True)
+class PromptEcho:
+    """The prompt that ``echo`` puts in front of a completion.
+
+    Attributes:
+        text: as it was sent, or decoded from the ids that were.
+        logprobs: of its tokens, as ``choices[].logprobs`` has them; ``None`` if not asked for.
+    """
+
+    text: str
+    logprobs: dict[str, Any] | None
+
+
+class CompletionSerializer:
+    """``/v1/completions``; with ``echoes``, one for every choice, in front of the completions."""
+
+    id_prefix = "cmpl-"
+    object_name = "text_completion"
+    chunk_object_name = "text_completion"
+
+    def __init__(self, tokenizer: Any, echoes: Sequence[PromptEcho] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._echoes = echoes
+        self._offsets: dict[int, int] = {}  # characters of every choice's tokens so far
+
+    def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
+        echo = self.opening_choice(index)
+        choice = self._choice(index, output.text, output.finish_reason, output.logprobs)
+        if echo is None:
+            return choice
+        parts = [each["logprobs"] for each in (echo, choice) if each["logprobs"] is not None]
+        logprobs = {name: [entry for part in parts for entry in part[name]] for name in parts[0]} if parts else None
+        return {**choice, "text": echo["text"] + choice["text"], "logprobs": logprobs}
+
+    def opening_choice(self, index: int) -> dict[str, Any] | None:
+        if not self._echoes:
+            return None
+        echo = self._echoes[index]
+        if echo.logprobs is not None:
+            tokens = echo.logprobs["tokens"]
+            self._offsets[index] = sum(map(len, tokens))
+        return {"index": index, "text": echo.text, "logprobs": echo.logprobs, "finish_reason": None}
+
+    def chunk_choices(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        return [self._choice(index, chunk.text, chunk.finish_reason, chunk.logprobs)]
+
+    def _choice(self, index: int, text: str, reason: str | None, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        written = text_logprobs(self._tokenizer, logprobs, self._offsets.get(index, 0))
+        if written is not None:
+            self._offsets[index] = written["text_offset"][-1] + len(written["tokens"][-1])
+        return {"index": index, "text": text, "logprobs": written, "finish_reason": reason}
+
+
+@dataclass(frozen=True)
+class ResponseMeta:
+    """The fields that all bodies of one response share.
+
+    Attributes:
+        serializer: of the endpoint.
+        model: as the request named it.
+        system_fingerprint: ``task@version`` that answers, or the base model's name.
+        response_id: 32 hexadecimal digits behind the endpoint's ``id_prefix``.
+        created: Unix time in seconds.
+    """
+
+    serializer: ChoiceSerializer
+    model: str
+    system_fingerprint: str
+    response_id: str = field(default_factory=lambda: secrets.token_hex(16))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def body(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
+        """The body of a complete response."""
+        return self._with_choices(self.serializer.object_name, choices) | {"usage": usage}
+
+    def chunk(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The body of one event of a stream."""
+        return self._with_choices(self.serializer.chunk_object_name, choices)
+
+    def _with_choices(self, object_name: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.serializer.id_prefix + self.response_id,
+            "object": object_name,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+            "choices": list(choices),
+        }
+
+
+def usage(streams: Sequence[Stream], completion_tokens: int) -> dict[str, Any]:
+    """OpenAI's ``usage``: prefixes count as prompt tokens, and as ``cached_tokens`` with all else that was not run."""
+    prompt_tokens = sum(stream.request.prompt_tokens for stream in streams)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(s.request.prefix_length + s.cached_tokens for s in streams)},
+    }
+
+
+def prompt_token_ids(request: Request) -> list[int]:
+    """Token ids of the prompt, with those of a static prefix; learned positions have none."""
+    known = request.prefix.token_ids if request.prefix is not None else None
+    return [*(known or ())[: request.prefix_length], *request.token_ids]

@@ -1,0 +1,122 @@
+"""`OpenAIServing`: the common part of the two completions endpoints, from the resolved task to the HTTP response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastapi import Request as HttpRequest
+from fastapi import Response
+from starlette.responses import JSONResponse
+
+from foreword.core import SamplingParams, Task
+from foreword.engine.protocol import EngineProtocol, Request, Stream
+from foreword.evaluation.sampling_params import request_sampling_params
+from foreword.server.openai.generation import cancel_on_disconnect, gather_outputs, submit_all
+from foreword.server.openai.schema import GenerationRequest
+from foreword.server.openai.serialization import ChoiceSerializer, ResponseMeta, prompt_token_ids, usage
+from foreword.server.openai.streaming import SSEResponse, sse_events
+from foreword.server.operations.auth import current_caller
+from foreword.server.operations.metrics import Metrics
+from foreword.server.operations.usage import UsageRecorder
+from foreword.server.tasks.table import TaskTable
+from foreword.text import task_prompts
+from foreword.text.prompt import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class OpenAIServing:
+    """Endpoints differ in how a body becomes prompts and in the `ChoiceSerializer` of the response.
+
+    Attributes:
+        engine: generates.
+        tasks: resolves the task that a body names.
+        metrics: gets times and token counts.
+        timeout: seconds after which a generation is ended; no bound if ``None``.
+    """
+
+    engine: EngineProtocol
+    tasks: TaskTable
+    metrics: Metrics
+    timeout: float | None = None
+
+    async def resolve_task(self, body: GenerationRequest, http: HttpRequest) -> Task | None:
+        """The task, or ``None`` for the base model; counts the request against the caller's rate limit.
+
+        Raises RequestError for a task that cannot generate, LimitReached, and what `TaskTable.resolve` does.
+        """
+        caller = current_caller(http)
+        task = await self.tasks.resolve(body.model, body.task_id, caller)
+        task_prompts.require_generation(task)
+        caller.count_request()
+        return task
+
+    async def respond(
+        self,
+        body: GenerationRequest,
+        http: HttpRequest,
+        serializer: ChoiceSerializer,
+        task: Task | None,
+        prompts: Sequence[Prompt],
+    ) -> Response:
+        """Generate for all prompts and respond, complete or as server-sent events."""
+        engine, group = self.engine, task.name if task is not None else ""
+        requests = [
+            Request.from_prompt(prompt, sampling_params(body, task, prompt, engine.context), group).fan_out(body.n or 1)
+            for prompt in prompts
+        ]
+        ref = task.ref if task is not None else engine.name
+        meta = ResponseMeta(serializer, body.model or ref, ref)
+        log_fields = http.state.log_fields
+        log_fields["model"] = ref
+        recorder = UsageRecorder(self.metrics, group or engine.name, current_caller(http), log_fields)
+        streams = await submit_all(engine, requests, recorder)
+        if body.stream:
+            return SSEResponse(sse_events(meta, streams, body, self.timeout), streams)
+        async with cancel_on_disconnect(http.receive, streams):
+            return await _complete_response(meta, streams, body, self.timeout)
+
+
+def sampling_params(body: GenerationRequest, task: Task | None, prompt: Prompt, context: int | None) -> SamplingParams:
+    """The request's sampling options, else the task's defaults, else the endpoint's.
+
+    Args:
+        prompt: a default length is cut to the room that it leaves in ``context`` tokens; a requested one never is.
+    """
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop
+    return request_sampling_params(
+        task,
+        prompt,
+        context,
+        body.default_max_tokens,
+        max_tokens=body.max_answer_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=max(body.top_k, 0) if body.top_k is not None else None,
+        seed=body.seed,
+        stop=tuple(stop) if stop is not None else None,
+        stop_token_ids=tuple(body.stop_token_ids) if body.stop_token_ids is not None else None,
+        ignore_eos=body.ignore_eos,
+        min_p=body.min_p,
+        min_tokens=body.min_tokens,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=None if body.logit_bias is None else {int(token): b for token, b in body.logit_bias.items()},
+        logprobs=body.num_logprobs,
+        constraint=body.constraint,
+    )
+
+
+async def _complete_response(
+    meta: ResponseMeta, streams: Sequence[Stream], body: GenerationRequest, timeout: float | None
+) -> Response:
+    outputs = await gather_outputs(streams, timeout)
+    choices = [meta.serializer.choice(index, output) for index, output in enumerate(outputs)]
+    if body.return_token_ids:
+        for choice, output, stream in zip(choices, outputs, streams, strict=True):
+            choice["token_ids"] = list(output.token_ids)
+            choice["prompt_token_ids"] = prompt_token_ids(stream.request)
+    first_of_each = streams[:: body.n or 1]  # a prompt counts once, however many completions it has
+    used = usage(first_of_each, sum(len(output.token_ids) for output in outputs))
+    return JSONResponse(meta.body(choices, used))

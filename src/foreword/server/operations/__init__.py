@@ -1,0 +1,1 @@
+"""Operation of the server: API keys, rate limits, request limits, access log, metrics, probes, error responses."""

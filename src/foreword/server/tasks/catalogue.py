@@ -1,0 +1,124 @@
+"""`Catalogue`: the entries of ``GET /v1/models``, read from the bank without loading a tensor."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from foreword.bank.names import is_name, split_ref
+from foreword.core import ModelIdentity, Task
+from foreword.engine.protocol import EngineProtocol
+from foreword.errors import CorruptFile, ModelMismatch, PublishConflict, UnknownTask
+from foreword.server.tasks.table import unknown_model
+
+if TYPE_CHECKING:
+    from foreword.bank.bank import Bank
+
+
+class Catalogue:
+    """The base model and the tasks that were made for it. Methods read the bank, so call them in a worker thread.
+
+    Args:
+        engine: serves the base model.
+        bank: where tasks are, if anywhere.
+        extra_tasks: tasks of this process alone, by name; they hide the bank's.
+        allow_other_weights: list tasks made for other weights of the same architecture.
+    """
+
+    def __init__(
+        self,
+        engine: EngineProtocol,
+        bank: Bank | None,
+        extra_tasks: Mapping[str, Task],
+        *,
+        allow_other_weights: bool = False,
+    ) -> None:
+        self._base = engine.name
+        self._identity = engine.identity
+        self._bank = bank
+        self._extra_tasks = extra_tasks
+        self._allow_other_weights = allow_other_weights
+        self._started = int(time.time())
+        self._descriptions: dict[str, dict[str, Any]] = {}
+
+    def models(self) -> list[dict[str, Any]]:
+        """The base model, then the tasks of this model by name."""
+        names = [*self._extra_tasks, *(name for name in self._bank_names() if name not in self._extra_tasks)]
+        return [self._base_entry(), *self._task_entries(sorted(names))]
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One entry, by name or ``name@version``. Raises UnknownTask, ModelMismatch."""
+        if name == self._base:
+            return self._base_entry()
+        if name in self._extra_tasks:
+            return self._extra_entry(name)
+        if self._bank is None or not is_name(split_ref(name)[0]):
+            raise self._unknown(name)
+        try:
+            self._bank.current(split_ref(name)[0])
+        except UnknownTask:
+            raise self._unknown(name) from None
+        return self._bank_entry(name, self._bank.describe(name))
+
+    def without_version(self, name: str) -> str:
+        """``name`` of ``name@version``; the base model's name, which may hold an @, as it is."""
+        return name if name == self._base else split_ref(name)[0]
+
+    def bank_tasks(self) -> list[str]:
+        """Names of the tasks of this model that are in the bank."""
+        return [
+            entry["id"] for entry in self._task_entries([n for n in self._bank_names() if n not in self._extra_tasks])
+        ]
+
+    def check_in_bank(self, name: str) -> None:
+        """Raise PublishConflict for a name that is the base model's or one of ``extra_tasks``."""
+        if name in self._extra_tasks or name == self._base:
+            raise PublishConflict(
+                f"'{name}' is not in the bank: it was given when the server started, and stays as it is."
+            )
+
+    def _bank_names(self) -> list[str]:
+        return self._bank.names() if self._bank is not None else []
+
+    def _unknown(self, name: str) -> UnknownTask:
+        return unknown_model(split_ref(name)[0], [self._base, *self._extra_tasks, *self._bank_names()])
+
+    def _task_entries(self, names: list[str]) -> Iterator[dict[str, Any]]:
+        descriptions: dict[str, dict[str, Any]] = {}
+        for name in names:
+            try:
+                if name in self._extra_tasks:
+                    yield self._extra_entry(name)
+                else:
+                    yield self._bank_entry(name, self._description(name, descriptions))
+            except (ModelMismatch, UnknownTask):  # of another model, or removed a moment ago
+                continue
+            except CorruptFile as error:  # one damaged task hides no other
+                logging.getLogger(__name__).warning("left out of the list: %s", error)
+        self._descriptions = descriptions
+
+    def _description(self, name: str, descriptions: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The description of the served version; versions never change, so it is read once."""
+        assert self._bank is not None
+        ref = f"{name}@{self._bank.current(name)}"
+        descriptions[ref] = self._descriptions.get(ref) or self._bank.describe(ref)
+        return descriptions[ref]
+
+    def _base_entry(self) -> dict[str, Any]:
+        return self._entry(self._base, self._started, parent=None)
+
+    def _extra_entry(self, name: str) -> dict[str, Any]:
+        version = self._extra_tasks[name].version or None
+        return self._entry(name, self._started, parent=self._base, version=version)
+
+    def _bank_entry(self, name: str, description: Mapping[str, Any]) -> dict[str, Any]:
+        made_for = ModelIdentity.from_json(description["model"])
+        made_for.check(self._identity, f"task '{name}'", allow_other_weights=self._allow_other_weights)
+        created = int(datetime.fromisoformat(description["created"]).timestamp())
+        return self._entry(name, created, parent=self._base, version=description["version"])
+
+    def _entry(self, name: str, created: int, **more: object) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": created, "owned_by": "foreword", **more}

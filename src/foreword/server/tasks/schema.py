@@ -1,0 +1,88 @@
+"""Bodies of ``/v1/tasks``, and the responses that the OpenAPI page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from foreword.server.schema import example_response
+
+
+class TaskRequest(BaseModel):
+    """``POST /v1/tasks``: one of ``system`` and ``prompt``."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"name": "support", "system": "You answer for a shop. Be brief."}]},
+    )
+
+    name: str = Field(description="Lower-case letters, digits, dot, dash and underscore; 64 characters at most.")
+    system: str | None = Field(None, description="A system turn that stands in front of every conversation.")
+    prompt: str | None = Field(None, description="Text that stands in front of every prompt, without chat template.")
+    replace: bool | None = Field(None, description="Publish over a task that belongs to another model.")
+
+    @model_validator(mode="after")
+    def _check_text(self) -> Self:
+        if (self.system is None) == (self.prompt is None):
+            raise PydanticCustomError("invalid_value", "must hold either system or prompt")
+        return self
+
+
+class RollbackRequest(BaseModel):
+    """``POST /v1/tasks/{name}/rollback``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"version": "0001"}]})
+
+    version: str | None = Field(None, description="A version or its number; the one before without.")
+
+
+UPLOAD_FIELDS = ("name", "template", "verbalizer", "replace")
+"""Form fields of a multipart upload, beside the file ``prefix``."""
+
+_UPLOAD_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "required": ["name", "prefix"],
+    "properties": {
+        "name": {"type": "string"},
+        "prefix": {"type": "string", "format": "binary", "description": "A prefix.safetensors file."},
+        "template": {"type": "string"},
+        "verbalizer": {"type": "string", "description": "A JSON object of labels and words."},
+        "replace": {"type": "boolean"},
+    },
+}
+PUBLISH_BODIES = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": TaskRequest.model_json_schema()},
+            "multipart/form-data": {"schema": _UPLOAD_SCHEMA},
+        },
+    }
+}
+"""The ``openapi_extra`` of ``POST /v1/tasks``, whose body FastAPI cannot describe by itself."""
+
+_VERSION = "0001-3f9a0c1b2d4e"
+_TASK = {
+    "object": "task",
+    "name": "support",
+    "current": _VERSION,
+    "version": _VERSION,
+    "kind": "system",
+    "method": "static",
+    "template": None,
+    "labels": [],
+    "generation": {},
+    "bytes": 23040000,
+    "created": "2026-01-31T09:30:00Z",
+    "metrics": None,
+    "pinned": False,
+    "resident": True,
+    "versions": [_VERSION],
+}
+TASK_RESPONSE = example_response(_TASK)
+TASK_LIST_RESPONSE = example_response({"object": "list", "data": [_TASK]})
+PUBLISHED_RESPONSE = example_response(_TASK, 201, "The new version.")

@@ -1,0 +1,59 @@
+"""`ScoringService`: the common part of ``/v1/classify`` and ``/v1/tag``, around the scoring of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import Request as HttpRequest
+
+from foreword.core import Task
+from foreword.engine.protocol import EngineProtocol
+from foreword.errors import UsageError
+from foreword.server.operations.auth import current_caller
+from foreword.server.operations.metrics import Metrics
+from foreword.server.operations.scoring_usage import ScoringUsage
+from foreword.server.schema import TaskRequestBody
+from foreword.server.tasks.table import TaskTable
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringService:
+    """Resolves the task of a body, scores in a worker thread and counts the tokens.
+
+    Attributes:
+        engine: scores.
+        tasks: resolves the task that a body names.
+        metrics: gets the token counts.
+    """
+
+    engine: EngineProtocol
+    tasks: TaskTable
+    metrics: Metrics
+    # The engine scores one batch at a time; more threads would only keep other routes from the bank.
+    _limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+
+    async def respond(
+        self,
+        body: TaskRequestBody,
+        http: HttpRequest,
+        score: Callable[[EngineProtocol, Task, ScoringUsage], list[dict[str, Any]]],
+        *,
+        base_model_error: str,
+    ) -> dict[str, Any]:
+        """The response's body.
+
+        Args:
+            score: makes the entries of ``data``; it calls the `ScoringUsage` with its prompts before they are scored.
+            base_model_error: why the base model cannot be asked.
+        """
+        caller = current_caller(http)
+        task = await self.tasks.resolve(body.model, body.task_id, caller)
+        if task is None:
+            raise UsageError(base_model_error)
+        caller.count_request()
+        usage = ScoringUsage(self.metrics, task.name, caller, http.state.log_fields)
+        data = await to_thread.run_sync(score, self.engine, task, usage, limiter=self._limiter)
+        return {"object": "list", "model": body.model or task.ref, "data": data, "usage": usage.usage()}

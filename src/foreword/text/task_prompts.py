@@ -1,0 +1,231 @@
+"""A request to a task -> its `Prompt`: which positions of the task's prefix it uses, and which token ids are run.
+
+Server, evaluation and command line build their prompts here, so that the same input gives the same tokens in all of
+them. ``task=None`` is the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from foreword.core import Kind, Task
+from foreword.errors import RequestError, TemplateError, UsageError
+from foreword.text import chat, distilled_text, seam
+from foreword.text.encoded_example import EncodedExample, ExampleEncoder
+from foreword.text.prompt import Prompt
+from foreword.text.template import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) -> Prompt:
+    """The text verbatim behind the task's prefix. Raises RequestError if there is nothing to run."""
+    if task is not None and distilled_text.stands_for_text(task):
+        return _continuation_prompt(task, distilled_text.encode_continuation(tokenizer, task, text))
+    if task is None or not _is_static(task):
+        return _continuation_prompt(task, seam.encode(tokenizer, text, bos=_request_has_bos(task)))
+    if task.kind == "system":
+        return _static_slice_prompt(
+            task, chat.encode(tokenizer, chat.system_text(tokenizer, _static_text(task)) + text)
+        )
+    return _static_slice_prompt(task, seam.encode(tokenizer, _static_text(task) + text, bos=task.prefix.bos != "none"))
+
+
+def from_fields(
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None,
+    inputs: Mapping[str, object],
+    *,
+    causal: bool = True,
+    is_encoder_decoder: bool = False,
+) -> Prompt:
+    """The task's template filled with named values, up to the answer.
+
+    Args:
+        causal: False for a task of an encoder or an encoder-decoder.
+        is_encoder_decoder: True for a task of an encoder-decoder.
+
+    Raises TemplateError if the task has no template or a field is missing.
+    """
+    if task is None or task.template is None:
+        name = "the base model" if task is None else f"task '{task.name}'"
+        raise TemplateError(f"{name} has no template for fields; send the text itself, or ask a task with a template.")
+    template = Template.parse(task.template)
+    encoder = example_encoder(tokenizer, task, template, causal, is_encoder_decoder)
+    inner_soft = template.num_inner_soft_tokens(causal)
+    if task.head is not None and task.head.per_token:
+        words = encoder.encode_words(field_words(template, inputs), inner_soft)
+        return _whole_prefix_prompt(task, words, inner_soft)
+    filled = template.fill(inputs, "inputs", answer=False)
+    if _is_static(task):
+        return from_text(tokenizer, task, filled.text)
+    example = encoder.encode_sequence(filled) if task.head is not None else encoder.encode_prompt(filled)
+    return _whole_prefix_prompt(task, example, inner_soft)
+
+
+def example_encoder(
+    tokenizer: PreTrainedTokenizerBase, task: Task, template: Template, causal: bool, is_encoder_decoder: bool = False
+) -> ExampleEncoder:
+    """The encoder of a task's examples; soft tokens in front of the template are in the prefix already."""
+    in_prefix = template.num_soft_tokens - template.num_inner_soft_tokens(causal)
+    return ExampleEncoder(tokenizer, causal, _request_has_bos(task), in_prefix, is_encoder_decoder)
+
+
+def field_words(template: Template, values: Mapping[str, object], where: str = "inputs") -> list[str]:
+    """The words of the one field of a tagging template: a list of texts, or a text that is cut at white space."""
+    field = template.single_field()
+    value = values.get(field)
+    if isinstance(value, str):
+        value = value.split()
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(word, str) for word in value):
+        raise TemplateError(f"{where}: field '{field}' must be a list of words, found {str(value)[:40]!r}.")
+    return list(value)
+
+
+def from_messages(
+    tokenizer: PreTrainedTokenizerBase, task: Task | None, messages: Sequence[Mapping[str, object]]
+) -> Prompt:
+    """A conversation, through the task's template if that has exactly one field, else the chat template.
+
+    Raises RequestError for messages that do not fit, TemplateError if the tokenizer has no chat template.
+    """
+    field = _only_field(task)
+    if task is not None and field is not None:
+        return from_fields(tokenizer, task, {field: _single_user_text(task, messages)})
+    if task is not None and _is_static(task):
+        return _static_slice_prompt(task, _static_chat_ids(tokenizer, task, messages))
+    if task is not None and distilled_text.stands_for_text(task):
+        return _continuation_prompt(task, distilled_text.encode_conversation(tokenizer, task, messages))
+    rendered = chat.render(tokenizer, messages)
+    if _request_has_bos(task):
+        return _continuation_prompt(task, chat.encode(tokenizer, rendered))
+    return _continuation_prompt(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
+
+
+def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Sequence[int]) -> Prompt:
+    """Token ids of a conversation already rendered by the model's chat template, a system task's turn included."""
+    if _is_static(task):
+        return _static_slice_prompt(task, token_ids)
+    leading = list(seam.special_tokens(tokenizer)[0])
+    ids = list(token_ids)
+    if task.kind == "system" and distilled_text.stands_for_text(task):
+        return _continuation_prompt(
+            task, ids[seam.common_prefix_length(static_token_ids(tokenizer, "system", _static_text(task)), ids) :]
+        )
+    bare = ids[len(leading) :] if ids[: len(leading)] == leading else ids
+    return _continuation_prompt(task, [*leading, *bare] if _request_has_bos(task) else bare)
+
+
+def takes_one_message(task: Task | None) -> bool:
+    """Whether the task puts a single message into its template, and so takes no conversation."""
+    return _only_field(task) is not None
+
+
+def from_ids(task: Task | None, token_ids: Sequence[int]) -> Prompt:
+    """Token ids behind the whole prefix. Raises RequestError if there is nothing to run."""
+    if token_ids and min(token_ids) < 0:
+        raise RequestError(f"token id {min(token_ids)} is below 0; send ids of the tokenizer.")
+    if task is None or task.prefix.token_ids is None:
+        return _continuation_prompt(task, token_ids)
+    return _static_slice_prompt(task, [*task.prefix.token_ids, *token_ids])
+
+
+def require_generation(task: Task | None) -> None:
+    """Raise RequestError for a task that labels and cannot generate: one with a head, or an ensemble."""
+    if task is not None and task.head is not None:
+        raise RequestError(f"task '{task.name}' labels texts with a head and writes nothing; classify or tag with it.")
+    if task is not None and task.members:
+        raise RequestError(f"task '{task.name}' is an ensemble of prefixes, which only labels texts; classify with it.")
+
+
+def static_token_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) -> tuple[int, ...]:
+    """The token ids that the prefix of a static task is computed from when it is published.
+
+    Raises UsageError for an empty text or a learned task, TemplateError if a system turn cannot be rendered.
+    """
+    if kind == "learned":
+        raise UsageError("a learned task has no text to compute its prefix from; use kind 'system' or 'prompt'.")
+    if not text:
+        raise UsageError("the text of a static task is empty; give it at least one character.")
+    if kind == "system":
+        return tuple(chat.encode(tokenizer, chat.system_text(tokenizer, text)))
+    return tuple(seam.encode(tokenizer, text, bos=True))
+
+
+def _whole_prefix_prompt(task: Task, example: EncodedExample, inner: int = 0) -> Prompt:
+    """An example behind the whole prefix of a task, with its last ``inner`` soft tokens inside."""
+    soft = None
+    if inner:
+        have = len(task.soft) if task.soft is not None else 0
+        if task.soft is None or have < inner:
+            raise TemplateError(f"the template of task '{task.name}' has {inner} soft tokens in it, the task {have}.")
+        soft = task.soft[have - inner :]
+    prefix = task.prefix if task.prefix.length else None
+    return Prompt(example.token_ids, prefix, task.prefix.length, example.output_indices, soft, task.adapter)
+
+
+def _is_static(task: Task) -> bool:
+    return task.prefix.token_ids is not None
+
+
+def _request_has_bos(task: Task | None) -> bool:
+    if task is None:
+        return True
+    # An empty prefix cannot hold the beginning-of-text token, so there it is always the request's.
+    return task.prefix.bos == "request" or (task.prefix.length == 0 and task.prefix.bos == "prefix")
+
+
+def _continuation_prompt(task: Task | None, token_ids: Sequence[int]) -> Prompt:
+    """Token ids behind the whole prefix of a task, outside its template."""
+    if not token_ids:
+        raise RequestError("the request is empty, so there is nothing to continue; send at least one token.")
+    if task is None:
+        return Prompt(tuple(token_ids), None, 0)
+    if task.template is not None and Template.parse(task.template).num_inner_soft_tokens(causal=True):
+        raise RequestError(
+            f"task '{task.name}' has soft tokens inside its template, so it takes fields and no bare text; send "
+            "inputs for its fields."
+        )
+    return _whole_prefix_prompt(task, EncodedExample(tuple(token_ids), (len(token_ids) - 1,)))
+
+
+def _static_slice_prompt(task: Task, joined_ids: Sequence[int]) -> Prompt:
+    """The ids of a static task's text and a request together, behind as much of the prefix as they share with it."""
+    reused, rest = seam.match_prefix(task.prefix.token_ids or (), joined_ids)
+    return Prompt(tuple(rest), task.prefix if reused else None, reused, adapter=task.adapter)
+
+
+def _static_text(task: Task) -> str:
+    if task.text is None:
+        raise RequestError(
+            f"task '{task.name}' has a static prefix without its text, so no text can be joined to it; send "
+            "token ids, or publish it again with --text or --system."
+        )
+    return task.text
+
+
+def _static_chat_ids(
+    tokenizer: PreTrainedTokenizerBase, task: Task, messages: Sequence[Mapping[str, object]]
+) -> list[int]:
+    if task.kind == "system":
+        return chat.encode(tokenizer, chat.render(tokenizer, messages, system=_static_text(task)))
+    rendered = chat.without_bos(tokenizer, chat.render(tokenizer, messages))
+    return seam.encode(tokenizer, _static_text(task) + rendered, bos=task.prefix.bos != "none")
+
+
+def _only_field(task: Task | None) -> str | None:
+    fields = Template.parse(task.template).fields if task is not None and task.template is not None else ()
+    return fields[0] if len(fields) == 1 else None
+
+
+def _single_user_text(task: Task, messages: Sequence[Mapping[str, object]]) -> str:
+    turns = chat.validate_messages(messages)
+    if len(turns) != 1 or turns[0]["role"] != "user":
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise RequestError(
+            f"task '{task.name}' answers one user message through its template, got {len(turns)} ({roles}); "
+            "send only the message to answer."
+        )
+    return turns[0]["content"]

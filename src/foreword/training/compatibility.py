@@ -1,0 +1,48 @@
+"""Which settings a method, a model and a data set allow together."""
+
+from __future__ import annotations
+
+from foreword.errors import SettingError, TemplateError, UsageError
+from foreword.models import LanguageModel
+from foreword.prompts.base import Method
+from foreword.training.data.training_data import TrainingData
+from foreword.training.recipe import Recipe
+from foreword.training.setting import flag_of
+
+# Flags that a method without trainable values does not use.
+TRAINING_FLAGS = ("length", "init_text", "lr", "epochs", "max_steps", "patience", "class_weights", "warm_start")
+
+
+def check_compatible(lm: LanguageModel, recipe: Recipe, method: Method, data: TrainingData) -> None:
+    """Raise UsageError or TemplateError, with the mend, for settings that contradict each other."""
+    if lm.is_encoder_decoder:
+        _check_encoder_decoder(lm, method, data)
+    ignored = [name for name in TRAINING_FLAGS if getattr(recipe, name) is not None]
+    if not (method.learns or data.head_labels) and (ignored or recipe.init != "auto"):
+        key = (ignored or ["init"])[0]
+        raise SettingError(
+            key, f"--method {method.name} learns nothing, so {flag_of(key)} would be ignored; leave it out."
+        )
+    if recipe.length is not None and not method.length:
+        raise SettingError("length", f"--method {method.name} has no virtual tokens, so leave --length out.")
+    if data.template.num_soft_tokens and not method.soft:
+        raise TemplateError(
+            f"the template has {{soft:N}} slots, which --method {method.name} does not learn; take them out, "
+            "or use p-tuning."
+        )
+    if recipe.calibrate and not data.labels:
+        raise SettingError("calibrate", "--calibrate is for labels, and this run generates text; leave it out.")
+
+
+def _check_encoder_decoder(lm: LanguageModel, method: Method, data: TrainingData) -> None:
+    """An encoder-decoder takes soft tokens in its text, and neither other prompts nor heads."""
+    if method.learns and not method.soft:
+        raise UsageError(
+            f"{lm.name} is an encoder-decoder, which takes soft tokens in front of its text and not what --method "
+            f"{method.name} learns; use --method prompt-tuning or p-tuning."
+        )
+    if data.head_labels:
+        raise UsageError(
+            f"{lm.name} is an encoder-decoder, which writes its answers, so no head reads its states; use --head "
+            "verbalizer with {mask} at the end of the template, or --target-field."
+        )

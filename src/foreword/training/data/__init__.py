@@ -1,0 +1,1 @@
+"""Rows of a data file become checked training data, tokenized examples and batches."""

@@ -1,0 +1,184 @@
+"""Rows become token ids, and token ids a schedule of ragged batches of similar lengths."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from foreword.errors import DataError
+from foreword.models import LanguageModel
+from foreword.text import seam
+from foreword.text.encoded_example import EncodedExample, ExampleEncoder
+from foreword.text.rows import Row
+from foreword.text.task_prompts import field_words
+from foreword.text.template import Template
+from foreword.training.data.training_data import TrainingData
+
+# Batches that are sorted by length together.
+POOL = 16
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row through one template, in tokens.
+
+    Attributes:
+        encoded: tokens before the answer, as serving would tokenize them, and where the answer is read.
+        labels: index of the right label for every answer.
+        soft_labels: in place of ``labels``, a probability of every label (distillation).
+        target: tokens of the answer, end-of-text included, for a template with ``{target:...}``.
+        other_targets: further answers that are as right; every epoch takes the next one.
+    """
+
+    encoded: EncodedExample
+    labels: tuple[int, ...] = ()
+    soft_labels: tuple[float, ...] = ()
+    target: tuple[int, ...] = ()
+    other_targets: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Tokens before the answer."""
+        return self.encoded.token_ids
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens with the longest answer."""
+        return len(self.prompt_ids) + max(map(len, (self.target, *self.other_targets)))
+
+    def at_epoch(self, epoch: int) -> Example:
+        """The example with the answer of this pass over the data."""
+        targets = (self.target, *self.other_targets)
+        return replace(self, target=targets[epoch % len(targets)]) if self.other_targets else self
+
+
+@dataclass(frozen=True)
+class ExampleBuilder:
+    """Turns rows into examples whose tokens stand where serving has them.
+
+    Attributes:
+        lm: the base model, for its context length and its end-of-text token.
+        data: templates and labels.
+        encoder: makes tokens of filled templates.
+        prefix_length: positions in front of every example.
+        label_tokens: tokens that an example grows by when its labels are scored.
+    """
+
+    lm: LanguageModel
+    data: TrainingData
+    encoder: ExampleEncoder
+    prefix_length: int = 0
+    label_tokens: int = 0
+
+    def build(self, rows: Sequence[Row]) -> list[Example]:
+        """Every row through every template. Raises DataError, TemplateError or VerbalizerError that names the row."""
+        examples = []
+        for row in rows:
+            for template in self.data.templates:
+                with row.error_context():
+                    examples.append(self._example(row, template))
+                    self._check_fits(examples[-1])
+        return examples
+
+    def encode_unlabeled(self, rows: Sequence[Row]) -> list[EncodedExample]:
+        """Every row, which needs no answer, through every template. Raises as `build` does."""
+        encoded = []
+        for row in rows:
+            for template in self.data.templates:
+                with row.error_context():
+                    encoded.append(self.encoder.encode_prompt(template.fill(row.values, row.where, answer=False)))
+                    self._check_fits(Example(encoded[-1]))
+        return encoded
+
+    def fits(self, num_tokens: int) -> bool:
+        """Whether an example of so many tokens fits into the model's context."""
+        return self.lm.context is None or self.prefix_length + num_tokens + self.label_tokens <= self.lm.context
+
+    def _example(self, row: Row, template: Template) -> Example:
+        labels = self.data.label_ids(row)
+        if self.data.per_token:
+            words = field_words(template, row.values, row.where)
+            return Example(self.encoder.encode_words(words, template.num_inner_soft_tokens(self.lm.causal)), labels)
+        filled = template.fill(row.values, row.where)
+        if self.data.head_labels:
+            return Example(self.encoder.encode_sequence(filled), labels)
+        encoded = self.encoder.encode_prompt(filled)
+        if template.target is None:
+            return Example(encoded, labels)
+        texts = template.references(row.values, row.where)
+        first, *others = dict.fromkeys(self._target(text, template) for text in texts)
+        return Example(encoded, target=first, other_targets=tuple(others))
+
+    def _target(self, text: str, template: Template) -> tuple[int, ...]:
+        """Tokens of an answer, closed by the end-of-text token."""
+        after = None if self.lm.is_encoder_decoder else template.before_answer
+        tokens = seam.answer_ids(self.encoder.tokenizer, text, after)
+        if not tokens and not self._end_of_text:
+            raise DataError("the answer is empty, and the model has no end-of-text token to learn instead.")
+        return (*tokens, *self._end_of_text)
+
+    @cached_property
+    def _end_of_text(self) -> tuple[int, ...]:
+        """The token that ends an answer; empty if the model has none."""
+        end = self.lm.tokenizer.eos_token_id
+        return (end,) if end is not None else tuple(sorted(self.lm.eos_token_ids))[:1]
+
+    def _check_fits(self, example: Example) -> None:
+        if not self.fits(example.num_tokens):
+            total = self.prefix_length + example.num_tokens + self.label_tokens
+            raise DataError(
+                f"the example has {total} tokens with its answer and {self.prefix_length} virtual tokens, the context "
+                f"of {self.lm.name} is {self.lm.context}; shorten the row."
+            )
+
+
+@dataclass(frozen=True)
+class BatchItem:
+    """Where an example of a batch comes from.
+
+    Attributes:
+        index: among the examples.
+        epoch: how often it was drawn before.
+    """
+
+    index: int
+    epoch: int
+
+
+def batch_schedule(sizes: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[BatchItem]]:
+    """A batch for every step: shuffled, then sorted by length within pools of batches.
+
+    The whole run is one list, so that a resumed run goes on exactly where it stopped, and every example is seen
+    equally often to within one. A pool is at most one pass over the data: a larger one would sort the copies of an
+    example next to each other.
+
+    Args:
+        sizes: tokens of every example.
+    """
+    rng = random.Random(seed)
+    stream = _shuffled_epochs(len(sizes), rng)
+    largest_pool = max(1, min(POOL, len(sizes) // batch_size))
+    batches: list[list[BatchItem]] = []
+    while len(batches) < steps:
+        count = min(largest_pool, steps - len(batches))
+        pool = [next(stream) for _ in range(count * batch_size)]
+        pool.sort(key=lambda item: sizes[item.index])
+        pool_batches = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        rng.shuffle(pool_batches)
+        batches += pool_batches
+    return batches
+
+
+def examples_of(examples: Sequence[Example], batch: Sequence[BatchItem]) -> list[Example]:
+    """The examples of a batch, each with its answer for the epoch."""
+    return [examples[item.index].at_epoch(item.epoch) for item in batch]
+
+
+def _shuffled_epochs(count: int, rng: random.Random) -> Iterator[BatchItem]:
+    """All indices in random order, again and again."""
+    epoch = 0
+    while True:
+        yield from (BatchItem(index, epoch) for index in rng.sample(range(count), count))
+        epoch += 1

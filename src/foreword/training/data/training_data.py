@@ -1,0 +1,236 @@
+"""`TrainingData`: the rows of a run, read and checked, with their templates and labels."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from foreword.core import Task
+from foreword.errors import DataError, SettingError, TemplateError, UsageError
+from foreword.evaluation.row_labels import label_index, row_label, row_tags
+from foreword.prompts import init
+from foreword.text.rows import Row, data_digest, read_rows
+from foreword.text.task_prompts import field_words
+from foreword.text.template import SoftSlot, Template
+from foreword.text.verbalizer import Verbalizer
+from foreword.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows of one run, to train on and held out, with their templates and label set.
+
+    Attributes:
+        templates: how a row becomes text, and where the answer goes; every row goes through each of them.
+        verbalizer: words of the labels, for templates with ``{mask}`` and no head.
+        head_labels: labels of a linear head; none without one.
+        per_token: the head labels every word, not the text.
+        label_field: where a row holds its label or its tags.
+        train_rows: to train on.
+        eval_rows: held out, to choose the best checkpoint on and for the final metrics.
+        digest: SHA-256 of the data that was read.
+    """
+
+    templates: tuple[Template, ...]
+    verbalizer: Verbalizer | None
+    head_labels: tuple[str, ...]
+    per_token: bool
+    label_field: str
+    train_rows: list[Row]
+    eval_rows: list[Row]
+    digest: str = ""
+
+    @classmethod
+    def read(cls, recipe: Recipe, *, vocabulary: bool = True) -> TrainingData:
+        """Read and check the files of a recipe. See `from_rows`."""
+        held = read_rows(recipe.eval) if recipe.eval is not None else []
+        data = cls.from_rows(recipe, read_rows(recipe.data), held, vocabulary=vocabulary)
+        return replace(data, digest=data_digest(recipe.data))
+
+    @classmethod
+    def from_rows(cls, recipe: Recipe, rows: list[Row], held: list[Row], *, vocabulary: bool = True) -> TrainingData:
+        """Choose templates and labels for rows, and check every row.
+
+        Args:
+            recipe: templates, verbalizer and fields.
+            rows: to train on, at least one.
+            held: to evaluate on; if empty, a tenth of the rows is held out.
+            vocabulary: whether the model has a language modelling head; without, labels need a linear head.
+
+        Raises DataError, TemplateError, VerbalizerError or UsageError that says where.
+        """
+        per_token = recipe.target_field is None and isinstance(rows[0].values.get(recipe.label_field), list)
+        if per_token and recipe.head == "verbalizer":
+            raise UsageError(f"field '{recipe.label_field}' holds a tag for every word, which needs --head linear.")
+        templates = tuple(Template.parse(source) for source in recipe.templates)
+        generates = recipe.target_field is not None or any(each.target is not None for each in templates)
+        linear = recipe.head == "linear" or per_token or (recipe.head is None and not vocabulary and not generates)
+        templates = _templates(recipe, templates, rows, linear, per_token)
+        labels = _labels([*rows, *held], recipe.label_field, per_token) if linear else ()
+        verbalizer = None if linear else _verbalizer(recipe, templates, [*rows, *held])
+        if not held:
+            rows, held = _split(recipe, rows)
+        data = cls(templates, verbalizer, labels, per_token, recipe.label_field, rows, held)
+        for row in [*rows, *held]:
+            data.check_row(row)
+        return data
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label set; empty where text is generated."""
+        return self.head_labels or (self.verbalizer.labels if self.verbalizer is not None else ())
+
+    @property
+    def template(self) -> Template:
+        """The first template; the others have the same soft tokens and the same kind of answer."""
+        return self.templates[0]
+
+    def tasks(self, task: Task) -> list[Task]:
+        """The task with each of the templates."""
+        return [replace(task, template=template.source) for template in self.templates]
+
+    def with_soft_tokens(self, length: int) -> TrainingData:
+        """The same with soft tokens in front of every template, for encoders, which cannot cache them."""
+        templates = tuple(Template.parse(f"{{soft:{length}}}{template.source}") for template in self.templates)
+        return replace(self, templates=templates)
+
+    def label_ids(self, row: Row) -> tuple[int, ...]:
+        """Indices in `labels` of the row's label or tags; empty for a row that has a text to generate."""
+        if self.verbalizer is not None:
+            return (self.verbalizer.index(row_label(row, self.label_field), row.where),)
+        if self.per_token:
+            return tuple(label_index(self.labels, tag, row) for tag in row_tags(row, self.label_field))
+        return (label_index(self.labels, row_label(row, self.label_field), row),) if self.head_labels else ()
+
+    def check_row(self, row: Row) -> None:
+        """Raise unless the row has what the templates and the labels need."""
+        label_ids = self.label_ids(row)
+        if self.per_token:
+            words = field_words(self.template, row.values, row.where)
+            if len(words) != len(label_ids):
+                raise DataError(
+                    f"{row.where}: there are {len(label_ids)} tags for {len(words)} words; give one a word."
+                )
+            return
+        for template in self.templates:
+            template.fill(row.values, row.where)
+
+    def demonstrations(self, budget: int) -> str:
+        """Training rows with their answers as one text of about ``budget`` characters, the labels in turns."""
+        pairs = [(self._demonstration(row), (self.label_ids(row) or (0,))[0]) for row in self.train_rows]
+        return init.demonstrations(pairs, budget)
+
+    def label_words(self) -> str:
+        """The words of all labels. Raises SettingError if there are none."""
+        if self.verbalizer is None and not self.head_labels:
+            raise SettingError(
+                "init", "--init labels needs labels to choose from, and this run generates text; use --init auto."
+            )
+        if self.verbalizer is None:
+            return " ".join(self.head_labels)
+        return "".join(word for words in self.verbalizer.words.values() for word in words)
+
+    def _demonstration(self, row: Row) -> str:
+        """The row's filled template with its answer."""
+        if self.per_token:
+            return " ".join(field_words(self.template, row.values, row.where))
+        filled = self.template.fill(row.values, row.where)
+        text = "".join(piece for piece in filled.prompt if not isinstance(piece, SoftSlot))
+        if self.verbalizer is not None:
+            return text + self.verbalizer.words[self.labels[self.label_ids(row)[0]]][0] + filled.after
+        return text + (filled.target or "")
+
+
+def evenly_spaced(rows: Sequence[Row], count: int) -> list[Row]:
+    """``count`` of the rows, or all if there are fewer, evenly over all of them."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _labels(rows: Sequence[Row], field: str, per_token: bool) -> tuple[str, ...]:
+    """Every label that occurs, in alphabetical order; ``O`` before all other tags."""
+    if not per_token:
+        labels = sorted({row_label(row, field) for row in rows})
+    else:
+        labels = sorted({tag for row in rows for tag in row_tags(row, field)}, key=lambda tag: (tag != "O", tag))
+    if len(labels) < 2:
+        raise DataError(f"the data has only the label {labels[0]!r}; there is nothing to tell apart.")
+    return tuple(labels)
+
+
+def _split(recipe: Recipe, rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Hold a tenth of the rows out."""
+    if len(rows) < 2:
+        raise DataError(f"{recipe.data} has one example; give at least two, or --eval.")
+    shuffled = random.Random(recipe.seed).sample(rows, len(rows))
+    count = max(1, len(rows) // 10)
+    return shuffled[count:], shuffled[:count]
+
+
+def _templates(
+    recipe: Recipe, given: tuple[Template, ...], rows: Sequence[Row], linear: bool, per_token: bool
+) -> tuple[Template, ...]:
+    templates = given or (_guess_template(recipe, rows[0], linear, per_token),)
+    templates = tuple(_with_target(recipe, template) for template in templates)
+    for template in templates:
+        if per_token:
+            template.single_field()
+        elif not linear:
+            template.require_answer()
+        elif template.has_mask or template.target is not None:
+            raise TemplateError(
+                "a linear head reads the text and fills no {mask}; take it out, or use --head verbalizer."
+            )
+    _check_compatible(templates)
+    return templates
+
+
+def _with_target(recipe: Recipe, template: Template) -> Template:
+    """The template, ended by the target field that the recipe names."""
+    if recipe.target_field is None or template.target == recipe.target_field:
+        return template
+    if template.target is not None or template.has_mask:
+        raise TemplateError("--target-field contradicts the template's own answer; give one of them.")
+    return Template.parse(template.source + f"{{target:{recipe.target_field}}}")
+
+
+def _check_compatible(templates: Sequence[Template]) -> None:
+    """Raise TemplateError unless all have the same soft tokens, beginning and kind of answer: they share a prompt."""
+    first = templates[0]
+    for other in templates[1:]:
+        if (other.has_mask, other.target) != (first.has_mask, first.target):
+            raise TemplateError(
+                f"the templates {first.source!r} and {other.source!r} have different answers; make them one."
+            )
+        if (other.num_soft_tokens, other.constant_pieces) != (first.num_soft_tokens, first.constant_pieces):
+            raise TemplateError(
+                f"the templates {first.source!r} and {other.source!r} have different soft tokens; make them the same."
+            )
+
+
+def _guess_template(recipe: Recipe, row: Row, linear: bool, per_token: bool) -> Template:
+    answer = recipe.target_field or recipe.label_field
+    kind: Any = list if per_token else str
+    texts = [name for name, value in row.values.items() if isinstance(value, kind) and name != answer]
+    if len(texts) != 1:
+        what = "list" if per_token else "text"
+        example = "'{tokens}'" if per_token else "'{text}'" if linear else "'{text}\\nLabel:{mask}'"
+        raise TemplateError(
+            f"{row.where}: the row has {len(texts)} {what} fields ({', '.join(texts) or 'none'}), so the template "
+            f"cannot be guessed; pass --template, such as {example}."
+        )
+    if recipe.target_field is not None:
+        return Template.parse(f"{{{texts[0]}}}\nAnswer:{{target:{recipe.target_field}}}")
+    return Template.parse(f"{{{texts[0]}}}") if linear else Template.default(texts[0])
+
+
+def _verbalizer(recipe: Recipe, templates: Sequence[Template], rows: Sequence[Row]) -> Verbalizer | None:
+    if not templates[0].has_mask:
+        if recipe.verbalizer is not None:
+            raise UsageError("a verbalizer needs a template with {mask}; this one generates text.")
+        return None
+    if recipe.verbalizer is not None:
+        return Verbalizer.parse(recipe.verbalizer)
+    return Verbalizer.from_labels(sorted({row_label(row, recipe.label_field) for row in rows}))

@@ -1,0 +1,1 @@
+"""The training loop: batches, losses, schedule, evaluation, checkpoints and the run directory."""

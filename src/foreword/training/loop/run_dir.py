@@ -1,0 +1,130 @@
+"""`RunDir`: the folder of a run, with its recipe, checkpoints, history and summary."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foreword.errors import TrainingError
+from foreword.training.loop.atomic_write import atomic_write
+from foreword.training.loop.distributed import is_main_process
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """An open run folder; make one with `open`."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path, settings: Mapping[str, Any], *, resume: bool) -> RunDir:
+        """Make the folder of a new run, or reopen that of a run to be resumed.
+
+        Args:
+            settings: all that must be the same for a run to be resumed.
+
+        Raises TrainingError rather than mixing two runs.
+        """
+        run_dir = cls(Path(path))
+        if not is_main_process():
+            return run_dir
+        if run_dir._recipe.is_file():
+            if not resume:
+                raise TrainingError(
+                    f"{run_dir.path} holds a run already; pass --resume to go on with it, or another --out."
+                )
+            run_dir._check_same(settings)
+        elif resume:
+            raise TrainingError(f"{run_dir.path} holds no run to resume; leave out --resume.")
+        else:
+            run_dir._write("recipe.json", settings)
+        return run_dir
+
+    def subdir(self, name: str) -> RunDir:
+        """The folder inside for a run that is part of this one, such as a member of an ensemble."""
+        return RunDir(self.path / name)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; ``None`` if the run was stopped before its first."""
+        complete = filter(_is_complete, self.checkpoints.glob("checkpoint-*"))
+        return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+    def delete_checkpoints(self) -> None:
+        """Delete the checkpoints of a finished run whose result is stored elsewhere."""
+        if is_main_process():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Write ``state.json``: the state of a search, or the result of a finished part, to resume from."""
+        self._write("state.json", state)
+
+    def read_state(self) -> dict[str, Any] | None:
+        """The state that `write_state` saved; ``None`` if there is none. Raises TrainingError for a damaged file."""
+        file = self.path / "state.json"
+        data = _read_json(file)
+        if file.is_file() and not isinstance(data, dict):
+            raise TrainingError(f"{file} is damaged, so the run cannot be resumed; use another --out.")
+        return data
+
+    def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write ``history.json``, the Trainer's log: loss, learning rate and metrics by step."""
+        self._write("history.json", {"log": list(history)})
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """The training log that `write_history` saved; empty if there is none."""
+        data = _read_json(self.path / "history.json")
+        return data["log"] if isinstance(data, dict) else []
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        self._write("summary.json", summary)
+
+    @property
+    def _recipe(self) -> Path:
+        return self.path / "recipe.json"
+
+    def _check_same(self, settings: Mapping[str, Any]) -> None:
+        data = _read_json(self._recipe)
+        if not isinstance(data, dict):
+            raise TrainingError(f"{self._recipe} is damaged, so the run cannot be resumed; use another --out.")
+        changed = [key for key in settings if data.get(key) != settings[key]]
+        if changed:
+            raise TrainingError(
+                f"{self.path} was started with another {changed[0]} ({data.get(changed[0])!r}, now "
+                f"{settings[changed[0]]!r}); resume with the same settings, or use another --out."
+            )
+
+    def _write(self, name: str, data: Mapping[str, Any]) -> None:
+        self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file atomically, so that it is whole even if the process is killed meanwhile."""
+        if not is_main_process():
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self.path / name) as partial:
+                partial.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(
+                f"the run folder {self.path} cannot be written: {error.strerror}; use another --out."
+            ) from error
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """The Trainer writes its state last; a process killed meanwhile leaves none, or half of it."""
+    return isinstance(_read_json(checkpoint / "trainer_state.json"), dict)
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

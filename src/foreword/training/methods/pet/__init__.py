@@ -1,0 +1,1 @@
+"""Pattern-exploiting training (PET, Schick and Schütze 2021, arXiv:2001.07676)."""
