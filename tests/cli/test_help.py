@@ -37,7 +37,7 @@ ALL = dict(commands(ROOT))
 
 
 def examples(command: Any) -> list[list[str]]:
-    """Command lines of a help text: behind ``foreword`` up to the end of the paragraph, a semicolon or a redirection."""
+    """Command lines of a help text: behind ``foreword`` up to a blank line, a semicolon or a redirection."""
     _, _, behind = command.help.partition("Example")
     lines = behind.partition(":")[2].partition("\n\n")[0].replace("\n", " ").split(";")
     return [shlex.split(line.partition(" > ")[0].strip())[1:] for line in lines]
