@@ -24,6 +24,7 @@ from foreword.cli import (
     key,
     models,
     publish,
+    sample,
     search,
     serve,
     train,
@@ -42,6 +43,7 @@ app = Application(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
+app.command("sample")(sample.print_sample)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 app.command("train")(train.train)
