@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
 from foreword.core import KVPrefix, Task
 from foreword.errors import UsageError
+from foreword.interop.export_folder import check_empty
 from foreword.interop.flat_prefix import flatten, uniform_layer_shape
 from foreword.interop.soft_prompt import inner_soft_tokens, template_soft_tokens
 from foreword.models import LanguageModel
@@ -40,8 +41,7 @@ def export_peft(lm: LanguageModel, task: Task, folder: Path) -> str:
     """
     task.prefix.model.check(lm.identity, f"task '{task.name}'")
     _check_exportable(lm, task)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not an empty folder; give another path, or clear it first.")
+    check_empty(folder)
     soft = None if lm.causal else template_soft_tokens(task)
     if soft is not None:
         peft_type = _write_soft(lm, soft, folder)

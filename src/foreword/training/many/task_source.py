@@ -44,6 +44,8 @@ def open_task_source(source: str | Path, task_field: str, check: Callable[[str],
     Raises DataError, or what ``check`` raises with where the name stands.
     """
     path = Path(source)
+    if not path.exists():
+        raise DataError(f"there is no {source}; give a folder with one file of examples a task, or one JSONL file.")
     return FolderSource.open(path, check) if path.is_dir() else JsonlSource.open(path, task_field, check)
 
 
