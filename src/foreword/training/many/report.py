@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.core.summary import Summarized, Summary, join_some, metrics_line
 from foreword.errors import TrainingError
 from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.selection import headline_metric
 
 
-@dataclass(frozen=True)
-class MultiTaskReport:
+@dataclass(frozen=True, repr=False)
+class MultiTaskReport(Summarized):
     """Summary of a multi-task run.
 
     Attributes:
@@ -22,6 +23,21 @@ class MultiTaskReport:
     """
 
     records: Sequence[Mapping[str, Any]]
+
+    def summary(self) -> Summary:
+        """How many tasks were learned and published, and their mean metrics before and after."""
+        found = self.to_json()
+        return Summary(
+            f"MultiTaskReport of {len(self.records)} tasks",
+            {
+                "learned": found["learned"],
+                "published": join_some(found["published"]),
+                "metrics": metrics_line(found["metrics"], found["metrics_before"]),
+                "base is better": join_some(found["base_better"]),
+                "left out": join_some(list(found["left_out"])),
+                "failed": join_some(list(found["failed"])),
+            },
+        )
 
     def with_status(self, status: str) -> list[Mapping[str, Any]]:
         return [record for record in self.records if record["status"] == status]
