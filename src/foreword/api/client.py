@@ -20,7 +20,7 @@ from foreword.api.background_loop import BackgroundLoop, Blocking
 from foreword.api.options import ChatOptions, GenerateOptions, chat_body, check_options
 from foreword.api.results import Classification, Generation, GenerationChunk, Tagging
 from foreword.api.wire import read_chunks, read_error, read_generation
-from foreword.core import Task
+from foreword.core import Pooling, Task
 from foreword.core.summary import Summarized, Summary
 from foreword.errors import AnswerTimeout, EngineError, RequestError, UsageError
 
@@ -140,17 +140,18 @@ class Client(Summarized):
         data = await self._score("/v1/tag", _inputs(texts), task)
         return [Tagging(tuple(each["words"]), tuple(each["tags"]), tuple(each["probs"])) for each in data]
 
-    async def aembed(self, texts: str | Sequence[str], task: Task | str | None = None, **options: Any) -> np.ndarray:
-        """Embeddings of texts, behind a task's prefix if one is named: ``[N, hidden]`` float32.
+    async def aembed(
+        self, texts: str | Sequence[str], task: Task | str | None = None, *, pooling: Pooling | None = None
+    ) -> np.ndarray:
+        """Embeddings of length 1 of texts, behind a task's prefix if one is named: ``[N, hidden]`` float32.
 
         Args:
-            options: those of ``POST /v1/embeddings``.
+            pooling: ``last``, ``mean`` or ``cls``; by default the model's own.
 
         Raises as `agenerate` does.
         """
-        check_options(options)
         with self._model_name(task) as model:
-            body = {"input": _inputs(texts), "encoding_format": "base64", **options}
+            body = {"input": _inputs(texts), "encoding_format": "base64", "pooling": pooling}
             data = (await self._post("/v1/embeddings", {"model": await self._named(model), **body}))["data"]
         return np.stack([np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in data])
 

@@ -125,6 +125,9 @@ class Classification(Summarized):
     label: str
     probs: Mapping[str, float]
 
+    def __repr__(self) -> str:  # on one line: these come in lists
+        return f"Classification({self.label!r}, {self.probs.get(self.label, 0.0):.3f})"
+
     def summary(self) -> Summary:
         """The label, and the most probable ones with their probabilities."""
         best = sorted(self.probs.items(), key=lambda pair: -pair[1])[:5]
@@ -145,7 +148,13 @@ class Tagging(Summarized):
     tags: Sequence[str]
     probs: Sequence[float]
 
+    def __repr__(self) -> str:  # on one line: these come in lists
+        return f"Tagging({self._tagged()!r})"
+
     def summary(self) -> Summary:
         """The words with their tags; those tagged ``O`` stand alone."""
+        return Summary("Tagging", {"words": self._tagged()})
+
+    def _tagged(self) -> str:
         pairs = zip(self.words, self.tags, strict=True)
-        return Summary("Tagging", {"words": " ".join(word if tag == "O" else f"{word}/{tag}" for word, tag in pairs)})
+        return " ".join(word if tag == "O" else f"{word}/{tag}" for word, tag in pairs)
