@@ -1,6 +1,5 @@
 """Foreword learns, compresses and serves what comes before every request.
 
-    >>> import foreword
     >>> lm = foreword.load_model()
     >>> rows = [{"text": "a fine film", "label": "good"}, {"text": "dull and long", "label": "bad"}] * 8
     >>> recipe = foreword.Recipe(data=rows, template="{text}\\nMood:{mask}", max_steps=2)

@@ -21,7 +21,7 @@ from foreword.api.options import ChatOptions, GenerateOptions, chat_body, check_
 from foreword.api.results import Classification, Generation, GenerationChunk, Tagging
 from foreword.api.wire import read_chunks, read_error, read_generation
 from foreword.core import Pooling, Task
-from foreword.core.summary import Summarized, Summary
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import AnswerTimeout, EngineError, RequestError, UsageError
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ MAX_AT_ONCE = 256
 """Requests of one call that are open at a time; an engine runs fewer in a batch and has the others wait."""
 
 
-class Client(Summarized):
+class Client(WithOverview):
     """Asks a server; made by `foreword.connect`. `foreword.Engine` has the same calls.
 
     Args:
@@ -49,9 +49,9 @@ class Client(Summarized):
         self._http, self._where = http, where
         self._base: str | None = None
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """Where it asks."""
-        return Summary("Client", {"server": self._where})
+        return Overview("Client", {"server": self._where})
 
     async def agenerate(
         self, prompt: PromptOrFields, task: Task | str | None = None, **options: Unpack[GenerateOptions]

@@ -13,7 +13,7 @@ from foreword.api.defaults import BankSource
 from foreword.api.engines import ENGINES, EngineName
 from foreword.bank.bank import Bank
 from foreword.core import Task
-from foreword.core.summary import Summary, join_some
+from foreword.core.overview import Overview, join_some
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
@@ -89,14 +89,14 @@ class LocalEngine(Client):
         http = httpx.AsyncClient(transport=InProcessTransport(app), base_url="http://foreword", timeout=None)
         super().__init__(http, "this engine")
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """The model that it runs, and the names of the tasks in its bank."""
         facts = {
             "architecture": f"{self.engine.identity.architecture} ({type(self.engine).__name__})",
             "bank": f"{self.bank.location}: {join_some(self.bank.names()) or 'empty'}",
             "state": "running" if self.engine.alive else "closed",
         }
-        return Summary(f"Engine of {self.engine.name!r}", facts)
+        return Overview(f"Engine of {self.engine.name!r}", facts)
 
     def close(self) -> None:
         """Cancel what runs, and free the model. May be called twice."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from foreword.core.summary import Summarized, Summary
+from foreword.core.overview import Overview, WithOverview
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class AnswerToken:
 
 
 @dataclass(frozen=True, repr=False)
-class Generation(Summarized):
+class Generation(WithOverview):
     """An answer of `generate` or `chat`.
 
     Attributes:
@@ -81,11 +81,11 @@ class Generation(Summarized):
         calls = {"tool_calls": [dict(call) for call in self.tool_calls]} if self.tool_calls else {}
         return {"role": "assistant", "content": self.text or None if calls else self.text, **calls}
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """The beginning of the text, and how it ended."""
         used = f"{self.usage.prompt_tokens} prompt ({self.usage.cached_tokens} cached) + {self.usage.completion_tokens}"
         calls = ", ".join(str(call.get("function", {}).get("name")) for call in self.tool_calls)
-        return Summary(
+        return Overview(
             f"Generation by {self.model!r}",
             {"text": self.text, "tool calls": calls, "finish_reason": self.finish_reason, "tokens": used},
         )
@@ -114,7 +114,7 @@ class GenerationChunk:
 
 
 @dataclass(frozen=True, repr=False)
-class Classification(Summarized):
+class Classification(WithOverview):
     """The label of one input.
 
     Attributes:
@@ -128,14 +128,14 @@ class Classification(Summarized):
     def __repr__(self) -> str:  # on one line: these come in lists
         return f"Classification({self.label!r}, {self.probs.get(self.label, 0.0):.3f})"
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """The label, and the most probable ones with their probabilities."""
         best = sorted(self.probs.items(), key=lambda pair: -pair[1])[:5]
-        return Summary(f"Classification {self.label!r}", {label: f"{prob:.3f}" for label, prob in best})
+        return Overview(f"Classification {self.label!r}", {label: f"{prob:.3f}" for label, prob in best})
 
 
 @dataclass(frozen=True, repr=False)
-class Tagging(Summarized):
+class Tagging(WithOverview):
     """The tags of one input's words.
 
     Attributes:
@@ -151,9 +151,9 @@ class Tagging(Summarized):
     def __repr__(self) -> str:  # on one line: these come in lists
         return f"Tagging({self._tagged()!r})"
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """The words with their tags; those tagged ``O`` stand alone."""
-        return Summary("Tagging", {"words": self._tagged()})
+        return Overview("Tagging", {"words": self._tagged()})
 
     def _tagged(self) -> str:
         pairs = zip(self.words, self.tags, strict=True)

@@ -17,7 +17,7 @@ from foreword.bank.tensor_file import TensorLoader, load_tensors
 from foreword.bank.version_files import parse_source
 from foreword.bank.version_folder import check_version, read_version, read_version_metadata, write_version
 from foreword.core import KVPrefix, ModelIdentity, Task
-from foreword.core.summary import Summarized, Summary, join_some
+from foreword.core.overview import Overview, WithOverview, join_some
 from foreword.errors import BankError, CorruptFile, PublishConflict, UnknownTask, UsageError
 from foreword.home import default_bank, home
 from foreword.openmp import release_openmp_threads
@@ -26,7 +26,7 @@ _NOT_PUBLISHED = "nothing was published; the version served before is still serv
 _CHECK_LOCATION = "check that the place exists and may be read"
 
 
-class Bank(Summarized):
+class Bank(WithOverview):
     """Tasks under one root; every task has immutable versions, one of which is the current one and is served.
 
     Args:
@@ -67,10 +67,10 @@ class Bank(Summarized):
     def __repr__(self) -> str:  # reads nothing: the bank may be far away
         return f"Bank({self._store.location!r})"
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """Where it is, and the names of its tasks."""
         names = self.names()
-        return Summary(f"Bank {self.location!r}", {"tasks": f"{len(names)}: {join_some(names)}" if names else "none"})
+        return Overview(f"Bank {self.location!r}", {"tasks": f"{len(names)}: {join_some(names)}" if names else "none"})
 
     def publish(self, task: Task, *, replace: bool = False, reserved: Collection[str] = ()) -> Task:
         """Store a task as a new version and serve it from now on.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from foreword.core.summary import Summarized, Summary
+from foreword.core.overview import Overview, WithOverview
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ class LowRank:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Adapter(Summarized):
+class Adapter(WithOverview):
     """Low-rank changes of a frozen model's linear layers (LoRA, Hu et al. 2021, arXiv:2106.09685).
 
     Attributes:
@@ -38,10 +38,10 @@ class Adapter(Summarized):
     layers: Mapping[str, LowRank]
     scale: float = 1.0
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """Its rank and size; no values."""
         size = f"{len(self.layers)} layers, {self.nbytes:,} bytes"
-        return Summary(f"Adapter of rank {self.rank}", {"size": size, "scale": self.scale})
+        return Overview(f"Adapter of rank {self.rank}", {"size": size, "scale": self.scale})
 
     @property
     def nbytes(self) -> int:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from foreword.core.identity import ModelIdentity
-from foreword.core.summary import Summarized, Summary
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Bos = Literal["prefix", "request", "none"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class KVPrefix(Summarized):
+class KVPrefix(WithOverview):
     """Keys and values of all layers for ``P`` positions (``past_key_values``), which every prompt is lowered to.
 
     Tensors are PyTorch's, or numpy arrays where the bank was opened for an engine that runs without it.
@@ -90,10 +90,10 @@ class KVPrefix(Summarized):
             digest.update(_stored_bytes(tensor))
         return digest.hexdigest()
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """Its model, positions and size; no values."""
         dtype = str(self.keys[0].dtype).removeprefix("torch.")
-        return Summary(
+        return Overview(
             f"KVPrefix of {self.length} positions",
             {
                 "model": f"{self.model.architecture}, {len(self.keys)} layers, weights {self.model.weights[:12]}",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from foreword.core.adapter import Adapter
 from foreword.core.head import Head
+from foreword.core.overview import Overview, WithOverview, join_some, metrics_line
 from foreword.core.prefix import KVPrefix
-from foreword.core.summary import Summarized, Summary, join_some, metrics_line
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ Combine = Literal["mean", "vote"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Task(Summarized):
+class Task(WithOverview):
     """A named prefix with its template, verbalizer and generation defaults: what a bank stores and a server serves.
 
     Attributes:
@@ -80,10 +80,10 @@ class Task(Summarized):
         adapter = self.adapter.nbytes if self.adapter is not None else 0
         return own + adapter + sum(prefix.nbytes for prefix in (self.prefix, *self.members))
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """Name, how it came to be, its parts and its measured metrics."""
         generation = ", ".join(f"{name} {value}" for name, value in self.generation.items())
-        return Summary(
+        return Overview(
             f"Task {self.ref!r}",
             {
                 "method": self.method if self.kind == "learned" else f"{self.method} ({self.kind})",

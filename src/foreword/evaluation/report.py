@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foreword.core.summary import Summarized, Summary
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UsageError
 from foreword.evaluation.class_scores import ClassScores
 from foreword.evaluation.confusion import ConfusionMatrix
@@ -45,7 +45,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, repr=False)
-class Report(Summarized):
+class Report(WithOverview):
     """Metrics and predictions of one task on some rows.
 
     Attributes:
@@ -60,10 +60,10 @@ class Report(Summarized):
     predictions: list[Prediction]
     unavailable_metrics: tuple[str, ...] = ()
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """Every metric, a line each."""
         metrics = {name: _format(value) for name, value in self.metrics.items()}
-        return Summary(f"Report on {self.n} rows", {**metrics, "not measured": ", ".join(self.unavailable_metrics)})
+        return Overview(f"Report on {self.n} rows", {**metrics, "not measured": ", ".join(self.unavailable_metrics)})
 
     @property
     def loss(self) -> float | None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from foreword.adapters import AdapterHooks
 from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
 from foreword.core import Batch, ModelIdentity, Pooling
-from foreword.core.summary import Summarized, Summary
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UnsupportedModel
 
 
 @dataclass(eq=False, repr=False)
-class LanguageModel(Summarized):
+class LanguageModel(WithOverview):
     """A frozen base model that passed the support probe; made by `foreword.load_model`.
 
     Attributes:
@@ -54,10 +54,10 @@ class LanguageModel(Summarized):
     def __post_init__(self) -> None:
         self._adapters = AdapterHooks.of(self.model)
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """Its architecture, size, dtype and device."""
         parameters = sum(each.numel() for each in self.model.parameters())
-        return Summary(
+        return Overview(
             f"LanguageModel {self.name!r}",
             {
                 "architecture": f"{self.identity.architecture}, {len(self.identity.layers)} layers",

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Literal
 
 from foreword.core import Bos, Front, KVPrefix, Task
-from foreword.core.summary import Summarized, Summary
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import TemplateError, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import append_keys_values, check_context_length
@@ -44,7 +44,7 @@ class StackedTask:
 
 
 @dataclass(frozen=True, repr=False)
-class Composition(Summarized):
+class Composition(WithOverview):
     """The task of a stack, and the tasks that it was made from.
 
     Attributes:
@@ -55,9 +55,9 @@ class Composition(Summarized):
     task: Task
     parts: tuple[StackedTask, ...]
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """The parts, and whether the stack is exact."""
-        return Summary(
+        return Overview(
             f"Composition {self.task.ref!r} of {len(self.parts)} tasks",
             {
                 "parts": ", ".join(f"{part.task.ref} ({part.how})" for part in self.parts),

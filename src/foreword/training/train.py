@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foreword.core import Task
-from foreword.core.summary import Summarized, Summary, metrics_line
+from foreword.core.overview import Overview, WithOverview, metrics_line
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.home import default_run_dir
@@ -25,7 +25,7 @@ from foreword.training.run import Run
 
 
 @dataclass(frozen=True, repr=False)
-class TrainResult(Summarized):
+class TrainResult(WithOverview):
     """A trained task, and its metrics beside those of the baseline.
 
     Attributes:
@@ -46,9 +46,9 @@ class TrainResult(Summarized):
     folder: Path
     model: Path | None = None
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """Metrics before and after, what was trained, and where the run is."""
-        return Summary(
+        return Overview(
             f"TrainResult of task {self.task.ref!r}",
             {
                 "metrics": f"{metrics_line(self.metrics, self.before)} on {self.n} rows",

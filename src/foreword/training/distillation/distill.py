@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.core import Front, Kind, KVPrefix, Task
-from foreword.core.summary import Summarized, Summary
+from foreword.core.overview import Overview, WithOverview
 from foreword.engine.engine import Engine
 from foreword.errors import SettingError
 from foreword.home import default_run_dir
@@ -33,7 +33,7 @@ METHOD = "distill"
 
 
 @dataclass(frozen=True, repr=False)
-class DistillResult(Summarized):
+class DistillResult(WithOverview):
     """A distilled task and its metrics.
 
     Attributes:
@@ -54,9 +54,9 @@ class DistillResult(Summarized):
     folder: Path
     curve: tuple[DistillationReport, ...] = ()
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """How much of the full text's effect it keeps, its size, and where the run is."""
-        return Summary(
+        return Overview(
             f"DistillResult of task {self.task.ref!r}",
             {
                 "gap closed": f"{self.report.gap_closed:.3f} on {self.report.n} questions",

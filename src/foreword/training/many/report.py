@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foreword.core.summary import Summarized, Summary, join_some, metrics_line
+from foreword.core.overview import Overview, WithOverview, join_some, metrics_line
 from foreword.errors import TrainingError
 from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.selection import headline_metric
 
 
 @dataclass(frozen=True, repr=False)
-class MultiTaskReport(Summarized):
-    """Summary of a multi-task run.
+class MultiTaskReport(WithOverview):
+    """Overview of a multi-task run.
 
     Attributes:
         records: of all tasks, as `train_many` returns them.
@@ -24,10 +24,10 @@ class MultiTaskReport(Summarized):
 
     records: Sequence[Mapping[str, Any]]
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """How many tasks were learned and published, and their mean metrics before and after."""
         found = self.to_json()
-        return Summary(
+        return Overview(
             f"MultiTaskReport of {len(self.records)} tasks",
             {
                 "learned": found["learned"],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.core import Task
-from foreword.core.summary import Summarized, Summary, metrics_line
+from foreword.core.overview import Overview, WithOverview, metrics_line
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.curves import write_curves
@@ -45,7 +45,7 @@ _STRUCTURAL = ("method", "length", "init", "init_text", "rank", "encoder", "proj
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult(Summarized):
+class SearchResult(WithOverview):
     """The best trial of a search, its task, and all other trials.
 
     Attributes:
@@ -74,10 +74,10 @@ class SearchResult(Summarized):
     folder: Path
     seconds: float
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """The winner, its metrics before and after, and where the run is."""
         winner = ", ".join(f"{name} {value}" for name, value in self.winner.params.items())
-        return Summary(
+        return Overview(
             f"SearchResult of {len(self.trials)} trials",
             {
                 "winner": winner,

@@ -1,4 +1,4 @@
-"""`Summary`: an object in a few lines, as text for a prompt and as HTML for a notebook; never a tensor."""
+"""`Overview`: an object in a few lines, as text for a prompt and as HTML for a notebook; never a tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MAX_WIDTH = 100
 
 
 @dataclass(frozen=True)
-class Summary:
+class Overview:
     """What an object is, and a few facts about it.
 
     Attributes:
@@ -39,21 +39,21 @@ class Summary:
         return {name: shorten(str(value)) for name, value in self.facts.items() if value is not None and value != ""}
 
 
-class Summarized:
-    """Base of what a user meets at a prompt or in a notebook: its `repr` is its `summary`.
+class WithOverview:
+    """Base of what a user meets at a prompt or in a notebook: its `repr` is its `overview`.
 
     A dataclass derives from it with ``repr=False``, or it would write a `repr` of its own.
     """
 
-    def summary(self) -> Summary:
+    def overview(self) -> Overview:
         """What it is, in a few facts."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return str(self.summary())
+        return str(self.overview())
 
     def _repr_html_(self) -> str:
-        return self.summary().to_html()
+        return self.overview().to_html()
 
 
 def shorten(text: str, width: int = _MAX_WIDTH) -> str:
