@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli.flags import expand_options
+from foreword.cli.help import Application
 from foreword.cli.interruption import on_interrupted_publish
 from foreword.cli.options import Json, ModelOptions, Replace, emit, quiet_libraries
 from foreword.errors import UsageError
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from foreword.interop.prompt_format import PromptFormat
     from foreword.models import LanguageModel
 
-app = typer.Typer(help="Prompts that other programs learned.", no_args_is_help=True)
+app = Application(
+    "Prompts that other programs learned.\n\nExample: foreword import peft runs/adapter --publish sentiment"
+)
 
 Source = Annotated[str, typer.Argument(help="Folder of the checkpoint, or its Hub id.")]
 Publish = Annotated[
