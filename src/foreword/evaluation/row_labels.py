@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -10,6 +11,8 @@ from foreword.errors import DataError, VerbalizerError
 from foreword.text.row import Row
 from foreword.text.template import is_missing, near_name
 
+_DELIMITED = re.compile(r"\.[ct]sv(\.gz)? line ", re.IGNORECASE)
+_OR_COLUMNS = ", or --columns if the file has no header"
 _MEND_LABEL = "write the label, or take the row out"
 
 
@@ -43,7 +46,7 @@ def _require_field(row: Row, label_field: str) -> None:
         near = near_name(label_field, map(str, row.values)).removesuffix("?")
         raise DataError(
             f"{row.where}: the row has no field '{label_field}' (it has: {has}); {near + ', ' if near else ''}"
-            "pass --label-field."
+            f"pass --label-field{_OR_COLUMNS if _DELIMITED.search(row.where) else ''}."
         )
 
 

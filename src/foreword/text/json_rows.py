@@ -61,7 +61,7 @@ def _values(name: str, text: str) -> Iterator[tuple[Any, int]]:
 
 
 def _broken(name: str, text: str, start: int, line: int, error: json.JSONDecodeError) -> DataError:
-    """The error about a value that begins at ``start``: about its own line, if the first value has a line of its own."""
+    """The error about a value that begins at ``start``: about its line, if the first value has a line of its own."""
     first = _skip_space(text, 0)
     if first < start and "\n" not in text[first : json.JSONDecoder().raw_decode(text, first)[1]]:
         try:

@@ -62,7 +62,7 @@ def read_data(source: Source, layout: Layout | None = None) -> DataFile:
     """
     layout = layout or Layout()
     data = _read(source, layout)
-    if layout != Layout() and not (isinstance(source, str | Path) and stem_suffix(Path(source)) in DELIMITED):
+    if layout != Layout() and not is_delimited(source):
         key = "columns" if layout.columns else "delimiter"
         raise SettingError(key, f"--{key} is for CSV and TSV files, and {source_name(source)} is none; leave it out.")
     if not data.rows:
@@ -76,6 +76,11 @@ def data_digest(source: Source) -> str:
         with Path(source).open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     return values_digest(row.values for row in _read(source, Layout()).rows)
+
+
+def is_delimited(source: Source) -> bool:
+    """Whether a source is a CSV or TSV file, by its name."""
+    return isinstance(source, str | Path) and not _is_hub(source) and stem_suffix(Path(source)) in DELIMITED
 
 
 def source_name(source: Source) -> str:

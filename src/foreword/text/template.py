@@ -1,7 +1,7 @@
 """`Template`: how the fields of an example become one text with a place for the answer.
 
     {field}         the value of an input field; a name may have blanks, dots, quotes, any letters
-    {field?}        the same of a field that may be absent, null or empty; alone on its line, it then takes the line along
+    {field?}        the same of a field that may be absent, null or empty; alone on its line, it takes the line along
     {field:NAME}    a field whose name would mean something else: {field:mask}, {field:a:b}, {field:really?}
     {field?:NAME}   the same of a field that may be absent
     {mask}          where the label word goes
@@ -56,7 +56,7 @@ TemplatePart = str | InputField | MaskSlot | TargetField | SoftSlot
 P = TypeVar("P", bound=TemplatePart)
 
 _RESERVED = ("mask", "soft", "target")
-# What no plain name holds: a colon is for {soft:N} and its like, and JSON in a template has one behind each quoted name.
+# What no plain name holds: a colon is for {soft:N} and its like, and stands in JSON that was not escaped.
 _NOT_IN_NAMES = re.compile(r"[:\r\n]|^\s*$")
 _PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 _LENGTH = re.compile(r"[1-9][0-9]{0,5}")
