@@ -45,7 +45,23 @@ def objects(engine, lm) -> dict[str, Any]:
     }
 
 
-NAMES = "task prefix model bank engine answer label tags trained searched distilled many composed measured".split()
+NAMES = ["task", "prefix", "model", "bank", "engine", "answer", "label", "tags", "trained", "searched", "distilled"]
+NAMES += ["many", "composed", "measured"]
+    "task",
+    "prefix",
+    "model",
+    "bank",
+    "engine",
+    "answer",
+    "label",
+    "tags",
+    "trained",
+    "searched",
+    "distilled",
+    "many",
+    "composed",
+    "measured",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
 from foreword.api.defaults import BankSource, find_task, open_model
 from foreword.api.local_engine import LocalEngine
@@ -15,13 +12,13 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.evaluate import evaluate as run_evaluate
 from foreword.evaluation.report import Report
 from foreword.models import LanguageModel
-from foreword.text.rows import Row, read_rows
+from foreword.text.rows import Source, read_rows
 
 
 def evaluate(
     engine: LocalEngine | EngineProtocol | LanguageModel | str | None,
     task: Task | str,
-    data: Iterable[Row | Mapping[str, Any]] | str | Path,
+    data: Source,
     *,
     label_field: str = "label",
     limit: int | None = None,
@@ -37,7 +34,8 @@ def evaluate(
         engine: a running `foreword.Engine`; or a model, loaded or by name (``None`` is the commands' model), that runs
             for this evaluation alone.
         task: a task, or its name in the bank.
-        data: rows with the template's fields and the label, the tags or the target; or a data file.
+        data: rows with the template's fields and the label, the tags or the target: a list of dicts, a
+            `datasets.Dataset`, a DataFrame, or the name of a file or data set.
         label_field: field that holds the label.
         limit: use the first rows only.
         bank: where a name is looked up; by default the engine's bank, else that of the commands.
@@ -46,7 +44,7 @@ def evaluate(
         UnknownTask, ModelMismatch: no such task, or one of another model.
         DataError, TemplateError, VerbalizerError: naming the row that is wrong.
     """
-    rows = _rows(data)[:limit]
+    rows = read_rows(data)[:limit]
     if isinstance(engine, LocalEngine):
         bank, engine = bank if bank is not None else engine.bank, engine.engine
     if engine is None or isinstance(engine, LanguageModel | str):
@@ -56,9 +54,3 @@ def evaluate(
     with running as opened:
         found = find_task(task, bank, opened.identity)
         return run_evaluate(opened, found, rows, label_field=label_field)
-
-
-def _rows(data: Iterable[Row | Mapping[str, Any]] | str | Path) -> list[Row]:
-    if isinstance(data, str | Path):
-        return read_rows(data)
-    return [each if isinstance(each, Row) else Row(dict(each), f"row {number}") for number, each in enumerate(data, 1)]

@@ -40,15 +40,18 @@ def train_many(
 ) -> MultiTaskReport:
     """Learn a prefix for each of many tasks in the same batches, and publish those that beat the base model.
 
-    >>> recipe = foreword.Recipe(data="users/", template="{text}\\nMood:{mask}", max_steps=2)
-    >>> report = foreword.train_many(lm, recipe, publish_prefix="user-")  # doctest: +SKIP
-    >>> report.to_json()["published"]  # doctest: +SKIP
-    ['user-anna@0001-3f2a9c0d1e5b']
+    >>> rows = [{"text": "a fine film", "label": "good"}, {"text": "dull and long", "label": "bad"}] * 8
+    >>> rows = [{**row, "task": user} for user in ("anna", "ben") for row in rows]
+    >>> recipe = foreword.Recipe(data=rows, template="{text}\\nMood:{mask}", max_steps=2)
+    >>> report = foreword.train_many(lm, recipe, publish_prefix="user-", publish_all=True)
+    >>> [ref.split("@")[0] for ref in report.to_json()["published"]]
+    ['user-anna', 'user-ben']
 
     Args:
         lm: the base model, loaded or by name; ``None`` is the commands' model.
-        recipe: of all tasks; ``data`` and ``eval`` name a folder with a file of rows a task, or one JSONL file of all.
-        task_field: field of one file's rows that names the task.
+        recipe: of all tasks; ``data`` and ``eval`` are a folder with a file of rows a task, or one JSONL file or rows in
+            memory of all.
+        task_field: field that names the task of a row, where one source has the rows of all.
         tasks: settings of single tasks by name, such as ``{"anna": {"lr": 0.01}}``.
         publish_prefix: publish every task as this, followed by its name.
         publish_all: publish those, too, that the base model is better at.

@@ -22,6 +22,7 @@ from foreword.training.setting import DATA, OUTPUT, check_type, settings_of
 
 if TYPE_CHECKING:
     from foreword.core import Task
+    from foreword.text.rows import Source
     from foreword.training.many.report import MultiTaskReport
     from foreword.training.many.task_source import TaskSource
     from foreword.training.recipe_file import RecipeFile
@@ -133,7 +134,7 @@ def _train_tasks(
     return MultiTaskReport(run_train_many(lm, config, source, eval_source, keep, transfer, say))
 
 
-def _open_source(source: str, settings: Mapping[str, Any]) -> TaskSource:
+def _open_source(source: Source, settings: Mapping[str, Any]) -> TaskSource:
     """The tasks of a folder or a file. Raises UsageError for a name that cannot be published."""
     from foreword.training.many.task_source import open_task_source
 
