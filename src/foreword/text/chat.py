@@ -21,6 +21,8 @@ def render(
     messages: Sequence[Mapping[str, object]],
     *,
     system: str | None = None,
+    tools: Sequence[Mapping[str, object]] | None = None,
+    add_generation_prompt: bool = True,
 ) -> str:
     """The conversation as text, up to where the assistant begins to answer.
 
@@ -42,7 +44,11 @@ def render(
             "itself to /v1/completions, or use `foreword generate`."
         )
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return str(
+            tokenizer.apply_chat_template(
+                turns, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
     except jinja2.TemplateError as error:
         reason = str(error).strip().rstrip(".")
         raise RequestError(
@@ -68,8 +74,10 @@ def system_text(tokenizer: PreTrainedTokenizerBase, system: str) -> str:
     return shared
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
-    """Token ids of a rendered conversation, with the leading specials once; most templates write them."""
+def encode(tokenizer: PreTrainedTokenizerBase, rendered: str, *, bos: bool = True) -> list[int]:
+    """Token ids of a rendered conversation, with the leading specials once (most templates write them), or without."""
+    if not bos:
+        return seam.encode(tokenizer, without_bos(tokenizer, rendered), bos=False)
     leading = list(seam.special_tokens(tokenizer)[0])
     ids = seam.encode(tokenizer, rendered, bos=False)
     return ids if ids[: len(leading)] == leading else [*leading, *ids]

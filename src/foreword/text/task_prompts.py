@@ -85,7 +85,11 @@ def field_words(template: Template, values: Mapping[str, object], where: str = "
 
 
 def from_messages(
-    tokenizer: PreTrainedTokenizerBase, task: Task | None, messages: Sequence[Mapping[str, object]]
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    tools: Sequence[Mapping[str, object]] | None = None,
 ) -> Prompt:
     """A conversation, through the task's template if that has exactly one field, else the chat template.
 
@@ -98,10 +102,8 @@ def from_messages(
         return _static_slice_prompt(task, _static_chat_ids(tokenizer, task, messages))
     if task is not None and distilled_text.stands_for_text(task):
         return _continuation_prompt(task, distilled_text.encode_conversation(tokenizer, task, messages))
-    rendered = chat.render(tokenizer, messages)
-    if _request_has_bos(task):
-        return _continuation_prompt(task, chat.encode(tokenizer, rendered))
-    return _continuation_prompt(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
+    rendered = chat.render(tokenizer, messages, tools=tools)
+    return _continuation_prompt(task, chat.encode(tokenizer, rendered, bos=_request_has_bos(task)))
 
 
 def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Sequence[int]) -> Prompt:

@@ -57,6 +57,9 @@ class Recipe:
     ] = None
     """Words of a template with ``{mask}``, or a linear layer over hidden states. The default is the linear layer where
     labels are lists (a tag a word) or the model has no words."""
+    learn_turns: Annotated[
+        str, Setting("Of conversations: the assistant's turns to learn.", choices=("all", "last"))
+    ] = "all"
     length: Annotated[int | None, Setting("Virtual tokens.", default="the method's", above=0)] = None
     init: Annotated[str, Setting("auto, random, uniform, vocab, text, labels or task:NAME.")] = "auto"
     init_text: Annotated[str | None, Setting("Text to start from.")] = None
@@ -176,6 +179,9 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """All settings that determine the result, without those of output and resuming."""
         data = {name: getattr(self, name) for name in self.keys() if name not in ("resume", "report_to", "out")}
+        # Runs from before there was this setting go on.
+        if self.learn_turns == "all":
+            del data["learn_turns"]
         data["warm_start"] = list(self.warm_start) if self.warm_start else None
         for name in ("verbalizer", "class_weights"):
             data[name] = dict(data[name]) if isinstance(data[name], Mapping) else data[name]
