@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from foreword.errors import DataError
+from foreword.text.messages import validate_messages
+from foreword.text.tools import parse_tools
 
 LearnTurns = Literal["all", "last"]
 Message = Mapping[str, Any]
 
-_ROLES = {"developer": "system", "function": "tool"} | {role: role for role in ("system", "user", "assistant", "tool")}
 _SPEAKERS = {
     "system": "system",
     **dict.fromkeys(("human", "user"), "user"),
@@ -28,15 +29,14 @@ _SPEAKERS = {
     "function_call": "function_call",
     **dict.fromkeys(("tool", "function", "function_response", "observation"), "tool"),
 }
-_KEPT = ("name", "tool_call_id", "reasoning_content")
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in OpenAI's shape, and which of them are answers to learn or to measure.
+    """Messages, and which of them are answers to learn or to measure.
 
     Attributes:
-        messages: with ``role``, ``content`` and, where they have them, ``tool_calls``, ``tool_call_id``, ``name``.
+        messages: as `foreword.text.messages.validate_messages` gives them.
         answers: indices of the assistant's messages, in order; never empty. A message that nothing stands in front of
             is none of them: nobody asks for it.
         tools: that the assistant may call, in OpenAI's shape; empty if there are none.
@@ -54,7 +54,7 @@ class Conversation:
             values: the row's fields.
             learn_turns: every turn of the assistant, or its last one.
 
-        Raises DataError that names the message.
+        Raises DataError or RequestError that names the message.
         """
         found = [name for name, of_format in _FORMATS.items() if of_format.fits(values)]
         if not found:
@@ -166,104 +166,67 @@ def _conversation(messages: Sequence[Message]) -> Conversation:
     answers = [
         index
         for index, message in enumerate(messages)
-        if message["role"] == "assistant" and index and message.get("weight", 1)
+        if message["role"] == "assistant" and index and _weight(message, index)
     ]
-    kept = tuple({key: value for key, value in message.items() if key != "weight"} for message in messages)
-    return Conversation(kept, tuple(answers))
+    return Conversation(tuple(validate_messages(messages)), tuple(answers))
+
+
+def _weight(message: Message, index: int) -> bool:
+    """Whether a message is learned, as in OpenAI's files for fine-tuning."""
+    if (weight := message.get("weight", 1)) not in (0, 1):
+        raise DataError(f"messages[{index}]: weight is {weight!r}; write 1 to learn it, or 0.")
+    return bool(weight)
 
 
 def _messages(value: Any, field: str) -> list[Message]:
+    """Messages with a ``role`` each, to be checked. Raises DataError where nobody speaks."""
     messages = _list(value)
     if not messages:
         raise DataError(f"{field} is empty; write at least a user's and an assistant's turn.")
-    read = [_message(message, f"{field}[{index}]") for index, message in enumerate(messages)]
-    if len({kind for _, kind in read}) > 1:
-        raise DataError(f"{field} mixes role and content with from and value; keep one of them.")
-    return [message for message, _ in read]
+    read: list[Message] = []
+    for index, message in enumerate(messages):
+        where = f"{field}[{index}]"
+        if not isinstance(message, Mapping):
+            raise DataError(f'{where} is {str(message)[:40]!r}; write {{"role": "user", "content": "..."}}.')
+        read.append(_without_nulls(message))
+        if not {"role", "from"} & set(read[-1]):
+            has = ", ".join(map(str, message)) or "nothing"
+            raise DataError(f"{where} says not who speaks (it has: {has}); give it a role, such as user.")
+        if ("role" in read[-1]) != ("role" in read[0]):
+            raise DataError(f"{field} mixes role and content with from and value; keep one of them.")
+    return [_openai(message, f"{field}[{index}]") for index, message in enumerate(read)]
 
 
-def _message(message: Any, where: str) -> tuple[Message, str]:
-    """A message in OpenAI's shape, and whether it had ``role`` or ``from``."""
-    if not isinstance(message, Mapping):
-        raise DataError(f'{where} is {type(message).__name__}; write {{"role": "user", "content": "..."}}.')
-    message = {key: value for key, value in message.items() if value is not None}  # Parquet fills absent keys in
+def _openai(message: Message, where: str) -> Message:
+    """A message of ShareGPT in OpenAI's shape; others as they are."""
     if "role" in message:
-        return _openai_message(message, where), "role"
-    if "from" in message:
-        return _sharegpt_message(message, where), "from"
-    has = ", ".join(map(str, message)) or "nothing"
-    raise DataError(f"{where} says not who speaks (it has: {has}); give it a role, such as user.")
-
-
-def _openai_message(message: dict[str, Any], where: str) -> Message:
-    role = _ROLES.get(str(message["role"]))
-    if role is None:
-        raise DataError(f"{where} has the role {message['role']!r}; use one of {', '.join(_ROLES)}.")
-    calls = _list(message.get("tool_calls")) or []
-    if "function_call" in message:
-        calls = [*calls, message["function_call"]]
-    turn = {"role": role, "content": _content(message.get("content"), where)}
-    turn |= {key: message[key] for key in _KEPT if key in message}
-    if calls:
-        turn["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
-        turn["content"] = turn["content"] or None
-    if (weight := message.get("weight", 1)) not in (0, 1):
-        raise DataError(f"{where} has the weight {weight!r}; it is learned (1) or not (0).")
-    return turn if weight == 1 else {**turn, "weight": 0}
-
-
-def _sharegpt_message(message: dict[str, Any], where: str) -> Message:
+        return {"content": "", **message}
     speaker = _SPEAKERS.get(str(message["from"]).lower())
     if speaker is None:
         raise DataError(f"{where} is from {message['from']!r}; use one of {', '.join(_SPEAKERS)}.")
     text = message.get("value", "")
     if speaker != "function_call":
-        return {"role": speaker, "content": _content(text, where)}
+        return {"role": speaker, "content": text}
     calls = _parsed(text) if isinstance(text, str) else text
     calls = calls if isinstance(calls, list) else [calls]
-    return {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [_tool_call(call, where) for call in calls],
-    }
-
-
-def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    """A call in OpenAI's shape: arguments are JSON text."""
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise DataError(
-            f'{where} is no call of a function; write {{"name": "...", "arguments": {{...}}}} in its function.'
-        )
-    arguments = function.get("arguments", {})
-    if not isinstance(arguments, str):
-        # Parquet has one set of keys for all calls, and fills those that a call lacks with null.
-        arguments = json.dumps({k: v for k, v in arguments.items() if v is not None}, ensure_ascii=False)
-    assert isinstance(call, Mapping)
-    call_id = {"id": str(call["id"])} if call.get("id") else {}
-    return {**call_id, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
-
-
-def _content(content: Any, where: str) -> str:
-    """The text of a message; of a list of text parts, all of them."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    parts = _list(content)
-    if parts is None:
-        raise DataError(f"{where} has {type(content).__name__} for its content; write text, or a list of text parts.")
-    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where} has parts that are no text, and only text is learned from; take them out.")
-    return "".join(map(str, texts))
+    return {"role": "assistant", "content": "", "tool_calls": [{"function": call} for call in calls]}
 
 
 def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     if value is None or value == "":
         return ()
-    tools = _list(value)
-    if tools is None or not all(isinstance(tool, Mapping) for tool in tools):
-        raise DataError("tools must be a list of functions, as OpenAI has them; write it so, or take it out.")
-    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
+    listed = _list(value)
+    tools = listed if listed is None else [_without_nulls(tool) for tool in listed]
+    if tools is not None:
+        tools = [tool if not isinstance(tool, Mapping) or "function" in tool else {"function": tool} for tool in tools]
+    return tuple(tool.definition for tool in parse_tools(value if tools is None else tools))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the keys that Parquet fills in where another row has them."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _list(value: Any) -> list[Any] | None:
