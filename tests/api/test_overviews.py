@@ -47,21 +47,6 @@ def objects(engine, lm) -> dict[str, Any]:
 
 NAMES = ["task", "prefix", "model", "bank", "engine", "answer", "label", "tags", "trained", "searched", "distilled"]
 NAMES += ["many", "composed", "measured"]
-    "task",
-    "prefix",
-    "model",
-    "bank",
-    "engine",
-    "answer",
-    "label",
-    "tags",
-    "trained",
-    "searched",
-    "distilled",
-    "many",
-    "composed",
-    "measured",
-]
 
 
 @pytest.mark.parametrize("name", NAMES)

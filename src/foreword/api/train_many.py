@@ -49,8 +49,8 @@ def train_many(
 
     Args:
         lm: the base model, loaded or by name; ``None`` is the commands' model.
-        recipe: of all tasks; ``data`` and ``eval`` are a folder with a file of rows a task, or one JSONL file or rows in
-            memory of all.
+        recipe: of all tasks; ``data`` and ``eval`` are a folder with a file of rows a task, or one JSONL file or rows
+            in memory of all.
         task_field: field that names the task of a row, where one source has the rows of all.
         tasks: settings of single tasks by name, such as ``{"anna": {"lr": 0.01}}``.
         publish_prefix: publish every task as this, followed by its name.
