@@ -17,7 +17,7 @@ import foreword
 SOURCE = Path(foreword.__file__).parent
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/architecture.md"
-EVERYWHERE = {"core", "errors", "home", "version", "openmp", "progress"}
+EVERYWHERE = {"core", "errors", "home", "version", "openmp", "progress", "samples"}
 """Rooms that every room may use; they use one another and nothing else."""
 USE_ALL = {"__init__", "__main__", "bench", "cli", "demo"}
 """Rooms that may use every room."""

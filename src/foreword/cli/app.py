@@ -24,24 +24,26 @@ from foreword.cli import (
     key,
     models,
     publish,
+    sample,
     search,
     serve,
     train,
     train_many,
 )
-from foreword.cli.interruption import InterruptibleGroup
+from foreword.cli.help import Application
 from foreword.errors import ForewordError, Interrupted
 from foreword.version import __version__
 
-app = typer.Typer(
-    cls=InterruptibleGroup,
-    help="Learn, compress and serve what comes before every request.",
-    no_args_is_help=True,
+app = Application(
+    """Learn, compress and serve what comes before every request.
+
+    Example: foreword demo; foreword train --help
+    """,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
+app.command("sample")(sample.print_sample)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 app.command("train")(train.train)

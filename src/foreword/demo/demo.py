@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from foreword.engine.protocol import Request
 from foreword.home import home
 from foreword.models import LanguageModel
 from foreword.prompts.static import static_task
+from foreword.samples import sample
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
 from foreword.text import task_prompts
@@ -82,7 +82,7 @@ def run_demo(lm: LanguageModel, console: Console) -> DemoReport:
     result = _train(lm, folder, train_rows, held_out, console)
     console.rule("2. publish")
     task = bank.publish(result.task, replace=True, reserved=[lm.name])
-    cached_policy = bank.publish(static_task(lm, POLICY, "system", policy()), replace=True, reserved=[lm.name])
+    cached_policy = bank.publish(static_task(lm, POLICY, "system", sample("policy")), replace=True, reserved=[lm.name])
     for published in (task, cached_policy):
         console.print(f"{published.ref}: {published.prefix.length} positions, {published.prefix.nbytes:,} bytes")
     console.rule("3. serve and ask")
@@ -135,11 +135,6 @@ def _command() -> str:
     if found is not None and Path(found).resolve() == beside.resolve():
         return "foreword"
     return str(beside) if beside.is_file() else f"{sys.executable} -m foreword"
-
-
-def policy() -> str:
-    """A support policy of about 1,100 tokens."""
-    return files("foreword.demo").joinpath("policy.txt").read_text(encoding="utf-8")
 
 
 def _train(
@@ -208,7 +203,7 @@ def _measure_ttft(client: OpenAI, base: str) -> tuple[float, float]:
     for turn in range(4):
         question = {"role": "user", "content": f"{POLICY_QUESTION} ({turn})"}
         cached.append(_ttft(client, POLICY, [question]))
-        uncached.append(_ttft(client, base, [{"role": "system", "content": policy()}, question]))
+        uncached.append(_ttft(client, base, [{"role": "system", "content": sample("policy")}, question]))
     # The first turn loads the prefix and warms caches up.
     return statistics.median(cached[1:]), statistics.median(uncached[1:])
 

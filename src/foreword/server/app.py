@@ -16,6 +16,7 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.answers import Answers
 from foreword.server.openai.chat import chat_router
 from foreword.server.openai.completions import completions_router
+from foreword.server.openai.embeddings import embeddings_router
 from foreword.server.openai.models import models_router
 from foreword.server.openai.serving import OpenAIServing
 from foreword.server.openai.tokenize import tokenize_router
@@ -91,6 +92,7 @@ def create_app(
         models_router(catalogue),
         chat_router(serving),
         completions_router(serving),
+        embeddings_router(ScoringService(engine, tasks, metrics)),
         classify_router(ScoringService(engine, tasks, metrics)),
         tag_router(ScoringService(engine, tasks, metrics)),
         tokenize_router(engine, tasks),
