@@ -129,9 +129,7 @@ def from_messages(
             distilled_text.encode_conversation(tokenizer, task, messages, answer_prefix=answer_prefix, **options),
         )
     rendered = chat.render(tokenizer, messages, **options) + answer_prefix
-    if _request_has_bos(task):
-        return _continuation_prompt(task, chat.encode(tokenizer, rendered))
-    return _continuation_prompt(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
+    return _continuation_prompt(task, chat.encode(tokenizer, rendered, bos=_request_has_bos(task)))
 
 
 def tool_format(
@@ -144,7 +142,7 @@ def tool_format(
 
     Raises UnsupportedOption for a task that puts a message into its own template.
     """
-    if task is not None and _only_field(task) is not None:
+    if task is not None and _fields(task):
         _refuse_chat_options(task, options)
     if task is not None and distilled_text.stands_for_text(task):
         return distilled_text.tool_format(tokenizer, task, messages, **options)
