@@ -28,9 +28,10 @@ def check_compatible(lm: LanguageModel, recipe: Recipe, method: Method, data: Tr
     if recipe.length is not None and not method.length:
         raise SettingError("length", f"--method {method.name} has no virtual tokens, so leave --length out.")
     if data.num_soft_tokens and not method.soft:
+        instead = " and give their number as --length" if method.length else ""
         raise TemplateError(
-            f"the template has {{soft:N}} slots, which --method {method.name} does not learn; take them out, "
-            "or use p-tuning."
+            f"the template has {{soft:N}} slots, soft tokens at the input, which --method {method.name} does not "
+            f"learn; use --method p-tuning, or take them out{instead}."
         )
     if recipe.calibrate and not data.labels:
         raise SettingError("calibrate", "--calibrate is for labels, and this run generates text; leave it out.")

@@ -256,7 +256,8 @@ class TrainingData:
         filled = self.template.fill(row.values, row.where)
         text = "".join(piece for piece in filled.prompt if not isinstance(piece, SoftSlot))
         if self.verbalizer is not None:
-            return text + self.verbalizer.words[self.labels[self.label_ids(row)[0]]][0] + filled.after
+            after = "".join(piece for piece in filled.after if isinstance(piece, str))
+            return text + self.verbalizer.words[self.labels[self.label_ids(row)[0]]][0] + after
         return text + (filled.target or "")
 
 
