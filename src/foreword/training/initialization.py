@@ -28,7 +28,7 @@ def initializer(
     Raises SettingError for an initialization that has nothing to start from.
     """
     if recipe.init_text is not None:
-        return init.from_text(lm, recipe.init_text)
+        return init.from_text(lm, recipe.init_text, keep="first")
     if transfer is not None:
         return init.from_task(transfer, soft=method.soft)
     initializers: dict[str, Callable[[], init.Initializer]] = {
