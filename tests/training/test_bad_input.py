@@ -169,7 +169,7 @@ def test_an_unknown_tracker():
 
 def test_a_tracker_without_its_package(monkeypatch):
     monkeypatch.setattr("foreword.training.tracker.find_spec", lambda package: None)
-    assert refused(report_to="wandb") == "--report-to wandb needs a package: pip install wandb"
+    assert refused(report_to="wandb") == "--report-to wandb needs a package; run `pip install wandb`."
 
 
 def test_a_run_folder_that_cannot_be_written():

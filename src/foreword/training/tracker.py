@@ -28,4 +28,4 @@ def check_tracker(name: str) -> None:
         raise SettingError("report_to", f"--report-to {name} is no tracker; choose none, {', '.join(PACKAGES)}.")
     if not any(find_spec(package) for package in PACKAGES[name]):
         package = PACKAGES[name][0]
-        raise SettingError("report_to", f"--report-to {name} needs a package: pip install {package}")
+        raise SettingError("report_to", f"--report-to {name} needs a package; run `pip install {package}`.")
