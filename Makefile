@@ -15,19 +15,23 @@ setup: .venv/ready
 # What users install. PyTorch for CPUs alone is a quarter of the size of the build with CUDA, which only a machine with an
 # NVIDIA GPU can use; `make setup TORCH=cuda` or `TORCH=cpu` chooses.
 TORCH ?= $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
-CPU_BUILDS = $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
+TORCH_RANGE := $(shell sed -n 's/^ *"\(torch>=[^"]*\)",/\1/p' pyproject.toml)
 
 .venv/ready: pyproject.toml
 	@echo "making .venv with PyTorch for $(TORCH) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade pip --quiet
-	$(BIN)/python -m pip install $(CPU_BUILDS) --editable '.[data,eval,search,ui]'
+ifeq ($(TORCH),cpu)
+	@$(BIN)/python -m pip install --no-deps --retries 1 --index-url https://download.pytorch.org/whl/cpu '$(TORCH_RANGE)' || \
+		echo "download.pytorch.org does not answer: PyTorch comes from the package index, on Linux with CUDA (4 GB more)"
+endif
+	$(BIN)/python -m pip install --editable '.[data,eval,search,ui]'
 	@$(BIN)/python -m pip show torch | grep '^Version'; du -sh .venv
 	@touch $@
 
 # What tests, lint and types need besides.
 .venv/dev: .venv/ready
-	$(BIN)/python -m pip install --quiet $(CPU_BUILDS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 demo: setup
