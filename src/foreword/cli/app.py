@@ -30,16 +30,16 @@ from foreword.cli import (
     train,
     train_many,
 )
-from foreword.cli.interruption import InterruptibleGroup
+from foreword.cli.help import Application
 from foreword.errors import ForewordError, Interrupted
 from foreword.version import __version__
 
-app = typer.Typer(
-    cls=InterruptibleGroup,
-    help="Learn, compress and serve what comes before every request.",
-    no_args_is_help=True,
+app = Application(
+    """Learn, compress and serve what comes before every request.
+
+    Example: foreword demo; foreword train --help
+    """,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)

@@ -9,6 +9,7 @@ import typer
 
 from foreword.cli.completion import complete_task
 from foreword.cli.compose import compose
+from foreword.cli.help import Application
 from foreword.cli.options import BankRoot, Json, Replace, emit, open_bank, say
 from foreword.errors import CorruptFile
 from foreword.home import default_model
@@ -16,7 +17,7 @@ from foreword.home import default_model
 if TYPE_CHECKING:
     from foreword.bank.bank import Bank
 
-app = typer.Typer(help="Tasks and their versions.", no_args_is_help=True)
+app = Application("Tasks and their versions.\n\nExample: foreword bank list; foreword bank show reviews")
 
 Name = Annotated[str, typer.Argument(help="Name of the task.", autocompletion=complete_task)]
 

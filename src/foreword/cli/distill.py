@@ -15,6 +15,7 @@ from foreword.cli.runs import publish_hint, resume_hint, write_task
 from foreword.errors import TrainingError, UsageError
 from foreword.home import default_run_dir
 from foreword.training.distillation.recipe import DistilRecipe
+from foreword.training.setting import DATA, OUTPUT
 
 if TYPE_CHECKING:
     from foreword.core import Kind, Task
@@ -30,19 +31,34 @@ def distill(
     ] = None,
     document: Annotated[
         str | None,
-        typer.Option(help="File with a text, or -: a system turn if the model has a chat template, else as --text."),
+        typer.Option(
+            help="File with a text, or -: a system turn if the model has a chat template, else as --text.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="File with a system prompt, or -.")] = None,
-    text: Annotated[str | None, typer.Option(help="File with text that stands in front, or -.")] = None,
+    system: Annotated[str | None, typer.Option(help="File with a system prompt, or -.", rich_help_panel=DATA)] = None,
+    text: Annotated[
+        str | None, typer.Option(help="File with text that stands in front, or -.", rich_help_panel=DATA)
+    ] = None,
     *,
     recipe: DistilRecipe,
     curve: Annotated[
-        bool, typer.Option("--curve", help="Learn and measure 16, 32, 64 and 128 slots, too: a table and a picture.")
+        bool,
+        typer.Option(
+            "--curve",
+            help="Learn and measure 16, 32, 64 and 128 slots, too: a table and a picture.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     min_quality: Annotated[
-        float | None, typer.Option(help="Publish only what closes at least this share of the gap, such as 0.8.")
+        float | None,
+        typer.Option(
+            help="Publish only what closes at least this share of the gap, such as 0.8.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    publish: Annotated[str | None, typer.Option(help="Publish the task under this name.")] = None,
+    publish: Annotated[
+        str | None, typer.Option(help="Publish the task under this name.", rich_help_panel=OUTPUT)
+    ] = None,
     replace: Replace = False,
     options: ModelOptions,
     json: Json = False,

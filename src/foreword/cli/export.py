@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from foreword.cli.completion import complete_task
+from foreword.cli.help import Application
 from foreword.cli.options import BankRoot, Json, ModelName, ModelOptions, RemoteCode, emit
 
-app = typer.Typer(help="Tasks for other programs.", no_args_is_help=True)
+app = Application("Tasks for other programs.\n\nExample: foreword export peft reviews runs/adapter")
 
 
 @app.callback()

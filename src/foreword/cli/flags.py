@@ -93,5 +93,10 @@ def _option(name: str, hint: Any, setting: Setting) -> Any:
     kind: Any = list[str] if Sequence in kinds else kinds[0]
     # A switch that is off unless it is given needs no --no-NAME.
     declaration = setting.flag or (flag_of(name) if kinds == (bool,) else None)
-    option = typer.Option(*filter(None, [declaration]), help=setting.help, show_default=setting.default or True)
+    option = typer.Option(
+        *filter(None, [declaration]),
+        help=setting.help,
+        show_default=setting.default or True,
+        rich_help_panel=setting.group or None,
+    )
     return Annotated[kind | None if NoneType in kinds else kind, option]

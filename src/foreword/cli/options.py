@@ -13,6 +13,7 @@ import typer
 
 from foreword.errors import UsageError
 from foreword.home import default_bank, default_model
+from foreword.training.setting import OUTPUT
 
 if TYPE_CHECKING:
     from foreword.bank.bank import Bank
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from foreword.engine.protocol import EngineProtocol
     from foreword.models import LanguageModel
 
+MODEL = "Model"
+"""Heading of the options that say which model and bank, and how it is loaded."""
+
 ModelName = Annotated[
     str | None,
     typer.Option(
@@ -28,22 +32,37 @@ ModelName = Annotated[
         help="Hub id, folder, .gguf file or smollm2-135m.",
         envvar="FOREWORD_MODEL",
         show_default="smollm2-135m",
+        rich_help_panel=MODEL,
     ),
 ]
 BankRoot = Annotated[
     str | None,
     typer.Option(
-        "--bank", help="Folder or fsspec URL of the bank.", envvar="FOREWORD_BANK", show_default="$FOREWORD_HOME/bank"
+        "--bank",
+        help="Folder or fsspec URL of the bank.",
+        envvar="FOREWORD_BANK",
+        show_default="$FOREWORD_HOME/bank",
+        rich_help_panel=MODEL,
     ),
 ]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-OtherWeights = Annotated[
-    bool, typer.Option("--allow-other-weights", help="Serve prefixes of other weights of the same shape.")
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", help="auto (the checkpoint's own), float32, bfloat16 or float16.", rich_help_panel=MODEL),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Publish over a task that belongs to another model.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=MODEL)]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL)
+]
+OtherWeights = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-weights", help="Serve prefixes of other weights of the same shape.", rich_help_panel=MODEL
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT)]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Publish over a task that belongs to another model.", rich_help_panel=OUTPUT)
+]
 
 
 @dataclass(frozen=True)

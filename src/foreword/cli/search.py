@@ -18,7 +18,7 @@ from foreword.cli.runs import publish_hint, resume_hint, write_task
 from foreword.errors import SettingError, UsageError
 from foreword.home import default_run_dir
 from foreword.training.recipe import Recipe
-from foreword.training.setting import flag_of
+from foreword.training.setting import OUTPUT, flag_of
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -40,18 +40,27 @@ def search(
         list[str] | None,
         typer.Option(
             help="KEY=LIST or KEY=RANGE as in search:, such as 'lr=[1e-3, 5e-3]' or 'lr={low: 1e-4, high: 1e-2, log: "
-            "true}'; may be repeated."
+            "true}'; may be repeated.",
+            rich_help_panel="Search",
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Points to try.", show_default="all of lists, 32 of ranges")
+        int | None,
+        typer.Option(help="Points to try.", show_default="all of lists, 32 of ranges", rich_help_panel="Search"),
     ] = None,
-    at_once: Annotated[int | None, typer.Option(help="Trials that learn in one batch.", show_default="16")] = None,
+    at_once: Annotated[
+        int | None, typer.Option(help="Trials that learn in one batch.", show_default="16", rich_help_panel="Search")
+    ] = None,
     halving: Annotated[
-        str | None, typer.Option(help="At every rung one trial in so many goes on; or off.", show_default="3")
+        str | None,
+        typer.Option(
+            help="At every rung one trial in so many goes on; or off.", show_default="3", rich_help_panel="Search"
+        ),
     ] = None,
     hyperparameters: SharedRecipeFlags,
-    publish: Annotated[str | None, typer.Option(help="Publish the best task under this name.")] = None,
+    publish: Annotated[
+        str | None, typer.Option(help="Publish the best task under this name.", rich_help_panel=OUTPUT)
+    ] = None,
     replace: Replace = False,
     options: ModelOptions,
     json: Json = False,

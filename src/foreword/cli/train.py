@@ -15,6 +15,7 @@ from foreword.cli.recipes import RecipeFlags, check_recipe, make_recipe, read_se
 from foreword.cli.runs import publish_hint, resume_hint, write_task
 from foreword.errors import UsageError
 from foreword.home import default_run_dir
+from foreword.training.setting import OUTPUT
 
 if TYPE_CHECKING:
     from foreword.training.recipe_file import RecipeFile
@@ -27,7 +28,9 @@ def train(
     recipe: Annotated[str | None, typer.Argument(help="A YAML recipe: flags as keys; flags given here win.")] = None,
     *,
     hyperparameters: RecipeFlags,
-    publish: Annotated[str | None, typer.Option(help="Publish the task under this name.")] = None,
+    publish: Annotated[
+        str | None, typer.Option(help="Publish the task under this name.", rich_help_panel=OUTPUT)
+    ] = None,
     replace: Replace = False,
     options: ModelOptions,
     json: Json = False,

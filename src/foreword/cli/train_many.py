@@ -18,7 +18,7 @@ from foreword.cli.runs import resume_hint, write_task
 from foreword.errors import SettingError, UsageError
 from foreword.home import default_run_dir
 from foreword.training.many.config import MultiTaskConfig
-from foreword.training.setting import check_type, settings_of
+from foreword.training.setting import DATA, OUTPUT, check_type, settings_of
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -37,23 +37,36 @@ def train_many(
         str | None,
         typer.Argument(metavar="DIR|FILE", help="A folder with a file of examples a task, or one JSONL file of all."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A YAML recipe: flags as keys; flags given here win.")] = None,
-    task_field: Annotated[str, typer.Option(help="Field of one file's rows that names the task.")] = "task",
+    recipe: Annotated[
+        str | None, typer.Option(help="A YAML recipe: flags as keys; flags given here win.", rich_help_panel=DATA)
+    ] = None,
+    task_field: Annotated[
+        str, typer.Option(help="Field of one file's rows that names the task.", rich_help_panel=DATA)
+    ] = "task",
     eval: Annotated[  # noqa: A002 - the flag is called --eval
-        str | None, typer.Option("--eval", help="Evaluation examples, likewise.", show_default="a tenth of each task's")
+        str | None,
+        typer.Option(
+            "--eval", help="Evaluation examples, likewise.", show_default="a tenth of each task's", rich_help_panel=DATA
+        ),
     ] = None,
     *,
     config: Annotated[dict[str, Any], FlagsOf(MultiTaskConfig)],
     tasks: Annotated[
-        str | None, typer.Option(help='Settings of single tasks, JSON or a file: {"NAME": {"lr": 0.01}}.')
+        str | None,
+        typer.Option(help='Settings of single tasks, JSON or a file: {"NAME": {"lr": 0.01}}.', rich_help_panel=DATA),
     ] = None,
     hyperparameters: SharedRecipeFlags,
-    publish_prefix: Annotated[str, typer.Option(help="Publish every task as this, followed by its name.")] = "",
+    publish_prefix: Annotated[
+        str, typer.Option(help="Publish every task as this, followed by its name.", rich_help_panel=OUTPUT)
+    ] = "",
     publish_all: Annotated[
-        bool, typer.Option("--publish-all", help="Publish those, too, that the base model is better at.")
+        bool,
+        typer.Option(
+            "--publish-all", help="Publish those, too, that the base model is better at.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     no_publish: Annotated[
-        bool, typer.Option("--no-publish", help="Publish nothing: keep all in the run folder.")
+        bool, typer.Option("--no-publish", help="Publish nothing: keep all in the run folder.", rich_help_panel=OUTPUT)
     ] = False,
     replace: Replace = False,
     options: ModelOptions,

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from torch import Tensor
 
-from foreword.core import Batch, Front, KVPrefix, SamplingParams
+from foreword.core import Batch, Front, KVPrefix, Pooling, SamplingParams
 from foreword.engine import scoring
 from foreword.engine.device_cache import DeviceCache
 from foreword.engine.encoder_decoder_stream import EncoderDecoderStream
@@ -109,6 +109,10 @@ class EncoderDecoderEngine:
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """Raises UnsupportedModel: the prompt of an encoder-decoder is read as a whole."""
         raise UnsupportedModel(f"{self.name} is an encoder-decoder, which reads its prompt as a whole.")
+
+    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> Tensor:
+        """Raises UnsupportedModel: the hidden states of an encoder-decoder are not read."""
+        raise UnsupportedModel(f"{self.name} is an encoder-decoder, which embeds nothing here; use an encoder.")
 
     def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
         """Raises UnsupportedModel: an encoder-decoder takes soft tokens alone."""

@@ -9,7 +9,7 @@ from weakref import ref
 
 from torch import Tensor
 
-from foreword.core import KVPrefix
+from foreword.core import KVPrefix, Pooling
 from foreword.engine import scoring
 from foreword.engine.base import EngineBase
 from foreword.engine.cache import PAGE_SIZE, PagedCache
@@ -22,7 +22,7 @@ from foreword.engine.scheduler import ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence
 from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler, sample_batch
-from foreword.errors import UnsupportedModel
+from foreword.errors import RequestError, UnsupportedModel
 from foreword.models import LanguageModel
 from foreword.models.activations import activations, check_context_length
 from foreword.openmp import release_openmp_threads
@@ -133,6 +133,19 @@ class Engine(EngineBase):
             )
             for place, row in zip(measured.output_indices, rows, strict=True)
         ]
+
+    def embed(self, prompts: Items[Prompt], pooling: Pooling | None = None) -> Tensor:
+        """See `EngineProtocol.embed`. Runs as `score` does."""
+        pooling = pooling or self._lm.pooling
+        if pooling is None:
+            raise RequestError(
+                f"{self.name} was trained with a pooling or a further layer for its embeddings that is not known here; "
+                "name the pooling that you want: last, mean or cls."
+            )
+        for prompt in prompts:
+            self._validator.check_prompt(prompt, 0)
+        places = [replace(prompt, output_indices=()) for prompt in prompts]
+        return self._score(places, scoring.embeddings(pooling, self.identity.hidden_size))
 
     def prefill(self, token_ids: Items[int]) -> KVPrefix:
         """See `EngineProtocol.prefill`. Runs between the steps of generation, a step's tokens at a time."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from foreword.core import Adapter, KVPrefix, ModelIdentity, SamplingParams
+from foreword.core import Adapter, KVPrefix, ModelIdentity, Pooling, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -214,6 +214,25 @@ class EngineProtocol(Protocol):
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """Log-probabilities of a prompt's own tokens, and of the ``top`` most probable ones in their places: of every
         token but the first and soft ones. Raises as `token_logprobs` does.
+        """
+        ...
+
+    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> torch.Tensor | np.ndarray:
+        """One vector of length 1 (L2) for every prompt, from the hidden states behind the model's last norm.
+
+        Args:
+            prompts: may stand behind different prefixes, which the tokens see; only the prompt's own tokens are
+                pooled, soft ones not.
+            pooling: the last token's state, the first token's (``cls``) or the mean of all; by default the model's
+                own, see `foreword.models.pooling`.
+
+        Returns:
+            ``[prompts, hidden]`` float32.
+
+        Raises:
+            RequestError, PromptTooLong, ModelMismatch: a prompt can never run, or the pooling must be named.
+            UnsupportedModel: the engine or the model gives no hidden states.
+            EngineError: the engine failed or is closed.
         """
         ...
 

@@ -90,6 +90,11 @@ class RequestValidator:
 
     def _check_context(self, prompt: int, answer_tokens: int) -> None:
         if self.context is not None and prompt + answer_tokens > self.context:
+            if not answer_tokens:
+                raise PromptTooLong(
+                    f"the prompt has {prompt} tokens with its prefix, more than the context of {self.context}; "
+                    "shorten it."
+                )
             behind = "one more token" if answer_tokens == 1 else f"a word of {answer_tokens} tokens"
             raise PromptTooLong(
                 f"the prompt has {prompt} tokens with its prefix, the context of {self.context} has no room for "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from foreword.adapters import AdapterHooks
 from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
-from foreword.core import Batch, ModelIdentity
+from foreword.core import Batch, ModelIdentity, Pooling
 from foreword.errors import UnsupportedModel
 
 
@@ -32,6 +32,7 @@ class LanguageModel:
         probe_error: root mean square of the logits' differences to Transformers alone, found by the support probe.
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
         has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
+        pooling: how its embeddings are made unless a request says; ``None`` if a request must.
         is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
     """
 
@@ -46,6 +47,7 @@ class LanguageModel:
     probe_error: float
     first_position: int = 0
     has_lm_head: bool = True
+    pooling: Pooling | None = None
     _adapters: AdapterHooks = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

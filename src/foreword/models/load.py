@@ -30,6 +30,7 @@ from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_
 from foreword.models.fingerprint import compute_identity
 from foreword.models.language_model import LanguageModel
 from foreword.models.packed_linear import pack_linear_layers
+from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import has_lm_head, probe_model
 
 _NAME_FORMS = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
@@ -66,7 +67,8 @@ def load_model(
     attention.register()
     model, tokenizer = _load_model_and_tokenizer(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
     model.to(target).eval().requires_grad_(False)
-    return wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
+    lm = wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
+    return lm if lm.is_encoder_decoder else replace(lm, pooling=model_pooling(source, causal=lm.causal))
 
 
 def pull(name: str, progress: Callable[[str], None]) -> Path:
@@ -106,6 +108,7 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
         probe.difference,
         first_position,
         has_lm_head(model),
+        default_pooling(causal=probe.causal),
     )
     token = Batch.from_rows(Front(), [[0]], device=lm.device)
     pack_linear_layers(model, lambda: (lm.logits if lm.has_lm_head else lm.hidden_states)(token, token.token_ids))

@@ -15,6 +15,7 @@ from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.server.openai.chat import chat_router
 from foreword.server.openai.completions import completions_router
+from foreword.server.openai.embeddings import embeddings_router
 from foreword.server.openai.models import models_router
 from foreword.server.openai.serving import OpenAIServing
 from foreword.server.openai.tokenize import tokenize_router
@@ -88,6 +89,7 @@ def create_app(
         models_router(catalogue),
         chat_router(serving),
         completions_router(serving),
+        embeddings_router(ScoringService(engine, tasks, metrics)),
         classify_router(ScoringService(engine, tasks, metrics)),
         tag_router(ScoringService(engine, tasks, metrics)),
         tokenize_router(engine, tasks),

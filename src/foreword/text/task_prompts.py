@@ -7,14 +7,15 @@ them. ``task=None`` is the base model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from foreword.core import Kind, Task
-from foreword.errors import RequestError, TemplateError, UsageError
+from foreword.errors import RequestError, TemplateError, UnsupportedOption, UsageError
 from foreword.text import chat, distilled_text, seam
 from foreword.text.encoded_example import EncodedExample, ExampleEncoder
 from foreword.text.prompt import Prompt
 from foreword.text.template import Template
+from foreword.text.tool_formats import ToolFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,23 +86,58 @@ def field_words(template: Template, values: Mapping[str, object], where: str = "
 
 
 def from_messages(
-    tokenizer: PreTrainedTokenizerBase, task: Task | None, messages: Sequence[Mapping[str, object]]
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    answer_prefix: str = "",
+    **options: Unpack[chat.RenderOptions],
 ) -> Prompt:
     """A conversation, through the task's template if that has exactly one field, else the chat template.
+
+    Args:
+        answer_prefix: a beginning of the answer, behind the rendered conversation.
+        options: of the chat template.
 
     Raises RequestError for messages that do not fit, TemplateError if the tokenizer has no chat template.
     """
     field = _only_field(task)
     if task is not None and field is not None:
+        _refuse_chat_options(task, options)
         return from_fields(tokenizer, task, {field: _single_user_text(task, messages)})
     if task is not None and _is_static(task):
-        return _static_slice_prompt(task, _static_chat_ids(tokenizer, task, messages))
+        rendered = _static_chat_text(tokenizer, task, messages, options) + answer_prefix
+        if task.kind == "system":
+            return _static_slice_prompt(task, chat.encode(tokenizer, rendered))
+        ids = seam.encode(tokenizer, _static_text(task) + rendered, bos=task.prefix.bos != "none")
+        return _static_slice_prompt(task, ids)
     if task is not None and distilled_text.stands_for_text(task):
-        return _continuation_prompt(task, distilled_text.encode_conversation(tokenizer, task, messages))
-    rendered = chat.render(tokenizer, messages)
+        return _continuation_prompt(
+            task,
+            distilled_text.encode_conversation(tokenizer, task, messages, answer_prefix=answer_prefix, **options),
+        )
+    rendered = chat.render(tokenizer, messages, **options) + answer_prefix
     if _request_has_bos(task):
         return _continuation_prompt(task, chat.encode(tokenizer, rendered))
     return _continuation_prompt(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
+
+
+def tool_format(
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None,
+    messages: Sequence[Mapping[str, object]],
+    **options: Unpack[chat.RenderOptions],
+) -> ToolFormat:
+    """The format in which calls will stand in the answer to what `from_messages` makes of the same arguments.
+
+    Raises UnsupportedOption for a task that puts a message into its own template.
+    """
+    if task is not None and _only_field(task) is not None:
+        _refuse_chat_options(task, options)
+    if task is not None and distilled_text.stands_for_text(task):
+        return distilled_text.tool_format(tokenizer, task, messages, **options)
+    system = _static_text(task) if task is not None and _is_static(task) and task.kind == "system" else None
+    return chat.tool_format(tokenizer, messages, system=system, **options)
 
 
 def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Sequence[int]) -> Prompt:
@@ -206,13 +242,31 @@ def _static_text(task: Task) -> str:
     return task.text
 
 
-def _static_chat_ids(
-    tokenizer: PreTrainedTokenizerBase, task: Task, messages: Sequence[Mapping[str, object]]
-) -> list[int]:
+def _static_chat_text(
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    messages: Sequence[Mapping[str, object]],
+    options: chat.RenderOptions,
+) -> str:
     if task.kind == "system":
-        return chat.encode(tokenizer, chat.render(tokenizer, messages, system=_static_text(task)))
-    rendered = chat.without_bos(tokenizer, chat.render(tokenizer, messages))
-    return seam.encode(tokenizer, _static_text(task) + rendered, bos=task.prefix.bos != "none")
+        return chat.render(tokenizer, messages, system=_static_text(task), **options)
+    return chat.without_bos(tokenizer, chat.render(tokenizer, messages, **options))
+
+
+_OPTION_NAMES = {"template_kwargs": "chat_template_kwargs"}
+
+
+def _refuse_chat_options(task: Task, options: chat.RenderOptions) -> None:
+    """Raise UnsupportedOption for what a task with a template of its own cannot honour."""
+    given = [name for name in ("tools", "template_kwargs", "continue_final_message") if options.get(name)]
+    if options.get("add_generation_prompt") is False:
+        given.append("add_generation_prompt")
+    if given:
+        name = _OPTION_NAMES.get(given[0], given[0])
+        raise UnsupportedOption(
+            f"{name} is not supported by task '{task.name}', which puts one message into its own template, and the "
+            f"model's chat template is not used; leave {name} out."
+        )
 
 
 def _only_field(task: Task | None) -> str | None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from foreword.errors import SettingError
-from foreword.training.setting import Setting, check_settings, flag_of, settings_of
+from foreword.training.setting import DATA, METHOD, OPTIMISATION, OUTPUT, Setting, check_settings, flag_of, settings_of
 
 # Fields that the recipes of several commands have in common.
-Accumulate = Annotated[int, Setting("Parts that a step is run in, for less memory.", above=0)]
-Checkpointing = Annotated[bool, Setting("Recompute activations, for less memory still.")]
-Resume = Annotated[bool, Setting("Go on with the run in --out.")]
-ReportTo = Annotated[str, Setting("Tracker of the Transformers Trainer.")]
-Out = Annotated[str | None, Setting("Run folder.", default="runs/NAME-TIME")]
+Accumulate = Annotated[int, Setting("Parts that a step is run in, for less memory.", above=0, group=OPTIMISATION)]
+Checkpointing = Annotated[bool, Setting("Recompute activations, for less memory still.", group=OPTIMISATION)]
+Resume = Annotated[bool, Setting("Go on with the run in --out.", group=OUTPUT)]
+ReportTo = Annotated[str, Setting("Tracker of the Transformers Trainer.", group=OUTPUT)]
+Out = Annotated[str | None, Setting("Run folder.", default="runs/NAME-TIME", group=OUTPUT)]
 SEEDS = 2**32
 
 
@@ -27,25 +27,32 @@ class Recipe:
     Every field is also a flag of the commands that learn and a key of YAML recipes; its `Setting` says what it is for.
     """
 
-    data: Annotated[str, Setting("Training examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")]
+    data: Annotated[str, Setting("Training examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.", group=DATA)]
     method: Annotated[
         str,
-        Setting("p-tuning-v2, prefix-tuning, p-tuning, prompt-tuning, pet, autoprompt, lora, lora-hybrid or manual."),
+        Setting(
+            "p-tuning-v2, prefix-tuning, p-tuning, prompt-tuning, pet, autoprompt, lora, lora-hybrid or manual.",
+            group=METHOD,
+        ),
     ] = "p-tuning-v2"
     """A name in `foreword.prompts.registry`."""
-    eval: Annotated[str | None, Setting("Evaluation examples.", default="a tenth of --data")] = None
+    eval: Annotated[str | None, Setting("Evaluation examples.", default="a tenth of --data", group=DATA)] = None
     """The best checkpoint is chosen on them."""
     template: Annotated[
         str | Sequence[str] | None,
-        Setting("How an example becomes text; may be given several times.", default="{the text field}\\nLabel:{mask}"),
+        Setting(
+            "How an example becomes text; may be given several times.",
+            default="{the text field}\\nLabel:{mask}",
+            group=DATA,
+        ),
     ] = None
     """Several are learned from together; the one that scores best on the evaluation rows is served."""
     verbalizer: Annotated[
         str | Mapping[str, Any] | None,
-        Setting("Words of every label: JSON or a file.", default="the labels' names"),
+        Setting("Words of every label: JSON or a file.", default="the labels' names", group=DATA),
     ] = None
-    label_field: Annotated[str, Setting("Field that holds the label.")] = "label"
-    target_field: Annotated[str | None, Setting("Field that holds the text to generate.")] = None
+    label_field: Annotated[str, Setting("Field that holds the label.", group=DATA)] = "label"
+    target_field: Annotated[str | None, Setting("Field that holds the text to generate.", group=DATA)] = None
     """Needed only where the template does not name it."""
     head: Annotated[
         str | None,
@@ -53,61 +60,89 @@ class Recipe:
             "verbalizer or linear.",
             default="verbalizer; linear for tags and sentence encoders",
             choices=("verbalizer", "linear"),
+            group=METHOD,
         ),
     ] = None
     """Words of a template with ``{mask}``, or a linear layer over hidden states. The default is the linear layer where
     labels are lists (a tag a word) or the model has no words."""
-    length: Annotated[int | None, Setting("Virtual tokens.", default="the method's", above=0)] = None
-    init: Annotated[str, Setting("auto, random, uniform, vocab, text, labels or task:NAME.")] = "auto"
-    init_text: Annotated[str | None, Setting("Text to start from.")] = None
+    length: Annotated[int | None, Setting("Virtual tokens.", default="the method's", above=0, group=METHOD)] = None
+    init: Annotated[str, Setting("auto, random, uniform, vocab, text, labels or task:NAME.", group=METHOD)] = "auto"
+    init_text: Annotated[str | None, Setting("Text to start from.", group=METHOD)] = None
     """For ``init="text"``."""
     warm_start: Annotated[
-        Sequence[str] | None, Setting("Recipe of a further data set to learn with first; may be repeated.")
+        Sequence[str] | None,
+        Setting("Recipe of a further data set to learn with first; may be repeated.", group=METHOD),
     ] = None
     """The prompt is learned on them together with its own data before it goes on alone (multi-task learning)."""
-    lr: Annotated[float | None, Setting("Peak learning rate.", default="the method's", above=0)] = None
+    lr: Annotated[float | None, Setting("Peak learning rate.", default="the method's", above=0, group=OPTIMISATION)] = (
+        None
+    )
     """A linear head's own rate is changed in proportion."""
-    epochs: Annotated[float | None, Setting("Passes over the data.", above=0)] = None
-    max_steps: Annotated[int | None, Setting("Optimizer steps.", default="60 to 320, by size", above=0)] = None
-    batch_size: Annotated[int, Setting("Examples a step.", above=0)] = 16
+    epochs: Annotated[float | None, Setting("Passes over the data.", above=0, group=OPTIMISATION)] = None
+    max_steps: Annotated[
+        int | None, Setting("Optimizer steps.", default="60 to 320, by size", above=0, group=OPTIMISATION)
+    ] = None
+    batch_size: Annotated[int, Setting("Examples a step.", above=0, group=OPTIMISATION)] = 16
     accumulate: Accumulate = 1
     """The result is the same."""
     checkpointing: Checkpointing = False
     """The backward pass takes about a third more time."""
     patience: Annotated[
-        int | None, Setting("Stop after so many evaluations without a better one.", default="never", above=0)
+        int | None,
+        Setting("Stop after so many evaluations without a better one.", default="never", above=0, group=OPTIMISATION),
     ] = None
     class_weights: Annotated[
-        str | Mapping[str, Any] | None, Setting("Weight of every label in the loss: balanced, JSON or a file.")
+        str | Mapping[str, Any] | None,
+        Setting("Weight of every label in the loss: balanced, JSON or a file.", group=OPTIMISATION),
     ] = None
     """``balanced`` weighs a label by how rare it is."""
-    calibrate: Annotated[bool, Setting("Subtract what the task says to empty input.")] = False
+    calibrate: Annotated[bool, Setting("Subtract what the task says to empty input.", group=METHOD)] = False
     """Contextual calibration, Zhao et al. 2021, arXiv:2102.09690."""
-    members: Annotated[int, Setting("Prefixes of an ensemble, each with its own seed.", above=0)] = 1
+    members: Annotated[int, Setting("Prefixes of an ensemble, each with its own seed.", above=0, group=METHOD)] = 1
     rank: Annotated[
-        int | None, Setting("Of an adapter (lora, lora-hybrid, pet).", default="8", above=0, of_method=True)
+        int | None,
+        Setting("Of an adapter (lora, lora-hybrid, pet).", default="8", above=0, of_method=True, group=METHOD),
     ] = None
-    encoder: Annotated[str | None, Setting("Of p-tuning: lstm or mlp.", default="lstm", of_method=True)] = None
-    projection: Annotated[bool | None, Setting("Of p-tuning-v2: learn through an MLP.", of_method=True)] = None
+    encoder: Annotated[
+        str | None, Setting("Of p-tuning: lstm or mlp.", default="lstm", of_method=True, group=METHOD)
+    ] = None
+    projection: Annotated[
+        bool | None, Setting("Of p-tuning-v2: learn through an MLP.", of_method=True, group=METHOD)
+    ] = None
     freeze_first: Annotated[
         bool | None,
-        Setting("Of a prefix: keep its first token as it is.", flag="--freeze-first/--learn-first", of_method=True),
+        Setting(
+            "Of a prefix: keep its first token as it is.",
+            flag="--freeze-first/--learn-first",
+            of_method=True,
+            group=METHOD,
+        ),
     ] = None
     weights: Annotated[
-        str | None, Setting("Of pet: learn an adapter (lora) or a whole model (all).", default="lora", of_method=True)
+        str | None,
+        Setting(
+            "Of pet: learn an adapter (lora) or a whole model (all).", default="lora", of_method=True, group=METHOD
+        ),
     ] = None
     unlabeled: Annotated[
         str | None,
-        Setting("Of pet: rows without labels, for several templates to label for each other.", of_method=True),
+        Setting(
+            "Of pet: rows without labels, for several templates to label for each other.", of_method=True, group=DATA
+        ),
     ] = None
     lm_weight: Annotated[
         float | None,
-        Setting("Of pet: how much modelling the rows without labels counts.", default="0.01", of_method=True),
+        Setting(
+            "Of pet: how much modelling the rows without labels counts.", default="0.01", of_method=True, group=METHOD
+        ),
     ] = None
     candidates: Annotated[
-        int | None, Setting("Of autoprompt: triggers that are tried a step.", default="24", above=0, of_method=True)
+        int | None,
+        Setting("Of autoprompt: triggers that are tried a step.", default="24", above=0, of_method=True, group=METHOD),
     ] = None
-    seed: Annotated[int, Setting("Of the order of examples and of random values.", low=0, high=SEEDS - 1)] = 0
+    seed: Annotated[
+        int, Setting("Of the order of examples and of random values.", low=0, high=SEEDS - 1, group=OPTIMISATION)
+    ] = 0
     """It draws the held-out rows, too."""
     resume: Resume = False
     report_to: ReportTo = "none"

@@ -15,7 +15,7 @@ from weakref import ref
 
 import torch
 
-from foreword.core import Adapter, KVPrefix
+from foreword.core import Adapter, KVPrefix, Pooling
 from foreword.engine.protocol import Chunk, Request, TokenLogprob
 from foreword.engine.request_validator import RequestValidator
 from foreword.engine.stream import ChunkStream
@@ -173,6 +173,12 @@ class VllmEngine:
         """See `EngineProtocol.prompt_logprobs`. Raises as `token_logprobs` does."""
         (entries,) = self._prompt_logprobs([prompt], top)
         return entries
+
+    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> torch.Tensor:
+        """Refused: vLLM generates or embeds, not both. Raises UnsupportedModel."""
+        raise UnsupportedModel(
+            "vLLM gives no hidden states beside answers, so it embeds nothing here; serve with --engine embedded."
+        )
 
     def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
         """Refused: vLLM's workers keep their keys and values. Raises UnsupportedModel."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from foreword.errors import SettingError
 from foreword.training.recipe import Recipe
-from foreword.training.setting import Setting, check_settings, flag_of
+from foreword.training.setting import DATA, METHOD, OPTIMISATION, Setting, check_settings, flag_of
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -46,12 +46,16 @@ class MultiTaskConfig:
     recipe: Recipe
     out: Path
     tasks: Mapping[str, Mapping[str, Any]]
-    at_once: Annotated[int, Setting("Tasks that are learned, and in memory, at a time.", above=0)] = 32
-    min_rows: Annotated[int, Setting("Leave out tasks with fewer rows.", low=2)] = 8
-    shared_init: Annotated[bool, Setting("Start all from a prefix learned on everybody's rows.")] = False
+    at_once: Annotated[
+        int, Setting("Tasks that are learned, and in memory, at a time.", above=0, group=OPTIMISATION)
+    ] = 32
+    min_rows: Annotated[int, Setting("Leave out tasks with fewer rows.", low=2, group=DATA)] = 8
+    shared_init: Annotated[bool, Setting("Start all from a prefix learned on everybody's rows.", group=METHOD)] = False
     shared_length: Annotated[
         int,
-        Setting("Virtual tokens learned on everybody's rows, then frozen in front of each task's own.", low=0),
+        Setting(
+            "Virtual tokens learned on everybody's rows, then frozen in front of each task's own.", low=0, group=METHOD
+        ),
     ] = 0
 
     def __post_init__(self) -> None:
