@@ -8,6 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from foreword.errors import SettingError
+from foreword.text.delimited import Layout
+from foreword.text.long_rows import LongRows
+from foreword.text.memory import Tabular
+from foreword.text.rows import source_name
 from foreword.training.setting import DATA, METHOD, OPTIMISATION, OUTPUT, Setting, check_settings, flag_of, settings_of
 
 # Fields that the recipes of several commands have in common.
@@ -27,7 +31,10 @@ class Recipe:
     Every field is also a flag of the commands that learn and a key of YAML recipes; its `Setting` says what it is for.
     """
 
-    data: Annotated[str, Setting("Training examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.", group=DATA)]
+    data: Annotated[
+        str | list[Any] | Tabular, Setting("Training examples: JSON, CSV, Parquet or hub:NAME:SPLIT.", group=DATA)
+    ]
+    """A file or data set by its name, or rows in memory: a list of dicts, a `datasets.Dataset` or a DataFrame."""
     method: Annotated[
         str,
         Setting(
@@ -36,7 +43,10 @@ class Recipe:
         ),
     ] = "p-tuning-v2"
     """A name in `foreword.prompts.registry`."""
-    eval: Annotated[str | None, Setting("Evaluation examples.", default="a tenth of --data", group=DATA)] = None
+    eval: Annotated[
+        str | list[Any] | Tabular | None,
+        Setting("Evaluation examples.", default="a tenth of --data", group=DATA),
+    ] = None
     """The best checkpoint is chosen on them."""
     template: Annotated[
         str | Sequence[str] | None,
@@ -54,6 +64,22 @@ class Recipe:
     label_field: Annotated[str, Setting("Field that holds the label.", group=DATA)] = "label"
     target_field: Annotated[str | None, Setting("Field that holds the text to generate.", group=DATA)] = None
     """Needed only where the template does not name it."""
+    columns: Annotated[
+        str | list[str] | None, Setting("Names of the columns of a CSV or TSV file without a header.", group=DATA)
+    ] = None
+    """Such as ``text,label``."""
+    delimiter: Annotated[
+        str | None, Setting("Character between the cells of a CSV file.", default="found in its header", group=DATA)
+    ] = None
+    long_rows: Annotated[
+        str | None, Setting("Rows that are too long: refuse, skip or cut FIELD.", default="refuse", group=DATA)
+    ] = None
+    """``cut`` takes away the field's end, so that the rest of the template and the answer remain."""
+    max_length: Annotated[
+        int | None,
+        Setting("Tokens of an example with its answer, at most.", default="the context", above=0, group=DATA),
+    ] = None
+    """Virtual tokens are not counted."""
     head: Annotated[
         str | None,
         Setting(
@@ -152,6 +178,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_settings(self)
         check_consistent(self)
+        Layout.parse(self.columns, self.delimiter)
+        LongRows.parse(self.long_rows)
         if self.epochs is not None and self.max_steps is not None:
             raise SettingError(
                 "max_steps", "--epochs and --max-steps both set the length of the run; give one of them."
@@ -166,6 +194,11 @@ class Recipe:
         if not templates or not all(isinstance(template, str) for template in templates):
             raise SettingError("template", f"--template must be text or a list of texts, got {self.template!r}.")
         return templates
+
+    @property
+    def layout(self) -> Layout:
+        """How its CSV and TSV files are laid out."""
+        return Layout.parse(self.columns, self.delimiter)
 
     @property
     def method_options(self) -> dict[str, Any]:
@@ -211,6 +244,8 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """All settings that determine the result, without those of output and resuming."""
         data = {name: getattr(self, name) for name in self.keys() if name not in ("resume", "report_to", "out")}
+        data["data"] = source_name(self.data)
+        data["eval"] = source_name(self.eval) if self.eval is not None else None
         data["warm_start"] = list(self.warm_start) if self.warm_start else None
         for name in ("verbalizer", "class_weights"):
             data[name] = dict(data[name]) if isinstance(data[name], Mapping) else data[name]

@@ -17,6 +17,7 @@ from foreword.prompts.lower import empty_prefix
 from foreword.prompts.registry import get_method as find_method
 from foreword.text.encoded_example import ConstantPrefix, ExampleEncoder
 from foreword.text.label_scorers import HeadScorer, LabelScorer, word_scorer
+from foreword.text.long_rows import LongRows
 from foreword.text.rows import Row, data_digest
 from foreword.training.compatibility import check_compatible
 from foreword.training.data.class_weights import class_weights
@@ -80,6 +81,8 @@ class Run:
         check_compatible(lm, recipe, run.method, data)
         if run.method.soft and not data.template.num_soft_tokens and not lm.causal:
             run = replace(run, data=data.with_soft_tokens(run.length))
+        if (long_rows := LongRows.parse(recipe.long_rows)).action != "refuse":
+            run = replace(run, data=run.data.fit(long_rows, run.example_builder.row_fits))
         if like is not None and run._has_tokens_of(like):
             examples = like.examples
         else:
@@ -149,7 +152,9 @@ class Run:
         prefix_length = len(self.constant_prefix.token_ids) or (self.length if self.lm.causal else 0)
         prefix_length += self.shared_prefix.length if self.shared_prefix is not None else 0
         label_tokens = 0 if self.word_scorer is None else self.word_scorer.max_extra_tokens
-        return ExampleBuilder(self.lm, self.data, self.example_encoder, prefix_length, label_tokens)
+        return ExampleBuilder(
+            self.lm, self.data, self.example_encoder, prefix_length, label_tokens, self.recipe.max_length
+        )
 
     @cached_property
     def word_scorer(self) -> LabelScorer | None:
@@ -263,6 +268,7 @@ class Run:
     def _has_tokens_of(self, other: Run) -> bool:
         """Whether the examples of another run are those of this one, and fit into the context here."""
         same = (self.example_encoder, self.data.templates) == (other.example_encoder, other.data.templates)
+        same = same and self.data.train_rows == other.data.train_rows
         return same and self.example_builder.fits(max(example.num_tokens for example in other.examples))
 
     def _generation(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from foreword.errors import DataError
 from foreword.models import LanguageModel
 from foreword.text import seam
 from foreword.text.encoded_example import EncodedExample, ExampleEncoder
+from foreword.text.long_rows import MEND
 from foreword.text.rows import Row
 from foreword.text.task_prompts import field_words
 from foreword.text.template import Template
@@ -64,6 +65,7 @@ class ExampleBuilder:
         encoder: makes tokens of filled templates.
         prefix_length: positions in front of every example.
         label_tokens: tokens that an example grows by when its labels are scored.
+        max_length: tokens of an example with its answer, at most; ``None`` for what fits into the context.
     """
 
     lm: LanguageModel
@@ -71,6 +73,7 @@ class ExampleBuilder:
     encoder: ExampleEncoder
     prefix_length: int = 0
     label_tokens: int = 0
+    max_length: int | None = None
 
     def build(self, rows: Sequence[Row]) -> list[Example]:
         """Every row through every template. Raises DataError, TemplateError or VerbalizerError that names the row."""
@@ -93,8 +96,21 @@ class ExampleBuilder:
         return encoded
 
     def fits(self, num_tokens: int) -> bool:
-        """Whether an example of so many tokens fits into the model's context."""
-        return self.lm.context is None or self.prefix_length + num_tokens + self.label_tokens <= self.lm.context
+        """Whether an example of so many tokens fits into the model's context, and is as short as is wanted."""
+        with_answer = num_tokens + self.label_tokens
+        if self.max_length is not None and with_answer > self.max_length:
+            return False
+        return self.lm.context is None or self.prefix_length + with_answer <= self.lm.context
+
+    def row_fits(self, row: Row, *, answer: bool = True) -> bool:
+        """Whether a row fits through every template."""
+        with row.error_context():
+            return all(self.fits(self._num_tokens(row, template, answer)) for template in self.data.templates)
+
+    def _num_tokens(self, row: Row, template: Template, answer: bool) -> int:
+        if answer:
+            return self._example(row, template).num_tokens
+        return len(self.encoder.encode_prompt(template.fill(row.values, row.where, answer=False)).token_ids)
 
     def _example(self, row: Row, template: Template) -> Example:
         labels = self.data.label_ids(row)
@@ -126,12 +142,17 @@ class ExampleBuilder:
         return (end,) if end is not None else tuple(sorted(self.lm.eos_token_ids))[:1]
 
     def _check_fits(self, example: Example) -> None:
-        if not self.fits(example.num_tokens):
-            total = self.prefix_length + example.num_tokens + self.label_tokens
+        if self.fits(example.num_tokens):
+            return
+        with_answer = example.num_tokens + self.label_tokens
+        if self.max_length is not None and with_answer > self.max_length:
             raise DataError(
-                f"the example has {total} tokens with its answer and {self.prefix_length} virtual tokens, the context "
-                f"of {self.lm.name} is {self.lm.context}; shorten the row."
+                f"the example has {with_answer} tokens with its answer, --max-length is {self.max_length}; {MEND}."
             )
+        raise DataError(
+            f"the example has {self.prefix_length + with_answer} tokens with its answer and {self.prefix_length} "
+            f"virtual tokens, the context of {self.lm.name} is {self.lm.context}; {MEND}."
+        )
 
 
 @dataclass(frozen=True)
