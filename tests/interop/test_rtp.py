@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -391,3 +392,23 @@ def test_what_cannot_be_loaded_is_said(base, tmp_path):
             Pipeline(model, TOKENIZERS["byte_level"])
     finally:
         model.stop()
+
+
+def test_code_that_comes_with_a_model_is_run_if_asked(base, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(base("llama").folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Own(LlamaConfig):\n    model_type = 'own'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Own\n"
+    )
+    with pytest.raises(UnsupportedModel, match="trust_remote_code=True in Python"):
+        ModelFactory.from_huggingface(str(folder))
+    model = ModelFactory.from_huggingface(str(folder), trust_remote_code=True)
+    pipeline = Pipeline(model, model.tokenizer)
+    (answer,) = list(pipeline(["x"], generate_config={**GREEDY, "is_streaming": False}))
+    pipeline.stop()
+    assert answer.batch_response == [plain(base("llama"), "x")]

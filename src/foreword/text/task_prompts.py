@@ -117,9 +117,7 @@ def from_messages(
             distilled_text.encode_conversation(tokenizer, task, messages, answer_prefix=answer_prefix, **options),
         )
     rendered = chat.render(tokenizer, messages, **options) + answer_prefix
-    if _request_has_bos(task):
-        return _continuation_prompt(task, chat.encode(tokenizer, rendered))
-    return _continuation_prompt(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
+    return _continuation_prompt(task, chat.encode(tokenizer, rendered, bos=_request_has_bos(task)))
 
 
 def tool_format(

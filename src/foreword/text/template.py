@@ -71,12 +71,12 @@ class FilledTemplate:
     Attributes:
         prompt: everything before the answer; no two neighbours are both text.
         target: the text to be generated, if the template has one and it was asked for.
-        after: the text behind the answer, empty if there is none.
+        after: everything behind the answer, likewise; masked models alone see it.
     """
 
     prompt: tuple[str | SoftSlot, ...]
     target: str | None
-    after: str
+    after: tuple[str | SoftSlot, ...]
 
     @property
     def text(self) -> str:
@@ -219,7 +219,7 @@ class Template:
                 pieces.append(value)
             else:
                 pieces.append(part)
-        return FilledTemplate(_merge_text(prompt), target, "".join(piece for piece in after if isinstance(piece, str)))
+        return FilledTemplate(_merge_text(prompt), target, _merge_text(after))
 
     def _is_alone(self, index: int) -> bool:
         """Whether a part stands behind a line break and before another one or the end."""
@@ -329,8 +329,8 @@ def _check_answer(source: str, placed: list[tuple[int, TemplatePart]]) -> None:
             if answer is not None:
                 raise _error_at(source, start, _second_answer(answer, part))
             answer = part
-        elif isinstance(part, SoftSlot) and answer is not None:
-            raise _error_at(source, start, "soft tokens cannot stand behind the answer; move them in front of it")
+        elif isinstance(part, SoftSlot) and isinstance(answer, TargetField):
+            raise _error_at(source, start, "soft tokens cannot stand behind a text that is generated; move them ahead")
 
 
 def _second_answer(first: TemplatePart, second: TemplatePart) -> str:

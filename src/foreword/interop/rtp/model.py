@@ -49,7 +49,11 @@ class ModelFactory:
 
     @staticmethod
     def from_huggingface(
-        model_path_or_name: str, model_config: ModelConfig | None = None, revision: str | None = None
+        model_path_or_name: str,
+        model_config: ModelConfig | None = None,
+        revision: str | None = None,
+        *,
+        trust_remote_code: bool = False,
     ) -> Model:
         """Load a model, compute the static prompts that ``MULTI_TASK_PROMPT`` names, and start an engine.
 
@@ -57,6 +61,7 @@ class ModelFactory:
             model_path_or_name: a Hub id, a folder, a ``.gguf`` file or ``smollm2-135m`` (built in).
             model_config: see there.
             revision: not supported; give the folder of the revision.
+            trust_remote_code: run code that comes with the model.
 
         Raises:
             UnknownModel, UnsupportedModel: there is no such model, or it cannot carry a prefix or write.
@@ -70,7 +75,7 @@ class ModelFactory:
         if revision is not None:
             raise UnsupportedOption(f"revision={revision!r} is not supported; fetch it and give its folder instead.")
         prompts = read_static_prompts()  # before the model, which takes longer to load
-        lm = load_model(model_path_or_name)
+        lm = load_model(model_path_or_name, trust_remote_code=trust_remote_code)
         ptuning = ptuning_task(lm, config.ptuning_path) if config.ptuning_path else None
         return Model(lm, ptuning, prompts, max_seq_len=config.max_seq_len)
 
