@@ -1,7 +1,7 @@
 """The fenced blocks of a page, run as they are written, one after another in one empty folder.
 
-A block fenced as ``sh`` is what a reader types, one as ``python`` what a reader runs; transcripts, which show a prompt and
-what came, are fenced as ``console`` and not run.
+A block fenced as ``sh`` is what a reader types, one as ``python`` what a reader runs; transcripts, which show a prompt
+and what came, are fenced as ``console`` and not run.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def run_page(page: Path, folder: Path, model: str) -> None:
     try:
         for block in blocks(page):
             text = block.text.replace(PORT, port)
-            command = ["bash", "-euo", "pipefail", "-c", text] if block.language == "sh" else [sys.executable, "-c", text]
+            command = (
+                ["bash", "-euo", "pipefail", "-c", text] if block.language == "sh" else [sys.executable, "-c", text]
+            )
             done = subprocess.run(
                 command,
                 cwd=work,
@@ -106,4 +108,3 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
-

@@ -1,7 +1,7 @@
 """What README and the pages of ``docs/`` tell a reader to type runs as it is written, from an empty folder.
 
-Here with a tiny model of the built-in model's tokenizer, so that learning takes seconds; the slow test takes the built-in
-model itself.
+Here with a tiny model of the built-in model's tokenizer, so that learning takes seconds; the slow test takes the
+built-in model itself.
 """
 
 from __future__ import annotations
