@@ -42,17 +42,22 @@ class Block:
     text: str
 
 
-def blocks(page: Path) -> list[Block]:
-    """The blocks of a page that are run."""
-    return [Block(*found) for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
+def blocks(page: Path, until: str = "") -> list[Block]:
+    """The blocks of a page that are run; those in front of the heading ``until`` if there is one."""
+    text = page.read_text(encoding="utf-8")
+    if until:
+        assert until in text, f"{page.name} has no heading {until!r}"
+        text = text.partition(until)[0]
+    return [Block(*found) for found in BLOCK.findall(text)]
 
 
-def run_page(page: Path, folder: Path, model: str) -> None:
+def run_page(page: Path, folder: Path, model: str, until: str = "") -> None:
     """Run the blocks of a page. Raises AssertionError with the command's output for the first that fails.
 
     Args:
         folder: an empty folder; the commands run in it, beside a home of their own.
         model: what ``$FOREWORD_MODEL`` names.
+        until: a heading that ends what is run.
     """
     work, scratch = folder / "work", folder / "scratch"
     work.mkdir(parents=True)
@@ -60,7 +65,7 @@ def run_page(page: Path, folder: Path, model: str) -> None:
     port = str(_free_port())
     environment = _environment(folder, scratch, model, port)
     try:
-        for block in blocks(page):
+        for block in blocks(page, until):
             text = block.text.replace(PORT, port)
             command = (
                 ["bash", "-euo", "pipefail", "-c", text] if block.language == "sh" else [sys.executable, "-c", text]

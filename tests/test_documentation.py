@@ -39,8 +39,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_the_readme_runs_as_written(tmp_path, model):
-    run_page(ROOT / "README.md", tmp_path, model)
+def test_the_first_screen_of_the_readme_runs_as_written(tmp_path, model):
+    run_page(ROOT / "README.md", tmp_path, model, until="## A long text")
 
 
 @pytest.mark.slow
