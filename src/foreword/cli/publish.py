@@ -50,9 +50,9 @@ def publish(
 
             task = prefix_task(name, Path(prefix), template, verbalizer)
         else:
+            content = read_text(source)
             from foreword.prompts.static import static_task
 
-            content = read_text(source)
             lm = options.open_model()
             task = static_task(lm, name, "system" if system is not None else "prompt", content)
         task = store.publish(task, replace=replace, reserved=[options.model_name])

@@ -82,7 +82,8 @@ class EncoderDecoderEngine:
             if getattr(request.sampling, name) != getattr(defaults, name):
                 raise UnsupportedOption(f"{self.name} is an encoder-decoder, which takes no {name}; leave it out.")
         detokenizer = Detokenizer(self.tokenizer, request.sampling.stop)
-        stream = EncoderDecoderStream(request, detokenizer, self._lm.eos_token_ids, self._generate_waiting)
+        lm = self._lm
+        stream = EncoderDecoderStream(request, detokenizer, lm.eos_token_ids, self._generate_waiting, lm.dtype)
         self._waiting.append(stream)
         self._counters["requests"] += 1
         return stream
