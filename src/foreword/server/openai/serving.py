@@ -46,7 +46,9 @@ class OpenAIServing:
         Raises RequestError for a task that cannot generate, LimitReached, and what `TaskTable.resolve` does.
         """
         caller = current_caller(http)
-        task = await self.tasks.resolve(body.model, body.task_id, caller)
+        task = await self.tasks.resolve(body.model, body.task_id, caller, body.user_id)
+        if task is not None and (version := self.tasks.split_version(task)) is not None:
+            http.state.split = task.name, version
         task_prompts.require_generation(task)
         caller.count_request()
         return task
@@ -69,7 +71,8 @@ class OpenAIServing:
         meta = ResponseMeta(serializer, body.model or ref, ref)
         log_fields = http.state.log_fields
         log_fields["model"] = ref
-        recorder = UsageRecorder(self.metrics, group or engine.name, current_caller(http), log_fields)
+        version = self.tasks.split_version(task)
+        recorder = UsageRecorder(self.metrics, group or engine.name, current_caller(http), log_fields, version)
         streams = await submit_all(engine, requests, recorder)
         if body.stream:
             return SSEResponse(sse_events(meta, streams, body, self.timeout), streams)

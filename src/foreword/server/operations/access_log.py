@@ -24,7 +24,8 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class AccessLog:
     """ASGI middleware: gives every request an id, counts responses by status and logs a line when a request is over.
 
-    Handlers add fields of the line to ``request.state.log_fields``; prompts and answers never go there.
+    Handlers add fields of the line to ``request.state.log_fields``; prompts and answers never go there. They set
+    ``request.state.split`` to the task and the version of a request that one of several versions answers.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -55,6 +56,8 @@ class AccessLog:
             if connection.disconnected:  # what the engine said of the answer that was cancelled is no error of its
                 status = CLIENT_CLOSED_REQUEST
             self._metrics.count_response(_route_path(scope), status)
+            if (split := scope["state"].get("split")) is not None:
+                self._metrics.count_version_response(*split, status)
             caller = scope["state"].get("caller")
             line = {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
