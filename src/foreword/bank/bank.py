@@ -51,6 +51,7 @@ class Bank:
     ) -> None:
         self._store = _open_store(os.fspath(root), Path(cache) if cache else home() / "cache" / "bank")
         self._lifetimes = Lifetimes(self._store, clock)
+        self._without_ttl: set[str] = set()
         self._splits: dict[str, tuple[float, bytes | None]] = {}
         self.load_tensors = load
 
@@ -396,7 +397,12 @@ class Bank:
 
     def _has_expired(self, name: str) -> bool:
         """Whether every version of a task has."""
-        self._read_current(name)
+        served = f"{name}@{self.current(name)}"
+        if served in self._without_ttl:  # versions never change, and most tasks live for ever
+            return False
+        if self._lifetimes.expires(self._store.record(*self._resolve(served))) is None:
+            self._without_ttl.add(served)
+            return False
         records = [self._store.record(name, version) for version in self._sorted_versions(name)]
         return bool(records) and all(map(self._lifetimes.has_expired, records))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from foreword.bank.time_to_live import parse_duration
 from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
 from foreword.cli.interruption import on_interrupted_publish
@@ -24,6 +26,9 @@ def publish(
     prefix: Annotated[str | None, typer.Option(help="A prefix.safetensors file.")] = None,
     template: Annotated[str | None, typer.Option(help="Template for --prefix.")] = None,
     verbalizer: Annotated[str | None, typer.Option(help="Verbalizer for --prefix.")] = None,
+    ttl: Annotated[
+        str | None, typer.Option(help="Expire after this time without a use, such as 7d.", show_default="never")
+    ] = None,
     *,
     replace: Replace = False,
     options: ModelOptions,
@@ -39,6 +44,7 @@ def publish(
     needs_model = flag in ("--system", "--text")
     if not needs_model and options != ModelOptions(options.model, options.bank):
         raise UsageError(f"{flag} needs no model; leave out --dtype, --device and --trust-remote-code.")
+    seconds = parse_duration(ttl) if ttl is not None else None
     store = options.open_bank()
     options.check_name(name)
     with on_interrupted_publish(store, name):
@@ -54,6 +60,7 @@ def publish(
             content = read_text(source)
             lm = options.open_model()
             task = static_task(lm, name, "system" if system is not None else "prompt", content)
+        task = dataclasses.replace(task, ttl=seconds)
         task = store.publish(task, replace=replace, reserved=[options.model_name])
     data = {"task": task.ref, "length": task.prefix.length, "prefix_bytes": task.prefix.nbytes}
     emit(data, f"published {task.ref} ({task.prefix.length} positions, {task.prefix.nbytes:,} bytes)", json)

@@ -57,7 +57,8 @@ class AccessLog:
                 status = CLIENT_CLOSED_REQUEST
             self._metrics.count_response(_route_path(scope), status)
             if (split := scope["state"].get("split")) is not None:
-                self._metrics.count_version_response(*split, status)
+                task, version = split
+                self._metrics.count_version_response(task, version, status)
             caller = scope["state"].get("caller")
             line = {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

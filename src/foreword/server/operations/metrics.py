@@ -82,8 +82,12 @@ class Metrics:
         self._answer_tokens = self._counter("answer_tokens", "Tokens of answers.", ("task",))
         self._latencies = [self._histogram(*each) for each in _LATENCIES]
         version = ("task", "version")
-        self._version_responses = self._counter("version_responses", "HTTP responses of versions that are split.", (*version, "status"))
-        self._version_answer_tokens = self._counter("version_answer_tokens", "Tokens of answers by versions that are split.", version)
+        self._version_responses = self._counter(
+            "version_responses", "HTTP responses of versions that are split.", (*version, "status")
+        )
+        self._version_answer_tokens = self._counter(
+            "version_answer_tokens", "Tokens of answers by versions that are split.", version
+        )
         self._version_latencies = [
             self._histogram(f"version_{name}", text, buckets, version) for name, text, buckets in _LATENCIES
         ]

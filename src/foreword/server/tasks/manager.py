@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace as changed
@@ -17,6 +18,8 @@ from foreword.errors import PublishConflict
 from foreword.server.tasks.catalogue import Catalogue
 from foreword.server.tasks.table import TaskTable
 from foreword.text.task_prompts import static_token_ids
+
+LOGGER = logging.getLogger(__name__)
 
 
 class TaskManager:
@@ -105,9 +108,11 @@ class TaskManager:
             self._tasks.resident.remove(name)
 
     def prune(self, limit: int) -> None:
-        """Remove expired tasks of the bank, whatever model they are of, at most ``limit`` at a time."""
-        for name in self._bank.prune(limit=limit):
+        """Remove expired tasks of the bank, whatever model they are of, but no pinned ones; at most ``limit``."""
+        names = [name for name in self._bank.names() if not self._tasks.resident.is_pinned(name)]
+        for name in self._bank.prune(names, limit):
             self._tasks.resident.remove(name)
+            LOGGER.info("removed '%s', whose time to live is over", name)
 
     async def pin(self, name: str) -> None:
         """Load a task and keep it in memory, with its next versions. Raises UsageError if pinned tasks do not fit."""

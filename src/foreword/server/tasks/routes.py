@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 
 from foreword.bank.names import check_name, split_ref
+from foreword.bank.time_to_live import parse_duration
 from foreword.errors import RequestError, VerbalizerError
 from foreword.interop.prefix_task import prefix_task
 from foreword.server.operations.auth import CurrentCaller, require_admin
@@ -65,7 +67,9 @@ def tasks_router(manager: TaskManager | None) -> APIRouter:
         body = _parse_body(await http.body())
         kind, text = ("system", body.system) if body.system is not None else ("prompt", body.prompt)
         publish_text = require_manager().publish_text
-        task = await run_in_threadpool(publish_text, body.name, kind, text or "", replace=bool(body.replace))
+        task = await run_in_threadpool(
+            publish_text, body.name, kind, text or "", replace=bool(body.replace), ttl=body.ttl_seconds
+        )
         return JSONResponse(task, status_code=201)
 
     @router.get("/{name}", responses=TASK_RESPONSE)
@@ -136,7 +140,9 @@ def _publish_file(manager: TaskManager, path: Path, fields: Mapping[str, str]) -
     task = prefix_task(
         name, path, fields.get("template"), _parse_verbalizer(fields.get("verbalizer")), manager.load_tensors
     )
-    return manager.publish(task, replace=fields.get("replace", "").lower() in ("1", "true", "yes"))
+    ttl = parse_duration(fields["ttl"]) if "ttl" in fields else None
+    replace = fields.get("replace", "").lower() in ("1", "true", "yes")
+    return manager.publish(dataclasses.replace(task, ttl=ttl), replace=replace)
 
 
 def _parse_verbalizer(source: str | None) -> Mapping[str, object] | None:
