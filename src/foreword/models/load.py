@@ -29,11 +29,11 @@ from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
 from foreword.models.fingerprint import compute_identity
 from foreword.models.language_model import LanguageModel
+from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
 from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import has_lm_head, probe_model
 
-_NAME_FORMS = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -67,7 +67,15 @@ def load_model(
     attention.register()
     model, tokenizer = _load_model_and_tokenizer(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
     model.to(target).eval().requires_grad_(False)
-    lm = wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
+    try:
+        lm = wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
+    except UnsupportedModel as error:
+        if not _runs_own_code(model):
+            raise
+        raise UnsupportedModel(
+            f"the code that comes with {name} is run, but it computes its attention by itself and would never see a "
+            f"prefix ({str(error).rstrip('.')}); give a checkpoint of an architecture that Transformers has."
+        ) from error
     return lm if lm.is_encoder_decoder else replace(lm, pooling=model_pooling(source, causal=lm.causal))
 
 
@@ -82,7 +90,7 @@ def pull(name: str, progress: Callable[[str], None]) -> Path:
     try:
         return Path(snapshot_download(source))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UnknownModel(f"model {name!r} could not be fetched ({_first_line(error)}); {_NAME_FORMS}.") from error
+        raise UnknownModel(f"model {name!r} could not be fetched ({_first_line(error)}); {NAME_FORMS}.") from error
 
 
 def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -> LanguageModel:
@@ -149,6 +157,7 @@ def max_positions(config: Any) -> int | None:
 
 def resolve_source(name: str, progress: Callable[[str], None]) -> str:
     """The folder of a local or built-in model, or a Hub id unchanged. Raises UnknownModel."""
+    check_model_name(name)
     if name == gguf.BUILTIN:
         return str(gguf.builtin_folder(progress))
     if name.endswith(".gguf"):
@@ -156,7 +165,7 @@ def resolve_source(name: str, progress: Callable[[str], None]) -> str:
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UnknownModel(f"there is no model folder {name}; {_NAME_FORMS}.")
+        raise UnknownModel(f"{name} is no model folder; {NAME_FORMS}.")
     return name
 
 
@@ -225,10 +234,14 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
     except (OSError, ValueError, KeyError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise UnsupportedModel(
-                f"{name} comes with its own code, which is not run unless asked; pass --trust-remote-code if you "
-                "trust it."
+                f"{name} comes with its own code, which is not run unless asked; pass --trust-remote-code "
+                "(trust_remote_code=True in Python) if you trust it."
             ) from error
-        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAME_FORMS}.") from error
+        if trust_remote_code and isinstance(error, ImportError):
+            raise UnsupportedModel(
+                f"the code that comes with {name} cannot be imported ({_first_line(error)}); install what it needs."
+            ) from error
+        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {NAME_FORMS}.") from error
 
 
 def auto_class(config: Any) -> Any:
@@ -247,6 +260,11 @@ def auto_class(config: Any) -> Any:
 def _is_encoder(config: Any) -> bool:
     """BERT-like configs are registered for both heads and say by ``is_decoder`` which one they are."""
     return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+
+
+def _runs_own_code(model: Any) -> bool:
+    """Whether the model's class comes with its checkpoint (``auto_map``)."""
+    return type(model).__module__.startswith("transformers_modules.")
 
 
 def _weights_folder(source: str, model: Any) -> Path | None:

@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import ForewordError
+from foreword.evaluation.answers import Answers
 from foreword.server.openai.chat import chat_router
 from foreword.server.openai.completions import completions_router
 from foreword.server.openai.embeddings import embeddings_router
@@ -26,6 +27,7 @@ from foreword.server.operations.access_log import AccessLog
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.auth import Authenticator, AuthMiddleware
 from foreword.server.operations.error_handlers import ERROR_RESPONSES, install_error_handlers
+from foreword.server.operations.front_door import front_door_router
 from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.probes import probes_router
 from foreword.server.operations.request_limits import RequestLimits
@@ -36,6 +38,7 @@ from foreword.server.tasks.routes import tasks_router
 from foreword.server.tasks.scoring import ScoringService
 from foreword.server.tasks.table import TaskTable
 from foreword.server.tasks.tag import tag_router
+from foreword.server.ui.mount import PATH, has_ui
 from foreword.version import __version__
 
 if TYPE_CHECKING:
@@ -59,9 +62,11 @@ def create_app(
     allow_other_weights: bool = False,
     authenticator: Authenticator | None = None,
     timeout: float | None = None,
+    max_waiting: int = 4096,
     max_body_bytes: int = MAX_BODY_BYTES,
     cors_origins: Sequence[str] = (),
     ui: bool = False,
+    engine_kind: str = "embedded",
 ) -> FastAPI:
     """The application. It does not close the engine.
 
@@ -76,21 +81,23 @@ def create_app(
         allow_other_weights: serve tasks made for other weights of the same architecture, as the engine does.
         authenticator: has the API keys; without one, every request may do everything.
         timeout: seconds after which a generation is ended; no bound if ``None``.
+        max_waiting: label answers that may wait; more are answered 429.
         max_body_bytes: bound of a request's body.
         cors_origins: origins whose pages may send requests from a browser; none by default.
         ui: also mount the page at ``/ui``, which needs the extra ``[ui]``.
+        engine_kind: what ``--engine`` calls the engine, for ``/health``.
 
     Raises:
         ModelMismatch: one of ``extra_tasks`` was made for another model.
         UsageError: ``ui`` without its extra.
     """
-    extra = dict(extra_tasks or {})
+    extra = extra_tasks if extra_tasks is not None else {}
     authenticator = authenticator or Authenticator(ApiKeys())
     tasks = TaskTable(engine, bank, extra, prefix_bytes=prefix_bytes, allow_other_weights=allow_other_weights)
     catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights)
     metrics = Metrics(engine.statistics, tasks.resident)
     manager = TaskManager(engine, bank, tasks, catalogue) if bank is not None else None
-    serving = OpenAIServing(engine, tasks, metrics, timeout)
+    serving = OpenAIServing(Answers(engine, max_waiting), tasks, metrics, timeout)
     # In the order of the OpenAPI page.
     routers = [
         models_router(catalogue),
@@ -101,7 +108,8 @@ def create_app(
         tag_router(ScoringService(engine, tasks, metrics)),
         tokenize_router(engine, tasks),
         tasks_router(manager),
-        probes_router(engine, metrics),
+        probes_router(engine, metrics, engine_kind),
+        front_door_router(engine.name, ui=ui, installed=has_ui()),
     ]
     # Without redirects a wrong path is a 404 in OpenAI's shape, and no POST is sent twice.
     app = FastAPI(
@@ -119,7 +127,7 @@ def create_app(
     app.add_middleware(RequestLimits, max_body_bytes=max_body_bytes)
     if cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(AccessLog, metrics=metrics)
+    app.add_middleware(AccessLog, metrics=metrics, parts_of_page=(f"{PATH}/", "/favicon.ico"))
     if ui:
         from foreword.server.ui.mount import mount_ui
 

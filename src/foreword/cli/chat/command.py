@@ -41,15 +41,15 @@ def chat(
         raise UsageError("NAME and --task are the same; give one of them.")
     ref = name or task
     store = options.open_bank()
-    if ref is not None and ref != options.model_name:
-        store.describe(ref)  # an unknown task is an error before the model is loaded
+    options.check_task(ref)
     lm = options.open_model()
-    if not lm.causal and not lm.is_encoder_decoder:
+    if ref is None and not lm.causal and not lm.is_encoder_decoder:
         raise UnsupportedModel(f"{lm.name} is an encoder, which writes no text; ask it with foreword classify.")
     from foreword.cli.chat.repl import ChatRepl
     from foreword.cli.chat.session import ChatSession
+    from foreword.evaluation.answers import Answers
 
     with options.open_engine(lm) as engine:
-        session = ChatSession(engine, lambda ref: options.find_task(ref, lm), max_tokens, temperature)
+        session = ChatSession(Answers(engine), lambda ref: options.find_task(ref, lm), max_tokens, temperature)
         session.select_task(ref)
         ChatRepl(session, store, home() / "chat_history").run()
