@@ -150,6 +150,11 @@ class Bank(WithOverview):
         with self._bank_errors(_CHECK_LOCATION):
             return self._lifetimes.expires(self._store.record(*self._resolve(ref)))
 
+    def has_expired(self, ref: str) -> bool:
+        """Whether the time to live of a task is over."""
+        with self._bank_errors(_CHECK_LOCATION):
+            return self._lifetimes.has_expired(self._store.record(*self._resolve(ref)))
+
     def check_alive(self, ref: str) -> None:
         """Raise `ExpiredTask` for a task whose time to live is over."""
         with self._bank_errors(_CHECK_LOCATION):

@@ -228,7 +228,7 @@ class BrokenEngine:
         self.identity, self.context = engine.identity, engine.context
         self.score, self.statistics, self.close = engine.score, engine.statistics, engine.close
         self._ending = ending
-        self.alive, self.loads_prefixes = True, engine.loads_prefixes
+        self.alive, self.causal, self.loads_prefixes = True, engine.causal, engine.loads_prefixes
 
     def submit(self, request: Request) -> BrokenStream:
         assert request.sampling != SamplingParams()

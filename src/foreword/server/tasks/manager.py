@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace as changed
 from typing import Any
@@ -85,7 +84,7 @@ class TaskManager:
             "split": None if split is None else dict(split.weights),
             **_version_fields(description),
             "expires": None if expires is None else format_time(expires),
-            "expired": expires is not None and expires <= time.time(),
+            "expired": self._bank.has_expired(ref),
             "pinned": self._tasks.resident.is_pinned(name),
             "resident": f"{name}@{description['version']}" in self._tasks.resident,
             "versions": self._bank.versions(name),
