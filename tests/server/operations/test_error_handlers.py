@@ -39,8 +39,7 @@ def check(response: httpx.Response, status: int, code: str, param: str | None) -
 
 
 UNSUPPORTED = [
-    (CHAT, "tools", [{"type": "function"}]),
-    (CHAT, "tool_choice", "required"),
+    (CHAT, "prediction", {"type": "content"}),
     (CHAT, "reasoning_effort", "low"),
     (CHAT, "use_beam_search", True),
     (TEXT, "best_of", 2),

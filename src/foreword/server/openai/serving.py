@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from foreword.core import SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
 from foreword.evaluation.sampling_params import request_sampling_params
-from foreword.server.openai.generation import cancel_on_disconnect, gather_outputs, submit_all
+from foreword.server.openai.generation import PromptOnlyStream, cancel_on_disconnect, gather_outputs, submit_all
 from foreword.server.openai.schema import GenerationRequest
 from foreword.server.openai.serialization import ChoiceSerializer, ResponseMeta, prompt_token_ids, usage
 from foreword.server.openai.streaming import SSEResponse, sse_events
@@ -21,7 +21,9 @@ from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.usage import UsageRecorder
 from foreword.server.tasks.table import TaskTable
 from foreword.text import task_prompts
+from foreword.text.detokenize import special_token_id
 from foreword.text.prompt import Prompt
+from foreword.text.tool_choice import AnswerPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +60,16 @@ class OpenAIServing:
         serializer: ChoiceSerializer,
         task: Task | None,
         prompts: Sequence[Prompt],
+        plan: AnswerPlan | None = None,
     ) -> Response:
-        """Generate for all prompts and respond, complete or as server-sent events."""
+        """Generate for all prompts and respond, complete or as server-sent events.
+
+        Args:
+            plan: of answers that may call tools.
+        """
         engine, group = self.engine, task.name if task is not None else ""
         requests = [
-            Request.from_prompt(prompt, sampling_params(body, task, prompt, engine.context), group).fan_out(body.n or 1)
+            Request.from_prompt(prompt, sampling_params(body, task, prompt, engine, plan), group).fan_out(body.n or 1)
             for prompt in prompts
         ]
         ref = task.ref if task is not None else engine.name
@@ -70,26 +77,39 @@ class OpenAIServing:
         log_fields = http.state.log_fields
         log_fields["model"] = ref
         recorder = UsageRecorder(self.metrics, group or engine.name, current_caller(http), log_fields)
-        streams = await submit_all(engine, requests, recorder)
+        streams: list[Stream] = await submit_all(engine, requests, recorder)
+        if body.max_answer_tokens == 0:
+            streams = [PromptOnlyStream(stream) for stream in streams]
         if body.stream:
             return SSEResponse(sse_events(meta, streams, body, self.timeout), streams)
         async with cancel_on_disconnect(http.receive, streams):
             return await _complete_response(meta, streams, body, self.timeout)
 
 
-def sampling_params(body: GenerationRequest, task: Task | None, prompt: Prompt, context: int | None) -> SamplingParams:
+def sampling_params(
+    body: GenerationRequest, task: Task | None, prompt: Prompt, engine: EngineProtocol, plan: AnswerPlan | None = None
+) -> SamplingParams:
     """The request's sampling options, else the task's defaults, else the endpoint's.
 
     Args:
-        prompt: a default length is cut to the room that it leaves in ``context`` tokens; a requested one never is.
+        prompt: a default length is cut to the room that it leaves in the engine's context; a requested one never is.
+        plan: of an answer that may call tools.
     """
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
+    skip_special_tokens = body.skip_special_tokens
+    if plan is not None:
+        if plan.stop:
+            own = stop if stop is not None else (task.generation.get("stop") if task is not None else None)
+            stop = [*(own or ()), *plan.stop]
+        if any(special_token_id(engine.tokenizer, mark) is not None for mark in plan.marks):
+            skip_special_tokens = False
     return request_sampling_params(
         task,
         prompt,
-        context,
+        engine.context,
         body.default_max_tokens,
-        max_tokens=body.max_answer_tokens,
+        # An engine writes at least one token, which `PromptOnlyStream` takes off again.
+        max_tokens=1 if body.max_answer_tokens == 0 else body.max_answer_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=max(body.top_k, 0) if body.top_k is not None else None,
@@ -104,7 +124,9 @@ def sampling_params(body: GenerationRequest, task: Task | None, prompt: Prompt, 
         frequency_penalty=body.frequency_penalty,
         logit_bias=None if body.logit_bias is None else {int(token): b for token, b in body.logit_bias.items()},
         logprobs=body.num_logprobs,
-        constraint=body.constraint,
+        constraint=plan.constraint if plan is not None else body.constraint,
+        skip_special_tokens=skip_special_tokens,
+        include_stop_str_in_output=body.include_stop_str_in_output,
     )
 
 
