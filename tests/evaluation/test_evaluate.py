@@ -176,7 +176,7 @@ def test_labels_are_text_as_json_spells_them(value, label):
     ("bad", "kind", "message"),
     [
         ({"text": "x"}, DataError, r"^test.csv line 9: the row has no field 'label' \(it has: text\); pass --label-"),
-        ({"text": "x", "label": None}, DataError, "^test.csv line 9: label None is not text; write it as a string"),
+        ({"text": "x", "label": None}, DataError, "^test.csv line 9: label null is no label; write the label, or"),
         ({"text": "x", "label": "goood"}, VerbalizerError, "^test.csv line 9: label 'goood' is not one of .* 'good'?"),
         ({"label": "good"}, TemplateError, "^test.csv line 9: the row has no field 'text'"),
         ({"text": ["x"], "label": "good"}, TemplateError, "^test.csv line 9: field 'text' is a list, not text"),

@@ -50,7 +50,7 @@ def refused(
 
 def test_missing_field():
     said = refused([*LABELLED, {"txt": "xa", "label": "y"}], kind=TemplateError)
-    assert said.startswith("bad.jsonl line 4: the row has no field 'text' (it has: label, txt); add it to the row")
+    assert said.startswith("bad.jsonl line 4: the row has no field 'text' (it has: label, txt); did you mean 'txt'?")
 
 
 def test_missing_label():
@@ -79,7 +79,8 @@ def test_a_missing_file():
     assert refused(data="nothing.jsonl") == "nothing.jsonl cannot be read: No such file or directory; check the path."
     assert refused(eval="nothing.csv").startswith("nothing.csv cannot be read")
     assert (
-        refused(data="rows.txt") == "rows.txt has to end in .jsonl, .csv, .tsv or .parquet; convert it to one of them."
+        refused(data="rows.txt")
+        == "rows.txt has to end in .jsonl, .json, .csv, .tsv or .parquet; convert it to one of them."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,8 @@ from foreword.evaluation.row_labels import label_index, row_label, row_tags
 from foreword.evaluation.sampling_params import task_sampling_params
 from foreword.evaluation.text_metrics import unavailable_metrics
 from foreword.text import seam, task_prompts
+from foreword.text.assistant_turns import AssistantTurn, assistant_turns, join_turns
+from foreword.text.conversation import Conversation, LearnTurns, Message, is_conversation
 from foreword.text.label_scorers import LabelScorer
 from foreword.text.prompt import Prompt
 from foreword.text.rows import Row
@@ -40,25 +42,36 @@ class EvaluationJob:
         task: made for the engine's model.
         rows: examples with the template's fields and the label, the tags or the target.
         label_field: the field that holds the label or the tags.
+        learn_turns: of conversations, which turns of the assistant are measured.
     """
 
     task: Task
     rows: Sequence[Row]
     label_field: str = "label"
+    learn_turns: LearnTurns = "all"
 
 
-def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_field: str = "label") -> Report:
-    """Score the labels of a task with ``{mask}`` or a head, or generate for a task with ``{target:...}``.
+def evaluate(
+    engine: EngineProtocol,
+    task: Task,
+    rows: Sequence[Row],
+    *,
+    label_field: str = "label",
+    learn_turns: LearnTurns = "all",
+) -> Report:
+    """Score the labels of a task with ``{mask}`` or a head, or generate for a task with ``{target:...}``; of a task
+    without a template, measure the assistant's turns of conversations.
 
     Args:
         engine: serves the model that the task was made for.
-        rows: examples with the template's fields and the label, the tags or the target.
+        rows: examples with the template's fields and the label, the tags or the target; or conversations.
         label_field: the field that holds the label or the tags.
+        learn_turns: of conversations, which turns of the assistant are measured.
 
     Raises:
         DataError, TemplateError, VerbalizerError: naming the row that is wrong.
     """
-    return evaluate_all(engine, [EvaluationJob(task, rows, label_field)])[0]
+    return evaluate_all(engine, [EvaluationJob(task, rows, label_field, learn_turns)])[0]
 
 
 def evaluate_all(engine: EngineProtocol, jobs: Sequence[EvaluationJob]) -> list[Report]:
@@ -95,6 +108,8 @@ def _start(engine: EngineProtocol, job: EvaluationJob) -> _Started:
     task = job.task
     if not job.rows:
         raise DataError("there are no rows to evaluate; give at least one.")
+    if task.template is None and is_conversation(job.rows[0].values):
+        return _start_conversations(engine, job)
     template = parse_template(task)
     if task.head is not None and task.head.per_token:
         return _start_tagging(engine, job)
@@ -169,6 +184,44 @@ def _start_generation(engine: EngineProtocol, task: Task, rows: Sequence[Row]) -
         return Report(len(rows), metrics, predictions, unavailable_metrics())
 
     return _Started(make_report)
+
+
+def _start_conversations(engine: EngineProtocol, job: EvaluationJob) -> _Started:
+    """Perplexity of all answers, each behind its own history; of every row the last one is generated, too."""
+    task, rows = job.task, job.rows
+    task_prompts.require_generation(task)
+    turns = [_assistant_turns(engine, job, row) for row in rows]
+    references = [engine.tokenizer.decode(each[-1].token_ids, skip_special_tokens=True).strip() for each in turns]
+    params = task_sampling_params(task)
+    prompts = [each[-1].prompt for each in turns]
+    streams = [engine.submit(Request.from_prompt(prompt, _cut_to_room(engine, prompt, params))) for prompt in prompts]
+
+    def make_report(_: None) -> Report:
+        predicted = [_read_answer(stream, row).strip() for stream, row in zip(streams, rows, strict=True)]
+        logprobs = engine.token_logprobs([prompt for each in turns for prompt in join_turns(each)])
+        metrics = {**text_metrics(predicted, [(text,) for text in references]), "perplexity": perplexity(logprobs)}
+        pairs = zip(references, predicted, strict=True)
+        predictions = [Prediction(text, guess, references=(text,)) for text, guess in pairs]
+        return Report(len(rows), metrics, predictions, unavailable_metrics())
+
+    return _Started(make_report)
+
+
+def _assistant_turns(engine: EngineProtocol, job: EvaluationJob, row: Row) -> list[AssistantTurn]:
+    """The measured turns of a row. Raises DataError for one that is no conversation, PromptTooLong for a long one."""
+
+    def request(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
+        return task_prompts.from_messages(engine.tokenizer, job.task, messages, tools=tools or None)
+
+    with row.error_context():
+        turns = assistant_turns(engine.tokenizer, Conversation.read(row.values, job.learn_turns), request)
+        used = max(turn.prompt.prefix_length + len(turn.prompt.token_ids) + len(turn.token_ids) for turn in turns)
+        if engine.context is not None and used > engine.context:
+            raise PromptTooLong(
+                f"the conversation has {used} tokens with its prefix, the context of {engine.name} is "
+                f"{engine.context}; shorten the row."
+            )
+    return turns
 
 
 def _negative_log_likelihood(probs: np.ndarray, expected: Sequence[int]) -> np.ndarray:

@@ -8,6 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from foreword.errors import SettingError
+from foreword.text.delimited import Layout
+from foreword.text.long_rows import LongRows
+from foreword.text.memory import Tabular
+from foreword.text.rows import source_name
 from foreword.training.setting import DATA, METHOD, OPTIMISATION, OUTPUT, Setting, check_settings, flag_of, settings_of
 
 # Fields that the recipes of several commands have in common.
@@ -27,7 +31,10 @@ class Recipe:
     Every field is also a flag of the commands that learn and a key of YAML recipes; its `Setting` says what it is for.
     """
 
-    data: Annotated[str, Setting("Training examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.", group=DATA)]
+    data: Annotated[
+        str | list[Any] | Tabular, Setting("Training examples: JSON, CSV, Parquet or hub:NAME:SPLIT.", group=DATA)
+    ]
+    """A file or data set by its name, or rows in memory: a list of dicts, a `datasets.Dataset` or a DataFrame."""
     method: Annotated[
         str,
         Setting(
@@ -36,7 +43,10 @@ class Recipe:
         ),
     ] = "p-tuning-v2"
     """A name in `foreword.prompts.registry`."""
-    eval: Annotated[str | None, Setting("Evaluation examples.", default="a tenth of --data", group=DATA)] = None
+    eval: Annotated[
+        str | list[Any] | Tabular | None,
+        Setting("Evaluation examples.", default="a tenth of --data", group=DATA),
+    ] = None
     """The best checkpoint is chosen on them."""
     template: Annotated[
         str | Sequence[str] | None,
@@ -54,6 +64,22 @@ class Recipe:
     label_field: Annotated[str, Setting("Field that holds the label.", group=DATA)] = "label"
     target_field: Annotated[str | None, Setting("Field that holds the text to generate.", group=DATA)] = None
     """Needed only where the template does not name it."""
+    columns: Annotated[
+        str | list[str] | None, Setting("Names of the columns of a CSV or TSV file without a header.", group=DATA)
+    ] = None
+    """Such as ``text,label``."""
+    delimiter: Annotated[
+        str | None, Setting("Character between the cells of a CSV file.", default="found in its header", group=DATA)
+    ] = None
+    long_rows: Annotated[
+        str | None, Setting("Rows that are too long: refuse, skip or cut FIELD.", default="refuse", group=DATA)
+    ] = None
+    """``cut`` takes away the field's end, so that the rest of the template and the answer remain."""
+    max_length: Annotated[
+        int | None,
+        Setting("Tokens of an example with its answer, at most.", default="the context", above=0, group=DATA),
+    ] = None
+    """Virtual tokens are not counted."""
     head: Annotated[
         str | None,
         Setting(
@@ -65,6 +91,9 @@ class Recipe:
     ] = None
     """Words of a template with ``{mask}``, or a linear layer over hidden states. The default is the linear layer where
     labels are lists (a tag a word) or the model has no words."""
+    learn_turns: Annotated[
+        str, Setting("Of conversations: the assistant's turns to learn.", choices=("all", "last"), group=DATA)
+    ] = "all"
     length: Annotated[int | None, Setting("Virtual tokens.", default="the method's", above=0, group=METHOD)] = None
     init: Annotated[str, Setting("auto, random, uniform, vocab, text, labels or task:NAME.", group=METHOD)] = "auto"
     init_text: Annotated[str | None, Setting("Text to start from.", group=METHOD)] = None
@@ -152,6 +181,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_settings(self)
         check_consistent(self)
+        Layout.parse(self.columns, self.delimiter)
+        LongRows.parse(self.long_rows)
         if self.epochs is not None and self.max_steps is not None:
             raise SettingError(
                 "max_steps", "--epochs and --max-steps both set the length of the run; give one of them."
@@ -168,6 +199,11 @@ class Recipe:
         return templates
 
     @property
+    def layout(self) -> Layout:
+        """How its CSV and TSV files are laid out."""
+        return Layout.parse(self.columns, self.delimiter)
+
+    @property
     def method_options(self) -> dict[str, Any]:
         """Options of the prompt method that are set."""
         names = [name for name, (_, setting) in settings_of(type(self)).items() if setting.of_method]
@@ -177,6 +213,16 @@ class Recipe:
     def parent(self) -> str | None:
         """The task that ``init="task:NAME"`` starts from."""
         return self.init.removeprefix("task:") if self.init.startswith("task:") else None
+
+    def reject_unused_settings(self, names: Sequence[str], because: str) -> None:
+        """Raise SettingError if one of these fields is set, since the rows do not use it.
+
+        Args:
+            because: why not, as a clause.
+        """
+        for field in fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                raise SettingError(field.name, f"{because}, so {flag_of(field.name)} has no use; leave it out.")
 
     def reject_unused(self, *names: str, because: str = "") -> None:
         """Raise SettingError if one of these fields is set, since the method does not use it.
@@ -211,6 +257,11 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """All settings that determine the result, without those of output and resuming."""
         data = {name: getattr(self, name) for name in self.keys() if name not in ("resume", "report_to", "out")}
+        data["data"] = source_name(self.data)
+        data["eval"] = source_name(self.eval) if self.eval is not None else None
+        # Runs from before there was this setting go on.
+        if self.learn_turns == "all":
+            del data["learn_turns"]
         data["warm_start"] = list(self.warm_start) if self.warm_start else None
         for name in ("verbalizer", "class_weights"):
             data[name] = dict(data[name]) if isinstance(data[name], Mapping) else data[name]

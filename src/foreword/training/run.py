@@ -17,6 +17,7 @@ from foreword.prompts.lower import empty_prefix
 from foreword.prompts.registry import get_method as find_method
 from foreword.text.encoded_example import ConstantPrefix, ExampleEncoder
 from foreword.text.label_scorers import HeadScorer, LabelScorer, word_scorer
+from foreword.text.long_rows import LongRows
 from foreword.text.rows import Row, data_digest
 from foreword.training.compatibility import check_compatible
 from foreword.training.data.class_weights import class_weights
@@ -78,8 +79,10 @@ class Run:
             data = TrainingData.read(recipe, vocabulary=lm.has_lm_head)
         run = cls(lm, recipe, data, transfer, shared_prefix)
         check_compatible(lm, recipe, run.method, data)
-        if run.method.soft and not data.template.num_soft_tokens and not lm.causal:
+        if run.method.soft and not data.num_soft_tokens and not lm.causal:
             run = replace(run, data=data.with_soft_tokens(run.length))
+        if (long_rows := LongRows.parse(recipe.long_rows)).action != "refuse":
+            run = replace(run, data=run.data.fit(long_rows, run.example_builder.row_fits))
         if like is not None and run._has_tokens_of(like):
             examples = like.examples
         else:
@@ -107,7 +110,7 @@ class Run:
     @cached_property
     def length(self) -> int:
         """Virtual tokens: the soft tokens of the template, ``--length``, those of ``--transfer``, or the method's."""
-        slots = self.data.template.num_soft_tokens if self.method.soft else 0
+        slots = self.data.num_soft_tokens if self.method.soft else 0
         if slots and self.recipe.length not in (None, slots):
             raise SettingError(
                 "length",
@@ -125,6 +128,8 @@ class Run:
     @cached_property
     def constant_prefix(self) -> ConstantPrefix:
         """The constant beginning of the template, for methods with soft tokens."""
+        if self.data.template is None:
+            return ConstantPrefix((), False)
         return ExampleEncoder(self.lm.tokenizer, self.lm.causal).constant_prefix(self.data.template)
 
     @cached_property
@@ -138,8 +143,7 @@ class Run:
 
     @cached_property
     def example_encoder(self) -> ExampleEncoder:
-        template = self.data.template
-        lead = template.num_soft_tokens - template.num_inner_soft_tokens(self.lm.causal)
+        lead = self.data.num_soft_tokens - self.data.num_inner_soft_tokens(self.lm.causal)
         return ExampleEncoder(
             self.lm.tokenizer, self.lm.causal, self.bos == "request", lead, self.lm.is_encoder_decoder
         )
@@ -149,13 +153,15 @@ class Run:
         prefix_length = len(self.constant_prefix.token_ids) or (self.length if self.lm.causal else 0)
         prefix_length += self.shared_prefix.length if self.shared_prefix is not None else 0
         label_tokens = 0 if self.word_scorer is None else self.word_scorer.max_extra_tokens
-        return ExampleBuilder(self.lm, self.data, self.example_encoder, prefix_length, label_tokens)
+        return ExampleBuilder(
+            self.lm, self.data, self.example_encoder, prefix_length, label_tokens, self.recipe.max_length
+        )
 
     @cached_property
     def word_scorer(self) -> LabelScorer | None:
         """Scores the words of the labels; ``None`` without a verbalizer."""
         verbalizer, template = self.data.verbalizer, self.data.template
-        if verbalizer is None:
+        if verbalizer is None or template is None:
             return None
         lm, before = self.lm, template.before_answer
         return word_scorer(lm.tokenizer, verbalizer, before, causal=lm.causal, is_encoder_decoder=lm.is_encoder_decoder)
@@ -226,7 +232,7 @@ class Run:
             name=name,
             method=self.method.name,
             prefix=empty_prefix(self.lm),
-            template=data.template.source,
+            template=data.template.source if data.template is not None else None,
             verbalizer=dict(data.verbalizer.words) if data.verbalizer is not None else None,
             generation=self._generation(),
             head=self._zero_head(),
@@ -258,11 +264,12 @@ class Run:
     @property
     def _soft_slots(self) -> bool:
         """Whether the template says where soft tokens go."""
-        return self.method.soft and self.data.template.num_soft_tokens > 0
+        return self.method.soft and self.data.num_soft_tokens > 0
 
     def _has_tokens_of(self, other: Run) -> bool:
         """Whether the examples of another run are those of this one, and fit into the context here."""
         same = (self.example_encoder, self.data.templates) == (other.example_encoder, other.data.templates)
+        same = same and self.data.train_rows == other.data.train_rows
         return same and self.example_builder.fits(max(example.num_tokens for example in other.examples))
 
     def _generation(self) -> dict[str, Any]:
@@ -270,8 +277,12 @@ class Run:
         if self.data.labels:
             return {}
         # Twice the longest answer leaves room for new ones and still ends a model that rambles.
-        answers = [target for example in self.examples for target in (example.target, *example.other_targets)]
-        return {"max_tokens": max(16, 2 * max(map(len, answers)))}
+        defaults: dict[str, Any] = {"max_tokens": max(16, 2 * max(each.max_answer_tokens for each in self.examples))}
+        if self.data.conversations:
+            # A chat template may close turns with a token that the model has not been told to stop at.
+            ends = {example.target[-1] for example in self.examples} - self.lm.eos_token_ids
+            defaults |= {"stop_token_ids": sorted(ends)} if ends else {}
+        return defaults
 
     def _zero_head(self) -> Head | None:
         """A head with the labels and zeros for values."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -14,6 +16,7 @@ from foreword.bank.bank import Bank
 from foreword.core import SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
+from foreword.models import LanguageModel
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
 from foreword.text.tool_formats import HERMES
@@ -39,6 +42,27 @@ COLOUR: Any = {
 WAIT: Any = {"type": "function", "function": {"name": "wait"}}
 TOOLS: Any = [COLOUR, WAIT]
 NAMED: Any = {"type": "function", "function": {"name": "paint"}}
+
+
+def roomy_model(template: str | None = None) -> LanguageModel:
+    """The tiny model with room for tools: every byte of theirs is a token."""
+    lm = dataclasses.replace(chat_model(), context=4096)
+    lm.tokenizer.chat_template = template or lm.tokenizer.chat_template
+    return lm
+
+
+@contextmanager
+def running(lm: LanguageModel, folder: Path) -> Iterator[RunningServer]:
+    bank = Bank(folder)
+    publish_all(bank, lm)
+    with Engine(lm, cache_bytes=1 << 26) as engine, serve_in_background(create_app(engine, bank)) as url:
+        yield RunningServer(url, lm, engine, bank)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running(roomy_model(), tmp_path_factory.mktemp("bank")) as found:
+        yield found
 
 
 def calls_of(chunks: Any) -> tuple[list[tuple[str, str]], str, str | None]:
@@ -162,13 +186,9 @@ def test_response_format_beside_tools(client: openai.OpenAI) -> None:
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def family_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server of a model whose template writes calls in one of the formats, and whose answers are sure to be calls."""
-    lm = chat_model()
-    lm.tokenizer.chat_template = FAMILIES[request.param]
-    bank = Bank(tmp_path_factory.mktemp("bank"))
-    publish_all(bank, lm)
-    with Engine(lm, cache_bytes=1 << 24) as engine, serve_in_background(create_app(engine, bank)) as url:
-        yield RunningServer(url, lm, engine, bank)
+    """A server of a model whose template writes calls in one of the formats."""
+    with running(roomy_model(FAMILIES[request.param]), tmp_path_factory.mktemp("bank")) as found:
+        yield found
 
 
 @pytest.mark.parametrize("model", ["tiny-llama", "poet", "kind"])
@@ -187,7 +207,7 @@ def test_a_strict_call_is_held_to_its_schema_where_the_model_chooses() -> None:
     strict = {**COLOUR, "function": {**COLOUR["function"], "strict": True}}
     constraint = ToolChoice.parse([strict]).plan(HERMES).constraint
     assert constraint is not None
-    lm = chat_model()
+    lm = roomy_model()
     ids = tuple(lm.tokenizer.encode("Hello"))
     with Engine(lm, cache_bytes=1 << 24) as engine:
         grammar = engine._grammars.compile(constraint)
@@ -204,10 +224,8 @@ def test_a_strict_call_is_held_to_its_schema_where_the_model_chooses() -> None:
 
 def test_a_special_mark_reaches_the_reader() -> None:
     """[TOOL_CALLS] is a special token of Mistral's tokenizers, which answers otherwise leave out."""
-    lm = chat_model()
+    lm = roomy_model(FAMILIES["mistral"])
     lm.tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
-    lm = dataclasses.replace(lm, tokenizer=lm.tokenizer)
-    lm.tokenizer.chat_template = FAMILIES["mistral"]
     mark = lm.tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")
     with (
         Engine(lm, cache_bytes=1 << 24) as engine,

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from foreword.core import Task
+from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UnsupportedOption
 from foreword.server.openai.examples import CHAT_RESPONSE
 from foreword.server.openai.schema import ChatRequest
@@ -22,11 +23,11 @@ def chat_router(serving: OpenAIServing) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["answers"])
 
     @router.post("/chat/completions", response_model=None, responses=CHAT_RESPONSE)
-    async def complete(body: ChatRequest, http: HttpRequest) -> Response:
+    async def chat(body: ChatRequest, http: HttpRequest) -> Response:
         """Answer a conversation, or call tools."""
         task = await serving.resolve_task(body, http)
         tokenizer = serving.engine.tokenizer
-        prompt, plan = _prompt(tokenizer, task, body)
+        prompt, plan = _prompt(serving.engine, task, body)
         make_reader = plan.make_reader if plan is not None else None
         serializer = ChatSerializer(tokenizer, make_reader, functions=body.asks_functions)
         return await serving.respond(body, http, serializer, task, [prompt], plan)
@@ -34,9 +35,9 @@ def chat_router(serving: OpenAIServing) -> APIRouter:
     return router
 
 
-def _prompt(tokenizer: Any, task: Task | None, body: ChatRequest) -> tuple[Prompt, AnswerPlan | None]:
+def _prompt(engine: EngineProtocol, task: Task | None, body: ChatRequest) -> tuple[Prompt, AnswerPlan | None]:
     """The prompt, and how the answer is read if tools are offered."""
-    choice = body.parse_tool_choice()
+    choice, tokenizer, causal = body.parse_tool_choice(), engine.tokenizer, engine.causal
     continued = bool(body.continue_final_message)
     options: chat.RenderOptions = {
         "tools": choice.definitions,
@@ -45,7 +46,7 @@ def _prompt(tokenizer: Any, task: Task | None, body: ChatRequest) -> tuple[Promp
         "add_generation_prompt": not continued if body.add_generation_prompt is None else body.add_generation_prompt,
     }
     if not choice.tools:
-        return task_prompts.from_messages(tokenizer, task, body.messages, **options), None
+        return task_prompts.from_messages(tokenizer, task, body.messages, causal=causal, **options), None
     if continued:
         raise UnsupportedOption(
             "continue_final_message is not supported with tools: what is written already cannot be told from a call; "
@@ -53,7 +54,9 @@ def _prompt(tokenizer: Any, task: Task | None, body: ChatRequest) -> tuple[Promp
             "continue_final_message",
         )
     plan = choice.plan(task_prompts.tool_format(tokenizer, task, body.messages, **options), body.constraint)
-    prompt = task_prompts.from_messages(tokenizer, task, body.messages, answer_prefix=plan.prefix, **options)
+    prompt = task_prompts.from_messages(
+        tokenizer, task, body.messages, answer_prefix=plan.prefix, causal=causal, **options
+    )
     return prompt, plan
 
 

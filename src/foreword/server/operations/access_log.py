@@ -13,6 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from foreword.server.operations.client_connection import CLIENT_CLOSED_REQUEST, ClientConnection
 from foreword.server.operations.metrics import Metrics
 
 LOGGER = logging.getLogger("foreword.requests")
@@ -38,18 +39,21 @@ class AccessLog:
         log_fields: dict[str, Any] = {}
         scope.setdefault("state", {})["log_fields"] = log_fields
         started, status = time.perf_counter(), 0
+        connection = ClientConnection(receive, send)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)[HEADER] = request_id
-            await send(message)
+            await connection.send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, connection.receive, send_with_id)
         finally:
-            # Without a status the client disconnected before there was a response.
+            connection.close()
+            if connection.disconnected:  # what the engine said of the answer that was cancelled is no error of its
+                status = CLIENT_CLOSED_REQUEST
             self._metrics.count_response(_route_path(scope), status)
             caller = scope["state"].get("caller")
             line = {
