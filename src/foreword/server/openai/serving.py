@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
@@ -66,7 +67,8 @@ class OpenAIServing:
     ) -> Response:
         """Answer all prompts and respond, complete or as server-sent events."""
         engine = self.engine
-        sampled = [(prompt, sampling_params(body, task, prompt, engine.context)) for prompt in prompts]
+        defaults = self.answers.model_defaults
+        sampled = [(prompt, sampling_params(body, task, prompt, engine.context, defaults)) for prompt in prompts]
         submission = Submission(self.answers, task, sampled, body.n or 1, serializer.strips_labels)
         ref = task.ref if task is not None else engine.name
         meta = ResponseMeta(serializer, body.model or ref, ref)
@@ -80,11 +82,18 @@ class OpenAIServing:
             return await _complete_response(meta, streams, body, self.timeout)
 
 
-def sampling_params(body: GenerationRequest, task: Task | None, prompt: Prompt, context: int | None) -> SamplingParams:
-    """The request's sampling options, else the task's defaults, else the endpoint's.
+def sampling_params(
+    body: GenerationRequest,
+    task: Task | None,
+    prompt: Prompt,
+    context: int | None,
+    model_defaults: Mapping[str, Any],
+) -> SamplingParams:
+    """The request's sampling options, else the task's defaults, else the model's, else the endpoint's.
 
     Args:
         prompt: a default length is cut to the room that it leaves in ``context`` tokens; a requested one never is.
+        model_defaults: see `foreword.evaluation.sampling_params.task_sampling_params`.
     """
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
     return request_sampling_params(
@@ -92,6 +101,7 @@ def sampling_params(body: GenerationRequest, task: Task | None, prompt: Prompt, 
         prompt,
         context,
         body.default_max_tokens,
+        model_defaults,
         max_tokens=body.max_answer_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
