@@ -100,10 +100,8 @@ def test_a_prefix_file_is_uploaded(server, client, tmp_path):
     words = {"template": "{text}\\nMood:{mask}", "verbalizer": '{"good": " yes", "bad": " no"}'}
     assert upload(name="sent-mood", **words)["labels"] == ["good", "bad"]
     assert upload(name="sent", generation='{"max_tokens": 3}')["generation"] == {"max_tokens": 3}
-    assert (
-        "must be a JSON object of temperature"
-        in upload(400, name="sent", generation='{"colour": 3}')["error"]["message"]
-    )
+    unknown = upload(400, name="sent", generation='{"colour": 3}')
+    assert "must be a JSON object of temperature" in unknown["error"]["message"]
     assert "top_p must be above 0" in upload(400, name="sent", generation='{"top_p": 3}')["error"]["message"]
     assert "upload" in upload(400, name="sent", colour="red")["error"]["message"]
     assert "JSON object" in upload(400, name="x", template="{text}{mask}", verbalizer="/etc/passwd")["error"]["message"]
