@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace as changed
 from typing import Any
 
 from foreword.bank.bank import Bank, check_free
@@ -38,7 +38,14 @@ class TaskManager:
         self._engine, self._bank, self._tasks, self._catalogue = engine, bank, tasks, catalogue
 
     def publish_text(
-        self, name: str, kind: Kind, text: str, *, replace: bool, ttl: int | None = None
+        self,
+        name: str,
+        kind: Kind,
+        text: str,
+        *,
+        generation: Mapping[str, Any] | None = None,
+        replace: bool,
+        ttl: int | None = None,
     ) -> dict[str, Any]:
         """Publish a static prompt; the engine computes its prefix between the steps of running requests.
 
@@ -53,7 +60,8 @@ class TaskManager:
         prefix = self._engine.prefill(token_ids)
         from foreword.prompts.static import prefilled_task  # which loads torch, as an engine that could do this has
 
-        return self.publish(changed(prefilled_task(name, kind, text, token_ids, prefix), ttl=ttl), replace=replace)
+        task = prefilled_task(name, kind, text, token_ids, prefix)
+        return self.publish(dataclasses.replace(task, generation=generation or {}, ttl=ttl), replace=replace)
 
     @property
     def load_tensors(self) -> TensorLoader:

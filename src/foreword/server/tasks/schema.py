@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from foreword.bank.time_to_live import parse_duration
 from foreword.errors import UsageError
+from foreword.evaluation.sampling_params import generation_defaults
 from foreword.server.schema import example_response, must_be
 
 
@@ -38,6 +39,19 @@ class TaskRequest(BaseModel):
         Annotated[int, Field(gt=0)] | Annotated[str, AfterValidator(_check_duration)] | None,
         must_be("a number of seconds above 0, or a text such as 7d"),
     ] = Field(None, description="Expires after this time without a use: seconds, or a text such as `7d`.")
+    temperature: float | None = Field(None, description="The task's own default, as are the next four.")
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The task's own generation defaults. Raises UsageError for a wrong value."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        return generation_defaults(
+            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=self.max_tokens, stop=stop
+        )
 
     @model_validator(mode="after")
     def _check_text(self) -> Self:
@@ -58,7 +72,7 @@ class RollbackRequest(BaseModel):
     version: str | None = Field(None, description="A version or its number; the one before without.")
 
 
-UPLOAD_FIELDS = ("name", "template", "verbalizer", "replace", "ttl")
+UPLOAD_FIELDS = ("name", "template", "verbalizer", "replace", "generation", "ttl")
 """Form fields of a multipart upload, beside the file ``prefix``."""
 
 _UPLOAD_SCHEMA: Mapping[str, Any] = {
@@ -71,6 +85,10 @@ _UPLOAD_SCHEMA: Mapping[str, Any] = {
         "verbalizer": {"type": "string", "description": "A JSON object of labels and words."},
         "replace": {"type": "boolean"},
         "ttl": {"type": "string", "description": "Expires after this time without a use, such as `7d`."},
+        "generation": {
+            "type": "string",
+            "description": "A JSON object of the task's own temperature, top_p, top_k, max_tokens and stop.",
+        },
     },
 }
 PUBLISH_BODIES = {
