@@ -41,7 +41,7 @@ class WordWrap:
             self._word = character
             return shown + self._place_word()
         self._word += character
-        return ""
+        return self._place_word() if len(self._word) >= self._width() else ""
 
     def _place_word(self) -> str:
         if not self._word:
