@@ -82,7 +82,7 @@ def test_answers_on_their_way_are_finished_before_the_end(served):
 def test_an_answer_that_does_not_end_is_ended_without_a_traceback(endless, tmp_path):
     server = Served(endless, tmp_path / "home", "--timeout-graceful-shutdown", "1", "--no-ui")
     try:
-        body = {"model": str(endless), "prompt": "Once", "max_tokens": 100_000, "stream": True}
+        body = {"model": str(endless), "prompt": "Once", "max_tokens": 100_000, "stream": True, "ignore_eos": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as answer:
             lines = answer.iter_lines()
             next(lines)
@@ -93,8 +93,9 @@ def test_an_answer_that_does_not_end_is_ended_without_a_traceback(endless, tmp_p
         assert time.monotonic() - began < 15
     finally:
         server.process.kill()
-    assert json.loads(events[-2].removeprefix("data: "))["error"]["message"]
-    assert events[-1] == "data: [DONE]"
+    assert events[-2] == "event: error"
+    error = json.loads(events[-1].removeprefix("data: "))["error"]
+    assert error["message"] == "the engine stopped before the answer was complete; ask again."
     said = "\n".join(server.lines)
     assert "Traceback" not in said
     assert "Error" not in said
