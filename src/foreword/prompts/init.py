@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foreword.core import Adapter, Bos, KVPrefix, Task
+from foreword.core.token_rows import check_token_ids
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
 
@@ -74,7 +75,8 @@ def uniform_values(length: int, generator: torch.Generator) -> InitialValues:
 def sampled_vocabulary(lm: LanguageModel) -> Initializer:
     """Tokens drawn from the vocabulary without special ones (Lester et al. 2021, "sampled vocab")."""
     special = set(lm.tokenizer.all_special_ids)
-    ordinary = torch.tensor([token for token in sorted(lm.tokenizer.get_vocab().values()) if token not in special])
+    known = (token for token in sorted(lm.tokenizer.get_vocab().values()) if token < lm.identity.vocab_size)
+    ordinary = torch.tensor([token for token in known if token not in special])
 
     def start(length: int, generator: torch.Generator) -> InitialValues:
         drawn = ordinary[torch.randint(len(ordinary), (length,), generator=generator)]
@@ -91,6 +93,7 @@ def from_text(lm: LanguageModel, source: str) -> Initializer:
     ids = lm.tokenizer(source, add_special_tokens=False).input_ids
     if not ids:
         raise UsageError("the text to start from has no tokens; give --init-text some words.")
+    check_token_ids(lm.tokenizer, lm.identity.vocab_size, ids)
 
     def start(length: int, generator: torch.Generator) -> InitialValues:
         repeated = ids * -(-length // len(ids))

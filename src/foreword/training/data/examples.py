@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from foreword.core.token_rows import check_token_ids
 from foreword.errors import DataError
 from foreword.models import LanguageModel
 from foreword.text import seam
@@ -82,7 +83,7 @@ class ExampleBuilder:
             for template in self.data.templates:
                 with row.error_context():
                     examples.append(self._example(row, template))
-                    self._check_fits(examples[-1])
+                    self._check(examples[-1])
         return examples
 
     def encode_unlabeled(self, rows: Sequence[Row]) -> list[EncodedExample]:
@@ -92,7 +93,7 @@ class ExampleBuilder:
             for template in self.data.templates:
                 with row.error_context():
                     encoded.append(self.encoder.encode_prompt(template.fill(row.values, row.where, answer=False)))
-                    self._check_fits(Example(encoded[-1]))
+                    self._check(Example(encoded[-1]))
         return encoded
 
     def fits(self, num_tokens: int) -> bool:
@@ -141,7 +142,9 @@ class ExampleBuilder:
         end = self.lm.tokenizer.eos_token_id
         return (end,) if end is not None else tuple(sorted(self.lm.eos_token_ids))[:1]
 
-    def _check_fits(self, example: Example) -> None:
+    def _check(self, example: Example) -> None:
+        for ids in (example.prompt_ids, example.target, *example.other_targets):
+            check_token_ids(self.lm.tokenizer, self.lm.identity.vocab_size, ids)
         if self.fits(example.num_tokens):
             return
         with_answer = example.num_tokens + self.label_tokens
