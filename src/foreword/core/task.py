@@ -41,6 +41,7 @@ class Task:
         bias: log-probability of every label without any input, which scores are calibrated by.
         members: further prefixes with the same template; their answers are combined with the first one's.
         combine: by the mean of the members' probabilities, or by their vote.
+        label_field: the field that held the label in the rows that it was learned from.
         version: ``NNNN-digest12``, set by the bank.
     """
 
@@ -59,6 +60,7 @@ class Task:
     bias: Mapping[str, float] | None = None
     members: tuple[KVPrefix, ...] = ()
     combine: Combine = "mean"
+    label_field: str = "label"
     version: str = ""
 
     @property

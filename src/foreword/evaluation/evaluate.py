@@ -29,7 +29,7 @@ from foreword.evaluation.text_metrics import unavailable_metrics
 from foreword.text import seam, task_prompts
 from foreword.text.label_scorers import LabelScorer
 from foreword.text.prompt import Prompt
-from foreword.text.rows import Row
+from foreword.text.rows import Row, Source, read_rows
 
 
 @dataclass(frozen=True)
@@ -39,26 +39,32 @@ class EvaluationJob:
     Attributes:
         task: made for the engine's model.
         rows: examples with the template's fields and the label, the tags or the target.
-        label_field: the field that holds the label or the tags.
+        label_field: the field that holds the label or the tags; ``None`` for the one that the task was learned from.
     """
 
     task: Task
     rows: Sequence[Row]
-    label_field: str = "label"
+    label_field: str | None = None
+
+    @property
+    def answer_field(self) -> str:
+        """The field that holds the label or the tags."""
+        return self.label_field or self.task.label_field
 
 
-def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_field: str = "label") -> Report:
+def evaluate(engine: EngineProtocol, task: Task, rows: Source, *, label_field: str | None = None) -> Report:
     """Score the labels of a task with ``{mask}`` or a head, or generate for a task with ``{target:...}``.
 
     Args:
         engine: serves the model that the task was made for.
-        rows: examples with the template's fields and the label, the tags or the target.
-        label_field: the field that holds the label or the tags.
+        rows: examples with the template's fields and the label, the tags or the target: `Row` objects, dicts, a
+            `datasets.Dataset`, a DataFrame, or the name of a file or data set.
+        label_field: the field that holds the label or the tags; ``None`` for the one that the task was learned from.
 
     Raises:
         DataError, TemplateError, VerbalizerError: naming the row that is wrong.
     """
-    return evaluate_all(engine, [EvaluationJob(task, rows, label_field)])[0]
+    return evaluate_all(engine, [EvaluationJob(task, read_rows(rows), label_field)])[0]
 
 
 def evaluate_all(engine: EngineProtocol, jobs: Sequence[EvaluationJob]) -> list[Report]:
@@ -107,7 +113,7 @@ def _start(engine: EngineProtocol, job: EvaluationJob) -> _Started:
 
 def _start_classification(engine: EngineProtocol, job: EvaluationJob) -> _Started:
     task, rows = job.task, job.rows
-    expected = [row_label(row, job.label_field) for row in rows]
+    expected = [row_label(row, job.answer_field) for row in rows]
     indices = [label_index(task.labels, label, row) for label, row in zip(expected, rows, strict=True)]
     scorer = label_scorer(engine, task)
     prompts = _make_prompts(engine, task, rows, answer_tokens=scorer.max_extra_tokens)
@@ -128,7 +134,7 @@ def _start_classification(engine: EngineProtocol, job: EvaluationJob) -> _Starte
 
 def _start_tagging(engine: EngineProtocol, job: EvaluationJob) -> _Started:
     task, rows = job.task, job.rows
-    expected = [row_tags(row, job.label_field) for row in rows]
+    expected = [row_tags(row, job.answer_field) for row in rows]
     indices = [label_index(task.labels, tag, row) for tags, row in zip(expected, rows, strict=True) for tag in tags]
     prompts = _make_prompts(engine, task, rows, answer_tokens=0)
     for tags, prompt, row in zip(expected, prompts, rows, strict=True):

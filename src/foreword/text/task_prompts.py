@@ -270,8 +270,7 @@ def _refuse_chat_options(task: Task, options: chat.RenderOptions) -> None:
 
 
 def _only_field(task: Task | None) -> str | None:
-    fields = Template.parse(task.template).fields if task is not None and task.template is not None else ()
-    return fields[0] if len(fields) == 1 else None
+    return Template.parse(task.template).text_field if task is not None and task.template is not None else None
 
 
 def _single_user_text(task: Task, messages: Sequence[Mapping[str, object]]) -> str:

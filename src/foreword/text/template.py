@@ -125,6 +125,12 @@ class Template:
         return tuple(dict.fromkeys(named))
 
     @property
+    def text_field(self) -> str | None:
+        """The field that a bare text fills: the only one, or the only one that is not optional."""
+        fields = self.fields if len(self.fields) == 1 else self.required_fields
+        return fields[0] if len(fields) == 1 else None
+
+    @property
     def target(self) -> str | None:
         """The field that holds the text to be generated, or None."""
         return next((part.field for part in self.parts if isinstance(part, TargetField)), None)

@@ -242,6 +242,7 @@ class Run:
             verbalizer=dict(data.verbalizer.words) if data.verbalizer is not None else None,
             generation=self._generation(),
             head=self._zero_head(),
+            label_field=data.label_field if data.labels else "label",
             provenance={
                 "foreword": __version__,
                 "data_sha256": data.digest,
