@@ -38,7 +38,8 @@ def classify(
         raise UsageError(f"task '{name}' has no labels to choose from; train one with {{mask}}, or use generate.")
     template = Template.parse(task.template)
     if (field := template.text_field) is None:
-        raise UsageError(f"task '{name}' has {len(template.fields)} input fields, classify takes one; ask /v1/classify.")
+        count = len(template.fields)
+        raise UsageError(f"task '{name}' has {count} input fields, classify takes one; ask /v1/classify.")
     if texts == ["-"]:
         texts = [line for line in read_text("-").splitlines() if line.strip()]
     lm = options.open_model()

@@ -11,7 +11,7 @@ import typer
 from foreword.cli.flags import expand_options
 from foreword.cli.interruption import on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, say
-from foreword.cli.recipes import RecipeFlags, check_recipe, make_recipe, read_settings
+from foreword.cli.recipes import RecipeFlags, check_recipe, make_recipe, read_settings, read_training_data
 from foreword.cli.runs import publish_hint, resume_hint, write_task
 from foreword.errors import UsageError
 from foreword.home import default_run_dir
@@ -61,12 +61,16 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
     check_recipe(file, recipe)
     out = recipe.out or default_run_dir(name or recipe.method)
     with on_interrupt(lambda: resume_hint(out)):
+        data = read_training_data(recipe)
         lm = options.open_model()
         from foreword.training.loop.distributed import is_main_process
         from foreword.training.train import train as run_train
 
         transfer = options.find_task(recipe.parent, lm)
-        result = run_train(lm, with_fields(recipe, out=out), name=name or "run", transfer=transfer, say=say)
+        # An encoder without words needs a head, which is known now.
+        known = data if data.vocabulary == lm.has_lm_head else None
+        recipe = with_fields(recipe, out=out)
+        result = run_train(lm, recipe, name=name or "run", transfer=transfer, data=known, say=say)
         task = result.task
         if not is_main_process():
             return  # the main process of a distributed run writes and publishes
@@ -75,7 +79,7 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
         if name is not None:
             task = store.publish(task, replace=settings["replace"], reserved=[lm.name])
     ref = task.ref if name is not None else None
-    data = {
+    summary = {
         "n": result.n,
         "metrics": result.metrics,
         "task": ref,
@@ -86,7 +90,7 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
         "run": str(result.folder),
         "model": str(result.model) if result.model is not None else None,
     }
-    emit(data, _summary(result, ref), settings["json"])
+    emit(summary, _summary(result, ref), settings["json"])
 
 
 def _summary(result: TrainResult, ref: str | None) -> str:

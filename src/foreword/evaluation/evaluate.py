@@ -28,6 +28,7 @@ from foreword.evaluation.sampling_params import task_sampling_params
 from foreword.evaluation.text_metrics import unavailable_metrics
 from foreword.text import seam, task_prompts
 from foreword.text.label_scorers import LabelScorer
+from foreword.text.long_rows import MEND, FittedRows, LongRows
 from foreword.text.prompt import Prompt
 from foreword.text.rows import Row, Source, read_rows
 
@@ -80,6 +81,43 @@ def evaluate_all(engine: EngineProtocol, jobs: Sequence[EvaluationJob]) -> list[
         counts = [sum(len(prompt.encoded_example.output_indices) for prompt in each.prompts) for each in members]
         scores |= zip(map(id, members), split_rows(together, counts), strict=True)
     return [each.make_report(scores.get(id(each))) for each in started]
+
+
+def fit_rows(
+    engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row], long_rows: LongRows, max_length: int | None
+) -> FittedRows:
+    """The rows that fit into the context with every task, the others refused, left out or cut.
+
+    Args:
+        max_length: tokens of a row behind its prefix, at most; ``None`` for what fits into the context.
+
+    Raises PromptTooLong for a row that is longer than ``max_length`` where long rows are refused, and as
+    `LongRows.fit` does.
+    """
+    limits = [(task, _answer_tokens(engine, task)) for task in tasks]
+
+    def fits(row: Row) -> bool:
+        with row.error_context():
+            for task, answer in limits:
+                prompt = make_prompt(engine, task, row.values)
+                tokens = len(prompt.token_ids)
+                if engine.context is not None and prompt.prefix_length + tokens + answer > engine.context:
+                    return False
+                if max_length is not None and tokens > max_length:
+                    return False
+        return True
+
+    if long_rows.action == "refuse":
+        if max_length is not None and (long := next((row for row in rows if not fits(row)), None)) is not None:
+            raise PromptTooLong(f"{long.where}: the row has more than {max_length} tokens (--max-length); {MEND}.")
+        return FittedRows(list(rows))
+    fields = dict.fromkeys(name for task in tasks for name in parse_template(task).fields)
+    return long_rows.of_fields(list(fields)).fit(rows, fits)
+
+
+def _answer_tokens(engine: EngineProtocol, task: Task) -> int:
+    """Room that a row of a task needs behind its prompt."""
+    return label_scorer(engine, task).max_extra_tokens if task.labels else 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.home import default_run_dir
 from foreword.models import LanguageModel
 from foreword.progress import Say
+from foreword.training.data.training_data import TrainingData
 from foreword.training.loop.advice import advice
 from foreword.training.loop.baseline import baseline_metrics
 from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
@@ -52,6 +53,7 @@ def train(
     *,
     name: str = "run",
     transfer: Task | None = None,
+    data: TrainingData | None = None,
     say: Say = lambda line: print(line, file=sys.stderr),
 ) -> TrainResult:
     """Train a prompt for a frozen model.
@@ -61,6 +63,7 @@ def train(
         recipe: data, method and hyper-parameters.
         name: of the task.
         transfer: the task that ``init="task:NAME"`` names.
+        data: the data of the recipe, if they have been read already.
         say: gets a line for every stage.
 
     Raises:
@@ -68,7 +71,9 @@ def train(
         ModelMismatch: ``transfer`` was made for another model.
         TrainingError: the run folder holds another run, or training diverged.
     """
-    run = Run.from_recipe(lm, recipe, transfer)
+    run = Run.from_recipe(lm, recipe, transfer, data)
+    for warning in run.data.warnings:
+        say(f"warning: {warning}")
     method = training_method(run.method.name)
     method.check(run)
     prompt = run.initial_prompt() if run.learns else None  # fails before anything is written

@@ -11,7 +11,7 @@ from typing import Any
 from foreword.core import Task
 from foreword.errors import DataError, SettingError, TemplateError, UsageError
 from foreword.evaluation.row_labels import label_index, row_label, row_tags
-from foreword.prompts import init
+from foreword.text.demonstrations import demonstrations
 from foreword.text.long_rows import FittedRows, LongRows
 from foreword.text.rows import Row, data_digest, is_delimited, read_data, source_name
 from foreword.text.task_prompts import field_words
@@ -178,7 +178,7 @@ class TrainingData:
     def demonstrations(self, budget: int) -> str:
         """Training rows with their answers as one text of about ``budget`` characters, the labels in turns."""
         pairs = [(self._demonstration(row), (self.label_ids(row) or (0,))[0]) for row in self.train_rows]
-        return init.demonstrations(pairs, budget)
+        return demonstrations(pairs, budget)
 
     def label_words(self) -> str:
         """The words of all labels. Raises SettingError if there are none."""

@@ -105,6 +105,8 @@ def search(
     config.check(recipe)
     factory = TrialFactory(lm, recipe, config, TrainingData.read(recipe, vocabulary=lm.has_lm_head), transfers or {})
     first = _check_runs(factory)
+    for warning in first.data.warnings:
+        say(f"warning: {warning}")
     with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
         folder = RunDir.open(
             Path(recipe.out or default_run_dir("search")), _settings(factory, first), resume=recipe.resume
