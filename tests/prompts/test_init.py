@@ -33,6 +33,13 @@ def test_text_is_repeated_or_trimmed_so_that_its_end_is_last(length, expected):
     assert lm.tokenizer.decode(start.token_ids) == expected
 
 
+@pytest.mark.parametrize(("length", "expected"), [(1, "h"), (3, "hel"), (5, "hello"), (7, "hellohe")])
+def test_a_text_that_a_user_gives_keeps_its_beginning_as_in_peft(length, expected):
+    lm = tiny_model("llama")
+    start = init.from_text(lm, "hello", keep="first")(length, seeded())
+    assert lm.tokenizer.decode(start.token_ids) == expected
+
+
 def test_an_empty_text_is_refused():
     with pytest.raises(UsageError, match="give --init-text some words"):
         init.from_text(tiny_model("llama"), "")

@@ -54,14 +54,14 @@ def test_nothing_literal_before_the_answer(source: str):
 def test_default():
     filled = Template.default("sentence").fill({"sentence": "fine"})
     assert filled.text == "fine\nLabel:"
-    assert (filled.target, filled.after) == (None, "")
+    assert (filled.target, filled.after) == (None, ())
 
 
 def test_fill_puts_soft_tokens_between_joined_texts():
     filled = Template.parse("a{x}{soft:2}{x}{y}b{target:z}c{y}").fill({"x": "1", "y": 2, "z": True})
     assert filled.prompt == ("a1", SoftSlot(2), "12b")
     assert filled.target == "True"
-    assert filled.after == "c2"
+    assert filled.after == ("c2",)
 
 
 def test_values_are_not_templates():
@@ -114,7 +114,7 @@ def test_any_source_is_parsed_or_refused_in_one_sentence(source: str):
         ("{mask}{target:a}", "column 7", "keep '{mask}' to classify"),
         ("{mask} {mask}", "column 8", "a second '{mask}'; keep one"),
         ("{target:a}{target:b}", "column 11", "a second '{target:...}'; keep one"),
-        ("{mask}{soft:2}", "column 7", "move them in front of it"),
+        ("{target:x}{soft:2}", "column 11", "cannot stand behind a text that is generated; move them ahead"),
         ("one\ntwo {", "line 2 column 5", "close it with '}'"),
     ],
 )
@@ -154,6 +154,14 @@ def test_missing_target_matters_in_training_only():
 def test_values_that_are_not_text(value: object, kind: str):
     with pytest.raises(TemplateError, match=f"^line 1: field 'x' is {kind}, not text; give it a string"):
         Template.parse("{x}").fill({"x": value}, "line 1")
+
+
+def test_soft_tokens_may_stand_behind_the_mask():
+    template = Template.parse("{soft:3}{mask}{soft:2}{text}{soft:1}.")
+    assert (template.num_soft_tokens, template.num_inner_soft_tokens(causal=False)) == (6, 6)
+    filled = template.fill({"text": "a"})
+    assert filled.prompt == (SoftSlot(3),)
+    assert filled.after == (SoftSlot(2), "a", SoftSlot(1), ".")
 
 
 @pytest.mark.parametrize(("value", "kind"), [(None, "null"), (float("nan"), "NaN")])

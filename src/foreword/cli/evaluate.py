@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.engine.protocol import EngineProtocol
     from foreword.evaluation.report import Report
+    from foreword.text.conversation import LearnTurns
     from foreword.text.long_rows import LongRows
     from foreword.text.rows import Row
 
@@ -55,6 +56,7 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of a row behind the prefix, at most.", min=1, show_default="the context")
     ] = None,
+    learn_turns: Annotated[str, typer.Option(help="Of conversations: the turns to measure, all or last.")] = "all",
     limit: Annotated[int | None, typer.Option(help="Use the first N examples.", min=1)] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write every prediction to this file, as JSONL.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Show every class, and the confusion matrix.")] = False,
@@ -82,6 +84,8 @@ def evaluate(
     if engine not in EVALUATION_ENGINES:
         raise UsageError(f"engine {engine!r} does not evaluate; choose {' or '.join(EVALUATION_ENGINES)}.")
     names = [name, *(compare or [])]
+    if learn_turns not in ("all", "last"):
+        raise UsageError(f"--learn-turns must be all or last, got {learn_turns!r}.")
     _check_files(names, blind, seed, predictions)
     from foreword.text.delimited import Layout
     from foreword.text.long_rows import LongRows
@@ -100,7 +104,7 @@ def evaluate(
     ):
         tasks = _resolve_tasks(tasks_or_base, running, options)
         rows = _fit(running, tasks, rows, fitting, max_length)
-        reports = _evaluate(running, tasks, rows, label_field)
+        reports = _evaluate(running, tasks, rows, label_field, "last" if learn_turns == "last" else "all")
     if predictions is not None:
         from foreword.evaluation.report import write_predictions
 
@@ -192,13 +196,20 @@ def _fit(
 
 
 def _evaluate(
-    engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row], label_field: str | None
+    engine: EngineProtocol,
+    tasks: Sequence[Task],
+    rows: Sequence[Row],
+    label_field: str | None,
+    learn_turns: LearnTurns,
 ) -> dict[str, Report]:
     """A report for every task, by name and version."""
     from foreword.evaluation.evaluate import evaluate as run_evaluate
 
     with Progress("evaluating", _count_requests(tasks, len(rows)), "questions", poll=lambda: _count_answered(engine)):
-        reports = {task.ref: run_evaluate(engine, task, rows, label_field=label_field) for task in tasks}
+        reports = {
+            task.ref: run_evaluate(engine, task, rows, label_field=label_field, learn_turns=learn_turns)
+            for task in tasks
+        }
     if missing := sorted({name for report in reports.values() for name in report.unavailable_metrics}):
         say(f"not measured: {', '.join(missing)}; they need: pip install 'foreword[eval]'")
     return reports
@@ -208,7 +219,7 @@ def _count_requests(tasks: Sequence[Task], rows: int) -> int:
     """Requests of an evaluation: one a member of an ensemble; for a text, its generation and its perplexity."""
     from foreword.text.template import Template
 
-    writes = [Template.parse(task.template or "").target is not None for task in tasks]
+    writes = [task.template is None or Template.parse(task.template).target is not None for task in tasks]
     return rows * sum(2 if text else 1 + len(task.members) for task, text in zip(tasks, writes, strict=True))
 
 
@@ -222,9 +233,15 @@ def _write_rating_sheet(
     sheet: Path, tasks: Sequence[Task], rows: Sequence[Row], reports: Mapping[str, Report], seed: int
 ) -> None:
     from foreword.evaluation.rating_sheet import key_file, write_sheet
+    from foreword.text.conversation import Conversation, is_conversation
+    from foreword.text.rows import Row
     from foreword.text.template import Template
 
-    fields = dict.fromkeys(field for task in tasks for field in Template.parse(task.template or "").fields)
+    templates = [Template.parse(task.template) for task in tasks if task.template is not None]
+    fields = dict.fromkeys(field for template in templates for field in template.fields)
+    if not templates and is_conversation(rows[0].values):
+        fields = {"conversation": None}
+        rows = [Row({"conversation": Conversation.read(row.values).history_text}, row.where) for row in rows]
     same = write_sheet(sheet, list(fields), rows, reports, seed)
     say(f"wrote {sheet} for people to fill, and {key_file(sheet)}, which says whose answers they are")
     if same:

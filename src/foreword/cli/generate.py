@@ -46,7 +46,7 @@ def generate(
     options: EngineOptions,
     json: Json = False,
 ) -> None:
-    """Continue a text behind a task's prefix, verbatim: no template, no chat template.
+    """Continue a text behind a task's prefix, verbatim: no template, no chat template; or answer its label.
 
     Examples: foreword generate "Once upon a time"; foreword generate story "There was";
     foreword generate reviews --field text="a masterpiece"
@@ -59,7 +59,9 @@ def generate(
     lm = options.open_model()
     found = options.find_task(name, lm)
     from foreword.engine.protocol import Request
+    from foreword.evaluation.answers import Answers
     from foreword.evaluation.sampling_params import task_sampling_params
+    from foreword.text import task_prompts
 
     prompt = _prompt(lm, found, text, fields)
     default_max_tokens = task_sampling_params(found).max_tokens
@@ -79,10 +81,12 @@ def generate(
         raise UsageError(
             "--top-p, --top-k, --min-p and --seed choose among samples, and greedy takes none; add --temperature."
         )
+    if beams is not None and found is not None and task_prompts.answers_label(found):
+        raise UsageError(f"task '{found.name}' answers the best of its labels; leave --beams out.")
     request = Request.from_prompt(prompt, params)
     with options.open_engine(lm) as engine:
         if beams is None:
-            answer = _collect(engine.submit(request), echo=not json)
+            answer = _collect(Answers(engine).submit(found, prompt, params)[0], echo=not json)
         else:
             answer = _run_beam_search(engine, request, beams, echo=not json)
     if not answer.text and answer.finish_reason == "stop":
@@ -168,5 +172,5 @@ def _prompt(lm: LanguageModel, task: Task | None, text: str | None, fields: dict
 
     task_prompts.require_generation(task)
     if text is None:
-        return task_prompts.from_fields(lm.tokenizer, task, fields)
-    return task_prompts.from_text(lm.tokenizer, task, text)
+        return task_prompts.from_fields(lm.tokenizer, task, fields, causal=lm.causal)
+    return task_prompts.from_text(lm.tokenizer, task, text, causal=lm.causal)

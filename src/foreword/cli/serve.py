@@ -86,6 +86,7 @@ def serve(
             allow_other_weights=options.allow_other_weights,
             authenticator=authenticator,
             timeout=timeout,
+            max_waiting=options.max_waiting,
             max_body_bytes=max_body_bytes,
             cors_origins=cors_origin or (),
             ui=shown,

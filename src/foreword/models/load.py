@@ -67,7 +67,15 @@ def load_model(
     attention.register()
     model, tokenizer = _load_model_and_tokenizer(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
     model.to(target).eval().requires_grad_(False)
-    lm = wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
+    try:
+        lm = wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
+    except UnsupportedModel as error:
+        if not _runs_own_code(model):
+            raise
+        raise UnsupportedModel(
+            f"the code that comes with {name} is run, but it computes its attention by itself and would never see a "
+            f"prefix ({str(error).rstrip('.')}); give a checkpoint of an architecture that Transformers has."
+        ) from error
     return lm if lm.is_encoder_decoder else replace(lm, pooling=model_pooling(source, causal=lm.causal))
 
 
@@ -225,8 +233,12 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
     except (OSError, ValueError, KeyError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise UnsupportedModel(
-                f"{name} comes with its own code, which is not run unless asked; pass --trust-remote-code if you "
-                "trust it."
+                f"{name} comes with its own code, which is not run unless asked; pass --trust-remote-code "
+                "(trust_remote_code=True in Python) if you trust it."
+            ) from error
+        if trust_remote_code and isinstance(error, ImportError):
+            raise UnsupportedModel(
+                f"the code that comes with {name} cannot be imported ({_first_line(error)}); install what it needs."
             ) from error
         raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAME_FORMS}.") from error
 
@@ -247,6 +259,11 @@ def auto_class(config: Any) -> Any:
 def _is_encoder(config: Any) -> bool:
     """BERT-like configs are registered for both heads and say by ``is_decoder`` which one they are."""
     return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+
+
+def _runs_own_code(model: Any) -> bool:
+    """Whether the model's class comes with its checkpoint (``auto_map``)."""
+    return type(model).__module__.startswith("transformers_modules.")
 
 
 def _weights_folder(source: str, model: Any) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -84,10 +85,12 @@ def sampled_vocabulary(lm: LanguageModel) -> Initializer:
     return start
 
 
-def from_text(lm: LanguageModel, source: str) -> Initializer:
-    """The tokens of a text: repeated if it is too short, and its last ones if it is too long.
+def from_text(lm: LanguageModel, source: str, *, keep: Literal["first", "last"] = "last") -> Initializer:
+    """The tokens of a text: repeated if it is too short, and some of them if it is too long.
 
-    The end is kept because it is what the request follows.
+    Args:
+        keep: the last ones, which the request follows (solved examples), or the first ones, as PEFT keeps them of a
+            text that a user gives (``prompt_tuning_init_text``).
     """
     ids = lm.tokenizer(source, add_special_tokens=False).input_ids
     if not ids:
@@ -96,7 +99,8 @@ def from_text(lm: LanguageModel, source: str) -> Initializer:
 
     def start(length: int, generator: torch.Generator) -> InitialValues:
         repeated = ids * -(-length // len(ids))
-        return InitialValues(length, generator, token_ids=tuple(repeated[-length:]))
+        kept = repeated[:length] if keep == "first" else repeated[-length:]
+        return InitialValues(length, generator, token_ids=tuple(kept))
 
     return start
 

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
+from foreword.evaluation.answers import Answers
 from foreword.server.openai.chat import chat_router
 from foreword.server.openai.completions import completions_router
 from foreword.server.openai.embeddings import embeddings_router
@@ -52,6 +53,7 @@ def create_app(
     allow_other_weights: bool = False,
     authenticator: Authenticator | None = None,
     timeout: float | None = None,
+    max_waiting: int = 4096,
     max_body_bytes: int = MAX_BODY_BYTES,
     cors_origins: Sequence[str] = (),
     ui: bool = False,
@@ -69,6 +71,7 @@ def create_app(
         allow_other_weights: serve tasks made for other weights of the same architecture, as the engine does.
         authenticator: has the API keys; without one, every request may do everything.
         timeout: seconds after which a generation is ended; no bound if ``None``.
+        max_waiting: label answers that may wait; more are answered 429.
         max_body_bytes: bound of a request's body.
         cors_origins: origins whose pages may send requests from a browser; none by default.
         ui: also mount the page at ``/ui``, which needs the extra ``[ui]``.
@@ -83,7 +86,7 @@ def create_app(
     catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights)
     metrics = Metrics(engine.statistics, tasks.resident)
     manager = TaskManager(engine, bank, tasks, catalogue) if bank is not None else None
-    serving = OpenAIServing(engine, tasks, metrics, timeout)
+    serving = OpenAIServing(Answers(engine, max_waiting), tasks, metrics, timeout)
     # In the order of the OpenAPI page.
     routers = [
         models_router(catalogue),

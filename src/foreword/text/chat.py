@@ -131,8 +131,10 @@ def system_text(tokenizer: PreTrainedTokenizerBase, system: str) -> str:
     return shared
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
-    """Token ids of a rendered conversation, with the leading specials once; most templates write them."""
+def encode(tokenizer: PreTrainedTokenizerBase, rendered: str, *, bos: bool = True) -> list[int]:
+    """Token ids of a rendered conversation, with the leading specials once (most templates write them), or without."""
+    if not bos:
+        return seam.encode(tokenizer, without_bos(tokenizer, rendered), bos=False)
     leading = list(seam.special_tokens(tokenizer)[0])
     ids = seam.encode(tokenizer, rendered, bos=False)
     return ids if ids[: len(leading)] == leading else [*leading, *ids]

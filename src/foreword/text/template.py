@@ -71,12 +71,12 @@ class FilledTemplate:
     Attributes:
         prompt: everything before the answer; no two neighbours are both text.
         target: the text to be generated, if the template has one and it was asked for.
-        after: the text behind the answer, empty if there is none.
+        after: everything behind the answer, likewise; masked models alone see it.
     """
 
     prompt: tuple[str | SoftSlot, ...]
     target: str | None
-    after: str
+    after: tuple[str | SoftSlot, ...]
 
     @property
     def text(self) -> str:
@@ -182,6 +182,30 @@ class Template:
                 return before if isinstance(before, str) else ""
         return ""
 
+    def words(self, text: str) -> bool:
+        """Whether ``text`` may be this template filled up to its answer: its literal texts stand in it, in order."""
+        literals = [""]
+        for index, part in enumerate(self.parts):
+            if isinstance(part, MaskSlot | TargetField):
+                break
+            if isinstance(part, InputField):
+                if part.optional and self._is_alone(index):  # an empty one takes the line break along
+                    literals[-1] = literals[-1][:-1]
+                literals.append("")
+            elif isinstance(part, str):
+                literals[-1] += part
+        if len(literals) == 1:
+            return text == literals[0]
+        first, *inner, last = literals
+        if not text.startswith(first) or not text[len(first) :].endswith(last):
+            return False
+        rest = text[len(first) : len(text) - len(last)]
+        for literal in inner:
+            if literal not in rest:
+                return False
+            rest = rest[rest.index(literal) + len(literal) :]
+        return True
+
     def require_answer(self) -> None:
         """Raise TemplateError unless the template says where the answer goes."""
         if not self.has_mask and self.target is None:
@@ -225,7 +249,7 @@ class Template:
                 pieces.append(value)
             else:
                 pieces.append(part)
-        return FilledTemplate(_merge_text(prompt), target, "".join(piece for piece in after if isinstance(piece, str)))
+        return FilledTemplate(_merge_text(prompt), target, _merge_text(after))
 
     def _is_alone(self, index: int) -> bool:
         """Whether a part stands behind a line break and before another one or the end."""
@@ -335,8 +359,8 @@ def _check_answer(source: str, placed: list[tuple[int, TemplatePart]]) -> None:
             if answer is not None:
                 raise _error_at(source, start, _second_answer(answer, part))
             answer = part
-        elif isinstance(part, SoftSlot) and answer is not None:
-            raise _error_at(source, start, "soft tokens cannot stand behind the answer; move them in front of it")
+        elif isinstance(part, SoftSlot) and isinstance(answer, TargetField):
+            raise _error_at(source, start, "soft tokens cannot stand behind a text that is generated; move them ahead")
 
 
 def _second_answer(first: TemplatePart, second: TemplatePart) -> str:

@@ -30,7 +30,7 @@ def initializer(
     if recipe.init_text is not None:
         if recipe.init not in ("auto", "text"):
             raise SettingError("init_text", f"--init-text is for --init text, not --init {recipe.init}.")
-        return init.from_text(lm, recipe.init_text)
+        return init.from_text(lm, recipe.init_text, keep="first")
     if transfer is not None:
         return init.from_task(transfer, soft=method.soft)
     initializers: dict[str, Callable[[], init.Initializer]] = {

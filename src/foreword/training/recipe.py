@@ -91,6 +91,9 @@ class Recipe:
     ] = None
     """Words of a template with ``{mask}``, or a linear layer over hidden states. The default is the linear layer where
     labels are lists (a tag a word) or the model has no words."""
+    learn_turns: Annotated[
+        str, Setting("Of conversations: the assistant's turns to learn.", choices=("all", "last"), group=DATA)
+    ] = "all"
     length: Annotated[int | None, Setting("Virtual tokens.", default="the method's", above=0, group=METHOD)] = None
     init: Annotated[str, Setting("auto, random, uniform, vocab, text, labels or task:NAME.", group=METHOD)] = "auto"
     init_text: Annotated[str | None, Setting("Text to start from.", group=METHOD)] = None
@@ -211,6 +214,16 @@ class Recipe:
         """The task that ``init="task:NAME"`` starts from."""
         return self.init.removeprefix("task:") if self.init.startswith("task:") else None
 
+    def reject_unused_settings(self, names: Sequence[str], because: str) -> None:
+        """Raise SettingError if one of these fields is set, since the rows do not use it.
+
+        Args:
+            because: why not, as a clause.
+        """
+        for field in fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                raise SettingError(field.name, f"{because}, so {flag_of(field.name)} has no use; leave it out.")
+
     def reject_unused(self, *names: str, because: str = "") -> None:
         """Raise SettingError if one of these fields is set, since the method does not use it.
 
@@ -246,6 +259,9 @@ class Recipe:
         data = {name: getattr(self, name) for name in self.keys() if name not in ("resume", "report_to", "out")}
         data["data"] = source_name(self.data)
         data["eval"] = source_name(self.eval) if self.eval is not None else None
+        # Runs from before there was this setting go on.
+        if self.learn_turns == "all":
+            del data["learn_turns"]
         data["warm_start"] = list(self.warm_start) if self.warm_start else None
         for name in ("verbalizer", "class_weights"):
             data[name] = dict(data[name]) if isinstance(data[name], Mapping) else data[name]

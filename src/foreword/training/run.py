@@ -81,7 +81,7 @@ class Run:
             data = TrainingData.read(recipe, vocabulary=lm.has_lm_head)
         run = cls(lm, recipe, data, transfer, shared_prefix)
         check_compatible(lm, recipe, run.method, data)
-        if run.method.soft and not data.template.num_soft_tokens and not lm.causal:
+        if run.method.soft and not data.num_soft_tokens and not lm.causal:
             run = replace(run, data=data.with_soft_tokens(run.length))
         if (long_rows := LongRows.parse(recipe.long_rows)).action != "refuse":
             run = replace(run, data=run.data.fit(long_rows, run.example_builder.row_fits))
@@ -112,7 +112,7 @@ class Run:
     @cached_property
     def length(self) -> int:
         """Virtual tokens: the soft tokens of the template, ``--length``, those of ``--transfer``, or the method's."""
-        slots = self.data.template.num_soft_tokens if self.method.soft else 0
+        slots = self.data.num_soft_tokens if self.method.soft else 0
         if slots and self.recipe.length not in (None, slots):
             raise SettingError(
                 "length",
@@ -130,6 +130,8 @@ class Run:
     @cached_property
     def constant_prefix(self) -> ConstantPrefix:
         """The constant beginning of the template, for methods with soft tokens."""
+        if self.data.template is None:
+            return ConstantPrefix((), False)
         return ExampleEncoder(self.lm.tokenizer, self.lm.causal).constant_prefix(self.data.template)
 
     @cached_property
@@ -143,8 +145,7 @@ class Run:
 
     @cached_property
     def example_encoder(self) -> ExampleEncoder:
-        template = self.data.template
-        lead = template.num_soft_tokens - template.num_inner_soft_tokens(self.lm.causal)
+        lead = self.data.num_soft_tokens - self.data.num_inner_soft_tokens(self.lm.causal)
         return ExampleEncoder(
             self.lm.tokenizer, self.lm.causal, self.bos == "request", lead, self.lm.is_encoder_decoder
         )
@@ -162,7 +163,7 @@ class Run:
     def word_scorer(self) -> LabelScorer | None:
         """Scores the words of the labels; ``None`` without a verbalizer."""
         verbalizer, template = self.data.verbalizer, self.data.template
-        if verbalizer is None:
+        if verbalizer is None or template is None:
             return None
         lm, before = self.lm, template.before_answer
         for label, words in verbalizer.words.items():
@@ -238,7 +239,7 @@ class Run:
             name=name,
             method=self.method.name,
             prefix=empty_prefix(self.lm),
-            template=data.template.source,
+            template=data.template.source if data.template is not None else None,
             verbalizer=dict(data.verbalizer.words) if data.verbalizer is not None else None,
             generation=self._generation(),
             head=self._zero_head(),
@@ -271,7 +272,7 @@ class Run:
     @property
     def _soft_slots(self) -> bool:
         """Whether the template says where soft tokens go."""
-        return self.method.soft and self.data.template.num_soft_tokens > 0
+        return self.method.soft and self.data.num_soft_tokens > 0
 
     def _has_tokens_of(self, other: Run) -> bool:
         """Whether the examples of another run are those of this one, and fit into the context here."""
@@ -284,8 +285,12 @@ class Run:
         if self.data.labels:
             return {}
         # Twice the longest answer leaves room for new ones and still ends a model that rambles.
-        answers = [target for example in self.examples for target in (example.target, *example.other_targets)]
-        return {"max_tokens": max(16, 2 * max(map(len, answers)))}
+        defaults: dict[str, Any] = {"max_tokens": max(16, 2 * max(each.max_answer_tokens for each in self.examples))}
+        if self.data.conversations:
+            # A chat template may close turns with a token that the model has not been told to stop at.
+            ends = {example.target[-1] for example in self.examples} - self.lm.eos_token_ids
+            defaults |= {"stop_token_ids": sorted(ends)} if ends else {}
+        return defaults
 
     def _zero_head(self) -> Head | None:
         """A head with the labels and zeros for values."""

@@ -98,8 +98,7 @@ def train(
 
 def _untrained(run: Run, engine: EngineProtocol, task: Task) -> MethodResult:
     """The best template, for a method without trainable values."""
-    tasks = [replace(task, template=template.without_soft_tokens().source) for template in run.data.templates]
-    return MethodResult(*best_task(run, engine, tasks), trained_parameters=0)
+    return MethodResult(*best_task(run, engine, run.data.plain_tasks(task)), trained_parameters=0)
 
 
 def _train_result(result: MethodResult, baseline: dict[str, float], run_dir: RunDir) -> TrainResult:

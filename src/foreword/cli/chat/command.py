@@ -44,12 +44,13 @@ def chat(
     if ref is not None and ref != options.model_name:
         store.describe(ref)  # an unknown task is an error before the model is loaded
     lm = options.open_model()
-    if not lm.causal and not lm.is_encoder_decoder:
+    if ref is None and not lm.causal and not lm.is_encoder_decoder:
         raise UnsupportedModel(f"{lm.name} is an encoder, which writes no text; ask it with foreword classify.")
     from foreword.cli.chat.repl import ChatRepl
     from foreword.cli.chat.session import ChatSession
+    from foreword.evaluation.answers import Answers
 
     with options.open_engine(lm) as engine:
-        session = ChatSession(engine, lambda ref: options.find_task(ref, lm), max_tokens, temperature)
+        session = ChatSession(Answers(engine), lambda ref: options.find_task(ref, lm), max_tokens, temperature)
         session.select_task(ref)
         ChatRepl(session, store, home() / "chat_history").run()

@@ -20,7 +20,7 @@ def chat_router(serving: OpenAIServing) -> APIRouter:
         """Answer a conversation."""
         task = await serving.resolve_task(body, http)
         tokenizer = serving.engine.tokenizer
-        prompt = task_prompts.from_messages(tokenizer, task, body.messages)
+        prompt = task_prompts.from_messages(tokenizer, task, body.messages, causal=serving.engine.causal)
         return await serving.respond(body, http, ChatSerializer(tokenizer), task, [prompt])
 
     return router

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from foreword.engine.protocol import Chunk, Request, Stream, TokenLogprob
+from foreword.engine.protocol import Chunk, Request, Stream
 from foreword.server.openai.generation import CompletionOutput
-from foreword.server.openai.logprobs import chat_logprobs, text_logprobs
+from foreword.server.openai.logprobs import Logprob, chat_logprobs, text_logprobs
 
 
 class ChoiceSerializer(Protocol):
@@ -20,11 +20,13 @@ class ChoiceSerializer(Protocol):
         id_prefix: of the response's ``id``.
         object_name: the ``object`` of a complete response.
         chunk_object_name: the ``object`` of every event of a stream.
+        strips_labels: whether the word of a label is answered without the blanks around it.
     """
 
     id_prefix: str
     object_name: str
     chunk_object_name: str
+    strips_labels: bool
 
     def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
         """The choice of a complete response."""
@@ -45,6 +47,7 @@ class ChatSerializer:
     id_prefix = "chatcmpl-"
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
+    strips_labels = True
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -88,6 +91,7 @@ class CompletionSerializer:
     id_prefix = "cmpl-"
     object_name = "text_completion"
     chunk_object_name = "text_completion"
+    strips_labels = False
 
     def __init__(self, tokenizer: Any, echoes: Sequence[PromptEcho] = ()) -> None:
         self._tokenizer = tokenizer
@@ -115,7 +119,7 @@ class CompletionSerializer:
     def chunk_choices(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
         return [self._choice(index, chunk.text, chunk.finish_reason, chunk.logprobs)]
 
-    def _choice(self, index: int, text: str, reason: str | None, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def _choice(self, index: int, text: str, reason: str | None, logprobs: Sequence[Logprob]) -> dict[str, Any]:
         written = text_logprobs(self._tokenizer, logprobs, self._offsets.get(index, 0))
         if written is not None:
             self._offsets[index] = written["text_offset"][-1] + len(written["tokens"][-1])

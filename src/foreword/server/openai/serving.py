@@ -10,9 +10,10 @@ from fastapi import Response
 from starlette.responses import JSONResponse
 
 from foreword.core import SamplingParams, Task
-from foreword.engine.protocol import EngineProtocol, Request, Stream
+from foreword.engine.protocol import EngineProtocol, Stream
+from foreword.evaluation.answers import Answers
 from foreword.evaluation.sampling_params import request_sampling_params
-from foreword.server.openai.generation import cancel_on_disconnect, gather_outputs, submit_all
+from foreword.server.openai.generation import Submission, cancel_on_disconnect, gather_outputs
 from foreword.server.openai.schema import GenerationRequest
 from foreword.server.openai.serialization import ChoiceSerializer, ResponseMeta, prompt_token_ids, usage
 from foreword.server.openai.streaming import SSEResponse, sse_events
@@ -29,16 +30,20 @@ class OpenAIServing:
     """Endpoints differ in how a body becomes prompts and in the `ChoiceSerializer` of the response.
 
     Attributes:
-        engine: generates.
+        answers: generate, or label.
         tasks: resolves the task that a body names.
         metrics: gets times and token counts.
         timeout: seconds after which a generation is ended; no bound if ``None``.
     """
 
-    engine: EngineProtocol
+    answers: Answers
     tasks: TaskTable
     metrics: Metrics
     timeout: float | None = None
+
+    @property
+    def engine(self) -> EngineProtocol:
+        return self.answers.engine
 
     async def resolve_task(self, body: GenerationRequest, http: HttpRequest) -> Task | None:
         """The task, or ``None`` for the base model; counts the request against the caller's rate limit.
@@ -59,18 +64,16 @@ class OpenAIServing:
         task: Task | None,
         prompts: Sequence[Prompt],
     ) -> Response:
-        """Generate for all prompts and respond, complete or as server-sent events."""
-        engine, group = self.engine, task.name if task is not None else ""
-        requests = [
-            Request.from_prompt(prompt, sampling_params(body, task, prompt, engine.context), group).fan_out(body.n or 1)
-            for prompt in prompts
-        ]
+        """Answer all prompts and respond, complete or as server-sent events."""
+        engine = self.engine
+        sampled = [(prompt, sampling_params(body, task, prompt, engine.context)) for prompt in prompts]
+        submission = Submission(self.answers, task, sampled, body.n or 1, serializer.strips_labels)
         ref = task.ref if task is not None else engine.name
         meta = ResponseMeta(serializer, body.model or ref, ref)
         log_fields = http.state.log_fields
         log_fields["model"] = ref
-        recorder = UsageRecorder(self.metrics, group or engine.name, current_caller(http), log_fields)
-        streams = await submit_all(engine, requests, recorder)
+        name = task.name if task is not None else engine.name
+        streams = await submission.submit(UsageRecorder(self.metrics, name, current_caller(http), log_fields))
         if body.stream:
             return SSEResponse(sse_events(meta, streams, body, self.timeout), streams)
         async with cancel_on_disconnect(http.receive, streams):

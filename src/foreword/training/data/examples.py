@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from foreword.core.token_rows import check_token_ids
 from foreword.errors import DataError
 from foreword.models import LanguageModel
-from foreword.text import seam
+from foreword.text import chat, seam
+from foreword.text.assistant_turns import assistant_turns, join_turns
+from foreword.text.conversation import Message
 from foreword.text.encoded_example import EncodedExample, ExampleEncoder
 from foreword.text.long_rows import MEND
+from foreword.text.prompt import Prompt
 from foreword.text.rows import Row
 from foreword.text.task_prompts import field_words
 from foreword.text.template import Template
@@ -24,13 +28,15 @@ POOL = 16
 
 @dataclass(frozen=True)
 class Example:
-    """One row through one template, in tokens.
+    """One row through one template, or one conversation through the chat template, in tokens.
 
     Attributes:
-        encoded: tokens before the answer, as serving would tokenize them, and where the answer is read.
+        encoded: tokens before the answer, as serving would tokenize them, and where the answer is read; those of a
+            conversation hold its answers, and are read wherever a token of one is next.
         labels: index of the right label for every answer.
         soft_labels: in place of ``labels``, a probability of every label (distillation).
-        target: tokens of the answer, end-of-text included, for a template with ``{target:...}``.
+        target: tokens of the answer, end-of-text included, for a template with ``{target:...}``; of a conversation
+            those of all its answers, one for every output index.
         other_targets: further answers that are as right; every epoch takes the next one.
     """
 
@@ -48,7 +54,31 @@ class Example:
     @property
     def num_tokens(self) -> int:
         """Tokens with the longest answer."""
+        if self._holds_answers:
+            return len(self.prompt_ids) + 1
         return len(self.prompt_ids) + max(map(len, (self.target, *self.other_targets)))
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """Tokens of the longest answer."""
+        if not self._holds_answers:
+            return max(map(len, (self.target, *self.other_targets)))
+        places = self.encoded.output_indices
+        begins = [index for index, place in enumerate(places) if not index or places[index - 1] + 1 != place]
+        return max(end - begin for begin, end in zip(begins, [*begins[1:], len(places)], strict=True))
+
+    @property
+    def answered(self) -> EncodedExample:
+        """All tokens but the last, read where each token of ``target`` is next."""
+        if self._holds_answers:
+            return self.encoded
+        last = len(self.prompt_ids) - 1
+        return EncodedExample(self.prompt_ids + self.target[:-1], tuple(range(last, last + len(self.target))))
+
+    @property
+    def _holds_answers(self) -> bool:
+        """Whether ``encoded`` has a place for every token of ``target``."""
+        return len(self.encoded.output_indices) == len(self.target)
 
     def at_epoch(self, epoch: int) -> Example:
         """The example with the answer of this pass over the data."""
@@ -80,10 +110,10 @@ class ExampleBuilder:
         """Every row through every template. Raises DataError, TemplateError or VerbalizerError that names the row."""
         examples = []
         for row in rows:
-            for template in self.data.templates:
-                with row.error_context():
-                    examples.append(self._example(row, template))
-                    self._check(examples[-1])
+            with row.error_context():
+                for example in self._examples(row):
+                    self._check(example)
+                    examples.append(example)
         return examples
 
     def encode_unlabeled(self, rows: Sequence[Row]) -> list[EncodedExample]:
@@ -104,14 +134,29 @@ class ExampleBuilder:
         return self.lm.context is None or self.prefix_length + with_answer <= self.lm.context
 
     def row_fits(self, row: Row, *, answer: bool = True) -> bool:
-        """Whether a row fits through every template."""
+        """Whether a row fits through every template, or the chat template."""
         with row.error_context():
+            if self.data.conversations:
+                return all(self.fits(example.num_tokens) for example in self._examples(row))
             return all(self.fits(self._num_tokens(row, template, answer)) for template in self.data.templates)
 
     def _num_tokens(self, row: Row, template: Template, answer: bool) -> int:
         if answer:
             return self._example(row, template).num_tokens
         return len(self.encoder.encode_prompt(template.fill(row.values, row.where, answer=False)).token_ids)
+
+    def _examples(self, row: Row) -> list[Example]:
+        """The row through every template; or through the chat template, which mostly makes one example of it."""
+        if not self.data.conversations:
+            return [self._example(row, template) for template in self.data.templates]
+        turns = assistant_turns(self.encoder.tokenizer, self.data.conversation(row), self._request)
+        return [_conversation_example(prompt) for prompt in join_turns(turns)]
+
+    def _request(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
+        """A history as serving puts it behind the prefix."""
+        tokenizer = self.encoder.tokenizer
+        rendered = chat.render(tokenizer, messages, tools=tools or None)
+        return Prompt(tuple(chat.encode(tokenizer, rendered, bos=self.encoder.bos)), None, 0)
 
     def _example(self, row: Row, template: Template) -> Example:
         labels = self.data.label_ids(row)
@@ -156,6 +201,11 @@ class ExampleBuilder:
             f"the example has {self.prefix_length + with_answer} tokens with its answer and {self.prefix_length} "
             f"virtual tokens, the context of {self.lm.name} is {self.lm.context}; {MEND}."
         )
+
+
+def _conversation_example(prompt: Prompt) -> Example:
+    ids, places = prompt.token_ids, prompt.output_indices
+    return Example(EncodedExample(ids[:-1], places), target=tuple(ids[place + 1] for place in places))
 
 
 @dataclass(frozen=True)

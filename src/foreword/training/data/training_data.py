@@ -11,6 +11,13 @@ from typing import Any
 from foreword.core import Task
 from foreword.errors import DataError, SettingError, TemplateError, UsageError
 from foreword.evaluation.row_labels import label_index, row_label, row_tags
+from foreword.text.conversation import (
+    Conversation,
+    LearnTurns,
+    conversation_fields,
+    is_conversation,
+    is_prompt_completion,
+)
 from foreword.text.demonstrations import demonstrations
 from foreword.text.long_rows import FittedRows, LongRows
 from foreword.text.rows import Row, data_digest, is_delimited, read_data, source_name
@@ -29,7 +36,8 @@ class TrainingData:
     """Rows of one run, to train on and held out, with their templates and label set.
 
     Attributes:
-        templates: how a row becomes text, and where the answer goes; every row goes through each of them.
+        templates: how a row becomes text, and where the answer goes; every row goes through each of them. None for
+            conversations, which the model's chat template makes text of.
         verbalizer: words of the labels, for templates with ``{mask}`` and no head.
         head_labels: labels of a linear head; none without one.
         per_token: the head labels every word, not the text.
@@ -40,6 +48,7 @@ class TrainingData:
         source: what was read, in a few words: its name and its format.
         warnings: clauses about what may be wrong with the data.
         vocabulary: whether the model was taken to have a language modelling head.
+        learn_turns: of conversations, which turns of the assistant are learned.
     """
 
     templates: tuple[Template, ...]
@@ -53,6 +62,7 @@ class TrainingData:
     source: str = ""
     warnings: tuple[str, ...] = ()
     vocabulary: bool = True
+    learn_turns: LearnTurns = "all"
 
     @classmethod
     def read(cls, recipe: Recipe, *, vocabulary: bool | None = True) -> TrainingData:
@@ -85,6 +95,12 @@ class TrainingData:
 
         Raises DataError, TemplateError, VerbalizerError or UsageError that says where.
         """
+        if holds_conversations(recipe, rows[0]):
+            return cls._of_conversations(recipe, rows, held)
+        if recipe.learn_turns != "all":
+            raise SettingError(
+                "learn_turns", f"{rows[0].where} holds no conversation, so --learn-turns has no use; leave it out."
+            )
         per_token = recipe.target_field is None and isinstance(rows[0].values.get(recipe.label_field), list)
         if per_token and recipe.head == "verbalizer":
             raise UsageError(f"field '{recipe.label_field}' holds a tag for every word, which needs --head linear.")
@@ -111,14 +127,50 @@ class TrainingData:
         """Label set; empty where text is generated."""
         return self.head_labels or (self.verbalizer.labels if self.verbalizer is not None else ())
 
+    @classmethod
+    def _of_conversations(cls, recipe: Recipe, rows: list[Row], held: list[Row]) -> TrainingData:
+        """Rows of conversations. Raises DataError that names the row."""
+        if not held:
+            rows, held = _split(recipe, rows)
+        learn_turns: LearnTurns = "last" if recipe.learn_turns == "last" else "all"
+        data = cls((), None, (), False, recipe.label_field, rows, held, learn_turns=learn_turns)
+        for row in [*rows, *held]:
+            data.conversation(row)
+        return data
+
     @property
-    def template(self) -> Template:
-        """The first template; the others have the same soft tokens and the same kind of answer."""
-        return self.templates[0]
+    def conversations(self) -> bool:
+        """Whether the rows are conversations."""
+        return not self.templates
+
+    def conversation(self, row: Row) -> Conversation:
+        """The conversation of a row, with the turns that are learned. Raises DataError that names the row."""
+        with row.error_context():
+            return Conversation.read(row.values, self.learn_turns)
+
+    @property
+    def template(self) -> Template | None:
+        """The first template; the others have the same soft tokens and the same kind of answer. ``None`` for
+        conversations."""
+        return self.templates[0] if self.templates else None
+
+    @property
+    def num_soft_tokens(self) -> int:
+        """Soft tokens that the templates place."""
+        return self.template.num_soft_tokens if self.template is not None else 0
+
+    def num_inner_soft_tokens(self, causal: bool) -> int:
+        """Those of them that stay inside a row."""
+        return self.template.num_inner_soft_tokens(causal) if self.template is not None else 0
 
     def tasks(self, task: Task) -> list[Task]:
-        """The task with each of the templates."""
-        return [replace(task, template=template.source) for template in self.templates]
+        """The task with each of the templates; of conversations, the task as it is."""
+        return [replace(task, template=template.source) for template in self.templates] or [task]
+
+    def plain_tasks(self, task: Task) -> list[Task]:
+        """`tasks` without soft tokens, for values that are not learned."""
+        plain = [template.without_soft_tokens() for template in self.templates]
+        return [replace(task, template=template.source) for template in plain] or [task]
 
     def with_soft_tokens(self, length: int) -> TrainingData:
         """The same with soft tokens in front of every template, for encoders, which cannot cache them."""
@@ -137,7 +189,7 @@ class TrainingData:
         """Raise unless the row has what the templates and the labels need."""
         label_ids = self.label_ids(row)
         if self.per_token:
-            words = field_words(self.template, row.values, row.where)
+            words = field_words(self.templates[0], row.values, row.where)
             if len(words) != len(label_ids):
                 raise DataError(
                     f"{row.where}: there are {len(label_ids)} tags for {len(words)} words; give one a word."
@@ -157,14 +209,20 @@ class TrainingData:
         """The data in one line: rows, labels with counts, and the first template."""
         rows = [*self.train_rows, *self.eval_rows]
         counted = Counter(label_id for row in rows for label_id in self.label_ids(row))
-        shown = [f"{self.labels[label_id]} {count}" for label_id, count in counted.most_common(SHOWN_LABELS)]
+        most = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN_LABELS]
+        shown = [f"{self.labels[label_id]} {count}" for label_id, count in most]
         more = f", {len(counted) - len(shown)} more" if len(counted) > len(shown) else ""
         what = f"; {'tags' if self.per_token else 'labels'} {', '.join(shown)}{more}" if shown else ""
         parts = f"{len(rows)} rows, {len(self.eval_rows)} of them to evaluate{what}"
-        return f"{self.source or 'data'}: {parts}; template {self.template.source!r}"
+        how = (
+            f"template {self.template.source!r}" if self.template is not None else "conversations by the chat template"
+        )
+        return f"{self.source or 'data'}: {parts}; {how}"
 
     def fit(self, long_rows: LongRows, fits: Callable[[Row], bool]) -> TrainingData:
         """The data with rows that fit, see `LongRows.fit`."""
+        if long_rows.action == "cut" and self.conversations:
+            raise SettingError("long_rows", "--long-rows cut would part answers from their questions; use skip.")
         if long_rows.action == "cut" and self.per_token:
             raise SettingError("long_rows", "--long-rows cut would part words from their tags; use skip.")
         names = [name for template in self.templates for name in template.fields]
@@ -192,13 +250,40 @@ class TrainingData:
 
     def _demonstration(self, row: Row) -> str:
         """The row's filled template with its answer."""
+        if self.template is None:
+            return _told(self.conversation(row))
         if self.per_token:
             return " ".join(field_words(self.template, row.values, row.where))
         filled = self.template.fill(row.values, row.where)
         text = "".join(piece for piece in filled.prompt if not isinstance(piece, SoftSlot))
         if self.verbalizer is not None:
-            return text + self.verbalizer.words[self.labels[self.label_ids(row)[0]]][0] + filled.after
+            after = "".join(piece for piece in filled.after if isinstance(piece, str))
+            return text + self.verbalizer.words[self.labels[self.label_ids(row)[0]]][0] + after
         return text + (filled.target or "")
+
+
+def holds_conversations(recipe: Recipe, row: Row) -> bool:
+    """Whether a run on rows like this one learns from conversations.
+
+    Raises SettingError for settings that conversations have no use for.
+    """
+    if not is_conversation(row.values):
+        return False
+    fields = conversation_fields(row.values)
+    templates = [Template.parse(source) for source in recipe.templates]
+    named = {name for template in templates for name in (*template.fields, template.target)} & set(fields)
+    if templates and not named:
+        return False  # a template over other fields of the row
+    recipe.reject_unused_settings(
+        ("template", "target_field", "verbalizer", "head", "label_field"),
+        f"{row.where} holds a conversation ({', '.join(fields)}), which the model's chat template makes text of",
+    )
+    return True
+
+
+def _told(conversation: Conversation) -> str:
+    """The text of a conversation's answers, and of what each answers."""
+    return "\n".join(str(message["content"]) for message in conversation.messages if message["content"])
 
 
 def evenly_spaced(rows: Sequence[Row], count: int) -> list[Row]:
@@ -280,6 +365,8 @@ def _check_compatible(templates: Sequence[Template]) -> None:
 
 def _guess_template(recipe: Recipe, rows: Sequence[Row], linear: bool, per_token: bool) -> Template:
     row = rows[0]
+    if recipe.label_field not in row.values and recipe.target_field is None and is_prompt_completion(row.values):
+        return Template.parse("{prompt}{target:completion}")
     answer = recipe.target_field or recipe.label_field
     kind: Any = list if per_token else str
     texts = [name for name, value in row.values.items() if isinstance(value, kind) and name != answer]

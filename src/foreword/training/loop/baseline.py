@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 from foreword.engine.protocol import EngineProtocol
 from foreword.progress import Say
@@ -20,10 +19,9 @@ def baseline_metrics(run: Run, engine: EngineProtocol, say: Say) -> dict[str, fl
         say(f"always the most frequent label: accuracy {share:.3f} on {len(run.data.eval_rows)} rows")
         return {"accuracy": share}
     metrics = []
-    for template in run.data.templates:
-        plain = template.without_soft_tokens()
-        report = evaluate_task(run, engine, prepared(run, engine, replace(run.task("run"), template=plain.source)))
-        which = f" ({plain.source!r})" if len(run.data.templates) > 1 else ""
+    for task in run.data.plain_tasks(run.task("run")):
+        report = evaluate_task(run, engine, prepared(run, engine, task))
+        which = f" ({task.template!r})" if len(run.data.templates) > 1 else ""
         say(f"without a prefix{which}: {format_metrics(report.metrics)} on {report.n} rows")
         metrics.append(report.metrics)
     return max(metrics, key=selection_score)

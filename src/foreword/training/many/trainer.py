@@ -163,7 +163,7 @@ class MultiTaskTrainer:
 def _candidates(trained: ConcurrentRun) -> list[Task]:
     """The learned task with each of its templates."""
     task = trained.prompt.to_task(trained.run.lm, trained.evaluator.task)
-    return [replace(task, template=template.source) for template in trained.run.data.templates]
+    return trained.run.data.tasks(task)
 
 
 def _base_results(
@@ -171,16 +171,7 @@ def _base_results(
 ) -> list[tuple[dict[str, float], tuple[float, float]]]:
     """Metrics of the base model with the best template of each task, and their `_comparison_key`."""
     without_head = [each for each in runs if not each.run.data.head_labels]
-    plain = [
-        (
-            each.run,
-            [
-                replace(each.evaluator.task, template=template.without_soft_tokens().source)
-                for template in each.run.data.templates
-            ],
-        )
-        for each in without_head
-    ]
+    plain = [(each.run, each.run.data.plain_tasks(each.evaluator.task)) for each in without_head]
     best = dict(zip((each.name for each in without_head), best_task_of_each(engine, plain), strict=True))
     results = []
     for each in runs:

@@ -173,8 +173,9 @@ def _method_result(best: ConcurrentRun, engine: EngineProtocol, name: str) -> Me
     best.load_best()
     run = best.run
     learned = best.prompt.to_task(run.lm, run.task(name))
-    tasks = [replace(learned, template=template.source) for template in run.data.templates]
-    return MethodResult(*best_task(run, engine, tasks), trained_parameters=best.prompt.num_trainable_parameters)
+    return MethodResult(
+        *best_task(run, engine, run.data.tasks(learned)), trained_parameters=best.prompt.num_trainable_parameters
+    )
 
 
 def _write_trials(trials: Sequence[Trial], folder: RunDir, progress: Progress) -> None:
