@@ -17,19 +17,21 @@ from foreword.bank.tensor_file import TensorLoader, load_tensors
 from foreword.bank.version_files import parse_source
 from foreword.bank.version_folder import check_version, read_version, read_version_metadata, write_version
 from foreword.core import KVPrefix, ModelIdentity, Task
+from foreword.core.overview import Overview, WithOverview, join_some
 from foreword.errors import BankError, CorruptFile, PublishConflict, UnknownTask, UsageError
-from foreword.home import home
+from foreword.home import default_bank, home
 from foreword.openmp import release_openmp_threads
 
 _NOT_PUBLISHED = "nothing was published; the version served before is still served"
 _CHECK_LOCATION = "check that the place exists and may be read"
 
 
-class Bank:
+class Bank(WithOverview):
     """Tasks under one root; every task has immutable versions, one of which is the current one and is served.
 
     Args:
-        root: a folder (also as ``file://`` or ``local://``), or the fsspec URL of an object store.
+        root: a folder (also as ``file://`` or ``local://``), or the fsspec URL of an object store; by default the
+            bank of the commands: ``$FOREWORD_BANK``, else ``bank`` in Foreword's home.
         cache: where versions from an object store are kept; by default ``cache/bank`` in Foreword's home.
         load: reads tensors; `foreword.bank.arrays.load_arrays` for a process without PyTorch.
 
@@ -38,16 +40,18 @@ class Bank:
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | os.PathLike[str] | None = None,
         *,
         cache: str | os.PathLike[str] | None = None,
         load: TensorLoader = load_tensors,
     ) -> None:
-        self._store = _open_store(os.fspath(root), Path(cache) if cache else home() / "cache" / "bank")
+        self._store = _open_store(
+            os.fspath(root if root is not None else default_bank()), Path(cache) if cache else home() / "cache" / "bank"
+        )
         self.load_tensors = load
 
     @classmethod
-    def for_engine(cls, engine: str, root: str | os.PathLike[str]) -> Bank:
+    def for_engine(cls, engine: str, root: str | os.PathLike[str] | None = None) -> Bank:
         """A bank that loads tensors as an engine needs them: as numpy arrays for ``llamacpp``, which has no torch."""
         if engine != "llamacpp":
             return cls(root)
@@ -60,8 +64,13 @@ class Bank:
         """The folder or the URL."""
         return self._store.location
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # reads nothing: the bank may be far away
         return f"Bank({self._store.location!r})"
+
+    def overview(self) -> Overview:
+        """Where it is, and the names of its tasks."""
+        names = self.names()
+        return Overview(f"Bank {self.location!r}", {"tasks": f"{len(names)}: {join_some(names)}" if names else "none"})
 
     def publish(self, task: Task, *, replace: bool = False, reserved: Collection[str] = ()) -> Task:
         """Store a task as a new version and serve it from now on.

@@ -11,7 +11,6 @@ from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
 from foreword.cli.interruption import on_interrupted_publish
 from foreword.cli.options import Json, ModelOptions, Replace, emit, exactly_one, read_text
-from foreword.cli.runs import read_task
 from foreword.errors import UsageError
 
 
@@ -43,6 +42,8 @@ def publish(
     options.check_name(name)
     with on_interrupted_publish(store, name):
         if run is not None:
+            from foreword.bank.run_task import read_task
+
             task = read_task(Path(run), name)
         elif prefix is not None:
             from foreword.interop.prefix_task import prefix_task

@@ -12,7 +12,7 @@ from foreword.cli.flags import expand_options
 from foreword.cli.interruption import on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, say
 from foreword.cli.recipes import RecipeFlags, check_recipe, make_recipe, read_settings, read_training_data
-from foreword.cli.runs import publish_hint, resume_hint, write_task
+from foreword.cli.runs import publish_hint, resume_hint
 from foreword.errors import UsageError
 from foreword.home import default_run_dir
 from foreword.training.setting import OUTPUT
@@ -63,6 +63,7 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
     with on_interrupt(lambda: resume_hint(out)):
         data = read_training_data(recipe)
         lm = options.open_model()
+        from foreword.bank.run_task import write_task
         from foreword.training.loop.distributed import is_main_process
         from foreword.training.train import train as run_train
 

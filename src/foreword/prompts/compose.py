@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Literal
 
 from foreword.core import Bos, Front, KVPrefix, Task
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import TemplateError, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import append_keys_values, check_context_length
@@ -42,8 +43,8 @@ class StackedTask:
         return self.how not in ("soft", "rotated")
 
 
-@dataclass(frozen=True)
-class Composition:
+@dataclass(frozen=True, repr=False)
+class Composition(WithOverview):
     """The task of a stack, and the tasks that it was made from.
 
     Attributes:
@@ -53,6 +54,17 @@ class Composition:
 
     task: Task
     parts: tuple[StackedTask, ...]
+
+    def overview(self) -> Overview:
+        """The parts, and whether the stack is exact."""
+        return Overview(
+            f"Composition {self.task.ref!r} of {len(self.parts)} tasks",
+            {
+                "parts": ", ".join(f"{part.task.ref} ({part.how})" for part in self.parts),
+                "prefix": f"{self.task.prefix.length} positions",
+                "exact": "yes" if self.exact else "no, an approximation: measure it",
+            },
+        )
 
     @property
     def exact(self) -> bool:

@@ -80,7 +80,7 @@ def create_app(
         ModelMismatch: one of ``extra_tasks`` was made for another model.
         UsageError: ``ui`` without its extra.
     """
-    extra = dict(extra_tasks or {})
+    extra = extra_tasks if extra_tasks is not None else {}
     authenticator = authenticator or Authenticator(ApiKeys())
     tasks = TaskTable(engine, bank, extra, prefix_bytes=prefix_bytes, allow_other_weights=allow_other_weights)
     catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -187,6 +188,12 @@ class Recipe:
             raise SettingError(
                 "max_steps", "--epochs and --max-steps both set the length of the run; give one of them."
             )
+
+    def __repr__(self) -> str:
+        """The settings that are not defaults, each in a few words."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = [f"{f.name}={reprlib.repr(given[f.name])}" for f in fields(self) if given[f.name] != f.default]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @property
     def templates(self) -> tuple[str, ...]:

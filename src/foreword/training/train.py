@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foreword.core import Task
+from foreword.core.overview import Overview, WithOverview, metrics_line
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.home import default_run_dir
@@ -24,8 +25,8 @@ from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(WithOverview):
     """A trained task, and its metrics beside those of the baseline.
 
     Attributes:
@@ -45,6 +46,18 @@ class TrainResult:
     trained_parameters: int
     folder: Path
     model: Path | None = None
+
+    def overview(self) -> Overview:
+        """Metrics before and after, what was trained, and where the run is."""
+        return Overview(
+            f"TrainResult of task {self.task.ref!r}",
+            {
+                "metrics": f"{metrics_line(self.metrics, self.before)} on {self.n} rows",
+                "trained": f"{self.trained_parameters:,} parameters by {self.task.method}, {self.task.nbytes:,} bytes",
+                "run": self.folder,
+                "model": self.model,
+            },
+        )
 
 
 def train(
