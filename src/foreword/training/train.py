@@ -17,6 +17,7 @@ from foreword.training.data.training_data import TrainingData
 from foreword.training.loop.advice import advice
 from foreword.training.loop.baseline import baseline_metrics
 from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
+from foreword.training.loop.gradient_check import check_gradients
 from foreword.training.loop.run_dir import RunDir
 from foreword.training.loop.selection import best_task, format_metrics
 from foreword.training.methods.base import MethodResult
@@ -90,6 +91,8 @@ def train(
     method = training_method(run.method.name)
     method.check(run)
     prompt = run.initial_prompt() if run.learns else None  # fails before anything is written
+    if prompt is not None:
+        check_gradients(run, prompt)
     # PET may train the model itself: keys of its earlier weights must not answer for it.
     with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
         run_dir = RunDir.open(recipe.out or default_run_dir(run.method.name), run.settings(), resume=recipe.resume)
