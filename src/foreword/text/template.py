@@ -274,9 +274,15 @@ def is_missing(value: object) -> bool:
 
 def near_name(name: str, names: Iterable[str]) -> str:
     """``did you mean 'text'?`` for a name that is not among ``names`` but like one of them; else empty."""
+    near = nearest_name(name, names)
+    return f"did you mean {near!r}?" if near is not None else ""
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The one of ``names`` that a name is most like, case and outer blanks aside; ``None`` if it is like none."""
     known = {each.strip().casefold(): each for each in names}
     near = get_close_matches(name.strip().casefold(), known, n=1)
-    return f"did you mean {known[near[0]]!r}?" if near else ""
+    return known[near[0]] if near else None
 
 
 def _source(part: TemplatePart) -> str:

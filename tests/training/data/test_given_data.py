@@ -93,15 +93,13 @@ def test_the_first_row_that_is_wrong_is_named_and_the_near_field():
         "row 1: the row has no field 'txt' (it has: label, text); did you mean 'text'?"
     )
     said = refused(ROWS, label_field="Label", template="{text}{mask}")
-    assert (
-        said == "row 1: the row has no field 'Label' (it has: text, label); did you mean 'label', pass --label-field."
-    )
+    assert said == "row 1: the row has no field 'Label' (it has: text, label); pass --label-field label."
     file = write_csv(Path("d.csv"), [{"fine": "a", "y": "n"}, {"fine": "b", "y": "y"}])
     assert refused(file, template="{fine}{mask}").endswith(
         "pass --label-field, or --columns if the file has no header."
     )
     said = refused(ROWS, TemplateError, template="{text}{contxt?}{mask}")
-    assert said == "row 1: no row has the field 'contxt' (this one has: text, label); take it out of the template."
+    assert said == "row 1: no row has the field 'contxt' (this one has: text, label); did you mean 'text'?"
 
 
 def test_labels_that_look_alike_or_like_none_are_warned_of():

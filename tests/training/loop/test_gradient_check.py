@@ -33,7 +33,7 @@ def model_of(kind: type[nn.Linear]) -> LanguageModel:
     model = copy.deepcopy(base.model)
     for layer in model.model.layers:
         for module in (layer.self_attn, layer.mlp):
-            for name, child in list(module.named_children()):
+            for child in list(module.children()):
                 if isinstance(child, nn.Linear):
                     child.__class__ = kind
     return wrap_model(model, base.tokenizer, name="tiny-packed")

@@ -205,9 +205,14 @@ class TrainingData:
                 )
 
     @property
+    def all_rows(self) -> list[Row]:
+        """The training rows and the held-out ones."""
+        return [*self.train_rows, *self.eval_rows]
+
+    @property
     def overview(self) -> str:
         """The data in one line: rows, labels with counts, and the first template."""
-        rows = [*self.train_rows, *self.eval_rows]
+        rows = self.all_rows
         counted = Counter(label_id for row in rows for label_id in self.label_ids(row))
         most = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN_LABELS]
         shown = [f"{self.labels[label_id]} {count}" for label_id, count in most]
