@@ -55,7 +55,10 @@ def open_task_source(
     layout.require_none(source_name(source))
     if not isinstance(source, str | Path):
         return MemorySource.open(source, task_field, check)
-    return JsonlSource.open(Path(source), task_field, check)
+    path = Path(source)
+    if not path.exists():
+        raise DataError(f"there is no {source}; give a folder with one file of examples a task, or one JSONL file.")
+    return JsonlSource.open(path, task_field, check)
 
 
 @dataclass(frozen=True)
