@@ -30,7 +30,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import foreword
 from foreword.core import Batch, Task
-from foreword.engine.protocol import Request
 from foreword.models import LanguageModel
 from foreword.prompts import init
 from foreword.prompts.base import PromptEncoder
@@ -39,7 +38,6 @@ from foreword.prompts.lora import LoRA, PrefixAndLoRA
 from foreword.prompts.lower import empty_prefix
 from foreword.prompts.prefix import PrefixValues, PTuningV2, initial_prefix
 from foreword.prompts.reparam import BiLSTM, ResidualReparam
-from foreword.text import task_prompts
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from foreword.training.modules.trainable_prompt import TrainablePrompt
 
@@ -283,11 +281,8 @@ def load(folder: Path, device: str, trust_remote_code: bool) -> tuple[LanguageMo
 # ------------------------------------------------------------------------------------------ 6. 生成 Generate
 def generate(lm: LanguageModel, task: Task, samples: Sequence[Mapping[str, str]]) -> list[str]:
     """用户只给文字，前缀由引擎注入。 Callers give text only; the engine puts the prefix in front by itself."""
-    params = foreword.SamplingParams(**task.generation)
-    prompts = [task_prompts.from_fields(lm.tokenizer, task, sample) for sample in samples]
     with foreword.Engine(lm) as engine:
-        answers = list(engine.generate(Request.from_prompt(prompt, params) for prompt in prompts))
-    return [chunks[-1].error or "".join(chunk.text for chunk in chunks).strip() for chunks in answers]
+        return [answer.text.strip() for answer in engine.generate_many(samples, task)]
 
 
 def show(lm: LanguageModel, task: Task, samples: Sequence[Mapping[str, str]]) -> None:

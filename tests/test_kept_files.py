@@ -120,7 +120,9 @@ class Server:
 
 def listed(place: Path) -> dict[str, dict[str, str]]:
     """Every task of the bank as `foreword bank list` has it, by name."""
-    return {task["name"]: task for task in command(place, "bank", "list", "--json").json["tasks"]}
+    keys = ("name", "version", "kind", "method")
+    tasks = command(place, "bank", "list", "--json").json["tasks"]
+    return {task["name"]: {key: task[key] for key in keys} for task in tasks}
 
 
 def digests(place: Path) -> dict[str, str]:
@@ -323,7 +325,7 @@ def test_a_text_gives_the_prefix_that_it_gave(place: Path) -> None:
     task = foreword.Bank(place / "bank").load("story")
     lm = foreword.load_model(str(place / LLAMA), dtype="float32", progress=lambda line: None)
     with foreword.Engine(lm) as engine:
-        prefix = engine.prefill(task.prefix.token_ids)
+        prefix = engine.engine.prefill(task.prefix.token_ids)
     for found, expected in zip((*prefix.keys, *prefix.values), (*task.prefix.keys, *task.prefix.values), strict=True):
         assert torch.allclose(found, expected, rtol=0, atol=CLOSE)
 

@@ -28,6 +28,7 @@ from foreword.bank.version_files import HEAD, known_files, member_files, missing
 from foreword.core import REQUEST_ONLY_PARAMS, Combine, Kind, SamplingParams, Task
 from foreword.errors import CorruptFile, UsageError
 
+Seconds = Annotated[int, Field(gt=0)]
 _GENERATION = frozenset(field.name for field in dataclasses.fields(SamplingParams)) - REQUEST_ONLY_PARAMS
 
 
@@ -92,6 +93,7 @@ _OPTIONAL_FIELDS: dict[str, FieldCheck] = {
     ),
     "bias": ("an object of label to finite number", is_a(dict[str, Number])),
     "combine": (f"one of {', '.join(get_args(Combine))}", is_a(Combine)),
+    "ttl": ("a number of seconds above 0", is_a(Seconds)),
 }
 """Written only where a task needs them, so that the records of other tasks have not changed."""
 
@@ -168,7 +170,7 @@ def _check_files(files: Mapping[str, Any], where: str) -> None:
 
 
 def _optional_fields(task: Task) -> dict[str, Any]:
-    """The optional fields of a task that has a head, a bias or members."""
+    """The optional fields of a task that has a head, a bias, members or a time to live."""
     fields: dict[str, Any] = {}
     if task.head is not None:
         fields["head"] = {"labels": list(task.head.labels), "per_token": task.head.per_token}
@@ -178,6 +180,8 @@ def _optional_fields(task: Task) -> dict[str, Any]:
         fields["bias"] = dict(task.bias)
     if task.members or task.combine != "mean":
         fields["combine"] = task.combine
+    if task.ttl is not None:
+        fields["ttl"] = task.ttl
     return fields
 
 

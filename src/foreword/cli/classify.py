@@ -33,7 +33,9 @@ def classify(
     """
     from foreword.text.template import Template
 
-    task = options.open_bank().load(name)
+    bank = options.open_bank()
+    task = bank.load(name)
+    bank.record_use(task)
     if task.template is None or not task.labels:
         raise UsageError(f"task '{name}' has no labels to choose from; train one with {{mask}}, or use generate.")
     fields = Template.parse(task.template).fields

@@ -11,7 +11,7 @@ from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
 from foreword.cli.interruption import on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, exactly_one, quiet_libraries, read_text, say
-from foreword.cli.runs import publish_hint, resume_hint, write_task
+from foreword.cli.runs import publish_hint, resume_hint
 from foreword.errors import TrainingError, UsageError
 from foreword.home import default_run_dir
 from foreword.training.distillation.recipe import DistilRecipe
@@ -82,6 +82,7 @@ def distill(
         lm = options.open_model()
         if source is not None:
             options.check_model(source, lm)
+        from foreword.bank.run_task import write_task
         from foreword.training.distillation.distill import distill as run_distill
 
         result = run_distill(

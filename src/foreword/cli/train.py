@@ -12,7 +12,7 @@ from foreword.cli.flags import expand_options
 from foreword.cli.interruption import on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, say
 from foreword.cli.recipes import RecipeFlags, check_recipe, make_recipe, read_settings
-from foreword.cli.runs import publish_hint, resume_hint, write_task
+from foreword.cli.runs import publish_hint, resume_hint
 from foreword.errors import UsageError
 from foreword.home import default_run_dir
 from foreword.training.setting import OUTPUT
@@ -58,10 +58,11 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
             )
         with file.locate_errors("publish"):
             options.check_name(name)
-    check_recipe(file, recipe)
+    check_recipe(file, recipe, options)
     out = recipe.out or default_run_dir(name or recipe.method)
     with on_interrupt(lambda: resume_hint(out)):
         lm = options.open_model()
+        from foreword.bank.run_task import write_task
         from foreword.training.loop.distributed import is_main_process
         from foreword.training.train import train as run_train
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Head:
     """
 
     labels: tuple[str, ...]
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: torch.Tensor = field(repr=False)
+    bias: torch.Tensor = field(repr=False)
     per_token: bool = False
     problem_type: ProblemType = "single_label_classification"

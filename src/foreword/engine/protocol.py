@@ -93,6 +93,21 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class LabelLogprob:
+    """Probabilities of a task's labels, in place of a token's, where a label is the answer.
+
+    Attributes:
+        word: of the label.
+        logprob: natural logarithm of the label's probability among all labels, calibrated as ``/v1/classify`` has it.
+        top: words and log-probabilities of the most probable labels, best first.
+    """
+
+    word: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of an answer, as one step of the engine adds it.
 
@@ -102,14 +117,14 @@ class Chunk:
         finish_reason: set on the last chunk and on no other: ``stop`` (a stop token, a stop text, or a complete
             constraint), ``length`` (``max_tokens``), ``cancelled`` or ``error``.
         error: one sentence if the engine failed this request.
-        logprobs: one for each of ``token_ids`` if the request asked for them, else empty.
+        logprobs: one for each of ``token_ids`` if the request asked for them, else empty; of a label one for the word.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     error: str | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[TokenLogprob | LabelLogprob, ...] = ()
 
 
 class Stream(Protocol):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UsageError
 from foreword.evaluation.class_scores import ClassScores
 from foreword.evaluation.confusion import ConfusionMatrix
@@ -46,8 +47,8 @@ class Prediction:
         return {"expected": expected, "predicted": self.predicted, "probs": self.probs}
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(WithOverview):
     """Metrics and predictions of one task on some rows.
 
     Attributes:
@@ -61,6 +62,11 @@ class Report:
     metrics: dict[str, float]
     predictions: list[Prediction]
     unavailable_metrics: tuple[str, ...] = ()
+
+    def overview(self) -> Overview:
+        """Every metric, a line each."""
+        metrics = {name: _format(value) for name, value in self.metrics.items()}
+        return Overview(f"Report on {self.n} rows", {**metrics, "not measured": ", ".join(self.unavailable_metrics)})
 
     @property
     def loss(self) -> float | None:

@@ -25,12 +25,12 @@ class PromptFormat:
     verbalizer: Mapping[str, tuple[str, ...]] | None = None
 
     @classmethod
-    def parse(cls, template: str | None, verbalizer: str | None) -> PromptFormat:
+    def parse(cls, template: str | None, verbalizer: str | Mapping[str, object] | None) -> PromptFormat:
         """Parse what a user gave.
 
         Args:
             template: source of a template, escapes decoded.
-            verbalizer: JSON, or the path of a JSON file.
+            verbalizer: words of every label, as a mapping, JSON, or the path of a JSON file.
 
         Raises:
             TemplateError, VerbalizerError: one of them is malformed.

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from foreword.adapters import AdapterHooks
 from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
 from foreword.core import Batch, ModelIdentity, Pooling
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UnsupportedModel
 
 
-@dataclass(eq=False)
-class LanguageModel:
+@dataclass(eq=False, repr=False)
+class LanguageModel(WithOverview):
     """A frozen base model that passed the support probe; made by `foreword.load_model`.
 
     Attributes:
@@ -52,6 +53,19 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         self._adapters = AdapterHooks.of(self.model)
+
+    def overview(self) -> Overview:
+        """Its architecture, size, dtype and device."""
+        parameters = sum(each.numel() for each in self.model.parameters())
+        return Overview(
+            f"LanguageModel {self.name!r}",
+            {
+                "architecture": f"{self.identity.architecture}, {len(self.identity.layers)} layers",
+                "parameters": f"{parameters:,}, {str(self.dtype).removeprefix('torch.')} on {self.device}",
+                "context": f"{self.context} positions" if self.context is not None else None,
+                "kind": "encoder-decoder" if self.is_encoder_decoder else "causal" if self.causal else "encoder",
+            },
+        )
 
     @property
     def device(self) -> torch.device:

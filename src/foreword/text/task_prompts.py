@@ -21,8 +21,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) -> Prompt:
-    """The text verbatim behind the task's prefix. Raises RequestError if there is nothing to run."""
+def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str, *, causal: bool = True) -> Prompt:
+    """The text verbatim behind the task's prefix.
+
+    A task that labels takes it verbatim if it is worded as the task's template up to the answer; any other text is put
+    into the template's only field, since words of labels behind it would mean nothing.
+
+    Raises RequestError if there is nothing to run, or for a text that a template of several fields would take.
+    """
+    if task is not None and answers_label(task) and not _is_worded(task, text, causal):
+        return from_fields(tokenizer, task, {_label_field(task): text}, causal=causal)
     if task is not None and distilled_text.stands_for_text(task):
         return _continuation_prompt(task, distilled_text.encode_continuation(tokenizer, task, text))
     if task is None or not _is_static(task):
@@ -90,21 +98,25 @@ def from_messages(
     task: Task | None,
     messages: Sequence[Mapping[str, object]],
     *,
+    causal: bool = True,
     answer_prefix: str = "",
     **options: Unpack[chat.RenderOptions],
 ) -> Prompt:
-    """A conversation, through the task's template if that has exactly one field, else the chat template.
+    """A conversation, through the task's template if that has one field, else the chat template.
 
     Args:
+        causal: False for a task of an encoder.
         answer_prefix: a beginning of the answer, behind the rendered conversation.
         options: of the chat template.
 
-    Raises RequestError for messages that do not fit, TemplateError if the tokenizer has no chat template.
+    Raises RequestError for messages that do not fit, also to a template of several fields; TemplateError if the
+    tokenizer has no chat template.
     """
-    field = _only_field(task)
-    if task is not None and field is not None:
+    require_chat(task)
+    fields = _fields(task)
+    if task is not None and fields:
         _refuse_chat_options(task, options)
-        return from_fields(tokenizer, task, {field: _single_user_text(task, messages)})
+        return from_fields(tokenizer, task, {fields[0]: _single_user_text(task, messages)}, causal=causal)
     if task is not None and _is_static(task):
         rendered = _static_chat_text(tokenizer, task, messages, options) + answer_prefix
         if task.kind == "system":
@@ -130,7 +142,7 @@ def tool_format(
 
     Raises UnsupportedOption for a task that puts a message into its own template.
     """
-    if task is not None and _only_field(task) is not None:
+    if task is not None and _fields(task):
         _refuse_chat_options(task, options)
     if task is not None and distilled_text.stands_for_text(task):
         return distilled_text.tool_format(tokenizer, task, messages, **options)
@@ -154,11 +166,13 @@ def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Seq
 
 def takes_one_message(task: Task | None) -> bool:
     """Whether the task puts a single message into its template, and so takes no conversation."""
-    return _only_field(task) is not None
+    return len(_fields(task)) == 1
 
 
-def from_ids(task: Task | None, token_ids: Sequence[int]) -> Prompt:
+def from_ids(task: Task | None, token_ids: Sequence[int], *, causal: bool = True) -> Prompt:
     """Token ids behind the whole prefix. Raises RequestError if there is nothing to run."""
+    if task is not None and not causal:
+        raise RequestError(f"task '{task.name}' is of an encoder and needs its mask; send a text or inputs.")
     if token_ids and min(token_ids) < 0:
         raise RequestError(f"token id {min(token_ids)} is below 0; send ids of the tokenizer.")
     if task is None or task.prefix.token_ids is None:
@@ -166,12 +180,34 @@ def from_ids(task: Task | None, token_ids: Sequence[int]) -> Prompt:
     return _static_slice_prompt(task, [*task.prefix.token_ids, *token_ids])
 
 
+def answers_label(task: Task) -> bool:
+    """Whether a request to the task is answered by the word of a label: it has a verbalizer, and no head."""
+    return bool(task.verbalizer) and task.head is None and task.template is not None
+
+
 def require_generation(task: Task | None) -> None:
-    """Raise RequestError for a task that labels and cannot generate: one with a head, or an ensemble."""
-    if task is not None and task.head is not None:
-        raise RequestError(f"task '{task.name}' labels texts with a head and writes nothing; classify or tag with it.")
-    if task is not None and task.members:
-        raise RequestError(f"task '{task.name}' is an ensemble of prefixes, which only labels texts; classify with it.")
+    """Raise RequestError for a task that answers no request with text: one with a head."""
+    if task is None or (task.head is None and (not task.members or answers_label(task))):
+        return
+    if task.head is not None and task.head.per_token:
+        raise RequestError(
+            f"task '{task.name}' tags words and writes no text; ask /v1/tag, or run foreword classify {task.name}."
+        )
+    raise RequestError(
+        f"task '{task.name}' labels texts and writes none; ask /v1/classify, or run foreword classify {task.name}."
+    )
+
+
+def require_chat(task: Task | None) -> None:
+    """Raise RequestError for a task that takes no messages: one that writes nothing, or whose template has several
+    fields."""
+    require_generation(task)
+    fields = _fields(task)
+    if task is not None and len(fields) > 1:
+        raise RequestError(
+            f"task '{task.name}' fills the fields {_listed(fields)}; send inputs to /v1/completions, or --field "
+            "name=value to foreword generate."
+        )
 
 
 def static_token_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) -> tuple[int, ...]:
@@ -267,9 +303,30 @@ def _refuse_chat_options(task: Task, options: chat.RenderOptions) -> None:
         )
 
 
-def _only_field(task: Task | None) -> str | None:
-    fields = Template.parse(task.template).fields if task is not None and task.template is not None else ()
-    return fields[0] if len(fields) == 1 else None
+def _fields(task: Task | None) -> tuple[str, ...]:
+    return Template.parse(task.template).fields if task is not None and task.template is not None else ()
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _is_worded(task: Task, text: str, causal: bool) -> bool:
+    """Whether a text is a filled template of a task that labels, as far as a text can be."""
+    template = Template.parse(task.template or "")
+    return causal and not template.num_inner_soft_tokens(causal) and template.words(text)
+
+
+def _label_field(task: Task) -> str:
+    fields = _fields(task)
+    if len(fields) == 1:
+        return fields[0]
+    raise RequestError(
+        f"task '{task.name}' fills the fields {_listed(fields)}; send inputs for them (--field name=value), or a text "
+        "worded as its template up to the label."
+        if fields
+        else f"the template of task '{task.name}' takes no text; send it as it stands."
+    )
 
 
 def _single_user_text(task: Task, messages: Sequence[Mapping[str, object]]) -> str:

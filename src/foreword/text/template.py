@@ -176,6 +176,28 @@ class Template:
                 return before if isinstance(before, str) else ""
         return ""
 
+    def words(self, text: str) -> bool:
+        """Whether ``text`` may be this template filled up to its answer: its literal texts stand in it, in order."""
+        literals = [""]
+        for part in self.parts:
+            if isinstance(part, MaskSlot | TargetField):
+                break
+            if isinstance(part, InputField):
+                literals.append("")
+            elif isinstance(part, str):
+                literals[-1] += part
+        if len(literals) == 1:
+            return text == literals[0]
+        first, *inner, last = literals
+        if not text.startswith(first) or not text[len(first) :].endswith(last):
+            return False
+        rest = text[len(first) : len(text) - len(last)]
+        for literal in inner:
+            if literal not in rest:
+                return False
+            rest = rest[rest.index(literal) + len(literal) :]
+        return True
+
     def require_answer(self) -> None:
         """Raise TemplateError unless the template says where the answer goes."""
         if not self.has_mask and self.target is None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foreword.core import Task
+from foreword.core.overview import Overview, WithOverview, metrics_line
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.home import default_run_dir
 from foreword.models import LanguageModel
-from foreword.progress import Say
+from foreword.progress import Progress, Say
 from foreword.training.loop.advice import advice
 from foreword.training.loop.baseline import baseline_metrics
 from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
@@ -23,8 +24,8 @@ from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(WithOverview):
     """A trained task, and its metrics beside those of the baseline.
 
     Attributes:
@@ -44,6 +45,18 @@ class TrainResult:
     trained_parameters: int
     folder: Path
     model: Path | None = None
+
+    def overview(self) -> Overview:
+        """Metrics before and after, what was trained, and where the run is."""
+        return Overview(
+            f"TrainResult of task {self.task.ref!r}",
+            {
+                "metrics": f"{metrics_line(self.metrics, self.before)} on {self.n} rows",
+                "trained": f"{self.trained_parameters:,} parameters by {self.task.method}, {self.task.nbytes:,} bytes",
+                "run": self.folder,
+                "model": self.model,
+            },
+        )
 
 
 def train(
@@ -68,14 +81,22 @@ def train(
         ModelMismatch: ``transfer`` was made for another model.
         TrainingError: the run folder holds another run, or training diverged.
     """
-    run = Run.from_recipe(lm, recipe, transfer)
+    with Progress("reading the data"):
+        run = Run.from_recipe(lm, recipe, transfer)
     method = training_method(run.method.name)
     method.check(run)
     prompt = run.initial_prompt() if run.learns else None  # fails before anything is written
     # PET may train the model itself: keys of its earlier weights must not answer for it.
     with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
-        run_dir = RunDir.open(recipe.out or default_run_dir(run.method.name), run.settings(), resume=recipe.resume)
-        baseline = baseline_metrics(run, engine, say)
+        run_dir = RunDir.open(
+            recipe.out or default_run_dir(run.method.name),
+            run.settings(),
+            resume=recipe.resume,
+            used=run.used(),
+            steps=run.steps,
+        )
+        with Progress(f"evaluating {len(run.data.eval_rows)} rows without a prefix"):
+            baseline = baseline_metrics(run, engine, say)
         if prompt is not None:
             result = method.train(run, engine, run.task(name), prompt, run_dir, say)
             say(

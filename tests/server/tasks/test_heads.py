@@ -108,7 +108,16 @@ def test_words_are_tagged_however_they_are_sent(http):
     [
         ("/v1/tag", {"model": "texts", "input": "a"}, "labels whole texts, not their words; ask /v1/classify"),
         ("/v1/classify", {"model": "words", "input": "a"}, "labels every word; tag with it"),
-        ("/v1/completions", {"model": "texts", "prompt": "a"}, "labels texts with a head and writes nothing"),
+        (
+            "/v1/completions",
+            {"model": "texts", "prompt": "a"},
+            "labels texts and writes none; ask /v1/classify",
+        ),
+        (
+            "/v1/completions",
+            {"model": "words", "prompt": "a"},
+            "tags words and writes no text; ask /v1/tag",
+        ),
         ("/v1/completions", {"model": "tiny-bert", "prompt": "a"}, "is an encoder, which writes no text"),
         ("/v1/tag", {"model": "tiny-bert", "input": "a"}, "the base model tags nothing"),
         ("/v1/tag", {"model": "words", "input": [[]]}, "a text, an object of field values, or a list of texts"),

@@ -53,14 +53,14 @@ class ChatRepl:
     def run(self) -> None:
         """Run until /quit, Ctrl-D or the end of the input. Raises EngineError if the engine has stopped."""
         if self._reader.interactive:
-            say(f"{self._session.engine.name}; /help lists the commands, Ctrl-D leaves")
+            say(f"{self._session.answers.engine.name}; /help lists the commands, Ctrl-D leaves")
         while (line := self._reader.read(self._task_name)) is not None:
             if line.strip() == "/quit":
                 return
             try:
                 self._handle(line)
             except ForewordError as error:
-                if not self._session.engine.alive:
+                if not self._session.answers.engine.alive:
                     raise
                 say(f"foreword: {error}")
             except KeyboardInterrupt:  # just before or after an answer
@@ -117,7 +117,7 @@ class ChatRepl:
     def _select_task(self, name: str | None) -> None:
         self._session.select_task(name)
         task = self._session.task
-        answerer = task.ref if task is not None else self._session.engine.name
+        answerer = task.ref if task is not None else self._session.answers.engine.name
         say(f"({answerer} answers{', every question by itself' if self._session.single_turn else ''})")
 
     def _clear_command(self, rest: str) -> None:

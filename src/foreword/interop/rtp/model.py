@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from foreword.core import Task
 from foreword.engine.engine import Engine
-from foreword.engine.protocol import Request, Stream
+from foreword.engine.protocol import Stream
 from foreword.errors import UnsupportedModel, UnsupportedOption, UsageError
+from foreword.evaluation.answers import Answers
 from foreword.interop.rtp.generate_config import GenerateConfig
 from foreword.interop.rtp.task_prefixes import TaskPrefixes, ptuning_task, read_static_prompts
 from foreword.models import LanguageModel, load_model
@@ -20,7 +21,8 @@ class ModelConfig:
     """rtp-llm's ``ModelConfig``, as far as Foreword supports it.
 
     Attributes:
-        ptuning_path: a checkpoint of P-tuning v2 (THUDM, ChatGLM2 and later), or a folder that PEFT saved.
+        ptuning_path: a checkpoint of P-tuning v2 (THUDM, ChatGLM2 and later), a folder that PEFT saved, or the folder
+            of a task in a bank, such as ``bank/reviews``.
         max_seq_len: positions that a request may take, prefix and answer included; 0 is the model's context.
         model_type: ignored; the model's configuration has it.
         async_mode: ignored; batching is always continuous.
@@ -102,13 +104,14 @@ class Model:
         self.tokenizer = lm.tokenizer
         self._task_prefixes = TaskPrefixes(lm, ptuning, prompts)
         self.engine = Engine(lm, max_model_len=max_seq_len or None)
+        self._answers = Answers(self.engine)
 
     def submit(self, text: str, config: GenerateConfig) -> list[Stream]:
         """Submit the requests of one prompt. A stream that is garbage-collected cancels its request."""
         prompt = self._task_prefixes.prompt(config.task, text, all_ids=config.repetition_penalty != 1)
         params = config.sampling_params(self.tokenizer, lambda usual: prompt.cap_max_tokens(usual, self.engine.context))
-        request = Request.from_prompt(prompt, params, group=config.task or "")
-        return [self.engine.submit(copy) for copy in request.fan_out(max(1, config.num_return_sequences))]
+        task = self._task_prefixes.task(config.task)
+        return self._answers.submit(task, prompt, params, n=max(1, config.num_return_sequences))
 
     def stop(self) -> None:
         """Stop the engine; running requests end with an error."""

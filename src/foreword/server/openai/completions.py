@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -28,18 +27,21 @@ def completions_router(serving: OpenAIServing) -> APIRouter:
         """Continue texts or token ids, or fill the task's template and answer."""
         task = await serving.resolve_task(body, http)
         tokenizer = serving.engine.tokenizer
-        prompts = _prompts(tokenizer, body, task)
+        prompts = _prompts(serving.engine, body, task)
         echoes = await run_in_threadpool(_echoes, serving.engine, body, prompts) if body.echo else []
         return await serving.respond(body, http, CompletionSerializer(tokenizer, echoes), task, prompts)
 
     return router
 
 
-def _prompts(tokenizer: Any, body: CompletionRequest, task: Task | None) -> list[Prompt]:
+def _prompts(engine: EngineProtocol, body: CompletionRequest, task: Task | None) -> list[Prompt]:
+    tokenizer, causal = engine.tokenizer, engine.causal
     if body.inputs is not None:
-        return [task_prompts.from_fields(tokenizer, task, body.inputs)]
+        return [task_prompts.from_fields(tokenizer, task, body.inputs, causal=causal)]
     return [
-        task_prompts.from_text(tokenizer, task, each) if isinstance(each, str) else task_prompts.from_ids(task, each)
+        task_prompts.from_text(tokenizer, task, each, causal=causal)
+        if isinstance(each, str)
+        else task_prompts.from_ids(task, each, causal=causal)
         for each in body.prompts
     ]
 

@@ -6,30 +6,32 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from foreword.engine.protocol import TokenLogprob
+from foreword.engine.protocol import LabelLogprob, TokenLogprob
 
 REPLACEMENT = "\ufffd"  # what a tokenizer decodes a part of a character to
 
 
-def chat_logprobs(tokenizer: Any, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+Logprob = TokenLogprob | LabelLogprob
+
+
+def chat_logprobs(tokenizer: Any, logprobs: Sequence[Logprob]) -> dict[str, Any] | None:
     """``choices[].logprobs`` of ``/v1/chat/completions``."""
     if not logprobs:
         return None
 
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        text = _decode(tokenizer, token_id)
+    def entry(token: int | str, logprob: float) -> dict[str, Any]:
+        text = _decode(tokenizer, token)
         # A token may be part of a character; its bytes are then not those of its text.
         parts = None if REPLACEMENT in text else list(text.encode())
         return {"token": text, "logprob": logprob, "bytes": parts}
 
     entries = [
-        entry(each.token_id, each.logprob) | {"top_logprobs": [entry(*other) for other in each.top]}
-        for each in logprobs
+        entry(_token(each), each.logprob) | {"top_logprobs": [entry(*other) for other in each.top]} for each in logprobs
     ]
     return {"content": entries, "refusal": None}
 
 
-def text_logprobs(tokenizer: Any, logprobs: Sequence[TokenLogprob], start: int) -> dict[str, Any] | None:
+def text_logprobs(tokenizer: Any, logprobs: Sequence[Logprob], start: int) -> dict[str, Any] | None:
     """``choices[].logprobs`` of ``/v1/completions``.
 
     Args:
@@ -37,7 +39,7 @@ def text_logprobs(tokenizer: Any, logprobs: Sequence[TokenLogprob], start: int) 
     """
     if not logprobs:
         return None
-    tokens = [_decode(tokenizer, each.token_id) for each in logprobs]
+    tokens = [_decode(tokenizer, _token(each)) for each in logprobs]
     return {
         "tokens": tokens,
         "token_logprobs": [each.logprob for each in logprobs],
@@ -59,14 +61,19 @@ def prompt_logprobs(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence
     }
 
 
-def _top_logprobs(tokenizer: Any, logprob: TokenLogprob) -> dict[str, float]:
+def _top_logprobs(tokenizer: Any, logprob: Logprob) -> dict[str, float]:
     """The most probable tokens and the chosen one by text; those that are part of a character by ``token_id:``."""
     by_text: dict[str, float] = {}
-    for token_id, value in (*logprob.top, (logprob.token_id, logprob.logprob)):
-        text = _decode(tokenizer, token_id)
-        by_text[f"token_id:{token_id}" if REPLACEMENT in text else text] = value
+    for token, value in (*logprob.top, (_token(logprob), logprob.logprob)):
+        text = _decode(tokenizer, token)
+        by_text[f"token_id:{token}" if REPLACEMENT in text else text] = value
     return by_text
 
 
-def _decode(tokenizer: Any, token_id: int) -> str:
-    return tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+def _token(logprob: Logprob) -> int | str:
+    """The id of a token, or the word of a label."""
+    return logprob.word if isinstance(logprob, LabelLogprob) else logprob.token_id
+
+
+def _decode(tokenizer: Any, token: int | str) -> str:
+    return token if isinstance(token, str) else tokenizer.decode([token], clean_up_tokenization_spaces=False)

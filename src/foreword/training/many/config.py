@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,6 +75,11 @@ class MultiTaskConfig:
                 self.task_recipe(name)
             except SettingError as error:
                 raise SettingError("tasks", f"--tasks, '{name}': {error}") from error
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Raise SettingError for settings of a task that is not among the tasks with rows."""
+        if unknown := sorted(set(self.tasks) - set(names)):
+            raise SettingError("tasks", f"--tasks names '{unknown[0]}', of which there are no rows; correct the name.")
 
     def task_recipe(self, name: str) -> Recipe:
         """The recipe of one task."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.core import Task
+from foreword.core.overview import Overview, WithOverview, metrics_line
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.curves import write_curves
@@ -43,8 +44,8 @@ MAX_CHECKED_RUNS = 64
 _STRUCTURAL = ("method", "length", "init", "init_text", "rank", "encoder", "projection", "freeze_first")
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(WithOverview):
     """The best trial of a search, its task, and all other trials.
 
     Attributes:
@@ -72,6 +73,19 @@ class SearchResult:
     savings: dict[str, Any]
     folder: Path
     seconds: float
+
+    def overview(self) -> Overview:
+        """The winner, its metrics before and after, and where the run is."""
+        winner = ", ".join(f"{name} {value}" for name, value in self.winner.params.items())
+        return Overview(
+            f"SearchResult of {len(self.trials)} trials",
+            {
+                "winner": winner,
+                "metrics": f"{metrics_line(self.metrics, self.before)} on {self.n} rows",
+                "task": self.task.ref,
+                "run": self.folder,
+            },
+        )
 
 
 def search(

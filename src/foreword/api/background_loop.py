@@ -1,0 +1,121 @@
+"""`BackgroundLoop`: an event loop in a thread of its own, in which calls that are written as coroutines are waited for.
+
+A notebook has a running event loop already, where nothing may block, and `asyncio.run` makes a new one at every call:
+connections and streams live in this loop, whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from functools import update_wrapper
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
+
+from foreword.errors import EngineError
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_END: Any = object()
+
+
+class BackgroundLoop:
+    """Runs coroutines and asynchronous generators in its thread, for callers with and without an event loop.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is not closed."""
+        return not self._loop.is_closed()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Wait for a coroutine's result; Ctrl-C cancels it."""
+        future = self._submit(coroutine)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    async def arun(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Await a coroutine from any event loop; cancelling this cancels it."""
+        if asyncio.get_running_loop() is self._loop:
+            return await coroutine
+        return await asyncio.wrap_future(self._submit(coroutine))
+
+    def iterate(self, items: AsyncGenerator[T]) -> Iterator[T]:
+        """The items of an asynchronous generator, which is closed when this iterator is."""
+        try:
+            while (item := self.run(_next(items))) is not _END:
+                yield item
+        finally:
+            self._close_soon(items)
+
+    async def aiterate(self, items: AsyncGenerator[T]) -> AsyncIterator[T]:
+        """`iterate` from another event loop."""
+        try:
+            while (item := await self.arun(_next(items))) is not _END:
+                yield item
+        finally:
+            self._close_soon(items)
+
+    def close(self) -> None:
+        """Cancel what runs, and end the thread."""
+        if not self.is_running:
+            return
+        self.run(_cancel_others())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Any:
+        if not self.is_running:
+            coroutine.close()
+            raise EngineError("this is closed; open it again.")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _close_soon(self, items: AsyncGenerator[T]) -> None:
+        # Without waiting: garbage collection may call this in the loop's own thread.
+        if self.is_running:
+            asyncio.run_coroutine_threadsafe(_aclose(items), self._loop)
+
+
+class Blocking(Generic[P, T]):
+    """A method that waits for the result of its coroutine twin, on the instance's ``loop``.
+
+    Attributes:
+        twin: the coroutine function.
+    """
+
+    def __init__(self, twin: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> None:
+        self.twin = twin
+        self.__doc__ = twin.__doc__
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Callable[P, T]:
+        def wait(*args: P.args, **kwargs: P.kwargs) -> T:
+            return instance.loop.run(self.twin(instance, *args, **kwargs))
+
+        return cast("Callable[P, T]", update_wrapper(wait, self.twin))
+
+
+async def _next(items: AsyncGenerator[T]) -> T:
+    return await anext(items, _END)
+
+
+async def _aclose(items: AsyncGenerator[Any]) -> None:
+    await items.aclose()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

@@ -1,0 +1,274 @@
+"""The calls of `foreword.Engine` and of `foreword.connect`: waiting, asynchronous, streaming, and their errors."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+import foreword
+from foreword import errors
+from foreword.api.client import Client
+from foreword.api.local_engine import LocalEngine
+from foreword.api.results import Classification, Generation, Tagging
+from server.running_server import foreign_task, label_task, wait_until
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def ask_everything(client: Client) -> dict[str, Any]:
+    """Every call that waits, with what it gives."""
+    return {
+        "base": client.generate("Once", max_tokens=6, temperature=0),
+        "task": client.generate("Once", task="poet", max_tokens=6),
+        "ids": client.generate([79, 110], max_tokens=3, temperature=0, return_token_ids=True),
+        "version": client.generate("a cat", task="story@0001", max_tokens=4, temperature=0),
+        "sampled": client.generate("Once", max_tokens=6, temperature=1.0, seed=7, top_p=0.9, stop=["zz"]),
+        "form": client.generate("Once", max_tokens=9, temperature=0, structured_outputs={"choice": ["yes", "no"]}),
+        "many": client.generate_many(["Once", "Twice"], max_tokens=2, temperature=0, logprobs=2),
+        "chat": client.chat(HELLO, task="kind", max_tokens=4, temperature=0, logprobs=1),
+        "chats": client.chat_many([HELLO, HELLO], max_tokens=2, temperature=0),
+        "labels": client.classify(["a", {"text": "b"}], "mood"),
+        "fields": client.classify({"first": "a", "second": "b"}, "pair"),
+        "answered": client.generate({"text": "a"}, task="mood", max_tokens=4),
+        "tags": client.tag(["play jazz", ["play", "it"]], "slots"),
+        "names": client.tasks(),
+    }
+
+
+def test_a_server_gives_what_the_engine_gives(engine: LocalEngine, remote: Client):
+    here, there = ask_everything(engine), ask_everything(remote)
+    assert here.pop("names") == there.pop("names") == ["kind", "mood", "pair", "poet", "slots", "story"]
+    for name, found in here.items():
+        assert _rounded(found) == _rounded(there[name]), name
+
+
+def _rounded(found: Any) -> Any:
+    """Answers with their probabilities to four digits, and without what the cache happened to hold."""
+    if isinstance(found, list):
+        return [_rounded(each) for each in found]
+    if isinstance(found, Generation):
+        tokens = [(each.token, round(each.logprob or 0, 4), sorted(each.top)) for each in found.logprobs]
+        counts = found.usage.prompt_tokens, found.usage.completion_tokens
+        return found.text, found.finish_reason, found.model, found.token_ids, tokens, counts
+    if isinstance(found, Classification):
+        return found.label, {label: round(prob, 4) for label, prob in found.probs.items()}
+    assert isinstance(found, Tagging)
+    return found.words, found.tags, [round(prob, 4) for prob in found.probs]
+
+
+def test_embeddings_are_the_same_numbers(engine: LocalEngine, remote: Client):
+    here, there = engine.embed(["a film", "dull"]), remote.embed(["a film", "dull"])
+    assert here.dtype == np.float32
+    assert here.shape == (2, 48)
+    assert np.allclose(here, there, atol=1e-6)
+    assert np.allclose(np.linalg.norm(here, axis=1), 1, atol=1e-5)
+    assert not np.allclose(engine.embed("a film", "poet"), here[:1], atol=1e-3)
+    assert not np.allclose(engine.embed("a film", pooling="mean"), here[:1], atol=1e-3)
+
+
+def test_results_have_what_was_asked_for(client: Client):
+    answer = client.generate("Once", task="poet", max_tokens=5, logprobs=2, return_token_ids=True)
+    assert (answer.usage.prompt_tokens, answer.usage.cached_tokens >= 5) == (9, True)
+    assert answer.usage.completion_tokens == len(answer.token_ids) == len(answer.logprobs) == 5
+    assert answer.usage.total_tokens == 14
+    assert answer.model.startswith("poet@0001-")
+    assert str(answer) == answer.text
+    assert all(each.logprob <= max(each.top.values()) + 1e-6 for each in answer.logprobs)
+    assert client.chat(HELLO, max_tokens=3, temperature=0, logprobs=2).logprobs[0].top
+    turn = client.chat(HELLO, max_tokens=3, temperature=0).message
+    assert turn["role"] == "assistant"
+    assert client.chat([*HELLO, turn, *HELLO], max_tokens=3).finish_reason == "length"
+
+
+def test_the_defaults_are_those_of_the_server(client: Client):
+    assert client.generate("Once", task="poet").usage.completion_tokens == 16
+    assert client.generate("Once", task="poet").text == client.generate("Once", task="poet").text
+
+
+def test_a_stream_is_the_answer_in_pieces(client: Client):
+    whole = client.generate("Once", max_tokens=12, temperature=0, logprobs=0)
+    chunks = list(client.stream_generate("Once", max_tokens=12, temperature=0, logprobs=0))
+    assert len(chunks) > 2
+    assert "".join(map(str, chunks)) == whole.text
+    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert (chunks[-1].finish_reason, chunks[-1].usage.completion_tokens) == ("length", 12)
+    assert [each.token for chunk in chunks for each in chunk.logprobs] == [each.token for each in whole.logprobs]
+    chat = client.chat(HELLO, task="kind", max_tokens=8, temperature=0)
+    pieces = list(client.stream_chat(HELLO, task="kind", max_tokens=8, temperature=0))
+    assert "".join(map(str, pieces)) == chat.text
+    assert pieces[-1].usage.prompt_tokens == chat.usage.prompt_tokens
+
+
+def test_coroutines_of_several_loops_run_together(client: Client):
+    async def ask() -> list[str]:
+        answers = await asyncio.gather(*[client.agenerate("Once", max_tokens=4, temperature=0) for _ in range(30)])
+        chunks = [chunk async for chunk in client.astream_generate("Once", max_tokens=4, temperature=0)]
+        chats = [chunk async for chunk in client.astream_chat(HELLO, max_tokens=4, temperature=0)]
+        assert chats[-1].usage is not None
+        labels = await client.aclassify(["a"], "mood")
+        tags, vectors = await client.atag(["a b"], "slots"), await client.aembed(["a"])
+        assert (len(labels), len(tags[0].tags), vectors.shape) == (1, 2, (1, 48))
+        assert (await client.achat(HELLO, max_tokens=2)).usage.completion_tokens == 2
+        assert len(await client.achat_many([HELLO] * 3, max_tokens=1)) == 3
+        return [*(answer.text for answer in answers), "".join(map(str, chunks)), *(await client.atasks())]
+
+    first, second = asyncio.run(ask()), asyncio.run(ask())
+    assert first == second
+    assert len(set(first[:31])) == 1
+    assert client.generate("Once", max_tokens=4, temperature=0).text == first[0]
+
+
+def test_waiting_works_inside_a_running_loop(client: Client):
+    """As in a notebook, whose cells run in a loop."""
+
+    async def cell() -> str:
+        return client.generate("Once", max_tokens=4, temperature=0).text
+
+    assert asyncio.run(cell()) == client.generate("Once", max_tokens=4, temperature=0).text
+
+
+def test_an_iterator_that_is_closed_cancels_its_answer(engine: LocalEngine):
+    before = engine.engine.statistics()["cancelled"]
+    stream = engine.stream_generate("Once", max_tokens=200, ignore_eos=True)
+    next(stream)
+    stream.close()
+    wait_until(lambda: engine.engine.statistics()["cancelled"] == before + 1)
+
+
+def test_a_cancelled_coroutine_cancels_its_answer(engine: LocalEngine):
+    before = engine.engine.statistics()["cancelled"]
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.agenerate("Once", max_tokens=240, ignore_eos=True), 0.02)
+
+    asyncio.run(give_up())
+    wait_until(lambda: engine.engine.statistics()["cancelled"] == before + 1)
+
+
+def test_more_prompts_than_may_wait_are_answered(lm, bank):
+    with foreword.Engine(lm, bank=bank, max_waiting=300) as engine:
+        assert len(engine.generate_many(["Once"] * 700, max_tokens=1)) == 700
+
+
+def test_one_bad_prompt_fails_the_call_and_stops_the_others(engine: LocalEngine):
+    with pytest.raises(errors.PromptTooLong):
+        engine.generate_many(["Once", "x" * 400, "Once"], max_tokens=200, ignore_eos=True)
+    wait_until(lambda: engine.engine.statistics()["running"] == 0)
+
+
+REFUSED: list[tuple[type[Exception], str, Any]] = [
+    (errors.UnknownTask, "did you mean poet", lambda ask: ask.generate("a", task="poett")),
+    (errors.UnknownTask, "no version", lambda ask: ask.generate("a", task="poet@0009")),
+    (errors.ModelMismatch, "another model", lambda ask: ask.generate("a", task="foreign")),
+    (errors.PromptTooLong, "256", lambda ask: ask.generate("a" * 400)),
+    (errors.UnsupportedOption, "max_tokenz", lambda ask: ask.generate("a", max_tokenz=3)),
+    (errors.UsageError, "temperature", lambda ask: ask.generate("a", temperature=-1)),
+    (errors.UsageError, "generate_many", lambda ask: ask.generate("a", n=2)),
+    (errors.UsageError, "stream_generate", lambda ask: ask.generate("a", stream=True)),
+    (errors.UsageError, "stream_chat", lambda ask: list(ask.stream_chat(HELLO, stream=True))),
+    (errors.UsageError, "generate_many", lambda ask: ask.generate(["a", "b"])),
+    (errors.UsageError, "list such as", lambda ask: ask.chat("Hello")),
+    (errors.UsageError, "at least one", lambda ask: ask.classify([], "mood")),
+    (errors.TemplateError, "no template", lambda ask: ask.classify(["a"], "poet")),
+    (errors.RequestError, "2 fields", lambda ask: ask.classify(["a"], "pair")),
+    (errors.UsageError, "labels whole texts", lambda ask: ask.tag(["a"], "mood")),
+    (errors.TemplateError, "no template", lambda ask: ask.generate({"text": "a"}, task="poet")),
+    (errors.RequestError, "role", lambda ask: list(ask.stream_chat([{"role": "king", "content": "a"}]))),
+]
+
+
+@pytest.mark.parametrize(("kind", "words", "call"), REFUSED)
+def test_errors_are_of_the_tree(client: Client, kind: type[Exception], words: str, call: Any):
+    with pytest.raises(kind, match=words) as caught:
+        call(client)
+    assert type(caught.value) is kind
+
+
+def test_a_task_can_be_given_as_an_object(engine: LocalEngine, remote: Client, lm):
+    task = label_task(lm, "unpublished")
+    expected = engine.classify(["a", "b"], "mood")
+    assert [each.label for each in engine.classify(["a", "b"], task)] == [each.label for each in expected]
+    assert engine.generate("Once", task=engine.bank.load("poet")).text == engine.generate("Once", task="poet").text
+    assert "unpublished" not in engine.tasks()
+    with pytest.raises(errors.UnknownTask):
+        engine.classify(["a"], "unpublished")
+    with pytest.raises(errors.ModelMismatch):
+        engine.generate("a", task=foreign_task("other"))
+    published = engine.bank.load("poet")
+    assert remote.generate("Once", task=published).text == remote.generate("Once", task="poet").text
+    with pytest.raises(errors.UsageError, match="publish it"):
+        remote.classify(["a"], task)
+
+
+def test_an_object_does_not_hide_a_task_of_its_name(engine: LocalEngine, lm):
+    """Two tasks called mood, asked at once."""
+    other = label_task(lm, "mood", "{text}!{mask}")
+
+    async def both() -> tuple[Any, Any]:
+        return await asyncio.gather(engine.aclassify(["a"], other), engine.aclassify(["a"], "mood"))
+
+    given, named = asyncio.run(both())
+    assert named[0].probs == pytest.approx(engine.classify(["a"], "mood")[0].probs, abs=1e-4)
+    assert given[0].probs != pytest.approx(named[0].probs, abs=1e-4)
+
+
+def test_a_task_that_is_published_meanwhile_is_asked(lm, tmp_path):
+    with foreword.Engine(lm, bank=tmp_path) as engine:
+        assert engine.tasks() == []
+        foreword.publish("late", text="Once upon ", lm=lm, bank=tmp_path)
+        assert engine.tasks() == ["late"]
+        assert engine.generate("a", task="late", max_tokens=1).model.startswith("late@0001-")
+
+
+def test_what_is_closed_says_so(lm, tmp_path):
+    engine = foreword.Engine(lm, bank=tmp_path)
+    engine.close()
+    engine.close()
+    with pytest.raises(errors.EngineError, match="closed"):
+        engine.generate("a")
+    assert "closed" in repr(engine)
+
+
+def test_an_engine_that_runs_already_stays_open(engine: LocalEngine, bank):
+    with foreword.Engine(engine.engine, bank=bank) as other:
+        assert other.generate("Once", max_tokens=2, temperature=0).usage.completion_tokens == 2
+    assert engine.engine.alive
+
+
+def test_an_engine_that_is_none_is_named():
+    with pytest.raises(errors.UsageError, match="embedded, llamacpp, vllm"):
+        foreword.Engine(engine="tensorrt")  # type: ignore[arg-type]
+
+
+def test_a_server_that_is_not_there():
+    with foreword.connect("http://127.0.0.1:9/v1") as client:
+        with pytest.raises(errors.EngineError, match=r"http://127.0.0.1:9 .*foreword serve"):
+            client.generate("a")
+        with pytest.raises(errors.EngineError, match="foreword serve"):
+            list(client.stream_generate("a", task="x"))
+    with pytest.raises(errors.UsageError, match="http://"):
+        foreword.connect("localhost:8000")
+
+
+def test_an_answer_that_is_not_from_foreword():
+    def page(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(502, text="<html>Bad Gateway</html>")
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(page), base_url="http://proxy")
+    with Client(http, "proxy") as client, pytest.raises(errors.EngineError, match="502"):
+        client.generate("a", task="x")
+
+
+def test_a_stream_that_breaks_off_is_no_answer():
+    def half(request: httpx.Request) -> httpx.Response:
+        event = 'data: {"choices": [{"index": 0, "text": "a", "finish_reason": null}]}\n\n'
+        return httpx.Response(200, text=event)
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(half), base_url="http://half")
+    with Client(http, "half") as client, pytest.raises(errors.EngineError, match="broke off"):
+        list(client.stream_generate("a", task="x"))
