@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.bank.split import Split, parse_weights
 from foreword.cli.completion import complete_task
 from foreword.cli.options import BankRoot, Json, emit, open_bank
 from foreword.errors import UsageError
+
+if TYPE_CHECKING:
+    from foreword.bank.split import Split
 
 
 def split(
@@ -35,6 +37,8 @@ def split(
     elif weights and len(weights) == 1 and "=" not in weights[0]:
         store.rollback(name, weights[0])
     elif weights:
+        from foreword.bank.split import parse_weights
+
         store.set_split(name, parse_weights(weights))
     found = store.split(name)
     served = found.describe() if found is not None else f"{store.current(name)} 100 %"
