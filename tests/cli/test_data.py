@@ -71,6 +71,8 @@ def test_tags_texts_heads_and_conversations(model):
     cases = {
         "tags": ({"tokens": ["a", "b"], "label": ["O", "B"]}, {"tokens": ["c"], "label": ["O"]}),
         "text": ({"q": "why", "a": "so"}, {"q": "how", "a": "thus"}),
+        "many": ({"text": "a", "label": ["x", "y"]}, {"text": "b", "label": []}),
+        "number": ({"text": "a", "label": 1.5}, {"text": "b", "label": 0.25}),
         "turns": ({"prompt": "why", "completion": "so"}, {"prompt": "how", "completion": "thus"}),
     }
     for name, rows in cases.items():
@@ -82,6 +84,8 @@ def test_tags_texts_heads_and_conversations(model):
         shown[name] = "".join(f"«{each['text']}»" if each["answer"] else each["text"] for each in pieces)
     assert shown["tags"] == "a«/O »b«/B »"
     assert shown["text"] == "why:«so»"
+    assert shown["many"] == "a« x, y»"
+    assert shown["number"].startswith("a")
     assert "«" in shown["turns"]
 
 

@@ -43,6 +43,7 @@ class Task(WithOverview):
         members: further prefixes with the same template; their answers are combined with the first one's.
         combine: by the mean of the members' probabilities, or by their vote.
         label_field: the field that held the label in the rows that it was learned from.
+        ttl: seconds that it lives without being used; ``None`` for ever.
         version: ``NNNN-digest12``, set by the bank.
     """
 
@@ -62,6 +63,7 @@ class Task(WithOverview):
     members: tuple[KVPrefix, ...] = ()
     combine: Combine = "mean"
     label_field: str = "label"
+    ttl: int | None = None
     version: str = ""
 
     @property

@@ -134,7 +134,7 @@ class DataSummary:
         counted = Counter(data.labels[label_id] for row in data.all_rows for label_id in data.label_ids(row))
         found: dict[str, Any] = {
             "label_field": data.label_field if data.labels else None,
-            "labels": {label: counted[label] for label in data.labels} if data.labels else None,
+            "labels": {label: counted[label] for label in data.labels} if counted else None,
             "templates": tuple(template.source for template in data.templates),
             "warnings": data.warnings,
         }
@@ -208,10 +208,17 @@ def _template_pieces(data: TrainingData, template: Template, row: Row) -> list[P
         [(f"{{soft:{piece.length}}}" if isinstance(piece, SoftSlot) else piece, False) for piece in pieces]
         for pieces in (filled.prompt, filled.after)
     )
-    label = data.labels[data.label_ids(row)[0]] if data.labels else ""
+    return [*before, (_answer(data, row) or filled.target or "", True), *after]
+
+
+def _answer(data: TrainingData, row: Row) -> str:
+    """The words of a row's labels, or its number; empty where texts are generated."""
+    if data.problem_type == "regression":
+        return f" {data.number(row):g}"
+    labels = [data.labels[label_id] for label_id in data.label_ids(row)]
     if data.verbalizer is not None:
-        return [*before, (data.verbalizer.words[label][0], True), *after]
-    return [*before, (f" {label}" if data.labels else filled.target or "", True), *after]
+        return data.verbalizer.words[labels[0]][0]
+    return f" {', '.join(labels) or '(none)'}" if data.labels else ""
 
 
 def _token_pieces(builder: ExampleBuilder, example: Example) -> Iterable[Piece]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from foreword.core.token_rows import check_token_ids
 from foreword.errors import DataError
 from foreword.models import LanguageModel
 from foreword.models.tokenized_model import TokenizedModel
-from foreword.text import chat, seam
-from foreword.text.assistant_turns import assistant_turns, join_turns
-from foreword.text.conversation import Message
+from foreword.text import seam
+from foreword.text.assistant_turns import assistant_turns, bare_request, join_turns
 from foreword.text.encoded_example import EncodedExample, ExampleEncoder
 from foreword.text.long_rows import MEND
 from foreword.text.prompt import Prompt
@@ -34,7 +32,8 @@ class Example:
     Attributes:
         encoded: tokens before the answer, as serving would tokenize them, and where the answer is read; those of a
             conversation hold its answers, and are read wherever a token of one is next.
-        labels: index of the right label for every answer.
+        labels: index of the right label for every answer, or of every label that applies.
+        value: the number to learn, of a regression.
         soft_labels: in place of ``labels``, a probability of every label (distillation).
         target: tokens of the answer, end-of-text included, for a template with ``{target:...}``; of a conversation
             those of all its answers, one for every output index.
@@ -46,6 +45,7 @@ class Example:
     soft_labels: tuple[float, ...] = ()
     target: tuple[int, ...] = ()
     other_targets: tuple[tuple[int, ...], ...] = ()
+    value: float = 0.0
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -150,14 +150,9 @@ class ExampleBuilder:
         """The row through every template; or through the chat template, which mostly makes one example of it."""
         if not self.data.conversations:
             return [self._example(row, template) for template in self.data.templates]
-        turns = assistant_turns(self.encoder.tokenizer, self.data.conversation(row), self._request)
+        tokenizer, conversation = self.encoder.tokenizer, self.data.conversation(row)
+        turns = assistant_turns(tokenizer, conversation, bare_request(tokenizer, bos=self.encoder.bos))
         return [_conversation_example(prompt) for prompt in join_turns(turns)]
-
-    def _request(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
-        """A history as serving puts it behind the prefix."""
-        tokenizer = self.encoder.tokenizer
-        rendered = chat.render(tokenizer, messages, tools=tools or None)
-        return Prompt(tuple(chat.encode(tokenizer, rendered, bos=self.encoder.bos)), None, 0)
 
     def _example(self, row: Row, template: Template) -> Example:
         labels = self.data.label_ids(row)
@@ -166,7 +161,7 @@ class ExampleBuilder:
             return Example(self.encoder.encode_words(words, template.num_inner_soft_tokens(self.lm.causal)), labels)
         filled = template.fill(row.values, row.where)
         if self.data.head_labels:
-            return Example(self.encoder.encode_sequence(filled), labels)
+            return Example(self.encoder.encode_sequence(filled), labels, value=self.data.number(row))
         encoded = self.encoder.encode_prompt(filled)
         if template.target is None:
             return Example(encoded, labels)
