@@ -34,9 +34,9 @@ def search(
 
     >>> rows = [{"text": "a fine film", "label": "good"}, {"text": "dull and long", "label": "bad"}] * 8
     >>> recipe = foreword.Recipe(data=rows, template="{text}\\nMood:{mask}", max_steps=2)
-    >>> result = foreword.search(lm, recipe, {"lr": [1e-3, 5e-3]}, publish="mood")  # doctest: +SKIP
-    >>> result.winner.params  # doctest: +SKIP
-    {'lr': 0.005}
+    >>> result = foreword.search(lm, recipe, {"lr": [1e-3, 5e-3]}, publish="mood")
+    >>> result.winner.params
+    ['lr']
 
     Args:
         lm: the base model, loaded or by name; ``None`` is the commands' model.
