@@ -33,8 +33,10 @@ class LocalEngine(Client):
     'length'
     >>> [answer.label in ("good", "bad") for answer in engine.classify(["a fine film", "dull"], "mood")]
     [True, True]
-    >>> "".join(chunk.text for chunk in engine.stream_generate({"text": "a fine film"}, task="mood")) in ("good", "bad")
-    True
+    >>> for chunk in engine.stream_chat([{"role": "user", "content": "Hello"}], max_tokens=4):
+    ...     text = chunk.text  # shown as it comes
+    >>> chunk.usage.completion_tokens
+    4
     >>> engine.close()
 
     Args:

@@ -33,7 +33,7 @@ def import_peft(
     >>> foreword.export_peft("mood", "adapter", lm=lm)
     'PREFIX_TUNING'
     >>> foreword.import_peft("adapter", "mood-again", lm=lm).prefix.length
-    16
+    32
 
     Args:
         source: a folder that PEFT saved, or its Hub id.

@@ -34,8 +34,8 @@ def search(
 
     >>> rows = [{"text": "a fine film", "label": "good"}, {"text": "dull and long", "label": "bad"}] * 8
     >>> recipe = foreword.Recipe(data=rows, template="{text}\\nMood:{mask}", max_steps=2)
-    >>> result = foreword.search(lm, recipe, {"lr": [1e-3, 5e-3]}, publish="mood")
-    >>> result.winner.params
+    >>> result = foreword.search(lm, recipe, {"lr": [1e-3, 5e-3]}, publish="tuned")
+    >>> sorted(result.winner.params)
     ['lr']
 
     Args:
