@@ -120,7 +120,9 @@ class Server:
 
 def listed(place: Path) -> dict[str, dict[str, str]]:
     """Every task of the bank as `foreword bank list` has it, by name."""
-    return {task["name"]: task for task in command(place, "bank", "list", "--json").json["tasks"]}
+    keys = ("name", "version", "kind", "method")
+    tasks = command(place, "bank", "list", "--json").json["tasks"]
+    return {task["name"]: {key: task[key] for key in keys} for task in tasks}
 
 
 def digests(place: Path) -> dict[str, str]:

@@ -95,7 +95,13 @@ class BodyTooLarge(RequestError):
 
 
 class UnsupportedOption(RequestError):
+    """``param`` names the option of a request's body, if there is one."""
+
     code = "unsupported_parameter"
+
+    def __init__(self, sentence: str, param: str | None = None) -> None:
+        super().__init__(sentence)
+        self.param = param
 
 
 class ModelError(ForewordError):

@@ -13,7 +13,6 @@ from foreword.errors import (
     ModelMismatch,
     TemplateError,
     TrainingError,
-    UsageError,
     VerbalizerError,
 )
 from foreword.prompts.lower import lower_tokens
@@ -149,8 +148,8 @@ def test_an_encoder_without_a_mask():
 
 def test_unknown_names():
     assert refused(method="magic").startswith("unknown method 'magic'; choose p-tuning-v2")
-    assert refused(init="magic").startswith("--init magic has nothing to start from; choose auto, random")
-    assert refused(init="text") == "--init text has nothing to start from; give it with --init-text."
+    assert refused(init="magic").startswith("--init magic is nothing to start from; choose auto, random")
+    assert refused(init="text") == "--init text has no text to start from; give it with --init-text."
     assert "--init-text is for --init text" in refused(init="vocab", init_text="hello")
     assert "has no tokens" in refused(init="text", init_text="")
     assert "--init labels needs labels to choose from" in refused(init="labels", template="{text}={target:label}")
@@ -165,8 +164,12 @@ def test_flags_that_a_method_would_ignore(flag):
 
 
 def test_an_unknown_tracker():
-    with pytest.raises(UsageError, match="--report-to magic cannot be used: "):
-        train(tiny_model("llama"), recipe(Path(), report_to="magic", max_steps=1))
+    assert refused(report_to="magic").startswith("--report-to magic is no tracker; choose none, tensorboard, wandb")
+
+
+def test_a_tracker_without_its_package(monkeypatch):
+    monkeypatch.setattr("foreword.training.tracker.find_spec", lambda package: None)
+    assert refused(report_to="wandb") == "--report-to wandb needs a package; run `pip install wandb`."
 
 
 def test_a_run_folder_that_cannot_be_written():

@@ -32,7 +32,7 @@ from foreword.cli import (
 )
 from foreword.cli.help import Application
 from foreword.errors import ForewordError, Interrupted
-from foreword.version import __version__
+from foreword.version import versions
 
 app = Application(
     """Learn, compress and serve what comes before every request.
@@ -66,14 +66,17 @@ app.add_typer(export.app, name="export")
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"foreword {__version__}")
+        typer.echo("\n".join(f"{package} {version}" for package, version in versions().items()))
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the versions of Foreword and of its engines."
+        ),
     ] = False,
 ) -> None:
     del version

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json as jsonlib
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,9 +13,6 @@ from foreword.cli.options import BankRoot, Json, Replace, emit, open_bank, say
 from foreword.errors import CorruptFile
 from foreword.home import default_model
 
-if TYPE_CHECKING:
-    from foreword.bank.bank import Bank
-
 app = Application("Tasks and their versions.\n\nExample: foreword bank list; foreword bank show reviews")
 
 Name = Annotated[str, typer.Argument(help="Name of the task.", autocompletion=complete_task)]
@@ -24,28 +20,21 @@ Name = Annotated[str, typer.Argument(help="Name of the task.", autocompletion=co
 
 @app.command("list")
 def list_tasks(bank: BankRoot = None, json: Json = False) -> None:
-    """All tasks with their served version.
+    """All tasks: served version, kind, positions, size, labels, metric, base model and date.
 
     Example: foreword bank list
     """
     store = open_bank(bank)
-    rows = [_row(store, name) for name in store.names()]
-    widths = [max((len(row[key]) for row in rows), default=0) for key in _COLUMNS]
-    lines = ["  ".join(row[key].ljust(width) for key, width in zip(_COLUMNS, widths, strict=True)) for row in rows]
-    emit({"tasks": rows}, "\n".join(map(str.rstrip, lines)) or "the bank is empty", json)
+    from foreword.cli.task_listing import row, table
 
-
-_COLUMNS = ("name", "version", "kind", "method")
-
-
-def _row(store: Bank, name: str) -> dict[str, str]:
-    """One damaged task must not hide the others."""
-    try:
-        record = store.describe(name)
-    except CorruptFile as error:
-        say(f"foreword: {error}")
-        return {"name": name, "version": "damaged", "kind": "", "method": ""}
-    return {key: record[key] for key in _COLUMNS}
+    rows = []
+    for name in store.names():
+        try:
+            rows.append(row(store, store.describe(name)))
+        except CorruptFile as error:  # one damaged task must not hide the others
+            say(f"foreword: {error}")
+            rows.append({"name": name, "version": "damaged", "kind": "", "method": ""})
+    emit({"tasks": rows}, table(rows) if rows else "the bank is empty", json)
 
 
 @app.command()
@@ -61,7 +50,9 @@ def show(
     store = open_bank(bank)
     record = store.describe(name)
     found = {**record, "versions": store.versions(record["name"])}
-    emit(found, jsonlib.dumps(found, indent=2, ensure_ascii=False), json)
+    from foreword.cli.task_listing import page
+
+    emit(found, page(store, found), json)
 
 
 @app.command()

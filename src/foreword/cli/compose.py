@@ -70,6 +70,7 @@ def compose(
     if data is None and (limit is not None or label_field != "label"):
         raise UsageError("--limit and --label-field are of --data; pass it, or leave them out.")
     store = options.open_bank()
+    from foreword.prompts.stackable import check_stackable
     from foreword.text.rows import read_rows
     from foreword.text.template import Template, decode_escapes
     from foreword.text.verbalizer import Verbalizer
@@ -80,6 +81,7 @@ def compose(
         options.check_name(publish)
     rows = read_rows(data)[:limit] if data is not None else None
     parts = [store.load(ref) for ref in tasks]
+    check_stackable(parts)
     with on_interrupted_publish(store, publish) if publish is not None else nullcontext():
         lm = options.open_model()
         from foreword.prompts.compose import compose as stacked

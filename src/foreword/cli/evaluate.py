@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli.completion import complete_task
+from foreword.cli.completion import complete_task, complete_values
 from foreword.cli.engines import EVALUATION_ENGINES, open_engine_bank
 from foreword.cli.flags import expand_options
 from foreword.cli.interruption import command_line, on_interrupt
@@ -32,12 +32,19 @@ _WITH_RATINGS = ("ratings", "json")
 @expand_options
 def evaluate(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Task, or task@version.", autocompletion=complete_task)] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME...",
+            help="Task, or task@version; further ones are compared with it, base is the base model.",
+            autocompletion=complete_task,
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(
-            help="Another task to run on the same examples, or base for the base model; may be repeated.",
+            help="The same as a further NAME; may be repeated.",
             autocompletion=complete_task,
         ),
     ] = None,
@@ -53,23 +60,25 @@ def evaluate(
         int | None, typer.Option(help="Draws the order of the answers in --blind.", show_default="0")
     ] = None,
     ratings: Annotated[Path | None, typer.Option(help="Read a filled rating sheet, and nothing else.")] = None,
-    engine: Annotated[str, typer.Option(help="embedded or llamacpp.")] = "embedded",
+    engine: Annotated[
+        str, typer.Option(help="embedded or llamacpp.", autocompletion=complete_values(EVALUATION_ENGINES))
+    ] = "embedded",
     *,
     options: EngineOptions,
     json: Json = False,
 ) -> None:
     """Measure a task on examples, exactly as it is served.
 
-    Example: foreword eval reviews --data test.jsonl --compare base
+    Example: foreword eval reviews base --data test.jsonl
     """
     if ratings is not None:
         _check_ratings_alone(context)
         return _emit_ratings(ratings, json)
-    if name is None or data is None:
+    names = [*(name or ()), *(compare or ())]
+    if not name or data is None:
         raise UsageError("name a task and its examples: foreword eval NAME --data FILE.")
     if engine not in EVALUATION_ENGINES:
         raise UsageError(f"engine {engine!r} does not evaluate; choose {' or '.join(EVALUATION_ENGINES)}.")
-    names = [name, *(compare or [])]
     if learn_turns not in ("all", "last"):
         raise UsageError(f"--learn-turns must be all or last, got {learn_turns!r}.")
     _check_files(names, blind, seed, predictions)

@@ -33,6 +33,10 @@ def peft(
     Example: foreword export peft sentiment runs/adapter
     """
     options = ModelOptions(model, bank, trust_remote_code=trust_remote_code)
+    from foreword.interop.export_folder import check_empty
+
+    check_empty(path)
+    options.check_task(name)
     task = options.open_bank().load(name)
     lm = options.open_model()
     from foreword.interop.export import export_peft

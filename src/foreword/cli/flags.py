@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from foreword.cli.completion import complete_init, complete_values
 from foreword.training.setting import Setting, flag_of, settings_of, types_in
 
 Command = Callable[..., None]
@@ -93,10 +94,13 @@ def _option(name: str, hint: Any, setting: Setting) -> Any:
     kind: Any = list[str] if Sequence in kinds else kinds[0]
     # A switch that is off unless it is given needs no --no-NAME.
     declaration = setting.flag or (flag_of(name) if kinds == (bool,) else None)
+    values = setting.choices or setting.suggest
+    complete = complete_init if name == "init" and not setting.choices else complete_values(values) if values else None
     option = typer.Option(
         *filter(None, [declaration]),
         help=setting.help,
         show_default=setting.default or True,
         rich_help_panel=setting.group or None,
+        autocompletion=complete,
     )
     return Annotated[kind | None if NoneType in kinds else kind, option]

@@ -56,6 +56,7 @@ def generate(
         raise UsageError(f"'{text}' is a task, and there is no text for it; add one, or --field k=v.")
     fields = _parse_fields(field or [])
     constraint = _constraint(json_schema, regex, choice)
+    options.check_task(name)
     lm = options.open_model()
     found = options.find_task(name, lm)
     from foreword.engine.protocol import Request

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from foreword.cli.completion import complete_values
 from foreword.errors import UsageError
 from foreword.home import default_bank, default_model
-from foreword.training.setting import OUTPUT
+from foreword.training.setting import OUTPUT, Setting
 
 if TYPE_CHECKING:
     from foreword.bank.bank import Bank
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from foreword.engine.protocol import EngineProtocol
     from foreword.models import LanguageModel
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 MODEL = "Model"
 """Heading of the options that say which model and bank, and how it is loaded."""
 
@@ -47,9 +50,19 @@ BankRoot = Annotated[
 ]
 Dtype = Annotated[
     str,
-    typer.Option("--dtype", help="auto (the checkpoint's own), float32, bfloat16 or float16.", rich_help_panel=MODEL),
+    typer.Option(
+        "--dtype",
+        help="auto (the checkpoint's own), float32, bfloat16 or float16.",
+        autocompletion=complete_values(DTYPES),
+        rich_help_panel=MODEL,
+    ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=MODEL)]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="auto, cpu, cuda or mps.", autocompletion=complete_values(DEVICES), rich_help_panel=MODEL
+    ),
+]
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL)
 ]
@@ -75,6 +88,10 @@ class ModelOptions:
     device: Device = "auto"
     trust_remote_code: RemoteCode = False
 
+    def __post_init__(self) -> None:
+        Setting("", choices=DTYPES).check("dtype", self.dtype)
+        Setting("", choices=DEVICES).check("device", self.device)
+
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """The values of these options among the settings of a command."""
@@ -84,20 +101,35 @@ class ModelOptions:
     def model_name(self) -> str:
         return self.model or default_model()
 
-    def open_model(self) -> LanguageModel:
-        quiet_libraries()
-        from foreword.models import load_model
+    def check_model_name(self) -> None:
+        """Raise UnknownModel for a model that is not on this machine and cannot be on the Hub."""
+        from foreword.models.model_name import check_model_name
 
-        return load_model(
-            self.model_name,
-            dtype=self.dtype,
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-            progress=say,
-        )
+        check_model_name(self.model_name)
+
+    def open_model(self) -> LanguageModel:
+        self.check_model_name()
+        quiet_libraries()
+        from foreword.progress import Progress
+
+        with Progress(f"loading {self.model_name}"):
+            from foreword.models import load_model
+
+            return load_model(
+                self.model_name,
+                dtype=self.dtype,
+                device=self.device,
+                trust_remote_code=self.trust_remote_code,
+                progress=say,
+            )
 
     def open_bank(self) -> Bank:
         return open_bank(self.bank)
+
+    def check_task(self, name: str | None) -> None:
+        """Raise UnknownTask for a task that is not there, before the model is loaded; ``None`` is the base model."""
+        if name is not None and name != self.model_name:
+            self.open_bank().describe(name)
 
     def find_task(self, name: str | None, lm: LanguageModel) -> Task | None:
         """The task called ``name`` or ``name@version``, checked against the model; ``None`` for the base model."""
@@ -147,6 +179,7 @@ def emit(data: Mapping[str, Any], text: str, as_json: bool) -> None:
 
 
 def open_bank(root: str | None) -> Bank:
+    configure_threads()  # tasks that are read from it bring PyTorch in
     from foreword.bank.bank import Bank
 
     return Bank(root or default_bank())
@@ -157,10 +190,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     configure_threads()
-    from transformers.utils import logging
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+        logging.set_verbosity_error()
 
 
 def configure_threads() -> None:
@@ -200,5 +233,5 @@ def typed_options(context: typer.Context) -> dict[str, Any]:
     return {
         name: value
         for name, value in context.params.items()
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        if value is not None and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foreword.cli.flags import FlagsOf, parameter_types
-from foreword.cli.options import quiet_libraries, typed_options
+from foreword.cli.options import ModelOptions, quiet_libraries, typed_options
 from foreword.errors import UsageError
 from foreword.training.recipe import Recipe
 from foreword.training.setting import check_type
@@ -65,10 +66,12 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
     return Recipe(**{**values, "template": template})
 
 
-def check_recipe(file: RecipeFile, recipe: Recipe) -> None:
-    """Raise now for a template, words or a method that would be refused once the model is loaded."""
+def check_recipe(file: RecipeFile, recipe: Recipe, options: ModelOptions) -> None:
+    """Raise now for a method, a template, words or a task that would be refused once the model is loaded."""
+    from foreword.prompts.registry import check_method, get_method
     from foreword.text.template import Template
     from foreword.text.verbalizer import Verbalizer
+    from foreword.training.loop.run_dir import RunDir
 
     with file.locate_errors("template"):
         for source in recipe.templates:
@@ -76,7 +79,12 @@ def check_recipe(file: RecipeFile, recipe: Recipe) -> None:
     with file.locate_errors("verbalizer"):
         if recipe.verbalizer is not None:
             Verbalizer.parse(recipe.verbalizer)
+    check_method(recipe.method)
+    if recipe.out is not None:
+        RunDir(Path(recipe.out)).check(resume=recipe.resume)
+    with file.locate_errors("init"):
+        options.check_task(recipe.parent)
     quiet_libraries()
-    from foreword.prompts.registry import get_method
-
-    get_method(recipe.method, **recipe.method_options)
+    if recipe.method_options:
+        get_method(recipe.method, **recipe.method_options)
+    options.check_model_name()

@@ -93,7 +93,7 @@ def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
     if name is not None:
         with file.locate_errors("publish"):
             options.check_name(name)
-    check_recipe(file, base)
+    check_recipe(file, base, options)
     config.check(base)
     config.check_not_overridden(base)
     out = base.out or default_run_dir("search")

@@ -58,7 +58,7 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
             )
         with file.locate_errors("publish"):
             options.check_name(name)
-    check_recipe(file, recipe)
+    check_recipe(file, recipe, options)
     out = recipe.out or default_run_dir(name or recipe.method)
     with on_interrupt(lambda: resume_hint(out)):
         lm = options.open_model()

@@ -36,7 +36,10 @@ def train_many(
     context: typer.Context,
     data: Annotated[
         str | None,
-        typer.Argument(metavar="DIR|FILE", help="A folder with a file of examples a task, or one JSONL file of all."),
+        typer.Argument(
+            metavar="DIR|FILE|RECIPE",
+            help="A folder with a file of examples a task, or one JSONL file of all; or a YAML recipe.",
+        ),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="A YAML recipe: flags as keys; flags given here win.", rich_help_panel=DATA)
@@ -77,6 +80,10 @@ def train_many(
 
     Example: foreword train-many users/ --template 'Review: {text}\\nSentiment:{mask}' --publish-prefix user-
     """
+    if data is not None and data.endswith((".yaml", ".yml")):
+        if recipe is not None:
+            raise UsageError(f"{data} and --recipe {recipe} are two recipes; give one of them.")
+        recipe, context.params["data"] = data, None
     file, settings = read_settings(context, recipe, unchecked=["tasks"])
     with file.locate_errors():
         _train_many(file, settings)
@@ -88,7 +95,7 @@ def _train_many(file: RecipeFile, settings: dict[str, Any]) -> None:
     recipe = make_recipe(settings)
     if settings["no_publish"] and (settings["publish_all"] or settings["publish_prefix"]):
         raise SettingError("no_publish", "--no-publish contradicts --publish-all and --publish-prefix; leave one out.")
-    check_recipe(file, recipe)
+    check_recipe(file, recipe, ModelOptions.from_settings(settings))
     with file.locate_errors("tasks"):
         tasks = _task_settings(settings["tasks"])
     from foreword.training.loop.distributed import is_main_process

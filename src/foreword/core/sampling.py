@@ -11,7 +11,7 @@ from foreword.errors import UsageError
 
 MAX_LOGPROBS = 20
 
-REQUEST_ONLY_PARAMS = frozenset({"logprobs", "constraint"})
+REQUEST_ONLY_PARAMS = frozenset({"logprobs", "constraint", "skip_special_tokens", "include_stop_str_in_output"})
 """Parameters of requests alone: a task has no default of them."""
 
 
@@ -43,6 +43,8 @@ class SamplingParams:
         min_tokens: tokens before anything but ``max_tokens`` may end the answer.
         logprobs: how many of the most probable tokens to report beside every chosen one; ``None`` reports nothing.
         constraint: the form that the answer must have.
+        skip_special_tokens: leave special tokens out of the text.
+        include_stop_str_in_output: leave the stop text that ended the answer at its end.
     """
 
     max_tokens: int = 128
@@ -61,6 +63,8 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     constraint: Constraint | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

@@ -111,7 +111,14 @@ class EngineBase(ABC):
         constraint = request.sampling.constraint
         grammar = self._grammars.compile(constraint) if constraint is not None else None
         sampler = TokenSampler(request, self._eos_token_ids, grammar)
-        detokenizer = Detokenizer(self.tokenizer, request.sampling.stop, request.sampling.min_tokens)
+        params = request.sampling
+        detokenizer = Detokenizer(
+            self.tokenizer,
+            params.stop,
+            params.min_tokens,
+            skip_special_tokens=params.skip_special_tokens,
+            include_stop=params.include_stop_str_in_output,
+        )
         self._enqueue(self._new_sequences, [self._make_sequence(request, sampler, detokenizer, ref(stream))])
         return stream
 

@@ -81,7 +81,12 @@ class EncoderDecoderEngine:
         for name in UNSUPPORTED_PARAMS:
             if getattr(request.sampling, name) != getattr(defaults, name):
                 raise UnsupportedOption(f"{self.name} is an encoder-decoder, which takes no {name}; leave it out.")
-        detokenizer = Detokenizer(self.tokenizer, request.sampling.stop)
+        detokenizer = Detokenizer(
+            self.tokenizer,
+            request.sampling.stop,
+            skip_special_tokens=request.sampling.skip_special_tokens,
+            include_stop=request.sampling.include_stop_str_in_output,
+        )
         stream = EncoderDecoderStream(request, detokenizer, self._lm.eos_token_ids, self._generate_waiting)
         self._waiting.append(stream)
         self._counters["requests"] += 1

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
 from foreword.core import Head, KVPrefix, Task
 from foreword.errors import UsageError
+from foreword.interop.export_folder import check_empty
 from foreword.interop.flat_prefix import flatten, uniform_layer_shape
 from foreword.interop.peft_head import SEQUENCE, TOKENS, HeadModule, head_config, head_module
 from foreword.interop.soft_prompt import inner_soft_tokens, template_soft_tokens
@@ -51,8 +52,7 @@ def export_peft(lm: LanguageModel, task: Task, folder: Path) -> str:
     task.prefix.model.check(lm.identity, f"task '{task.name}'")
     _check_exportable(lm, task)
     module = _head_module(lm, task.name, task.head) if task.head is not None else None
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not an empty folder; give another path, or clear it first.")
+    check_empty(folder)
     soft = None if lm.causal else template_soft_tokens(task)
     if soft is not None:
         peft_type = _write_soft(lm, soft, folder)

@@ -29,11 +29,11 @@ from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
 from foreword.models.fingerprint import compute_identity
 from foreword.models.language_model import LanguageModel
+from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
 from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import has_lm_head, probe_model
 
-_NAME_FORMS = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -94,7 +94,7 @@ def pull(name: str, progress: Callable[[str], None]) -> Path:
     try:
         return Path(snapshot_download(source))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UnknownModel(f"model {name!r} could not be fetched ({_first_line(error)}); {_NAME_FORMS}.") from error
+        raise UnknownModel(f"model {name!r} could not be fetched ({_first_line(error)}); {NAME_FORMS}.") from error
 
 
 def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -> LanguageModel:
@@ -161,6 +161,7 @@ def max_positions(config: Any) -> int | None:
 
 def resolve_source(name: str, progress: Callable[[str], None]) -> str:
     """The folder of a local or built-in model, or a Hub id unchanged. Raises UnknownModel."""
+    check_model_name(name)
     if name == gguf.BUILTIN:
         return str(gguf.builtin_folder(progress))
     if name.endswith(".gguf"):
@@ -168,7 +169,7 @@ def resolve_source(name: str, progress: Callable[[str], None]) -> str:
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UnknownModel(f"there is no model folder {name}; {_NAME_FORMS}.")
+        raise UnknownModel(f"{name} is no model folder; {NAME_FORMS}.")
     return name
 
 
@@ -244,7 +245,7 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
             raise UnsupportedModel(
                 f"the code that comes with {name} cannot be imported ({_first_line(error)}); install what it needs."
             ) from error
-        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAME_FORMS}.") from error
+        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {NAME_FORMS}.") from error
 
 
 def auto_class(config: Any) -> Any:

@@ -19,7 +19,7 @@ from foreword.models import LanguageModel
 from foreword.models.activations import append_keys_values, check_context_length
 from foreword.prompts.lower import empty_prefix, lower, lower_tokens
 from foreword.prompts.rotate import rotate
-from foreword.prompts.stackable import require_bare_prefix
+from foreword.prompts.stackable import check_stackable
 from foreword.prompts.static import static_task
 from foreword.text import seam
 from foreword.text.template import Template
@@ -113,27 +113,14 @@ def compose(
 
 
 def _check(lm: LanguageModel, tasks: Sequence[Task]) -> None:
-    if len(tasks) < 2:
-        raise UsageError(f"a stack needs two tasks or more, found {len(tasks)}; name those to be stacked.")
     if not lm.causal:
         raise UsageError(
             f"{lm.identity.architecture} reads in both directions, where no prefix stands in front of another; learn "
             "one for both."
         )
+    check_stackable(tasks)
     for task in tasks:
         task.prefix.model.check(lm.identity, f"task '{task.ref}'")
-        require_bare_prefix(task, "stacked")
-        if task.kind == "system":
-            raise UsageError(
-                f"task '{task.ref}' is a system turn, which cannot be stacked; publish its text with --text."
-            )
-        if task.prefix.token_ids is not None and task.text is None:
-            raise UsageError(
-                f"task '{task.ref}' is static and has lost its text, so it cannot be run behind another; publish its "
-                "text with --text."
-            )
-    if not any(task.prefix.length for task in tasks):
-        raise UsageError("none of the tasks has a position to stack; name a static task or a learned one.")
 
 
 def _parts(tasks: Sequence[Task]) -> tuple[StackedTask, ...]:

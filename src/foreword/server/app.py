@@ -24,6 +24,7 @@ from foreword.server.operations.access_log import AccessLog
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.auth import Authenticator, AuthMiddleware
 from foreword.server.operations.error_handlers import ERROR_RESPONSES, install_error_handlers
+from foreword.server.operations.front_door import front_door_router
 from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.probes import probes_router
 from foreword.server.operations.request_limits import RequestLimits
@@ -34,6 +35,7 @@ from foreword.server.tasks.routes import tasks_router
 from foreword.server.tasks.scoring import ScoringService
 from foreword.server.tasks.table import TaskTable
 from foreword.server.tasks.tag import tag_router
+from foreword.server.ui.mount import PATH, has_ui
 from foreword.version import __version__
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     cors_origins: Sequence[str] = (),
     ui: bool = False,
+    engine_kind: str = "embedded",
 ) -> FastAPI:
     """The application. It does not close the engine.
 
@@ -75,6 +78,7 @@ def create_app(
         max_body_bytes: bound of a request's body.
         cors_origins: origins whose pages may send requests from a browser; none by default.
         ui: also mount the page at ``/ui``, which needs the extra ``[ui]``.
+        engine_kind: what ``--engine`` calls the engine, for ``/health``.
 
     Raises:
         ModelMismatch: one of ``extra_tasks`` was made for another model.
@@ -97,7 +101,8 @@ def create_app(
         tag_router(ScoringService(engine, tasks, metrics)),
         tokenize_router(engine, tasks),
         tasks_router(manager),
-        probes_router(engine, metrics),
+        probes_router(engine, metrics, engine_kind),
+        front_door_router(engine.name, ui=ui, installed=has_ui()),
     ]
     # Without redirects a wrong path is a 404 in OpenAI's shape, and no POST is sent twice.
     app = FastAPI(
@@ -115,7 +120,7 @@ def create_app(
     app.add_middleware(RequestLimits, max_body_bytes=max_body_bytes)
     if cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(AccessLog, metrics=metrics)
+    app.add_middleware(AccessLog, metrics=metrics, parts_of_page=(f"{PATH}/", "/favicon.ico"))
     if ui:
         from foreword.server.ui.mount import mount_ui
 

@@ -28,7 +28,8 @@ class ToolFormat:
         end: the text that ends them; without one they go on to the end of the answer.
         whole_answer: an answer may also be calls from its first character on, which is then ``{``.
         parse: reads what stands between mark and end. Raises ValueError for anything else.
-        opening: what the model would write in front of the arguments of a call; ``NAME`` stands for the name.
+        opening, closing: what the model writes around the arguments of a call; ``NAME`` stands for the name.
+        trigger: the beginning of ``opening`` from which on an answer is a call.
     """
 
     name: str
@@ -38,6 +39,8 @@ class ToolFormat:
     whole_answer: bool
     parse: Callable[[str], list[ToolCall]]
     opening: str
+    closing: str
+    trigger: str
 
     def writes(self, name: str, rendered: str) -> bool:
         """Whether a rendered conversation has a call of the function in this format."""
@@ -113,7 +116,9 @@ HERMES = ToolFormat(
     "</tool_call>",
     False,
     _hermes_calls,
-    '<tool_call>\n{"name": "NAME", "arguments":',
+    '<tool_call>\n{"name": "NAME", "arguments": ',
+    "}\n</tool_call>",
+    "<tool_call>",
 )
 TOOL_FORMATS: Sequence[ToolFormat] = (
     HERMES,
@@ -124,7 +129,9 @@ TOOL_FORMATS: Sequence[ToolFormat] = (
         "</tool_call>",
         False,
         _hermes_calls,
-        '<tool_call>\n{"name": "NAME", "arguments":',
+        '<tool_call>\n{"name": "NAME", "arguments": ',
+        "}\n</tool_call>",
+        "<tool_call>",
     ),
     ToolFormat(
         "mistral",
@@ -133,7 +140,9 @@ TOOL_FORMATS: Sequence[ToolFormat] = (
         None,
         False,
         _mistral_calls,
-        '[TOOL_CALLS] [{"name": "NAME", "arguments":',
+        '[TOOL_CALLS] [{"name": "NAME", "arguments": ',
+        "}]",
+        "[TOOL_CALLS]",
     ),
     ToolFormat(
         "mistral_v11",
@@ -143,6 +152,8 @@ TOOL_FORMATS: Sequence[ToolFormat] = (
         False,
         _mistral_calls,
         "[TOOL_CALLS]NAME[ARGS]",
+        "",
+        "[TOOL_CALLS]",
     ),
     ToolFormat(
         "llama3",
@@ -151,7 +162,9 @@ TOOL_FORMATS: Sequence[ToolFormat] = (
         None,
         True,
         _json_calls,
-        '{"name": "NAME", "parameters":',
+        '{"name": "NAME", "parameters": ',
+        "}",
+        '{"name": "',
     ),
 )
 

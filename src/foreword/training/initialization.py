@@ -28,8 +28,6 @@ def initializer(
     Raises SettingError for an initialization that has nothing to start from.
     """
     if recipe.init_text is not None:
-        if recipe.init not in ("auto", "text"):
-            raise SettingError("init_text", f"--init-text is for --init text, not --init {recipe.init}.")
         return init.from_text(lm, recipe.init_text, keep="first")
     if transfer is not None:
         return init.from_task(transfer, soft=method.soft)
@@ -43,8 +41,7 @@ def initializer(
     }
     kind = method.init if recipe.init == "auto" else recipe.init
     if kind not in initializers:
-        mend = "give it with --init-text" if kind == "text" else f"choose {', '.join(initializers)}, text or task:NAME"
-        raise SettingError("init", f"--init {kind} has nothing to start from; {mend}.")
+        raise SettingError("init", f"--init {kind} has nothing to start from; choose {', '.join(initializers)}.")
     return initializers[kind]()
 
 

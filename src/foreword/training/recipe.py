@@ -6,22 +6,34 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from foreword.errors import SettingError
+from foreword.prompts.registry import METHODS
 from foreword.text.delimited import Layout
 from foreword.text.long_rows import LongRows
 from foreword.text.memory import Tabular
 from foreword.text.rows import source_name
 from foreword.training.setting import DATA, METHOD, OPTIMISATION, OUTPUT, Setting, check_settings, flag_of, settings_of
+from foreword.training.tracker import PACKAGES, check_tracker
 
 # Fields that the recipes of several commands have in common.
 Accumulate = Annotated[int, Setting("Parts that a step is run in, for less memory.", above=0, group=OPTIMISATION)]
 Checkpointing = Annotated[bool, Setting("Recompute activations, for less memory still.", group=OPTIMISATION)]
 Resume = Annotated[bool, Setting("Go on with the run in --out.", group=OUTPUT)]
-ReportTo = Annotated[str, Setting("Tracker of the Transformers Trainer.", group=OUTPUT)]
+ReportTo = Annotated[
+    str,
+    Setting(
+        "Tracker: none, tensorboard, wandb, mlflow or another of the Trainer's.",
+        suggest=("none", *PACKAGES),
+        group=OUTPUT,
+    ),
+]
 Out = Annotated[str | None, Setting("Run folder.", default="runs/NAME-TIME", group=OUTPUT)]
 SEEDS = 2**32
+INITS = ("auto", "random", "uniform", "vocab", "text", "labels")
+"""Values of ``init`` beside ``task:NAME``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +57,7 @@ class Recipe:
         str,
         Setting(
             "p-tuning-v2, prefix-tuning, p-tuning, prompt-tuning, pet, autoprompt, lora, lora-hybrid or manual.",
+            suggest=METHODS,
             group=METHOD,
         ),
     ] = "p-tuning-v2"
@@ -128,7 +141,9 @@ class Recipe:
     ] = None
     class_weights: Annotated[
         str | Mapping[str, Any] | None,
-        Setting("Weight of every label in the loss: balanced, JSON or a file.", group=OPTIMISATION),
+        Setting(
+            "Weight of every label in the loss: balanced, JSON or a file.", suggest=("balanced",), group=OPTIMISATION
+        ),
     ] = None
     """``balanced`` weighs a label by how rare it is."""
     calibrate: Annotated[bool, Setting("Subtract what the task says to empty input.", group=METHOD)] = False
@@ -139,7 +154,8 @@ class Recipe:
         Setting("Of an adapter (lora, lora-hybrid, pet).", default="8", above=0, of_method=True, group=METHOD),
     ] = None
     encoder: Annotated[
-        str | None, Setting("Of p-tuning: lstm or mlp.", default="lstm", of_method=True, group=METHOD)
+        str | None,
+        Setting("Of p-tuning: lstm or mlp.", default="lstm", of_method=True, suggest=("lstm", "mlp"), group=METHOD),
     ] = None
     projection: Annotated[
         bool | None, Setting("Of p-tuning-v2: learn through an MLP.", of_method=True, group=METHOD)
@@ -156,7 +172,11 @@ class Recipe:
     weights: Annotated[
         str | None,
         Setting(
-            "Of pet: learn an adapter (lora) or a whole model (all).", default="lora", of_method=True, group=METHOD
+            "Of pet: learn an adapter (lora) or a whole model (all).",
+            default="lora",
+            of_method=True,
+            suggest=("lora", "all"),
+            group=METHOD,
         ),
     ] = None
     unlabeled: Annotated[
@@ -181,18 +201,32 @@ class Recipe:
     """It draws the held-out rows, too."""
     resume: Resume = False
     report_to: ReportTo = "none"
-    """``none``, ``tensorboard``, ``wandb`` or another."""
+    """A name in `foreword.training.tracker.PACKAGES`, or ``none``."""
     out: Out = None
 
     def __post_init__(self) -> None:
         check_settings(self)
         check_consistent(self)
+        self._check_init()
         Layout.parse(self.columns, self.delimiter)
         LongRows.parse(self.long_rows)
         if self.epochs is not None and self.max_steps is not None:
             raise SettingError(
                 "max_steps", "--epochs and --max-steps both set the length of the run; give one of them."
             )
+
+    def _check_init(self) -> None:
+        kind, colon, name = self.init.partition(":")
+        if self.init not in INITS and not (kind == "task" and name):
+            near = f"task:{name or 'NAME'}" if colon else (*get_close_matches(self.init, INITS, n=1), None)[0]
+            meant = f", did you mean {near}" if near else ""
+            raise SettingError(
+                "init", f"--init {self.init} is nothing to start from{meant}; choose {', '.join(INITS)} or task:NAME."
+            )
+        if self.init == "text" and self.init_text is None:
+            raise SettingError("init", "--init text has no text to start from; give it with --init-text.")
+        if self.init_text is not None and self.init not in ("auto", "text"):
+            raise SettingError("init_text", f"--init-text is for --init text, not --init {self.init}.")
 
     def __repr__(self) -> str:
         """The settings that are not defaults, each in a few words."""
@@ -289,12 +323,13 @@ def check_consistent(recipe: Any) -> None:
     """Raise SettingError for settings of a recipe that contradict each other.
 
     Args:
-        recipe: with ``batch_size``, ``accumulate``, ``resume`` and ``out``.
+        recipe: with ``batch_size``, ``accumulate``, ``report_to``, ``resume`` and ``out``.
     """
     if recipe.accumulate > recipe.batch_size:
         raise SettingError(
             "accumulate",
             f"--accumulate {recipe.accumulate} is more than the {recipe.batch_size} examples of a step.",
         )
+    check_tracker(recipe.report_to)
     if recipe.resume and recipe.out is None:
         raise SettingError("resume", "--resume needs --out RUN, the run to go on with.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -259,6 +259,32 @@ class Run:
             "warm_start": [data_digest(file) for file in recipe.warm_start or ()],
             "model": self.lm.identity.weights,
             "dtype": str(self.lm.dtype),
+        }
+
+    def used(self) -> dict[str, Any]:
+        """What the settings came to, and what the data were, for people who read the run's recipe."""
+        recipe, settings, known = self.recipe, self.settings(), self.recipe.keys()
+        options = {field.metadata.get("flag", field.name): field.name for field in fields(self.method)}
+        learning = {
+            "lr": self.lr,
+            "batch_size": self.batch_size,
+            "max_steps": self.steps,
+            "epochs": round(self.steps * self.batch_size / max(1, len(self.examples)), 3),
+        }
+        return {
+            "method": recipe.method,
+            **{flag: getattr(self.method, name) for flag, name in options.items() if flag in known},
+            "data": recipe.to_json()["data"],
+            "data_sha256": settings["data"],
+            "eval": recipe.to_json()["eval"],
+            "eval_sha256": settings["eval"],
+            "train_rows": len(self.data.train_rows),
+            "eval_rows": len(self.data.eval_rows),
+            "model": self.lm.name,
+            "model_sha256": self.lm.identity.weights,
+            "length": self.length,
+            "init": self.method.init if recipe.init == "auto" and self.transfer is None else recipe.init,
+            **(learning if self.learns else {}),
         }
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
@@ -37,6 +37,7 @@ class Setting:
         low, high: bounds of numbers, both allowed.
         choices: texts that are allowed.
         of_method: it is an option of prompt methods (`foreword.prompts.base.Method`), which has a field for it.
+        suggest: values that completion offers, where others are allowed, too.
         group: its heading in ``--help``, one of `GROUPS`; a test wants every setting of a command to name one.
     """
 
@@ -48,6 +49,7 @@ class Setting:
     high: float | None = None
     choices: tuple[str, ...] = ()
     of_method: bool = False
+    suggest: Iterable[str] = ()
     group: str = ""
 
     def check(self, name: str, value: Any) -> None:

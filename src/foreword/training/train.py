@@ -12,7 +12,7 @@ from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.home import default_run_dir
 from foreword.models import LanguageModel
-from foreword.progress import Say
+from foreword.progress import Progress, Say
 from foreword.training.loop.advice import advice
 from foreword.training.loop.baseline import baseline_metrics
 from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
@@ -81,14 +81,22 @@ def train(
         ModelMismatch: ``transfer`` was made for another model.
         TrainingError: the run folder holds another run, or training diverged.
     """
-    run = Run.from_recipe(lm, recipe, transfer)
+    with Progress("reading the data"):
+        run = Run.from_recipe(lm, recipe, transfer)
     method = training_method(run.method.name)
     method.check(run)
     prompt = run.initial_prompt() if run.learns else None  # fails before anything is written
     # PET may train the model itself: keys of its earlier weights must not answer for it.
     with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
-        run_dir = RunDir.open(recipe.out or default_run_dir(run.method.name), run.settings(), resume=recipe.resume)
-        baseline = baseline_metrics(run, engine, say)
+        run_dir = RunDir.open(
+            recipe.out or default_run_dir(run.method.name),
+            run.settings(),
+            resume=recipe.resume,
+            used=run.used(),
+            steps=run.steps,
+        )
+        with Progress(f"evaluating {len(run.data.eval_rows)} rows without a prefix"):
+            baseline = baseline_metrics(run, engine, say)
         if prompt is not None:
             result = method.train(run, engine, run.task(name), prompt, run_dir, say)
             say(

@@ -39,8 +39,7 @@ def check(response: httpx.Response, status: int, code: str, param: str | None) -
 
 
 UNSUPPORTED = [
-    (CHAT, "tools", [{"type": "function"}]),
-    (CHAT, "tool_choice", "required"),
+    (CHAT, "prediction", {"type": "content"}),
     (CHAT, "reasoning_effort", "low"),
     (CHAT, "use_beam_search", True),
     (TEXT, "best_of", 2),
@@ -228,7 +227,7 @@ class BrokenEngine:
         self.identity, self.context = engine.identity, engine.context
         self.score, self.statistics, self.close = engine.score, engine.statistics, engine.close
         self._ending = ending
-        self.alive, self.loads_prefixes = True, engine.loads_prefixes
+        self.alive, self.loads_prefixes, self.causal = True, engine.loads_prefixes, engine.causal
 
     def submit(self, request: Request) -> BrokenStream:
         assert request.sampling != SamplingParams()

@@ -41,8 +41,7 @@ def chat(
         raise UsageError("NAME and --task are the same; give one of them.")
     ref = name or task
     store = options.open_bank()
-    if ref is not None and ref != options.model_name:
-        store.describe(ref)  # an unknown task is an error before the model is loaded
+    options.check_task(ref)
     lm = options.open_model()
     if ref is None and not lm.causal and not lm.is_encoder_decoder:
         raise UnsupportedModel(f"{lm.name} is an encoder, which writes no text; ask it with foreword classify.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -28,6 +28,28 @@ class CompletionOutput:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[Logprob, ...] = ()
+
+
+class PromptOnlyStream:
+    """A stream of one token without its token, for a request that asks for none; see `Stream`."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.request, self.cached_tokens, self._stream = stream.request, 0, stream
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in self._stream:
+            yield self._without_tokens(chunk)
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        async for chunk in self._stream:
+            yield self._without_tokens(chunk)
+
+    def cancel(self) -> None:
+        self._stream.cancel()
+
+    def _without_tokens(self, chunk: Chunk) -> Chunk:
+        self.cached_tokens = self._stream.cached_tokens
+        return Chunk("", (), "length" if chunk.finish_reason == "stop" else chunk.finish_reason, chunk.error)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from foreword.core import SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Stream
 from foreword.evaluation.answers import Answers
 from foreword.evaluation.sampling_params import request_sampling_params
-from foreword.server.openai.generation import Submission, cancel_on_disconnect, gather_outputs
+from foreword.server.openai.generation import PromptOnlyStream, Submission, cancel_on_disconnect, gather_outputs
 from foreword.server.openai.schema import GenerationRequest
 from foreword.server.openai.serialization import ChoiceSerializer, ResponseMeta, prompt_token_ids, usage
 from foreword.server.openai.streaming import SSEResponse, sse_events
@@ -22,7 +22,9 @@ from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.usage import UsageRecorder
 from foreword.server.tasks.table import TaskTable
 from foreword.text import task_prompts
+from foreword.text.detokenize import special_token_id
 from foreword.text.prompt import Prompt
+from foreword.text.tool_choice import AnswerPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,36 +65,56 @@ class OpenAIServing:
         serializer: ChoiceSerializer,
         task: Task | None,
         prompts: Sequence[Prompt],
+        plan: AnswerPlan | None = None,
     ) -> Response:
-        """Answer all prompts and respond, complete or as server-sent events."""
+        """Answer all prompts and respond, complete or as server-sent events.
+
+        Args:
+            plan: of answers that may call tools.
+        """
         engine = self.engine
-        sampled = [(prompt, sampling_params(body, task, prompt, engine.context)) for prompt in prompts]
+        sampled = [(prompt, sampling_params(body, task, prompt, engine, plan)) for prompt in prompts]
         submission = Submission(self.answers, task, sampled, body.n or 1, serializer.strips_labels)
         ref = task.ref if task is not None else engine.name
         meta = ResponseMeta(serializer, body.model or ref, ref)
         log_fields = http.state.log_fields
         log_fields["model"] = ref
         name = task.name if task is not None else engine.name
-        streams = await submission.submit(UsageRecorder(self.metrics, name, current_caller(http), log_fields))
+        streams: list[Stream] = await submission.submit(
+            UsageRecorder(self.metrics, name, current_caller(http), log_fields)
+        )
+        if body.max_answer_tokens == 0:
+            streams = [PromptOnlyStream(stream) for stream in streams]
         if body.stream:
             return SSEResponse(sse_events(meta, streams, body, self.timeout), streams)
         async with cancel_on_disconnect(http.receive, streams):
             return await _complete_response(meta, streams, body, self.timeout)
 
 
-def sampling_params(body: GenerationRequest, task: Task | None, prompt: Prompt, context: int | None) -> SamplingParams:
+def sampling_params(
+    body: GenerationRequest, task: Task | None, prompt: Prompt, engine: EngineProtocol, plan: AnswerPlan | None = None
+) -> SamplingParams:
     """The request's sampling options, else the task's defaults, else the endpoint's.
 
     Args:
-        prompt: a default length is cut to the room that it leaves in ``context`` tokens; a requested one never is.
+        prompt: a default length is cut to the room that it leaves in the engine's context; a requested one never is.
+        plan: of an answer that may call tools.
     """
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
+    skip_special_tokens = body.skip_special_tokens
+    if plan is not None:
+        if plan.stop:
+            own = stop if stop is not None else (task.generation.get("stop") if task is not None else None)
+            stop = [*(own or ()), *plan.stop]
+        if any(special_token_id(engine.tokenizer, mark) is not None for mark in plan.marks):
+            skip_special_tokens = False
     return request_sampling_params(
         task,
         prompt,
-        context,
+        engine.context,
         body.default_max_tokens,
-        max_tokens=body.max_answer_tokens,
+        # An engine writes at least one token, which `PromptOnlyStream` takes off again.
+        max_tokens=1 if body.max_answer_tokens == 0 else body.max_answer_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=max(body.top_k, 0) if body.top_k is not None else None,
@@ -107,7 +129,9 @@ def sampling_params(body: GenerationRequest, task: Task | None, prompt: Prompt, 
         frequency_penalty=body.frequency_penalty,
         logit_bias=None if body.logit_bias is None else {int(token): b for token, b in body.logit_bias.items()},
         logprobs=body.num_logprobs,
-        constraint=body.constraint,
+        constraint=plan.constraint if plan is not None else body.constraint,
+        skip_special_tokens=skip_special_tokens,
+        include_stop_str_in_output=body.include_stop_str_in_output,
     )
 
 

@@ -24,12 +24,14 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class AccessLog:
     """ASGI middleware: gives every request an id, counts responses by status and logs a line when a request is over.
 
-    Handlers add fields of the line to ``request.state.log_fields``; prompts and answers never go there.
+    Parts of the page (`parts_of_page`: first the page itself, then what begins like its parts) get a line only for an
+    error. Handlers add fields of the line to ``request.state.log_fields``; prompts and answers never go there.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, parts_of_page: tuple[str, ...] = ()) -> None:
         self._app = app
         self._metrics = metrics
+        self._parts_of_page = parts_of_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,7 +68,12 @@ class AccessLog:
                 "key": caller.name if caller is not None else None,
                 **log_fields,
             }
-            LOGGER.info("%s", json.dumps({name: value for name, value in line.items() if value is not None}))
+            if not self._is_part_of_page(scope["path"], status):
+                LOGGER.info("%s", json.dumps({name: value for name, value in line.items() if value is not None}))
+
+    def _is_part_of_page(self, path: str, status: int) -> bool:
+        """Whether a request was for a part of the page, of which only the view itself and errors get a line."""
+        return 0 < status < 400 and path.startswith(self._parts_of_page) and path not in self._parts_of_page[:1]
 
 
 def _route_path(scope: Scope) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from foreword.errors import DataError
 from foreword.models import LanguageModel
-from foreword.text import chat, seam
-from foreword.text.assistant_turns import assistant_turns, join_turns
-from foreword.text.conversation import Message
+from foreword.text import seam
+from foreword.text.assistant_turns import assistant_turns, bare_request, join_turns
 from foreword.text.encoded_example import EncodedExample, ExampleEncoder
 from foreword.text.long_rows import MEND
 from foreword.text.prompt import Prompt
@@ -148,14 +146,9 @@ class ExampleBuilder:
         """The row through every template; or through the chat template, which mostly makes one example of it."""
         if not self.data.conversations:
             return [self._example(row, template) for template in self.data.templates]
-        turns = assistant_turns(self.encoder.tokenizer, self.data.conversation(row), self._request)
+        tokenizer, conversation = self.encoder.tokenizer, self.data.conversation(row)
+        turns = assistant_turns(tokenizer, conversation, bare_request(tokenizer, bos=self.encoder.bos))
         return [_conversation_example(prompt) for prompt in join_turns(turns)]
-
-    def _request(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
-        """A history as serving puts it behind the prefix."""
-        tokenizer = self.encoder.tokenizer
-        rendered = chat.render(tokenizer, messages, tools=tools or None)
-        return Prompt(tuple(chat.encode(tokenizer, rendered, bos=self.encoder.bos)), None, 0)
 
     def _example(self, row: Row, template: Template) -> Example:
         labels = self.data.label_ids(row)

@@ -250,7 +250,7 @@ class TrainingData:
     def _demonstration(self, row: Row) -> str:
         """The row's filled template with its answer."""
         if self.template is None:
-            return _told(self.conversation(row))
+            return _answers_text(self.conversation(row))
         if self.per_token:
             return " ".join(field_words(self.template, row.values, row.where))
         filled = self.template.fill(row.values, row.where)
@@ -280,9 +280,11 @@ def holds_conversations(recipe: Recipe, row: Row) -> bool:
     return True
 
 
-def _told(conversation: Conversation) -> str:
-    """The text of a conversation's answers, and of what each answers."""
-    return "\n".join(str(message["content"]) for message in conversation.messages if message["content"])
+def _answers_text(conversation: Conversation) -> str:
+    """The text of a conversation's answers; of what was asked if they are calls of tools alone."""
+    said = [str(message["content"]) for message in conversation.messages if message["content"]]
+    answers = [str(conversation.messages[answer]["content"]) for answer in conversation.answers]
+    return "\n".join([text for text in answers if text] or said)
 
 
 def evenly_spaced(rows: Sequence[Row], count: int) -> list[Row]:

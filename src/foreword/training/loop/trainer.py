@@ -14,9 +14,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from foreword.errors import SettingError, TrainingError, UsageError
 from foreword.evaluation.curves import write_curves
+from foreword.progress import Progress
 from foreword.training.data.examples import Example, examples_of
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from foreword.training.loop.inputs import Evaluator, TrainerInputs
+from foreword.training.loop.interruption import StopAfterStep
 from foreword.training.loop.progress import ProgressLines
 from foreword.training.loop.run_dir import RunDir
 from foreword.training.modules.prompt_module import PromptModule
@@ -30,8 +32,13 @@ EVALUATIONS = 5
 def fit(run: TrainerInputs, prompt: TrainablePrompt, evaluator: Evaluator, run_dir: RunDir) -> None:
     """Train a prompt, from the newest checkpoint if the run is resumed; it ends with its best values."""
     recipe = run.recipe
-    with ProgressLines() as progress, gradient_checkpointing(run.lm, recipe.checkpointing):
+    with (
+        StopAfterStep() as stop,
+        ProgressLines() as progress,
+        gradient_checkpointing(run.lm, recipe.checkpointing),
+    ):
         trainer = PrefixTrainer(run, prompt, evaluator, run_dir, progress)
+        trainer.add_callback(stop)
         checkpoint = run_dir.newest_checkpoint() if recipe.resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         if trainer.is_world_process_zero():
@@ -116,7 +123,8 @@ class PrefixTrainer(Trainer):
         raise RuntimeError("evaluation goes through the engine, not through a data loader")
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics = {f"eval_{name}": value for name, value in self._evaluator().items()}
+        with Progress(f"evaluating {len(self._run.validation_set)} rows"):
+            metrics = {f"eval_{name}": value for name, value in self._evaluator().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -48,6 +48,8 @@ def open_task_source(source: Source, task_field: str, check: Callable[[str], Non
     if not isinstance(source, str | Path):
         return MemorySource.open(source, task_field, check)
     path = Path(source)
+    if not path.exists():
+        raise DataError(f"there is no {source}; give a folder with one file of examples a task, or one JSONL file.")
     return FolderSource.open(path, check) if path.is_dir() else JsonlSource.open(path, task_field, check)
 
 
