@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -56,6 +56,7 @@ def create_app(
     authenticator: Authenticator | None = None,
     timeout: float | None = None,
     max_waiting: int = 4096,
+    model_defaults: Mapping[str, Any] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     cors_origins: Sequence[str] = (),
     ui: bool = False,
@@ -75,6 +76,8 @@ def create_app(
         authenticator: has the API keys; without one, every request may do everything.
         timeout: seconds after which a generation is ended; no bound if ``None``.
         max_waiting: label answers that may wait; more are answered 429.
+        model_defaults: sampling parameters of the base model and of static tasks where neither a request nor a task
+            says; see `foreword.models.generation_config.generation_config`.
         max_body_bytes: bound of a request's body.
         cors_origins: origins whose pages may send requests from a browser; none by default.
         ui: also mount the page at ``/ui``, which needs the extra ``[ui]``.
@@ -87,10 +90,11 @@ def create_app(
     extra = extra_tasks if extra_tasks is not None else {}
     authenticator = authenticator or Authenticator(ApiKeys())
     tasks = TaskTable(engine, bank, extra, prefix_bytes=prefix_bytes, allow_other_weights=allow_other_weights)
-    catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights)
+    defaults = dict(model_defaults or {})
+    catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights, model_defaults=defaults)
     metrics = Metrics(engine.statistics, tasks.resident)
     manager = TaskManager(engine, bank, tasks, catalogue) if bank is not None else None
-    serving = OpenAIServing(Answers(engine, max_waiting), tasks, metrics, timeout)
+    serving = OpenAIServing(Answers(engine, max_waiting, defaults), tasks, metrics, timeout)
     # In the order of the OpenAPI page.
     routers = [
         models_router(catalogue),

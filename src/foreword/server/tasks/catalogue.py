@@ -26,6 +26,7 @@ class Catalogue:
         bank: where tasks are, if anywhere.
         extra_tasks: tasks of this process alone, by name; they hide the bank's.
         allow_other_weights: list tasks made for other weights of the same architecture.
+        model_defaults: sampling parameters of the base model, which its entry shows.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Catalogue:
         extra_tasks: Mapping[str, Task],
         *,
         allow_other_weights: bool = False,
+        model_defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self._base = engine.name
         self._identity = engine.identity
         self._bank = bank
         self._extra_tasks = extra_tasks
         self._allow_other_weights = allow_other_weights
+        self._model_defaults = dict(model_defaults or {})
         self._started = int(time.time())
         self._descriptions: dict[str, dict[str, Any]] = {}
 
@@ -108,7 +111,7 @@ class Catalogue:
         return descriptions[ref]
 
     def _base_entry(self) -> dict[str, Any]:
-        return self._entry(self._base, self._started, parent=None)
+        return self._entry(self._base, self._started, parent=None, generation=self._model_defaults)
 
     def _extra_entry(self, name: str) -> dict[str, Any]:
         version = self._extra_tasks[name].version or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,7 +33,9 @@ class TaskManager:
     def __init__(self, engine: EngineProtocol, bank: Bank, tasks: TaskTable, catalogue: Catalogue) -> None:
         self._engine, self._bank, self._tasks, self._catalogue = engine, bank, tasks, catalogue
 
-    def publish_text(self, name: str, kind: Kind, text: str, *, replace: bool) -> dict[str, Any]:
+    def publish_text(
+        self, name: str, kind: Kind, text: str, *, generation: Mapping[str, Any] | None = None, replace: bool
+    ) -> dict[str, Any]:
         """Publish a static prompt; the engine computes its prefix between the steps of running requests.
 
         Raises PublishConflict, PromptTooLong, UsageError.
@@ -43,7 +46,8 @@ class TaskManager:
         prefix = self._engine.prefill(token_ids)
         from foreword.prompts.static import prefilled_task  # which loads torch, as an engine that could do this has
 
-        return self.publish(prefilled_task(name, kind, text, token_ids, prefix), replace=replace)
+        task = prefilled_task(name, kind, text, token_ids, prefix)
+        return self.publish(dataclasses.replace(task, generation=generation or {}), replace=replace)
 
     @property
     def load_tensors(self) -> TensorLoader:

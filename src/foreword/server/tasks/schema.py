@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from foreword.evaluation.sampling_params import generation_defaults
 from foreword.server.schema import example_response
 
 
@@ -24,6 +25,19 @@ class TaskRequest(BaseModel):
     system: str | None = Field(None, description="A system turn that stands in front of every conversation.")
     prompt: str | None = Field(None, description="Text that stands in front of every prompt, without chat template.")
     replace: bool | None = Field(None, description="Publish over a task that belongs to another model.")
+    temperature: float | None = Field(None, description="The task's own default, as are the next four.")
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The task's own generation defaults. Raises UsageError for a wrong value."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        return generation_defaults(
+            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=self.max_tokens, stop=stop
+        )
 
     @model_validator(mode="after")
     def _check_text(self) -> Self:
@@ -40,7 +54,7 @@ class RollbackRequest(BaseModel):
     version: str | None = Field(None, description="A version or its number; the one before without.")
 
 
-UPLOAD_FIELDS = ("name", "template", "verbalizer", "replace")
+UPLOAD_FIELDS = ("name", "template", "verbalizer", "replace", "generation")
 """Form fields of a multipart upload, beside the file ``prefix``."""
 
 _UPLOAD_SCHEMA: Mapping[str, Any] = {
@@ -52,6 +66,10 @@ _UPLOAD_SCHEMA: Mapping[str, Any] = {
         "template": {"type": "string"},
         "verbalizer": {"type": "string", "description": "A JSON object of labels and words."},
         "replace": {"type": "boolean"},
+        "generation": {
+            "type": "string",
+            "description": "A JSON object of the task's own temperature, top_p, top_k, max_tokens and stop.",
+        },
     },
 }
 PUBLISH_BODIES = {
