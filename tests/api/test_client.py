@@ -84,6 +84,18 @@ def test_results_have_what_was_asked_for(client: Client):
     assert client.chat([*HELLO, turn, *HELLO], max_tokens=3).finish_reason == "length"
 
 
+def test_a_task_that_labels_answers_its_label(client: Client):
+    words = {"good": ("yes", "fine"), "bad": ("no",)}[client.classify(["a"], "mood")[0].label]
+    for answer in (
+        client.generate({"text": "a"}, task="mood"),
+        client.chat([{"role": "user", "content": "a"}], task="mood"),
+    ):
+        assert answer.text.strip() in words
+        assert answer.finish_reason == "stop"
+    pieces = list(client.stream_generate({"text": "a"}, task="mood"))
+    assert "".join(map(str, pieces)).strip() in words
+
+
 def test_the_defaults_are_those_of_the_server(client: Client):
     assert client.generate("Once", task="poet").usage.completion_tokens == 16
     assert client.generate("Once", task="poet").text == client.generate("Once", task="poet").text

@@ -91,7 +91,7 @@ def _prompt_task(
 ) -> tuple[LanguageModel, Task]:
     if name is None or (system is None) == (text is None):
         raise UsageError("give a name and one of system and text: publish('support', system='You help ...').")
-    check_names([name])
+    check_names([name], lm)
     model = open_model(lm)
     return model, static_task(model, name, "prompt" if system is None else "system", system or text or "")
 

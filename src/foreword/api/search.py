@@ -54,12 +54,11 @@ def search(
         DataError, TemplateError, VerbalizerError, UsageError: something in recipe, space or data is wrong.
         TrainingError: the run folder holds another search, or no trial could be learned.
     """
-    check_names([publish])
+    check_names([publish], lm)
     config = SearchConfig.of(vary, trials, at_once, halving)
     config.check(recipe)
     config.check_not_overridden(recipe)
     lm = open_model(lm)
-    check_names([publish], lm)
     transfers = {parent: find_task(parent, bank, lm.identity) for parent in config.parents(recipe)}
     result = run_search(lm, recipe, config, name=publish or "run", transfers=transfers, say=say)
     write_task(result.task, result.folder)
