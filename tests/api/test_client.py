@@ -15,6 +15,7 @@ from foreword.api.client import Client
 from foreword.api.local_engine import LocalEngine
 from foreword.api.results import Classification, Generation, Tagging
 from server.running_server import foreign_task, label_task, wait_until
+from tiny_models import save_tiny
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -250,6 +251,18 @@ def test_an_engine_that_runs_already_stays_open(engine: LocalEngine, bank):
     with foreword.Engine(engine.engine, bank=bank) as other:
         assert other.generate("Once", max_tokens=2, temperature=0).usage.completion_tokens == 2
     assert engine.engine.alive
+
+
+def test_the_model_samples_as_its_makers_say(bank, tmp_path):
+    """As on a server: a model's generation_config.json, unless that is left."""
+    folder = save_tiny("llama", tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"do_sample": false}')
+    with foreword.Engine(str(folder), bank=bank) as engine:
+        assert engine.generate("Once").text == engine.generate("Once", temperature=0).text
+        found = {engine.generate("Once").text for _ in range(3)}
+    assert len(found) == 1
+    with foreword.Engine(str(folder), bank=bank, generation_config="none") as engine:
+        assert len({engine.generate("Once").text for _ in range(3)}) > 1
 
 
 def test_an_engine_that_is_none_is_named():

@@ -120,6 +120,19 @@ def test_publish_computes_a_prompt(lm, own_bank: Bank):
         foreword.publish(lm.name, text="hello", lm=lm)
 
 
+def test_publish_takes_a_task_of_its_own_sampling(lm, own_bank: Bank, engine):
+    task = foreword.publish("short", text="Once ", lm=lm, max_tokens=3, temperature=0, stop="zz", ttl="7d")
+    assert own_bank.load("short").generation == {"max_tokens": 3, "temperature": 0, "stop": ["zz"]}
+    assert own_bank.load("short").ttl == 7 * 86400
+    assert engine.generate("upon", task=task).usage.completion_tokens == 3
+    again = foreword.publish(task, max_tokens=5)
+    assert (again.generation["max_tokens"], again.generation["temperature"], again.ttl) == (5, 0, 7 * 86400)
+    with pytest.raises(errors.UsageError, match="no option 'max_token'"):
+        foreword.publish("short", text="Once ", lm="no-such-model", max_token=3)  # type: ignore[call-overload]
+    with pytest.raises(errors.UsageError, match="temperature"):
+        foreword.publish("short", text="Once ", lm="no-such-model", temperature=-1)
+
+
 def test_publish_over_a_task_of_another_model_needs_replace(lm, own_bank: Bank):
     own_bank.publish(foreign_task("poet"))
     with pytest.raises(errors.PublishConflict, match="another name"):
