@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace as with_fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,22 +62,14 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
     with on_interrupt(lambda: resume_hint(out)):
         data = read_training_data(recipe)
         lm = options.open_model()
-        from foreword.bank.run_task import write_task
+        from foreword.api.train import train as run_train
         from foreword.training.loop.distributed import is_main_process
-        from foreword.training.train import train as run_train
 
-        transfer = options.find_task(recipe.parent, lm)
-        # An encoder without words needs a head, which is known now.
-        known = data if data.vocabulary == lm.has_lm_head else None
-        recipe = with_fields(recipe, out=out)
-        result = run_train(lm, recipe, name=name or "run", transfer=transfer, data=known, say=say)
-        task = result.task
+        made = with_fields(recipe, out=out)
+        result = run_train(lm, made, data=data, publish=name, bank=store, replace=settings["replace"], say=say)
         if not is_main_process():
             return  # the main process of a distributed run writes and publishes
-        if result.model is None:
-            write_task(task, Path(out))
-        if name is not None:
-            task = store.publish(task, replace=settings["replace"], reserved=[lm.name])
+    task = result.task
     ref = task.ref if name is not None else None
     summary = {
         "n": result.n,
