@@ -55,7 +55,7 @@ def train(
         PublishConflict: the name is taken.
         TrainingError: the run folder holds another run, or training diverged.
     """
-    check_names([publish])
+    check_names([publish], lm)
     if publish is not None and recipe.weights == "all":
         raise SettingError(
             "weights",
@@ -63,7 +63,6 @@ def train(
             "result's model.",
         )
     lm = open_model(lm)
-    check_names([publish], lm)
     if transfer is None and recipe.parent is not None:
         transfer = find_task(recipe.parent, bank, lm.identity)
     result = run_train(lm, recipe, name=publish or name, transfer=transfer, say=say)

@@ -69,8 +69,10 @@ def train_many(
         raise SettingError("no_publish", "no_publish contradicts publish_all and publish_prefix; leave one out.")
     settings = MultiTaskConfig(recipe, Path(recipe.out or default_run_dir("train-many")), dict(tasks or {}), **config)
 
+    base = lm
+
     def check_name(name: str) -> None:
-        check_names([publish_prefix + name])
+        check_names([publish_prefix + name], base)
 
     source = open_task_source(recipe.data, task_field, check_name)
     eval_source = open_task_source(recipe.eval, task_field, check_name) if recipe.eval is not None else None

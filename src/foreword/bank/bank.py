@@ -33,6 +33,12 @@ _CHECK_LOCATION = "check that the place exists and may be read"
 class Bank(WithOverview):
     """Tasks under one root; every task has immutable versions, one of which is the current one and is served.
 
+    >>> bank = foreword.Bank()
+    >>> "mood" in bank.names()
+    True
+    >>> bank.load("mood").name
+    'mood'
+
     Args:
         root: a folder (also as ``file://`` or ``local://``), or the fsspec URL of an object store; by default the
             bank of the commands: ``$FOREWORD_BANK``, else ``bank`` in Foreword's home.

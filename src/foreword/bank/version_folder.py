@@ -192,8 +192,7 @@ def _read_parts(folder: Path, record: Mapping[str, Any], hidden: int, load: Tens
     if SOFT in files:
         parts["soft"] = read_soft(folder / SOFT, hidden, record["template"], load)
     if HEAD in files:
-        head = record["head"]
-        parts["head"] = read_head(folder / HEAD, head["labels"], hidden, per_token=head["per_token"], load=load)
+        parts["head"] = read_head(folder / HEAD, record["head"], hidden, load=load)
     if ADAPTER_FILES[0] in files:
         parts["adapter"] = read_adapter(folder / ADAPTER, load)
     return parts

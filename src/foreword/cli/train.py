@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace as with_fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,19 +61,14 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
     out = recipe.out or default_run_dir(name or recipe.method)
     with on_interrupt(lambda: resume_hint(out)):
         lm = options.open_model()
-        from foreword.bank.run_task import write_task
+        from foreword.api.train import train as run_train
         from foreword.training.loop.distributed import is_main_process
-        from foreword.training.train import train as run_train
 
-        transfer = options.find_task(recipe.parent, lm)
-        result = run_train(lm, with_fields(recipe, out=out), name=name or "run", transfer=transfer, say=say)
-        task = result.task
+        made = with_fields(recipe, out=out)
+        result = run_train(lm, made, publish=name, bank=store, replace=settings["replace"], say=say)
         if not is_main_process():
             return  # the main process of a distributed run writes and publishes
-        if result.model is None:
-            write_task(task, Path(out))
-        if name is not None:
-            task = store.publish(task, replace=settings["replace"], reserved=[lm.name])
+    task = result.task
     ref = task.ref if name is not None else None
     data = {
         "n": result.n,

@@ -23,6 +23,10 @@ Combine = Literal["mean", "vote"]
 class Task(WithOverview):
     """A named prefix with its template, verbalizer and generation defaults: what a bank stores and a server serves.
 
+    >>> task = foreword.Bank().load("mood")
+    >>> task.name, task.labels
+    ('mood', ('bad', 'good'))
+
     Attributes:
         name: ``[a-z0-9][a-z0-9._-]{0,63}``.
         method: how the prefix came to be, such as ``p-tuning-v2`` or ``static``.

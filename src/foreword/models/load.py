@@ -47,6 +47,10 @@ def load_model(
 ) -> LanguageModel:
     """Load a base model and probe that it carries prefixes.
 
+    >>> lm = foreword.load_model()
+    >>> lm.causal
+    True
+
     Args:
         name: a Hub id, a folder, a ``.gguf`` file, or ``smollm2-135m`` (built in); by default ``$FOREWORD_MODEL``,
             else the built-in one.

@@ -94,7 +94,16 @@ class FilledTemplate:
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template; ``parts`` never hold two neighbouring texts."""
+    """A parsed template: how an example becomes text, and where its answer goes.
+
+    >>> template = foreword.Template.parse("Review: {text}\\nSentiment:{mask}")
+    >>> template.fields, template.has_mask
+    (('text',), True)
+
+    Attributes:
+        source: as it was written.
+        parts: never two neighbouring texts.
+    """
 
     source: str
     parts: tuple[TemplatePart, ...]
@@ -131,6 +140,7 @@ class Template:
 
     @property
     def has_mask(self) -> bool:
+        """Whether it has ``{mask}``, where a label's word goes."""
         return any(isinstance(part, MaskSlot) for part in self.parts)
 
     @property
