@@ -106,8 +106,9 @@ def test_an_answer_that_is_cut_is_incomplete(client: openai.OpenAI) -> None:
 
 
 def test_events_of_a_text(client: openai.OpenAI) -> None:
-    whole = client.responses.create(model="poet", input="Hello", **GREEDY)
-    events = list(client.responses.create(model="poet", input="Hello", stream=True, **GREEDY))
+    options: dict[str, Any] = {**GREEDY, "extra_body": {"structured_outputs": {"regex": "[a-z]{20}"}}}
+    whole = client.responses.create(model="poet", input="Hello", **options)
+    events = list(client.responses.create(model="poet", input="Hello", stream=True, **options))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     kinds = [event.type for event in events]
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
@@ -153,7 +154,7 @@ def test_logprobs(client: openai.OpenAI) -> None:
     response = client.responses.create(**options)
     (part,) = response.output[0].content  # type: ignore[union-attr]
     assert len(part.logprobs) == 12  # type: ignore[union-attr,arg-type]
-    assert all(len(each.top_logprobs) == 2 and each.bytes for each in part.logprobs)  # type: ignore[union-attr]
+    assert all(len(each.top_logprobs) == 2 and each.bytes is not None for each in part.logprobs)  # type: ignore[union-attr]
     streamed = [
         entry.logprob
         for event in client.responses.create(**options, stream=True)
