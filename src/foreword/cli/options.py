@@ -135,7 +135,9 @@ class ModelOptions:
         """The task called ``name`` or ``name@version``, checked against the model; ``None`` for the base model."""
         if name is None or name == lm.name:
             return None
-        task = self.open_bank().load(name)
+        bank = self.open_bank()
+        task = bank.load(name)
+        bank.record_use(task)
         self.check_model(task, lm)
         return task
 

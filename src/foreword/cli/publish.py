@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from foreword.bank.time_to_live import parse_duration
 from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
 from foreword.cli.interruption import on_interrupted_publish
@@ -24,6 +25,9 @@ def publish(
     prefix: Annotated[str | None, typer.Option(help="A prefix.safetensors file.")] = None,
     template: Annotated[str | None, typer.Option(help="Template for --prefix.")] = None,
     verbalizer: Annotated[str | None, typer.Option(help="Verbalizer for --prefix.")] = None,
+    ttl: Annotated[
+        str | None, typer.Option(help="Expire after this time without a use, such as 7d.", show_default="never")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="The task's own; 0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="The task's own probability mass to sample from.")] = None,
     top_k: Annotated[int | None, typer.Option(help="The task's own number of tokens to sample from.")] = None,
@@ -44,6 +48,7 @@ def publish(
     needs_model = flag in ("--system", "--text")
     if not needs_model and options != ModelOptions(options.model, options.bank):
         raise UsageError(f"{flag} needs no model; leave out --dtype, --device and --trust-remote-code.")
+    seconds = parse_duration(ttl) if ttl is not None else None
     from foreword.evaluation.sampling_params import generation_defaults
 
     generation = generation_defaults(
@@ -66,7 +71,7 @@ def publish(
             content = read_text(source)
             lm = options.open_model()
             task = static_task(lm, name, "system" if system is not None else "prompt", content)
-        task = replace_fields(task, generation={**task.generation, **generation})
+        task = replace_fields(task, generation={**task.generation, **generation}, ttl=seconds)
         task = store.publish(task, replace=replace, reserved=[options.model_name])
     shown = "".join(f", {key} {value}" for key, value in task.generation.items())
     data = {"task": task.ref, "length": task.prefix.length, "prefix_bytes": task.prefix.nbytes}

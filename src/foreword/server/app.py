@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -13,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
+from foreword.errors import ForewordError
 from foreword.evaluation.answers import Answers
 from foreword.server.openai.chat import chat_router
 from foreword.server.openai.completions import completions_router
@@ -44,6 +47,10 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 64 << 20
 SAVE_INTERVAL = 5.0
 """Seconds between two writings of the quotas' usage file."""
+PRUNE_INTERVAL = 600.0
+"""Seconds between two searches for tasks that have expired."""
+PRUNE_LIMIT = 100
+"""Tasks that one of them removes at most."""
 
 
 def create_app(
@@ -113,7 +120,7 @@ def create_app(
         title="Foreword",
         version=__version__,
         redirect_slashes=False,
-        lifespan=_save_usage(authenticator),
+        lifespan=_lifespan(authenticator, manager),
         responses=ERROR_RESPONSES,
     )
     install_error_handlers(app)
@@ -132,21 +139,32 @@ def create_app(
     return app
 
 
-def _save_usage(authenticator: Authenticator) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """A lifespan that saves what keys have used of their quotas, every few seconds and at shutdown."""
-
-    async def save_regularly() -> None:
-        while True:
-            await asyncio.sleep(SAVE_INTERVAL)
-            await run_in_threadpool(authenticator.save_usage)
+def _lifespan(
+    authenticator: Authenticator, manager: TaskManager | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """A lifespan that saves what keys have used of their quotas, every few seconds and at shutdown, and that removes
+    expired tasks now and then."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        saving = asyncio.create_task(save_regularly())
+        jobs = [asyncio.create_task(_repeat(SAVE_INTERVAL, authenticator.save_usage))]
+        if manager is not None:
+            jobs.append(asyncio.create_task(_repeat(PRUNE_INTERVAL, partial(manager.prune, PRUNE_LIMIT))))
         try:
             yield
         finally:
-            saving.cancel()
+            for job in jobs:
+                job.cancel()
             authenticator.save_usage()
 
     return lifespan
+
+
+async def _repeat(seconds: float, job: Callable[[], None]) -> None:
+    """Do a job in a worker thread again and again; an error is logged, and it is tried the next time."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await run_in_threadpool(job)
+        except (ForewordError, OSError) as error:
+            logging.getLogger(__name__).warning("%s", error)

@@ -53,7 +53,9 @@ class OpenAIServing:
         Raises RequestError for a task that cannot generate, LimitReached, and what `TaskTable.resolve` does.
         """
         caller = current_caller(http)
-        task = await self.tasks.resolve(body.model, body.task_id, caller)
+        task = await self.tasks.resolve(body.model, body.task_id, caller, body.user_id)
+        if task is not None and (version := self.tasks.split_version(task)) is not None:
+            http.state.split = task.name, version
         task_prompts.require_generation(task)
         caller.count_request()
         return task
@@ -80,8 +82,9 @@ class OpenAIServing:
         log_fields = http.state.log_fields
         log_fields["model"] = ref
         name = task.name if task is not None else engine.name
+        version = self.tasks.split_version(task)
         streams: list[Stream] = await submission.submit(
-            UsageRecorder(self.metrics, name, current_caller(http), log_fields)
+            UsageRecorder(self.metrics, name, current_caller(http), log_fields, version)
         )
         if body.max_answer_tokens == 0:
             streams = [PromptOnlyStream(stream) for stream in streams]

@@ -18,6 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 
 from foreword.bank.names import check_name, split_ref
+from foreword.bank.time_to_live import parse_duration
 from foreword.errors import RequestError, VerbalizerError
 from foreword.evaluation.sampling_params import generation_defaults
 from foreword.interop.prefix_task import prefix_task
@@ -68,7 +69,13 @@ def tasks_router(manager: TaskManager | None) -> APIRouter:
         kind, text = ("system", body.system) if body.system is not None else ("prompt", body.prompt)
         publish_text, generation = require_manager().publish_text, body.generation
         task = await run_in_threadpool(
-            publish_text, body.name, kind, text or "", generation=generation, replace=bool(body.replace)
+            publish_text,
+            body.name,
+            kind,
+            text or "",
+            generation=generation,
+            replace=bool(body.replace),
+            ttl=body.ttl_seconds,
         )
         return JSONResponse(task, status_code=201)
 
@@ -140,7 +147,8 @@ def _publish_file(manager: TaskManager, path: Path, fields: Mapping[str, str]) -
     task = prefix_task(
         name, path, fields.get("template"), _parse_verbalizer(fields.get("verbalizer")), manager.load_tensors
     )
-    task = dataclasses.replace(task, generation=_parse_generation(fields.get("generation")))
+    ttl = parse_duration(fields["ttl"]) if "ttl" in fields else None
+    task = dataclasses.replace(task, generation=_parse_generation(fields.get("generation")), ttl=ttl)
     return manager.publish(task, replace=fields.get("replace", "").lower() in ("1", "true", "yes"))
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from foreword.bank.time_to_live import parse_duration
+from foreword.errors import UsageError
 from foreword.evaluation.sampling_params import generation_defaults
-from foreword.server.schema import example_response
+from foreword.server.schema import example_response, must_be
+
+
+def _check_duration(text: str) -> str:
+    try:
+        parse_duration(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return text
 
 
 class TaskRequest(BaseModel):
@@ -25,6 +35,10 @@ class TaskRequest(BaseModel):
     system: str | None = Field(None, description="A system turn that stands in front of every conversation.")
     prompt: str | None = Field(None, description="Text that stands in front of every prompt, without chat template.")
     replace: bool | None = Field(None, description="Publish over a task that belongs to another model.")
+    ttl: Annotated[
+        Annotated[int, Field(gt=0)] | Annotated[str, AfterValidator(_check_duration)] | None,
+        must_be("a number of seconds above 0, or a text such as 7d"),
+    ] = Field(None, description="Expires after this time without a use: seconds, or a text such as `7d`.")
     temperature: float | None = Field(None, description="The task's own default, as are the next four.")
     top_p: float | None = None
     top_k: int | None = None
@@ -45,6 +59,10 @@ class TaskRequest(BaseModel):
             raise PydanticCustomError("invalid_value", "must hold either system or prompt")
         return self
 
+    @property
+    def ttl_seconds(self) -> int | None:
+        return parse_duration(self.ttl) if isinstance(self.ttl, str) else self.ttl
+
 
 class RollbackRequest(BaseModel):
     """``POST /v1/tasks/{name}/rollback``."""
@@ -54,7 +72,7 @@ class RollbackRequest(BaseModel):
     version: str | None = Field(None, description="A version or its number; the one before without.")
 
 
-UPLOAD_FIELDS = ("name", "template", "verbalizer", "replace", "generation")
+UPLOAD_FIELDS = ("name", "template", "verbalizer", "replace", "generation", "ttl")
 """Form fields of a multipart upload, beside the file ``prefix``."""
 
 _UPLOAD_SCHEMA: Mapping[str, Any] = {
@@ -66,6 +84,7 @@ _UPLOAD_SCHEMA: Mapping[str, Any] = {
         "template": {"type": "string"},
         "verbalizer": {"type": "string", "description": "A JSON object of labels and words."},
         "replace": {"type": "boolean"},
+        "ttl": {"type": "string", "description": "Expires after this time without a use, such as `7d`."},
         "generation": {
             "type": "string",
             "description": "A JSON object of the task's own temperature, top_p, top_k, max_tokens and stop.",
@@ -88,6 +107,7 @@ _TASK = {
     "object": "task",
     "name": "support",
     "current": _VERSION,
+    "split": None,
     "version": _VERSION,
     "kind": "system",
     "method": "static",
@@ -96,7 +116,10 @@ _TASK = {
     "generation": {},
     "bytes": 23040000,
     "created": "2026-01-31T09:30:00Z",
+    "ttl": 604800,
     "metrics": None,
+    "expires": "2026-02-07T17:54:00Z",
+    "expired": False,
     "pinned": False,
     "resident": True,
     "versions": [_VERSION],
