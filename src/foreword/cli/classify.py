@@ -33,7 +33,9 @@ def classify(
     """
     from foreword.text.template import Template
 
-    task = options.open_bank().load(name)
+    bank = options.open_bank()
+    task = bank.load(name)
+    bank.record_use(task)
     if task.template is None or not task.labels:
         raise UsageError(f"task '{name}' has no labels to choose from; train one with {{mask}}, or use generate.")
     fields = Template.parse(task.template).fields
@@ -51,10 +53,20 @@ def classify(
 
 def _classify(engine: Engine, task: Task, field: str, texts: list[str]) -> RowsAndLines:
     from foreword.evaluation.predict import classify as run_classify
+    from foreword.evaluation.predict import label_answer
 
     probs = run_classify(engine, task, [{field: text} for text in texts])
-    rows = [{"index": i, "label": max(row, key=row.__getitem__), "probs": row} for i, row in enumerate(probs)]
-    return rows, [f"{row['label']}\t{max(row['probs'].values()):.3f}\t{texts[row['index']]}" for row in rows]
+    rows = [{"index": i, **label_answer(task, row)} for i, row in enumerate(probs)]
+    return rows, [f"{_line(row)}\t{texts[row['index']]}" for row in rows]
+
+
+def _line(answer: dict[str, Any]) -> str:
+    """A number; or the label and its probability; or, where there may be several labels, each with its own."""
+    if "value" in answer:
+        return f"{answer['value']:.4g}"
+    if "labels" in answer:
+        return ", ".join(f"{label} {answer['probs'][label]:.3f}" for label in answer["labels"]) or "-"
+    return f"{answer['label']}\t{answer['probs'][answer['label']]:.3f}"
 
 
 def _tag(engine: Engine, task: Task, field: str, texts: list[str]) -> RowsAndLines:

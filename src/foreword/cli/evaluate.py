@@ -140,6 +140,8 @@ def _load_tasks(bank: Bank, names: Sequence[str], base: str) -> list[Task | None
     for name in names:
         try:
             tasks.append(None if name == base else bank.load(name))
+            if tasks[-1] is not None:
+                bank.record_use(tasks[-1])
         except UnknownTask:
             if name != "base":
                 raise

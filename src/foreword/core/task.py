@@ -42,6 +42,7 @@ class Task(WithOverview):
         bias: log-probability of every label without any input, which scores are calibrated by.
         members: further prefixes with the same template; their answers are combined with the first one's.
         combine: by the mean of the members' probabilities, or by their vote.
+        ttl: seconds that it lives without being used; ``None`` for ever.
         version: ``NNNN-digest12``, set by the bank.
     """
 
@@ -60,6 +61,7 @@ class Task(WithOverview):
     bias: Mapping[str, float] | None = None
     members: tuple[KVPrefix, ...] = ()
     combine: Combine = "mean"
+    ttl: int | None = None
     version: str = ""
 
     @property

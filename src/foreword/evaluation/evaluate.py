@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import numpy as np
 from foreword.core import SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
 from foreword.errors import DataError, EngineError, PromptTooLong, TemplateError
-from foreword.evaluation.metrics import label_metrics, tag_metrics, text_metrics
+from foreword.evaluation.label_references import negative_log_likelihood, references
+from foreword.evaluation.metrics import tag_metrics, text_metrics
 from foreword.evaluation.perplexity import perplexity, target_logprobs
 from foreword.evaluation.predict import (
-    by_label,
     ensemble_prompts,
     label_probs,
     label_scorer,
@@ -23,7 +24,7 @@ from foreword.evaluation.predict import (
     split_rows,
 )
 from foreword.evaluation.report import Prediction, Report
-from foreword.evaluation.row_labels import label_index, row_label, row_tags
+from foreword.evaluation.row_labels import label_index, row_tags
 from foreword.evaluation.sampling_params import task_sampling_params
 from foreword.evaluation.text_metrics import unavailable_metrics
 from foreword.text import seam, task_prompts
@@ -122,23 +123,10 @@ def _start(engine: EngineProtocol, job: EvaluationJob) -> _Started:
 
 def _start_classification(engine: EngineProtocol, job: EvaluationJob) -> _Started:
     task, rows = job.task, job.rows
-    expected = [row_label(row, job.label_field) for row in rows]
-    indices = [label_index(task.labels, label, row) for label, row in zip(expected, rows, strict=True)]
+    wanted = references(task, rows, job.label_field)
     scorer = label_scorer(engine, task)
     prompts = _make_prompts(engine, task, rows, answer_tokens=scorer.max_extra_tokens)
-
-    def make_report(scores: np.ndarray) -> Report:
-        probs = label_probs(task, scores)
-        nll = _negative_log_likelihood(probs, indices)
-        predicted = [task.labels[index] for index in probs.argmax(-1).tolist()]
-        metrics = label_metrics(predicted, expected, probs.max(-1).tolist())
-        predictions = [
-            Prediction(label, guess, by_label(task, row), nll=loss)
-            for label, guess, row, loss in zip(expected, predicted, probs.tolist(), nll.tolist(), strict=True)
-        ]
-        return Report(len(rows), metrics, predictions)
-
-    return _Started(make_report, ensemble_prompts(task, prompts), scorer)
+    return _Started(partial(wanted.report, task), ensemble_prompts(task, prompts), scorer)
 
 
 def _start_tagging(engine: EngineProtocol, job: EvaluationJob) -> _Started:
@@ -155,7 +143,7 @@ def _start_tagging(engine: EngineProtocol, job: EvaluationJob) -> _Started:
     def make_report(scores: np.ndarray) -> Report:
         probs = label_probs(task, scores)
         counts = [len(tags) for tags in expected]
-        nll = split_rows(_negative_log_likelihood(probs, indices), counts)
+        nll = split_rows(negative_log_likelihood(probs, indices), counts)
         predicted = [tuple(task.labels[i] for i in row.tolist()) for row in split_rows(probs.argmax(-1), counts)]
         predictions = [
             Prediction(tags, guess, nll=float(loss.mean()))
@@ -222,12 +210,6 @@ def _assistant_turns(engine: EngineProtocol, job: EvaluationJob, row: Row) -> li
                 f"{engine.context}; shorten the row."
             )
     return turns
-
-
-def _negative_log_likelihood(probs: np.ndarray, expected: Sequence[int]) -> np.ndarray:
-    """``[places]`` of the expected labels, natural logarithms; NaN stays NaN."""
-    chances = probs[np.arange(len(expected)), np.array(expected, dtype=np.int64)]
-    return -np.log(np.where(chances < 1e-12, 1e-12, chances))
 
 
 def _perplexity(

@@ -98,13 +98,33 @@ class Recipe:
         str | None,
         Setting(
             "verbalizer or linear.",
-            default="verbalizer; linear for tags and sentence encoders",
+            default="verbalizer; linear for tags, several labels, numbers and sentence encoders",
             choices=("verbalizer", "linear"),
             group=METHOD,
         ),
     ] = None
     """Words of a template with ``{mask}``, or a linear layer over hidden states. The default is the linear layer where
-    labels are lists (a tag a word) or the model has no words."""
+    labels are lists (a tag a word, or several labels of a text) or numbers to learn, or the model has no words."""
+    problem_type: Annotated[
+        str | None,
+        Setting(
+            "What the labels are: one, several or a number for a text, or tags of its words.",
+            default="as they look",
+            choices=("single_label_classification", "multi_label_classification", "regression", "token_classification"),
+            group=DATA,
+        ),
+    ] = None
+    """The first three by the names of Transformers' configurations."""
+    head_bias: Annotated[
+        bool | None,
+        Setting(
+            "Whether a linear head has a bias; Transformers' classifiers of causal models have none.",
+            default="--head-bias",
+            flag="--head-bias/--no-head-bias",
+            group=METHOD,
+        ),
+    ] = None
+    """Without one, ``export peft`` can give the head of a causal model over whole texts to PEFT."""
     learn_turns: Annotated[
         str, Setting("Of conversations: the assistant's turns to learn.", choices=("all", "last"), group=DATA)
     ] = "all"

@@ -22,8 +22,10 @@ from foreword.text.rows import Row, data_digest
 from foreword.training.compatibility import check_compatible
 from foreword.training.data.class_weights import class_weights
 from foreword.training.data.examples import BatchItem, Example, ExampleBuilder, batch_schedule
+from foreword.training.data.target_scale import TargetScale
 from foreword.training.data.training_data import TrainingData, evenly_spaced
 from foreword.training.initialization import initial_head, initializer
+from foreword.training.modules.head_losses import LabelSetLoss, RegressionLoss
 from foreword.training.modules.losses import AnswerLoss, LabelLoss, Loss, SharedForwardLoss
 from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
@@ -200,7 +202,11 @@ class Run:
         weights = class_weights(self.recipe, self.data)
         tensor = torch.tensor(list(weights.values())) if weights is not None else None
         if prompt.head is not None:
-            return LabelLoss(HeadScorer(prompt.head.weight, prompt.head.bias), tensor)
+            scorer = HeadScorer(prompt.head.weight, prompt.head.bias)
+            if self.target_scale is not None:
+                return RegressionLoss(scorer, self.target_scale)
+            several = self.data.problem_type == "multi_label_classification"
+            return LabelSetLoss(scorer, tensor) if several else LabelLoss(scorer, tensor)
         assert self.word_scorer is not None
         return LabelLoss(self.word_scorer, tensor)
 
@@ -221,9 +227,18 @@ class Run:
             )
             encoder = self.method.encoder(self.lm, values)
         labels = len(self.data.head_labels)
-        head = initial_head(self.lm, labels, generator) if labels else None
+        head = initial_head(self.lm, labels, generator, bias=self.recipe.head_bias is not False) if labels else None
         # --lr makes both faster or slower.
-        return TrainablePrompt(encoder, head, HEAD_LR / self.method.lr if self.method.lr else 1.0)
+        ratio = HEAD_LR / self.method.lr if self.method.lr else 1.0
+        return TrainablePrompt(encoder, head, ratio, self.target_scale)
+
+    @cached_property
+    def target_scale(self) -> TargetScale | None:
+        """The scale of the numbers to learn, of a regression. Raises DataError if all are equal."""
+        if self.data.problem_type != "regression":
+            return None
+        centred = self.recipe.head_bias is not False
+        return TargetScale.of([self.data.number(row) for row in self.data.train_rows], centred=centred)
 
     def task(self, name: str) -> Task:
         """The task without trained values: template, verbalizer and defaults."""
@@ -312,7 +327,8 @@ class Run:
 
     def _zero_head(self) -> Head | None:
         """A head with the labels and zeros for values."""
-        labels, width = self.data.head_labels, self.lm.identity.hidden_size
+        data, labels, width = self.data, self.data.head_labels, self.lm.identity.hidden_size
         if not labels:
             return None
-        return Head(labels, torch.zeros(len(labels), width), torch.zeros(len(labels)), self.data.per_token)
+        zeros = torch.zeros(len(labels), width), torch.zeros(len(labels))
+        return Head(labels, *zeros, data.per_token, data.problem_type)

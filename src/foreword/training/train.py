@@ -137,7 +137,8 @@ def _trained_parts(result: MethodResult) -> str:
     if task.adapter is not None:
         parts.append(f"an adapter of rank {task.adapter.rank}")
     if task.head is not None:
-        parts.append(f"a head of {len(task.head.labels)} labels")
+        number = task.head.problem_type == "regression"
+        parts.append("a head of one number" if number else f"a head of {len(task.head.labels)} labels")
     if task.members:
         parts.append(f"{1 + len(task.members)} members")
     return " and ".join(parts) or f"{result.trained_parameters} tokens in the template"

@@ -53,7 +53,9 @@ class OpenAIServing:
         Raises RequestError for a task that cannot generate, LimitReached, and what `TaskTable.resolve` does.
         """
         caller = current_caller(http)
-        task = await self.tasks.resolve(body.model, body.task_id, caller)
+        task = await self.tasks.resolve(body.model, body.task_id, caller, body.user_id)
+        if task is not None and (version := self.tasks.split_version(task)) is not None:
+            http.state.split = task.name, version
         task_prompts.require_generation(task)
         caller.count_request()
         return task
@@ -73,15 +75,16 @@ class OpenAIServing:
             plan: of answers that may call tools.
         """
         engine = self.engine
-        sampled = [(prompt, sampling_params(body, task, prompt, engine, plan)) for prompt in prompts]
+        sampled = [(prompt, sampling_params(body, task, prompt, self.answers, plan)) for prompt in prompts]
         submission = Submission(self.answers, task, sampled, body.n or 1, serializer.strips_labels)
         ref = task.ref if task is not None else engine.name
         meta = ResponseMeta(serializer, body.model or ref, ref)
         log_fields = http.state.log_fields
         log_fields["model"] = ref
         name = task.name if task is not None else engine.name
+        version = self.tasks.split_version(task)
         streams: list[Stream] = await submission.submit(
-            UsageRecorder(self.metrics, name, current_caller(http), log_fields)
+            UsageRecorder(self.metrics, name, current_caller(http), log_fields, version)
         )
         if body.max_answer_tokens == 0:
             streams = [PromptOnlyStream(stream) for stream in streams]
@@ -92,14 +95,16 @@ class OpenAIServing:
 
 
 def sampling_params(
-    body: GenerationRequest, task: Task | None, prompt: Prompt, engine: EngineProtocol, plan: AnswerPlan | None = None
+    body: GenerationRequest, task: Task | None, prompt: Prompt, answers: Answers, plan: AnswerPlan | None = None
 ) -> SamplingParams:
-    """The request's sampling options, else the task's defaults, else the endpoint's.
+    """The request's sampling options, else the task's defaults, else the model's, else the endpoint's.
 
     Args:
         prompt: a default length is cut to the room that it leaves in the engine's context; a requested one never is.
+        answers: give the engine, and the model's defaults.
         plan: of an answer that may call tools.
     """
+    engine = answers.engine
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
     skip_special_tokens = body.skip_special_tokens
     if plan is not None:
@@ -113,6 +118,7 @@ def sampling_params(
         prompt,
         engine.context,
         body.default_max_tokens,
+        answers.model_defaults,
         # An engine writes at least one token, which `PromptOnlyStream` takes off again.
         max_tokens=1 if body.max_answer_tokens == 0 else body.max_answer_tokens,
         temperature=body.temperature,

@@ -30,7 +30,8 @@ class Example:
     Attributes:
         encoded: tokens before the answer, as serving would tokenize them, and where the answer is read; those of a
             conversation hold its answers, and are read wherever a token of one is next.
-        labels: index of the right label for every answer.
+        labels: index of the right label for every answer, or of every label that applies.
+        value: the number to learn, of a regression.
         soft_labels: in place of ``labels``, a probability of every label (distillation).
         target: tokens of the answer, end-of-text included, for a template with ``{target:...}``; of a conversation
             those of all its answers, one for every output index.
@@ -42,6 +43,7 @@ class Example:
     soft_labels: tuple[float, ...] = ()
     target: tuple[int, ...] = ()
     other_targets: tuple[tuple[int, ...], ...] = ()
+    value: float = 0.0
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -157,7 +159,7 @@ class ExampleBuilder:
             return Example(self.encoder.encode_words(words, template.num_inner_soft_tokens(self.lm.causal)), labels)
         filled = template.fill(row.values, row.where)
         if self.data.head_labels:
-            return Example(self.encoder.encode_sequence(filled), labels)
+            return Example(self.encoder.encode_sequence(filled), labels, value=self.data.number(row))
         encoded = self.encoder.encode_prompt(filled)
         if template.target is None:
             return Example(encoded, labels)

@@ -15,7 +15,7 @@ from foreword.errors import PublishConflict, UsageError
 from foreword.evaluation.report import Report
 from foreword.models import LanguageModel
 from foreword.progress import Progress, Say
-from foreword.training.loop.baseline import majority_share
+from foreword.training.loop.baseline import constant_metrics
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.evaluator import TaskEvaluator
@@ -179,8 +179,8 @@ def _base_results(
             _, report = best[each.name]
             results.append((report.metrics, _comparison_key(report)))
         else:  # an untrained head predicts nothing
-            share = majority_share(each.run.data)
-            results.append(({"accuracy": share}, (share, float("-inf"))))
+            metrics, _ = constant_metrics(each.run.data)
+            results.append((metrics, (selection_score(metrics), float("-inf"))))
     return results
 
 
