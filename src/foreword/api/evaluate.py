@@ -21,7 +21,7 @@ def evaluate(
     task: Task | str,
     data: Source,
     *,
-    label_field: str = "label",
+    label_field: str | None = None,
     learn_turns: LearnTurns = "all",
     limit: int | None = None,
     bank: BankSource = None,
@@ -36,9 +36,9 @@ def evaluate(
         engine: a running `foreword.Engine`; or a model, loaded or by name (``None`` is the commands' model), that runs
             for this evaluation alone.
         task: a task, or its name in the bank.
-        data: rows with the template's fields and the label, the tags or the target, or conversations: a list of dicts,
-            a `datasets.Dataset`, a DataFrame, or the name of a file or data set.
-        label_field: field that holds the label.
+        data: rows with the template's fields and the label, the tags or the target: a list of dicts, a
+            `datasets.Dataset`, a DataFrame, or the name of a file or data set.
+        label_field: field that holds the label; ``None`` for the one that the task was learned from.
         learn_turns: of conversations, the assistant's turns that are measured.
         limit: use the first rows only.
         bank: where a name is looked up; by default the engine's bank, else that of the commands.
