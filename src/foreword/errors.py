@@ -36,7 +36,14 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
 
 
 class ForewordError(Exception):
-    """Root of the tree. ``str(error)`` is one sentence fit for a terminal or an HTTP body."""
+    """Root of the tree. ``str(error)`` is one sentence fit for a terminal or an HTTP body.
+
+    >>> try:
+    ...     foreword.Bank().load("moood")
+    ... except foreword.ForewordError as error:
+    ...     error.http_status
+    404
+    """
 
     exit_status = 1
     http_status = 500

@@ -41,6 +41,11 @@ class Recipe:
     """Hyper-parameters of a run, as ``foreword train`` takes them; ``None`` means the default that fits the data and
     the method.
 
+    >>> rows = [{"text": "a fine film", "label": "good"}, {"text": "dull and long", "label": "bad"}]
+    >>> recipe = foreword.Recipe(data=rows, template="{text}\\nMood:{mask}", lr=0.01)
+    >>> recipe.method, recipe.batch_size
+    ('p-tuning-v2', 16)
+
     Every field is also a flag of the commands that learn and a key of YAML recipes; its `Setting` says what it is for.
     """
 
@@ -330,6 +335,7 @@ class Recipe:
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
+        """Names of all settings, as recipes in YAML and flags have them."""
         return tuple(field.name for field in fields(cls))
 
 
