@@ -456,6 +456,23 @@ def test_publish_sets_the_tasks_own_sampling(run, tmp_path):
     assert (refused.status, "temperature must be between 0 and 100" in refused.err) == (2, True)
 
 
+@pytest.mark.parametrize(("engine", "says"), [("vllm", "VLLM_BATCH_INVARIANT=1"), ("llamacpp", "llama.cpp")])
+def test_deterministic_is_of_the_embedded_engine(run, monkeypatch, engine, says):
+    for package in ("llamacpp", "vllm"):  # installed or not
+        monkeypatch.setattr(f"foreword.{package}.compat.check_version", lambda: None)
+    refused = run("serve", "--engine", engine, "--deterministic", "--port", 0)
+    assert (refused.status, "--deterministic is of the embedded engine" in refused.err) == (2, True)
+    assert says in refused.err
+
+
+def test_deterministic_generates(run):
+    answers = {
+        run("generate", "Hello", "--max-tokens", 5, "--temperature", 0, *flag).out
+        for flag in ((), ("--deterministic",))
+    }
+    assert len(answers) == 1  # in float32
+
+
 def test_answers_are_sampled_as_the_model_says(run, folder, tmp_path, monkeypatch):
     copied = tmp_path / "sampled"
     shutil.copytree(folder, copied)
