@@ -309,7 +309,9 @@ def test_a_stream_that_breaks_off_is_no_answer():
 
 def test_texts_may_have_several_labels_or_a_number(client, lm, bank):
     weight = torch.randn(3, lm.identity.hidden_size, generator=torch.Generator().manual_seed(1))
-    several = Head(("a", "b", "c"), weight, torch.tensor([30.0, -30.0, 30.0]), problem_type="multi_label_classification")
+    several = Head(
+        ("a", "b", "c"), weight, torch.tensor([30.0, -30.0, 30.0]), problem_type="multi_label_classification"
+    )
     number = Head(("stars",), weight[:1], torch.tensor([3.5]), problem_type="regression")
     for name, head in (("topics", several), ("stars", number)):
         bank.publish(Task(name, "manual", empty_prefix(lm), template="{text}", head=head))
