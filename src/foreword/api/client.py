@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -240,7 +241,7 @@ class Client(WithOverview):
     async def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The JSON body of a response; runs in the background loop, to which the connections belong."""
         try:
-            response = await self._http.request(method, path, json=body)
+            response = await self._http.request(method, path, **_content(body))
         except httpx.HTTPError as error:
             raise self._transport_error(error) from error
         _raise_for_status(response)
@@ -265,7 +266,7 @@ class Client(WithOverview):
     async def _stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[GenerationChunk]:
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
         try:
-            async with self._http.stream("POST", path, json=streamed) as response:
+            async with self._http.stream("POST", path, **_content(streamed)) as response:
                 if not response.is_success:
                     await response.aread()
                     _raise_for_status(response)
@@ -309,6 +310,17 @@ def connect(url: str, *, api_key: str | None = None, timeout: float | None = 600
     # Requests wait in the engine's queue, not here.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=MAX_AT_ONCE)
     return Client(httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits), base)
+
+
+def _content(body: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A JSON body as httpx takes it; escaped to ASCII, since a text may hold half of a surrogate pair."""
+    if body is None:
+        return {}
+    try:
+        content = json.dumps(body, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"a request holds JSON values alone ({error}); convert the others.") from None
+    return {"content": content, "headers": {"Content-Type": "application/json"}}
 
 
 def _text_or_ids(prompt: str | Sequence[int]) -> str | list[int]:
