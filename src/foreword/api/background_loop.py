@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import update_wrapper
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
@@ -20,6 +20,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 _END: Any = object()
+_ROUNDS = 8
 _CLOSED = "this engine or client is closed; open it again."
 
 
@@ -32,6 +33,7 @@ class BackgroundLoop:
 
     def __init__(self, name: str) -> None:
         self._loop, self._closing = asyncio.new_event_loop(), False
+        self._open: set[AsyncGenerator[Any]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
         atexit.register(self.close)  # before modules go, which iterators left open would still use
@@ -64,6 +66,7 @@ class BackgroundLoop:
 
     def iterate(self, items: AsyncGenerator[T]) -> Iterator[T]:
         """The items of an asynchronous generator, which is closed when this iterator is."""
+        self._open.add(items)
         try:
             while (item := self.run(_next(items))) is not _END:
                 yield item
@@ -72,6 +75,7 @@ class BackgroundLoop:
 
     async def aiterate(self, items: AsyncGenerator[T]) -> AsyncIterator[T]:
         """`iterate` from another event loop."""
+        self._open.add(items)
         try:
             while (item := await self.arun(_next(items))) is not _END:
                 yield item
@@ -84,7 +88,7 @@ class BackgroundLoop:
             return
         self._closing = True
         atexit.unregister(self.close)
-        self.run(_cancel_all())
+        self.run(_cancel_all(list(self._open)))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -96,6 +100,7 @@ class BackgroundLoop:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _close_soon(self, items: AsyncGenerator[T]) -> None:
+        self._open.discard(items)
         # Without waiting: garbage collection may call this in the loop's own thread.
         if self.is_running:
             asyncio.run_coroutine_threadsafe(_aclose(items), self._loop)
@@ -127,10 +132,17 @@ async def _aclose(items: AsyncGenerator[Any]) -> None:
     await items.aclose()
 
 
-async def _cancel_all() -> None:
-    """Cancel all other tasks, and close generators that wait to be asked for more."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
+async def _cancel_all(items: Sequence[AsyncGenerator[Any]]) -> None:
+    """Cancel all other tasks and close generators, and wait for what that leaves to be done."""
+    for task in _others():
         task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    await asyncio.get_running_loop().shutdown_asyncgens()
+    await asyncio.gather(*_others(), return_exceptions=True)
+    for each in items:
+        await each.aclose()
+    for _ in range(_ROUNDS):  # a generator inside another is closed in a task of its own
+        await asyncio.sleep(0)
+        await asyncio.gather(*_others(), return_exceptions=True)
+
+
+def _others() -> set[asyncio.Task[Any]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}

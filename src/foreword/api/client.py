@@ -11,7 +11,7 @@ import base64
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
@@ -252,16 +252,18 @@ class Client(WithOverview):
     ) -> AsyncGenerator[GenerationChunk]:
         with self._model_name(task) as model:
             body = await self._prompt_body(prompt, model, options)
-            async for chunk in self._stream("/v1/completions", body):
-                yield chunk
+            async with aclosing(self._stream("/v1/completions", body)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def _stream_chat(
         self, messages: Messages, task: Task | str | None, options: Mapping[str, Any]
     ) -> AsyncGenerator[GenerationChunk]:
         with self._model_name(task) as model:
             body = await self._chat_body(messages, model, options)
-            async for chunk in self._stream("/v1/chat/completions", body):
-                yield chunk
+            async with aclosing(self._stream("/v1/chat/completions", body)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def _stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[GenerationChunk]:
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
@@ -270,8 +272,9 @@ class Client(WithOverview):
                 if not response.is_success:
                     await response.aread()
                     _raise_for_status(response)
-                async for chunk in read_chunks(response):
-                    yield chunk
+                async with aclosing(read_chunks(response)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
         except httpx.HTTPError as error:
             raise self._transport_error(error) from error
 
