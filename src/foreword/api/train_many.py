@@ -74,8 +74,10 @@ def train_many(
     def check_name(name: str) -> None:
         check_names([publish_prefix + name], base)
 
-    source = open_task_source(recipe.data, task_field, check_name)
-    eval_source = open_task_source(recipe.eval, task_field, check_name) if recipe.eval is not None else None
+    source = open_task_source(recipe.data, task_field, check_name, recipe.layout)
+    eval_source = (
+        open_task_source(recipe.eval, task_field, check_name, recipe.layout) if recipe.eval is not None else None
+    )
     settings.check_names(source.names)
     lm = open_model(lm)
     store, reserved = open_bank(bank), reserved_names(lm)

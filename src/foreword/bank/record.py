@@ -93,6 +93,7 @@ _OPTIONAL_FIELDS: dict[str, FieldCheck] = {
     ),
     "bias": ("an object of label to finite number", is_a(dict[str, Number])),
     "combine": (f"one of {', '.join(get_args(Combine))}", is_a(Combine)),
+    "label_field": ("a text", is_a(str)),
     "ttl": ("a number of seconds above 0", is_a(Seconds)),
 }
 """Written only where a task needs them, so that the records of other tasks have not changed."""
@@ -180,6 +181,8 @@ def _optional_fields(task: Task) -> dict[str, Any]:
         fields["bias"] = dict(task.bias)
     if task.members or task.combine != "mean":
         fields["combine"] = task.combine
+    if task.labels and task.label_field != "label":
+        fields["label_field"] = task.label_field
     if task.ttl is not None:
         fields["ttl"] = task.ttl
     return fields

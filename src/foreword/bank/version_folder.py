@@ -127,6 +127,7 @@ def _read_task(folder: Path, record: Mapping[str, Any], read: PrefixReader, load
         bias=None if bias is None else {label: float(value) for label, value in bias.items()},
         members=tuple(_read_prefix(folder, file, record, read) for file in member_files(record["files"])),
         combine=record.get("combine", "mean"),
+        label_field=record.get("label_field", "label"),
         ttl=record.get("ttl"),
         version=record["version"],
         **_read_parts(folder, record, record["model"]["hidden_size"], load),

@@ -38,16 +38,17 @@ def classify(
     bank.record_use(task)
     if task.template is None or not task.labels:
         raise UsageError(f"task '{name}' has no labels to choose from; train one with {{mask}}, or use generate.")
-    fields = Template.parse(task.template).fields
-    if len(fields) != 1:
-        raise UsageError(f"task '{name}' has {len(fields)} input fields, classify takes one; ask /v1/classify.")
+    template = Template.parse(task.template)
+    if (field := template.text_field) is None:
+        count = len(template.fields)
+        raise UsageError(f"task '{name}' has {count} input fields, classify takes one; ask /v1/classify.")
     if texts == ["-"]:
         texts = [line for line in read_text("-").splitlines() if line.strip()]
     lm = options.open_model()
     options.check_model(task, lm)
     run = _tag if task.head is not None and task.head.per_token else _classify
     with options.open_engine(lm) as engine:
-        rows, lines = run(engine, task, fields[0], texts)
+        rows, lines = run(engine, task, field, texts)
     emit({"task": task.ref, "data": rows}, "\n".join(lines), json)
 
 

@@ -46,6 +46,7 @@ class Task(WithOverview):
         bias: log-probability of every label without any input, which scores are calibrated by.
         members: further prefixes with the same template; their answers are combined with the first one's.
         combine: by the mean of the members' probabilities, or by their vote.
+        label_field: the field that held the label in the rows that it was learned from.
         ttl: seconds that it lives without being used; ``None`` for ever.
         version: ``NNNN-digest12``, set by the bank.
     """
@@ -65,6 +66,7 @@ class Task(WithOverview):
     bias: Mapping[str, float] | None = None
     members: tuple[KVPrefix, ...] = ()
     combine: Combine = "mean"
+    label_field: str = "label"
     ttl: int | None = None
     version: str = ""
 

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 
 from foreword.errors import DataError, VerbalizerError
 from foreword.text.row import Row
-from foreword.text.template import is_missing, near_name
+from foreword.text.template import is_missing, nearest_name
 
 _DELIMITED = re.compile(r"\.[ct]sv(\.gz)? line ", re.IGNORECASE)
 _OR_COLUMNS = ", or --columns if the file has no header"
@@ -75,10 +75,11 @@ def row_number(row: Row, label_field: str) -> float:
 def _require_field(row: Row, label_field: str) -> None:
     if label_field not in row.values:
         has = ", ".join(map(str, row.values))
-        near = near_name(label_field, map(str, row.values)).removesuffix("?")
+        near = nearest_name(label_field, map(str, row.values))
+        flag = f"--label-field {near}" if near else "--label-field"
         raise DataError(
-            f"{row.where}: the row has no field '{label_field}' (it has: {has}); {near + ', ' if near else ''}"
-            f"pass --label-field{_OR_COLUMNS if _DELIMITED.search(row.where) else ''}."
+            f"{row.where}: the row has no field '{label_field}' (it has: {has}); pass {flag}"
+            f"{_OR_COLUMNS if _DELIMITED.search(row.where) else ''}."
         )
 
 

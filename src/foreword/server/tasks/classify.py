@@ -74,12 +74,12 @@ def _fields(task: Task, value: str | Mapping[str, Any], where: str) -> Mapping[s
         return {}
     template = Template.parse(task.template)
     if isinstance(value, str):
-        if len(template.fields) != 1:
+        if template.text_field is None:
             names = ", ".join(template.fields) or "none"
             raise RequestError(
                 f"{where} is a text, and the template of task '{task.name}' has {len(template.fields)} fields "
                 f"({names}); send an object with a value for each field."
             )
-        value = {template.fields[0]: value}
+        value = {template.text_field: value}
     template.fill(value, where, answer=False)
     return value

@@ -11,7 +11,6 @@ from typing import Any
 from foreword.core import ProblemType, Task
 from foreword.errors import DataError, SettingError, TemplateError, UsageError
 from foreword.evaluation.row_labels import label_index, row_label, row_label_set, row_number, row_tags
-from foreword.prompts import init
 from foreword.text.conversation import (
     Conversation,
     LearnTurns,
@@ -19,6 +18,7 @@ from foreword.text.conversation import (
     is_conversation,
     is_prompt_completion,
 )
+from foreword.text.demonstrations import demonstrations
 from foreword.text.long_rows import FittedRows, LongRows
 from foreword.text.rows import Row, data_digest, is_delimited, read_data, source_name
 from foreword.text.task_prompts import field_words
@@ -220,11 +220,17 @@ class TrainingData:
                 )
 
     @property
+    def all_rows(self) -> list[Row]:
+        """The training rows and the held-out ones."""
+        return [*self.train_rows, *self.eval_rows]
+
+    @property
     def overview(self) -> str:
         """The data in one line: rows, labels with counts, and the first template."""
-        rows = [*self.train_rows, *self.eval_rows]
+        rows = self.all_rows
         counted = Counter(label_id for row in rows for label_id in self.label_ids(row))
-        shown = [f"{self.labels[label_id]} {count}" for label_id, count in counted.most_common(SHOWN_LABELS)]
+        most = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN_LABELS]
+        shown = [f"{self.labels[label_id]} {count}" for label_id, count in most]
         more = f", {len(counted) - len(shown)} more" if len(counted) > len(shown) else ""
         what = f"; {'tags' if self.per_token else 'labels'} {', '.join(shown)}{more}" if shown else ""
         if self.problem_type == "regression":
@@ -253,7 +259,7 @@ class TrainingData:
     def demonstrations(self, budget: int) -> str:
         """Training rows with their answers as one text of about ``budget`` characters, the labels in turns."""
         pairs = [(self._demonstration(row), (self.label_ids(row) or (0,))[0]) for row in self.train_rows]
-        return init.demonstrations(pairs, budget)
+        return demonstrations(pairs, budget)
 
     def label_words(self) -> str:
         """The words of all labels. Raises SettingError if there are none."""
