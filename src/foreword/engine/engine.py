@@ -78,6 +78,7 @@ class Engine(EngineBase):
                 "but nothing serves it; use a causal model or an encoder."
             )
         context = min((n for n in (lm.context, max_model_len) if n is not None), default=None)
+        self.dtype = lm.dtype
         num_pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
         chunk = CHUNK if deterministic else None
         if chunk is not None and step_tokens < max_batch + chunk:
