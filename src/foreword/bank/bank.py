@@ -199,8 +199,13 @@ class Bank(WithOverview):
 
         Raises `UnknownTask`, `CorruptFile`.
         """
+        return self.served(name)[1]
+
+    def served(self, name: str) -> tuple[str, Split | None]:
+        """The current version and the `split`, in one look at the task. Raises as they do."""
         with self._bank_errors(_CHECK_LOCATION):
-            return self._parse_split(name, self._read_current(name))
+            raw = self._read_current(name)
+            return self._parse_current(name, raw), self._parse_split(name, raw)
 
     def set_split(self, name: str, weights: Mapping[str, float]) -> Split:
         """Serve several versions side by side; the one with the largest weight becomes the current one.

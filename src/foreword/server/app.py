@@ -21,6 +21,7 @@ from foreword.server.openai.chat import chat_router
 from foreword.server.openai.completions import completions_router
 from foreword.server.openai.embeddings import embeddings_router
 from foreword.server.openai.models import models_router
+from foreword.server.openai.responses import responses_router
 from foreword.server.openai.serving import OpenAIServing
 from foreword.server.openai.tokenize import tokenize_router
 from foreword.server.operations.access_log import AccessLog
@@ -107,6 +108,7 @@ def create_app(
         models_router(catalogue),
         chat_router(serving),
         completions_router(serving),
+        responses_router(serving),
         embeddings_router(ScoringService(engine, tasks, metrics)),
         classify_router(ScoringService(engine, tasks, metrics)),
         tag_router(ScoringService(engine, tasks, metrics)),

@@ -20,6 +20,7 @@ from foreword.server.openai.streaming import SSEResponse, sse_events
 from foreword.server.operations.auth import current_caller
 from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.usage import UsageRecorder
+from foreword.server.schema import TaskRequestBody
 from foreword.server.tasks.table import TaskTable
 from foreword.text import task_prompts
 from foreword.text.detokenize import special_token_id
@@ -47,7 +48,7 @@ class OpenAIServing:
     def engine(self) -> EngineProtocol:
         return self.answers.engine
 
-    async def resolve_task(self, body: GenerationRequest, http: HttpRequest) -> Task | None:
+    async def resolve_task(self, body: TaskRequestBody, http: HttpRequest) -> Task | None:
         """The task, or ``None`` for the base model; counts the request against the caller's rate limit.
 
         Raises RequestError for a task that cannot generate, LimitReached, and what `TaskTable.resolve` does.
@@ -74,24 +75,38 @@ class OpenAIServing:
         Args:
             plan: of answers that may call tools.
         """
-        engine = self.engine
-        sampled = [(prompt, sampling_params(body, task, prompt, self.answers, plan)) for prompt in prompts]
-        submission = Submission(self.answers, task, sampled, body.n or 1, serializer.strips_labels)
-        ref = task.ref if task is not None else engine.name
+        ref, streams = await self.submit(body, http, task, prompts, plan, strip=serializer.strips_labels)
         meta = ResponseMeta(serializer, body.model or ref, ref)
-        log_fields = http.state.log_fields
-        log_fields["model"] = ref
-        name = task.name if task is not None else engine.name
-        version = self.tasks.split_version(task)
-        streams: list[Stream] = await submission.submit(
-            UsageRecorder(self.metrics, name, current_caller(http), log_fields, version)
-        )
         if body.max_answer_tokens == 0:
             streams = [PromptOnlyStream(stream) for stream in streams]
         if body.stream:
             return SSEResponse(sse_events(meta, streams, body, self.timeout), streams)
         async with cancel_on_disconnect(http.receive, streams):
             return await _complete_response(meta, streams, body, self.timeout)
+
+    async def submit(
+        self,
+        body: GenerationRequest,
+        http: HttpRequest,
+        task: Task | None,
+        prompts: Sequence[Prompt],
+        plan: AnswerPlan | None,
+        *,
+        strip: bool,
+    ) -> tuple[str, list[Stream]]:
+        """Ask for the answers to all prompts, which are recorded. Returns the version that answers, and the streams.
+
+        Args:
+            plan: of answers that may call tools.
+            strip: see `Answers.submit`.
+        """
+        sampled = [(prompt, sampling_params(body, task, prompt, self.answers, plan)) for prompt in prompts]
+        base = self.engine.name
+        ref, name = (base, base) if task is None else (task.ref, task.name)
+        log_fields, version = http.state.log_fields, self.tasks.split_version(task)
+        log_fields["model"] = ref
+        recorder = UsageRecorder(self.metrics, name, current_caller(http), log_fields, version)
+        return ref, await Submission(self.answers, task, sampled, body.n or 1, strip).submit(recorder)
 
 
 def sampling_params(

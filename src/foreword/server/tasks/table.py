@@ -117,8 +117,7 @@ class TaskTable:
         if self._bank is None or not is_name(task):
             raise self._unknown(task)
         try:
-            current = self._bank.current(task)
-            split = self._bank.split(task) if version is None else None
+            current, split = self._bank.served(task)
         except UnknownTask:
             raise self._unknown(task) from None
         if version is not None:
