@@ -94,7 +94,7 @@ test-llamacpp: .venv-llamacpp/ready
 	@touch $@
 
 test-clients: setup .venv-clients/ready
-	FOREWORD=$(CURDIR)/$(BIN)/foreword $(CLIENTS)/python -m pytest tests/on_clients
+	FOREWORD=$(CURDIR)/$(BIN)/foreword $(CLIENTS)/python -m pytest tests/on_clients --disable-warnings
 
 # The help of every command, into docs/cli.md.
 docs: .venv/dev

@@ -64,6 +64,14 @@ def test_streamed_calls_are_the_whole_ones(client: Any) -> None:
     assert all(not (chunk.choices[0].delta.content or "").strip() for chunk in chunks if chunk.choices)
 
 
+def test_a_strict_tool_is_called_by_itself(client: Any) -> None:
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    answer = client.chat.completions.parse(
+        model=MODEL, messages=CONVERSATION, tools=[strict], temperature=0, max_tokens=60
+    )
+    assert answer.choices[0].message.tool_calls[0].function.parsed_arguments == {"city": "Paris"}
+
+
 def test_parse_of_a_tool_and_of_a_response(client: Any) -> None:
     tools = [openai.pydantic_function_tool(GetWeather)]
     choice: Any = {"type": "function", "function": {"name": "GetWeather"}}
