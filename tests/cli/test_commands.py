@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -440,3 +441,31 @@ def test_every_command_has_help(run):
         shown = run(command, "--help")
         assert shown.status == 0
         assert "Usage: foreword" in shown.out
+
+
+def test_publish_sets_the_tasks_own_sampling(run, tmp_path):
+    (tmp_path / "p.txt").write_text("Be kind.")
+    flags = ("--temperature", 0.3, "--top-p", 0.8, "--top-k", 7, "--max-tokens", 5, "--stop", "\n", "--stop", "END")
+    found = run("publish", "own", "--system", "p.txt", *flags, "--json")
+    own = {"temperature": 0.3, "top_p": 0.8, "top_k": 7, "max_tokens": 5, "stop": ["\n", "END"]}
+    assert found.json["generation"] == own
+    assert run("bank", "show", "own", "--json").json["generation"] == own
+    assert "temperature" in run("bank", "show", "own").out
+    assert run("generate", "own", "Hello", "--json").json["usage"]["completion_tokens"] <= 5
+    refused = run("publish", "own", "--system", "p.txt", "--temperature", 101)
+    assert (refused.status, "temperature must be between 0 and 100" in refused.err) == (2, True)
+
+
+def test_answers_are_sampled_as_the_model_says(run, folder, tmp_path, monkeypatch):
+    copied = tmp_path / "sampled"
+    shutil.copytree(folder, copied)
+    config = json.loads((copied / "generation_config.json").read_text())
+    (copied / "generation_config.json").write_text(json.dumps({**config, "temperature": 5.0}))
+    monkeypatch.setenv("FOREWORD_MODEL", str(copied))
+    asked = [run("generate", "Hello", "--max-tokens", 20).out for _ in range(2)]
+    assert asked[0] != asked[1]
+    seeded = [run("generate", "Hello", "--max-tokens", 20, "--seed", 1).out for _ in range(2)]
+    assert seeded[0] == seeded[1]
+    greedy = [run("generate", "Hello", "--max-tokens", 20, "--generation-config", "none").out for _ in range(2)]
+    assert greedy[0] == greedy[1]
+    assert "must be auto or none" in run("generate", "Hello", "--generation-config", "vllm").err

@@ -26,8 +26,10 @@ from foreword.interop.export import export_peft
 from foreword.interop.peft import import_peft, read_peft
 from foreword.interop.prompt_format import PromptFormat
 from foreword.prompts.lower import empty_prefix
+from foreword.training.train import train
 from interop.conftest import random_prefix
 from tiny_encoder_decoders import tiny_encoder_decoder
+from training.small_data import recipe, write_jsonl
 
 AUTO = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -247,3 +249,58 @@ def test_heads_that_peft_cannot_hold_are_not_exported(base, tmp_path, name, fiel
     with pytest.raises(UsageError, match=says):
         export_peft(lm, task, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels", "names"),
+    [
+        ("multi_label_classification", 3, ("0", "1", "2")),
+        ("regression", 1, ("value",)),
+        (None, 1, ("value",)),
+    ],
+)
+def test_what_the_outputs_mean_goes_along(base, tmp_path, problem_type, labels, names):
+    made = base("llama")
+    model = saved(made, CONFIGS["prefix"]("SEQ_CLS"), tmp_path / "in", labels=labels)
+    config = {"problem_type": problem_type} if problem_type else {}
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    task = import_peft(made.lm, read_peft(str(tmp_path / "in")), "imported")
+    assert (task.labels, task.head.problem_type) == (names, problem_type or "regression")
+    expected = theirs(made.lm, model, False)[0]
+    with Engine(made.lm) as engine:
+        (found,) = classify(engine, task, [{"text": SEQUENCE}])
+    wanted = expected.sigmoid() if labels > 1 else expected
+    assert list(found.values()) == pytest.approx(wanted.tolist(), abs=1e-5)
+    export_peft(made.lm, task, tmp_path / "out")
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.problem_type, config.num_labels) == (task.head.problem_type, labels)
+    back = import_peft(made.lm, read_peft(str(tmp_path / "out")), "back")
+    assert (back.labels, back.head.problem_type) == (task.labels, task.head.problem_type)
+
+
+def test_several_numbers_are_refused(base, tmp_path):
+    made = base("llama")
+    saved(made, CONFIGS["prefix"]("SEQ_CLS"), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"problem_type": "regression"}))
+    with pytest.raises(UsageError, match="answers 3 numbers, and a task answers one"):
+        import_peft(made.lm, read_peft(str(tmp_path)), "imported")
+
+
+def test_a_learned_head_without_bias_answers_the_same_in_peft(base, tmp_path):
+    made = base("llama")
+    rows = [{"text": "aa", "label": "x"}, {"text": "bb", "label": "y"}] * 8
+    settings = recipe(
+        tmp_path,
+        data=write_jsonl(tmp_path / "rows.jsonl", rows),
+        template="{text}",
+        head="linear",
+        head_bias=False,
+        length=4,
+        max_steps=4,
+    )
+    task = train(made.lm, settings).task
+    export_peft(made.lm, task, tmp_path / "out")
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    auto = AUTO["SEQ_CLS"].from_pretrained(made.folder, config=config, attn_implementation="eager")
+    again = peft.PeftModel.from_pretrained(auto, tmp_path / "out").eval()
+    torch.testing.assert_close(theirs(made.lm, again, False), ours(made.lm, task), atol=2e-5, rtol=0)

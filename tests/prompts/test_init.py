@@ -12,6 +12,7 @@ from foreword.prompts import init
 from foreword.prompts.lower import lower, lower_tokens
 from foreword.prompts.registry import get_method
 from foreword.prompts.soft import SoftTokens
+from foreword.text.demonstrations import demonstrations
 from tiny_models import CAUSAL, tiny_model
 
 
@@ -193,5 +194,5 @@ def test_soft_values_are_their_own_copy():
 
 def test_demonstrations_take_labels_in_turns_and_end_with_the_shortest():
     rows = [(f"{'x' * size} {label}", label) for label in "ab" for size in (3, 1, 2)]
-    text = init.demonstrations(rows, budget=14)
+    text = demonstrations(rows, budget=14)
     assert text == "xx b\n\nxx a\n\nx b\n\nx a\n\n"

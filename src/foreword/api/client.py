@@ -39,6 +39,10 @@ MAX_AT_ONCE = 256
 class Client(WithOverview):
     """Asks a server; made by `foreword.connect`. `foreword.Engine` has the same calls.
 
+    >>> with foreword.connect("http://127.0.0.1:8000") as client:  # doctest: +SKIP
+    ...     client.classify(["a masterpiece", "dull and long"], "reviews")
+    [Classification('positive', 0.981), Classification('negative', 0.954)]
+
     Args:
         http: sends requests; its base URL is the server's. It is closed with this.
         where: how to name the server in errors.

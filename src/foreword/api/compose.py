@@ -49,7 +49,7 @@ def compose(
         UnknownTask: a name that is not in the bank.
         UsageError, ModelMismatch, UnsupportedModel, PromptTooLong, TemplateError: tasks that cannot be stacked.
     """
-    check_names([publish])
+    check_names([publish], lm)
     words = dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
     source = Template.parse(template).source if template is not None else None
     parts = [find_task(task, bank) for task in tasks]

@@ -39,13 +39,13 @@ def find_task(task: Task | str, bank: BankSource, model: ModelIdentity | None = 
     return task
 
 
-def check_names(names: Sequence[str | None], lm: LanguageModel | None = None) -> None:
+def check_names(names: Sequence[str | None], lm: LanguageModel | str | None) -> None:
     """Raise UsageError or PublishConflict for a name under which no task can be published, before work is done."""
     for name in names:
         if name is not None:
             check_free(name, reserved_names(lm))
 
 
-def reserved_names(lm: LanguageModel | None) -> list[str]:
-    """Names that no task may have: those of base models."""
-    return [default_model()] if lm is None else [default_model(), lm.name]
+def reserved_names(lm: LanguageModel | str | None) -> list[str]:
+    """Names that no task may have: that of the base model."""
+    return [lm.name if isinstance(lm, LanguageModel) else lm or default_model()]

@@ -59,9 +59,8 @@ def distill(
         PublishConflict: the name is taken.
         TrainingError: the run folder holds another run, or the loss is no longer finite.
     """
-    check_names([publish])
-    lm = open_model(lm)
     check_names([publish], lm)
+    lm = open_model(lm)
     if isinstance(text, Task):
         text.prefix.model.check(lm.identity, f"task '{text.name}'")
         kind, parent, text = kind or text.kind, parent or text.ref, _static_text(text)

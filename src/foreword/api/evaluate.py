@@ -20,7 +20,7 @@ def evaluate(
     task: Task | str,
     data: Source,
     *,
-    label_field: str = "label",
+    label_field: str | None = None,
     limit: int | None = None,
     bank: BankSource = None,
 ) -> Report:
@@ -36,7 +36,7 @@ def evaluate(
         task: a task, or its name in the bank.
         data: rows with the template's fields and the label, the tags or the target: a list of dicts, a
             `datasets.Dataset`, a DataFrame, or the name of a file or data set.
-        label_field: field that holds the label.
+        label_field: field that holds the label; ``None`` for the one that the task was learned from.
         limit: use the first rows only.
         bank: where a name is looked up; by default the engine's bank, else that of the commands.
 

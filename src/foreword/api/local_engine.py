@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
 
 import httpx
 
@@ -17,6 +18,7 @@ from foreword.core.overview import Overview, join_some
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
+from foreword.models.generation_config import generation_config as read_generation_config
 from foreword.server.app import create_app
 from foreword.server.in_process_transport import InProcessTransport
 
@@ -33,8 +35,10 @@ class LocalEngine(Client):
     'length'
     >>> [answer.label in ("good", "bad") for answer in engine.classify(["a fine film", "dull"], "mood")]
     [True, True]
-    >>> "".join(chunk.text for chunk in engine.stream_generate({"text": "a fine film"}, task="mood")) in ("good", "bad")
-    True
+    >>> for chunk in engine.stream_chat([{"role": "user", "content": "Hello"}], max_tokens=4):
+    ...     text = chunk.text  # shown as it comes
+    >>> chunk.usage.completion_tokens
+    4
     >>> engine.close()
 
     Args:
@@ -46,6 +50,8 @@ class LocalEngine(Client):
         max_waiting: requests that may wait; more are refused with EngineBusy.
         allow_other_weights: serve tasks made for other weights of the same shape.
         prefix_bytes: bound of the loaded prefixes, in bytes.
+        generation_config: ``auto`` samples as the model's ``generation_config.json`` says where neither a call nor a
+            task does, as on a server; ``none`` leaves it.
 
     Attributes:
         engine: the running engine.
@@ -66,9 +72,12 @@ class LocalEngine(Client):
         max_waiting: int = 4096,
         allow_other_weights: bool = False,
         prefix_bytes: int = 1 << 30,
+        generation_config: Literal["auto", "none"] = "auto",
     ) -> None:
         if engine not in ENGINES:
             raise UsageError(f"there is no engine {engine!r}; choose {', '.join(ENGINES)}.")
+        if generation_config not in ("auto", "none"):
+            raise UsageError(f"generation_config must be auto or none, found {generation_config!r}.")
         self.bank = bank if isinstance(bank, Bank) else Bank.for_engine(engine, bank)
         self._opened: EngineProtocol | None = None
         if model is None or isinstance(model, str | LanguageModel):
@@ -84,6 +93,9 @@ class LocalEngine(Client):
             extra_tasks=self._given,
             allow_other_weights=allow_other_weights,
             prefix_bytes=prefix_bytes,
+            max_waiting=max_waiting,
+            model_defaults=read_generation_config(self.engine.name) if generation_config == "auto" else {},
+            engine_kind=engine,
         )
         # No timeout: a request may wait in the queue, and whoever waits can cancel it.
         http = httpx.AsyncClient(transport=InProcessTransport(app), base_url="http://foreword", timeout=None)

@@ -33,7 +33,7 @@ def import_peft(
     >>> foreword.export_peft("mood", "adapter", lm=lm)
     'PREFIX_TUNING'
     >>> foreword.import_peft("adapter", "mood-again", lm=lm).prefix.length
-    16
+    32
 
     Args:
         source: a folder that PEFT saved, or its Hub id.
@@ -56,8 +56,8 @@ def import_peft(
     prompt_format = PromptFormat.parse(template, verbalizer)
     checkpoint = read_peft(os.fspath(source))
     name = publish or checkpoint.name.lower()
-    check_names([name])
     lm = lm or base_model(checkpoint)
+    check_names([name], lm)
     if lm is None:
         raise UsageError(f"{checkpoint} does not say which model it is for; give it as lm.")
     model = open_model(lm)

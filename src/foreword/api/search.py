@@ -34,9 +34,9 @@ def search(
 
     >>> rows = [{"text": "a fine film", "label": "good"}, {"text": "dull and long", "label": "bad"}] * 8
     >>> recipe = foreword.Recipe(data=rows, template="{text}\\nMood:{mask}", max_steps=2)
-    >>> result = foreword.search(lm, recipe, {"lr": [1e-3, 5e-3]}, publish="mood")  # doctest: +SKIP
-    >>> result.winner.params  # doctest: +SKIP
-    {'lr': 0.005}
+    >>> result = foreword.search(lm, recipe, {"lr": [1e-3, 5e-3]}, publish="tuned")
+    >>> sorted(result.winner.params)
+    ['lr']
 
     Args:
         lm: the base model, loaded or by name; ``None`` is the commands' model.
@@ -54,12 +54,11 @@ def search(
         DataError, TemplateError, VerbalizerError, UsageError: something in recipe, space or data is wrong.
         TrainingError: the run folder holds another search, or no trial could be learned.
     """
-    check_names([publish])
+    check_names([publish], lm)
     config = SearchConfig.of(vary, trials, at_once, halving)
     config.check(recipe)
     config.check_not_overridden(recipe)
     lm = open_model(lm)
-    check_names([publish], lm)
     transfers = {parent: find_task(parent, bank, lm.identity) for parent in config.parents(recipe)}
     result = run_search(lm, recipe, config, name=publish or "run", transfers=transfers, say=say)
     write_task(result.task, result.folder)

@@ -11,6 +11,7 @@ from foreword.core import Task
 from foreword.errors import SettingError
 from foreword.models import LanguageModel
 from foreword.progress import Say
+from foreword.training.data.training_data import TrainingData
 from foreword.training.loop.distributed import is_main_process
 from foreword.training.recipe import Recipe
 from foreword.training.train import TrainResult
@@ -26,6 +27,7 @@ def train(
     replace: bool = False,
     name: str = "run",
     transfer: Task | None = None,
+    data: TrainingData | None = None,
     say: Say = lambda line: print(line, file=sys.stderr),
 ) -> TrainResult:
     """Learn a prompt for a frozen model, and publish it if a name is given.
@@ -44,6 +46,7 @@ def train(
         replace: publish over a task that belongs to another model.
         name: of a task that is not published.
         transfer: the task that ``init="task:NAME"`` names, if it is in no bank.
+        data: the data of the recipe, if they have been read already.
         say: gets a line for every stage.
 
     Returns:
@@ -55,18 +58,22 @@ def train(
         PublishConflict: the name is taken.
         TrainingError: the run folder holds another run, or training diverged.
     """
-    check_names([publish])
+    check_names([publish], lm)
     if publish is not None and recipe.weights == "all":
         raise SettingError(
             "weights",
             "weights='all' changes the model itself, which no task can carry; leave publish out, and load the "
             "result's model.",
         )
+    if data is None:  # what is wrong with them is said before a model is loaded
+        data = TrainingData.read(recipe, vocabulary=None)
+        say(data.overview)
     lm = open_model(lm)
-    check_names([publish], lm)
+    # Whether the model has words is known now: an encoder without them needs a head.
+    known = data if data.vocabulary == lm.has_lm_head else None
     if transfer is None and recipe.parent is not None:
         transfer = find_task(recipe.parent, bank, lm.identity)
-    result = run_train(lm, recipe, name=publish or name, transfer=transfer, say=say)
+    result = run_train(lm, recipe, name=publish or name, transfer=transfer, data=known, say=say)
     if not is_main_process():
         return result  # the main process of a distributed run writes and publishes
     if result.model is None:

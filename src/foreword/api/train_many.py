@@ -69,11 +69,15 @@ def train_many(
         raise SettingError("no_publish", "no_publish contradicts publish_all and publish_prefix; leave one out.")
     settings = MultiTaskConfig(recipe, Path(recipe.out or default_run_dir("train-many")), dict(tasks or {}), **config)
 
-    def check_name(name: str) -> None:
-        check_names([publish_prefix + name])
+    base = lm
 
-    source = open_task_source(recipe.data, task_field, check_name)
-    eval_source = open_task_source(recipe.eval, task_field, check_name) if recipe.eval is not None else None
+    def check_name(name: str) -> None:
+        check_names([publish_prefix + name], base)
+
+    source = open_task_source(recipe.data, task_field, check_name, recipe.layout)
+    eval_source = (
+        open_task_source(recipe.eval, task_field, check_name, recipe.layout) if recipe.eval is not None else None
+    )
     settings.check_names(source.names)
     lm = open_model(lm)
     store, reserved = open_bank(bank), reserved_names(lm)

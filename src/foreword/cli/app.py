@@ -14,6 +14,7 @@ from foreword.cli import (
     cache,
     chat,
     classify,
+    data,
     demo,
     distill,
     doctor,
@@ -46,6 +47,7 @@ app.command("demo")(demo.demo)
 app.command("sample")(sample.print_sample)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
+app.command("data")(data.data)
 app.command("train")(train.train)
 app.command("train-many")(train_many.train_many)
 app.command("search")(search.search)

@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from foreword.bank.time_to_live import format_time
 from foreword.cli.completion import complete_task
 from foreword.cli.compose import compose
 from foreword.cli.help import Application
 from foreword.cli.options import BankRoot, Json, Replace, emit, open_bank, say
+from foreword.cli.split import split
 from foreword.errors import CorruptFile
 from foreword.home import default_model
 
@@ -49,7 +51,10 @@ def show(
     """
     store = open_bank(bank)
     record = store.describe(name)
+    split, expires = store.split(record["name"]), store.expires(name)
     found = {**record, "versions": store.versions(record["name"])}
+    found |= {"split": dict(split.weights)} if split is not None else {}
+    found |= {"expires": format_time(expires)} if expires is not None else {}
     from foreword.cli.task_listing import page
 
     emit(found, page(store, found), json)
@@ -103,6 +108,17 @@ def remove(
     emit({"removed": removed}, f"removed {removed}", json)
 
 
+@app.command()
+def prune(bank: BankRoot = None, json: Json = False) -> None:
+    """Remove tasks whose time to live is over; one with a version that never expires stays.
+
+    Example: foreword bank prune
+    """
+    removed = open_bank(bank).prune()
+    emit({"removed": removed}, f"removed {', '.join(removed)}" if removed else "nothing has expired", json)
+
+
+app.command()(split)
 app.command()(compose)
 
 

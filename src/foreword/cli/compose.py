@@ -47,7 +47,9 @@ def compose(
     data: Annotated[
         str | None, typer.Option(help="Examples to measure the stack and its parts on: JSONL, CSV or Parquet.")
     ] = None,
-    label_field: Annotated[str, typer.Option(help="Field of --data that holds the label.")] = "label",
+    label_field: Annotated[
+        str | None, typer.Option(help="Field of --data that holds the label.", show_default="the task's")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first N examples of --data.", min=1)] = None,
     template: Annotated[
         str | None, typer.Option(help="Template of the stack.", show_default="of the last task that has one")
@@ -67,7 +69,7 @@ def compose(
     """
     if publish is None and data is None:
         raise UsageError("there is nothing to do with the stack; pass --publish NAME, --data FILE or both.")
-    if data is None and (limit is not None or label_field != "label"):
+    if data is None and (limit is not None or label_field is not None):
         raise UsageError("--limit and --label-field are of --data; pass it, or leave them out.")
     store = options.open_bank()
     from foreword.prompts.stackable import check_stackable
@@ -95,7 +97,7 @@ def compose(
 
 
 def _evaluate_stack(
-    lm: LanguageModel, composition: Composition, rows: Sequence[Row], label_field: str
+    lm: LanguageModel, composition: Composition, rows: Sequence[Row], label_field: str | None
 ) -> dict[str, Any]:
     """Metrics of the stack, and of every part alone with the stack's template."""
     from foreword.engine.encoder_decoder import evaluation_engine

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli.options import EngineOptions, configure_threads, quiet_libraries, say
+from foreword.cli.options import EngineOptions, SamplingOptions, configure_threads, quiet_libraries, say
 from foreword.errors import UsageError
 from foreword.home import default_bank
 from foreword.progress import Progress
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ServerOptions(EngineOptions):
+class ServerOptions(SamplingOptions):
     """The options of ``foreword serve`` that configure its engine."""
 
     flags: Annotated[

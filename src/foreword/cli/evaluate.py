@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from foreword.engine.protocol import EngineProtocol
     from foreword.evaluation.report import Report
     from foreword.text.conversation import LearnTurns
+    from foreword.text.long_rows import LongRows
     from foreword.text.rows import Row
 
 # What may stand beside --ratings.
@@ -48,7 +49,20 @@ def evaluate(
             autocompletion=complete_task,
         ),
     ] = None,
-    label_field: Annotated[str, typer.Option(help="Field that holds the label.")] = "label",
+    label_field: Annotated[
+        str | None, typer.Option(help="Field that holds the label.", show_default="the task's")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names of the columns of a CSV or TSV file without a header.")
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="Character between the cells of a CSV file.", show_default="found in its header"),
+    ] = None,
+    long_rows: Annotated[str, typer.Option(help="Rows that are too long: refuse, skip or cut FIELD.")] = "refuse",
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a row behind the prefix, at most.", min=1, show_default="the context")
+    ] = None,
     learn_turns: Annotated[str, typer.Option(help="Of conversations: the turns to measure, all or last.")] = "all",
     limit: Annotated[int | None, typer.Option(help="Use the first N examples.", min=1)] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write every prediction to this file, as JSONL.")] = None,
@@ -82,9 +96,15 @@ def evaluate(
     if learn_turns not in ("all", "last"):
         raise UsageError(f"--learn-turns must be all or last, got {learn_turns!r}.")
     _check_files(names, blind, seed, predictions)
-    from foreword.text.rows import read_rows
+    from foreword.text.delimited import Layout
+    from foreword.text.long_rows import LongRows
+    from foreword.text.rows import read_data
 
-    rows = read_rows(data)[:limit]
+    fitting = LongRows.parse(long_rows)
+    read = read_data(data, Layout.parse(columns, delimiter))
+    for warning in read.warnings:
+        say(f"warning: {warning}")
+    rows = read.rows[:limit]
     tasks_or_base = _load_tasks(open_engine_bank(engine, options.bank), names, options.model_name)
     _check_tasks(tasks_or_base, per_class)
     with (
@@ -92,6 +112,7 @@ def evaluate(
         EVALUATION_ENGINES[engine](options) as running,
     ):
         tasks = _resolve_tasks(tasks_or_base, running, options)
+        rows = _fit(running, tasks, rows, fitting, max_length)
         reports = _evaluate(running, tasks, rows, label_field, "last" if learn_turns == "last" else "all")
     if predictions is not None:
         from foreword.evaluation.report import write_predictions
@@ -140,6 +161,8 @@ def _load_tasks(bank: Bank, names: Sequence[str], base: str) -> list[Task | None
     for name in names:
         try:
             tasks.append(None if name == base else bank.load(name))
+            if tasks[-1] is not None:
+                bank.record_use(tasks[-1])
         except UnknownTask:
             if name != "base":
                 raise
@@ -171,8 +194,24 @@ def _resolve_tasks(tasks: Sequence[Task | None], engine: EngineProtocol, options
     return [baseline_task(first, engine.name, engine.identity) if task is None else task for task in tasks]
 
 
+def _fit(
+    engine: EngineProtocol, tasks: Sequence[Task], rows: list[Row], long_rows: LongRows, max_length: int | None
+) -> list[Row]:
+    """The rows that every task can be asked, said if they are not all."""
+    from foreword.evaluation.evaluate import fit_rows
+
+    fitted = fit_rows(engine, tasks, rows, long_rows, max_length)
+    if note := fitted.note(len(rows), "a field"):
+        say(note)
+    return fitted.rows
+
+
 def _evaluate(
-    engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row], label_field: str, learn_turns: LearnTurns
+    engine: EngineProtocol,
+    tasks: Sequence[Task],
+    rows: Sequence[Row],
+    label_field: str | None,
+    learn_turns: LearnTurns,
 ) -> dict[str, Report]:
     """A report for every task, by name and version."""
     from foreword.evaluation.evaluate import evaluate as run_evaluate

@@ -63,6 +63,17 @@ def expand_options(command: Command) -> Command:
     return run
 
 
+def join_words(args: Sequence[str]) -> list[str]:
+    """The arguments with ``--long-rows cut FIELD``, the one flag of two words, made one of one word."""
+    joined: list[str] = []
+    for word in args:
+        if joined[-2:] == ["--long-rows", "cut"] and not word.startswith("-"):
+            joined[-1] = f"cut {word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def parameter_types(command: Command) -> Mapping[str, tuple[type, ...]]:
     """The classes of values that each parameter of a command takes."""
     parameters = inspect.signature(command).parameters

@@ -9,7 +9,7 @@ import typer
 
 from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
-from foreword.cli.options import EngineOptions, Json, emit, read_text, say
+from foreword.cli.options import Json, SamplingOptions, emit, read_text, say
 from foreword.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def generate(
     ] = None,
     field: Annotated[list[str] | None, typer.Option("--field", help="k=v for the task's template.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens at most.", show_default="the task's, else 128")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default="the task's, else 0")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 is greedy.", show_default="the task's, the model's, else 0; 0 if learned"),
+    ] = None,
     top_p: Annotated[float | None, typer.Option(help="Probability mass to sample from.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Most probable tokens to sample from.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Least probability, as a share of the largest.")] = None,
@@ -43,7 +46,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer.")] = None,
     beams: Annotated[int | None, typer.Option(help="Search with so many beams, and print the best.")] = None,
     *,
-    options: EngineOptions,
+    options: SamplingOptions,
     json: Json = False,
 ) -> None:
     """Continue a text behind a task's prefix, verbatim: no template, no chat template; or answer its label.
@@ -68,6 +71,7 @@ def generate(
     default_max_tokens = task_sampling_params(found).max_tokens
     params = task_sampling_params(
         found,
+        {} if beams is not None else options.model_defaults,  # a search takes none
         max_tokens=prompt.cap_max_tokens(default_max_tokens, lm.context) if max_tokens is None else max_tokens,
         temperature=temperature,
         top_p=top_p,

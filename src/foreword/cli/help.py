@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from foreword.cli.flags import join_words
 from foreword.cli.interruption import InterruptibleGroup
 from foreword.training.setting import GROUPS
 
@@ -40,6 +41,9 @@ class HelpCommand(TyperCommand):
 
     def __init__(self, name: str | None, **settings: Any) -> None:
         super().__init__(name, **_with_epilog(settings))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, join_words(args))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write("\n".join(_page(self, ctx, ())))

@@ -135,7 +135,9 @@ class ModelOptions:
         """The task called ``name`` or ``name@version``, checked against the model; ``None`` for the base model."""
         if name is None or name == lm.name:
             return None
-        task = self.open_bank().load(name)
+        bank = self.open_bank()
+        task = bank.load(name)
+        bank.record_use(task)
         self.check_model(task, lm)
         return task
 
@@ -166,6 +168,33 @@ class EngineOptions(ModelOptions):
     def check_model(self, task: Task, lm: LanguageModel | EngineProtocol) -> None:
         label = f"task '{task.name}'"
         task.prefix.model.check(lm.identity, label, allow_other_weights=self.allow_other_weights)
+
+
+GenerationConfig = Annotated[
+    str,
+    typer.Option(
+        "--generation-config",
+        help="auto: sample as the model's generation_config.json says where nothing else does; none: leave it.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class SamplingOptions(EngineOptions):
+    """The options of commands whose answers are sampled."""
+
+    generation_config: GenerationConfig = "auto"
+
+    def __post_init__(self) -> None:
+        if self.generation_config not in ("auto", "none"):
+            raise UsageError(f"--generation-config must be auto or none, found {self.generation_config!r}.")
+
+    @property
+    def model_defaults(self) -> dict[str, Any]:
+        """Sampling parameters of the model, once it is loaded."""
+        from foreword.models.generation_config import generation_config
+
+        return generation_config(self.model_name) if self.generation_config == "auto" else {}
 
 
 def say(line: str) -> None:

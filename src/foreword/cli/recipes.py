@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foreword.cli.flags import FlagsOf, parameter_types
-from foreword.cli.options import ModelOptions, quiet_libraries, typed_options
+from foreword.cli.options import ModelOptions, quiet_libraries, say, typed_options
 from foreword.errors import UsageError
 from foreword.training.recipe import Recipe
 from foreword.training.setting import check_type
 
 if TYPE_CHECKING:
+    from foreword.training.data.training_data import TrainingData
     from foreword.training.recipe_file import RecipeFile
 
 # Settings of a single run, which runs that learn in the same batches do not have.
@@ -64,6 +65,15 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
     keys = Recipe.keys()
     values = {name: value for name, value in settings.items() if name in keys}
     return Recipe(**{**values, "template": template})
+
+
+def read_training_data(recipe: Recipe) -> TrainingData:
+    """Read and check the data of a recipe before the model is loaded, and print them in one line."""
+    from foreword.training.data.training_data import TrainingData
+
+    data = TrainingData.read(recipe, vocabulary=None)
+    say(data.overview)
+    return data
 
 
 def check_recipe(file: RecipeFile, recipe: Recipe, options: ModelOptions) -> None:

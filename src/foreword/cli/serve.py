@@ -92,6 +92,7 @@ def serve(
             authenticator=authenticator,
             timeout=timeout,
             max_waiting=options.max_waiting,
+            model_defaults=options.model_defaults,
             max_body_bytes=max_body_bytes,
             cors_origins=cors_origin or (),
             ui=shown,

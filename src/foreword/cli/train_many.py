@@ -22,6 +22,7 @@ from foreword.training.setting import DATA, OUTPUT, check_type, settings_of
 
 if TYPE_CHECKING:
     from foreword.core import Task
+    from foreword.text.delimited import Layout
     from foreword.text.rows import Source
     from foreword.training.many.report import MultiTaskReport
     from foreword.training.many.task_source import TaskSource
@@ -104,8 +105,8 @@ def _train_many(file: RecipeFile, settings: dict[str, Any]) -> None:
     config = MultiTaskConfig(
         recipe, Path(out), tasks, **{name: settings[name] for name in settings_of(MultiTaskConfig)}
     )
-    source = _open_source(recipe.data, settings)
-    eval_source = _open_source(recipe.eval, settings) if recipe.eval is not None else None
+    source = _open_source(recipe.data, settings, recipe.layout)
+    eval_source = _open_source(recipe.eval, settings, recipe.layout) if recipe.eval is not None else None
     config.check_names(source.names)
     with on_interrupt(lambda: resume_hint(out)):
         report = _train_tasks(config, source, eval_source, settings)
@@ -141,12 +142,12 @@ def _train_tasks(
     return MultiTaskReport(run_train_many(lm, config, source, eval_source, keep, transfer, say))
 
 
-def _open_source(source: Source, settings: Mapping[str, Any]) -> TaskSource:
+def _open_source(source: Source, settings: Mapping[str, Any], layout: Layout) -> TaskSource:
     """The tasks of a folder or a file. Raises UsageError for a name that cannot be published."""
     from foreword.training.many.task_source import open_task_source
 
     options, prefix = ModelOptions.from_settings(settings), settings["publish_prefix"]
-    return open_task_source(source, settings["task_field"], lambda name: options.check_name(prefix + name))
+    return open_task_source(source, settings["task_field"], lambda name: options.check_name(prefix + name), layout)
 
 
 def _task_settings(source: object) -> Mapping[str, Any]:

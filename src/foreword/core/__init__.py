@@ -6,7 +6,7 @@ Torch is imported for type checkers only, so that reading a bank's index or prin
 from foreword.core.adapter import Adapter, LowRank
 from foreword.core.batch import Batch, Front, gather_embeds, soft_id
 from foreword.core.constraint import Constraint
-from foreword.core.head import Head
+from foreword.core.head import Head, ProblemType
 from foreword.core.identity import LayerShape, ModelIdentity
 from foreword.core.pooling import Pooling
 from foreword.core.prefix import Bos, KVPrefix
@@ -29,6 +29,7 @@ __all__ = [
     "LowRank",
     "ModelIdentity",
     "Pooling",
+    "ProblemType",
     "SamplingParams",
     "Task",
     "gather_embeds",

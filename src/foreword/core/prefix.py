@@ -24,6 +24,10 @@ Bos = Literal["prefix", "request", "none"]
 class KVPrefix(WithOverview):
     """Keys and values of all layers for ``P`` positions (``past_key_values``), which every prompt is lowered to.
 
+    >>> prefix = foreword.Bank().load("mood").prefix
+    >>> prefix.keys[0].shape[1] == prefix.length
+    True
+
     Tensors are PyTorch's, or numpy arrays where the bank was opened for an engine that runs without it.
 
     Attributes:

@@ -19,6 +19,9 @@ REQUEST_ONLY_PARAMS = frozenset({"logprobs", "constraint", "skip_special_tokens"
 class SamplingParams:
     """How to choose the next token, and when to stop.
 
+    >>> foreword.SamplingParams(max_tokens=32, temperature=0.7, stop=("\\n",)).top_p
+    1.0
+
     Logits are changed in this order: constraint, ``logit_bias``, ``min_tokens``, penalties, temperature, top-k, top-p,
     min-p. Learned positions and soft tokens have no ids, so no penalty knows them.
 

@@ -23,6 +23,10 @@ Combine = Literal["mean", "vote"]
 class Task(WithOverview):
     """A named prefix with its template, verbalizer and generation defaults: what a bank stores and a server serves.
 
+    >>> task = foreword.Bank().load("mood")
+    >>> task.name, task.labels
+    ('mood', ('bad', 'good'))
+
     Attributes:
         name: ``[a-z0-9][a-z0-9._-]{0,63}``.
         method: how the prefix came to be, such as ``p-tuning-v2`` or ``static``.
@@ -42,6 +46,8 @@ class Task(WithOverview):
         bias: log-probability of every label without any input, which scores are calibrated by.
         members: further prefixes with the same template; their answers are combined with the first one's.
         combine: by the mean of the members' probabilities, or by their vote.
+        label_field: the field that held the label in the rows that it was learned from.
+        ttl: seconds that it lives without being used; ``None`` for ever.
         version: ``NNNN-digest12``, set by the bank.
     """
 
@@ -60,6 +66,8 @@ class Task(WithOverview):
     bias: Mapping[str, float] | None = None
     members: tuple[KVPrefix, ...] = ()
     combine: Combine = "mean"
+    label_field: str = "label"
+    ttl: int | None = None
     version: str = ""
 
     @property

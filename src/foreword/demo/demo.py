@@ -20,8 +20,9 @@ from rich.table import Table
 
 from foreword.bank.bank import Bank
 from foreword.core import SamplingParams, Task
-from foreword.demo import corpus
+from foreword.demo import corpus, shop_assistant
 from foreword.demo.corpus import CustomerMessage
+from foreword.demo.shop_assistant import ShopReport, learn_conversations, print_shop_report, talk
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.home import home
@@ -55,6 +56,7 @@ class DemoReport:
         prefix_bytes: what the task costs in the bank.
         ttft_cached_s, ttft_uncached_s: seconds to the first token behind the policy prompt, as a task and sent along.
         answer_base, answer_task: to the same question.
+        shop: of what was learned from conversations.
     """
 
     accuracy_before: float
@@ -65,6 +67,7 @@ class DemoReport:
     ttft_uncached_s: float
     answer_base: str
     answer_task: str
+    shop: ShopReport
 
 
 def run_demo(lm: LanguageModel, console: Console) -> DemoReport:
@@ -92,8 +95,9 @@ def run_demo(lm: LanguageModel, console: Console) -> DemoReport:
         cached, uncached = _measure_ttft(client, lm.name)
         before = _accuracy(engine, _few_shot_task(lm), held_out)
         after = _accuracy(engine, task, held_out)
+    shop = _learn_conversations(lm, folder, bank, console)
     return DemoReport(
-        before, after, result.trained_parameters, task.prefix.nbytes, cached, uncached, answers[0], answers[1]
+        before, after, result.trained_parameters, task.prefix.nbytes, cached, uncached, answers[0], answers[1], shop
     )
 
 
@@ -113,11 +117,13 @@ def print_report(report: DemoReport, console: Console) -> None:
         f"policy prompt, time to first token: {report.ttft_uncached_s:.3f} s sent along and computed, "
         f"{report.ttft_cached_s:.3f} s as a task ({ratio:.0f} times sooner)"
     )
+    print_shop_report(report.shop, "base model", console)
     bank = demo_folder() / "bank"
     console.print("\nNext:")
     for command in (
         f"bank list --bank {bank}",
         f'generate {TASK} --field message="{QUESTION}" --bank {bank}',
+        f"chat {shop_assistant.TASK} --bank {bank}",
         f"serve --bank {bank}",
     ):
         console.print(f"  {_command()} {command}", soft_wrap=True, highlight=False)
@@ -135,6 +141,18 @@ def _command() -> str:
     if found is not None and Path(found).resolve() == beside.resolve():
         return "foreword"
     return str(beside) if beside.is_file() else f"{sys.executable} -m foreword"
+
+
+def _learn_conversations(lm: LanguageModel, folder: Path, bank: Bank, console: Console) -> ShopReport:
+    console.rule("4. learn from conversations, and have one")
+    console.print(f"{shop_assistant.TRAIN_ROWS} conversations of a garden shop, through the model's own chat template.")
+    started = time.perf_counter()
+    run = folder / "runs" / time.strftime("shop-%Y%m%d-%H%M%S")
+    result = learn_conversations(lm, run, bank, lambda line: console.print(line, highlight=False))
+    seconds = time.perf_counter() - started
+    with Engine(lm) as engine, _client(engine, bank) as client:
+        talks = [talk(client, model) for model in (lm.name, result.task.name)]
+    return ShopReport(result.before["perplexity"], result.metrics["perplexity"], seconds, *talks)
 
 
 def _train(

@@ -62,7 +62,9 @@ class EncoderDecoderEngine:
         self.causal, self.is_encoder_decoder, self.loads_prefixes, self.alive = False, True, False, True
         self._lm = lm
         self._device_cache = DeviceCache(lm.model, lm.dtype, lm.device)
-        self._validator = RequestValidator(lm.identity, lm.context, sys.maxsize, allow_other_weights)
+        self._validator = RequestValidator(
+            lm.identity, lm.context, sys.maxsize, allow_other_weights, tokenizer=lm.tokenizer
+        )
         self._waiting: list[EncoderDecoderStream] = []
         self._counters = dict.fromkeys(("requests", "tokens_generated", "scored"), 0)
 

@@ -10,6 +10,7 @@ from weakref import ref
 from torch import Tensor
 
 from foreword.core import KVPrefix, Pooling
+from foreword.core.token_rows import check_token_ids
 from foreword.engine import scoring
 from foreword.engine.base import EngineBase
 from foreword.engine.cache import PAGE_SIZE, PagedCache
@@ -85,6 +86,7 @@ class Engine(EngineBase):
                 cache_positions=num_pages * PAGE_SIZE,
                 allow_other_weights=allow_other_weights,
                 prefix_cache_positions=lambda length: PAGE_SIZE * PagedCache.pages_for_prefix(length),
+                tokenizer=lm.tokenizer,
             ),
             scheduler=Scheduler(self.cache, step_tokens, max_batch),
             cache=self.cache,
@@ -152,6 +154,7 @@ class Engine(EngineBase):
         if not self.causal:
             raise UnsupportedModel(f"{self.name} is an encoder, whose text sees the request too; learn a prefix.")
         check_context_length(self.name, self.context, len(token_ids), None)
+        check_token_ids(self.tokenizer, self.identity.vocab_size, token_ids)
         prefix: KVPrefix | None = None
         for first in range(0, len(token_ids), self._step_tokens):
             chunk = token_ids[first : first + self._step_tokens]

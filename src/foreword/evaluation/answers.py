@@ -8,9 +8,10 @@ generate.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -20,6 +21,7 @@ from foreword.engine.protocol import Chunk, EngineProtocol, LabelLogprob, Reques
 from foreword.engine.stream import ChunkStream
 from foreword.errors import EngineBusy, EngineError, ForewordError, PromptTooLong, UnsupportedOption
 from foreword.evaluation.predict import ensemble_prompts, label_probs, label_scorer, parse_template, split_rows
+from foreword.evaluation.sampling_params import NO_DEFAULTS
 from foreword.text import seam, task_prompts
 from foreword.text.label_scorers import LabelScorer
 from foreword.text.prompt import Prompt
@@ -36,10 +38,18 @@ class Answers:
     Args:
         engine: generates and scores.
         max_waiting: label answers that may wait; more are refused at once.
+        model_defaults: of sampling parameters, for those who make them; see
+            `foreword.models.generation_config.generation_config`.
     """
 
-    def __init__(self, engine: EngineProtocol, max_waiting: int = 4096) -> None:
+    def __init__(
+        self,
+        engine: EngineProtocol,
+        max_waiting: int = 4096,
+        model_defaults: Mapping[str, Any] = NO_DEFAULTS,
+    ) -> None:
         self.engine = engine
+        self.model_defaults = model_defaults
         self._max_waiting = max_waiting
         self._pending: deque[_LabelAnswer] = deque()
         self._scorers: WeakKeyDictionary[Task, LabelScorer] = WeakKeyDictionary()

@@ -23,4 +23,12 @@ def baseline_task(task: Task, name: str, model: ModelIdentity) -> Task:
     keys, values = (tuple(each[:, :0] for each in side) for side in (task.prefix.keys, task.prefix.values))
     empty = KVPrefix(model, keys, values, offset=0)
     plain = Template.parse(task.template).without_soft_tokens().source if task.template is not None else None
-    return Task(name, "manual", empty, template=plain, verbalizer=task.verbalizer, generation=task.generation)
+    return Task(
+        name,
+        "manual",
+        empty,
+        template=plain,
+        verbalizer=task.verbalizer,
+        generation=task.generation,
+        label_field=task.label_field,
+    )

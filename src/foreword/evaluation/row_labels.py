@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 from foreword.errors import DataError, VerbalizerError
 from foreword.text.row import Row
-from foreword.text.template import is_missing, near_name
+from foreword.text.template import is_missing, nearest_name
 
 _DELIMITED = re.compile(r"\.[ct]sv(\.gz)? line ", re.IGNORECASE)
 _OR_COLUMNS = ", or --columns if the file has no header"
@@ -40,13 +41,45 @@ def row_tags(row: Row, label_field: str) -> tuple[str, ...]:
     return tuple(each if isinstance(each, str) else json.dumps(each) for each in value)
 
 
+def row_label_set(row: Row, label_field: str) -> tuple[str, ...]:
+    """The labels of a row that may have several, or none: a list, numbers as text. Raises DataError."""
+    _require_field(row, label_field)
+    value = row.values[label_field]
+    if not isinstance(value, list) or not all(isinstance(each, str | int) for each in value):
+        raise DataError(
+            f"{row.where}: field '{label_field}' must be a list of labels, empty if there is none, found "
+            f"{str(value)[:40]!r}."
+        )
+    labels = [each if isinstance(each, str) else json.dumps(each) for each in value]
+    if any(not label.strip() for label in labels):
+        raise DataError(f"{row.where}: a label is empty; {_MEND_LABEL}.")
+    return tuple(dict.fromkeys(labels))
+
+
+def row_number(row: Row, label_field: str) -> float:
+    """The number of a row, which may be written as text (CSV). Raises DataError."""
+    _require_field(row, label_field)
+    value = row.values[label_field]
+    try:
+        number = math.nan if isinstance(value, bool) or is_missing(value) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"{row.where}: field '{label_field}' must be a finite number to learn, found {str(value)[:40]!r}; write "
+            "one, or take the row out."
+        )
+    return number
+
+
 def _require_field(row: Row, label_field: str) -> None:
     if label_field not in row.values:
         has = ", ".join(map(str, row.values))
-        near = near_name(label_field, map(str, row.values)).removesuffix("?")
+        near = nearest_name(label_field, map(str, row.values))
+        flag = f"--label-field {near}" if near else "--label-field"
         raise DataError(
-            f"{row.where}: the row has no field '{label_field}' (it has: {has}); {near + ', ' if near else ''}"
-            f"pass --label-field{_OR_COLUMNS if _DELIMITED.search(row.where) else ''}."
+            f"{row.where}: the row has no field '{label_field}' (it has: {has}); pass {flag}"
+            f"{_OR_COLUMNS if _DELIMITED.search(row.where) else ''}."
         )
 
 

@@ -142,7 +142,7 @@ def _head_module(lm: LanguageModel, name: str, head: Head) -> HeadModule:
     if not module.has_bias and bool(head.bias.any()):
         raise UsageError(
             f"task '{name}' has a head with a bias, and {task_type} in Transformers has none for "
-            f"{lm.identity.architecture} ({module.name}), so PEFT would answer otherwise."
+            f"{lm.identity.architecture} ({module.name}), so PEFT would answer otherwise; learn it with --no-head-bias."
         )
     return module
 

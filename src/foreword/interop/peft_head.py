@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from foreword.core import Head
+from foreword.core import Head, ProblemType
 from foreword.errors import CorruptFile, ModelMismatch, UsageError
 from foreword.interop.checkpoint import Checkpoint, read_json_object
 from foreword.models import LanguageModel
@@ -115,7 +115,8 @@ def read_head(lm: LanguageModel, checkpoint: Checkpoint) -> Head | None:
             "it again."
         )
     settings = _head_config(lm, checkpoint)
-    return Head(_labels(settings, len(weight)), weight, bias, task_type == TOKENS)
+    problem_type = _problem_type(settings, len(weight), task_type, str(checkpoint))
+    return Head(_labels(settings, len(weight), problem_type), weight, bias, task_type == TOKENS, problem_type)
 
 
 def head_module(lm: LanguageModel, task_type: str) -> HeadModule:
@@ -142,7 +143,8 @@ def head_config(lm: LanguageModel, head: Head) -> dict[str, Any]:
     config = lm.model.config.to_dict()
     del config["architectures"]
     names = {str(index): label for index, label in enumerate(head.labels)}
-    return {**config, "id2label": names, "label2id": {label: index for index, label in enumerate(head.labels)}}
+    labels = {"id2label": names, "label2id": {label: index for index, label in enumerate(head.labels)}}
+    return {**config, **labels, **({} if head.per_token else {"problem_type": head.problem_type})}
 
 
 def _parts(checkpoint: Checkpoint) -> dict[str, str]:
@@ -174,12 +176,28 @@ def _head_config(lm: LanguageModel, checkpoint: Checkpoint) -> Mapping[str, Any]
     return {**base, **{name: value for name, value in given.items() if value}}
 
 
-def _labels(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Names of the labels: ``id2label`` if it names as many different ones and is not Transformers' default."""
+def _problem_type(config: Mapping[str, Any], outputs: int, task_type: str, what: str) -> ProblemType:
+    """What the outputs mean, as Transformers decides it: by ``problem_type``, or a number where there is one output.
+
+    Raises UsageError for a regression of several numbers.
+    """
+    found = config.get("problem_type")
+    if task_type == TOKENS:
+        return "single_label_classification"
+    if found == "regression" or (found is None and outputs == 1):
+        if outputs > 1:
+            raise UsageError(f"{what} answers {outputs} numbers, and a task answers one; learn each by itself.")
+        return "regression"
+    return "multi_label_classification" if found == "multi_label_classification" else "single_label_classification"
+
+
+def _labels(config: Mapping[str, Any], count: int, problem_type: ProblemType) -> tuple[str, ...]:
+    """Names of the labels: ``id2label`` if it names as many different ones and is not Transformers' default, else their
+    numbers; of a regression ``value``."""
     names = config.get("id2label")
     found = {str(key): str(value) for key, value in names.items()} if isinstance(names, dict) else {}
     labels = tuple(found.get(str(index), f"LABEL_{index}") for index in range(count))
     named = len(found) == count and len(set(labels)) == count
     if not named or all(label == f"LABEL_{index}" for index, label in enumerate(labels)):
-        return tuple(map(str, range(count)))
+        return ("value",) if problem_type == "regression" else tuple(map(str, range(count)))
     return labels

@@ -92,7 +92,9 @@ class LlamaCppEngine(EngineBase):
             causal=True,
             is_encoder_decoder=False,
             eos_token_ids=model.eos_token_ids,
-            validator=RequestValidator(model.identity, context, session.num_cells, allow_other_weights),
+            validator=RequestValidator(
+                model.identity, context, session.num_cells, allow_other_weights, tokenizer=model.tokenizer
+            ),
             scheduler=Scheduler(self.allocator, step_tokens, max_batch),
             cache=self.allocator,
             max_waiting=max_waiting,

@@ -68,6 +68,11 @@ class LanguageModel(WithOverview):
         )
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of the input embedding."""
+        return self.identity.vocab_size
+
+    @property
     def device(self) -> torch.device:
         return self.model.get_input_embeddings().weight.device
 

@@ -33,6 +33,7 @@ from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
 from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import has_lm_head, probe_model
+from foreword.models.quantized_linear import keep_gradients
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,6 +47,10 @@ def load_model(
     progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> LanguageModel:
     """Load a base model and probe that it carries prefixes.
+
+    >>> lm = foreword.load_model()
+    >>> lm.causal
+    True
 
     Args:
         name: a Hub id, a folder, a ``.gguf`` file, or ``smollm2-135m`` (built in); by default ``$FOREWORD_MODEL``,
@@ -102,6 +107,7 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
     """
     if getattr(model.config, "is_encoder_decoder", False):
         return _wrap_encoder_decoder(model, tokenizer, name, folder)
+    keep_gradients(model)
     first_position = _first_position(model)
     probe = probe_model(model, first_position)
     limit = max_positions(model.config.get_text_config())
@@ -124,6 +130,7 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
 
 
 def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
+    keep_gradients(model)
     try:
         lm = EncoderDecoder(
             name,

@@ -196,6 +196,7 @@ def _task_interface(
             "template": with_template.template if with_template is not None else None,
             "verbalizer": with_template.verbalizer if with_template is not None else None,
             "generation": defaults.generation if defaults is not None else {},
+            "label_field": with_template.label_field if with_template is not None else "label",
         }
     parsed = Template.parse(template)
     if parsed.num_soft_tokens:

@@ -12,6 +12,7 @@ SAMPLES = {
     "reviews": "reviews.{language}.jsonl",
     "policy": "policy.{language}.txt",
     "users": "users.jsonl",
+    "conversations": "conversations.jsonl",
 }
 """File of every sample; those without a language are in English, or in both."""
 
@@ -20,8 +21,9 @@ def sample(name: str, language: str = "en") -> str:
     """The text of a sample file.
 
     Args:
-        name: ``reviews`` (JSON lines of ``text`` and ``label``), ``policy`` (a support policy of 1,100 tokens) or
-            ``users`` (JSON lines of ``user``, ``headline`` and ``opened``).
+        name: ``reviews`` (JSON lines of ``text`` and ``label``), ``policy`` (a support policy of 1,100 tokens),
+            ``users`` (JSON lines of ``user``, ``headline`` and ``opened``) or ``conversations`` (JSON lines of
+            ``messages``, some with ``tools``).
         language: ``en`` or ``zh``.
 
     Raises UsageError for another name or language, and for a language that the sample does not have.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -13,11 +15,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
+from foreword.errors import ForewordError
 from foreword.evaluation.answers import Answers
 from foreword.server.openai.chat import chat_router
 from foreword.server.openai.completions import completions_router
 from foreword.server.openai.embeddings import embeddings_router
 from foreword.server.openai.models import models_router
+from foreword.server.openai.responses import responses_router
 from foreword.server.openai.serving import OpenAIServing
 from foreword.server.openai.tokenize import tokenize_router
 from foreword.server.operations.access_log import AccessLog
@@ -44,6 +48,10 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 64 << 20
 SAVE_INTERVAL = 5.0
 """Seconds between two writings of the quotas' usage file."""
+PRUNE_INTERVAL = 600.0
+"""Seconds between two searches for tasks that have expired."""
+PRUNE_LIMIT = 100
+"""Tasks that one of them removes at most."""
 
 
 def create_app(
@@ -56,6 +64,7 @@ def create_app(
     authenticator: Authenticator | None = None,
     timeout: float | None = None,
     max_waiting: int = 4096,
+    model_defaults: Mapping[str, Any] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     cors_origins: Sequence[str] = (),
     ui: bool = False,
@@ -75,6 +84,8 @@ def create_app(
         authenticator: has the API keys; without one, every request may do everything.
         timeout: seconds after which a generation is ended; no bound if ``None``.
         max_waiting: label answers that may wait; more are answered 429.
+        model_defaults: sampling parameters of the base model and of static tasks where neither a request nor a task
+            says; see `foreword.models.generation_config.generation_config`.
         max_body_bytes: bound of a request's body.
         cors_origins: origins whose pages may send requests from a browser; none by default.
         ui: also mount the page at ``/ui``, which needs the extra ``[ui]``.
@@ -87,15 +98,17 @@ def create_app(
     extra = extra_tasks if extra_tasks is not None else {}
     authenticator = authenticator or Authenticator(ApiKeys())
     tasks = TaskTable(engine, bank, extra, prefix_bytes=prefix_bytes, allow_other_weights=allow_other_weights)
-    catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights)
+    defaults = dict(model_defaults or {})
+    catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights, model_defaults=defaults)
     metrics = Metrics(engine.statistics, tasks.resident)
     manager = TaskManager(engine, bank, tasks, catalogue) if bank is not None else None
-    serving = OpenAIServing(Answers(engine, max_waiting), tasks, metrics, timeout)
+    serving = OpenAIServing(Answers(engine, max_waiting, defaults), tasks, metrics, timeout)
     # In the order of the OpenAPI page.
     routers = [
         models_router(catalogue),
         chat_router(serving),
         completions_router(serving),
+        responses_router(serving),
         embeddings_router(ScoringService(engine, tasks, metrics)),
         classify_router(ScoringService(engine, tasks, metrics)),
         tag_router(ScoringService(engine, tasks, metrics)),
@@ -109,7 +122,7 @@ def create_app(
         title="Foreword",
         version=__version__,
         redirect_slashes=False,
-        lifespan=_save_usage(authenticator),
+        lifespan=_lifespan(authenticator, manager),
         responses=ERROR_RESPONSES,
     )
     install_error_handlers(app)
@@ -128,21 +141,32 @@ def create_app(
     return app
 
 
-def _save_usage(authenticator: Authenticator) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """A lifespan that saves what keys have used of their quotas, every few seconds and at shutdown."""
-
-    async def save_regularly() -> None:
-        while True:
-            await asyncio.sleep(SAVE_INTERVAL)
-            await run_in_threadpool(authenticator.save_usage)
+def _lifespan(
+    authenticator: Authenticator, manager: TaskManager | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """A lifespan that saves what keys have used of their quotas, every few seconds and at shutdown, and that removes
+    expired tasks now and then."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        saving = asyncio.create_task(save_regularly())
+        jobs = [asyncio.create_task(_repeat(SAVE_INTERVAL, authenticator.save_usage))]
+        if manager is not None:
+            jobs.append(asyncio.create_task(_repeat(PRUNE_INTERVAL, partial(manager.prune, PRUNE_LIMIT))))
         try:
             yield
         finally:
-            saving.cancel()
+            for job in jobs:
+                job.cancel()
             authenticator.save_usage()
 
     return lifespan
+
+
+async def _repeat(seconds: float, job: Callable[[], None]) -> None:
+    """Do a job in a worker thread again and again; an error is logged, and it is tried the next time."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await run_in_threadpool(job)
+        except (ForewordError, OSError) as error:
+            logging.getLogger(__name__).warning("%s", error)

@@ -36,6 +36,43 @@ class AssistantTurn:
     token_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class RenderedConversation:
+    """A conversation as it is learned.
+
+    Attributes:
+        text: all of it, by the chat template.
+        num_tokens: of it, at most: of the longest prompt.
+        num_learned: tokens of its answers.
+    """
+
+    text: str
+    num_tokens: int
+    num_learned: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> RenderedConversation:
+        """Render and count, without a model. Raises as `assistant_turns` does."""
+        prompts = join_turns(assistant_turns(tokenizer, conversation, bare_request(tokenizer)))
+        shown = conversation.messages[: conversation.answers[-1] + 1]
+        tools = list(conversation.tools) or None
+        return cls(
+            chat.render(tokenizer, shown, tools=tools, add_generation_prompt=False),
+            max(len(prompt.token_ids) for prompt in prompts),
+            sum(len(prompt.output_indices) for prompt in prompts),
+        )
+
+
+def bare_request(tokenizer: PreTrainedTokenizerBase, *, bos: bool = True) -> Serve:
+    """A history as a request without a prefix, or behind one that begins the text already (``bos=False``)."""
+
+    def serve(messages: Sequence[Message], tools: Sequence[Any]) -> Prompt:
+        rendered = chat.render(tokenizer, messages, tools=list(tools) or None)
+        return Prompt(tuple(chat.encode(tokenizer, rendered, bos=bos)), None, 0)
+
+    return serve
+
+
 def assistant_turns(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation, serve: Serve
 ) -> list[AssistantTurn]:
@@ -140,7 +177,7 @@ def _answer_ids(tokenizer: PreTrainedTokenizerBase, before: str, whole: str, whe
     answer = ids[len(head) :]
     special = _special_ids(tokenizer)
     last = len(answer)
-    while last and (answer[last - 1] in special or not tokenizer.decode([answer[last - 1]]).strip()):
+    while last and (answer[last - 1] in special or not str(tokenizer.decode([answer[last - 1]])).strip()):
         last -= 1
     ends = next((index for index in range(last, len(answer)) if answer[index] in special), None)
     if ends is not None:

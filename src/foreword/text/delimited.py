@@ -46,6 +46,12 @@ class Layout:
             raise SettingError("delimiter", f"--delimiter must be one character, or tab; got {delimiter!r}.")
         return cls(tuple(names), found)
 
+    def require_none(self, name: str) -> None:
+        """Raise SettingError unless this is the layout of files that say it themselves; ``name`` is such a file."""
+        if self != Layout():
+            key = "columns" if self.columns else "delimiter"
+            raise SettingError(key, f"--{key} is for CSV and TSV files, and {name} is none; leave it out.")
+
 
 @dataclass(frozen=True)
 class DelimitedText:

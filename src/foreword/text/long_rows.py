@@ -95,8 +95,8 @@ class LongRows:
         text = row.values.get(name)
         if not isinstance(text, str):
             raise DataError(f"{row.where}: field '{name}' is no text that could be cut; use --long-rows skip.")
-        shortest, longest = 0, len(text)  # characters that fit, and that do not
-        if not fits(_with(row, name, "")):
+        shortest, longest = len(text) - len(text.lstrip()) + 1, len(text)  # characters that fit, and that do not
+        if not fits(_with(row, name, text[:shortest])):
             raise DataError(f"{row.where}: the row is too long even without field '{name}'; use --long-rows skip.")
         while longest - shortest > 1:
             middle = (shortest + longest) // 2
@@ -104,7 +104,9 @@ class LongRows:
                 shortest = middle
             else:
                 longest = middle
-        return _with(row, name, text[:shortest].rstrip())
+        whole = _with(row, name, text[:shortest])
+        stripped = _with(row, name, text[:shortest].rstrip())
+        return stripped if fits(stripped) else whole
 
 
 def _with(row: Row, name: str, text: str) -> Row:

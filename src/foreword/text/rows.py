@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from foreword.errors import DataError, SettingError
+from foreword.errors import DataError
 from foreword.text.delimited import Layout, delimited_rows
 from foreword.text.hub import SCHEME, HubDataset, saved_split
 from foreword.text.json_rows import json_rows
@@ -62,9 +62,8 @@ def read_data(source: Source, layout: Layout | None = None) -> DataFile:
     """
     layout = layout or Layout()
     data = _read(source, layout)
-    if layout != Layout() and not is_delimited(source):
-        key = "columns" if layout.columns else "delimiter"
-        raise SettingError(key, f"--{key} is for CSV and TSV files, and {source_name(source)} is none; leave it out.")
+    if not is_delimited(source):
+        layout.require_none(source_name(source))
     if not data.rows:
         raise DataError(f"{source_name(source)} has no examples; give at least one line of data.")
     return data

@@ -304,7 +304,11 @@ def _refuse_chat_options(task: Task, options: chat.RenderOptions) -> None:
 
 
 def _fields(task: Task | None) -> tuple[str, ...]:
-    return Template.parse(task.template).fields if task is not None and task.template is not None else ()
+    """The fields that a bare text has to fill: the only one that is not optional, or else all."""
+    if task is None or task.template is None:
+        return ()
+    template = Template.parse(task.template)
+    return template.fields if template.text_field is None else (template.text_field,)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -94,7 +94,16 @@ class FilledTemplate:
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template; ``parts`` never hold two neighbouring texts."""
+    """A parsed template: how an example becomes text, and where its answer goes.
+
+    >>> template = foreword.Template.parse("Review: {text}\\nSentiment:{mask}")
+    >>> template.fields, template.has_mask
+    (('text',), True)
+
+    Attributes:
+        source: as it was written.
+        parts: never two neighbouring texts.
+    """
 
     source: str
     parts: tuple[TemplatePart, ...]
@@ -125,12 +134,19 @@ class Template:
         return tuple(dict.fromkeys(named))
 
     @property
+    def text_field(self) -> str | None:
+        """The field that a bare text fills: the only one, or the only one that is not optional."""
+        fields = self.fields if len(self.fields) == 1 else self.required_fields
+        return fields[0] if len(fields) == 1 else None
+
+    @property
     def target(self) -> str | None:
         """The field that holds the text to be generated, or None."""
         return next((part.field for part in self.parts if isinstance(part, TargetField)), None)
 
     @property
     def has_mask(self) -> bool:
+        """Whether it has ``{mask}``, where a label's word goes."""
         return any(isinstance(part, MaskSlot) for part in self.parts)
 
     @property
@@ -179,10 +195,12 @@ class Template:
     def words(self, text: str) -> bool:
         """Whether ``text`` may be this template filled up to its answer: its literal texts stand in it, in order."""
         literals = [""]
-        for part in self.parts:
+        for index, part in enumerate(self.parts):
             if isinstance(part, MaskSlot | TargetField):
                 break
             if isinstance(part, InputField):
+                if part.optional and self._is_alone(index):  # an empty one takes the line break along
+                    literals[-1] = literals[-1][:-1]
                 literals.append("")
             elif isinstance(part, str):
                 literals[-1] += part
@@ -266,9 +284,15 @@ def is_missing(value: object) -> bool:
 
 def near_name(name: str, names: Iterable[str]) -> str:
     """``did you mean 'text'?`` for a name that is not among ``names`` but like one of them; else empty."""
+    near = nearest_name(name, names)
+    return f"did you mean {near!r}?" if near is not None else ""
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The one of ``names`` that a name is most like, case and outer blanks aside; ``None`` if it is like none."""
     known = {each.strip().casefold(): each for each in names}
     near = get_close_matches(name.strip().casefold(), known, n=1)
-    return f"did you mean {known[near[0]]!r}?" if near else ""
+    return known[near[0]] if near else None
 
 
 def _source(part: TemplatePart) -> str:

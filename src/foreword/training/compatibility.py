@@ -33,6 +33,10 @@ def check_compatible(lm: LanguageModel, recipe: Recipe, method: Method, data: Tr
             f"the template has {{soft:N}} slots, soft tokens at the input, which --method {method.name} does not "
             f"learn; use --method p-tuning, or take them out{instead}."
         )
+    if recipe.calibrate and data.problem_type != "single_label_classification":
+        raise SettingError("calibrate", "--calibrate is for one label a row; leave it out.")
+    if recipe.head_bias is not None and not data.head_labels:
+        raise SettingError("head_bias", "--head-bias is for linear heads, and this run has none; leave it out.")
     if recipe.calibrate and not data.labels:
         raise SettingError("calibrate", "--calibrate is for labels, and this run generates text; leave it out.")
 

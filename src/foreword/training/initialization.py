@@ -45,10 +45,15 @@ def initializer(
     return initializers[kind]()
 
 
-def initial_head(lm: LanguageModel, labels: int, generator: torch.Generator) -> nn.Linear:
-    """A linear head ``[labels, hidden]`` in float32 or wider: normal weights of standard deviation 0.02, no bias."""
+def initial_head(lm: LanguageModel, labels: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
+    """A linear head ``[labels, hidden]`` in float32 or wider: normal weights of standard deviation 0.02, a bias of 0.
+
+    Args:
+        bias: whether the bias is learned.
+    """
     head = nn.Linear(lm.identity.hidden_size, labels, dtype=torch.promote_types(lm.dtype, torch.float32))
     with torch.no_grad():
         head.weight.copy_(0.02 * torch.randn(head.weight.shape, generator=generator))
         head.bias.zero_()
+    head.bias.requires_grad_(bias)
     return head.to(lm.device)

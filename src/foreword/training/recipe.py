@@ -41,6 +41,11 @@ class Recipe:
     """Hyper-parameters of a run, as ``foreword train`` takes them; ``None`` means the default that fits the data and
     the method.
 
+    >>> rows = [{"text": "a fine film", "label": "good"}, {"text": "dull and long", "label": "bad"}]
+    >>> recipe = foreword.Recipe(data=rows, template="{text}\\nMood:{mask}", lr=0.01)
+    >>> recipe.method, recipe.batch_size
+    ('p-tuning-v2', 16)
+
     Every field is also a flag of the commands that learn and a key of YAML recipes; its `Setting` says what it is for.
     """
 
@@ -98,13 +103,33 @@ class Recipe:
         str | None,
         Setting(
             "verbalizer or linear.",
-            default="verbalizer; linear for tags and sentence encoders",
+            default="verbalizer; linear for tags, several labels, numbers and sentence encoders",
             choices=("verbalizer", "linear"),
             group=METHOD,
         ),
     ] = None
     """Words of a template with ``{mask}``, or a linear layer over hidden states. The default is the linear layer where
-    labels are lists (a tag a word) or the model has no words."""
+    labels are lists (a tag a word, or several labels of a text) or numbers to learn, or the model has no words."""
+    problem_type: Annotated[
+        str | None,
+        Setting(
+            "What the labels are: one, several or a number for a text, or tags of its words.",
+            default="as they look",
+            choices=("single_label_classification", "multi_label_classification", "regression", "token_classification"),
+            group=DATA,
+        ),
+    ] = None
+    """The first three by the names of Transformers' configurations."""
+    head_bias: Annotated[
+        bool | None,
+        Setting(
+            "Whether a linear head has a bias; Transformers' classifiers of causal models have none.",
+            default="--head-bias",
+            flag="--head-bias/--no-head-bias",
+            group=METHOD,
+        ),
+    ] = None
+    """Without one, ``export peft`` can give the head of a causal model over whole texts to PEFT."""
     learn_turns: Annotated[
         str, Setting("Of conversations: the assistant's turns to learn.", choices=("all", "last"), group=DATA)
     ] = "all"
@@ -310,6 +335,7 @@ class Recipe:
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
+        """Names of all settings, as recipes in YAML and flags have them."""
         return tuple(field.name for field in fields(cls))
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from foreword.core import Bos, Head, KVPrefix, Task
+from foreword.core.token_rows import check_token_ids
 from foreword.errors import SettingError
 from foreword.models import LanguageModel
 from foreword.prompts.base import Method, PromptEncoder
 from foreword.prompts.lower import empty_prefix
 from foreword.prompts.registry import get_method as find_method
+from foreword.text import seam
 from foreword.text.encoded_example import ConstantPrefix, ExampleEncoder
 from foreword.text.label_scorers import HeadScorer, LabelScorer, word_scorer
 from foreword.text.long_rows import LongRows
@@ -22,8 +24,10 @@ from foreword.text.rows import Row, data_digest
 from foreword.training.compatibility import check_compatible
 from foreword.training.data.class_weights import class_weights
 from foreword.training.data.examples import BatchItem, Example, ExampleBuilder, batch_schedule
+from foreword.training.data.target_scale import TargetScale
 from foreword.training.data.training_data import TrainingData, evenly_spaced
 from foreword.training.initialization import initial_head, initializer
+from foreword.training.modules.head_losses import LabelSetLoss, RegressionLoss
 from foreword.training.modules.losses import AnswerLoss, LabelLoss, Loss, SharedForwardLoss
 from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
@@ -164,6 +168,11 @@ class Run:
         if verbalizer is None or template is None:
             return None
         lm, before = self.lm, template.before_answer
+        for label, words in verbalizer.words.items():
+            for word in words:
+                with Row({}, f"word {word!r} of label {label!r}").error_context():
+                    ids = seam.encode(lm.tokenizer, word, bos=False)
+                    check_token_ids(lm.tokenizer, lm.identity.vocab_size, ids)
         return word_scorer(lm.tokenizer, verbalizer, before, causal=lm.causal, is_encoder_decoder=lm.is_encoder_decoder)
 
     @property
@@ -200,7 +209,11 @@ class Run:
         weights = class_weights(self.recipe, self.data)
         tensor = torch.tensor(list(weights.values())) if weights is not None else None
         if prompt.head is not None:
-            return LabelLoss(HeadScorer(prompt.head.weight, prompt.head.bias), tensor)
+            scorer = HeadScorer(prompt.head.weight, prompt.head.bias)
+            if self.target_scale is not None:
+                return RegressionLoss(scorer, self.target_scale)
+            several = self.data.problem_type == "multi_label_classification"
+            return LabelSetLoss(scorer, tensor) if several else LabelLoss(scorer, tensor)
         assert self.word_scorer is not None
         return LabelLoss(self.word_scorer, tensor)
 
@@ -221,9 +234,18 @@ class Run:
             )
             encoder = self.method.encoder(self.lm, values)
         labels = len(self.data.head_labels)
-        head = initial_head(self.lm, labels, generator) if labels else None
+        head = initial_head(self.lm, labels, generator, bias=self.recipe.head_bias is not False) if labels else None
         # --lr makes both faster or slower.
-        return TrainablePrompt(encoder, head, HEAD_LR / self.method.lr if self.method.lr else 1.0)
+        ratio = HEAD_LR / self.method.lr if self.method.lr else 1.0
+        return TrainablePrompt(encoder, head, ratio, self.target_scale)
+
+    @cached_property
+    def target_scale(self) -> TargetScale | None:
+        """The scale of the numbers to learn, of a regression. Raises DataError if all are equal."""
+        if self.data.problem_type != "regression":
+            return None
+        centred = self.recipe.head_bias is not False
+        return TargetScale.of([self.data.number(row) for row in self.data.train_rows], centred=centred)
 
     def task(self, name: str) -> Task:
         """The task without trained values: template, verbalizer and defaults."""
@@ -236,6 +258,7 @@ class Run:
             verbalizer=dict(data.verbalizer.words) if data.verbalizer is not None else None,
             generation=self._generation(),
             head=self._zero_head(),
+            label_field=data.label_field if data.labels else "label",
             provenance={
                 "foreword": __version__,
                 "data_sha256": data.digest,
@@ -312,7 +335,8 @@ class Run:
 
     def _zero_head(self) -> Head | None:
         """A head with the labels and zeros for values."""
-        labels, width = self.data.head_labels, self.lm.identity.hidden_size
+        data, labels, width = self.data, self.data.head_labels, self.lm.identity.hidden_size
         if not labels:
             return None
-        return Head(labels, torch.zeros(len(labels), width), torch.zeros(len(labels)), self.data.per_token)
+        zeros = torch.zeros(len(labels), width), torch.zeros(len(labels))
+        return Head(labels, *zeros, data.per_token, data.problem_type)

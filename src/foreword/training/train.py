@@ -13,9 +13,11 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.home import default_run_dir
 from foreword.models import LanguageModel
 from foreword.progress import Progress, Say
+from foreword.training.data.training_data import TrainingData
 from foreword.training.loop.advice import advice
 from foreword.training.loop.baseline import baseline_metrics
 from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
+from foreword.training.loop.gradient_check import check_gradients
 from foreword.training.loop.run_dir import RunDir
 from foreword.training.loop.selection import best_task, format_metrics
 from foreword.training.methods.base import MethodResult
@@ -65,6 +67,7 @@ def train(
     *,
     name: str = "run",
     transfer: Task | None = None,
+    data: TrainingData | None = None,
     say: Say = lambda line: print(line, file=sys.stderr),
 ) -> TrainResult:
     """Train a prompt for a frozen model.
@@ -74,6 +77,7 @@ def train(
         recipe: data, method and hyper-parameters.
         name: of the task.
         transfer: the task that ``init="task:NAME"`` names.
+        data: the data of the recipe, if they have been read already.
         say: gets a line for every stage.
 
     Raises:
@@ -82,10 +86,14 @@ def train(
         TrainingError: the run folder holds another run, or training diverged.
     """
     with Progress("reading the data"):
-        run = Run.from_recipe(lm, recipe, transfer)
+        run = Run.from_recipe(lm, recipe, transfer, data)
+    for warning in run.data.warnings:
+        say(f"warning: {warning}")
     method = training_method(run.method.name)
     method.check(run)
     prompt = run.initial_prompt() if run.learns else None  # fails before anything is written
+    if prompt is not None:
+        check_gradients(run, prompt)
     # PET may train the model itself: keys of its earlier weights must not answer for it.
     with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
         run_dir = RunDir.open(
@@ -137,7 +145,8 @@ def _trained_parts(result: MethodResult) -> str:
     if task.adapter is not None:
         parts.append(f"an adapter of rank {task.adapter.rank}")
     if task.head is not None:
-        parts.append(f"a head of {len(task.head.labels)} labels")
+        number = task.head.problem_type == "regression"
+        parts.append("a head of one number" if number else f"a head of {len(task.head.labels)} labels")
     if task.members:
         parts.append(f"{1 + len(task.members)} members")
     return " and ".join(parts) or f"{result.trained_parameters} tokens in the template"

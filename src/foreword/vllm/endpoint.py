@@ -163,7 +163,8 @@ class TaskHandlers:
         if body.model is None or self._serving_models.is_base_model(body.model):
             model, body.model = body.model or self._base_model, self._vllm_model(None)
             return await ResponseRewriter(model, 0).rewrite(await vllm_handler(body, http))
-        task = await self._table.resolve(body.model, None, Caller())
+        user = getattr(body, "user", None)  # of chat and text completions
+        task = await self._table.resolve(body.model, None, Caller(), user if isinstance(user, str) else None)
         assert task is not None
         require_generation(task)
         _check_options(body, task)

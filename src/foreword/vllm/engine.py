@@ -96,7 +96,11 @@ class VllmEngine:
         self.context: int | None = config.model_config.max_model_len
         soft_dtype = config.model_config.dtype if config.model_config.enable_prompt_embeds else None
         self._validator = RequestValidator(
-            self.identity, self.context, config.model_config.max_model_len, allow_other_weights
+            self.identity,
+            self.context,
+            config.model_config.max_model_len,
+            allow_other_weights,
+            tokenizer=self.tokenizer,
         )
         try:
             self._prompt_builder = PromptBuilder(self.tokenizer, config.kv_transfer_config.engine_id, soft_dtype)

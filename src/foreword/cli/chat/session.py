@@ -64,6 +64,7 @@ class ChatSession:
             prompt,
             engine.context,
             CHAT_MAX_TOKENS,
+            self.answers.model_defaults,
             max_tokens=self.max_tokens,
             temperature=self.temperature,
         )

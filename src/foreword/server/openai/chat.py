@@ -27,7 +27,7 @@ def chat_router(serving: OpenAIServing) -> APIRouter:
         """Answer a conversation, or call tools."""
         task = await serving.resolve_task(body, http)
         tokenizer = serving.engine.tokenizer
-        prompt, plan = _prompt(serving.engine, task, body)
+        prompt, plan = chat_prompt(serving.engine, task, body)
         make_reader = plan.make_reader if plan is not None else None
         serializer = ChatSerializer(tokenizer, make_reader, functions=body.asks_functions)
         return await serving.respond(body, http, serializer, task, [prompt], plan)
@@ -35,7 +35,7 @@ def chat_router(serving: OpenAIServing) -> APIRouter:
     return router
 
 
-def _prompt(engine: EngineProtocol, task: Task | None, body: ChatRequest) -> tuple[Prompt, AnswerPlan | None]:
+def chat_prompt(engine: EngineProtocol, task: Task | None, body: ChatRequest) -> tuple[Prompt, AnswerPlan | None]:
     """The prompt, and how the answer is read if tools are offered."""
     choice, tokenizer, causal = body.parse_tool_choice(), engine.tokenizer, engine.causal
     continued = bool(body.continue_final_message)

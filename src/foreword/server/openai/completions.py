@@ -11,11 +11,11 @@ from starlette.concurrency import run_in_threadpool
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.server.openai.examples import COMPLETION_RESPONSE
-from foreword.server.openai.logprobs import prompt_logprobs
+from foreword.server.openai.logprobs import CharacterCount, prompt_logprobs
 from foreword.server.openai.schema import CompletionRequest
 from foreword.server.openai.serialization import CompletionSerializer, PromptEcho
 from foreword.server.openai.serving import OpenAIServing
-from foreword.text import task_prompts
+from foreword.text import seam, task_prompts
 from foreword.text.prompt import Prompt
 
 
@@ -51,9 +51,11 @@ def _echoes(engine: EngineProtocol, body: CompletionRequest, prompts: Sequence[P
     tokenizer, echoes = engine.tokenizer, []
     for sent, prompt in zip(body.prompts or [None], prompts, strict=True):
         text = sent if isinstance(sent, str) else tokenizer.decode([token for token in prompt.token_ids if token >= 0])
-        logprobs = None
+        logprobs, count = None, CharacterCount()
         if body.num_logprobs is not None:
             found = engine.prompt_logprobs(prompt, body.num_logprobs)
-            logprobs = prompt_logprobs(tokenizer, prompt.token_ids, found)
-        echoes += [PromptEcho(text, logprobs)] * (body.n or 1)
+            added = seam.special_tokens(tokenizer)[0] if isinstance(sent, str) else ()
+            unsent = len(added) if prompt.token_ids[: len(added)] == added else 0
+            logprobs = prompt_logprobs(tokenizer, prompt.token_ids, found, count, unsent)
+        echoes += [PromptEcho(text, logprobs, count.value)] * (body.n or 1)
     return echoes

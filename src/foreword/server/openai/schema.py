@@ -54,8 +54,9 @@ class GenerationRequest(NeutralOptions):
         None,
         ge=0,
         le=100,
-        description="When absent: the task's own default; without one, 0 (greedy) for a learned task, and 1 as "
-        "at OpenAI for the base model and for static prompts.",
+        description="When absent: the task's own default; without one, 0 (greedy) for a learned task, and for the "
+        "base model and static prompts what the model's generation_config.json says (also of top_p, top_k, min_p and "
+        "repetition_penalty), else 1 as at OpenAI. The base model's entry in /v1/models shows it.",
     )
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, description="0 and -1 keep all tokens.")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from foreword.engine.protocol import Chunk, Request, Stream
 from foreword.server.openai.generation import CompletionOutput
-from foreword.server.openai.logprobs import Logprob, chat_logprobs, text_logprobs
+from foreword.server.openai.logprobs import CharacterCount, Logprob, chat_logprobs, text_logprobs
 from foreword.server.openai.tool_calls import FunctionCallWriter, ToolCallWriter
 from foreword.text.tool_reader import ToolReader
 
@@ -120,10 +120,12 @@ class PromptEcho:
     Attributes:
         text: as it was sent, or decoded from the ids that were.
         logprobs: of its tokens, as ``choices[].logprobs`` has them; ``None`` if not asked for.
+        characters: of its tokens.
     """
 
     text: str
     logprobs: dict[str, Any] | None
+    characters: int = 0
 
 
 class CompletionSerializer:
@@ -137,7 +139,7 @@ class CompletionSerializer:
     def __init__(self, tokenizer: Any, echoes: Sequence[PromptEcho] = ()) -> None:
         self._tokenizer = tokenizer
         self._echoes = echoes
-        self._offsets: dict[int, int] = {}  # characters of every choice's tokens so far
+        self._counts: dict[int, CharacterCount] = {}  # of every choice's tokens so far
 
     def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
         echo = self.opening_choice(index)
@@ -152,9 +154,7 @@ class CompletionSerializer:
         if not self._echoes:
             return None
         echo = self._echoes[index]
-        if echo.logprobs is not None:
-            tokens = echo.logprobs["tokens"]
-            self._offsets[index] = sum(map(len, tokens))
+        self._counts[index] = CharacterCount(echo.characters)
         return {"index": index, "text": echo.text, "logprobs": echo.logprobs, "finish_reason": None}
 
     def chunk_choices(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
@@ -164,9 +164,7 @@ class CompletionSerializer:
         return self._choice(index, "", None, ())
 
     def _choice(self, index: int, text: str, reason: str | None, logprobs: Sequence[Logprob]) -> dict[str, Any]:
-        written = text_logprobs(self._tokenizer, logprobs, self._offsets.get(index, 0))
-        if written is not None:
-            self._offsets[index] = written["text_offset"][-1] + len(written["tokens"][-1])
+        written = text_logprobs(self._tokenizer, logprobs, self._counts.setdefault(index, CharacterCount()))
         return {"index": index, "text": text, "logprobs": written, "finish_reason": reason}
 
 

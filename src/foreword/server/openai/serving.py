@@ -20,6 +20,7 @@ from foreword.server.openai.streaming import SSEResponse, sse_events
 from foreword.server.operations.auth import current_caller
 from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.usage import UsageRecorder
+from foreword.server.schema import TaskRequestBody
 from foreword.server.tasks.table import TaskTable
 from foreword.text import task_prompts
 from foreword.text.detokenize import special_token_id
@@ -47,13 +48,15 @@ class OpenAIServing:
     def engine(self) -> EngineProtocol:
         return self.answers.engine
 
-    async def resolve_task(self, body: GenerationRequest, http: HttpRequest) -> Task | None:
+    async def resolve_task(self, body: TaskRequestBody, http: HttpRequest) -> Task | None:
         """The task, or ``None`` for the base model; counts the request against the caller's rate limit.
 
         Raises RequestError for a task that cannot generate, LimitReached, and what `TaskTable.resolve` does.
         """
         caller = current_caller(http)
-        task = await self.tasks.resolve(body.model, body.task_id, caller)
+        task = await self.tasks.resolve(body.model, body.task_id, caller, body.user_id)
+        if task is not None and (version := self.tasks.split_version(task)) is not None:
+            http.state.split = task.name, version
         task_prompts.require_generation(task)
         caller.count_request()
         return task
@@ -72,17 +75,8 @@ class OpenAIServing:
         Args:
             plan: of answers that may call tools.
         """
-        engine = self.engine
-        sampled = [(prompt, sampling_params(body, task, prompt, engine, plan)) for prompt in prompts]
-        submission = Submission(self.answers, task, sampled, body.n or 1, serializer.strips_labels)
-        ref = task.ref if task is not None else engine.name
+        ref, streams = await self.submit(body, http, task, prompts, plan, strip=serializer.strips_labels)
         meta = ResponseMeta(serializer, body.model or ref, ref)
-        log_fields = http.state.log_fields
-        log_fields["model"] = ref
-        name = task.name if task is not None else engine.name
-        streams: list[Stream] = await submission.submit(
-            UsageRecorder(self.metrics, name, current_caller(http), log_fields)
-        )
         if body.max_answer_tokens == 0:
             streams = [PromptOnlyStream(stream) for stream in streams]
         if body.stream:
@@ -90,16 +84,42 @@ class OpenAIServing:
         async with cancel_on_disconnect(http.receive, streams):
             return await _complete_response(meta, streams, body, self.timeout)
 
+    async def submit(
+        self,
+        body: GenerationRequest,
+        http: HttpRequest,
+        task: Task | None,
+        prompts: Sequence[Prompt],
+        plan: AnswerPlan | None,
+        *,
+        strip: bool,
+    ) -> tuple[str, list[Stream]]:
+        """Ask for the answers to all prompts, which are recorded. Returns the version that answers, and the streams.
+
+        Args:
+            plan: of answers that may call tools.
+            strip: see `Answers.submit`.
+        """
+        sampled = [(prompt, sampling_params(body, task, prompt, self.answers, plan)) for prompt in prompts]
+        base = self.engine.name
+        ref, name = (base, base) if task is None else (task.ref, task.name)
+        log_fields, version = http.state.log_fields, self.tasks.split_version(task)
+        log_fields["model"] = ref
+        recorder = UsageRecorder(self.metrics, name, current_caller(http), log_fields, version)
+        return ref, await Submission(self.answers, task, sampled, body.n or 1, strip).submit(recorder)
+
 
 def sampling_params(
-    body: GenerationRequest, task: Task | None, prompt: Prompt, engine: EngineProtocol, plan: AnswerPlan | None = None
+    body: GenerationRequest, task: Task | None, prompt: Prompt, answers: Answers, plan: AnswerPlan | None = None
 ) -> SamplingParams:
-    """The request's sampling options, else the task's defaults, else the endpoint's.
+    """The request's sampling options, else the task's defaults, else the model's, else the endpoint's.
 
     Args:
         prompt: a default length is cut to the room that it leaves in the engine's context; a requested one never is.
+        answers: give the engine, and the model's defaults.
         plan: of an answer that may call tools.
     """
+    engine = answers.engine
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
     skip_special_tokens = body.skip_special_tokens
     if plan is not None:
@@ -113,6 +133,7 @@ def sampling_params(
         prompt,
         engine.context,
         body.default_max_tokens,
+        answers.model_defaults,
         # An engine writes at least one token, which `PromptOnlyStream` takes off again.
         max_tokens=1 if body.max_answer_tokens == 0 else body.max_answer_tokens,
         temperature=body.temperature,

@@ -45,7 +45,7 @@ def tokenize_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
     @router.post("/tokenize", responses=RESPONSE)
     async def tokenize(body: TokenizeRequest, http: HttpRequest) -> dict[str, Any]:
         """Tokens of a text, a conversation or a filled template behind a task; those of the prefix are counted."""
-        task = await tasks.resolve(body.model, body.task_id, current_caller(http))
+        task = await tasks.resolve(body.model, body.task_id, current_caller(http), body.user_id)
         prompt = await run_in_threadpool(_prompt, engine, task, body)
         return {
             "count": prompt.prefix_length + len(prompt.token_ids),

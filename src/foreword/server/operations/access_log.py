@@ -25,7 +25,8 @@ class AccessLog:
     """ASGI middleware: gives every request an id, counts responses by status and logs a line when a request is over.
 
     Parts of the page (`parts_of_page`: first the page itself, then what begins like its parts) get a line only for an
-    error. Handlers add fields of the line to ``request.state.log_fields``; prompts and answers never go there.
+    error. Handlers add fields of the line to ``request.state.log_fields``; prompts and answers never go there. They set
+    ``request.state.split`` to the task and the version of a request that one of several versions answers.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, parts_of_page: tuple[str, ...] = ()) -> None:
@@ -57,6 +58,9 @@ class AccessLog:
             if connection.disconnected:  # what the engine said of the answer that was cancelled is no error of its
                 status = CLIENT_CLOSED_REQUEST
             self._metrics.count_response(_route_path(scope), status)
+            if (split := scope["state"].get("split")) is not None:
+                task, version = split
+                self._metrics.count_version_response(task, version, status)
             caller = scope["state"].get("caller")
             line = {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -56,7 +56,10 @@ class ScoringService:
 
     async def resolve_task(self, body: TaskRequestBody, http: HttpRequest) -> Task | None:
         """The task that a body names, or ``None`` for the base model. Raises what `TaskTable.resolve` does."""
-        return await self.tasks.resolve(body.model, body.task_id, current_caller(http))
+        task = await self.tasks.resolve(body.model, body.task_id, current_caller(http), body.user_id)
+        if task is not None and (version := self.tasks.split_version(task)) is not None:
+            http.state.split = task.name, version
+        return task
 
     async def run(
         self,

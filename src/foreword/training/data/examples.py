@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
+from foreword.core.token_rows import check_token_ids
 from foreword.errors import DataError
 from foreword.models import LanguageModel
-from foreword.text import chat, seam
-from foreword.text.assistant_turns import assistant_turns, join_turns
-from foreword.text.conversation import Message
+from foreword.models.tokenized_model import TokenizedModel
+from foreword.text import seam
+from foreword.text.assistant_turns import assistant_turns, bare_request, join_turns
 from foreword.text.encoded_example import EncodedExample, ExampleEncoder
 from foreword.text.long_rows import MEND
 from foreword.text.prompt import Prompt
@@ -32,7 +32,8 @@ class Example:
     Attributes:
         encoded: tokens before the answer, as serving would tokenize them, and where the answer is read; those of a
             conversation hold its answers, and are read wherever a token of one is next.
-        labels: index of the right label for every answer.
+        labels: index of the right label for every answer, or of every label that applies.
+        value: the number to learn, of a regression.
         soft_labels: in place of ``labels``, a probability of every label (distillation).
         target: tokens of the answer, end-of-text included, for a template with ``{target:...}``; of a conversation
             those of all its answers, one for every output index.
@@ -44,6 +45,7 @@ class Example:
     soft_labels: tuple[float, ...] = ()
     target: tuple[int, ...] = ()
     other_targets: tuple[tuple[int, ...], ...] = ()
+    value: float = 0.0
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -90,7 +92,7 @@ class ExampleBuilder:
     """Turns rows into examples whose tokens stand where serving has them.
 
     Attributes:
-        lm: the base model, for its context length and its end-of-text token.
+        lm: the base model, for its context length and its end-of-text token; its weights are not used.
         data: templates and labels.
         encoder: makes tokens of filled templates.
         prefix_length: positions in front of every example.
@@ -98,7 +100,7 @@ class ExampleBuilder:
         max_length: tokens of an example with its answer, at most; ``None`` for what fits into the context.
     """
 
-    lm: LanguageModel
+    lm: LanguageModel | TokenizedModel
     data: TrainingData
     encoder: ExampleEncoder
     prefix_length: int = 0
@@ -110,8 +112,8 @@ class ExampleBuilder:
         examples = []
         for row in rows:
             with row.error_context():
-                for example in self._examples(row):
-                    self._check_fits(example)
+                for example in self.examples(row):
+                    self._check(example)
                     examples.append(example)
         return examples
 
@@ -122,7 +124,7 @@ class ExampleBuilder:
             for template in self.data.templates:
                 with row.error_context():
                     encoded.append(self.encoder.encode_prompt(template.fill(row.values, row.where, answer=False)))
-                    self._check_fits(Example(encoded[-1]))
+                    self._check(Example(encoded[-1]))
         return encoded
 
     def fits(self, num_tokens: int) -> bool:
@@ -136,7 +138,7 @@ class ExampleBuilder:
         """Whether a row fits through every template, or the chat template."""
         with row.error_context():
             if self.data.conversations:
-                return all(self.fits(example.num_tokens) for example in self._examples(row))
+                return all(self.fits(example.num_tokens) for example in self.examples(row))
             return all(self.fits(self._num_tokens(row, template, answer)) for template in self.data.templates)
 
     def _num_tokens(self, row: Row, template: Template, answer: bool) -> int:
@@ -144,18 +146,13 @@ class ExampleBuilder:
             return self._example(row, template).num_tokens
         return len(self.encoder.encode_prompt(template.fill(row.values, row.where, answer=False)).token_ids)
 
-    def _examples(self, row: Row) -> list[Example]:
+    def examples(self, row: Row) -> list[Example]:
         """The row through every template; or through the chat template, which mostly makes one example of it."""
         if not self.data.conversations:
             return [self._example(row, template) for template in self.data.templates]
-        turns = assistant_turns(self.encoder.tokenizer, self.data.conversation(row), self._request)
+        tokenizer, conversation = self.encoder.tokenizer, self.data.conversation(row)
+        turns = assistant_turns(tokenizer, conversation, bare_request(tokenizer, bos=self.encoder.bos))
         return [_conversation_example(prompt) for prompt in join_turns(turns)]
-
-    def _request(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
-        """A history as serving puts it behind the prefix."""
-        tokenizer = self.encoder.tokenizer
-        rendered = chat.render(tokenizer, messages, tools=tools or None)
-        return Prompt(tuple(chat.encode(tokenizer, rendered, bos=self.encoder.bos)), None, 0)
 
     def _example(self, row: Row, template: Template) -> Example:
         labels = self.data.label_ids(row)
@@ -164,7 +161,7 @@ class ExampleBuilder:
             return Example(self.encoder.encode_words(words, template.num_inner_soft_tokens(self.lm.causal)), labels)
         filled = template.fill(row.values, row.where)
         if self.data.head_labels:
-            return Example(self.encoder.encode_sequence(filled), labels)
+            return Example(self.encoder.encode_sequence(filled), labels, value=self.data.number(row))
         encoded = self.encoder.encode_prompt(filled)
         if template.target is None:
             return Example(encoded, labels)
@@ -186,7 +183,9 @@ class ExampleBuilder:
         end = self.lm.tokenizer.eos_token_id
         return (end,) if end is not None else tuple(sorted(self.lm.eos_token_ids))[:1]
 
-    def _check_fits(self, example: Example) -> None:
+    def _check(self, example: Example) -> None:
+        for ids in (example.prompt_ids, example.target, *example.other_targets):
+            check_token_ids(self.lm.tokenizer, self.lm.vocab_size, ids)
         if self.fits(example.num_tokens):
             return
         with_answer = example.num_tokens + self.label_tokens

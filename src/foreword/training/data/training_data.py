@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from foreword.core import Task
+from foreword.core import ProblemType, Task
 from foreword.errors import DataError, SettingError, TemplateError, UsageError
-from foreword.evaluation.row_labels import label_index, row_label, row_tags
-from foreword.prompts import init
+from foreword.evaluation.row_labels import label_index, row_label, row_label_set, row_number, row_tags
 from foreword.text.conversation import (
     Conversation,
     LearnTurns,
@@ -19,12 +18,14 @@ from foreword.text.conversation import (
     is_conversation,
     is_prompt_completion,
 )
+from foreword.text.demonstrations import demonstrations
 from foreword.text.long_rows import FittedRows, LongRows
 from foreword.text.rows import Row, data_digest, is_delimited, read_data, source_name
 from foreword.text.task_prompts import field_words
 from foreword.text.template import SoftSlot, Template, near_name, slot
 from foreword.text.verbalizer import Verbalizer
 from foreword.training.data.data_warnings import data_warnings
+from foreword.training.data.label_kind import LabelKind, label_kind
 from foreword.training.recipe import Recipe
 
 # Labels that an overview counts, at most.
@@ -41,6 +42,7 @@ class TrainingData:
         verbalizer: words of the labels, for templates with ``{mask}`` and no head.
         head_labels: labels of a linear head; none without one.
         per_token: the head labels every word, not the text.
+        problem_type: of a head over the whole text: one label, several, or a number.
         label_field: where a row holds its label or its tags.
         train_rows: to train on.
         eval_rows: held out, to choose the best checkpoint on and for the final metrics.
@@ -63,6 +65,7 @@ class TrainingData:
     warnings: tuple[str, ...] = ()
     vocabulary: bool = True
     learn_turns: LearnTurns = "all"
+    problem_type: ProblemType = "single_label_classification"
 
     @classmethod
     def read(cls, recipe: Recipe, *, vocabulary: bool | None = True) -> TrainingData:
@@ -101,22 +104,25 @@ class TrainingData:
             raise SettingError(
                 "learn_turns", f"{rows[0].where} holds no conversation, so --learn-turns has no use; leave it out."
             )
-        per_token = recipe.target_field is None and isinstance(rows[0].values.get(recipe.label_field), list)
-        if per_token and recipe.head == "verbalizer":
-            raise UsageError(f"field '{recipe.label_field}' holds a tag for every word, which needs --head linear.")
         templates = tuple(Template.parse(source) for source in recipe.templates)
+        kind = label_kind(recipe, templates, [*rows, *held])
+        per_token = kind.per_token
         generates = recipe.target_field is not None or any(each.target is not None for each in templates)
         if vocabulary is None:
             vocabulary = not templates or any(each.has_mask for each in templates)
-        linear = recipe.head == "linear" or per_token or (recipe.head is None and not vocabulary and not generates)
+        linear = (
+            recipe.head == "linear" or kind.needs_head or (recipe.head is None and not vocabulary and not generates)
+        )
         templates = _templates(recipe, templates, rows, linear, per_token)
-        labels = _labels([*rows, *held], recipe.label_field, per_token) if linear else ()
+        labels = _labels([*rows, *held], recipe.label_field, kind) if linear else ()
         verbalizer = None if linear else _verbalizer(recipe, templates, [*rows, *held])
         data = cls(templates, verbalizer, labels, per_token, recipe.label_field, rows, held, vocabulary=vocabulary)
+        data = replace(data, problem_type=kind.problem_type)
         _check_optional_fields(templates, [*rows, *held])
         for row in [*rows, *held]:  # in their order: the first wrong row is the one that is named
             data.check_row(row)
-        label = (lambda row: row_label(row, recipe.label_field)) if data.labels and not per_token else None
+        one = data.labels and not kind.needs_head
+        label = (lambda row: row_label(row, recipe.label_field)) if one else None
         data = replace(data, warnings=data_warnings(rows, held, templates[0], label))
         if not held:
             rows, held = _split(recipe, rows)
@@ -178,16 +184,25 @@ class TrainingData:
         return replace(self, templates=templates)
 
     def label_ids(self, row: Row) -> tuple[int, ...]:
-        """Indices in `labels` of the row's label or tags; empty for a row that has a text to generate."""
+        """Indices in `labels` of the row's label, labels or tags; empty for a text to generate or a number."""
         if self.verbalizer is not None:
             return (self.verbalizer.index(row_label(row, self.label_field), row.where),)
         if self.per_token:
             return tuple(label_index(self.labels, tag, row) for tag in row_tags(row, self.label_field))
+        if self.problem_type == "multi_label_classification":
+            return tuple(label_index(self.labels, label, row) for label in row_label_set(row, self.label_field))
+        if self.problem_type == "regression":
+            return ()
         return (label_index(self.labels, row_label(row, self.label_field), row),) if self.head_labels else ()
+
+    def number(self, row: Row) -> float:
+        """The number of a row of a regression, else 0. Raises DataError."""
+        return row_number(row, self.label_field) if self.problem_type == "regression" else 0.0
 
     def check_row(self, row: Row) -> None:
         """Raise unless the row has what the templates and the labels need."""
         label_ids = self.label_ids(row)
+        self.number(row)
         if self.per_token:
             words = field_words(self.templates[0], row.values, row.where)
             if len(words) != len(label_ids):
@@ -205,13 +220,22 @@ class TrainingData:
                 )
 
     @property
+    def all_rows(self) -> list[Row]:
+        """The training rows and the held-out ones."""
+        return [*self.train_rows, *self.eval_rows]
+
+    @property
     def overview(self) -> str:
         """The data in one line: rows, labels with counts, and the first template."""
-        rows = [*self.train_rows, *self.eval_rows]
+        rows = self.all_rows
         counted = Counter(label_id for row in rows for label_id in self.label_ids(row))
-        shown = [f"{self.labels[label_id]} {count}" for label_id, count in counted.most_common(SHOWN_LABELS)]
+        most = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN_LABELS]
+        shown = [f"{self.labels[label_id]} {count}" for label_id, count in most]
         more = f", {len(counted) - len(shown)} more" if len(counted) > len(shown) else ""
         what = f"; {'tags' if self.per_token else 'labels'} {', '.join(shown)}{more}" if shown else ""
+        if self.problem_type == "regression":
+            numbers = [self.number(row) for row in rows]
+            what = f"; numbers from {min(numbers):g} to {max(numbers):g}"
         parts = f"{len(rows)} rows, {len(self.eval_rows)} of them to evaluate{what}"
         how = (
             f"template {self.template.source!r}" if self.template is not None else "conversations by the chat template"
@@ -235,7 +259,7 @@ class TrainingData:
     def demonstrations(self, budget: int) -> str:
         """Training rows with their answers as one text of about ``budget`` characters, the labels in turns."""
         pairs = [(self._demonstration(row), (self.label_ids(row) or (0,))[0]) for row in self.train_rows]
-        return init.demonstrations(pairs, budget)
+        return demonstrations(pairs, budget)
 
     def label_words(self) -> str:
         """The words of all labels. Raises SettingError if there are none."""
@@ -250,7 +274,7 @@ class TrainingData:
     def _demonstration(self, row: Row) -> str:
         """The row's filled template with its answer."""
         if self.template is None:
-            return _told(self.conversation(row))
+            return _answers_text(self.conversation(row))
         if self.per_token:
             return " ".join(field_words(self.template, row.values, row.where))
         filled = self.template.fill(row.values, row.where)
@@ -280,9 +304,11 @@ def holds_conversations(recipe: Recipe, row: Row) -> bool:
     return True
 
 
-def _told(conversation: Conversation) -> str:
-    """The text of a conversation's answers, and of what each answers."""
-    return "\n".join(str(message["content"]) for message in conversation.messages if message["content"])
+def _answers_text(conversation: Conversation) -> str:
+    """The text of a conversation's answers; of what was asked if they are calls of tools alone."""
+    said = [str(message["content"]) for message in conversation.messages if message["content"]]
+    answers = [str(conversation.messages[answer]["content"]) for answer in conversation.answers]
+    return "\n".join([text for text in answers if text] or said)
 
 
 def evenly_spaced(rows: Sequence[Row], count: int) -> list[Row]:
@@ -291,9 +317,15 @@ def evenly_spaced(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _labels(rows: Sequence[Row], field: str, per_token: bool) -> tuple[str, ...]:
-    """Every label that occurs, in alphabetical order; ``O`` before all other tags."""
-    if not per_token:
+def _labels(rows: Sequence[Row], field: str, kind: LabelKind) -> tuple[str, ...]:
+    """Every label that occurs, in alphabetical order; ``O`` before all other tags. Of a number, the field's name."""
+    if kind.problem_type == "regression":
+        return (field,)
+    if kind.problem_type == "multi_label_classification":
+        if not (found := sorted({label for row in rows for label in row_label_set(row, field)})):
+            raise DataError(f"field '{field}' is an empty list in every row; there is nothing to learn.")
+        return tuple(found)
+    if not kind.per_token:
         labels = sorted({row_label(row, field) for row in rows})
     else:
         labels = sorted({tag for row in rows for tag in row_tags(row, field)}, key=lambda tag: (tag != "O", tag))

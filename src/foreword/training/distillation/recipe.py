@@ -13,7 +13,11 @@ INITS = ("auto", "attention", "even", "first")
 
 @dataclass(frozen=True)
 class DistilRecipe:
-    """Hyper-parameters of a distillation, as ``foreword distill`` takes them; each is a flag of it."""
+    """Hyper-parameters of a distillation, as ``foreword distill`` takes them; each is a flag of it.
+
+    >>> foreword.DistilRecipe(slots=32, max_steps=200).slots
+    32
+    """
 
     slots: Annotated[int, Setting("Virtual tokens.", low=2, group=METHOD)] = 64
     """The first of them stays as it is."""

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from foreword.errors import DataError
+from foreword.text.delimited import Layout
 from foreword.text.row import Row
-from foreword.text.rows import Source, data_digest, read_rows
+from foreword.text.rows import Source, data_digest, read_rows, source_name
 
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 class TaskSource(Protocol):
@@ -36,21 +37,28 @@ class TaskSource(Protocol):
         ...
 
 
-def open_task_source(source: Source, task_field: str, check: Callable[[str], None]) -> TaskSource:
+def open_task_source(
+    source: Source, task_field: str, check: Callable[[str], None], layout: Layout | None = None
+) -> TaskSource:
     """The tasks of a folder (a file each, whose stem is the name), or of a JSONL file or rows in memory (a field of
     every row).
 
     Args:
         check: raises UsageError for a name that no task can have.
+        layout: of CSV and TSV files in a folder.
 
-    Raises DataError, or what ``check`` raises with where the name stands.
+    Raises DataError, SettingError for a layout of anything else, or what ``check`` raises with where the name stands.
     """
+    layout = layout or Layout()
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return FolderSource.open(Path(source), check, layout)
+    layout.require_none(source_name(source))
     if not isinstance(source, str | Path):
         return MemorySource.open(source, task_field, check)
     path = Path(source)
     if not path.exists():
         raise DataError(f"there is no {source}; give a folder with one file of examples a task, or one JSONL file.")
-    return FolderSource.open(path, check) if path.is_dir() else JsonlSource.open(path, task_field, check)
+    return JsonlSource.open(path, task_field, check)
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,14 @@ class FolderSource:
 
     Attributes:
         files: by the task's name, the file's stem.
+        layout: of those that are CSV or TSV.
     """
 
     files: dict[str, Path]
+    layout: Layout = field(default_factory=Layout)
 
     @classmethod
-    def open(cls, path: Path, check: Callable[[str], None]) -> FolderSource:
+    def open(cls, path: Path, check: Callable[[str], None], layout: Layout) -> FolderSource:
         files: dict[str, Path] = {}
         for file in sorted(each for each in path.iterdir() if not each.name.startswith(".")):
             if file.suffix.lower() not in SUFFIXES or not file.is_file():
@@ -76,7 +86,7 @@ class FolderSource:
             files[file.stem] = file
         if not files:
             raise DataError(f"{path} holds no files; give a folder with one file of examples a task.")
-        return cls(files)
+        return cls(files, layout)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,7 +95,7 @@ class FolderSource:
     def rows(self, name: str) -> list[Row]:
         if name not in self.files:
             raise DataError(f"there is no file of task '{name}'; add one, or leave the task out.")
-        return read_rows(self.files[name])
+        return read_rows(self.files[name], self.layout)
 
     def digest(self, name: str) -> str:
         return data_digest(self.files[name])

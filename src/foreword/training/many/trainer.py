@@ -15,10 +15,11 @@ from foreword.errors import PublishConflict, UsageError
 from foreword.evaluation.report import Report
 from foreword.models import LanguageModel
 from foreword.progress import Progress, Say
-from foreword.training.loop.baseline import majority_share
+from foreword.training.loop.baseline import constant_metrics
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.gradient_check import check_gradients
 from foreword.training.loop.selection import best_task_of_each, selection_score
 from foreword.training.many.config import MultiTaskConfig
 from foreword.training.many.shared_init import SharedInit
@@ -61,6 +62,7 @@ class MultiTaskTrainer:
     say: Say
     _trainer: ConcurrentTrainer = field(init=False)
     _digests: dict[str, str] = field(init=False, default_factory=dict)
+    _gradients_checked: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._trainer = ConcurrentTrainer(self.lm)
@@ -119,7 +121,11 @@ class MultiTaskTrainer:
     def _concurrent_run(self, name: str) -> ConcurrentRun:
         recipe, data = self.config.task_recipe(name), self.datasets.training_data(name)
         run = Run.from_recipe(self.lm, recipe, self.shared.init_task or self.transfer, data, self.shared.shared_prefix)
-        return ConcurrentRun(name, TaskEvaluator(run, self.engine, run.task(name), run.initial_prompt()))
+        prompt = run.initial_prompt()
+        if not self._gradients_checked:
+            check_gradients(run, prompt)
+            self._gradients_checked = True
+        return ConcurrentRun(name, TaskEvaluator(run, self.engine, run.task(name), prompt))
 
     def _finish(self, runs: Sequence[ConcurrentRun]) -> None:
         """Evaluate, publish and record tasks that have ended."""
@@ -179,8 +185,8 @@ def _base_results(
             _, report = best[each.name]
             results.append((report.metrics, _comparison_key(report)))
         else:  # an untrained head predicts nothing
-            share = majority_share(each.run.data)
-            results.append(({"accuracy": share}, (share, float("-inf"))))
+            metrics, _ = constant_metrics(each.run.data)
+            results.append((metrics, (selection_score(metrics), float("-inf"))))
     return results
 
 

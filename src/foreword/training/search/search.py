@@ -23,6 +23,7 @@ from foreword.training.loop.baseline import baseline_metrics
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.distributed import require_single_process
 from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
+from foreword.training.loop.gradient_check import check_gradients
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from foreword.training.loop.run_dir import RunDir
 from foreword.training.loop.selection import best_task, format_metrics
@@ -119,6 +120,8 @@ def search(
     config.check(recipe)
     factory = TrialFactory(lm, recipe, config, TrainingData.read(recipe, vocabulary=lm.has_lm_head), transfers or {})
     first = _check_runs(factory)
+    for warning in first.data.warnings:
+        say(f"warning: {warning}")
     with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
         folder = RunDir.open(
             Path(recipe.out or default_run_dir("search")), _settings(factory, first), resume=recipe.resume
@@ -174,7 +177,9 @@ def _check_runs(factory: TrialFactory) -> Run:
             checked.append(structure)
             run = factory.create_run(params, first)
             with errors_name_search_key(params):
-                run.initial_prompt()
+                prompt = run.initial_prompt()
+            if first is None:
+                check_gradients(run, prompt)
             first = first or run
     assert first is not None  # a space has at least one set of parameters
     return first
