@@ -62,7 +62,7 @@ class Progress:
         Progress._open.append(self)
         if on_terminal():
             self._bar = outer._bar if outer is not None and outer._bar is not None else _bar()
-            self._row = self._bar.add_task(self._what, total=self._total, unit=self._unit, rate="")
+            self._row = self._bar.add_task(self._what, total=self._total, count=self._count, unit=self._unit, rate="")
             self._bar.start()
         if self._poll is not None or self._bar is None:
             self._watcher = threading.Thread(target=self._watch, name="foreword-progress", daemon=True)
@@ -99,7 +99,7 @@ class Progress:
         if before:
             self._before = self._done
         if self._bar is not None and self._row is not None:
-            self._bar.update(self._row, completed=self._done, rate=self._rate_text)
+            self._bar.update(self._row, completed=self._done, count=self._count, rate=self._rate_text)
         else:
             self._print_if_due()
 
@@ -107,11 +107,15 @@ class Progress:
         """Such as ``evaluating: 120/872 rows, 14.2 rows/s, 53 s left``, or ``loading: 5 s``."""
         if self._total is None:
             return f"{self._what}: {_duration(time.monotonic() - self._started)}"
-        parts = [f"{self._what}: {self._done}/{self._total} {self._unit}", self._rate_text]
+        parts = [f"{self._what}: {self._count} {self._unit}", self._rate_text]
         rate = self._rate
         if rate:
             parts.append(f"{_duration((self._total - self._done) / rate)} left")
         return ", ".join(filter(None, parts))
+
+    @property
+    def _count(self) -> str:
+        return f"{self._done}/{self._total}" if self._total is not None else ""
 
     @property
     def _rate(self) -> float:
@@ -139,13 +143,13 @@ class Progress:
 
 def _bar() -> Bar:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[unit]}  {task.fields[rate]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),

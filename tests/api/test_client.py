@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -190,6 +195,9 @@ REFUSED: list[tuple[type[Exception], str, Any]] = [
     (errors.UsageError, "stream_generate", lambda ask: ask.generate("a", stream=True)),
     (errors.UsageError, "stream_chat", lambda ask: list(ask.stream_chat(HELLO, stream=True))),
     (errors.UsageError, "generate_many", lambda ask: ask.generate(["a", "b"])),
+    (errors.RequestError, "surrogate", lambda ask: ask.generate("a\ud800")),
+    (errors.UsageError, "JSON values", lambda ask: ask.generate("a", temperature=np.float32(1))),
+    (errors.UsageError, "JSON values", lambda ask: ask.generate("a", temperature=float("nan"))),
     (errors.UsageError, "list such as", lambda ask: ask.chat("Hello")),
     (errors.UsageError, "at least one", lambda ask: ask.classify([], "mood")),
     (errors.TemplateError, "no template", lambda ask: ask.classify(["a"], "poet")),
@@ -250,6 +258,44 @@ def test_what_is_closed_says_so(lm, tmp_path):
     with pytest.raises(errors.EngineError, match="closed"):
         engine.generate("a")
     assert "closed" in repr(engine)
+
+
+def test_closing_ends_the_calls_of_other_threads(lm, tmp_path):
+    engine, caught = foreword.Engine(lm, bank=tmp_path), []
+
+    def ask() -> None:
+        with pytest.raises(errors.EngineError, match="closed") as error:
+            engine.generate("Once", max_tokens=250, ignore_eos=True)
+        caught.append(error.value)
+
+    async def aask() -> None:
+        with pytest.raises(errors.EngineError, match="closed") as error:
+            await engine.agenerate("Once", max_tokens=250, ignore_eos=True)
+        caught.append(error.value)
+
+    threads = [threading.Thread(target=ask), threading.Thread(target=lambda: asyncio.run(aask()))]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: engine.engine.statistics()["running"] == 2)
+    engine.close()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(caught) == 2
+
+
+def test_a_program_that_closes_nothing_ends_without_a_word(tmp_path):
+    program = (
+        "import foreword\n"
+        "from server.running_server import chat_model\n"
+        f"engine = foreword.Engine(chat_model(), bank={str(tmp_path)!r})\n"
+        "stream = engine.stream_generate('Once', max_tokens=200, ignore_eos=True)\n"
+        "print(next(stream).finish_reason)\n"
+    )
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
 
 
 def test_an_engine_that_runs_already_stays_open(engine: LocalEngine, bank):

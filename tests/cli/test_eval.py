@@ -59,6 +59,7 @@ def test_several_tasks_and_the_base_model_side_by_side(run, bank, reviews, folde
     found = run(*args, "--json").json
     assert [row["task"].split("@")[0] for row in found["compare"]] == ["two", str(folder)]
     assert all(set(row) == {"n", "metrics", "task"} for row in found["compare"])
+    assert run("eval", "one", "two", "base", "--data", reviews, "--json").json == found
     assert run("eval", "two", "--data", reviews, "--json").json["metrics"] == found["compare"][0]["metrics"]
     header, rows, *_ = run(*args).out.split("\n")
     assert header.split() == [found["task"], found["compare"][0]["task"], str(folder)]

@@ -65,7 +65,7 @@ def test_completions_whole_and_streamed(served, url):
 
 def test_texts_are_classified(served, url):
     body = {"model": "mood", "input": ["fine weather", "rain"]}
-    found = httpx.post(f"{url}/v1/classify", json=body).json()["data"]
+    found = httpx.post(f"{url}/v1/classify", json=body, timeout=120).json()["data"]
     with Engine(served.lm) as engine:
         app = create_app(engine, served.bank)
         transport = httpx.ASGITransport(app)
@@ -120,3 +120,16 @@ def test_tools(url, engine):
             assert client.chat.completions.create(**asked, max_tokens=8).choices[0].finish_reason
     finally:
         engine.tokenizer.chat_template = None
+
+
+def test_a_task_that_labels_answers_its_label(served, url):
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    body = {"model": "mood", "input": ["fine weather", "rain"]}
+    found = httpx.post(f"{url}/v1/classify", json=body, timeout=120).json()["data"]
+    words = [{"good": " yes", "bad": " no"}[each["label"]] for each in found]
+    texts = client.completions.create(model="mood", prompt=body["input"], logprobs=2)
+    assert [choice.text for choice in texts.choices] == words
+    assert texts.choices[0].logprobs.tokens == words[:1]
+    for text, word in zip(body["input"], words, strict=True):
+        chat = client.chat.completions.create(model="mood", messages=[{"role": "user", "content": text}])
+        assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == (word.strip(), "stop")

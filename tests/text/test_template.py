@@ -150,10 +150,25 @@ def test_missing_target_matters_in_training_only():
         Template.parse("{target:a}").fill({})
 
 
-@pytest.mark.parametrize(("value", "kind"), [(["x"], "a list"), ({}, "an object"), (b"", "of type bytes")])
+@pytest.mark.parametrize(("value", "kind"), [({}, "an object"), (b"", "of type bytes")])
 def test_values_that_are_not_text(value: object, kind: str):
     with pytest.raises(TemplateError, match=f"^line 1: field 'x' is {kind}, not text; give it a string"):
         Template.parse("{x}").fill({"x": value}, "line 1")
+
+
+def test_lists_are_joined_where_it_is_asked_for():
+    template = Template.parse("{join:triples}\n{target:text}")
+    triples = [["Ulm", "lies on", "the Danube"], ["Ulm", "has", 3]]
+    assert template.fields == ("triples",)
+    filled = template.fill({"triples": triples}, answer=False)
+    assert filled.text == "Ulm | lies on | the Danube; Ulm | has | 3\n"
+    assert template.fill({"triples": ["one", "two"]}, answer=False).text == "one; two\n"
+    assert template.without_soft_tokens().source == template.source
+    for value in ("text", [], [{}], [None], [[1.0, float("nan")]]):
+        with pytest.raises(TemplateError, match=r"^line 1: field 'triples' must be a list of texts, or of lists"):
+            template.fill({"triples": value}, "line 1", answer=False)
+    with pytest.raises(TemplateError, match=r"is a list, not text; write \{join:triples\} to join its items"):
+        Template.parse("{triples}").fill({"triples": triples})
 
 
 def test_soft_tokens_may_stand_behind_the_mask():

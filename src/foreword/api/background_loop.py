@@ -7,8 +7,10 @@ connections and streams live in this loop, whoever asks.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError
 from functools import update_wrapper
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
@@ -18,6 +20,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 _END: Any = object()
+_ROUNDS = 8
+_CLOSED = "this engine or client is closed; open it again."
 
 
 class BackgroundLoop:
@@ -28,9 +32,11 @@ class BackgroundLoop:
     """
 
     def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop, self._closing = asyncio.new_event_loop(), False
+        self._open: set[AsyncGenerator[Any]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # before modules go, which iterators left open would still use
 
     @property
     def is_running(self) -> bool:
@@ -42,6 +48,8 @@ class BackgroundLoop:
         future = self._submit(coroutine)
         try:
             return future.result()
+        except CancelledError:  # by `close`, in another thread
+            raise EngineError(_CLOSED) from None
         finally:
             future.cancel()
 
@@ -49,10 +57,16 @@ class BackgroundLoop:
         """Await a coroutine from any event loop; cancelling this cancels it."""
         if asyncio.get_running_loop() is self._loop:
             return await coroutine
-        return await asyncio.wrap_future(self._submit(coroutine))
+        try:
+            return await asyncio.wrap_future(self._submit(coroutine))
+        except asyncio.CancelledError:
+            if self._closing:  # not the caller's own cancellation
+                raise EngineError(_CLOSED) from None
+            raise
 
     def iterate(self, items: AsyncGenerator[T]) -> Iterator[T]:
         """The items of an asynchronous generator, which is closed when this iterator is."""
+        self._open.add(items)
         try:
             while (item := self.run(_next(items))) is not _END:
                 yield item
@@ -61,6 +75,7 @@ class BackgroundLoop:
 
     async def aiterate(self, items: AsyncGenerator[T]) -> AsyncIterator[T]:
         """`iterate` from another event loop."""
+        self._open.add(items)
         try:
             while (item := await self.arun(_next(items))) is not _END:
                 yield item
@@ -71,7 +86,9 @@ class BackgroundLoop:
         """Cancel what runs, and end the thread."""
         if not self.is_running:
             return
-        self.run(_cancel_others())
+        self._closing = True
+        atexit.unregister(self.close)
+        self.run(_cancel_all(list(self._open)))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -79,10 +96,11 @@ class BackgroundLoop:
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Any:
         if not self.is_running:
             coroutine.close()
-            raise EngineError("this is closed; open it again.")
+            raise EngineError(_CLOSED)
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _close_soon(self, items: AsyncGenerator[T]) -> None:
+        self._open.discard(items)
         # Without waiting: garbage collection may call this in the loop's own thread.
         if self.is_running:
             asyncio.run_coroutine_threadsafe(_aclose(items), self._loop)
@@ -114,8 +132,17 @@ async def _aclose(items: AsyncGenerator[Any]) -> None:
     await items.aclose()
 
 
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
+async def _cancel_all(items: Sequence[AsyncGenerator[Any]]) -> None:
+    """Cancel all other tasks and close generators, and wait for what that leaves to be done."""
+    for task in _others():
         task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.gather(*_others(), return_exceptions=True)
+    for each in items:
+        await each.aclose()
+    for _ in range(_ROUNDS):  # a generator inside another is closed in a task of its own
+        await asyncio.sleep(0)
+        await asyncio.gather(*_others(), return_exceptions=True)
+
+
+def _others() -> set[asyncio.Task[Any]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}

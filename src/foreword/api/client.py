@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
@@ -240,7 +241,7 @@ class Client(WithOverview):
     async def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The JSON body of a response; runs in the background loop, to which the connections belong."""
         try:
-            response = await self._http.request(method, path, json=body)
+            response = await self._http.request(method, path, **_content(body))
         except httpx.HTTPError as error:
             raise self._transport_error(error) from error
         _raise_for_status(response)
@@ -251,26 +252,29 @@ class Client(WithOverview):
     ) -> AsyncGenerator[GenerationChunk]:
         with self._model_name(task) as model:
             body = await self._prompt_body(prompt, model, options)
-            async for chunk in self._stream("/v1/completions", body):
-                yield chunk
+            async with aclosing(self._stream("/v1/completions", body)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def _stream_chat(
         self, messages: Messages, task: Task | str | None, options: Mapping[str, Any]
     ) -> AsyncGenerator[GenerationChunk]:
         with self._model_name(task) as model:
             body = await self._chat_body(messages, model, options)
-            async for chunk in self._stream("/v1/chat/completions", body):
-                yield chunk
+            async with aclosing(self._stream("/v1/chat/completions", body)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def _stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[GenerationChunk]:
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
         try:
-            async with self._http.stream("POST", path, json=streamed) as response:
+            async with self._http.stream("POST", path, **_content(streamed)) as response:
                 if not response.is_success:
                     await response.aread()
                     _raise_for_status(response)
-                async for chunk in read_chunks(response):
-                    yield chunk
+                async with aclosing(read_chunks(response)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
         except httpx.HTTPError as error:
             raise self._transport_error(error) from error
 
@@ -309,6 +313,17 @@ def connect(url: str, *, api_key: str | None = None, timeout: float | None = 600
     # Requests wait in the engine's queue, not here.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=MAX_AT_ONCE)
     return Client(httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits), base)
+
+
+def _content(body: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A JSON body as httpx takes it; escaped to ASCII, since a text may hold half of a surrogate pair."""
+    if body is None:
+        return {}
+    try:
+        content = json.dumps(body, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"a request holds JSON values alone ({error}); convert the others.") from None
+    return {"content": content, "headers": {"Content-Type": "application/json"}}
 
 
 def _text_or_ids(prompt: str | Sequence[int]) -> str | list[int]:

@@ -66,7 +66,7 @@ def cache(
 def _served(bank: Bank, prompt: StaticPrompt, lm: LanguageModel) -> Task | None:
     """The version that is served, if it is this prompt on this model; ``None`` if there is anything to publish."""
     try:
-        task = bank.load_metadata(prompt.name)
+        task = bank.load(prompt.name)
     except (UnknownTask, CorruptFile):
         return None
     wanted = "static", prompt.kind, prompt.text, lm.identity, lm.dtype

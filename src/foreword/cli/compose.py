@@ -65,7 +65,7 @@ def compose(
     A static task's text is computed anew where it stands, which is exact. A learned prefix behind another is an
     approximation: --data measures it, and every part alone.
 
-    Example: foreword bank compose polite support --publish polite-support
+    Example: foreword bank compose polite reviews --publish polite-reviews
     """
     if publish is None and data is None:
         raise UsageError("there is nothing to do with the stack; pass --publish NAME, --data FILE or both.")

@@ -18,6 +18,7 @@ from foreword.training.distillation.recipe import DistilRecipe
 from foreword.training.setting import DATA, OUTPUT
 
 if TYPE_CHECKING:
+    from foreword.bank.bank import Bank
     from foreword.core import Kind, Task
     from foreword.training.distillation.distill import DistillResult
 
@@ -75,7 +76,7 @@ def distill(
     quiet_libraries()
     recipe = with_fields(recipe, out=recipe.out or default_run_dir(publish or "distill"))
     store = options.open_bank()
-    source = None if name is None else _check_static(store.load(name))
+    source = None if name is None else _check_static(store.load(name), store)
     content = source.text or "" if source is not None else read_text(given)
     kind: Kind | None = source.kind if source is not None else "system" if system else "prompt" if text else None
     with on_interrupt(lambda: resume_hint(str(recipe.out))):
@@ -117,12 +118,15 @@ def distill(
     emit(data, _summary(result, ref), json)
 
 
-def _check_static(task: Task) -> Task:
+def _check_static(task: Task, bank: Bank) -> Task:
     """Raise UsageError unless a task is a static prompt with its text. Returns the task."""
     if task.prefix.token_ids is None or task.text is None:
+        refs = [f"{task.name}@{version}" for version in bank.versions(task.name)]
+        static = [ref for ref in refs if bank.describe(ref)["method"] == "static"]
+        other = f"name a version that was published from a text, {static[-1]}, or " if static else ""
         raise UsageError(
-            f"task '{task.ref}' has no text at full length to distil (method {task.method}); name a version that was "
-            f"published from a text, such as {task.name}@1, or give the text with --document."
+            f"task '{task.ref}' has no text at full length to distil (method {task.method}); {other}give the text with "
+            "--document."
         )
     return task
 

@@ -179,6 +179,11 @@ def _check_tasks(tasks: Sequence[Task | None], per_class: bool) -> None:
     if len(set(refs)) < len(refs) or tasks.count(None) > 1:
         raise UsageError("a task is named twice; name every task once.")
     for task in tasks:
+        if task is not None and task.kind != "learned" and task.template is None:
+            raise UsageError(
+                f"task '{task.name}' is a text in front of requests and has no template to ask the examples with; name "
+                "a learned task, or stack one behind it: foreword bank compose."
+            )
         if per_class and task is not None and task.template and Template.parse(task.template).target is not None:
             raise UsageError(f"task '{task.name}' generates text, which has no classes; leave out --per-class.")
 

@@ -102,6 +102,11 @@ def generate(
         "cached_tokens": request.prefix_length,
     }
     emit({**asdict(answer), "usage": usage}, "", json)
+    if constraint is not None and answer.finish_reason == "length":
+        raise EngineError(
+            f"the answer was cut at {params.max_tokens} tokens, before it had the form that was asked for; give more "
+            "--max-tokens."
+        )
 
 
 @dataclass(frozen=True)

@@ -179,15 +179,29 @@ GenerationConfig = Annotated[
 ]
 
 
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="The same answers alone and in any batch, bit by bit, slower; embedded engine only."
+    ),
+]
+
+
 @dataclass(frozen=True)
 class SamplingOptions(EngineOptions):
     """The options of commands whose answers are sampled."""
 
     generation_config: GenerationConfig = "auto"
+    deterministic: Deterministic = False
 
     def __post_init__(self) -> None:
         if self.generation_config not in ("auto", "none"):
             raise UsageError(f"--generation-config must be auto or none, found {self.generation_config!r}.")
+
+    def open_engine(self, lm: LanguageModel) -> Engine:
+        from foreword.engine.engine import Engine
+
+        return Engine(lm, allow_other_weights=self.allow_other_weights, deterministic=self.deterministic)
 
     @property
     def model_defaults(self) -> dict[str, Any]:

@@ -66,9 +66,9 @@ def publish(
 
             task = prefix_task(name, Path(prefix), template, verbalizer)
         else:
+            content = read_text(source)
             from foreword.prompts.static import static_task
 
-            content = read_text(source)
             lm = options.open_model()
             task = static_task(lm, name, "system" if system is not None else "prompt", content)
         task = replace_fields(task, generation={**task.generation, **generation}, ttl=seconds)

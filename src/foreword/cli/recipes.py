@@ -97,4 +97,3 @@ def check_recipe(file: RecipeFile, recipe: Recipe, options: ModelOptions) -> Non
     quiet_libraries()
     if recipe.method_options:
         get_method(recipe.method, **recipe.method_options)
-    options.check_model_name()

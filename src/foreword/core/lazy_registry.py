@@ -23,6 +23,9 @@ class LazyRegistry(Mapping[str, T_co]):
         module, _, kind = self._homes[name].rpartition(".")
         return getattr(import_module(module), kind)()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._homes
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._homes)
 

@@ -89,7 +89,8 @@ class EncoderDecoderEngine:
             skip_special_tokens=request.sampling.skip_special_tokens,
             include_stop=request.sampling.include_stop_str_in_output,
         )
-        stream = EncoderDecoderStream(request, detokenizer, self._lm.eos_token_ids, self._generate_waiting)
+        lm = self._lm
+        stream = EncoderDecoderStream(request, detokenizer, lm.eos_token_ids, self._generate_waiting, lm.dtype)
         self._waiting.append(stream)
         self._counters["requests"] += 1
         return stream

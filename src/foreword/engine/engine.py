@@ -23,13 +23,16 @@ from foreword.engine.scheduler import ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence
 from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler, sample_batch
-from foreword.errors import RequestError, UnsupportedModel
+from foreword.errors import RequestError, UnsupportedModel, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import activations, check_context_length
 from foreword.openmp import release_openmp_threads
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer
 from foreword.text.prompt import Prompt
+
+CHUNK = 64
+"""Tokens of a prompt that a deterministic engine runs at a time: enough to read the weights once for many."""
 
 
 class Engine(EngineBase):
@@ -44,11 +47,14 @@ class Engine(EngineBase):
         step_tokens: tokens a step at most.
         max_waiting: requests that may wait; more are refused at once.
         reuse: prefix caching: tokens that another request ran behind the same prefix are not run again.
+        deterministic: the same tokens and log-probabilities alone and in any batch, bit by bit, whatever is cached:
+            every sequence has forwards of its own, and prompts run in chunks of `CHUNK` tokens.
         max_model_len: positions a request may take, prefix and answer included; the model's context by default.
         allow_other_weights: serve prefixes made for other weights of the same architecture.
         start: step in a thread of its own; without it, the caller calls `step`.
 
     Raises:
+        UsageError: deterministic steps without room for a chunk beside ``max_batch`` sequences.
         UnsupportedModel: an encoder-decoder; `foreword.engine.encoder_decoder.EncoderDecoderEngine` evaluates it.
     """
 
@@ -61,6 +67,7 @@ class Engine(EngineBase):
         step_tokens: int = 512,
         max_waiting: int = 4096,
         reuse: bool = True,
+        deterministic: bool = False,
         max_model_len: int | None = None,
         allow_other_weights: bool = False,
         start: bool = True,
@@ -71,8 +78,12 @@ class Engine(EngineBase):
                 "but nothing serves it; use a causal model or an encoder."
             )
         context = min((n for n in (lm.context, max_model_len) if n is not None), default=None)
+        self.dtype = lm.dtype
         num_pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
-        self.cache = PagedCache(lm.identity.layers, num_pages, lm.dtype, lm.device, reuse=reuse)
+        chunk = CHUNK if deterministic else None
+        if chunk is not None and step_tokens < max_batch + chunk:
+            raise UsageError(f"deterministic steps need step_tokens {max_batch + chunk} or more, got {step_tokens}.")
+        self.cache = PagedCache(lm.identity.layers, num_pages, lm.dtype, lm.device, reuse=reuse, chunk=chunk)
         super().__init__(
             name=lm.name,
             tokenizer=lm.tokenizer,
@@ -88,12 +99,14 @@ class Engine(EngineBase):
                 prefix_cache_positions=lambda length: PAGE_SIZE * PagedCache.pages_for_prefix(length),
                 tokenizer=lm.tokenizer,
             ),
-            scheduler=Scheduler(self.cache, step_tokens, max_batch),
+            scheduler=Scheduler(self.cache, step_tokens, max_batch, chunk),
             cache=self.cache,
             max_waiting=max_waiting,
         )
         self._lm, self._step_tokens = lm, step_tokens
-        self._runner = ModelRunner(lm, self.cache)
+        # A prompt that is longer than a batch of scores is one of its own, so here each is.
+        self._scoring_tokens = 1 if deterministic else step_tokens
+        self._runner = ModelRunner(lm, self.cache, apart=deterministic)
         self._device_cache = DeviceCache(lm.model, lm.dtype, lm.device)
         if lm.causal:
             self._runner.warm_up()
@@ -202,7 +215,7 @@ class Engine(EngineBase):
         return sample_batch(logits, [each.sequence.sampler for each in scheduled if each.needs_logits])
 
     def _score(self, prompts: Items[Prompt], spec: scoring.ScoringSpec) -> Tensor:
-        batches = scoring.make_batches(self._lm, prompts, spec, self._device_cache, self._step_tokens)
+        batches = scoring.make_batches(self._lm, prompts, spec, self._device_cache, self._scoring_tokens)
         results = self._run_jobs([batch.job for batch in batches])
         return scoring.gather_scores(batches, results, prompts, spec.columns)
 

@@ -219,6 +219,11 @@ def static_token_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) 
         raise UsageError("a learned task has no text to compute its prefix from; use kind 'system' or 'prompt'.")
     if not text:
         raise UsageError("the text of a static task is empty; give it at least one character.")
+    if kind == "system" and not getattr(tokenizer, "chat_template", None):
+        raise TemplateError(
+            "the model has no chat template, so it has no system turns; publish the text as one that stands in front: "
+            "--text in place of --system, 'prompt' in place of 'system'."
+        )
     if kind == "system":
         return tuple(chat.encode(tokenizer, chat.system_text(tokenizer, text)))
     return tuple(seam.encode(tokenizer, text, bos=True))

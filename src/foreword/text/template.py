@@ -4,6 +4,7 @@
     {field?}        the same of a field that may be absent, null or empty; alone on its line, it takes the line along
     {field:NAME}    a field whose name would mean something else: {field:mask}, {field:a:b}, {field:really?}
     {field?:NAME}   the same of a field that may be absent
+    {join:field}    a list, its items joined by "; " and the cells of an item that is a list by " | "
     {mask}          where the label word goes
     {target:field}  where generated text goes; its value in training comes from that field
     {soft:N}        N learned soft tokens
@@ -26,10 +27,11 @@ from foreword.errors import TemplateError
 
 @dataclass(frozen=True)
 class InputField:
-    """``{name}``, or ``{name?}`` where the field is optional."""
+    """``{name}``, ``{name?}`` where the field is optional, or ``{join:name}`` where it is a list."""
 
     name: str
     optional: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,7 @@ def _source(part: TemplatePart) -> str:
     if isinstance(part, str):
         return part.replace("{", "{{").replace("}", "}}")
     if isinstance(part, InputField):
-        return slot(part.name, optional=part.optional)
+        return f"{{join:{part.name}}}" if part.joined else slot(part.name, optional=part.optional)
     return f"{{target:{part.field}}}" if isinstance(part, TargetField) else "{mask}"
 
 
@@ -344,6 +346,8 @@ def _parse_slot(source: str, start: int, body: str) -> TemplatePart:
         return TargetField(argument)
     if colon and name in ("field", "field?") and argument:
         return InputField(argument, name.endswith("?"))
+    if colon and name == "join" and argument:
+        return InputField(argument, joined=True)
     field = body.removesuffix("?")
     if not _NOT_IN_NAMES.search(field) and field not in _RESERVED:
         return InputField(field, field != body)
@@ -407,9 +411,20 @@ def _value(row: Mapping[str, object], field: InputField, where: str) -> str:
     if name not in row:
         raise TemplateError(f"{at}{_no_field(name, row)}")
     value = row[name]
+    if field.joined:
+        return _joined(value, f"{at}field '{name}'")
     if not isinstance(value, str | int | float) or value != value:
         raise TemplateError(f"{at}field '{name}' is {_kind(value)}, not text; {_mend_value(field, value)}")
     return str(value)
+
+
+def _joined(value: object, where: str) -> str:
+    """The text of ``{join:field}``."""
+    items = list(value) if isinstance(value, list | tuple) else []
+    cells = [list(item) if isinstance(item, list | tuple) else [item] for item in items]
+    if not cells or not all(isinstance(cell, str | int | float) and cell == cell for item in cells for cell in item):
+        raise TemplateError(f"{where} must be a list of texts, or of lists of texts, found {str(value)[:40]!r}.")
+    return "; ".join(" | ".join(map(str, item)) for item in cells)
 
 
 def _no_field(name: str, row: Mapping[str, object]) -> str:
@@ -423,6 +438,8 @@ def _no_field(name: str, row: Mapping[str, object]) -> str:
 def _mend_value(field: InputField, value: object) -> str:
     if is_missing(value) and not field.optional:
         return f"give it a text, or write {slot(field.name, optional=True)} if it may be absent."
+    if isinstance(value, list | tuple):
+        return f"write {{join:{field.name}}} to join its items, or give it a text."
     return "give it a string, a number or a boolean."
 
 

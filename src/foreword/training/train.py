@@ -13,6 +13,7 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.home import default_run_dir
 from foreword.models import LanguageModel
 from foreword.progress import Progress, Say
+from foreword.text.template import Template
 from foreword.training.data.training_data import TrainingData
 from foreword.training.loop.advice import advice
 from foreword.training.loop.baseline import baseline_metrics
@@ -140,7 +141,9 @@ def _trained_parts(result: MethodResult) -> str:
     if result.model is not None:
         parts.append("all weights")
     soft = len(task.soft) if task.soft is not None and not task.prefix.length else 0
-    if length := task.prefix.length or soft:
+    if task.soft is not None and task.prefix.length and task.template is not None:
+        soft = Template.parse(task.template).num_inner_soft_tokens(causal=True)  # in rows, beside those of the prefix
+    if length := task.prefix.length + soft:
         parts.append(f"{length} virtual tokens")
     if task.adapter is not None:
         parts.append(f"an adapter of rank {task.adapter.rank}")

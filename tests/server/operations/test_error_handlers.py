@@ -189,7 +189,9 @@ def test_routes_that_are_not(server: RunningServer) -> None:
 
 
 def test_probes(server: RunningServer) -> None:
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    health = httpx.get(f"{server.url}/health").json()
+    assert (health["status"], health["engine"]) == ("ok", "embedded")
+    assert {"foreword", "torch", "transformers"} <= set(health["versions"])
     assert httpx.get(f"{server.url}/ready").json() == {"status": "ready", "model": "tiny-llama"}
     schema = httpx.get(f"{server.url}/openapi.json").json()["components"]["schemas"]
     assert "greedy" in schema["ChatRequest"]["properties"]["temperature"]["description"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from foreword.cli.chat.line_reader import LineReader
 from foreword.cli.chat.session import ChatSession
+from foreword.cli.chat.word_wrap import WordWrap
 from foreword.cli.generation_stats import GenerationStats, GenerationTimer
 from foreword.cli.options import say
 from foreword.errors import EngineError, ForewordError, PromptTooLong, UsageError
@@ -92,13 +94,14 @@ class ChatRepl:
             raise PromptTooLong(f"{error}{mend}") from None
         pieces: list[str] = []
         reason, failed = None, None
+        wrap = WordWrap() if sys.stdout.isatty() else None
         with cancel_on_sigint(stream):
             for chunk in stream:
                 timer.add(chunk)
                 pieces.append(chunk.text)
-                print(chunk.text, end="", flush=True)
+                print(wrap.add(chunk.text) if wrap is not None else chunk.text, end="", flush=True)
                 reason, failed = chunk.finish_reason, chunk.error
-        print(flush=True)
+        print(wrap.end() if wrap is not None else "", flush=True)
         if failed is not None:
             raise EngineError(failed)
         if reason == "cancelled":
@@ -128,7 +131,9 @@ class ChatRepl:
         if not self._stats:
             raise UsageError("nothing was answered yet; ask something first.")
         print(f"last answer: {self._stats[-1]}", flush=True)
-        print(f"session:     {GenerationStats.total(self._stats)} in {len(self._stats)} answers", flush=True)
+        count = len(self._stats)
+        answers = f"{count} answer{'s' if count > 1 else ''}"
+        print(f"session:     {GenerationStats.total(self._stats)} in {answers}", flush=True)
 
     def _complete(self, line: str) -> list[str]:
         if line.startswith("/task "):
