@@ -239,7 +239,8 @@ def test_demo(monkeypatch, capsys, tmp_path):
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy_after"] >= found["accuracy_before"] + 0.2
     assert found["ttft_cached_s"] < found["ttft_uncached_s"]
-    assert Bank(tmp_path / "demo" / "bank").names() == ["customer-care", "shop-policy"]
+    assert Bank(tmp_path / "demo" / "bank").names() == ["customer-care", "shop-assistant", "shop-policy"]
+    assert found["shop"]["perplexity_after"] < found["shop"]["perplexity_before"] / 3
 
 
 @pytest.mark.slow

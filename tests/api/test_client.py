@@ -13,12 +13,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 
 import foreword
 from foreword import errors
 from foreword.api.client import Client
 from foreword.api.local_engine import LocalEngine
 from foreword.api.results import Classification, Generation, Tagging
+from foreword.core import Head, Task
+from foreword.prompts.lower import empty_prefix
 from server.running_server import foreign_task, label_task, wait_until
 from tiny_models import save_tiny
 
@@ -348,3 +351,22 @@ def test_a_stream_that_breaks_off_is_no_answer():
     http = httpx.AsyncClient(transport=httpx.MockTransport(half), base_url="http://half")
     with Client(http, "half") as client, pytest.raises(errors.EngineError, match="broke off"):
         list(client.stream_generate("a", task="x"))
+
+
+def test_texts_may_have_several_labels_or_a_number(client, lm, bank):
+    weight = torch.randn(3, lm.identity.hidden_size, generator=torch.Generator().manual_seed(1))
+    several = Head(
+        ("a", "b", "c"), weight, torch.tensor([30.0, -30.0, 30.0]), problem_type="multi_label_classification"
+    )
+    number = Head(("stars",), weight[:1], torch.tensor([3.5]), problem_type="regression")
+    for name, head in (("topics", several), ("stars", number)):
+        bank.publish(Task(name, "manual", empty_prefix(lm), template="{text}", head=head))
+    (found,) = client.classify("hello", "topics")
+    assert found.labels == tuple(label for label, prob in found.probs.items() if prob >= 0.5)
+    assert sum(found.probs.values()) > 1.2
+    assert found.label == max(found.probs, key=found.probs.__getitem__)
+    assert repr(found).startswith("Classification('a' ")
+    (rated,) = client.classify("hello", "stars")
+    assert (rated.label, rated.probs, rated.labels) == ("", {}, None)
+    assert repr(rated) == f"Classification(value={rated.value:.4g})"
+    assert "Classification" in str(rated.overview())

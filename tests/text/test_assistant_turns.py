@@ -8,7 +8,7 @@ import pytest
 
 from foreword.errors import DataError
 from foreword.text import chat
-from foreword.text.assistant_turns import RenderedConversation, assistant_turns, bare_request, join_turns
+from foreword.text.assistant_turns import assistant_turns, bare_request, join_turns
 from foreword.text.conversation import Conversation
 from foreword.text.prompt import Prompt
 from text.small_tokenizers import TOKENIZERS
@@ -116,13 +116,3 @@ def test_what_cannot_be_lined_up_is_refused(template, texts, said):
     tokenizer = with_template("byte_level", template)
     with pytest.raises(DataError, match=said):
         joined(tokenizer, talk(*texts))
-
-
-def test_a_conversation_is_rendered_and_counted():
-    tokenizer = with_template("byte_level", THINKING)
-    conversation = talk("a", "<think>hm</think>great", "b", "<think>ha</think>bad")
-    rendered = RenderedConversation.of(tokenizer, conversation)
-    prompts = joined(tokenizer, conversation)
-    assert rendered.text.endswith("<think>\nha\n</think>\n\nbad<|im_end|>\n")
-    assert rendered.num_tokens == len(prompts[1].token_ids)
-    assert rendered.num_learned == sum(len(prompt.output_indices) for prompt in prompts)

@@ -185,6 +185,7 @@ WRONG = [*talks(3, 1), {"messages": [{"role": "user", "content": "x"}]}]
         (chat_model(), {"template": "{messages}{mask}"}, SettingError, "line 1 holds a conversation.*so --template"),
         (chat_model(), {"target_field": "messages"}, SettingError, "so --target-field has no use; leave it out"),
         (chat_model(), {"head": "linear"}, SettingError, "so --head has no use"),
+        (chat_model(), {"members": 2}, SettingError, "--members combines the labels of prefixes"),
         (chat_model(), {"calibrate": True}, SettingError, "--calibrate is for labels"),
         (chat_model(), {"data": WRONG}, DataError, "talks.jsonl line 4: no turn of the assistant follows"),
         (chat_model(), {"data": [*talks(3, 1), {"text": "a"}]}, DataError, "line 4: the row holds no conversation"),

@@ -130,12 +130,12 @@ class Client(WithOverview):
         return self.loop.iterate(self._stream_chat(messages, task, options))
 
     async def aclassify(self, texts: Input | Sequence[Input], task: Task | str) -> list[Classification]:
-        """The label of every input, and the probability of each label.
+        """The label of every input, and the probability of each label; or all its labels, or its number.
 
         Raises UsageError for a task without labels, and as `agenerate` does.
         """
         data = await self._score("/v1/classify", _inputs(texts), task)
-        return [Classification(each["label"], each["probs"]) for each in data]
+        return [_classification(each) for each in data]
 
     async def atag(self, texts: str | Sequence[Input | Sequence[str]], task: Task | str) -> list[Tagging]:
         """A tag for every word of every input: a text is cut into words at white space, a list holds words.
@@ -356,6 +356,16 @@ async def _at_once(calls: Sequence[Awaitable[T]]) -> list[T]:
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _classification(entry: Mapping[str, Any]) -> Classification:
+    labels = entry.get("labels")
+    return Classification(
+        label=entry.get("label", ""),
+        probs=entry.get("probs", {}),
+        labels=tuple(labels) if labels is not None else None,
+        value=entry.get("value"),
+    )
 
 
 def _raise_for_status(response: httpx.Response) -> None:

@@ -12,6 +12,7 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.evaluate import evaluate as run_evaluate
 from foreword.evaluation.report import Report
 from foreword.models import LanguageModel
+from foreword.text.conversation import LearnTurns
 from foreword.text.rows import Source, read_rows
 
 
@@ -21,6 +22,7 @@ def evaluate(
     data: Source,
     *,
     label_field: str | None = None,
+    learn_turns: LearnTurns = "all",
     limit: int | None = None,
     bank: BankSource = None,
 ) -> Report:
@@ -37,6 +39,7 @@ def evaluate(
         data: rows with the template's fields and the label, the tags or the target: a list of dicts, a
             `datasets.Dataset`, a DataFrame, or the name of a file or data set.
         label_field: field that holds the label; ``None`` for the one that the task was learned from.
+        learn_turns: of conversations, the assistant's turns that are measured.
         limit: use the first rows only.
         bank: where a name is looked up; by default the engine's bank, else that of the commands.
 
@@ -53,4 +56,4 @@ def evaluate(
         running = nullcontext(engine)
     with running as opened:
         found = find_task(task, bank, opened.identity)
-        return run_evaluate(opened, found, rows, label_field=label_field)
+        return run_evaluate(opened, found, rows, label_field=label_field, learn_turns=learn_turns)

@@ -115,21 +115,31 @@ class GenerationChunk:
 
 @dataclass(frozen=True, repr=False)
 class Classification(WithOverview):
-    """The label of one input.
+    """The label of one input, or its number.
 
     Attributes:
-        label: the most probable one.
+        label: the most probable one; empty where the task gives a number.
         probs: probability of every label.
+        labels: where a text may have several labels, those that it has: of probability 0.5 or more, maybe none.
+        value: the number, of a task that gives one.
     """
 
-    label: str
-    probs: Mapping[str, float]
+    label: str = ""
+    probs: Mapping[str, float] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+    value: float | None = None
 
     def __repr__(self) -> str:  # on one line: these come in lists
+        if self.value is not None:
+            return f"Classification(value={self.value:.4g})"
+        if self.labels is not None:
+            return f"Classification({', '.join(f'{each!r} {self.probs[each]:.3f}' for each in self.labels)})"
         return f"Classification({self.label!r}, {self.probs.get(self.label, 0.0):.3f})"
 
     def overview(self) -> Overview:
-        """The label, and the most probable ones with their probabilities."""
+        """The label, and the most probable ones with their probabilities; or the number."""
+        if self.value is not None:
+            return Overview(f"Classification {self.value:.4g}", {})
         best = sorted(self.probs.items(), key=lambda pair: -pair[1])[:5]
         return Overview(f"Classification {self.label!r}", {label: f"{prob:.3f}" for label, prob in best})
 

@@ -26,6 +26,7 @@ OF_DATA = (
     "label_field",
     "target_field",
     "head",
+    "problem_type",
     "learn_turns",
     "columns",
     "delimiter",

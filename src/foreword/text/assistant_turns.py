@@ -36,33 +36,6 @@ class AssistantTurn:
     token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class RenderedConversation:
-    """A conversation as it is learned.
-
-    Attributes:
-        text: all of it, by the chat template.
-        num_tokens: of it, at most: of the longest prompt.
-        num_learned: tokens of its answers.
-    """
-
-    text: str
-    num_tokens: int
-    num_learned: int
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> RenderedConversation:
-        """Render and count, without a model. Raises as `assistant_turns` does."""
-        prompts = join_turns(assistant_turns(tokenizer, conversation, bare_request(tokenizer)))
-        shown = conversation.messages[: conversation.answers[-1] + 1]
-        tools = list(conversation.tools) or None
-        return cls(
-            chat.render(tokenizer, shown, tools=tools, add_generation_prompt=False),
-            max(len(prompt.token_ids) for prompt in prompts),
-            sum(len(prompt.output_indices) for prompt in prompts),
-        )
-
-
 def bare_request(tokenizer: PreTrainedTokenizerBase, *, bos: bool = True) -> Serve:
     """A history as a request without a prefix, or behind one that begins the text already (``bos=False``)."""
 

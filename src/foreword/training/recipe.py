@@ -32,6 +32,9 @@ ReportTo = Annotated[
 ]
 Out = Annotated[str | None, Setting("Run folder.", default="runs/NAME-TIME", group=OUTPUT)]
 SEEDS = 2**32
+# Settings that came after the first files were written, which say nothing of one that is not set: what was learned then
+# is written as it was, and a run from then goes on.
+_LATER = frozenset(("columns", "delimiter", "long_rows", "max_length", "learn_turns", "problem_type", "head_bias"))
 INITS = ("auto", "random", "uniform", "vocab", "text", "labels")
 """Values of ``init`` beside ``task:NAME``."""
 
@@ -321,13 +324,12 @@ class Recipe:
         return min(max(math.ceil(10 * num_examples / batch_size), 60), 320)
 
     def to_json(self) -> dict[str, Any]:
-        """All settings that determine the result, without those of output and resuming."""
+        """All settings that determine the result, not those of output and resuming; of `_LATER` what is set."""
         data = {name: getattr(self, name) for name in self.keys() if name not in ("resume", "report_to", "out")}
         data["data"] = source_name(self.data)
         data["eval"] = source_name(self.eval) if self.eval is not None else None
-        # Runs from before there was this setting go on.
-        if self.learn_turns == "all":
-            del data["learn_turns"]
+        defaults = {field.name: field.default for field in fields(self)}
+        data = {name: value for name, value in data.items() if name not in _LATER or value != defaults[name]}
         data["warm_start"] = list(self.warm_start) if self.warm_start else None
         for name in ("verbalizer", "class_weights"):
             data[name] = dict(data[name]) if isinstance(data[name], Mapping) else data[name]

@@ -113,7 +113,7 @@ class RunDir:
         if not isinstance(data, dict):
             raise TrainingError(f"{self._recipe} is damaged, so the run cannot be resumed; use another --out.")
         data = data.get(_AS_GIVEN, data)
-        changed = [key for key in settings if data.get(key) != settings[key]]
+        changed = [key for key in {**settings, **data} if data.get(key) != settings.get(key)]
         recorded = self._recorded_steps()
         if steps is not None and recorded is not None:
             changed = [key for key in changed if key not in _LENGTH]

@@ -26,6 +26,10 @@ def check(run: Run) -> None:
     """
     method, inner = run.method, run.data.num_inner_soft_tokens(run.lm.causal)
     prefixes = method.length and not isinstance(method, LoRA) and not inner
+    if run.recipe.members > 1 and not run.data.labels:
+        raise SettingError(
+            "members", "--members combines the labels of prefixes, and this run generates text; leave it out."
+        )
     if run.recipe.members > 1 and (not prefixes or run.data.head_labels):
         what = "a head" if run.data.head_labels else f"--method {method.name} here"
         raise SettingError(

@@ -20,7 +20,7 @@ from foreword.training.recipe_file import RecipeFile
 from foreword.training.run import Run
 
 # Keys of a warm start's recipe; all other settings are those of the run that it is for.
-WARM_START_KEYS = ("data", "template", "verbalizer", "label_field", "target_field", "head")
+WARM_START_KEYS = ("data", "template", "verbalizer", "label_field", "target_field", "head", "learn_turns")
 
 
 def warm_start_runs(run: Run) -> list[Run]:
