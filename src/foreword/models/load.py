@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
 )
+from transformers.utils import logging
 
 from foreword import attention
 from foreword.core import Batch, Front
@@ -28,6 +30,7 @@ from foreword.models import gguf
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
 from foreword.models.fingerprint import compute_identity
+from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel
 from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
@@ -173,7 +176,10 @@ def resolve_source(name: str, progress: Callable[[str], None]) -> str:
         return str(Path(name).expanduser())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UnknownModel(f"{name} is no model folder; {NAME_FORMS}.")
-    return name
+    cached = local_copy(name)
+    if cached is not None:
+        progress(f"the Hub cannot be reached; {name} is loaded from the cache")
+    return str(cached or name)
 
 
 def _first_line(error: Exception) -> str:
@@ -213,7 +219,7 @@ def _from_pretrained(
 ) -> tuple[Any, list[str]]:
     """The model, and the names of its tensors that the checkpoint lacks."""
     try:
-        model, found = auto.from_pretrained(
+        model, found = _without_bar(auto.from_pretrained)(
             source,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -228,6 +234,22 @@ def _from_pretrained(
     except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
         raise UnsupportedModel(f"{name} ({type(config).__name__}) cannot be used: {_first_line(error)}") from error
     return model, sorted(found["missing_keys"])
+
+
+def _without_bar(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of Transformers without the progress bar that it writes to stderr."""
+
+    @wraps(load)
+    def quiet(*args: Any, **options: Any) -> Any:
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            return load(*args, **options)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+
+    return quiet
 
 
 def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:

@@ -267,3 +267,9 @@ def test_cancelled_before_it_is_scored(server: RunningServer) -> None:
         second.cancel()
         assert [chunk.finish_reason for chunk in second] == ["cancelled"]
         first.cancel()
+
+
+def test_responses_answer_the_word_too(client: openai.OpenAI, words: dict[str, str]) -> None:
+    answer = client.responses.create(model="swing", input=TEXTS[0])
+    assert answer.output_text == words[TEXTS[0]].strip()
+    assert answer.status == "completed"

@@ -140,6 +140,15 @@ def test_two_versions_answer_side_by_side(server: Server) -> None:
     assert server.http.get("/v1/tasks/poet").json()["split"] is None
 
 
+def test_the_current_version_of_a_split_is_pinned(server: Server) -> None:
+    versions = [server.bank.publish(learned_task(server.lm, "poet", seed=seed)).version for seed in range(2)]
+    server.bank.set_split("poet", {versions[0]: 0.9, versions[1]: 0.1})
+    for _ in range(8):
+        shown = server.http.post("/v1/tasks/poet/pin").json()
+        assert (shown["version"], shown["resident"]) == (versions[0], True)
+    assert server.http.get(f"/v1/tasks/poet@{versions[1]}").json()["resident"] is False
+
+
 def test_every_route_follows_the_split(server: Server) -> None:
     first = server.bank.publish(label_task(server.lm)).version
     second = server.bank.publish(replace(label_task(server.lm), verbalizer={"up": (" yes",), "down": (" no",)})).version

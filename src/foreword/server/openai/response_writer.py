@@ -61,6 +61,8 @@ class ResponseWriter:
             yield from self._open_message()
             if self._blank:
                 yield from self._delta(self._blank)
+        if self._logprobs and self._item is not None and self._item["type"] == "message":
+            yield from self._delta("")  # of tokens that end the answer, and have no text
         yield from self._close("completed" if complete else "incomplete")
         details = usage["prompt_tokens_details"]
         self._response |= {

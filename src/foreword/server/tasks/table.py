@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
@@ -60,7 +61,7 @@ class TaskTable:
 
     async def load_current(self, name: str) -> Task:
         """The version of a task of the bank that is served now, in memory. Raises UnknownTask, ModelMismatch."""
-        ref = await run_in_threadpool(self._versioned_ref, name)
+        ref = await run_in_threadpool(partial(self._versioned_ref, name, ignore_split=True))
         return self.resident.get(ref) or await self._load_once(ref)
 
     async def resolve(
@@ -111,7 +112,7 @@ class TaskTable:
         """Whether ``name`` is ``other``, or ``other@version``."""
         return name == other or (name != self._base and split_ref(name)[0] == other)
 
-    def _versioned_ref(self, name: str, user: str | None = None) -> str:
+    def _versioned_ref(self, name: str, user: str | None = None, *, ignore_split: bool = False) -> str:
         """``name@version`` of a task in the bank, with the version that is served (to the user) unless one is named."""
         task, version = split_ref(name)
         if self._bank is None or not is_name(task):
@@ -122,6 +123,8 @@ class TaskTable:
             raise self._unknown(task) from None
         if version is not None:
             return f"{task}@{self._bank.describe(name)['version']}"
+        if ignore_split:
+            return f"{task}@{current}"
         ref = f"{task}@{current if split is None else split.choose(task, user)}"
         (self._in_split.discard if split is None else self._in_split.add)(ref)
         return ref
