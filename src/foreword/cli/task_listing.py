@@ -134,7 +134,7 @@ def _cell(key: str, value: Any) -> str:
     return str(value)
 
 
-def _bytes(count: int) -> str:
+def _bytes(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count} {unit}" if unit == "B" else f"{count:.1f} {unit}"
