@@ -4,10 +4,11 @@ BIN := .venv/bin
 
 VLLM := .venv-vllm/bin
 LLAMACPP := .venv-llamacpp/bin
+CLIENTS := .venv-clients/bin
 # Compiled for this very CPU, once.
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/foreword/wheels
 
-.PHONY: setup demo check test test-slow test-vllm test-vllm-full test-llamacpp docs lint types format clean
+.PHONY: setup demo check test test-slow test-vllm test-vllm-full test-llamacpp test-clients docs lint types format clean
 
 setup: .venv/ready
 	@$(BIN)/foreword models pull >/dev/null && echo "the built-in model is ready"
@@ -84,6 +85,17 @@ test-llamacpp: .venv-llamacpp/ready
 	$(LLAMACPP)/foreword models pull >/dev/null
 	OMP_WAIT_POLICY=passive $(LLAMACPP)/python -m pytest tests/on_llamacpp
 
+# OpenAI's clients, without Foreword and PyTorch: they ask a server of .venv.
+.venv-clients/ready: pyproject.toml
+	@echo "making .venv-clients (a minute the first time)"
+	@test -x $(CLIENTS)/python || $(PYTHON) -m venv .venv-clients
+	$(CLIENTS)/python -m pip install --upgrade pip --quiet
+	$(CLIENTS)/python -m pip install --quiet --group clients
+	@touch $@
+
+test-clients: setup .venv-clients/ready
+	FOREWORD=$(CURDIR)/$(BIN)/foreword $(CLIENTS)/python -m pytest tests/on_clients --disable-warnings
+
 # The help of every command, into docs/cli.md.
 docs: .venv/dev
 	$(BIN)/python docs/write_cli_help.py
@@ -100,4 +112,4 @@ format: .venv/dev
 	$(BIN)/ruff format src benchmarks tests examples docs/write_cli_help.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-llamacpp .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-vllm .venv-llamacpp .venv-clients .pytest_cache .ruff_cache .hypothesis dist

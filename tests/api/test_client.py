@@ -91,7 +91,7 @@ def test_results_have_what_was_asked_for(client: Client):
     assert client.chat(HELLO, max_tokens=3, temperature=0, logprobs=2).logprobs[0].top
     turn = client.chat(HELLO, max_tokens=3, temperature=0).message
     assert turn["role"] == "assistant"
-    assert client.chat([*HELLO, turn, *HELLO], max_tokens=3).finish_reason == "length"
+    assert client.chat([*HELLO, turn, *HELLO], max_tokens=3, ignore_eos=True).finish_reason == "length"
 
 
 def test_a_task_that_labels_answers_its_label(client: Client):
@@ -134,7 +134,7 @@ def test_coroutines_of_several_loops_run_together(client: Client):
         labels = await client.aclassify(["a"], "mood")
         tags, vectors = await client.atag(["a b"], "slots"), await client.aembed(["a"])
         assert (len(labels), len(tags[0].tags), vectors.shape) == (1, 2, (1, 48))
-        assert (await client.achat(HELLO, max_tokens=2)).usage.completion_tokens == 2
+        assert (await client.achat(HELLO, max_tokens=2, ignore_eos=True)).usage.completion_tokens == 2
         assert len(await client.achat_many([HELLO] * 3, max_tokens=1)) == 3
         return [*(answer.text for answer in answers), "".join(map(str, chunks)), *(await client.atasks())]
 

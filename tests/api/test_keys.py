@@ -23,7 +23,7 @@ def test_errors_of_access(lm, bank, monkeypatch: pytest.MonkeyPatch):
             client.generate("a", task="poet")
         assert type(caught.value) is errors.AccessError
         with foreword.connect(url, api_key="secret") as client:
-            assert client.generate("a", max_tokens=1).finish_reason == "length"
+            assert client.generate("a", max_tokens=1, ignore_eos=True).finish_reason == "length"
         monkeypatch.setenv("FOREWORD_API_KEY", "secret")
         with foreword.connect(url + "/v1/") as client:
             assert "poet" in client.tasks()

@@ -185,6 +185,7 @@ def test_a_tokenizer_without_transformers_renders_alike(with_template, family: s
         ([{"type": "function", "function": {"name": "a b"}}], RequestError, "tools[0].function.name is 'a b'"),
         ([ADD, ADD], RequestError, "tools: the function 'add' is there twice"),
         ([{"function": {"name": "a", "parameters": 1}}], RequestError, "tools[0].function.parameters must be"),
+        ([{"function": {"name": "a", "parameters": {"type": "string"}}}], RequestError, "parameters has type 'string'"),
         ([{"function": {"name": "a", "description": 1}}], RequestError, "tools[0].function.description must be"),
         ([{"function": {"name": "a", "strict": 1}}], RequestError, "tools[0].function.strict must be"),
     ],

@@ -148,3 +148,19 @@ def test_a_response_beside_calls_is_an_object() -> None:
     assert isinstance(plan.make_reader(), ToolListReader)
     with pytest.raises(UnsupportedOption, match="either calls of tools or JSON"):
         choice.plan(HERMES, Constraint.regex("a+"))
+
+
+def test_forced_arguments_are_those_of_the_schema_alone() -> None:
+    inner = {"type": "object", "properties": {"type": {"type": "string", "enum": [{"type": "object"}]}}}
+    free = {"type": "object", "properties": {}, "additionalProperties": {"type": "string"}}
+    parameters = {"properties": {"inner": inner, "free": free, "any": {"type": "object"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    choice = {"type": "function", "function": {"name": "f"}}
+    constraint = ToolChoice.parse([tool], choice).plan(HERMES).constraint
+    assert constraint is not None
+    schema = json.loads(constraint.text)
+    assert schema["type"] == "object"
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["inner"] == {**inner, "additionalProperties": False}
+    assert schema["properties"]["free"] == free
+    assert schema["properties"]["any"] == {"type": "object"}

@@ -31,11 +31,11 @@ class LocalEngine(Client):
     threads and coroutines run in one batch. Close it, or use it as a context manager: it holds the model.
 
     >>> engine = foreword.Engine(lm)
-    >>> engine.generate("Once upon a time", max_tokens=4).finish_reason
+    >>> engine.generate("Once upon a time", max_tokens=4, temperature=0).finish_reason
     'length'
     >>> [answer.label in ("good", "bad") for answer in engine.classify(["a fine film", "dull"], "mood")]
     [True, True]
-    >>> for chunk in engine.stream_chat([{"role": "user", "content": "Hello"}], max_tokens=4):
+    >>> for chunk in engine.stream_chat([{"role": "user", "content": "Hello"}], max_tokens=4, ignore_eos=True):
     ...     text = chunk.text  # shown as it comes
     >>> chunk.usage.completion_tokens
     4

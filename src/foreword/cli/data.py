@@ -12,28 +12,18 @@ from foreword.cli.options import Json, ModelName, RemoteCode, emit, quiet_librar
 from foreword.cli.recipes import make_recipe
 from foreword.errors import ModelError
 from foreword.training.recipe import Recipe
-from foreword.training.setting import settings_of
+from foreword.training.setting import DATA, settings_of
 
 if TYPE_CHECKING:
     from foreword.models.tokenized_model import TokenizedModel
     from foreword.training.data.data_summary import DataSummary, FieldSummary, TokenCounts
 
-# Settings of a recipe that say how its data are read.
-OF_DATA = (
-    "eval",
-    "template",
-    "verbalizer",
-    "label_field",
-    "target_field",
-    "head",
-    "problem_type",
-    "learn_turns",
-    "columns",
-    "delimiter",
-    "long_rows",
-    "max_length",
+# Settings of a recipe that do not say how its data are read.
+OTHERS = tuple(
+    name
+    for name, (_, setting) in settings_of(Recipe).items()
+    if name in ("data", "unlabeled") or (setting.group != DATA and name not in ("head", "problem_type"))
 )
-OTHERS = tuple(name for name in settings_of(Recipe) if name not in OF_DATA)
 # Labels that are listed, and characters of a value that are shown, at most.
 MAX_LABELS, MAX_VALUE = 20, 60
 

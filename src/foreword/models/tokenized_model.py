@@ -63,5 +63,5 @@ class TokenizedModel:
             max_positions(text),
             causal or is_encoder_decoder or masked,
             text.vocab_size,
-            frozenset(ends if isinstance(ends, list) else [ends]) - {None},
+            frozenset(each for each in (ends if isinstance(ends, list) else [ends]) if each is not None),
         )

@@ -94,7 +94,11 @@ class HubDataset:
         from datasets import Dataset, ReadInstruction, concatenate_datasets, load_from_disk
 
         loaded = load_from_disk(self.path)
-        splits = {saved_splits(Path(self.path))[0]: loaded} if isinstance(loaded, Dataset) else dict(loaded)
+        splits = (
+            {saved_splits(Path(self.path))[0]: loaded}
+            if isinstance(loaded, Dataset)
+            else {str(name): each for name, each in loaded.items()}
+        )
         named = re.sub(r"\[[^\]]*\]", "", self.split).split("+")
         if unknown := [each for each in named if each not in splits]:
             raise DataError(f"{self.name}: there is no split {unknown[0]!r}; it has {', '.join(splits)}.")

@@ -67,8 +67,8 @@ def _json_value(value: Any) -> Any:
         return value
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    if hasattr(value, "tolist"):
-        return _json_value(value.tolist())
+    if (as_python := getattr(value, "tolist", None)) is not None:
+        return _json_value(as_python())
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return str(value) if isinstance(value, decimal.Decimal | datetime.timedelta) else value

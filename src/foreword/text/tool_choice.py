@@ -169,8 +169,28 @@ def _allowed(tools: Sequence[Tool], choice: Mapping[str, Any], parallel: bool) -
 
 
 def _object_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of arguments, which are an object even where it does not say so."""
-    return {"type": "object", **schema}
+    """The schema of arguments: an object even where it does not say so, with no arguments that it does not know."""
+    return _closed({"type": "object", **schema})
+
+
+def _closed(schema: Any) -> Any:
+    """A schema whose objects have no other properties than it lists, unless it says something of those.
+
+    A function has no use for further arguments, and a small model could go on inventing them.
+    """
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {key: value if key in _DATA_KEYWORDS else _closed(value) for key, value in schema.items()}
+    lists = schema.get("type") == "object" and isinstance(schema.get("properties"), Mapping)
+    return {**found, "additionalProperties": False} if lists and not _OPEN_KEYWORDS & set(schema) else found
+
+
+_DATA_KEYWORDS = frozenset({"const", "enum", "default", "examples"})
+_OPEN_KEYWORDS = frozenset(
+    {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref"}
+)
 
 
 def _moved(schema: Any, path: str) -> Any:

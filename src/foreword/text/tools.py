@@ -71,6 +71,11 @@ def _tool(where: str, tool: object) -> Tool:
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, Mapping):
         raise RequestError(f"{where}.function.parameters must be a JSON schema; send an object.")
+    if parameters and parameters.get("type", "object") != "object":
+        raise RequestError(
+            f"{where}.function.parameters has type {str(parameters['type'])[:40]!r}; arguments are an object, so write "
+            "type: object."
+        )
     strict = function.get("strict")
     if strict is not None and not isinstance(strict, bool):
         raise RequestError(f"{where}.function.strict must be true or false.")

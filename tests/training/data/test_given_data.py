@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def refused(rows, kind=DataError, **changes) -> str:
+def refused(rows, kind: type[UsageError] = DataError, **changes) -> str:
     with pytest.raises(kind) as caught:
         TrainingData.read(Recipe(data=rows, **changes))
     return str(caught.value)
@@ -117,6 +117,7 @@ def test_labels_that_look_alike_or_like_none_are_warned_of():
 def test_columns_with_blanks_and_numbers_beside_them():
     rows = [{"Tweet text": f"t {n}", "ID": str(n), "Label": "yn"[n % 2]} for n in range(6)]
     data = TrainingData.read(Recipe(data=write_csv(Path("t.csv"), rows), label_field="Label"))
+    assert data.template is not None
     assert data.template.source == "{Tweet text}\nLabel:{mask}"
     assert data.overview == (
         "t.csv (CSV): 6 rows, 1 of them to evaluate; labels n 3, y 3; template '{Tweet text}\\nLabel:{mask}'"

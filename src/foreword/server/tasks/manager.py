@@ -150,4 +150,5 @@ def _version_fields(description: Mapping[str, Any]) -> dict[str, Any]:
         "created": description["created"],
         "ttl": description.get("ttl"),
         "metrics": description["provenance"].get("metrics"),
+        **{key: description[key] for key in ("label_field",) if key in description},
     }

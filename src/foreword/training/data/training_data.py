@@ -244,17 +244,21 @@ class TrainingData:
 
     def fit(self, long_rows: LongRows, fits: Callable[[Row], bool]) -> TrainingData:
         """The data with rows that fit, see `LongRows.fit`."""
-        if long_rows.action == "cut" and self.conversations:
-            raise SettingError("long_rows", "--long-rows cut would part answers from their questions; use skip.")
-        if long_rows.action == "cut" and self.per_token:
-            raise SettingError("long_rows", "--long-rows cut would part words from their tags; use skip.")
-        names = [name for template in self.templates for name in template.fields]
-        chosen = long_rows.of_fields(names if len(self.templates) == 1 else list(dict.fromkeys(names)))
+        chosen = self.checked(long_rows)
         train, held = chosen.fit(self.train_rows, fits), chosen.fit(self.eval_rows, fits)
         both = FittedRows([*train.rows, *held.rows], train.skipped + held.skipped, train.cut + held.cut)
         note = both.note(len(self.train_rows) + len(self.eval_rows), f"'{chosen.field}'")
         warnings = (*self.warnings, note) if note else self.warnings
         return replace(self, train_rows=train.rows, eval_rows=held.rows, warnings=warnings)
+
+    def checked(self, long_rows: LongRows) -> LongRows:
+        """The same, with the field to cut. Raises SettingError where nothing can be cut."""
+        if long_rows.action == "cut" and self.conversations:
+            raise SettingError("long_rows", "--long-rows cut would part answers from their questions; use skip.")
+        if long_rows.action == "cut" and self.per_token:
+            raise SettingError("long_rows", "--long-rows cut would part words from their tags; use skip.")
+        names = [name for template in self.templates for name in template.fields]
+        return long_rows.of_fields(list(dict.fromkeys(names)))
 
     def demonstrations(self, budget: int) -> str:
         """Training rows with their answers as one text of about ``budget`` characters, the labels in turns."""
