@@ -176,7 +176,7 @@ def flags(place: Path) -> dict[str, list[str]]:
     for name in COMMANDS:
         shown = command(place, *name.split(), "--help", COLUMNS="200", TERMINAL_WIDTH="200", NO_COLOR="1", TERM="dumb")
         assert shown.status == 0, shown.err
-        given = re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown.out.partition("Options")[2])
+        given = re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown.out.partition("\nExample:")[0])
         found[name] = sorted(set(given))
     return found
 

@@ -168,7 +168,7 @@ def test_on_a_terminal(endless, tmp_path):
         terminal.type("\x03")
         terminal.until("base>")
         terminal.type("/stats\r")
-        assert "1 answers" in terminal.until("base>")
+        assert "in 1 answer\r" in terminal.until("base>")
         terminal.type("\x04")
         assert terminal.end() == 0
         assert "Traceback" not in terminal.shown
