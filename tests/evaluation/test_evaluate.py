@@ -192,7 +192,7 @@ def test_errors_name_the_row(engine, bad, kind, message):
 
 
 def test_what_cannot_be_evaluated(engine):
-    with pytest.raises(DataError, match="there are no rows to evaluate"):
+    with pytest.raises(DataError, match="rows in memory has no examples"):
         evaluate(engine, labelled(), [])
     with pytest.raises(TemplateError, match="task 't' has no template"):
         evaluate(engine, labelled(template=None), rows(["good"] * 4))

@@ -14,6 +14,7 @@ from foreword.prompts.registry import METHODS
 from foreword.text.delimited import Layout
 from foreword.text.long_rows import LongRows
 from foreword.text.memory import Tabular
+from foreword.text.row import Row
 from foreword.text.rows import source_name
 from foreword.training.setting import DATA, METHOD, OPTIMISATION, OUTPUT, Setting, check_settings, flag_of, settings_of
 from foreword.training.tracker import PACKAGES, check_tracker
@@ -230,6 +231,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_settings(self)
         check_consistent(self)
+        self._check_rows()
         self._check_init()
         Layout.parse(self.columns, self.delimiter)
         LongRows.parse(self.long_rows)
@@ -237,6 +239,11 @@ class Recipe:
             raise SettingError(
                 "max_steps", "--epochs and --max-steps both set the length of the run; give one of them."
             )
+
+    def _check_rows(self) -> None:
+        for name, rows in (("data", self.data), ("eval", self.eval)):
+            if isinstance(rows, list) and not all(isinstance(row, Mapping | Row) for row in rows):
+                raise SettingError(name, f"{flag_of(name)} must be text, got {reprlib.repr(rows)}.")
 
     def _check_init(self) -> None:
         kind, colon, name = self.init.partition(":")

@@ -230,7 +230,8 @@ def _token_pieces(builder: ExampleBuilder, example: Example) -> Iterable[Piece]:
         if not runs or runs[-1][1] != (place in learned):
             runs.append(([], place in learned))
         runs[-1][0].append(token)
-    return [(str(builder.encoder.tokenizer.decode(tokens)), answer) for tokens, answer in runs]
+    decode = builder.encoder.tokenizer.decode
+    return [("".join(decode(tokens)), answer) for tokens, answer in runs]
 
 
 def _joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
