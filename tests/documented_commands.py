@@ -25,7 +25,9 @@ ELSEWHERE = ("docker", "make", "pip", "torchrun", "vllm")
 _FOREWORD = """#!/usr/bin/env bash
 case " $* " in *" --engine vllm "*|*" --engine llamacpp "*) exit 0;; esac
 if [ "$1" != serve ]; then exec "{python}" -m foreword "$@"; fi
-if [ -f {scratch}/server ]; then old=$(cat {scratch}/server); kill $old; while kill -0 $old 2> /dev/null; do sleep 0.1; done; fi
+old=$(cat {scratch}/server 2> /dev/null || true)
+[ -z "$old" ] || kill "$old"
+while [ -n "$old" ] && kill -0 "$old" 2> /dev/null; do sleep 0.1; done
 "{python}" -m foreword "$@" > {scratch}/served.txt 2>&1 < /dev/null &
 echo $! > {scratch}/server
 for _ in $(seq 600); do curl -sf http://127.0.0.1:{port}/ready > {scratch}/ready.txt && exit 0; sleep 0.2; done
