@@ -33,6 +33,9 @@ class BackgroundLoop:
 
     def __init__(self, name: str) -> None:
         self._loop, self._closing = asyncio.new_event_loop(), False
+        # What is handed to the loop comes before the end of it, or is refused: behind the end nothing runs, and whoever
+        # waited would wait for ever. Reentrant, since garbage collection may close an iterator inside.
+        self._handing_over = threading.RLock()
         self._open: set[AsyncGenerator[Any]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
@@ -66,7 +69,7 @@ class BackgroundLoop:
 
     def iterate(self, items: AsyncGenerator[T]) -> Iterator[T]:
         """The items of an asynchronous generator, which is closed when this iterator is."""
-        self._open.add(items)
+        self._keep(items)
         try:
             while (item := self.run(_next(items))) is not _END:
                 yield item
@@ -75,7 +78,7 @@ class BackgroundLoop:
 
     async def aiterate(self, items: AsyncGenerator[T]) -> AsyncIterator[T]:
         """`iterate` from another event loop."""
-        self._open.add(items)
+        self._keep(items)
         try:
             while (item := await self.arun(_next(items))) is not _END:
                 yield item
@@ -83,27 +86,36 @@ class BackgroundLoop:
             self._close_soon(items)
 
     def close(self) -> None:
-        """Cancel what runs, and end the thread."""
-        if not self.is_running:
+        """Cancel what runs, and end the thread. May be called twice, and by several threads, which wait for the end."""
+        with self._handing_over:
+            first, self._closing = not self._closing, True
+        if not first:
+            self._thread.join()
             return
-        self._closing = True
         atexit.unregister(self.close)
-        self.run(_cancel_all(list(self._open)))
+        asyncio.run_coroutine_threadsafe(_cancel_all(list(self._open)), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Any:
-        if not self.is_running:
-            coroutine.close()
-            raise EngineError(_CLOSED)
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._handing_over:
+            if not self._closing:
+                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        coroutine.close()
+        raise EngineError(_CLOSED)
+
+    def _keep(self, items: AsyncGenerator[Any]) -> None:
+        with self._handing_over:
+            if not self._closing:
+                self._open.add(items)
 
     def _close_soon(self, items: AsyncGenerator[T]) -> None:
-        self._open.discard(items)
-        # Without waiting: garbage collection may call this in the loop's own thread.
-        if self.is_running:
-            asyncio.run_coroutine_threadsafe(_aclose(items), self._loop)
+        # Without waiting: garbage collection may call this in the loop's own thread. `close` closes what is left open.
+        with self._handing_over:
+            if not self._closing:
+                self._open.discard(items)
+                asyncio.run_coroutine_threadsafe(_aclose(items), self._loop)
 
 
 class Blocking(Generic[P, T]):

@@ -11,7 +11,7 @@ import base64
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
@@ -177,7 +177,8 @@ class Client(WithOverview):
     def close(self) -> None:
         """Cancel what runs and close the connections. May be called twice."""
         if self.loop.is_running:
-            self.loop.run(self._http.aclose())
+            with suppress(EngineError):  # another thread closes it, which `loop.close` waits for
+                self.loop.run(self._http.aclose())
             self.loop.close()
 
     def __enter__(self) -> Self:
