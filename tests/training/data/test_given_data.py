@@ -215,3 +215,24 @@ def test_optional_fields_are_learned_and_served_alike():
     texts = {tiny_model("llama").tokenizer.decode(example.prompt_ids) for example in run.examples}
     assert texts == {"a\nA:", "b\nA:", "a\nz\nA:", "b\nz\nA:"}
     assert re.fullmatch(r"rows in memory.*: 24 rows.*", run.data.overview)
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"template": "{text}", "head": "linear", "verbalizer": {"y": [" yes"], "n": [" no"]}}, "--verbalizer"),
+        ({"template": "{text}", "label_field": "tags", "verbalizer": {"p": [" x"], "q": [" y"]}}, "--verbalizer"),
+        ({"template": "{text}{target:label}", "class_weights": "balanced"}, "--class-weights"),
+        ({"target_field": "label", "class_weights": "balanced"}, "--class-weights"),
+    ],
+)
+def test_a_setting_that_the_rows_do_not_use_is_refused(changes, flag):
+    rows = [{"text": f"row {n} of many", "label": "yn"[n % 2], "tags": ["p", "q"][: n % 3]} for n in range(9)]
+    assert f"so {flag} has no use; leave it out." in refused(rows, SettingError, **changes)
+
+
+@pytest.mark.parametrize(("name", "value"), [("problem_type", "regression"), ("class_weights", "balanced")])
+def test_conversations_have_no_labels(name, value):
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 3
+    said = refused(rows, SettingError, **{name: value})
+    assert f"so --{name.replace('_', '-')} has no use; leave it out." in said

@@ -113,6 +113,10 @@ class TrainingData:
         linear = (
             recipe.head == "linear" or kind.needs_head or (recipe.head is None and not vocabulary and not generates)
         )
+        if linear:
+            recipe.reject_unused_settings(("verbalizer",), "labels are answered by a linear head, which has no words")
+        elif generates:
+            recipe.reject_unused_settings(("class_weights",), "this run generates text")
         templates = _templates(recipe, templates, rows, linear, per_token)
         labels = _labels([*rows, *held], recipe.label_field, kind) if linear else ()
         verbalizer = None if linear else _verbalizer(recipe, templates, [*rows, *held])
@@ -302,7 +306,7 @@ def holds_conversations(recipe: Recipe, row: Row) -> bool:
     if templates and not named:
         return False  # a template over other fields of the row
     recipe.reject_unused_settings(
-        ("template", "target_field", "verbalizer", "head", "label_field"),
+        ("template", "target_field", "verbalizer", "head", "label_field", "problem_type", "class_weights"),
         f"{row.where} holds a conversation ({', '.join(fields)}), which the model's chat template makes text of",
     )
     return True
