@@ -23,6 +23,11 @@ class Tabular(Protocol):
 
 def memory_rows(source: Sequence[Any] | Tabular) -> list[Row]:
     """Rows with places such as ``row 3``. Raises DataError for anything but mappings of JSON values."""
+    if isinstance(features := getattr(source, "features", None), Mapping) and not isinstance(source, Tabular):
+        # A `datasets.IterableDataset`, whose rows have numbers in place of the names of classes.
+        from datasets import Dataset, Features
+
+        source = Dataset.from_list(list(source), features=Features(features))
     if isinstance(source, Tabular):
         return [Row(*each) for each in _table_rows(source)]
     rows = []
@@ -44,6 +49,8 @@ def _table_rows(table: Any) -> Iterable[tuple[dict[str, Any], str]]:
         return (
             (values, where.strip()) for values, where in table_rows(table.with_format("arrow")[:], table.features, "")
         )
+    if not hasattr(table, "columns"):
+        raise DataError(f"the rows are a {type(table).__name__}, which has no columns; give a DataFrame.")
     names = [str(name) for name in table.columns]
     if len(set(names)) != len(names):
         raise DataError("the DataFrame has two columns of one name; give every column its own.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas
@@ -229,6 +230,20 @@ def test_optional_fields_are_learned_and_served_alike():
 def test_a_setting_that_the_rows_do_not_use_is_refused(changes, flag):
     rows = [{"text": f"row {n} of many", "label": "yn"[n % 2], "tags": ["p", "q"][: n % 3]} for n in range(9)]
     assert f"so {flag} has no use; leave it out." in refused(rows, SettingError, **changes)
+
+
+def test_an_iterable_data_set_has_the_names_of_its_classes():
+    classes = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    whole = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=classes)
+    stream: Any = whole.to_iterable_dataset()
+    rows = [row.values for row in read_rows(stream)]
+    assert [row["label"] for row in rows] == ["yes", "no", None]
+    assert rows == [row.values for row in read_rows(whole)]
+
+
+def test_a_series_is_no_table():
+    with pytest.raises(DataError, match="a Series, which has no columns; give a DataFrame"):
+        read_rows(pandas.Series(["a"]))
 
 
 @pytest.mark.parametrize(("name", "value"), [("problem_type", "regression"), ("class_weights", "balanced")])
