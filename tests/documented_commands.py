@@ -19,13 +19,15 @@ import foreword
 SOURCE = Path(foreword.__file__).parents[1]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PORT = "8000"
-ELSEWHERE = ("make", "pip", "torchrun", "vllm")
+ELSEWHERE = ("docker", "make", "pip", "torchrun", "vllm")
 """Programs that install something or need another environment; what stands behind them is not run."""
 
 _FOREWORD = """#!/usr/bin/env bash
 case " $* " in *" --engine vllm "*|*" --engine llamacpp "*) exit 0;; esac
 if [ "$1" != serve ]; then exec "{python}" -m foreword "$@"; fi
-[ -f {scratch}/server ] && kill "$(cat {scratch}/server)"
+old=$(cat {scratch}/server 2> /dev/null || true)
+[ -z "$old" ] || kill "$old"
+while [ -n "$old" ] && kill -0 "$old" 2> /dev/null; do sleep 0.1; done
 "{python}" -m foreword "$@" > {scratch}/served.txt 2>&1 < /dev/null &
 echo $! > {scratch}/server
 for _ in $(seq 600); do curl -sf http://127.0.0.1:{port}/ready > {scratch}/ready.txt && exit 0; sleep 0.2; done
@@ -66,7 +68,7 @@ def run_page(page: Path, folder: Path, model: str, until: str = "") -> None:
     environment = _environment(folder, scratch, model, port)
     try:
         for block in blocks(page, until):
-            text = block.text.replace(PORT, port)
+            text = block.text.replace(f":{PORT}", f":{port}").replace(f"--port {PORT}", f"--port {port}")
             command = (
                 ["bash", "-euo", "pipefail", "-c", text] if block.language == "sh" else [sys.executable, "-c", text]
             )

@@ -72,6 +72,13 @@ def test_a_template_that_closes_no_turn_ends_with_the_end_of_text():
     assert second.token_ids[: second.output_indices[0] + 1] == tuple(chat.encode(tokenizer, rendered))
 
 
+@pytest.mark.parametrize("answer", ["n", "end", "im", "|>", "d"])
+def test_an_answer_that_stands_in_the_name_of_the_end_is_learned_alone(answer):
+    tokenizer = with_template("byte_level")
+    (prompt,) = joined(tokenizer, talk("a", answer, "b", answer))
+    assert learned(tokenizer, prompt) == f"{answer}<|im_end|>" * 2
+
+
 def test_the_last_turn_alone():
     tokenizer = with_template("byte_level")
     (prompt,) = joined(tokenizer, talk("a", "great", "b", "bad", learn="last"))

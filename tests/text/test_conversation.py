@@ -96,6 +96,24 @@ def test_turns_that_are_not_learned():
     assert Conversation.read({"messages": greeting}).answers == (2, 4)  # nobody asks for a greeting
     left_out = [OPENAI[0], {**OPENAI[1], "weight": 0}, *OPENAI[2:]]
     assert Conversation.read({"messages": left_out}).answers == (3,)
+    left_out = [SHAREGPT[0], {**SHAREGPT[1], "weight": 0}, *SHAREGPT]
+    assert Conversation.read({"conversations": left_out}).answers == (3, 5)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": OPENAI},
+        {"conversations": SHAREGPT},
+        {"prompt": OPENAI[:3], "completion": OPENAI[3:]},
+        {"prompt": "a", "response": "b", "history": []},
+    ],
+)
+def test_a_field_system_is_the_first_turn_of_every_format(row):
+    bare = Conversation.read(row)
+    conversation = Conversation.read({**row, "system": "Be brief."})
+    assert conversation.messages == ({"role": "system", "content": "Be brief."}, *bare.messages)
+    assert conversation.answers == tuple(index + 1 for index in bare.answers)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +140,10 @@ def test_turns_that_are_not_learned():
         ({"messages": [{"role": "user", "content": 7}, OPENAI[1]]}, r"messages\[0\]: content must be a string"),
         ({"messages": [OPENAI[0], {**OPENAI[1], "weight": 0.5}]}, r"messages\[1\]: weight is 0.5"),
         ({"messages": [OPENAI[0], {"role": "assistant", "tool_calls": [{}]}]}, r"tool_calls\[0\].function must be"),
+        (
+            {"conversations": [{"from": "system", "value": "x"}, *SHAREGPT], "system": "y"},
+            "a system turn and a field system; keep one",
+        ),
         ({"messages": OPENAI, "tools": "a hammer"}, "tools must be a list of"),
         ({"messages": OPENAI, "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs is not"),
         ({"prompt": "a", "completion": OPENAI[1:2]}, "write both as texts, or as lists"),

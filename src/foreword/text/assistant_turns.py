@@ -125,12 +125,21 @@ def _said(content: str) -> list[str]:
 def _without_closing_text(tokenizer: PreTrainedTokenizerBase, message: Message, rendered: str) -> str:
     """A rendered answer without text that a template puts behind it: only a special token can end a turn."""
     content = str(message.get("content") or "").strip()
-    at = rendered.rfind(content)
+    # The answer "n" is not the one in <|im_end|>.
+    at = _hide_special_tokens(tokenizer, rendered).rfind(content)
     if not content or at < 0 or message.get("tool_calls"):
         return rendered
     end = at + len(content)
     closing = seam.encode(tokenizer, rendered[end:].strip(), bos=False)
     return rendered if not closing or closing[0] in _special_ids(tokenizer) else rendered[:end]
+
+
+def _hide_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A text of the same length with NUL in place of its special tokens."""
+    for token_id in _special_ids(tokenizer):
+        token = str(tokenizer.convert_ids_to_tokens(token_id))
+        text = text.replace(token, "\0" * len(token))
+    return text
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

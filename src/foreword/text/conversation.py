@@ -113,15 +113,11 @@ def is_prompt_completion(values: Mapping[str, Any]) -> bool:
 
 
 def _read_messages(values: Mapping[str, Any]) -> Conversation:
-    return _conversation(_messages(values["messages"], "messages"))
+    return _conversation(_with_system(values, _messages(values["messages"], "messages")))
 
 
 def _read_sharegpt(values: Mapping[str, Any]) -> Conversation:
-    messages = _messages(values["conversations"], "conversations")
-    system = values.get("system")
-    if isinstance(system, str) and system:
-        messages = [{"role": "system", "content": system}, *messages]
-    return _conversation(messages)
+    return _conversation(_with_system(values, _messages(values["conversations"], "conversations")))
 
 
 def _read_prompt_completion(values: Mapping[str, Any]) -> Conversation:
@@ -129,7 +125,7 @@ def _read_prompt_completion(values: Mapping[str, Any]) -> Conversation:
     completion = _list(values["completion"])
     if prompt is None or completion is None:
         raise DataError("prompt and completion are a text and a list of messages; write both as texts, or as lists.")
-    asked = _messages(prompt, "prompt")
+    asked = _with_system(values, _messages(prompt, "prompt"))
     conversation = _conversation([*asked, *_messages(completion, "completion")])
     # The completion alone is learned, as in TRL.
     return replace(conversation, answers=tuple(index for index in conversation.answers if index >= len(asked)))
@@ -143,7 +139,7 @@ def _read_history(values: Mapping[str, Any]) -> Conversation:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise DataError(f"pair {number} of history is not a question and its answer; write it as two texts.")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    return _conversation(messages)
+    return _conversation(_with_system(values, messages))
 
 
 _FORMATS = {
@@ -160,6 +156,16 @@ _FORMATS = {
         lambda values: {"prompt", "response", "history"} <= set(values), _read_history
     ),
 }
+
+
+def _with_system(values: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """The messages behind the system turn that a row has as a field of its own. Raises DataError for a second one."""
+    system = values.get("system")
+    if not isinstance(system, str) or not system.strip():
+        return messages
+    if messages[0]["role"] == "system":
+        raise DataError("the row has a system turn and a field system; keep one of them.")
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _conversation(messages: Sequence[Message]) -> Conversation:
@@ -204,12 +210,12 @@ def _openai(message: Message, where: str) -> Message:
     speaker = _SPEAKERS.get(str(message["from"]).lower())
     if speaker is None:
         raise DataError(f"{where} is from {message['from']!r}; use one of {', '.join(_SPEAKERS)}.")
-    text = message.get("value", "")
+    text, weight = message.get("value", ""), {"weight": message["weight"]} if "weight" in message else {}
     if speaker != "function_call":
-        return {"role": speaker, "content": text}
+        return {"role": speaker, "content": text, **weight}
     calls = _parsed(text) if isinstance(text, str) else text
     calls = calls if isinstance(calls, list) else [calls]
-    return {"role": "assistant", "content": "", "tool_calls": [{"function": call} for call in calls]}
+    return {"role": "assistant", "content": "", "tool_calls": [{"function": call} for call in calls], **weight}
 
 
 def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:

@@ -112,6 +112,10 @@ def test_labels_that_look_alike_or_like_none_are_warned_of():
     assert "1 texts stand in rows with different labels" in data.warnings
     assert "3 of 3 evaluation rows are training rows, too" in data.warnings
     assert TrainingData.read(Recipe(data=[{"text": str(n), "label": "yn"[n % 2]} for n in range(9)])).warnings == ()
+    mixed = [{"text": str(n), "label": (0, 1, 1.0)[n % 3]} for n in range(9)]
+    assert TrainingData.read(Recipe(data=mixed)).warnings == (
+        "labels '1' (3) and '1.0' (3) differ only in how a number is written, and are learned as different labels",
+    )
 
 
 def test_columns_with_blanks_and_numbers_beside_them():

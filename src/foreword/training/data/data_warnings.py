@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -40,20 +41,32 @@ def data_warnings(
 
 
 def similar_labels(labels: Iterable[str]) -> list[str]:
-    """Clauses about labels that differ only in case or blanks, and about labels that look like missing values."""
+    """Clauses about labels that differ only in case or blanks or in how a number is written, and about labels that look
+    like missing values."""
     counted, alike, found = Counter(labels), defaultdict(list), []
     for label in sorted(counted):
-        alike["".join(label.casefold().split())].append(label)
+        alike[_spelling(label)].append(label)
     for group in alike.values():
         if len(group) > 1:
             named = " and ".join(f"{label!r} ({counted[label]})" for label in group)
-            found.append(f"labels {named} differ only in case or blanks, and are learned as different labels")
+            kind = "case or blanks" if isinstance(_spelling(group[0]), str) else "how a number is written"
+            found.append(f"labels {named} differ only in {kind}, and are learned as different labels")
     found += [
         f"label {label!r} ({counted[label]} rows) looks like a missing value"
         for label in sorted(counted)
         if label.strip().casefold() in _NONE_LABELS
     ]
     return found
+
+
+def _spelling(label: str) -> str | float:
+    """What labels share that differ only in case or blanks, or that are the same number."""
+    bare = "".join(label.casefold().split())
+    try:
+        number = float(bare)
+    except ValueError:
+        return bare
+    return number if math.isfinite(number) else bare
 
 
 def _texts(row: Row, template: Template) -> tuple[str, ...]:
