@@ -81,6 +81,7 @@ def test_classifying_with_a_conversation_task_is_refused(run, data):
     assert run("train", "--data", data, *SMALL, "--publish", "shop").status == 0
     refused = run("classify", "shop", "x")
     assert refused.status != 0
+    assert "or use generate or chat" in refused.err
     assert "Traceback" not in refused.err
     other = write_jsonl(Path("labels.jsonl"), [{"text": "a", "label": "b"}] * 3)
     refused = run("eval", "shop", "--data", other)

@@ -120,3 +120,13 @@ def test_no_weights_are_read(model, monkeypatch):
 )
 def test_a_field_to_cut_is_a_word_of_its_own(args, expected):
     assert join_words(args) == expected
+
+
+def test_a_missing_file_is_said_before_a_missing_model(monkeypatch):
+    monkeypatch.setenv("FOREWORD_HOME", str(Path("empty").absolute()))
+    monkeypatch.delenv("FOREWORD_MODEL", raising=False)
+    done = CliRunner().invoke(app, ["data", "nothing.jsonl"])
+    assert "nothing.jsonl cannot be read" in str(done.exception)
+    assert "tokens are not counted" not in done.output
+    Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert "tokens are not counted: " in CliRunner().invoke(app, ["data", "t.jsonl"]).output

@@ -22,11 +22,14 @@ def kind(run: Run, tmp_path: Path) -> str:
 def test_a_task_expires_and_is_pruned(run: Run, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Be brief.")
     for name, more in (("short", ("--ttl", "1h")), ("long", ())):
-        assert run("publish", name, "--system", "short.txt", *more).status == 0
+        published = run("publish", name, "--system", "short.txt", *more)
+        assert published.status == 0
+        assert ("ttl 1h" in published.out) == (name == "short")
     assert run("generate", "short", "Hello", "--max-tokens", 1).status == 0
     shown = run("bank", "show", "short", "--json").json
     assert shown["ttl"] == 3600
-    assert "expires" in run("bank", "show", "short").out
+    assert "1h without being used" in run("bank", "show", "short").out
+    assert "(expired)" not in run("bank", "list").out
     assert run("bank", "prune").out.strip() == "nothing has expired"
     record = tmp_path / "home" / "bank" / "short"
     (record / "used").write_text("2020-01-31T09:30:00Z\n")  # the version is younger than that
@@ -44,6 +47,7 @@ def test_an_expired_task_is_refused_and_removed(run: Run, tmp_path: Path) -> Non
     (tmp_path / "short.txt").write_text("Be brief.")
     assert run("publish", "short", "--system", "short.txt", "--ttl", "1s").status == 0
     time.sleep(1.2)
+    assert "short (expired)" in run("bank", "list").out
     refused = run("generate", "short", "Hello")
     assert refused.status == 1
     assert "the task 'short' has expired" in refused.err

@@ -117,6 +117,10 @@ def test_a_template_that_cannot_be_guessed():
     rows = [{"premise": "a", "text": "b", "label": "y"}]
     said = refused(rows, template=None)
     assert said.startswith("bad.jsonl line 1: the row has 2 text fields (premise, text), so the template cannot be")
+    said = refused(rows, template=None, label_field="labl", kind=DataError)
+    assert said == "bad.jsonl line 1: the row has no field 'labl' (it has: premise, text, label); did you mean 'label'?"
+    said = refused([{"input": "a", "output": "b"}], template=None, kind=DataError)
+    assert "has no field 'label' (it has: input, output); pass --label-field, --target-field" in said
 
 
 def test_a_prefix_of_another_model():

@@ -37,7 +37,9 @@ def classify(
     task = bank.load(name)
     bank.record_use(task)
     if task.template is None or not task.labels:
-        raise UsageError(f"task '{name}' has no labels to choose from; train one with {{mask}}, or use generate.")
+        raise UsageError(
+            f"task '{name}' has no labels to choose from; train one with {{mask}}, or use generate or chat."
+        )
     template = Template.parse(task.template)
     if (field := template.text_field) is None:
         count = len(template.fields)

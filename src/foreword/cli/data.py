@@ -46,24 +46,26 @@ def data(
     recipe = make_recipe({**settings, "data": file, "template": settings["template"] or None})
     from foreword.training.data.data_summary import DataSummary
 
-    summary = DataSummary.read(recipe, _tokenized(model, trust_remote_code))
+    tokenized, problem = _tokenized(model, trust_remote_code)
+    summary = DataSummary.read(recipe, tokenized)
+    if problem is not None:
+        say(f"tokens are not counted: {problem}")
     emit(summary.to_json(), _text(summary), json)
     if summary.problem is not None:
         raise summary.problem
 
 
-def _tokenized(name: str | None, trust_remote_code: bool) -> TokenizedModel | None:
-    """The model's tokenizer; ``None``, with a word about it, where there is no default model yet."""
+def _tokenized(name: str | None, trust_remote_code: bool) -> tuple[TokenizedModel | None, ModelError | None]:
+    """The model's tokenizer, or why there is none where no model is named and the default one is not there yet."""
     quiet_libraries()
     from foreword.models.tokenized_model import TokenizedModel
 
     try:
-        return TokenizedModel.load(name, trust_remote_code=trust_remote_code, progress=say)
+        return TokenizedModel.load(name, trust_remote_code=trust_remote_code, progress=say), None
     except ModelError as error:
         if name is not None:
             raise
-        say(f"tokens are not counted: {error}")
-        return None
+        return None, error
 
 
 def _text(summary: DataSummary) -> str:

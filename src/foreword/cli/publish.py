@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foreword.bank.time_to_live import parse_duration
+from foreword.bank.time_to_live import format_duration, parse_duration
 from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
 from foreword.cli.interruption import on_interrupted_publish
@@ -74,6 +74,8 @@ def publish(
         task = replace_fields(task, generation={**task.generation, **generation}, ttl=seconds)
         task = store.publish(task, replace=replace, reserved=[options.model_name])
     shown = "".join(f", {key} {value}" for key, value in task.generation.items())
+    shown += f", ttl {format_duration(task.ttl)}" if task.ttl is not None else ""
     data = {"task": task.ref, "length": task.prefix.length, "prefix_bytes": task.prefix.nbytes}
     data |= {"generation": dict(task.generation)} if task.generation else {}
+    data |= {"ttl": task.ttl} if task.ttl is not None else {}
     emit(data, f"published {task.ref} ({task.prefix.length} positions, {task.prefix.nbytes:,} bytes{shown})", json)

@@ -7,6 +7,7 @@ from typing import Any
 
 from foreword.bank.bank import Bank
 from foreword.bank.positions import positions_of
+from foreword.bank.time_to_live import format_duration
 
 COLUMNS = {
     "name": "NAME",
@@ -27,7 +28,7 @@ COLUMNS = {
 LABELS_WIDTH = 24
 # Keys of a record that the page words in its own way, or that are for machines.
 _WORDED = ("format", "name", "version", "kind", "method", "text", "template", "verbalizer", "head", "provenance")
-_WORDED += ("model", "created", "files", "versions", "generation")
+_WORDED += ("model", "created", "files", "versions", "generation", "ttl")
 
 
 def row(bank: Bank, record: dict[str, Any]) -> dict[str, Any]:
@@ -45,12 +46,15 @@ def row(bank: Bank, record: dict[str, Any]) -> dict[str, Any]:
         "metric": dict([each for each in metrics.items() if isinstance(each[1], int | float)][:1]),
         "model": _model(record),
         "created": record["created"],
+        "expired": bank.has_expired(record["name"]),
     }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows below the headings of their columns."""
     cells = [list(COLUMNS.values()), *([_cell(key, each.get(key)) for key in COLUMNS] for each in rows)]
+    for line, each in zip(cells[1:], rows, strict=True):
+        line[0] += " (expired)" if each.get("expired") else ""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
 
@@ -71,6 +75,8 @@ def page(bank: Bank, found: Mapping[str, Any]) -> str:
     lines.append(("labels", ", ".join(_label_words(record))))
     lines.append(("metrics", _metrics(record["provenance"])))
     lines += [(key.replace("_", " "), _text(value)) for key, value in record["generation"].items()]
+    if record.get("ttl") is not None:
+        lines.append(("ttl", f"{format_duration(record['ttl'])} without being used"))
     lines += [(key.replace("_", " "), _text(value)) for key, value in record.items() if key not in _WORDED]
     settings = record["provenance"].get("recipe") or {}
     given = {key: value for key, value in settings.items() if value not in (None, False) and key not in _WORDED}

@@ -84,7 +84,9 @@ def tag(
 def parse_template(task: Task) -> Template:
     """The task's template. Raises TemplateError if it has none."""
     if task.template is None:
-        raise TemplateError(f"task '{task.name}' has no template; ask it in a chat, and evaluate it on conversations.")
+        raise TemplateError(
+            f"task '{task.name}' has no template, and no labels; ask it in a chat, and evaluate it on conversations."
+        )
     return Template.parse(task.template)
 
 

@@ -414,6 +414,11 @@ def _guess_template(recipe: Recipe, rows: Sequence[Row], linear: bool, per_token
     if len(texts) != 1:
         what = "list" if per_token else "text"
         example = "'{tokens}'" if per_token else "'{text}'" if linear else "'{text}\\nLabel:{mask}'"
+        if answer not in row.values:
+            mend = near_name(answer, row.values) or (
+                "pass --label-field, --target-field for a text to write, --template, or --columns without a header."
+            )
+            raise DataError(f"{row.where}: the row has no field '{answer}' (it has: {', '.join(row.values)}); {mend}")
         raise TemplateError(
             f"{row.where}: the row has {len(texts)} {what} fields ({', '.join(texts) or 'none'}), so the template "
             f"cannot be guessed; pass --template, such as {example}."
