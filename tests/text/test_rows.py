@@ -261,3 +261,13 @@ def test_the_digest_is_of_the_bytes(tmp_path):
     (tmp_path / "b").write_text(json.dumps({"a": 1}))
     (tmp_path / "c").write_text(json.dumps({"a": 2}))
     assert data_digest(tmp_path / "a") == data_digest(tmp_path / "b") != data_digest(tmp_path / "c")
+
+
+def test_blanks_in_front_of_a_quoted_field_are_refused(tmp_path):
+    said = refused(tmp_path, "d.csv", 'text, label\nfine,x\n"good, yes", "pos"\n')
+    assert said == "d.csv line 3 has blanks in front of a quoted field; take them out."
+    rows = read(tmp_path, "e.csv", 'text,label\n" ""quoted""","a, "\nhe said "no", x\n')
+    assert [row for row, _ in rows] == [
+        {"text": ' "quoted"', "label": "a, "},
+        {"text": 'he said "no"', "label": " x"},
+    ]

@@ -88,6 +88,7 @@ def delimited_rows(name: str, text: str, layout: Layout, *, tabs: bool = False) 
         warnings: tuple[str, ...] = ()
     else:
         records, quoted = _quoted_records(name, text, between), True
+        _check_blanks(name, text, records, between)
         warnings = _check_joined(name, text, records, between)
     header, records = _header(name, layout, records)
     for number, cells in records:
@@ -216,6 +217,17 @@ def _plain_cells(line: str, between: str) -> list[str]:
     """The cells of a line that is read by itself, where a quote that opens a cell and does not close is a character."""
     edge = re.escape(between)
     return re.sub(rf'(?:^|(?<={edge}))"(?:[^"]|"")*"(?={edge}|$)', "quoted", line).split(between)
+
+
+def _check_blanks(name: str, text: str, records: list[Record], between: str) -> None:
+    """Refuse blanks in front of a quoted field: the blanks and the quotes would be part of its text."""
+    edge = re.escape(between)
+    # Inside a quoted field a quote is doubled, or it ends the field.
+    if not re.search(rf'{edge} +"[^"{edge}\r\n]', text):
+        return
+    for number, cells in records:
+        if any(re.fullmatch(r' +"[^"]+" *', cell) for cell in cells):
+            raise DataError(f"{name} line {number} has blanks in front of a quoted field; take them out.")
 
 
 def _check_joined(name: str, text: str, records: list[Record], between: str) -> tuple[str, ...]:
