@@ -100,7 +100,7 @@ class Answers:
         if request.sampling.constraint is not None:
             raise UnsupportedOption(
                 f"task '{task.name}' answers one of its labels ({', '.join(task.labels)}), which takes no other form; "
-                "leave response_format and structured_outputs out."
+                "leave response_format, structured_outputs and the like (--choice, --regex, --json-schema) out."
             )
         if (scorer := self._scorers.get(task)) is None:
             scorer = self._scorers[task] = label_scorer(self.engine, task)
