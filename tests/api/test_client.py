@@ -162,11 +162,11 @@ def test_an_iterator_that_is_closed_cancels_its_answer(engine: LocalEngine):
 
 
 def test_a_cancelled_coroutine_cancels_its_answer(engine: LocalEngine):
-    before = engine.engine.statistics()["cancelled"]
+    before, asked = (engine.engine.statistics()[name] for name in ("cancelled", "requests"))
 
     async def give_up() -> None:
         asking = asyncio.create_task(engine.agenerate("Once", max_tokens=240, ignore_eos=True))
-        while not engine.engine.statistics()["running"]:
+        while engine.engine.statistics()["requests"] == asked:
             await asyncio.sleep(0.001)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -172,7 +172,10 @@ def test_a_blind_rating_from_sheet_to_verdict(run, bank, reviews, name):
         (("--ratings", "x.csv", "--data", "DATA"), "leave out --data"),
         (("one", "--ratings", "x.csv"), "leave out NAME"),
         (("--ratings", "x.csv"), "the key x.csv.key.json is missing"),
-        (("static", "--data", "DATA", "--compare", "base"), "task 'static' has no template"),
+        (
+            ("static", "--data", "DATA", "--compare", "base"),
+            "task 'static' is a text in front of requests and has no template",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(run, bank, reviews, args, said):

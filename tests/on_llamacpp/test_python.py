@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("llama_cpp", reason="needs llama.cpp: make test-llamacpp")
+
 import foreword
 from foreword.errors import UsageError
 from on_llamacpp.gguf_models import gguf_file

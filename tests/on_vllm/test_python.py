@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
 import foreword
 
 
