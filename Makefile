@@ -4,19 +4,35 @@ BIN := .venv/bin
 
 VLLM := .venv-vllm/bin
 LLAMACPP := .venv-llamacpp/bin
+CLIENTS := .venv-clients/bin
 # Compiled for this very CPU, once.
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/foreword/wheels
 
-.PHONY: setup demo check test test-slow test-vllm test-vllm-full test-llamacpp docs lint types format clean
+.PHONY: setup demo check test test-slow test-vllm test-vllm-full test-llamacpp test-clients docs lint types format clean
 
 setup: .venv/ready
 	@$(BIN)/foreword models pull >/dev/null && echo "the built-in model is ready"
 
+# What users install. PyTorch for CPUs alone is a quarter of the size of the build with CUDA, which only a machine with an
+# NVIDIA GPU can use; `make setup TORCH=cuda` or `TORCH=cpu` chooses.
+TORCH ?= $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
+TORCH_RANGE := $(shell sed -n 's/^ *"\(torch>=[^"]*\)",/\1/p' pyproject.toml)
+
 .venv/ready: pyproject.toml
-	@echo "making .venv (some minutes the first time)"
+	@echo "making .venv with PyTorch for $(TORCH) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade pip --quiet
-	$(BIN)/python -m pip install --editable '.[dev]'
+ifeq ($(TORCH),cpu)
+	@$(BIN)/python -m pip install --no-deps --retries 1 --index-url https://download.pytorch.org/whl/cpu '$(TORCH_RANGE)' || \
+		echo "download.pytorch.org does not answer: PyTorch comes from the package index, on Linux with CUDA (4 GB more)"
+endif
+	$(BIN)/python -m pip install --editable '.[data,eval,search,ui]'
+	@$(BIN)/python -m pip show torch | grep '^Version'; du -sh .venv
+	@touch $@
+
+# What tests, lint and types need besides.
+.venv/dev: .venv/ready
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 demo: setup
@@ -27,10 +43,10 @@ check: lint types
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/test_structure.py tests/test_architecture.py \
 		tests/test_kept_files.py tests/bank tests/evaluation tests/prompts tests/text
 
-test: setup
+test: setup .venv/dev
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-test-slow: setup
+test-slow: setup .venv/dev
 	$(BIN)/python -m pytest -m slow
 
 # vLLM's CPU build, in an environment of its own: it wants another Transformers. Its torchvision, torchaudio and
@@ -69,20 +85,31 @@ test-llamacpp: .venv-llamacpp/ready
 	$(LLAMACPP)/foreword models pull >/dev/null
 	OMP_WAIT_POLICY=passive $(LLAMACPP)/python -m pytest tests/on_llamacpp
 
+# OpenAI's clients, without Foreword and PyTorch: they ask a server of .venv.
+.venv-clients/ready: pyproject.toml
+	@echo "making .venv-clients (a minute the first time)"
+	@test -x $(CLIENTS)/python || $(PYTHON) -m venv .venv-clients
+	$(CLIENTS)/python -m pip install --upgrade pip --quiet
+	$(CLIENTS)/python -m pip install --quiet --group clients
+	@touch $@
+
+test-clients: setup .venv-clients/ready
+	FOREWORD=$(CURDIR)/$(BIN)/foreword $(CLIENTS)/python -m pytest tests/on_clients --disable-warnings
+
 # The help of every command, into docs/cli.md.
-docs: .venv/ready
+docs: .venv/dev
 	$(BIN)/python docs/write_cli_help.py
 
-lint: .venv/ready
+lint: .venv/dev
 	$(BIN)/ruff check src benchmarks tests examples docs/write_cli_help.py
 	$(BIN)/ruff format --check src benchmarks tests examples docs/write_cli_help.py
 
-types: .venv/ready
+types: .venv/dev
 	$(BIN)/pyright
 
-format: .venv/ready
+format: .venv/dev
 	$(BIN)/ruff check --fix src benchmarks tests examples docs/write_cli_help.py
 	$(BIN)/ruff format src benchmarks tests examples docs/write_cli_help.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-llamacpp .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-vllm .venv-llamacpp .venv-clients .pytest_cache .ruff_cache .hypothesis dist

@@ -13,11 +13,11 @@ from benchmarks.registry import WORKLOADS
 from foreword.bench.record import Results
 from foreword.cli import options
 from foreword.cli.bench import bench
-from foreword.cli.interruption import InterruptibleGroup
+from foreword.cli.help import Application
 from foreword.errors import ForewordError, UsageError
 
 PROGRAM = "python -m benchmarks"
-app = typer.Typer(cls=InterruptibleGroup, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Application("Measure Foreword beside other software.", add_completion=False, pretty_exceptions_enable=False)
 HELP = f"""Measure Foreword beside other software; each measurement is kept as soon as it is made.
 
 The workloads are {", ".join(WORKLOADS)}. `{PROGRAM} tables` writes docs/benchmarks.md and the README's matrix.

@@ -1,7 +1,7 @@
 """Facts that a model knows, and prompts that find them: manual templates, AutoPrompt and P-tuning on LAMA.
 
-    python examples/lama_facts.py                                  # languages of countries, and positions of players
-    python examples/lama_facts.py --relations P36 P103 --methods p-tuning
+    python examples/lama_facts.py                                  # capitals and languages of 64 countries
+    python examples/lama_facts.py --data LAMA --relations P36 P103 --methods p-tuning
 
 Petroni et al. 2019 (arXiv:1909.01066) asked masked models to fill ``[X] was born in [Y] .``; AutoPrompt (Shin et al.
 2020, arXiv:2010.15980) and P-tuning (Liu et al. 2021, arXiv:2103.10385) showed that learned prompts find more. A causal
@@ -71,7 +71,7 @@ def learn(
 
 def measure(lm: LanguageModel, relation: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
     """Share of test facts whose right answer is ranked first, by method."""
-    rows = facts(Path(options.data) / "lama_trex", relation["relation"], options.limit)
+    rows = facts(Path(options.data), relation["relation"], options.limit)
     files = write(Path(options.out) / relation["relation"], rows)
     words = {answer: f" {answer}" for answer in sorted({row["answer"] for split in SPLITS for row in rows[split]})}
     usual = Counter(row["answer"] for row in rows["train"]).most_common(1)[0][0]
@@ -94,9 +94,7 @@ def write(folder: Path, rows: Facts) -> dict[str, str]:
 
 def main() -> None:
     options = parse()
-    relations = {
-        row.values["relation"]: row.values for row in read_rows(Path(options.data) / "lama_trex/relations.jsonl")
-    }
+    relations = {row.values["relation"]: row.values for row in read_rows(Path(options.data) / "relations.jsonl")}
     if unknown := set(options.relations) - set(relations):
         raise SystemExit(f"there is no relation {sorted(unknown)[0]}; choose from {', '.join(relations)}.")
     lm = foreword.load_model(options.model)
@@ -116,7 +114,7 @@ def shown(table: dict[str, dict[str, float]], relations: dict[str, dict[str, Any
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Manual prompts, AutoPrompt and P-tuning on LAMA facts.")
-    parser.add_argument("--relations", nargs="+", default=["P37", "P413"], help="such as P37; see relations.jsonl")
+    parser.add_argument("--relations", nargs="+", default=["capital", "language"], help="see relations.jsonl")
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -124,7 +122,11 @@ def parse() -> argparse.Namespace:
         default=["manual", "autoprompt", "p-tuning"],
     )
     parser.add_argument("--model", help="by default $FOREWORD_MODEL, else the built-in model")
-    parser.add_argument("--data", default="../shared/data", help="folder of the data sets")
+    parser.add_argument(
+        "--data",
+        default=Path(__file__).parent / "data/facts",
+        help="folder with relations.jsonl and the facts of train, dev and test (default: that of the examples)",
+    )
     parser.add_argument("--steps", type=int, help="of learning; by default what suits the rows")
     parser.add_argument("--limit", type=int, help="facts of every split")
     parser.add_argument("--out", default="runs/lama-facts")

@@ -4,6 +4,7 @@
     python examples/ptuning_v2_demo.py --generate-only      # 重新加载，只生成 load what was saved, and answer
     python examples/ptuning_v2_demo.py --generate-only --ask 处理退款 "台灯怎么退钱？订单1234。"
     python examples/ptuning_v2_demo.py --answer-only --prompt-length 64 --encoder lstm --lora --bf16
+    python examples/ptuning_v2_demo.py --resume --epochs 3  # 从最后一个检查点继续 go on from the last checkpoint
 
 P-tuning v2 在模型的每一层注入可学习的键和值，模型本身一个参数也不动。很多教程用的 PEFT `PromptEncoder`
 其实是 P-tuning v1：它只学习输入端的嵌入。
@@ -25,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 import foreword
 from foreword.core import Batch, Task
-from foreword.engine.protocol import Request
 from foreword.models import LanguageModel
 from foreword.prompts import init
 from foreword.prompts.base import PromptEncoder
@@ -37,7 +38,7 @@ from foreword.prompts.lora import LoRA, PrefixAndLoRA
 from foreword.prompts.lower import empty_prefix
 from foreword.prompts.prefix import PrefixValues, PTuningV2, initial_prefix
 from foreword.prompts.reparam import BiLSTM, ResidualReparam
-from foreword.text import task_prompts
+from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from foreword.training.modules.trainable_prompt import TrainablePrompt
 
 TASK = "customer-service"
@@ -67,6 +68,9 @@ class PTuningConfig:
         metadata={"help": "network that the prefix learns through, dropped afterwards; none wants --lr 0.005"},
     )
     lora: bool = field(default=False, metadata={"help": "learn a LoRA beside the prefix"})
+    held_out: float = field(default=0.1, metadata={"help": "share of the rows that is evaluated and never learned"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute activations, for less memory"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run code that comes with the model"})
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = 42
 
@@ -143,6 +147,14 @@ def tokenize(tokenizer: Any, sample: Mapping[str, str], answer_only: bool) -> di
     }
 
 
+def split(rows: list[dict[str, str]], held_out: float) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """学习用的行和留出的行；行已经打乱。 Rows to learn from, and the last ones, held out; rows are shuffled."""
+    count = round(held_out * len(rows))
+    if not 0 <= count < len(rows):
+        raise SystemExit(f"--held-out {held_out} leaves none of {len(rows)} rows to learn from; give a share below 1.")
+    return rows[: len(rows) - count], rows[len(rows) - count :]
+
+
 def collate(rows: Sequence[Mapping[str, list[int]]]) -> dict[str, list[list[int]]]:
     """不补齐：一个批次就是首尾相接的一行。 No padding: the rows of a batch are laid end to end."""
     return {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
@@ -194,15 +206,28 @@ def lstm_encoder(lm: LanguageModel, start: InitialValues) -> PrefixValues:
 
 
 # ------------------------------------------------------------------------------------------ 4. 训练 Train
-def train(lm: LanguageModel, config: PTuningConfig) -> PTuningModel:
-    samples = build_dataset()
-    rows = [tokenize(lm.tokenizer, sample, config.answer_only) for sample in samples]
+def train(lm: LanguageModel, config: PTuningConfig, *, resume: bool = False) -> PTuningModel:
+    samples, held = split(build_dataset(), config.held_out)
+    rows, held_rows = ([tokenize(lm.tokenizer, each, config.answer_only) for each in part] for part in (samples, held))
     model = inject(lm, config, "\n\n".join("".join(format_sample(sample)) for sample in samples[:8]) + "\n\n")
     learned = sum(parameter.numel() for parameter in model.parameters())
     frozen = sum(parameter.numel() for parameter in lm.model.parameters())
     print(f"可训练参数 learned: {learned:,}; 冻结参数 frozen: {frozen:,}")
-    Trainer(model, arguments(lm, config), train_dataset=rows, data_collator=collate).train()
+    trainer = Trainer(
+        model, arguments(lm, config), train_dataset=rows, eval_dataset=held_rows or None, data_collator=collate
+    )
+    # 只有各层自己重算，冻结模型的其余部分保持 eval 模式 only the layers run again; all else stays in eval mode
+    with gradient_checkpointing(lm, config.gradient_checkpointing):
+        trainer.train(resume_from_checkpoint=last_checkpoint(config) if resume else None)
     return model
+
+
+def last_checkpoint(config: PTuningConfig) -> str:
+    """每个 epoch 保存一次：前缀、优化器、随机数。 One is saved each epoch: what is learned, optimizer, random state."""
+    folder = Path(config.output_dir)
+    if (found := get_last_checkpoint(config.output_dir) if folder.is_dir() else None) is None:
+        raise SystemExit(f"{folder} has no checkpoint to resume from; run without --resume first.")
+    return found
 
 
 def arguments(lm: LanguageModel, config: PTuningConfig) -> TrainingArguments:
@@ -217,7 +242,10 @@ def arguments(lm: LanguageModel, config: PTuningConfig) -> TrainingArguments:
         logging_steps=config.logging_steps,
         fp16=config.fp16,  # bf16 无需缩放 bfloat16 needs no loss scaling: the frozen model is loaded in it, that is all
         seed=config.seed,
-        save_strategy="no",
+        save_strategy="epoch",
+        eval_strategy="epoch" if config.held_out else "no",
+        per_device_eval_batch_size=config.per_device_train_batch_size,
+        prediction_loss_only=True,
         report_to="none",
         remove_unused_columns=False,
         use_cpu=lm.device.type == "cpu",
@@ -239,11 +267,12 @@ def save(lm: LanguageModel, model: PTuningModel, config: PTuningConfig) -> Task:
     return published
 
 
-def load(folder: Path, device: str) -> tuple[LanguageModel, Task]:
+def load(folder: Path, device: str, trust_remote_code: bool) -> tuple[LanguageModel, Task]:
     if not (folder / "config.json").is_file():
         raise SystemExit(f"{folder} holds no saved run; train first, or give another --output-dir.")
     config = PTuningConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    lm = foreword.load_model(config.model_name, dtype=config.dtype, device=device)
+    # 信任由运行的人给出，不由文件给出 trust is given by who runs it, not by a file
+    lm = foreword.load_model(config.model_name, dtype=config.dtype, device=device, trust_remote_code=trust_remote_code)
     task = foreword.Bank(folder / "bank").load(TASK)
     task.prefix.model.check(lm.identity, f"task '{TASK}'")
     return lm, task
@@ -252,11 +281,8 @@ def load(folder: Path, device: str) -> tuple[LanguageModel, Task]:
 # ------------------------------------------------------------------------------------------ 6. 生成 Generate
 def generate(lm: LanguageModel, task: Task, samples: Sequence[Mapping[str, str]]) -> list[str]:
     """用户只给文字，前缀由引擎注入。 Callers give text only; the engine puts the prefix in front by itself."""
-    params = foreword.SamplingParams(**task.generation)
-    prompts = [task_prompts.from_fields(lm.tokenizer, task, sample) for sample in samples]
     with foreword.Engine(lm) as engine:
-        answers = list(engine.generate(Request.from_prompt(prompt, params) for prompt in prompts))
-    return [chunks[-1].error or "".join(chunk.text for chunk in chunks).strip() for chunks in answers]
+        return [answer.text.strip() for answer in engine.generate_many(samples, task)]
 
 
 def show(lm: LanguageModel, task: Task, samples: Sequence[Mapping[str, str]]) -> None:
@@ -273,10 +299,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.ask:
         samples = [{"instruction": options.ask[0], "input": options.ask[1]}]
     if options.generate_only:
-        return show(*load(Path(config.output_dir), config.device), samples)
+        return show(*load(Path(config.output_dir), config.device, config.trust_remote_code), samples)
+    if options.resume:
+        last_checkpoint(config)  # 先检查，再加载模型 checked before the model is loaded
     set_seed(config.seed)
-    lm = foreword.load_model(config.model_name, dtype=config.dtype, device=config.device)
-    task = save(lm, train(lm, config), config)
+    lm = foreword.load_model(
+        config.model_name, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+    )
+    task = save(lm, train(lm, config, resume=options.resume), config)
     show(lm, task, samples)
     print(f"\n部署 serve it: foreword serve --model {config.model_name} --bank {config.output_dir}/bank")
 
@@ -286,11 +316,12 @@ def parse(argv: Sequence[str] | None) -> tuple[PTuningConfig, argparse.Namespace
     parser.add_argument(
         "--full-loss", dest="answer_only", action="store_false", help="loss of the whole text (default)"
     )
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output-dir")
     parser.add_argument("--generate-only", action="store_true", help="answer with what --output-dir holds")
     parser.add_argument("--ask", nargs=2, metavar=("指令", "输入"), help="instruction and input of a question")
     config, options = parser.parse_args_into_dataclasses(argv)
     given = {name for name, value in asdict(config).items() if value != getattr(PTuningConfig(), name)}
-    if options.generate_only and (ignored := given - {"output_dir", "device"}):
+    if options.generate_only and (ignored := given - {"output_dir", "device", "trust_remote_code"}):
         raise SystemExit(f"--generate-only takes {', '.join(sorted(ignored))} from the folder; leave it out.")
     return config, options
 

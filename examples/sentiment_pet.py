@@ -1,7 +1,8 @@
 """Sentiment from a few labelled rows with PET, in English or Chinese (Schick and Schütze 2021, arXiv:2001.07676).
 
-    python examples/sentiment_pet.py                      # film reviews, SST-2
-    python examples/sentiment_pet.py --language zh        # 商品、图书和酒店评论
+    python examples/sentiment_pet.py                      # reviews that come with Foreword
+    python examples/sentiment_pet.py --language zh        # 中文评论
+    python examples/sentiment_pet.py --data FOLDER        # train.jsonl and test.jsonl of your own, with text and label
 
 A pattern turns a review into a text with a gap, and a verbalizer says which word in the gap means which label, so the
 model already knows something about the task. Every pattern learns a LoRA from the few labelled rows; together they
@@ -18,14 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import foreword
+from foreword.samples import sample
 from foreword.text.rows import Row, read_rows
 
 
 @dataclass(frozen=True)
 class Language:
-    """Where the reviews are, the patterns, and the word of every label."""
+    """The patterns, the word of every label, and a review to ask about."""
 
-    data: str
     patterns: tuple[str, ...]
     words: dict[str, str]
     review: str
@@ -33,13 +34,11 @@ class Language:
 
 LANGUAGES = {
     "en": Language(
-        data="sst2",
         patterns=("{text} It was{mask}", "{text} All in all, the film was{mask}", "Review: {text}\nIn a word:{mask}"),
         words={"positive": " great", "negative": " terrible"},
         review="two hours that i will never get back",
     ),
     "zh": Language(
-        data="sentiment_zh",
         patterns=("{text}\n总的来说，{mask}", "{text}\n我觉得{mask}", "评论：{text}\n评价：{mask}"),
         words={"positive": "很好", "negative": "很差"},
         review="送货很快，包装完好，用起来也很顺手。",
@@ -65,7 +64,7 @@ def write(file: Path, rows: Sequence[Row], *fields: str) -> str:
 
 def recipe(language: Language, options: argparse.Namespace) -> foreword.Recipe:
     """Labelled rows, others to choose the best checkpoint on, and rows whose labels are thrown away."""
-    rows = short(options, language, "train")
+    rows = short(options, "train")
     labelled = few(rows, options.labelled, options.seed)
     others = [row for row in rows if row not in labelled]
     folder = Path(options.out) / options.language
@@ -81,9 +80,15 @@ def recipe(language: Language, options: argparse.Namespace) -> foreword.Recipe:
     )
 
 
-def short(options: argparse.Namespace, language: Language, split: str) -> list[Row]:
-    """Rows that are not too long for a small machine."""
-    rows = read_rows(Path(options.data) / language.data / f"{split}.jsonl")
+def short(options: argparse.Namespace, split: str) -> list[Row]:
+    """Rows that are not too long for a small machine; without ``--data``, a quarter of the sample is for the test."""
+    if options.data is not None:
+        rows = read_rows(Path(options.data) / f"{split}.jsonl")
+    else:
+        lines = sample("reviews", options.language).splitlines()
+        rows = [Row(json.loads(line), f"sample reviews line {number}") for number, line in enumerate(lines, 1)]
+        cut = len(rows) * 3 // 4
+        rows = rows[:cut] if split == "train" else rows[cut:]
     return [row for row in rows if len(row.values["text"]) <= options.characters]
 
 
@@ -93,7 +98,7 @@ def main() -> None:
     lm = foreword.load_model(options.model)
     task = foreword.train(lm, recipe(language, options), name=f"sentiment-{options.language}").task
     task = foreword.Bank(options.bank or Path(options.out) / "bank").publish(task, replace=True)
-    test = few(short(options, language, "test"), options.limit, options.seed)
+    test = few(short(options, "test"), options.limit, options.seed)
     with foreword.Engine(lm) as engine:
         before = foreword.evaluate(engine, replace(task, adapter=None), test).metrics["accuracy"]
         after = foreword.evaluate(engine, task, test).metrics["accuracy"]
@@ -105,7 +110,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Sentiment from a few labelled rows with PET.")
     parser.add_argument("--language", choices=LANGUAGES, default="en")
     parser.add_argument("--model", help="by default $FOREWORD_MODEL, else the built-in model")
-    parser.add_argument("--data", default="../shared/data", help="folder of the data sets")
+    parser.add_argument("--data", help="folder with train.jsonl and test.jsonl; by default the sample reviews")
     parser.add_argument(
         "--labelled", type=int, default=32, help="rows to learn from, and as many to choose the best on"
     )

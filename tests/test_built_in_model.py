@@ -22,6 +22,7 @@ from foreword.models import LanguageModel, load_model
 from foreword.prompts.compose import compose
 from foreword.prompts.lower import lower, lower_tokens
 from foreword.prompts.static import static_task
+from foreword.samples import sample
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
 from foreword.text import task_prompts
@@ -141,10 +142,10 @@ def test_a_stack_answers_as_its_joined_parts(lm):
 
 
 def test_logits_behind_a_long_policy_equal_the_uncached_prompt(lm):
-    policy = static_task(lm, "support", "system", demo.policy())
+    policy = static_task(lm, "support", "system", sample("policy"))
     messages = [{"role": "user", "content": "How long do I have to send something back?"}]
     prompt = task_prompts.from_messages(lm.tokenizer, policy, messages)
-    whole = task_prompts.from_messages(lm.tokenizer, None, [{"role": "system", "content": demo.policy()}, *messages])
+    whole = task_prompts.from_messages(lm.tokenizer, None, [{"role": "system", "content": sample("policy")}, *messages])
     assert (*policy.prefix.token_ids[: prompt.prefix_length], *prompt.token_ids) == whole.token_ids
     assert prompt.prefix_length > 1000
     lm.model.set_attn_implementation("sdpa")
@@ -160,9 +161,9 @@ def test_logits_behind_a_long_policy_equal_the_uncached_prompt(lm):
 
 def test_the_openai_client_streams_a_static_task(lm, tmp_path):
     bank = Bank(tmp_path)
-    bank.publish(static_task(lm, "support", "system", demo.policy()))
+    bank.publish(static_task(lm, "support", "system", sample("policy")))
     question = {"role": "user", "content": "How long do I have to send something back?"}
-    system = {"role": "system", "content": demo.policy()}
+    system = {"role": "system", "content": sample("policy")}
     with Engine(lm) as engine, serve_in_background(create_app(engine, bank)) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         answers = []
@@ -238,7 +239,8 @@ def test_demo(monkeypatch, capsys, tmp_path):
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy_after"] >= found["accuracy_before"] + 0.2
     assert found["ttft_cached_s"] < found["ttft_uncached_s"]
-    assert Bank(tmp_path / "demo" / "bank").names() == ["customer-care", "shop-policy"]
+    assert Bank(tmp_path / "demo" / "bank").names() == ["customer-care", "shop-assistant", "shop-policy"]
+    assert found["shop"]["perplexity_after"] < found["shop"]["perplexity_before"] / 3
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 
 from foreword import progress
 from foreword.progress import Progress
@@ -20,8 +21,18 @@ def test_lines_where_there_is_no_terminal(monkeypatch, capsys):
             now[0] += 0.5
             bar.advance()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "evaluating: 20/200 rows, 2 rows/s, 1 min 30 s left"
-    assert len(lines) == 5
+    assert lines[0] == "evaluating: 8/200 rows, 2 rows/s, 1 min 36 s left"
+    assert len(lines) == 12
+
+
+def test_work_that_does_not_advance_is_not_silent(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_INTERVAL", 0.2)
+    monkeypatch.setattr(progress, "POLL_INTERVAL", 0.05)
+    with Progress("searching", 4, "trials"), Progress("loading tiny"):
+        time.sleep(0.5)
+    lines = capsys.readouterr().err.splitlines()
+    assert set(lines) <= {"loading tiny: 0 s", "loading tiny: 1 s"}, "the innermost work speaks"
+    assert len(lines) == 2
 
 
 def test_what_was_done_before_says_nothing_about_the_rate(monkeypatch, capsys):

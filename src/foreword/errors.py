@@ -19,6 +19,7 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
     │   └── ModelMismatch     a prefix that was made for another model
     ├── BankError
     │   ├── UnknownTask       no such task or version
+    │   │   └── ExpiredTask   its time to live is over
     │   ├── CorruptFile       truncated, altered or not ours
     │   └── PublishConflict   the name is taken or reserved, or another writer won
     ├── AccessError           who asks may not: no key, or one that does not reach so far
@@ -35,7 +36,14 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
 
 
 class ForewordError(Exception):
-    """Root of the tree. ``str(error)`` is one sentence fit for a terminal or an HTTP body."""
+    """Root of the tree. ``str(error)`` is one sentence fit for a terminal or an HTTP body.
+
+    >>> try:
+    ...     foreword.Bank().load("moood")
+    ... except foreword.ForewordError as error:
+    ...     error.http_status
+    404
+    """
 
     exit_status = 1
     http_status = 500
@@ -88,7 +96,13 @@ class BodyTooLarge(RequestError):
 
 
 class UnsupportedOption(RequestError):
+    """``param`` names the option of a request's body, if there is one."""
+
     code = "unsupported_parameter"
+
+    def __init__(self, sentence: str, param: str | None = None) -> None:
+        super().__init__(sentence)
+        self.param = param
 
 
 class ModelError(ForewordError):
@@ -117,6 +131,10 @@ class BankError(ForewordError):
 class UnknownTask(BankError):
     http_status = 404
     code = "model_not_found"
+
+
+class ExpiredTask(UnknownTask):
+    code = "model_expired"
 
 
 class CorruptFile(BankError):

@@ -52,7 +52,8 @@ def assert_same_parts(found: Task, expected: Task) -> None:
     assert_same_tensors(found.soft, expected.soft)
     assert (found.head is None, found.adapter is None) == (expected.head is None, expected.adapter is None)
     if found.head is not None and expected.head is not None:
-        assert (found.head.labels, found.head.per_token) == (expected.head.labels, expected.head.per_token)
+        for name in ("labels", "per_token", "problem_type"):
+            assert getattr(found.head, name) == getattr(expected.head, name)
         assert_same_tensors(found.head.weight, expected.head.weight)
         assert_same_tensors(found.head.bias, expected.head.bias)
     if found.adapter is not None and expected.adapter is not None:
@@ -86,13 +87,30 @@ def test_a_task_with_everything(bank: Bank, root: str, make_full_task: Make, tmp
     assert set(bank.describe("full")["files"]) == {"README.md", "prefix.safetensors", *FILES}
 
 
-@pytest.mark.parametrize("part", ["soft", "head", "per token", "adapter", "members", "mean", "bias", "verbalizer bias"])
+LABELLED = {"labels": ["neg", "好", "pos"], "per_token": False}
+PARTS = (
+    "soft",
+    "head",
+    "per token",
+    "several labels",
+    "number",
+    "adapter",
+    "members",
+    "mean",
+    "bias",
+    "verbalizer bias",
+)
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_each_part_alone(bank: Bank, make_full_task: Make, part: str) -> None:
     full = make_full_task()
     kept = {
         "soft": {"soft": full.soft},
         "head": {"head": full.head},
         "per token": {"head": replace(full.head, per_token=True)},
+        "several labels": {"head": replace(full.head, problem_type="multi_label_classification")},
+        "number": {"head": Head(("stars",), full.head.weight[:1], full.head.bias[:1], problem_type="regression")},
         "adapter": {"adapter": full.adapter},
         "members": {"members": full.members, "combine": "vote"},
         "mean": {"members": full.members[:1]},
@@ -397,6 +415,19 @@ def test_malformed_files(folder: Path, file: str, data: bytes, message: str) -> 
         ((), {"head": {"labels": ["a", "b", 1], "per_token": False}}, "head must be an object of labels"),
         ((), {"head": {"labels": ["a", "b", "c"], "per_token": 1}}, "head must be an object of labels"),
         ((), {"head": None}, "head must be an object of labels"),
+        ((), {"head": {**LABELLED, "problem_type": "single_label_classification"}}, "head must be an object of labels"),
+        ((), {"head": {**LABELLED, "problem_type": None}}, "head must be an object of labels"),
+        ((), {"head": {**LABELLED, "problem_type": "regression"}}, "head must be an object of labels"),
+        (
+            (),
+            {"head": {**LABELLED, "per_token": True, "problem_type": "multi_label_classification"}},
+            "head must be an object of labels",
+        ),
+        (
+            (),
+            {"head": {**LABELLED, "problem_type": "multi_label_classification"}},
+            "a head for multi_label_classification goes without bias and further prefixes",
+        ),
         ((), {"verbalizer": {"neg": ["x"]}}, "labels come from a head or from a verbalizer, found both"),
         ((), {"bias": {"neg": 0, "pos": 0}}, "bias must have the labels"),
         ((), {"bias": {"neg": 0, "pos": 0, "好": 0, "x": 0}}, "bias must have the labels"),

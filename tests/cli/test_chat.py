@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import stat
 import sys
@@ -9,15 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from cli.processes import Terminal, environment
 from foreword.bank.bank import Bank
-from foreword.core import SamplingParams, Task
+from foreword.core import Head, SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.models import load_model
 from foreword.text import task_prompts
-from server.running_server import learned_prefix
+from server.running_server import label_task, learned_prefix
 
 GREEDY = ("--temperature", 0, "--max-tokens", 6)
 
@@ -166,7 +168,7 @@ def test_on_a_terminal(endless, tmp_path):
         terminal.type("\x03")
         terminal.until("base>")
         terminal.type("/stats\r")
-        assert "1 answers" in terminal.until("base>")
+        assert "in 1 answer\r" in terminal.until("base>")
         terminal.type("\x04")
         assert terminal.end() == 0
         assert "Traceback" not in terminal.shown
@@ -187,3 +189,33 @@ def test_on_a_terminal(endless, tmp_path):
         assert "\x1b[1m" not in again.shown
     finally:
         again.close()
+
+
+def test_a_task_that_labels_answers_its_label(talk, run, folder, tmp_path):
+    lm = load_model(str(folder), progress=lambda line: None)
+    Bank(tmp_path / "home" / "bank").publish(label_task(lm))
+    label = run("classify", "mood", "hello", "--json").json["data"][0]["label"]
+    word = {"good": " yes", "bad": " no"}[label]
+    assert talk("hello\nhello\n", "mood").out == f"{word.strip()}\n" * 2
+    found = run("generate", "mood", "hello", "--json").json
+    assert (found["text"], found["finish_reason"]) == (word, "stop")
+    assert found["usage"]["completion_tokens"] == len(word)
+    assert run("generate", "mood", "--field", "text=hello").out.strip() == word.strip()
+    assert run("generate", "mood", "hello", "--temperature", "2").out.strip() == word.strip()
+    assert "leave --beams out" in run("generate", "mood", "hello", "--beams", "2").err
+    assert "answers one of its labels" in run("generate", "mood", "hello", "--choice", "x").err
+
+
+def test_a_template_of_several_fields_takes_no_messages(talk, run, folder, tmp_path):
+    lm = load_model(str(folder), progress=lambda line: None)
+    task = dataclasses.replace(label_task(lm, "pair"), template="{first} / {second}:{target:third}", verbalizer=None)
+    Bank(tmp_path / "home" / "bank").publish(task)
+    found = talk("hello\n", "pair")
+    assert found.status == 2
+    assert "task 'pair' fills the fields first and second" in found.err
+    assert "--field name=value" in found.err
+    head = Head(("O", "B"), torch.zeros(2, lm.identity.hidden_size), torch.zeros(2), per_token=True)
+    words = Task("words", "p-tuning-v2", task.prefix, template="{tokens}", head=head)
+    Bank(tmp_path / "home" / "bank").publish(words)
+    assert "run foreword classify words" in talk("hello\n", "words").err
+    assert "run foreword classify words" in run("generate", "words", "hello").err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -87,13 +88,51 @@ def test_static_prompts_and_the_bank(run, tmp_path):
     assert len(run("cache", "prompts.json", "--json").json["tasks"]) == 2
     listed = run("bank", "list", "--json").json["tasks"]
     assert [row["name"] for row in listed] == ["1", "support", "two"]
-    assert json.loads(run("bank", "show", "support").out)["version"] == second["task"].split("@")[1]
+    assert run("bank", "show", "support", "--json").json["version"] == second["task"].split("@")[1]
     assert run("bank", "rollback", "support", "--json").json["task"] == first["task"]
     assert run("bank", "verify").out.strip() == "everything checks"
     assert run("bank", "remove", "two").status == 0
     missing = run("generate", "two", "hello")
     assert missing.status == 1
     assert "two" in missing.err
+
+
+def test_the_same_file_publishes_nothing_new(run, tmp_path):
+    rows = [{"task_id": "one", "prompt": "Once "}, {"task_id": "two", "prompt": "There was "}]
+    (tmp_path / "prompts.json").write_text(json.dumps(rows))
+    first = run("cache", "prompts.json", "--json").json["tasks"]
+    assert [row["unchanged"] for row in first] == [False, False]
+    again = run("cache", "prompts.json")
+    assert "unchanged: one@0001-" in again.err
+    assert again.out.strip() == "published 0 tasks (0 bytes), 2 unchanged"
+    (tmp_path / "prompts.json").write_text(json.dumps([rows[0], {**rows[1], "prompt": "There is "}]))
+    third = run("cache", "prompts.json", "--json").json["tasks"]
+    assert third[0] == {**first[0], "unchanged": True}
+    assert third[1]["task"].startswith("two@0002-")
+    other = run("cache", "prompts.json", "--dtype", "float16", "--json").json["tasks"]
+    assert [row["unchanged"] for row in other] == [False, False], "what it is computed in is part of it"
+
+
+def test_the_bank_as_people_read_it(run, reviews, tmp_path):
+    (tmp_path / "policy.txt").write_text("Refunds within 30 days.\n退款三十天内有效。")
+    run("publish", "support", "--system", "policy.txt")
+    template = "Review: {text}\\nSentiment:{mask}"
+    small = ("--max-steps", 2, "--length", 4)
+    run("train", "--data", reviews, "--template", template, *small, "--publish", "reviews")
+    head, learned, static = run("bank", "list").out.splitlines()
+    assert " ".join(head.split()) == "NAME VERSION VERSIONS KIND METHOD POSITIONS SIZE LABELS METRIC MODEL CREATED"
+    assert learned.split()[0] == "reviews"
+    assert learned.split()[2:6] == ["1", "learned", "p-tuning-v2", "4"]
+    assert "negative, positive  accuracy " in learned
+    assert "LlamaForCausalLM " in static
+    row = run("bank", "list", "--json").json["tasks"][0]
+    assert (row["positions"], row["labels"], list(row["metric"])) == (4, ["negative", "positive"], ["accuracy"])
+    shown = run("bank", "show", "reviews").out
+    assert "  template      Review: {text}\\nSentiment:{mask}\n" in shown
+    assert "accuracy " in shown
+    assert "(before " in shown
+    assert "(served)" in shown
+    assert run("bank", "show", "support").out.endswith("\n\nRefunds within 30 days.\n退款三十天内有效。\n")
 
 
 def test_compose_is_one_forward_over_both(run, reviews, tmp_path, folder):
@@ -440,3 +479,48 @@ def test_every_command_has_help(run):
         shown = run(command, "--help")
         assert shown.status == 0
         assert "Usage: foreword" in shown.out
+
+
+def test_publish_sets_the_tasks_own_sampling(run, tmp_path):
+    (tmp_path / "p.txt").write_text("Be kind.")
+    flags = ("--temperature", 0.3, "--top-p", 0.8, "--top-k", 7, "--max-tokens", 5, "--stop", "\n", "--stop", "END")
+    found = run("publish", "own", "--system", "p.txt", *flags, "--json")
+    own = {"temperature": 0.3, "top_p": 0.8, "top_k": 7, "max_tokens": 5, "stop": ["\n", "END"]}
+    assert found.json["generation"] == own
+    assert run("bank", "show", "own", "--json").json["generation"] == own
+    assert "temperature" in run("bank", "show", "own").out
+    assert run("generate", "own", "Hello", "--json").json["usage"]["completion_tokens"] <= 5
+    refused = run("publish", "own", "--system", "p.txt", "--temperature", 101)
+    assert (refused.status, "temperature must be between 0 and 100" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize(("engine", "says"), [("vllm", "VLLM_BATCH_INVARIANT=1"), ("llamacpp", "llama.cpp")])
+def test_deterministic_is_of_the_embedded_engine(run, monkeypatch, engine, says):
+    for package in ("llamacpp", "vllm"):  # installed or not
+        monkeypatch.setattr(f"foreword.{package}.compat.check_version", lambda: None)
+    refused = run("serve", "--engine", engine, "--deterministic", "--port", 0)
+    assert (refused.status, "--deterministic is of the embedded engine" in refused.err) == (2, True)
+    assert says in refused.err
+
+
+def test_deterministic_generates(run):
+    answers = {
+        run("generate", "Hello", "--max-tokens", 5, "--temperature", 0, *flag).out
+        for flag in ((), ("--deterministic",))
+    }
+    assert len(answers) == 1  # in float32
+
+
+def test_answers_are_sampled_as_the_model_says(run, folder, tmp_path, monkeypatch):
+    copied = tmp_path / "sampled"
+    shutil.copytree(folder, copied)
+    config = json.loads((copied / "generation_config.json").read_text())
+    (copied / "generation_config.json").write_text(json.dumps({**config, "temperature": 5.0}))
+    monkeypatch.setenv("FOREWORD_MODEL", str(copied))
+    asked = [run("generate", "Hello", "--max-tokens", 20).out for _ in range(2)]
+    assert asked[0] != asked[1]
+    seeded = [run("generate", "Hello", "--max-tokens", 20, "--seed", 1).out for _ in range(2)]
+    assert seeded[0] == seeded[1]
+    greedy = [run("generate", "Hello", "--max-tokens", 20, "--generation-config", "none").out for _ in range(2)]
+    assert greedy[0] == greedy[1]
+    assert "must be auto or none" in run("generate", "Hello", "--generation-config", "vllm").err

@@ -68,6 +68,28 @@ def test_the_bank_of_the_line(folder, home, tmp_path):
     assert completed(f"foreword chat --bank {home / 'bank'} o", folder, tmp_path / "elsewhere") == ["other"]
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("train --method p-", {"p-tuning-v2", "p-tuning"}),
+        ("search --method lora", {"lora", "lora-hybrid"}),
+        ("train --init ta", {"task:"}),
+        ("train --init task:s", {"task:story", "task:support"}),
+        ("train --report-to m", {"mlflow"}),
+        ("train --dtype b", {"bfloat16"}),
+        ("generate --device c", {"cpu", "cuda"}),
+        ("serve --engine l", {"llamacpp"}),
+        ("eval other --engine e", {"embedded"}),
+        ("bench t", {"ttft"}),
+        ("bench step --engine v", {"vllm"}),
+        ("distill --init e", {"even"}),
+        ("eval other st", {"story"}),
+    ],
+)
+def test_values_of_options(words, offered, folder, home):
+    assert set(completed(f"foreword {words}", folder, home)) == offered
+
+
 def test_commands_and_flags(folder, home):
     assert completed("foreword ch", folder, home) == ["chat"]
     assert completed("foreword chat --max", folder, home) == ["--max-tokens"]

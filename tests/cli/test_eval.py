@@ -59,6 +59,7 @@ def test_several_tasks_and_the_base_model_side_by_side(run, bank, reviews, folde
     found = run(*args, "--json").json
     assert [row["task"].split("@")[0] for row in found["compare"]] == ["two", str(folder)]
     assert all(set(row) == {"n", "metrics", "task"} for row in found["compare"])
+    assert run("eval", "one", "two", "base", "--data", reviews, "--json").json == found
     assert run("eval", "two", "--data", reviews, "--json").json["metrics"] == found["compare"][0]["metrics"]
     header, rows, *_ = run(*args).out.split("\n")
     assert header.split() == [found["task"], found["compare"][0]["task"], str(folder)]
@@ -171,7 +172,10 @@ def test_a_blind_rating_from_sheet_to_verdict(run, bank, reviews, name):
         (("--ratings", "x.csv", "--data", "DATA"), "leave out --data"),
         (("one", "--ratings", "x.csv"), "leave out NAME"),
         (("--ratings", "x.csv"), "the key x.csv.key.json is missing"),
-        (("static", "--data", "DATA", "--compare", "base"), "task 'static' has no template"),
+        (
+            ("static", "--data", "DATA", "--compare", "base"),
+            "task 'static' is a text in front of requests and has no template",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(run, bank, reviews, args, said):

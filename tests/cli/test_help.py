@@ -16,6 +16,10 @@ import pytest
 import typer
 
 from foreword.cli.app import app
+from foreword.training.distillation.recipe import DistilRecipe
+from foreword.training.many.config import MultiTaskConfig
+from foreword.training.recipe import Recipe
+from foreword.training.setting import GROUPS, settings_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Seconds of processor time.
@@ -37,10 +41,8 @@ ALL = dict(commands(ROOT))
 
 
 def examples(command: Any) -> list[list[str]]:
-    """Command lines of a help text: everything behind ``foreword`` up to the end of the paragraph or a semicolon."""
-    _, _, behind = command.help.partition("Example")
-    lines = behind.partition(":")[2].partition("\n\n")[0].replace("\n", " ").split(";")
-    return [shlex.split(line.strip())[1:] for line in lines]
+    """The words behind ``foreword`` of the command lines that a help text ends in, up to a redirection."""
+    return [shlex.split(line.partition(" > ")[0])[1:] for line in command.epilog.split("; ")]
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
@@ -48,7 +50,9 @@ def test_help_has_an_example(path, run):
     shown = run(*path, "--help")
     assert shown.status == 0
     assert f"Usage: foreword {' '.join(path)}" in shown.out
-    assert f"foreword {' '.join(path)}" in shown.out.partition("Example")[2]
+    headings = [line for line in shown.out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings[-1] == "Example:"
+    assert f"foreword {' '.join(path)}" in shown.out.partition("Example:")[2]
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
@@ -59,6 +63,37 @@ def test_examples_are_commands_that_there_are(path):
         ALL[path].make_context(path[-1], list(words[len(path) :]), parent=context)
 
 
+def test_groups_have_an_example_of_a_command_in_them():
+    for path in [(), *{path[:-1] for path in ALL if len(path) > 1}]:
+        group = ROOT
+        for word in path:
+            group = group.commands[word]
+        for words in examples(group):
+            assert tuple(words[: len(path)]) == path
+            assert ALL[tuple(words[: len(path) + 1])]
+
+
+@pytest.mark.parametrize("command", ["train", "train-many", "search", "distill"])
+def test_hyper_parameters_stand_under_headings(command, run):
+    shown = run(command, "--help").out
+    headings = [line[:-1] for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert [each for each in headings if each in GROUPS] == list(GROUPS)
+    for recipe in (Recipe, MultiTaskConfig, DistilRecipe):
+        for name, (_, setting) in settings_of(recipe).items():
+            assert setting.group in GROUPS, f"name the group of {recipe.__name__}.{name}"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("path", [("train",), ("generate",), ("bank",), ()], ids=" ".join)
+def test_help_breaks_lines_between_words_only(path, width, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    whole = " ".join(run(*path, "--help").out.split())
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = run(*path, "--help").out
+    assert " ".join(shown.replace("\\\n", "\n").split()) == whole.replace("\\ ", "")
+    assert max(len(line) for line in shown.splitlines() if " " in line.strip(" \\")) <= width
+
+
 def test_every_option_says_what_it_is_for():
     for path, command in ALL.items():
         for parameter in command.params:
@@ -66,9 +101,9 @@ def test_every_option_says_what_it_is_for():
 
 
 def test_what_changes_or_measures_speaks_json():
-    """All but what only talks: a conversation, and a server."""
+    """All but what only talks (a conversation, a server), and sample data, which are what they are."""
     silent = {path for path, command in ALL.items() if "json" not in {each.name for each in command.params}}
-    assert silent == {("chat",), ("serve",)}
+    assert silent == {("chat",), ("sample",), ("serve",)}
 
 
 def test_help_is_quick():

@@ -67,7 +67,7 @@ def test_import_with_a_name_and_a_wording(run, folder, tmp_path):
     assert "published films@0001-" in made.out
     labelled = run("classify", "films", "fine", "--json").json["data"]
     assert set(labelled[0]["probs"]) == {"good", "bad"}
-    shown = json.loads(run("bank", "show", "films").out)
+    shown = run("bank", "show", "films", "--json").json
     assert shown["provenance"]["source"] == "adapter"
     assert str(tmp_path) not in json.dumps(shown["provenance"])
 

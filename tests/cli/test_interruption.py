@@ -46,6 +46,40 @@ def test_a_run_goes_on_with_the_command_that_is_said(reviews, tmp_path, env):
     assert "step 3/60" not in err
 
 
+def test_a_run_goes_on_exactly_where_it_was_stopped_and_can_be_prolonged(reviews, tmp_path, env):
+    template = ("--template", "Review: {text}:{mask}", "--verbalizer", '{"positive": " good", "negative": " bad"}')
+    args = ["train", "--data", reviews, *template, "--length", 4, "--batch-size", 2, "--json"]
+
+    def prefix(name: str) -> bytes:
+        bank = Bank(tmp_path / "home" / "bank")
+        return (Path(bank.location) / name / "versions" / bank.current(name) / "prefix.safetensors").read_bytes()
+
+    whole = start([*args, "--max-steps", 100, "--publish", "whole"], tmp_path, env)
+    assert whole.wait(timeout=120) == 0
+    process = start([*args, "--max-steps", 100, "--publish", "parts", "--out", "parts"], tmp_path, env)
+    wait_for(lambda: list(tmp_path.glob("parts/checkpoints/checkpoint-20/trainer_state.json")), process)
+    said(process)
+    stopped = max(int(each.name.partition("-")[2]) for each in tmp_path.glob("parts/checkpoints/*"))
+    assert stopped % 20, "a checkpoint of the step that it was stopped at"
+    go_on = ["--publish", "parts", "--out", "parts", "--resume"]
+    resumed = start([*args, "--max-steps", 100, *go_on], tmp_path, env)
+    assert resumed.wait(timeout=120) == 0
+    assert prefix("parts") == prefix("whole")
+    before = json.loads((tmp_path / "parts/recipe.json").read_text())
+    assert (before["max_steps"], before["length"], before["data"]) == (100, 4, str(reviews))
+    assert before["lr"] == 0.005
+    assert len(before["data_sha256"]) == 64
+    longer = start([*args, "--max-steps", 120, *go_on], tmp_path, env)
+    _, err = longer.communicate(timeout=120)
+    assert longer.returncode == 0, err
+    assert "step 120/120" in err
+    assert "step 96/120" not in err, "it goes on behind step 100"
+    assert json.loads((tmp_path / "parts/recipe.json").read_text())["max_steps"] == 120
+    shorter = start([*args, "--max-steps", 80, *go_on], tmp_path, env)
+    _, err = shorter.communicate(timeout=120)
+    assert "was started with 120 steps, now 80; a run can be prolonged, not shortened" in err
+
+
 def test_a_run_that_has_written_nothing_starts_again(tmp_path, env):
     fifo = tmp_path / "never.jsonl"
     os.mkfifo(fifo)

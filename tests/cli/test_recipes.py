@@ -13,7 +13,7 @@ HEAD = "# reviews\ndata: DATA\n"
         ("lenght: 4", "there is no key 'lenght'; did you mean 'length'?"),
         ("length: four", "length must be a whole number, got 'four'."),
         ("length: 0", "length must be above 0, got 0."),
-        ("method: p-tuning-v3", "unknown method 'p-tuning-v3'; choose p-tuning-v2, "),
+        ("method: p-tuning-v3", "unknown method 'p-tuning-v3', did you mean 'p-tuning-v2'; choose p-tuning-v2, "),
         ("rank: 4", "method p-tuning-v2 has no option --rank; it takes "),
         ("template: '{text}{mask'", "never closed"),
         ("template: 5", "template must be text or a list, got 5."),
@@ -40,7 +40,7 @@ def test_the_line_is_shown(run, reviews, tmp_path, line, said):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("dtype: int3", "unknown dtype 'int3'; choose auto, "),
+        ("dtype: int3", "dtype must be one of auto, float32, bfloat16, float16, got 'int3'"),
         ("init: nonsense", "nonsense"),
         ("freeze_first: true\ninit: random", "freeze-first would freeze random values"),
         ("calibrate: true\ntemplate: '{text}: {target:label}'", "calibrate is for labels, and this run generates text"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+import foreword
 from cli.conftest import Run
 
 
@@ -75,6 +77,45 @@ def test_answers_on_their_way_are_finished_before_the_end(served):
     assert (last["path"], last["status"], last["key"]) == ("/v1/completions", 200, "shop")
     assert last["answer_tokens"] == 200
     assert secret not in "\n".join(server.lines)
+
+
+def test_an_answer_that_does_not_end_is_ended_without_a_traceback(endless, tmp_path):
+    server = Served(endless, tmp_path / "home", "--timeout-graceful-shutdown", "1", "--no-ui")
+    try:
+        body = {"model": str(endless), "prompt": "Once", "max_tokens": 100_000, "stream": True, "ignore_eos": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            events = [line for line in lines if line]
+        assert server.process.wait(timeout=30) == 0
+        assert time.monotonic() - began < 15
+    finally:
+        server.process.kill()
+    assert events[-2] == "event: error"
+    error = json.loads(events[-1].removeprefix("data: "))["error"]
+    assert error["message"] == "the engine stopped before the answer was complete; ask again."
+    said = "\n".join(server.lines)
+    assert "Traceback" not in said
+    assert "Error" not in said
+
+
+def test_the_way_in(folder, tmp_path):
+    server = Served(folder, tmp_path / "home", "--no-ui")
+    try:
+        front = httpx.get(f"{server.url}/")
+        assert front.status_code == 200
+        assert "/v1/models" in front.text
+        page = httpx.get(f"{server.url}/ui")
+        assert page.status_code == 404
+        assert page.text.startswith("There is no page here: ")
+        health = httpx.get(f"{server.url}/health").json()
+        assert health["engine"] == "embedded"
+        assert health["versions"]["foreword"] == foreword.__version__
+    finally:
+        server.process.terminate()
+        server.process.wait(timeout=30)
 
 
 def test_a_key_in_the_environment_closes_the_server(folder, tmp_path, monkeypatch):

@@ -70,7 +70,8 @@ def test_a_recipe_may_give_tasks_settings_of_their_own(run, users):
         f"data: {users}\ntemplate: '{{text}}{{mask}}'\ninit: random\nlength: 4\nmax_steps: 4\nbatch_size: 4\n"
         "tasks:\n  ben: {max_steps: 3, lr: 0.05}\nout: run\n"
     )
-    done = run("train-many", "--recipe", recipe, "--no-publish", "--json")
+    assert "are two recipes" in run("train-many", recipe, "--recipe", "other.yaml").err
+    done = run("train-many", recipe, "--no-publish", "--json")
     assert done.status == 0, done.err
     ended = [json.loads(line) for line in Path("run/ended-0.jsonl").read_text().splitlines()]
     assert {each["task"]: each["steps"] for each in ended if each["status"] == "learned"} == {"anna": 4, "ben": 3}

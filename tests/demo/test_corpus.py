@@ -3,7 +3,6 @@
 import json
 import re
 from collections import Counter
-from importlib.resources import files
 
 import pytest
 
@@ -186,11 +185,3 @@ def test_the_written_instruction_tells_all_that_the_corpus_teaches(rows: list[Cu
 def test_too_many_rows_is_one_clear_sentence():
     with pytest.raises(UsageError, match="ask for fewer rows"):
         generate(20_000, seed=0)
-
-
-def test_the_policy_is_a_long_prompt():
-    policy = files("foreword.demo").joinpath("policy.txt").read_text("utf-8")
-    assert 750 <= len(policy.split()) <= 850
-    assert policy.isascii()
-    for heading in ("REFUNDS", "DELIVERY", "WARRANTY", "PRIVACY", "TONE", "ESCALATION"):
-        assert heading in policy

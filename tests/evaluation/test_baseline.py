@@ -41,5 +41,7 @@ def test_what_the_base_model_cannot_do():
     head = Head(("a", "b"), torch.zeros(2, 48), torch.zeros(2))
     with pytest.raises(UsageError, match="labels with a head that was learned"):
         baseline_task(learned(head=head), "tiny", tiny_model("llama").identity)
-    with pytest.raises(UsageError, match="task 't' has no template"):
-        baseline_task(learned(template=None), "tiny", tiny_model("llama").identity)
+
+
+def test_a_task_of_conversations_has_the_chat_template_alone():
+    assert baseline_task(learned(template=None), "tiny", tiny_model("llama").identity).template is None

@@ -176,7 +176,7 @@ def test_labels_are_text_as_json_spells_them(value, label):
     ("bad", "kind", "message"),
     [
         ({"text": "x"}, DataError, r"^test.csv line 9: the row has no field 'label' \(it has: text\); pass --label-"),
-        ({"text": "x", "label": None}, DataError, "^test.csv line 9: label None is not text; write it as a string"),
+        ({"text": "x", "label": None}, DataError, "^test.csv line 9: label null is no label; write the label, or"),
         ({"text": "x", "label": "goood"}, VerbalizerError, "^test.csv line 9: label 'goood' is not one of .* 'good'?"),
         ({"label": "good"}, TemplateError, "^test.csv line 9: the row has no field 'text'"),
         ({"text": ["x"], "label": "good"}, TemplateError, "^test.csv line 9: field 'text' is a list, not text"),
@@ -192,7 +192,7 @@ def test_errors_name_the_row(engine, bad, kind, message):
 
 
 def test_what_cannot_be_evaluated(engine):
-    with pytest.raises(DataError, match="there are no rows to evaluate"):
+    with pytest.raises(DataError, match="rows in memory has no examples"):
         evaluate(engine, labelled(), [])
     with pytest.raises(TemplateError, match="task 't' has no template"):
         evaluate(engine, labelled(template=None), rows(["good"] * 4))

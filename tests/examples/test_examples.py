@@ -30,11 +30,11 @@ RELATION = {"relation": "P36", "name": "capital", "template": "The capital of [X
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the data sets' files and fields, and a few rows each."""
+    """Folders with the files and fields of the examples' data, and a few rows each."""
     folder = tmp_path_factory.mktemp("data")
-    sets = {"sst2": REVIEWS, "sentiment_zh": REVIEWS, "lama_trex": FACTS, "e2e_nlg": TABLES, "snips": SLOTS}
+    sets = {"reviews": REVIEWS, "facts": FACTS, "tables": TABLES, "slots": SLOTS}
     files = {f"{name}/{split}": rows for name, rows in sets.items() for split in ("train", "dev", "test")}
-    for name, rows in {**files, "lama_trex/relations": [RELATION]}.items():
+    for name, rows in {**files, "facts/relations": [RELATION]}.items():
         file = folder / f"{name}.jsonl"
         file.parent.mkdir(exist_ok=True)
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -73,7 +73,9 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_sentiment_with_pet(main, data, tiny_llama, tmp_path, language):
     sizes = ("--labelled", 4, "--unlabeled", 4, "--limit", 4, "--steps", 2)
-    printed = main("sentiment_pet.py", "--language", language, "--model", tiny_llama, "--data", data, *sizes)
+    printed = main(
+        "sentiment_pet.py", "--language", language, "--model", tiny_llama, "--data", data / "reviews", *sizes
+    )
     assert "accuracy on 4 test reviews" in printed
     task = Bank(tmp_path / "runs/sentiment-pet/bank").load(f"sentiment-{language}")
     assert task.method == "pet"
@@ -81,7 +83,7 @@ def test_sentiment_with_pet(main, data, tiny_llama, tmp_path, language):
 
 
 def test_lama_facts(main, data, tiny_llama):
-    printed = main("lama_facts.py", "--relations", "P36", "--model", tiny_llama, "--data", data, "--steps", 2)
+    printed = main("lama_facts.py", "--relations", "P36", "--model", tiny_llama, "--data", data / "facts", "--steps", 2)
     head, row = printed.splitlines()
     assert head.split() == ["majority", "manual", "autoprompt", "p-tuning"]
     assert row.startswith("P36 capital")
@@ -99,7 +101,7 @@ def test_a_template_is_cut_behind_its_answer(load):
 
 
 def test_table_to_text(command, data, tiny_llama, tmp_path):
-    files = ("--data", data / "e2e_nlg/train.jsonl", "--eval", data / "e2e_nlg/dev.jsonl")
+    files = ("--data", data / "tables/train.jsonl", "--eval", data / "tables/dev.jsonl")
     place = ("--model", tiny_llama, "--bank", tmp_path / "bank")
     recipe = EXAMPLES / "table_to_text.yaml"
     learned = command("train", recipe, *files, "--max-steps", 2, *place)
@@ -108,7 +110,7 @@ def test_table_to_text(command, data, tiny_llama, tmp_path):
 
 
 def test_slot_filling(command, data, tmp_path):
-    files = ("--data", data / "snips/train.jsonl", "--eval", data / "snips/dev.jsonl")
+    files = ("--data", data / "slots/train.jsonl", "--eval", data / "slots/dev.jsonl")
     place = ("--model", save_tiny("bert", tmp_path / "bert"), "--bank", tmp_path / "bank")
     learned = command("train", EXAMPLES / "slot_filling.yaml", *files, "--max-steps", 2, *place)
     assert "span_f1" in learned["metrics"]
@@ -127,3 +129,17 @@ def test_rtp_multi_task(run, tiny_llama, tmp_path, monkeypatch):
     behind = [ast.literal_eval(line) for line in run("rtp_multi_task.py").splitlines()]
     assert all(len(answers) == 1 for answers in (*alone, *behind))
     assert alone[-1] != behind[-1], "the learned prefix made no difference"
+
+
+def test_examples_need_no_files_but_their_own(main, tiny_llama, command, tmp_path, monkeypatch):
+    """Every default names data that come with the checkout or the package."""
+    printed = main("sentiment_pet.py", "--model", tiny_llama, "--labelled", 4, "--limit", 4, "--steps", 1)
+    assert "accuracy on 4 test reviews" in printed
+    assert len(main("lama_facts.py", "--model", tiny_llama, "--methods", "manual").splitlines()) == 3
+    main("many_tasks.py", "--out", tmp_path / "tasks")
+    assert len(list((tmp_path / "tasks/train").iterdir())) == 8
+    monkeypatch.chdir(EXAMPLES.parent)
+    place = ("--model", tiny_llama, "--bank", tmp_path / "bank", "--out", tmp_path / "run", "--batch-size", 2)
+    command("train", EXAMPLES / "table_to_text.yaml", *place, "--max-steps", 1)
+    bert = ("--model", save_tiny("bert", tmp_path / "bert"), "--bank", tmp_path / "bank", "--out", tmp_path / "slots")
+    command("train", EXAMPLES / "slot_filling.yaml", *bert, "--max-steps", 1)

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 
-from foreword.core import Adapter, Head, KVPrefix, LayerShape, LowRank, Task
+from foreword.core import Adapter, KVPrefix, LayerShape, LowRank, Task
 from foreword.errors import ModelMismatch, UsageError
 from foreword.interop.export import export_peft
 from foreword.interop.peft import base_model, import_peft, read_peft
@@ -120,7 +120,6 @@ def test_the_folder_names_the_place_of_its_base_model(base, tmp_path):
             {"soft": torch.zeros(2, 48), "template": "{text}{soft:2}{mask}"},
             "soft tokens inside its template, which a PEFT folder cannot hold",
         ),
-        ({"head": Head(("a", "b"), torch.zeros(2, 48), torch.zeros(2))}, "has a head over hidden states"),
         ({"members": (1,)}, "has several prefixes whose answers are combined"),
         ({"adapter": Adapter({})}, "has a prefix and low-rank changes at once"),
     ],

@@ -19,6 +19,8 @@ from interop.conftest import assert_same, by_peft, by_task, config_of
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma3", "gpt2", "gpt_neox", "opt", "phi3", "glm", "bert", "roberta")
 P, LAYERS = 9, 3
+TYPES = [1, 2, 2, 3, 4, 1, 2, 3, 4]
+"""Which tokens of CPT are which part of its examples."""
 
 
 def learned(model, **task):
@@ -80,9 +82,12 @@ def test_imported_prompts_give_pefts_logits(base, tmp_path, name, method, make):
         lambda name: encoder(name, "LSTM"),
         lambda name: prefix(name, prefix_projection=True, encoder_hidden_size=24),
         lambda name: peft.CartridgeConfig(**config_of(name), num_virtual_tokens=P, num_frozen_tokens=2),
+        lambda name: peft.CPTConfig(
+            **config_of(name), cpt_token_ids=list(range(40, 40 + P)), cpt_tokens_type_mask=TYPES
+        ),
         lambda name: peft.LoraConfig(**config_of(name), target_modules="all-linear", r=3, lora_alpha=5),
     ],
-    ids=["lstm", "projection", "cartridge", "lora"],
+    ids=["lstm", "projection", "cartridge", "cpt", "lora"],
 )
 def test_further_kinds_give_pefts_logits(base, tmp_path, name, make):
     made = base(name)
@@ -217,11 +222,12 @@ def change(folder: Path, **fields) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"peft_type": "CPT"}, "is of PEFT's type CPT; what can be imported is PROMPT_TUNING, P_TUNING"),
+        ({"peft_type": "POLY"}, "is of PEFT's type POLY; what can be imported is PROMPT_TUNING, P_TUNING"),
         ({"peft_type": ["LORA"]}, "is of PEFT's type"),
         ({"modules_to_save": ["classifier", "score"]}, r"replaces whole modules \(classifier, score\)"),
-        ({"task_type": "SEQ_CLS"}, "is for SEQ_CLS, whose answers do not come from"),
-        ({"num_transformer_submodules": 2}, "whose answers do not come from the language model alone"),
+        ({"task_type": "SEQ_CLS"}, r"is for SEQ_CLS and holds no head \(classifier or score\)"),
+        ({"task_type": "IMAGE_CLS"}, "is for IMAGE_CLS, whose answers do not come from"),
+        ({"num_transformer_submodules": 2}, "has num_transformer_submodules 2, more prompts than its model has places"),
     ],
 )
 def test_kinds_that_would_answer_otherwise_are_refused(base, tmp_path, fields, says):
@@ -229,6 +235,27 @@ def test_kinds_that_would_answer_otherwise_are_refused(base, tmp_path, fields, s
     change(tmp_path, **fields)
     with pytest.raises(UsageError, match=says):
         read_peft(str(tmp_path))
+
+
+def test_another_base_model_is_warned_of(base, tmp_path, caplog):
+    made = base("llama")
+    saved(made, prefix("llama"), tmp_path)
+    import_peft(made.lm, read_peft(str(tmp_path)), "imported")
+    for same in ("tiny-llama", "elsewhere/Tiny-Llama/", "C:\\models\\tiny-llama", None):
+        change(tmp_path, base_model_name_or_path=same)
+        import_peft(made.lm, read_peft(str(tmp_path)), "imported")
+    assert [line for line in caplog.messages if str(made.folder) not in line] == []
+    caplog.clear()
+    change(tmp_path, base_model_name_or_path="meta-llama/Llama-3.2-1B")
+    import_peft(made.lm, read_peft(str(tmp_path)), "imported")
+    assert "was learned on meta-llama/Llama-3.2-1B, and is imported for tiny-llama; unless both" in caplog.text
+
+
+def test_a_lora_on_more_than_layers_says_what_to_leave_out(base, tmp_path):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "embed_tokens"])
+    saved(base("llama"), config, tmp_path)
+    with pytest.raises(CorruptFile, match=r"or train it again without embed_tokens\.$"):
+        import_peft(base("llama").lm, read_peft(str(tmp_path)), "imported")
 
 
 def test_one_revision_of_a_base_model_is_asked_for(base, tmp_path):

@@ -134,9 +134,35 @@ def test_what_is_more_than_soft_tokens_in_front_is_refused(changes, says, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_soft_tokens_in_front_of_the_decoder_are_refused(tmp_path):
-    saved("t5", tmp_path, num_transformer_submodules=2)
-    with pytest.raises(UsageError, match="soft tokens in front of the decoder too; learn it again with num_trans"):
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("kind", "fields"), [("PromptTuningConfig", {}), ("PromptEncoderConfig", {"encoder_hidden_size": 24})]
+)
+def test_pefts_default_has_rows_for_the_decoder_which_it_never_feeds(family, kind, fields, tmp_path):
+    lm = tiny_encoder_decoder(family)
+    model = saved(family, tmp_path, kind, num_transformer_submodules=None, **fields)
+    checkpoint = read_peft(str(tmp_path))
+    assert checkpoint.config["num_transformer_submodules"] == 2
+    assert len(checkpoint.tensors["prompt_embeddings"]) == 8
+    task = import_peft(lm, checkpoint, "imported", prompt_format=PROMPT_FORMAT)
+    assert task.template == "{soft:4}{text}{mask}"
+    expected = theirs(lm, model)
+    assert_same(ours(lm, task), expected)
+    if kind == "PromptTuningConfig":
+        with torch.no_grad():
+            model.prompt_encoder["default"].embedding.weight[4:] += 100
+        assert all(torch.equal(a, b) for a, b in zip(theirs(lm, model), expected, strict=True))
+        with torch.no_grad():
+            model.prompt_encoder["default"].embedding.weight[:4] *= -30
+        assert not torch.allclose(theirs(lm, model)[0], expected[0], atol=1e-3)
+
+
+def test_soft_tokens_that_reach_the_decoder_are_refused(tmp_path):
+    """PEFT's multitask prompts feed the second half to the decoder."""
+    saved("t5", tmp_path, "MultitaskPromptTuningConfig", num_transformer_submodules=2, num_tasks=2, num_ranks=1)
+    with pytest.raises(
+        UsageError, match="MULTITASK_PROMPT_TUNING in front of the decoder too; learn it again with num"
+    ):
         read_peft(str(tmp_path))
 
 

@@ -100,6 +100,65 @@ def test_encoders_answer_as_the_authors_loop(base, tmp_path, name, encoder):
     assert_same(by_task(made.lm, task), expected)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
+def test_grouped_key_heads_answer_as_the_authors_loop(base, tmp_path, name):
+    made = base(name)
+    config = bert_config(made, num_key_value_heads=2, head_dim=16)
+    folder = write(tmp_path, "prefix_encoder.", flat(GLM_WIDTH), config)
+    task = import_ptuning(made.lm, read_ptuning(str(folder)), "imported")
+    past = [past_of(flat(GLM_WIDTH), 2, 16) for _ in ROWS]
+    model = made.fresh()
+    expected = [
+        model(input_ids=torch.tensor([row]), past_key_values=cache).logits[0].detach()
+        for row, cache in zip(ROWS, past, strict=True)
+    ]
+    assert_same(by_task(made.lm, task), expected, 2e-5)
+    (folder / "config.json").write_text(json.dumps({**config, "num_key_value_heads": 4}))
+    with pytest.raises(ModelMismatch, match=r"is for 3 layers of 4 x 16 keys, tiny-.* has 3 of 2 x 16"):
+        import_ptuning(made.lm, read_ptuning(str(folder)), "imported")
+
+
+def test_what_was_learned_on_a_quantized_model_is_taken_if_asked(base, tmp_path, caplog):
+    made = base("llama")
+    folder = write(tmp_path, "transformer.prefix_encoder.", flat(GLM_WIDTH), {**GLM, "quantization_bit": 4})
+    with pytest.raises(UsageError, match=r"quantized to 4 bits .* pass --allow-quantized-origin to import it"):
+        read_ptuning(str(folder))
+    checkpoint = read_ptuning(str(folder), allow_quantized_origin=True)
+    assert "quantized to 4 bits (quantization_bit); for the model here its answers may differ" in caplog.text
+    plain = write(tmp_path / "plain", "transformer.prefix_encoder.", flat(GLM_WIDTH), GLM)
+    same = import_ptuning(made.lm, read_ptuning(str(plain)), "imported")
+    assert import_ptuning(made.lm, checkpoint, "imported").prefix.digest == same.prefix.digest
+
+
+@pytest.mark.parametrize("stem", ["transformer.prefix_encoder.", "prefix_encoder."])
+@pytest.mark.parametrize("encoder", [flat(GLM_WIDTH), projected(20, 20, GLM_WIDTH)], ids=["flat", "projected"])
+def test_weights_alone_are_enough(base, tmp_path, stem, encoder):
+    made = base("llama")
+    whole = import_ptuning(
+        made.lm,
+        read_ptuning(str(write(tmp_path / "whole", stem, encoder, GLM))),
+        "imported",
+    )
+    folder = write(tmp_path / "bare", stem, encoder, {})
+    (folder / "config.json").unlink()
+    for length in (P, None):
+        checkpoint = read_ptuning(str(folder), length=length)
+        assert base_model(checkpoint) is None
+        assert import_ptuning(made.lm, checkpoint, "imported").prefix.digest == whole.prefix.digest
+    with pytest.raises(CorruptFile, match=r"must be floating-point numbers 8 x any, found \[9,"):
+        import_ptuning(made.lm, read_ptuning(str(folder), length=8), "imported")
+    with pytest.raises(UsageError, match=r"has 9 virtual tokens \(pre_seq_len\), not 8; leave --length out"):
+        read_ptuning(str(write(tmp_path / "stated", stem, encoder, GLM)), length=8)
+
+
+def test_another_base_model_is_warned_of(base, tmp_path, caplog):
+    made = base("llama")
+    config = {**GLM, "_name_or_path": "THUDM/chatglm2-6b"}
+    folder = write(tmp_path, "transformer.prefix_encoder.", flat(GLM_WIDTH), config)
+    import_ptuning(made.lm, read_ptuning(str(folder)), "imported")
+    assert "was learned on THUDM/chatglm2-6b, and is imported for tiny-llama" in caplog.text
+
+
 @torch.no_grad()
 def chatglm_loop(model, encoder: dict[str, Tensor], request: tuple[int, ...], steps: int) -> tuple[Tensor, list[int]]:
     """Greedy decoding as ChatGLM2 does it: raw keys in the cache, the request at positions from 0."""

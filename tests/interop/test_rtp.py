@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from foreword.bank.bank import Bank
 from foreword.core import KVPrefix, Task
 from foreword.errors import (
     DataError,
@@ -24,13 +26,14 @@ from foreword.errors import (
     UnsupportedOption,
     UsageError,
 )
+from foreword.evaluation.predict import classify
 from foreword.interop.export import export_peft
 from foreword.interop.rtp import GenerateResponse, Model, ModelConfig, ModelFactory, Pipeline
 from foreword.interop.rtp.task_prefixes import StackedPrompt
 from foreword.text.static_prompts import StaticPrompt
 from interop.conftest import Base, random_prefix
 from interop.test_ptuning import GLM, GLM_WIDTH, flat, past_of, write
-from server.running_server import chat_model
+from server.running_server import chat_model, label_task
 from text.small_tokenizers import TOKENIZERS
 from tiny_models import tiny_model
 
@@ -391,3 +394,40 @@ def test_what_cannot_be_loaded_is_said(base, tmp_path):
             Pipeline(model, TOKENIZERS["byte_level"])
     finally:
         model.stop()
+
+
+def test_a_task_that_labels_answers_its_label(base, tmp_path):
+    lm = base("llama").lm
+    task = label_task(lm)
+    Bank(str(tmp_path / "bank")).publish(task)
+    model = ModelFactory.from_huggingface(str(base("llama").folder), ModelConfig(str(tmp_path / "bank" / "mood")))
+    try:
+        texts = ["hello", "x"]
+        probs = classify(model.engine, task, [{"text": text} for text in texts])
+        words = [{"good": " yes", "bad": " no"}[max(row, key=row.__getitem__)] for row in probs]
+        assert last(Pipeline(model)(texts)) == words
+        assert last(Pipeline(model)([f"{text}\nMood:" for text in texts], {"top_k": 1})) == words
+    finally:
+        model.stop()
+    with pytest.raises(UsageError, match="labels texts, and no static prompt stands behind it"):
+        Model(lm, task, [StaticPrompt("1", "prompt", "Be brief.")])
+
+
+def test_code_that_comes_with_a_model_is_run_if_asked(base, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(base("llama").folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Own(LlamaConfig):\n    model_type = 'own'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Own\n"
+    )
+    with pytest.raises(UnsupportedModel, match="trust_remote_code=True in Python"):
+        ModelFactory.from_huggingface(str(folder))
+    model = ModelFactory.from_huggingface(str(folder), trust_remote_code=True)
+    pipeline = Pipeline(model, model.tokenizer)
+    (answer,) = list(pipeline(["x"], generate_config={**GREEDY, "is_streaming": False}))
+    pipeline.stop()
+    assert answer.batch_response == [plain(base("llama"), "x")]

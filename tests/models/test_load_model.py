@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -172,6 +173,51 @@ def test_foreign_code_is_not_run_unless_asked(tmp_path):
     assert not ran.exists()
     assert load_model(str(folder), trust_remote_code=True).identity.architecture == "Model"
     assert ran.exists()
+
+
+OWN_ATTENTION = """
+import torch
+from torch import nn
+from transformers import LlamaConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+class Mine(LlamaConfig):
+    model_type = 'mine'
+class Attention(nn.Module):
+    def forward(self, x):
+        return torch.softmax(x @ x.transpose(-1, -2), -1) @ x
+class Model(PreTrainedModel):
+    config_class = Mine
+    _supports_attention_backend = True
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.attention = Attention()
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+    def get_input_embeddings(self):
+        return self.embed
+    def forward(self, input_ids=None, position_ids=None, use_cache=None, {takes}):
+        return CausalLMOutputWithPast(logits=self.lm_head(self.attention(self.embed(input_ids))))
+"""
+
+
+@pytest.mark.parametrize("takes", ["**kwargs", "attention_mask=None"])
+def test_attention_of_foreign_code_is_told_apart_from_a_missing_flag(tmp_path, takes):
+    folder = save_tiny("llama", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"}}
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Model"]}))
+    (folder / "mine.py").write_text(OWN_ATTENTION.format(takes=takes))
+    weights = {"embed.weight": torch.randn(300, 48), "lm_head.weight": torch.randn(300, 48)}
+    save_file({**weights, "lm_head.bias": torch.zeros(300)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModel, match=r"pass --trust-remote-code \(trust_remote_code=True in Python\)"):
+        load_model(str(folder))
+    with pytest.raises(UnsupportedModel, match="is run, but it computes its attention by itself and would") as refused:
+        load_model(str(folder), trust_remote_code=True)
+    assert "trust-remote-code" not in str(refused.value)
+    (folder / "mine.py").write_text("import no_such_package_anywhere\n" + OWN_ATTENTION.format(takes=takes))
+    with pytest.raises(UnsupportedModel, match=r"cannot be imported \(.*no_such_package_any.*install what it"):
+        load_model(str(folder), trust_remote_code=True)
 
 
 def state_space_model(folder) -> str:

@@ -14,13 +14,15 @@ import torch
 
 pytest.importorskip("llama_cpp", reason="needs llama.cpp: make test-llamacpp")
 
-from foreword.core import Adapter, Constraint, KVPrefix, LowRank, SamplingParams
+from foreword.core import Adapter, Constraint, KVPrefix, LowRank, SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy, EngineError, PromptTooLong, RequestError, UnsupportedModel
+from foreword.evaluation.answers import Answers
+from foreword.evaluation.predict import classify
 from foreword.text.label_scorers import HeadScorer, WordScorer
 from foreword.text.prompt import Prompt
-from foreword.text.task_prompts import from_ids
+from foreword.text.task_prompts import from_ids, from_text
 from foreword.text.verbalizer import WordTrie
 from on_llamacpp.gguf_models import (
     CLOSE,
@@ -31,7 +33,7 @@ from on_llamacpp.gguf_models import (
     make_request,
     tasks_without_torch,
 )
-from served_model import CACHE_BYTES, tokens
+from served_model import CACHE_BYTES, learned, tokens
 
 TRIE = WordTrie.build([(0, (40,)), (0, (41, 42)), (1, (41, 43, 44)), (2, (50,))], 3)
 
@@ -331,3 +333,18 @@ def test_a_prefix_of_another_model_is_refused(served, engine):
     other = replace(short, model=replace(short.model, rope='{"rope_theta": 1.0}'))
     with pytest.raises(ModelMismatch, match="rope"):
         engine.submit(make_request(replace(served.tasks[0], prefix=other)))
+
+
+def test_a_task_that_labels_answers_its_label(served, engine):
+    words = {"good": (" yes",), "bad": (" no",)}
+    task = Task("mood", "test", learned(served.lm, 9, 50), template="{text}\nMood:{mask}", verbalizer=words)
+    answers, texts = Answers(engine), ["a fine day", "rain", "x"]
+    probs = classify(engine, task, [{"text": text} for text in texts])
+    for text, row in zip(texts, probs, strict=True):
+        prompt = from_text(engine.tokenizer, task, text)
+        (stream,) = answers.submit(task, prompt, SamplingParams(logprobs=2))
+        (chunk,) = stream
+        word = {"good": " yes", "bad": " no"}[max(row, key=row.__getitem__)]
+        assert (chunk.text, chunk.finish_reason) == (word, "stop")
+        assert chunk.token_ids == tuple(engine.tokenizer.encode(word))
+        assert chunk.logprobs[0].top[0] == (word, pytest.approx(float(np.log(max(row.values()))), abs=1e-5))

@@ -157,6 +157,25 @@ def test_json_is_written_to_a_schema(shop):
     assert json.loads(answer.choices[0].message.content).keys() == {"age"}
 
 
+@pytest.mark.parametrize("model", ["desk", "smollm2-135m"])
+def test_tools(shop: Shop, model: str) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"days": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["days"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "return_lamp", "parameters": parameters, "strict": True}}
+    named = {"type": "function", "function": {"name": "return_lamp"}}
+    options = {"model": model, "messages": QUESTION, "tools": [tool], "parallel_tool_calls": False, "temperature": 0}
+    for choice in (named, "required"):
+        answer = shop.client().chat.completions.create(**options, tool_choice=choice, max_tokens=60).choices[0]
+        assert answer.finish_reason == "tool_calls"
+        (call,) = answer.message.tool_calls
+        assert json.loads(call.function.arguments).keys() == {"days"}
+    assert shop.client().chat.completions.create(**options, max_tokens=8).choices[0].message.content
+
+
 def test_what_llama_cpp_does_not_do_is_said(shop, tmp_path):
     asked_for = {"messages": QUESTION, "max_tokens": 4}
     refused = shop.post("/v1/chat/completions", model="hybrid", **asked_for)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 import signal
@@ -24,6 +25,7 @@ from foreword.bank.bank import Bank
 from foreword.core import Adapter, LowRank, SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
+from foreword.evaluation.predict import classify
 from foreword.models import LanguageModel, load_model
 from foreword.prompts.static import static_task
 from foreword.text.prompt import Prompt
@@ -69,6 +71,9 @@ def publish_all(bank: Bank, lm: LanguageModel) -> None:
     bank.publish(static_task(lm, "desk", "system", POLICY))
     bank.publish(static_task(lm, "story", "prompt", POLICY))
     bank.publish(Task("asks", "p-tuning-v2", learned(lm, 8, 3), template="Review: {text}\nSentiment:{mask}"))
+    words = {"good": (" great",), "bad": (" awful", " dull")}
+    template = "Review: {text}\nSentiment:{mask}"
+    bank.publish(Task("mood", "p-tuning-v2", learned(lm, 8, 3), template=template, verbalizer=words))
     bank.publish(Task("hybrid", "lora-hybrid", learned(lm, 12, 4), adapter=adapter(lm)))
 
 
@@ -140,7 +145,7 @@ def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 240
 def test_tasks_are_models(shop):
     found = shop.client().models.list().data
     assert found[0].id == BASE
-    assert [each.id for each in found[1:]] == ["asks", "desk", "hybrid", "learned", "other", "story"]
+    assert [each.id for each in found[1:]] == ["asks", "desk", "hybrid", "learned", "mood", "other", "story"]
     assert all(each.parent == BASE for each in found[1:])  # as vLLM shows a LoRA
 
 
@@ -371,3 +376,28 @@ def test_a_template_takes_one_message(shop):
     assert answer.choices[0].message.content.strip() == expected.strip()
     with pytest.raises(openai.BadRequestError, match="answers one user message"):
         ask(model="asks", messages=[*QUESTION, *QUESTION])
+
+
+def test_a_task_that_labels_answers_its_label(shop):
+    task, texts = shop.bank.load("mood"), ["a fine day", "rain", "lovely soup"]
+    with Engine(shop.lm) as engine:
+        probs = classify(engine, task, [{"text": text} for text in texts])
+    words = [{"good": " great", "bad": " awful"}[max(row, key=row.__getitem__)] for row in probs]
+    client = shop.client()
+    found = client.completions.create(model="mood", prompt=texts, logprobs=2)
+    assert [choice.text for choice in found.choices] == words
+    assert found.choices[0].logprobs.token_logprobs == [pytest.approx(math.log(max(probs[0].values())), abs=1e-3)]
+    for text, word in zip(texts, words, strict=True):
+        asked = {"model": "mood", "messages": [{"role": "user", "content": text}]}
+        answer = client.chat.completions.create(**asked)
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (word.strip(), "stop")
+        events = list(client.chat.completions.create(**asked, stream=True))
+        assert "".join(event.choices[0].delta.content or "" for event in events) == word.strip()
+    refused = shop.post("/v1/completions", model="mood", prompt="x", temperature=-1)
+    assert refused.status_code == 400
+
+
+def test_a_learned_task_is_greedy_without_being_told(shop):
+    answers = [shop.client().completions.create(model="learned", prompt=TEXT, max_tokens=TOKENS) for _ in range(2)]
+    expected = shop.expected([from_text(shop.lm.tokenizer, shop.bank.load("learned"), TEXT)])
+    assert [answer.choices[0].text for answer in answers] == expected * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from foreword.engine.protocol import Request
 from foreword.server.app import create_app
 from foreword.text.task_prompts import from_text
 from served_model import learned
+from text.tool_templates import QWEN
 
 TEXT = "once upon"
 
@@ -63,7 +65,7 @@ def test_completions_whole_and_streamed(served, url):
 
 def test_texts_are_classified(served, url):
     body = {"model": "mood", "input": ["fine weather", "rain"]}
-    found = httpx.post(f"{url}/v1/classify", json=body).json()["data"]
+    found = httpx.post(f"{url}/v1/classify", json=body, timeout=120).json()["data"]
     with Engine(served.lm) as engine:
         app = create_app(engine, served.bank)
         transport = httpx.ASGITransport(app)
@@ -92,3 +94,49 @@ def test_metrics_count(url):
     text = httpx.get(f"{url}/metrics").text
     assert "foreword_engine_tokens_generated_total" in text or "tokens_generated" in text
     assert "cache_usage" in text
+
+
+def test_tools(url, engine):
+    """Forced calls, and the tagged grammar of strict ones, behind a learned and a static prefix."""
+    parameters = {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "enum": [1, 2]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "add", "parameters": parameters, "strict": True}}
+    named = {"type": "function", "function": {"name": "add"}}
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    engine.tokenizer.chat_template = QWEN
+    # vLLM's grammars let white space into JSON, in which the random model would go on and on.
+    bias = {str(token): -100 for token in engine.tokenizer.encode("\t\n\r ")}
+    try:
+        for model in ("t0", "t3"):
+            asked = {
+                "model": model,
+                "messages": [{"role": "user", "content": "Add."}],
+                "tools": [tool],
+                "logit_bias": bias,
+            }
+            for choice in (named, "required"):
+                answer = client.chat.completions.create(
+                    **asked, tool_choice=choice, parallel_tool_calls=False, max_tokens=60
+                ).choices[0]
+                assert answer.finish_reason == "tool_calls"
+                assert json.loads(answer.message.tool_calls[0].function.arguments)["a"] in (1, 2)
+            assert client.chat.completions.create(**asked, max_tokens=8).choices[0].finish_reason
+    finally:
+        engine.tokenizer.chat_template = None
+
+
+def test_a_task_that_labels_answers_its_label(served, url):
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    body = {"model": "mood", "input": ["fine weather", "rain"]}
+    found = httpx.post(f"{url}/v1/classify", json=body, timeout=120).json()["data"]
+    words = [{"good": " yes", "bad": " no"}[each["label"]] for each in found]
+    texts = client.completions.create(model="mood", prompt=body["input"], logprobs=2)
+    assert [choice.text for choice in texts.choices] == words
+    assert texts.choices[0].logprobs.tokens == words[:1]
+    for text, word in zip(body["input"], words, strict=True):
+        chat = client.chat.completions.create(model="mood", messages=[{"role": "user", "content": text}])
+        assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == (word.strip(), "stop")

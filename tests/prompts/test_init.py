@@ -12,6 +12,7 @@ from foreword.prompts import init
 from foreword.prompts.lower import lower, lower_tokens
 from foreword.prompts.registry import get_method
 from foreword.prompts.soft import SoftTokens
+from foreword.text.demonstrations import demonstrations
 from tiny_models import CAUSAL, tiny_model
 
 
@@ -29,6 +30,13 @@ def soft_tokens(lm: LanguageModel, start: init.InitialValues) -> torch.Tensor:
 def test_text_is_repeated_or_trimmed_so_that_its_end_is_last(length, expected):
     lm = tiny_model("llama")
     start = init.from_text(lm, "hello")(length, seeded())
+    assert lm.tokenizer.decode(start.token_ids) == expected
+
+
+@pytest.mark.parametrize(("length", "expected"), [(1, "h"), (3, "hel"), (5, "hello"), (7, "hellohe")])
+def test_a_text_that_a_user_gives_keeps_its_beginning_as_in_peft(length, expected):
+    lm = tiny_model("llama")
+    start = init.from_text(lm, "hello", keep="first")(length, seeded())
     assert lm.tokenizer.decode(start.token_ids) == expected
 
 
@@ -186,5 +194,5 @@ def test_soft_values_are_their_own_copy():
 
 def test_demonstrations_take_labels_in_turns_and_end_with_the_shortest():
     rows = [(f"{'x' * size} {label}", label) for label in "ab" for size in (3, 1, 2)]
-    text = init.demonstrations(rows, budget=14)
+    text = demonstrations(rows, budget=14)
     assert text == "xx b\n\nxx a\n\nx b\n\nx a\n\n"

@@ -21,7 +21,9 @@ def test_every_method_is_a_frozen_dataclass_of_its_options():
 
 
 def test_an_unknown_method_lists_them_all():
-    with pytest.raises(UsageError, match=f"unknown method 'p_tuning'; choose {', '.join(METHODS)}"):
+    with pytest.raises(
+        UsageError, match=f"unknown method 'p_tuning', did you mean 'p-tuning'; choose {', '.join(METHODS)}"
+    ):
         get_method("p_tuning")
 
 

@@ -94,4 +94,6 @@ def publish_all(bank: Bank, lm: LanguageModel) -> None:
     bank.publish(static_task(lm, "kind", "system", SYSTEM_TEXT))
     bank.publish(label_task(lm))
     bank.publish(label_task(lm, "pair", "{first} / {second}:{mask}"))
+    bank.publish(dataclasses.replace(learned_task(lm, "rhyme", seed=2), template="{text} rhymes with{target:word}"))
+    bank.publish(dataclasses.replace(learned_task(lm, "link", seed=3), template="{first} -> {second}:{target:word}"))
     bank.publish(foreign_task("foreign"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
@@ -44,11 +44,12 @@ def make_task() -> Callable[..., Task]:
         kind: Kind = "learned",
         text: str | None = None,
         template: str | None = None,
+        verbalizer: Mapping[str, tuple[str, ...]] | None = None,
     ) -> Task:
         model = ModelIdentity("TinyForCausalLM", 4, 600, (LayerShape(1, 2, 2),), "null", "t", "w")
         ids = None if token_ids is None else tuple(token_ids)
         rows = torch.zeros(1, length if ids is None else len(ids), 2)
         prefix = KVPrefix(model, (rows,), (rows,), rows.shape[1], ids, bos)
-        return Task("demo", "test", prefix, kind=kind, text=text, template=template)
+        return Task("demo", "test", prefix, kind=kind, text=text, template=template, verbalizer=verbalizer)
 
     return build

@@ -98,9 +98,21 @@ def test_no_messages(byte_level, messages: object):
             "parts of type 'image_url' are not supported; send only text",
         ),
         (
-            {"role": "assistant", "content": "", "tool_calls": [{}]},
+            {"role": "user", "content": "x", "audio": {"id": "a"}},
             UnsupportedOption,
-            "tool_calls is not supported; send the call as text in content",
+            "messages[0]: audio is not supported",
+        ),
+        ({"role": "assistant", "tool_calls": [{}]}, RequestError, "messages[0].tool_calls[0].function must be"),
+        ({"role": "assistant", "tool_calls": "x"}, RequestError, "messages[0]: tool_calls must be a list of calls"),
+        (
+            {"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]},
+            RequestError,
+            "only the assistant calls tools",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
+            RequestError,
+            "messages[0].tool_calls[0].function.arguments must be the text of a JSON object, found '[1]'",
         ),
     ],
 )

@@ -8,6 +8,7 @@ import json
 from decimal import Decimal
 
 import datasets
+import pandas
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -102,6 +103,38 @@ def test_a_hub_data_set_reads_as_its_file_does(folder, monkeypatch):
     assert [row.values for row in read_rows(f"hub:{folder}:train[1:]+test")] == [*VALUES[1:], VALUES[1]]
     monkeypatch.chdir(folder.parent)
     assert read_rows("hub:./set:train")[2] == Row(VALUES[2], "hub:./set:train row 3")
+
+
+def test_a_data_set_that_was_saved_to_disk(tmp_path, monkeypatch):
+    data = datasets.Dataset.from_dict(COLUMNS, features=FEATURES)
+    monkeypatch.chdir(tmp_path)
+    data.shuffle(seed=1).sort("text").save_to_disk("disk")
+    assert read_rows("hub:./disk:train")[2] == Row(VALUES[2], "hub:./disk:train row 3")
+    assert [row.values for row in read_rows("hub:./disk:train[1:]")] == VALUES[1:]
+    assert read_rows("disk")[2] == Row(VALUES[2], "disk row 3")
+    assert data_digest("disk") == data_digest("hub:./disk:train") == data_digest(data)
+    assert refused("hub:./disk:test") == "hub:./disk:test: there is no split 'test'; it has train."
+    datasets.DatasetDict({"train": data, "dev": data.select([1])}).save_to_disk("both")
+    assert [row.values for row in read_rows("hub:./both:dev")] == VALUES[1:2]
+    assert [row.values for row in read_rows("hub:./both:train[:1]+dev")] == VALUES[:2]
+    assert refused("both") == "both holds the splits train, dev; name one: hub:./both:train."
+    assert refused(tmp_path).endswith(f"name a file in it, or a split of it: hub:{tmp_path}:train.")
+
+
+def test_rows_in_memory(tmp_path):
+    data = datasets.Dataset.from_dict(COLUMNS, features=FEATURES)
+    assert read_rows(data) == [Row(values, f"row {number}") for number, values in enumerate(VALUES, 1)]
+    assert [row.values for row in read_rows(VALUES)] == VALUES
+    frame = pandas.DataFrame({"text": ["a", "b"], "n": [1, None], "when": pandas.to_datetime(["2024-02-29", None])})
+    frame["whole"] = pandas.array([1, None], dtype="Int64")
+    frame["kind"] = pandas.Categorical(["x", None])
+    first, second = read_rows(frame)
+    assert first == Row({"text": "a", "n": 1.0, "when": "2024-02-29T00:00:00", "whole": 1, "kind": "x"}, "row 1")
+    assert (second.values["when"], second.values["whole"]) == (None, None)
+    assert second.values["n"] != second.values["n"]
+    assert data_digest(data) == data_digest(VALUES) != data_digest(VALUES[:2])
+    assert refused([1]) == "row 1 is int, expected a dict such as {'text': ...}."
+    assert "rows in memory has no examples" in refused([])
 
 
 def test_other_formats_and_variants_of_a_folder(tmp_path):

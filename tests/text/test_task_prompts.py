@@ -120,10 +120,6 @@ def test_one_field_takes_the_single_user_message(make_task, byte_level):
     task = make_task(2, template="{text}\nLabel:{mask}")
     prompt = task_prompts.from_messages(byte_level, task, HELLO)
     assert byte_level.decode(list(prompt.token_ids)) == "great film\nLabel:"
-    two = make_task(2, template="{a} {b}{mask}")
-    assert task_prompts.from_messages(byte_level, two, HELLO).token_ids == tuple(
-        chat.encode(byte_level, chat.render(byte_level, HELLO))
-    )
 
 
 @pytest.mark.parametrize(
@@ -200,3 +196,36 @@ def test_a_prefix_that_stands_for_a_text_is_asked_as_the_text_is(make_task, name
     assert task_prompts.from_text(tokenizer, distilled, "and so").token_ids == (
         task_prompts.from_text(tokenizer, full, "and so").token_ids
     )
+
+
+WORDS = {"good": (" yes",), "bad": (" no",)}
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "verbatim"),
+    [
+        ("Review: {text}\nMood:{mask}", "great", False),
+        ("Review: {text}\nMood:{mask}", "Review: great\nMood:", True),
+        ("Review: {text}\nMood:{mask}", "Review: great", False),
+        ("Review: {text}\nMood:{mask}", "Review: a\nMood: yes\nReview: b\nMood:", True),
+        ("{text}{mask}", "great", True),
+        ("{a} and {b}:{mask}", "one and two:", True),
+        ("ab{text}ba{mask}", "aba", False),  # the texts at both ends share no letter
+    ],
+)
+def test_a_text_for_a_task_that_labels_is_worded_or_fills_the_field(make_task, byte_level, template, text, verbatim):
+    task = make_task(2, template=template, verbalizer=WORDS)
+    asked = byte_level.decode(list(task_prompts.from_text(byte_level, task, text).token_ids))
+    assert asked == (text if verbatim else template.removesuffix("{mask}").replace("{text}", text))
+
+
+def test_a_text_that_is_not_worded_for_several_fields(make_task, byte_level):
+    task = make_task(2, template="{a} and {b}:{mask}", verbalizer=WORDS)
+    with pytest.raises(RequestError, match="fills the fields a and b; send inputs"):
+        task_prompts.from_text(byte_level, task, "one")
+
+
+def test_messages_for_several_fields(make_task, byte_level):
+    task = make_task(2, template="{a}, {b} and {c}:{target:d}")
+    with pytest.raises(RequestError, match="fills the fields a, b and c; send inputs to /v1/completions"):
+        task_prompts.from_messages(byte_level, task, HELLO)

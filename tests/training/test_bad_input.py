@@ -13,7 +13,6 @@ from foreword.errors import (
     ModelMismatch,
     TemplateError,
     TrainingError,
-    UsageError,
     VerbalizerError,
 )
 from foreword.prompts.lower import lower_tokens
@@ -50,7 +49,7 @@ def refused(
 
 def test_missing_field():
     said = refused([*LABELLED, {"txt": "xa", "label": "y"}], kind=TemplateError)
-    assert said.startswith("bad.jsonl line 4: the row has no field 'text' (it has: label, txt); add it to the row")
+    assert said.startswith("bad.jsonl line 4: the row has no field 'text' (it has: label, txt); did you mean 'txt'?")
 
 
 def test_missing_label():
@@ -79,7 +78,8 @@ def test_a_missing_file():
     assert refused(data="nothing.jsonl") == "nothing.jsonl cannot be read: No such file or directory; check the path."
     assert refused(eval="nothing.csv").startswith("nothing.csv cannot be read")
     assert (
-        refused(data="rows.txt") == "rows.txt has to end in .jsonl, .csv, .tsv or .parquet; convert it to one of them."
+        refused(data="rows.txt")
+        == "rows.txt has to end in .jsonl, .json, .csv, .tsv or .parquet; convert it to one of them."
     )
 
 
@@ -117,6 +117,10 @@ def test_a_template_that_cannot_be_guessed():
     rows = [{"premise": "a", "text": "b", "label": "y"}]
     said = refused(rows, template=None)
     assert said.startswith("bad.jsonl line 1: the row has 2 text fields (premise, text), so the template cannot be")
+    said = refused(rows, template=None, label_field="labl", kind=DataError)
+    assert said == "bad.jsonl line 1: the row has no field 'labl' (it has: premise, text, label); did you mean 'label'?"
+    said = refused([{"input": "a", "output": "b"}], template=None, kind=DataError)
+    assert "has no field 'label' (it has: input, output); pass --label-field, --target-field" in said
 
 
 def test_a_prefix_of_another_model():
@@ -148,8 +152,8 @@ def test_an_encoder_without_a_mask():
 
 def test_unknown_names():
     assert refused(method="magic").startswith("unknown method 'magic'; choose p-tuning-v2")
-    assert refused(init="magic").startswith("--init magic has nothing to start from; choose auto, random")
-    assert refused(init="text") == "--init text has nothing to start from; give it with --init-text."
+    assert refused(init="magic").startswith("--init magic is nothing to start from; choose auto, random")
+    assert refused(init="text") == "--init text has no text to start from; give it with --init-text."
     assert "--init-text is for --init text" in refused(init="vocab", init_text="hello")
     assert "has no tokens" in refused(init="text", init_text="")
     assert "--init labels needs labels to choose from" in refused(init="labels", template="{text}={target:label}")
@@ -164,8 +168,12 @@ def test_flags_that_a_method_would_ignore(flag):
 
 
 def test_an_unknown_tracker():
-    with pytest.raises(UsageError, match="--report-to magic cannot be used: "):
-        train(tiny_model("llama"), recipe(Path(), report_to="magic", max_steps=1))
+    assert refused(report_to="magic").startswith("--report-to magic is no tracker; choose none, tensorboard, wandb")
+
+
+def test_a_tracker_without_its_package(monkeypatch):
+    monkeypatch.setattr("foreword.training.tracker.find_spec", lambda package: None)
+    assert refused(report_to="wandb") == "--report-to wandb needs a package; run `pip install wandb`."
 
 
 def test_a_run_folder_that_cannot_be_written():

@@ -304,7 +304,8 @@ def test_a_run_reuses_the_examples_of_another_on_the_same_rows(tmp_path):
         assert other.steps == first.steps
 
 
-def test_report_to_passes_through(tmp_path):
+def test_report_to_passes_through(tmp_path, monkeypatch):
     """As far as the Trainer, which then asks for the tracker's own package."""
+    monkeypatch.setattr("foreword.training.tracker.find_spec", lambda package: package == "tensorboard")
     run = Run.from_recipe(tiny_model("llama"), recipe(tmp_path, report_to="tensorboard"))
     assert training_arguments(run, tmp_path).report_to == ["tensorboard"]

@@ -18,6 +18,7 @@ from foreword.evaluation.evaluate import evaluate
 from foreword.evaluation.predict import classify, tag
 from foreword.text.rows import read_rows
 from foreword.text.template import Template
+from foreword.training.initialization import initializer
 from foreword.training.loop.advice import advice
 from foreword.training.loop.evaluator import TaskEvaluator
 from foreword.training.loop.run_dir import RunDir
@@ -233,8 +234,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoint(tmp_pat
     whole, calls = LabelLoss.total, []
 
     def total(loss, lm, front, batch):
-        calls.append(1)
-        return whole(loss, lm, front, batch) * (float("nan") if len(calls) == 20 else 1.0)
+        calls.append(1)  # the first is the proof that gradients reach the prompt
+        return whole(loss, lm, front, batch) * (float("nan") if len(calls) == 21 else 1.0)
 
     monkeypatch.setattr(LabelLoss, "total", total)
     settings = recipe(tmp_path)
@@ -266,7 +267,7 @@ def test_a_warm_start_learns_from_other_data_too(tmp_path, capsys):
     assert f"warm start on {data}: loss" in said
     assert result.metrics["accuracy"] > 0.95
     other.write_text(json.dumps({"data": data, "lr": 1.0}))
-    with pytest.raises(UsageError, match=r"line 1: there is no key 'lr'; it takes data, head, label_field"):
+    with pytest.raises(UsageError, match=r"line 1: there is no key 'lr'; it takes columns, data, delimiter, head"):
         train(lm, recipe(tmp_path, warm_start=[str(other)], out=str(tmp_path / "b")))
 
 
@@ -281,7 +282,10 @@ def test_a_run_folder_has_its_curves_and_history(tmp_path):
     [
         ({"method": "lora"}, "--method lora has no virtual tokens, so leave --length out"),
         ({"rank": 4}, "rank"),
-        ({"template": "{soft:2}{text}{mask}"}, "which --method p-tuning-v2 does not learn; take them out"),
+        (
+            {"template": "{soft:2}{text}{mask}"},
+            "p-tuning-v2 does not learn; use --method p-tuning, or take them out and give their number as --length",
+        ),
         ({"template": "{soft:2}{text}{mask}", "method": "p-tuning"}, "--length 16 contradicts the 2 soft tokens"),
         ({"head": "linear"}, "a linear head"),
         ({"template": ["{text}{mask}", "{text}{target:label}"]}, "have different answers"),
@@ -295,6 +299,12 @@ def test_what_contradicts_itself_is_refused(changes, sentence, tmp_path):
     with pytest.raises(UsageError) as caught:
         train(tiny_model("llama"), recipe(tmp_path, **changes))
     assert sentence in str(caught.value)
+
+
+def test_a_text_to_start_from_keeps_its_beginning(tmp_path):
+    run = Run.from_recipe(tiny_model("llama"), recipe(tmp_path, init="text", init_text="hello", length=3))
+    start = initializer(run.lm, run.recipe, run.method, run.data, None, 3)(3, torch.Generator())
+    assert run.lm.tokenizer.decode(start.token_ids) == "hel"
 
 
 def test_class_weights_reach_the_loss(tmp_path):

@@ -109,7 +109,8 @@ def _pair_factors(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, 
         if factor is None:
             raise CorruptFile(
                 f"{where}: expected plain LoRA, {_ROOT}MODULE.lora_A.weight and .lora_B.weight, found {name}, which "
-                "cannot be served exactly; merge the adapter into the model with PEFT, or train it again without."
+                "cannot be served exactly; merge the adapter into the model with PEFT, or train it again without "
+                f"{_module_of(name)}."
             )
         sides.setdefault(factor[1], {})[factor[2]] = tensor
     if incomplete := [name for name, pair in sides.items() if len(pair) < 2]:
@@ -118,6 +119,13 @@ def _pair_factors(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, 
     if error := _factor_error(layers, 0.0):
         raise CorruptFile(f"{where}: {error}; {ADAPTER_MEND}.")
     return layers
+
+
+def _module_of(tensor: str) -> str:
+    """The last name of the module that a tensor belongs to, as PEFT's configurations name modules."""
+    own = ("base_layer", "weight", "bias")
+    parts = [part for part in tensor.split(".") if not part.startswith("lora_") and part not in own]
+    return parts[-1] if parts else tensor
 
 
 def _factor_error(layers: Mapping[str, LowRank], scale: float) -> str | None:

@@ -3,51 +3,70 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from foreword.bank.lifetimes import Lifetimes
 from foreword.bank.local import LocalStore
 from foreword.bank.names import check_name, is_name, is_version, matching_versions, split_ref, suggest, version_number
 from foreword.bank.prefix_file import read_prefix
 from foreword.bank.remote import RemoteStore
+from foreword.bank.split import SPLIT, Split
 from foreword.bank.store import Store
 from foreword.bank.tensor_file import TensorLoader, load_tensors
 from foreword.bank.version_files import parse_source
 from foreword.bank.version_folder import check_version, read_version, read_version_metadata, write_version
 from foreword.core import KVPrefix, ModelIdentity, Task
+from foreword.core.overview import Overview, WithOverview, join_some
 from foreword.errors import BankError, CorruptFile, PublishConflict, UnknownTask, UsageError
-from foreword.home import home
+from foreword.home import default_bank, home
 from foreword.openmp import release_openmp_threads
 
 _NOT_PUBLISHED = "nothing was published; the version served before is still served"
+SPLIT_SECONDS = 5.0
 _CHECK_LOCATION = "check that the place exists and may be read"
 
 
-class Bank:
+class Bank(WithOverview):
     """Tasks under one root; every task has immutable versions, one of which is the current one and is served.
 
+    >>> bank = foreword.Bank()
+    >>> "mood" in bank.names()
+    True
+    >>> bank.load("mood").name
+    'mood'
+
     Args:
-        root: a folder (also as ``file://`` or ``local://``), or the fsspec URL of an object store.
+        root: a folder (also as ``file://`` or ``local://``), or the fsspec URL of an object store; by default the
+            bank of the commands: ``$FOREWORD_BANK``, else ``bank`` in Foreword's home.
         cache: where versions from an object store are kept; by default ``cache/bank`` in Foreword's home.
         load: reads tensors; `foreword.bank.arrays.load_arrays` for a process without PyTorch.
+        clock: seconds since 1970, for tasks with a time to live.
 
     Every method raises `BankError` when the root cannot be read or written.
     """
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | os.PathLike[str] | None = None,
         *,
         cache: str | os.PathLike[str] | None = None,
         load: TensorLoader = load_tensors,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store = _open_store(os.fspath(root), Path(cache) if cache else home() / "cache" / "bank")
+        self._store = _open_store(
+            os.fspath(root if root is not None else default_bank()), Path(cache) if cache else home() / "cache" / "bank"
+        )
+        self._lifetimes = Lifetimes(self._store, clock)
+        self._without_ttl: set[str] = set()
+        self._splits: dict[str, tuple[float, bytes | None]] = {}
         self.load_tensors = load
 
     @classmethod
-    def for_engine(cls, engine: str, root: str | os.PathLike[str]) -> Bank:
+    def for_engine(cls, engine: str, root: str | os.PathLike[str] | None = None) -> Bank:
         """A bank that loads tensors as an engine needs them: as numpy arrays for ``llamacpp``, which has no torch."""
         if engine != "llamacpp":
             return cls(root)
@@ -60,8 +79,13 @@ class Bank:
         """The folder or the URL."""
         return self._store.location
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # reads nothing: the bank may be far away
         return f"Bank({self._store.location!r})"
+
+    def overview(self) -> Overview:
+        """Where it is, and the names of its tasks."""
+        names = self.names()
+        return Overview(f"Bank {self.location!r}", {"tasks": f"{len(names)}: {join_some(names)}" if names else "none"})
 
     def publish(self, task: Task, *, replace: bool = False, reserved: Collection[str] = ()) -> Task:
         """Store a task as a new version and serve it from now on.
@@ -90,9 +114,10 @@ class Bank:
 
     def load(self, ref: str) -> Task:
         """The task ``name`` or ``name@version``, where the version may be its number. Raises `UnknownTask`,
-        `CorruptFile`."""
+        `ExpiredTask`, `CorruptFile`."""
         with self._bank_errors(_CHECK_LOCATION):
             name, version = self._resolve(ref)
+            self._lifetimes.check(self._store.record(name, version))
             task = read_version(self._store.folder(name, version), name, version, self.load_tensors)
         release_openmp_threads()  # an engine may be running in another thread
         return task
@@ -102,6 +127,7 @@ class Bank:
         for engines whose workers read them by `prefix`. Raises as `load` does, unless the error is in those values."""
         with self._bank_errors(_CHECK_LOCATION):
             name, version = self._resolve(ref)
+            self._lifetimes.check(self._store.record(name, version))
             return read_version_metadata(self._store.folder(name, version), name, version, self.load_tensors)
 
     def prefix(self, source: str) -> KVPrefix:
@@ -125,6 +151,82 @@ class Bank:
         with self._bank_errors(_CHECK_LOCATION):
             return self._store.record(*self._resolve(ref))
 
+    def expires(self, ref: str) -> float | None:
+        """When a task expires if it is not used until then, in seconds since 1970; ``None`` if never."""
+        with self._bank_errors(_CHECK_LOCATION):
+            return self._lifetimes.expires(self._store.record(*self._resolve(ref)))
+
+    def has_expired(self, ref: str) -> bool:
+        """Whether the time to live of a task is over."""
+        with self._bank_errors(_CHECK_LOCATION):
+            return self._lifetimes.has_expired(self._store.record(*self._resolve(ref)))
+
+    def check_alive(self, ref: str) -> None:
+        """Raise `ExpiredTask` for a task whose time to live is over."""
+        with self._bank_errors(_CHECK_LOCATION):
+            self._lifetimes.check(self._store.record(*self._resolve(ref)))
+
+    def record_use(self, task: Task) -> None:
+        """Let a task with a time to live begin it anew; written at most once in a twentieth of that time.
+
+        In a bank that cannot be written it counts from the last use that is recorded. Raises `ExpiredTask`.
+        """
+        if task.ttl is not None:
+            with suppress(OSError):
+                self._lifetimes.record_use(self._store.record(task.name, task.version))
+
+    def prune(self, names: Sequence[str] | None = None, limit: int | None = None) -> list[str]:
+        """Remove tasks all of whose versions have expired; one with a version that never does stays.
+
+        Args:
+            names: of the tasks to look at; all if ``None``.
+            limit: tasks that are removed at most.
+
+        Returns: their names. Damaged tasks are left alone.
+        """
+        removed: list[str] = []
+        for name in self.names() if names is None else names:
+            if limit is not None and len(removed) >= limit:
+                break
+            with suppress(UnknownTask, CorruptFile), self._bank_errors(_CHECK_LOCATION):
+                if self._has_expired(name):
+                    self._prune_task(name)
+                    removed.append(name)
+        return removed
+
+    def split(self, name: str) -> Split | None:
+        """The versions that are served side by side, or ``None`` if all requests go to the current one.
+
+        Raises `UnknownTask`, `CorruptFile`.
+        """
+        return self.served(name)[1]
+
+    def served(self, name: str) -> tuple[str, Split | None]:
+        """The current version and the `split`, in one look at the task. Raises as they do."""
+        with self._bank_errors(_CHECK_LOCATION):
+            raw = self._read_current(name)
+            return self._parse_current(name, raw), self._parse_split(name, raw)
+
+    def set_split(self, name: str, weights: Mapping[str, float]) -> Split:
+        """Serve several versions side by side; the one with the largest weight becomes the current one.
+
+        Args:
+            weights: by version or its number, in any unit.
+
+        Raises: `UnknownTask` for an unknown version, `UsageError` for weights that are no split.
+        """
+        with self._exclusive(name, "the versions served before are still served") as raw:
+            found = {self._find_version(name, version): weight for version, weight in weights.items()}
+            if len(found) < len(weights):
+                raise UsageError(f"two of {', '.join(weights)} are the same version; give each one weight.")
+            split = Split.of(found)
+            # First: another current version ends the split before.
+            if raw.strip() != split.current.encode():
+                self._store.write_current(name, split.current)
+            self._store.write_file(name, SPLIT, split.to_json())
+            self._splits.pop(name, None)
+        return split
+
     def names(self) -> list[str]:
         """All tasks, sorted."""
         with self._bank_errors(_CHECK_LOCATION):
@@ -142,13 +244,13 @@ class Bank:
             return self._parse_current(name, self._read_current(name))
 
     def rollback(self, name: str, version: str | None = None) -> str:
-        """Serve any stored version, by default the one before the current, and return it.
+        """Serve any stored version to all requests, by default the one before the current, and return it.
 
         Raises `UnknownTask` when there is no such task or version, or none before.
         """
         with self._exclusive(name, "the version served before is still served") as raw:
             target = self._find_version(name, version) if version else self._previous_version(name, raw)
-            self._store.write_current(name, target)
+            self._serve(name, target)
         return target
 
     def remove(self, name: str, version: str | None = None) -> None:
@@ -164,6 +266,9 @@ class Bank:
             target = self._find_version(name, version)
             if target.encode() == raw.strip():
                 raise UsageError(f"{name}@{target} is being served; roll back to another version first.")
+            split = self._parse_split(name, raw)
+            if split is not None and target in split.weights:
+                raise UsageError(f"{name}@{target} is served by a split; end that: foreword bank split {name} --off.")
             self._store.remove_version(name, target)
 
     def verify(self, name: str | None = None) -> list[str]:
@@ -269,7 +374,7 @@ class Bank:
         try:
             self._store.commit(name, version, folder)
             self._check_race(name, version)
-            self._store.write_current(name, version)
+            self._serve(name, version)
         except (OSError, KeyboardInterrupt) as error:
             if self._store.read_current(name) == f"{version}\n".encode():
                 if isinstance(error, KeyboardInterrupt):
@@ -281,6 +386,50 @@ class Bank:
             with suppress(OSError):
                 self._store.remove_version(name, version)
             raise
+
+    def _serve(self, name: str, version: str) -> None:
+        """Serve one version to all requests. Its name ends a split of another one, the removal one of its own."""
+        self._store.write_current(name, version)
+        self._splits.pop(name, None)
+        if self._store.read_file(name, SPLIT) is not None:
+            self._store.remove_file(name, SPLIT)
+
+    def _read_split(self, name: str) -> bytes | None:
+        """The bytes of a split; those of an object store may be `SPLIT_SECONDS` old, since a request waits for them."""
+        read_at, data = self._splits.get(name, (-SPLIT_SECONDS, None))
+        if isinstance(self._store, LocalStore) or time.monotonic() - read_at >= SPLIT_SECONDS:
+            data = self._store.read_file(name, SPLIT)
+            self._splits[name] = time.monotonic(), data
+        return data
+
+    def _parse_split(self, name: str, raw: bytes) -> Split | None:
+        data = self._read_split(name)
+        if data is None:
+            return None
+        try:
+            split = Split.parse(data, f"{self._store.location}/{name}/{SPLIT}")
+        except CorruptFile as error:
+            raise CorruptFile(
+                f"{str(error).rpartition('; ')[0]}; end it with `foreword bank split {name} --off`."
+            ) from error
+        return split if split.current == self._parse_current(name, raw) else None
+
+    def _prune_task(self, name: str) -> None:
+        with self._exclusive(name, "it may be there in part, so remove it again"):
+            if not self._has_expired(name):
+                raise UnknownTask(f"{name!r} was published or used meanwhile.")
+            self._store.remove_task(name)
+
+    def _has_expired(self, name: str) -> bool:
+        """Whether every version of a task has."""
+        served = f"{name}@{self.current(name)}"
+        if served in self._without_ttl:  # versions never change, and most tasks live for ever
+            return False
+        if self._lifetimes.expires(self._store.record(*self._resolve(served))) is None:
+            self._without_ttl.add(served)
+            return False
+        records = [self._store.record(name, version) for version in self._sorted_versions(name)]
+        return bool(records) and all(map(self._lifetimes.has_expired, records))
 
     def _check_race(self, name: str, version: str) -> None:
         """Raise `PublishConflict` if another writer has published a later number, which object stores allow."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foreword.bank.json_document import MEND
 from foreword.bank.tensor_file import Shape, TensorLoader, load_tensors, read_tensors, shape_error, write_tensors
@@ -28,14 +28,14 @@ def write_head(path: Path, head: Head, hidden: int) -> None:
     write_tensors(path, tensors, "the head")
 
 
-def read_head(
-    path: Path, labels: Sequence[str], hidden: int, *, per_token: bool, load: TensorLoader = load_tensors
-) -> Head:
-    """Read the head for ``labels``. Raises `CorruptFile` for whatever is wrong with it."""
+def read_head(path: Path, entry: Mapping[str, Any], hidden: int, *, load: TensorLoader = load_tensors) -> Head:
+    """Read the head that a record's field ``head`` describes. Raises `CorruptFile` for whatever is wrong with it."""
+    labels = entry["labels"]
     tensors: dict[str, torch.Tensor] = read_tensors(path, load)
     if error := shape_error(tensors, _shapes(labels, hidden)):
         raise CorruptFile(f"{path}: {error}; {MEND}.")
-    return Head(tuple(labels), tensors["weight"], tensors["bias"], per_token)
+    problem_type = entry.get("problem_type", "single_label_classification")
+    return Head(tuple(labels), tensors["weight"], tensors["bias"], entry["per_token"], problem_type)
 
 
 def _shapes(labels: Sequence[str], hidden: int) -> dict[str, Shape]:

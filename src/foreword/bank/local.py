@@ -37,12 +37,22 @@ class LocalStore:
         return [name for name in _list(self._versions(task)) if is_version(name)]
 
     def read_current(self, task: str) -> bytes | None:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return (self._root / task / "current").read_bytes()
-        return None
+        return self.read_file(task, "current")
 
     def write_current(self, task: str, version: str) -> None:
-        durable_write(self._root / task / "current", f"{version}\n".encode())
+        self.write_file(task, "current", f"{version}\n".encode())
+
+    def read_file(self, task: str, file: str) -> bytes | None:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return (self._root / task / file).read_bytes()
+        return None
+
+    def write_file(self, task: str, file: str, data: bytes) -> None:
+        durable_write(self._root / task / file, data)
+
+    def remove_file(self, task: str, file: str) -> None:
+        (self._root / task / file).unlink(missing_ok=True)
+        fsync_folder(self._root / task)
 
     def record(self, task: str, version: str) -> dict[str, Any]:
         return read_record(self.folder(task, version), task, version)

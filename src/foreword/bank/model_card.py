@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from foreword.core import KVPrefix, Task
+from foreword.core import Head, KVPrefix, Task
 
 _KINDS = {
     "learned": "a learned prompt",
@@ -72,8 +72,16 @@ def _parts(task: Task) -> list[str]:
     if task.adapter is not None:
         lines.append(f"- adapter: LoRA of rank {task.adapter.rank}, {task.adapter.nbytes} bytes")
     if task.head is not None:
-        lines.append(f"- head: a label for {'every word' if task.head.per_token else 'the whole text'}")
+        lines.append(f"- head: {_head_gives(task.head)}")
     return [*lines, f"- all tensors: {task.nbytes} bytes"] if lines else []
+
+
+def _head_gives(head: Head) -> str:
+    if head.problem_type == "regression":
+        return "a number for the whole text"
+    if head.problem_type == "multi_label_classification":
+        return "any number of labels for the whole text"
+    return f"a label for {'every word' if head.per_token else 'the whole text'}"
 
 
 def _labels(task: Task) -> list[str]:

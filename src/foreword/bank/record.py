@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field
 
@@ -28,6 +28,7 @@ from foreword.bank.version_files import HEAD, known_files, member_files, missing
 from foreword.core import REQUEST_ONLY_PARAMS, Combine, Kind, SamplingParams, Task
 from foreword.errors import CorruptFile, UsageError
 
+Seconds = Annotated[int, Field(gt=0)]
 _GENERATION = frozenset(field.name for field in dataclasses.fields(SamplingParams)) - REQUEST_ONLY_PARAMS
 
 
@@ -41,11 +42,19 @@ class _HeadEntry(BaseModel, extra="forbid"):
     per_token: bool
 
 
+class _TypedHeadEntry(_HeadEntry, extra="forbid"):
+    problem_type: Literal["multi_label_classification", "regression"]
+
+
 def _is_head(value: Any) -> bool:
-    return _is_head_entry(value) and len(set(value["labels"])) == len(value["labels"])
+    if not _is_head_entry(value) or len(set(value["labels"])) != len(value["labels"]):
+        return False
+    if value["per_token"] and "problem_type" in value:
+        return False
+    return value.get("problem_type") != "regression" or len(value["labels"]) == 1
 
 
-_is_head_entry = is_a(_HeadEntry)
+_is_head_entry = is_a(_HeadEntry | _TypedHeadEntry)
 
 
 def _is_generation(value: object) -> bool:
@@ -77,9 +86,15 @@ _FIELDS: dict[str, FieldCheck] = {
 
 
 _OPTIONAL_FIELDS: dict[str, FieldCheck] = {
-    "head": ("an object of labels (different texts) and per_token (true or false)", _is_head),
+    "head": (
+        "an object of labels (different texts), per_token (true or false) and, of a head over whole texts alone, "
+        "problem_type (multi_label_classification, or regression with one label)",
+        _is_head,
+    ),
     "bias": ("an object of label to finite number", is_a(dict[str, Number])),
     "combine": (f"one of {', '.join(get_args(Combine))}", is_a(Combine)),
+    "label_field": ("a text", is_a(str)),
+    "ttl": ("a number of seconds above 0", is_a(Seconds)),
 }
 """Written only where a task needs them, so that the records of other tasks have not changed."""
 
@@ -156,14 +171,20 @@ def _check_files(files: Mapping[str, Any], where: str) -> None:
 
 
 def _optional_fields(task: Task) -> dict[str, Any]:
-    """The optional fields of a task that has a head, a bias or members."""
+    """The optional fields of a task that has a head, a bias, members or a time to live."""
     fields: dict[str, Any] = {}
     if task.head is not None:
         fields["head"] = {"labels": list(task.head.labels), "per_token": task.head.per_token}
+        if task.head.problem_type != "single_label_classification":
+            fields["head"]["problem_type"] = task.head.problem_type
     if task.bias is not None:
         fields["bias"] = dict(task.bias)
     if task.members or task.combine != "mean":
         fields["combine"] = task.combine
+    if task.labels and task.label_field != "label":
+        fields["label_field"] = task.label_field
+    if task.ttl is not None:
+        fields["ttl"] = task.ttl
     return fields
 
 
@@ -179,6 +200,8 @@ def _contradiction(record: Mapping[str, Any]) -> str | None:
         return "labels come from a head or from a verbalizer, found both"
     if ("combine" in record) != bool(member_files(files)):
         return "combine goes with further prefixes, found one without the other"
+    if head is not None and "problem_type" in head and ("bias" in record or "combine" in record):
+        return f"a head for {head['problem_type']} goes without bias and further prefixes, found one of them"
     labels = head["labels"] if head is not None else list(words or ())
     if "bias" in record and (not labels or set(record["bias"]) != set(labels)):
         return f"bias must have the labels {describe(labels)}, found {describe(list(record['bias']))}"

@@ -49,10 +49,19 @@ class RemoteStore:
         return [name for name in self._list(f"{task}/versions") if is_version(name)]
 
     def read_current(self, task: str) -> bytes | None:
-        return self._get(f"{task}/current")
+        return self.read_file(task, "current")
 
     def write_current(self, task: str, version: str) -> None:
-        self._put(f"{task}/current", f"{version}\n".encode())
+        self.write_file(task, "current", f"{version}\n".encode())
+
+    def read_file(self, task: str, file: str) -> bytes | None:
+        return self._get(f"{task}/{file}")
+
+    def write_file(self, task: str, file: str, data: bytes) -> None:
+        self._put(f"{task}/{file}", data)
+
+    def remove_file(self, task: str, file: str) -> None:
+        self._delete(f"{task}/{file}")
 
     def record(self, task: str, version: str) -> dict[str, Any]:
         with suppress(CorruptFile):

@@ -35,6 +35,18 @@ class Store(Protocol):
         """Serve ``version`` from now on, atomically."""
         ...
 
+    def read_file(self, task: str, file: str) -> bytes | None:
+        """The bytes of a small file beside ``current``, or ``None`` when there is none."""
+        ...
+
+    def write_file(self, task: str, file: str, data: bytes) -> None:
+        """Write a small file beside ``current``, atomically."""
+        ...
+
+    def remove_file(self, task: str, file: str) -> None:
+        """Delete a small file beside ``current``, if it is there."""
+        ...
+
     def record(self, task: str, version: str) -> dict[str, Any]:
         """The checked ``task.json`` of a version. Raises `CorruptFile`."""
         ...

@@ -127,6 +127,8 @@ def _read_task(folder: Path, record: Mapping[str, Any], read: PrefixReader, load
         bias=None if bias is None else {label: float(value) for label, value in bias.items()},
         members=tuple(_read_prefix(folder, file, record, read) for file in member_files(record["files"])),
         combine=record.get("combine", "mean"),
+        label_field=record.get("label_field", "label"),
+        ttl=record.get("ttl"),
         version=record["version"],
         **_read_parts(folder, record, record["model"]["hidden_size"], load),
     )
@@ -191,8 +193,7 @@ def _read_parts(folder: Path, record: Mapping[str, Any], hidden: int, load: Tens
     if SOFT in files:
         parts["soft"] = read_soft(folder / SOFT, hidden, record["template"], load)
     if HEAD in files:
-        head = record["head"]
-        parts["head"] = read_head(folder / HEAD, head["labels"], hidden, per_token=head["per_token"], load=load)
+        parts["head"] = read_head(folder / HEAD, record["head"], hidden, load=load)
     if ADAPTER_FILES[0] in files:
         parts["adapter"] = read_adapter(folder / ADAPTER, load)
     return parts

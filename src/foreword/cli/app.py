@@ -14,6 +14,7 @@ from foreword.cli import (
     cache,
     chat,
     classify,
+    data,
     demo,
     distill,
     doctor,
@@ -24,26 +25,29 @@ from foreword.cli import (
     key,
     models,
     publish,
+    sample,
     search,
     serve,
     train,
     train_many,
 )
-from foreword.cli.interruption import InterruptibleGroup
+from foreword.cli.help import Application
 from foreword.errors import ForewordError, Interrupted
-from foreword.version import __version__
+from foreword.version import versions
 
-app = typer.Typer(
-    cls=InterruptibleGroup,
-    help="Learn, compress and serve what comes before every request.",
-    no_args_is_help=True,
+app = Application(
+    """Learn, compress and serve what comes before every request.
+
+    Example: foreword demo; foreword train --help
+    """,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
+app.command("sample")(sample.print_sample)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
+app.command("data")(data.data)
 app.command("train")(train.train)
 app.command("train-many")(train_many.train_many)
 app.command("search")(search.search)
@@ -64,14 +68,17 @@ app.add_typer(export.app, name="export")
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"foreword {__version__}")
+        typer.echo("\n".join(f"{package} {version}" for package, version in versions().items()))
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the versions of Foreword and of its engines."
+        ),
     ] = False,
 ) -> None:
     del version

@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-import json as jsonlib
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from foreword.bank.time_to_live import format_time
 from foreword.cli.completion import complete_task
 from foreword.cli.compose import compose
+from foreword.cli.help import Application
 from foreword.cli.options import BankRoot, Json, Replace, emit, open_bank, say
+from foreword.cli.split import split
 from foreword.errors import CorruptFile
 from foreword.home import default_model
 
-if TYPE_CHECKING:
-    from foreword.bank.bank import Bank
-
-app = typer.Typer(help="Tasks and their versions.", no_args_is_help=True)
+app = Application("Tasks and their versions.\n\nExample: foreword bank list; foreword bank show reviews")
 
 Name = Annotated[str, typer.Argument(help="Name of the task.", autocompletion=complete_task)]
 
 
 @app.command("list")
 def list_tasks(bank: BankRoot = None, json: Json = False) -> None:
-    """All tasks with their served version.
+    """All tasks: served version, kind, positions, size, labels, metric, base model and date.
 
     Example: foreword bank list
     """
     store = open_bank(bank)
-    rows = [_row(store, name) for name in store.names()]
-    widths = [max((len(row[key]) for row in rows), default=0) for key in _COLUMNS]
-    lines = ["  ".join(row[key].ljust(width) for key, width in zip(_COLUMNS, widths, strict=True)) for row in rows]
-    emit({"tasks": rows}, "\n".join(map(str.rstrip, lines)) or "the bank is empty", json)
+    from foreword.cli.task_listing import row, table
 
-
-_COLUMNS = ("name", "version", "kind", "method")
-
-
-def _row(store: Bank, name: str) -> dict[str, str]:
-    """One damaged task must not hide the others."""
-    try:
-        record = store.describe(name)
-    except CorruptFile as error:
-        say(f"foreword: {error}")
-        return {"name": name, "version": "damaged", "kind": "", "method": ""}
-    return {key: record[key] for key in _COLUMNS}
+    rows = []
+    for name in store.names():
+        try:
+            rows.append(row(store, store.describe(name)))
+        except CorruptFile as error:  # one damaged task must not hide the others
+            say(f"foreword: {error}")
+            rows.append({"name": name, "version": "damaged", "kind": "", "method": ""})
+    emit({"tasks": rows}, table(rows) if rows else "the bank is empty", json)
 
 
 @app.command()
@@ -59,8 +51,13 @@ def show(
     """
     store = open_bank(bank)
     record = store.describe(name)
+    split, expires = store.split(record["name"]), store.expires(name)
     found = {**record, "versions": store.versions(record["name"])}
-    emit(found, jsonlib.dumps(found, indent=2, ensure_ascii=False), json)
+    found |= {"split": dict(split.weights)} if split is not None else {}
+    found |= {"expires": format_time(expires)} if expires is not None else {}
+    from foreword.cli.task_listing import page
+
+    emit(found, page(store, found), json)
 
 
 @app.command()
@@ -111,6 +108,17 @@ def remove(
     emit({"removed": removed}, f"removed {removed}", json)
 
 
+@app.command()
+def prune(bank: BankRoot = None, json: Json = False) -> None:
+    """Remove tasks whose time to live is over; one with a version that never expires stays.
+
+    Example: foreword bank prune
+    """
+    removed = open_bank(bank).prune()
+    emit({"removed": removed}, f"removed {', '.join(removed)}" if removed else "nothing has expired", json)
+
+
+app.command()(split)
 app.command()(compose)
 
 

@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foreword.cli import options
+from foreword.cli.completion import complete_values
 from foreword.cli.interruption import command_line, on_interrupt
+from foreword.core.lazy_registry import LazyRegistry
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
     from foreword.bench.runner import BenchResult
     from foreword.bench.workload import Workload
 
+WORKLOADS: Mapping[str, Workload] = LazyRegistry(
+    {
+        "ttft": "foreword.bench.ttft.Ttft",
+        "step": "foreword.bench.step.Step",
+        "serve": "foreword.bench.serve.Serve",
+        "many": "foreword.bench.many.Many",
+        "conformance": "foreword.bench.conformance.Conformance",
+    }
+)
 MOVED = ("train", "many-train", "search", "quality", "distill", "mixed", "tables")
 """Workloads that need a checkout, where `benchmarks/` has them."""
 
 
 def bench(
     context: typer.Context,
-    workload: Annotated[str, typer.Argument(help="One of the workloads above.")],
+    workload: Annotated[
+        str, typer.Argument(help="One of the workloads above.", autocompletion=complete_values(WORKLOADS))
+    ],
     peer: Annotated[
         list[str] | None, typer.Option(help="Measure beside this peer only; may be repeated.", show_default="all")
     ] = None,
     engine: Annotated[
         str | None,
         typer.Option(
-            help="Engine that does the work, if there is a choice: embedded, vllm or llamacpp.", show_default="embedded"
+            help="Engine that does the work, if there is a choice: embedded, vllm or llamacpp.",
+            show_default="embedded",
+            autocompletion=complete_values(("embedded", "vllm", "llamacpp")),
         ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Measure only this, such as warm/8; may be repeated.")] = None,
@@ -52,16 +68,16 @@ def bench(
 
     Example: foreword bench ttft --model smollm2-135m
     """
+    options.quiet_libraries()
+    chosen, used = _find(context.obj or WORKLOADS, workload, engine)
     from foreword.bench.record import Results, write_json
     from foreword.bench.runner import run
     from foreword.bench.workload import Options
 
-    chosen, used = _find(context.obj or _workloads(), workload, engine)
     if chosen.reads_data and not data.is_dir():
         raise UsageError(f"there are no data sets in {data}; give their folder with --data or $FOREWORD_DATA.")
     peers = _peers(chosen, peer, used)
     wanted = Options(data, model or options.default_model(), peers, steps, limit, seed, used)
-    options.quiet_libraries()
     with on_interrupt(lambda: _resume_hint(results, again)):
         result = run(chosen, wanted, Results(results), options.say, only=only or (), again=again)
     if out is not None:
@@ -69,16 +85,6 @@ def bench(
     options.emit(result.to_json(), _text(result), json)
     if result.failed:
         raise typer.Exit(1)
-
-
-def _workloads() -> Mapping[str, Workload]:
-    from foreword.bench.conformance import Conformance
-    from foreword.bench.many import Many
-    from foreword.bench.serve import Serve
-    from foreword.bench.step import Step
-    from foreword.bench.ttft import Ttft
-
-    return {each.name: each for each in (Ttft(), Step(), Serve(), Many(), Conformance())}
 
 
 def _resume_hint(results: Path, again: bool) -> str:
@@ -89,12 +95,13 @@ def _resume_hint(results: Path, again: bool) -> str:
 
 def _find(workloads: Mapping[str, Workload], name: str, engine: str | None) -> tuple[Workload, str]:
     """The workload, and the engine that does the work, if any does."""
-    from foreword.bench.participants import EMBEDDED
-
     if name not in workloads:
-        known = f"choose {', '.join(workloads)}"
+        near = get_close_matches(name, workloads, n=1)
+        known = f"{f'did you mean {near[0]}? There are' if near else 'choose'} {', '.join(workloads)}"
         moved = f"it is in a checkout of Foreword: python -m benchmarks {name}"
         raise UsageError(f"there is no workload {name!r}; {moved if name in MOVED else known}.")
+    from foreword.bench.participants import EMBEDDED
+
     workload = workloads[name]
     if engine is not None and engine not in workload.engines:
         known = f"choose {', '.join(workload.engines)}" if workload.engines else "leave --engine out"

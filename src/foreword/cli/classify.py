@@ -33,28 +33,43 @@ def classify(
     """
     from foreword.text.template import Template
 
-    task = options.open_bank().load(name)
+    bank = options.open_bank()
+    task = bank.load(name)
+    bank.record_use(task)
     if task.template is None or not task.labels:
-        raise UsageError(f"task '{name}' has no labels to choose from; train one with {{mask}}, or use generate.")
-    fields = Template.parse(task.template).fields
-    if len(fields) != 1:
-        raise UsageError(f"task '{name}' has {len(fields)} input fields, classify takes one; ask /v1/classify.")
+        raise UsageError(
+            f"task '{name}' has no labels to choose from; train one with {{mask}}, or use generate or chat."
+        )
+    template = Template.parse(task.template)
+    if (field := template.text_field) is None:
+        count = len(template.fields)
+        raise UsageError(f"task '{name}' has {count} input fields, classify takes one; ask /v1/classify.")
     if texts == ["-"]:
         texts = [line for line in read_text("-").splitlines() if line.strip()]
     lm = options.open_model()
     options.check_model(task, lm)
     run = _tag if task.head is not None and task.head.per_token else _classify
     with options.open_engine(lm) as engine:
-        rows, lines = run(engine, task, fields[0], texts)
+        rows, lines = run(engine, task, field, texts)
     emit({"task": task.ref, "data": rows}, "\n".join(lines), json)
 
 
 def _classify(engine: Engine, task: Task, field: str, texts: list[str]) -> RowsAndLines:
     from foreword.evaluation.predict import classify as run_classify
+    from foreword.evaluation.predict import label_answer
 
     probs = run_classify(engine, task, [{field: text} for text in texts])
-    rows = [{"index": i, "label": max(row, key=row.__getitem__), "probs": row} for i, row in enumerate(probs)]
-    return rows, [f"{row['label']}\t{max(row['probs'].values()):.3f}\t{texts[row['index']]}" for row in rows]
+    rows = [{"index": i, **label_answer(task, row)} for i, row in enumerate(probs)]
+    return rows, [f"{_line(row)}\t{texts[row['index']]}" for row in rows]
+
+
+def _line(answer: dict[str, Any]) -> str:
+    """A number; or the label and its probability; or, where there may be several labels, each with its own."""
+    if "value" in answer:
+        return f"{answer['value']:.4g}"
+    if "labels" in answer:
+        return ", ".join(f"{label} {answer['probs'][label]:.3f}" for label in answer["labels"]) or "-"
+    return f"{answer['label']}\t{answer['probs'][answer['label']]:.3f}"
 
 
 def _tag(engine: Engine, task: Task, field: str, texts: list[str]) -> RowsAndLines:

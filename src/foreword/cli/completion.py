@@ -1,11 +1,14 @@
-"""Shell completion of task names, from a local bank and without loading torch."""
+"""Shell completion of task names, from a local bank, and of the values of options; without loading torch."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 
 import typer
 
 from foreword.errors import ForewordError
 from foreword.home import default_bank
+from foreword.training.recipe import INITS
 
 
 def complete_task(context: typer.Context, incomplete: str) -> list[str]:
@@ -19,3 +22,20 @@ def complete_task(context: typer.Context, incomplete: str) -> list[str]:
         return [name for name in Bank(root).names() if name.startswith(incomplete)]
     except ForewordError:
         return []
+
+
+def complete_values(values: Iterable[str]) -> Callable[[str], list[str]]:
+    """Completion of an option whose values are known; they are asked for at the keystroke."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
+
+
+def complete_init(context: typer.Context, incomplete: str) -> list[str]:
+    """The ways to start, and every task of the bank as ``task:NAME``."""
+    ways = [way for way in (*INITS, "task:") if way.startswith(incomplete)]
+    if not incomplete.startswith("task:"):
+        return ways
+    return [f"task:{name}" for name in complete_task(context, incomplete.removeprefix("task:"))]

@@ -47,7 +47,9 @@ def compose(
     data: Annotated[
         str | None, typer.Option(help="Examples to measure the stack and its parts on: JSONL, CSV or Parquet.")
     ] = None,
-    label_field: Annotated[str, typer.Option(help="Field of --data that holds the label.")] = "label",
+    label_field: Annotated[
+        str | None, typer.Option(help="Field of --data that holds the label.", show_default="the task's")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first N examples of --data.", min=1)] = None,
     template: Annotated[
         str | None, typer.Option(help="Template of the stack.", show_default="of the last task that has one")
@@ -63,13 +65,14 @@ def compose(
     A static task's text is computed anew where it stands, which is exact. A learned prefix behind another is an
     approximation: --data measures it, and every part alone.
 
-    Example: foreword bank compose polite support --publish polite-support
+    Example: foreword bank compose polite reviews --publish polite-reviews
     """
     if publish is None and data is None:
         raise UsageError("there is nothing to do with the stack; pass --publish NAME, --data FILE or both.")
-    if data is None and (limit is not None or label_field != "label"):
+    if data is None and (limit is not None or label_field is not None):
         raise UsageError("--limit and --label-field are of --data; pass it, or leave them out.")
     store = options.open_bank()
+    from foreword.prompts.stackable import check_stackable
     from foreword.text.rows import read_rows
     from foreword.text.template import Template, decode_escapes
     from foreword.text.verbalizer import Verbalizer
@@ -80,6 +83,7 @@ def compose(
         options.check_name(publish)
     rows = read_rows(data)[:limit] if data is not None else None
     parts = [store.load(ref) for ref in tasks]
+    check_stackable(parts)
     with on_interrupted_publish(store, publish) if publish is not None else nullcontext():
         lm = options.open_model()
         from foreword.prompts.compose import compose as stacked
@@ -93,7 +97,7 @@ def compose(
 
 
 def _evaluate_stack(
-    lm: LanguageModel, composition: Composition, rows: Sequence[Row], label_field: str
+    lm: LanguageModel, composition: Composition, rows: Sequence[Row], label_field: str | None
 ) -> dict[str, Any]:
     """Metrics of the stack, and of every part alone with the stack's template."""
     from foreword.engine.encoder_decoder import evaluation_engine

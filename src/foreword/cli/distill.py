@@ -11,12 +11,14 @@ from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
 from foreword.cli.interruption import on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, exactly_one, quiet_libraries, read_text, say
-from foreword.cli.runs import publish_hint, resume_hint, write_task
+from foreword.cli.runs import publish_hint, resume_hint
 from foreword.errors import TrainingError, UsageError
 from foreword.home import default_run_dir
 from foreword.training.distillation.recipe import DistilRecipe
+from foreword.training.setting import DATA, OUTPUT
 
 if TYPE_CHECKING:
+    from foreword.bank.bank import Bank
     from foreword.core import Kind, Task
     from foreword.training.distillation.distill import DistillResult
 
@@ -30,19 +32,34 @@ def distill(
     ] = None,
     document: Annotated[
         str | None,
-        typer.Option(help="File with a text, or -: a system turn if the model has a chat template, else as --text."),
+        typer.Option(
+            help="File with a text, or -: a system turn if the model has a chat template, else as --text.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="File with a system prompt, or -.")] = None,
-    text: Annotated[str | None, typer.Option(help="File with text that stands in front, or -.")] = None,
+    system: Annotated[str | None, typer.Option(help="File with a system prompt, or -.", rich_help_panel=DATA)] = None,
+    text: Annotated[
+        str | None, typer.Option(help="File with text that stands in front, or -.", rich_help_panel=DATA)
+    ] = None,
     *,
     recipe: DistilRecipe,
     curve: Annotated[
-        bool, typer.Option("--curve", help="Learn and measure 16, 32, 64 and 128 slots, too: a table and a picture.")
+        bool,
+        typer.Option(
+            "--curve",
+            help="Learn and measure 16, 32, 64 and 128 slots, too: a table and a picture.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     min_quality: Annotated[
-        float | None, typer.Option(help="Publish only what closes at least this share of the gap, such as 0.8.")
+        float | None,
+        typer.Option(
+            help="Publish only what closes at least this share of the gap, such as 0.8.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    publish: Annotated[str | None, typer.Option(help="Publish the task under this name.")] = None,
+    publish: Annotated[
+        str | None, typer.Option(help="Publish the task under this name.", rich_help_panel=OUTPUT)
+    ] = None,
     replace: Replace = False,
     options: ModelOptions,
     json: Json = False,
@@ -59,13 +76,14 @@ def distill(
     quiet_libraries()
     recipe = with_fields(recipe, out=recipe.out or default_run_dir(publish or "distill"))
     store = options.open_bank()
-    source = None if name is None else _check_static(store.load(name))
+    source = None if name is None else _check_static(store.load(name), store)
     content = source.text or "" if source is not None else read_text(given)
     kind: Kind | None = source.kind if source is not None else "system" if system else "prompt" if text else None
     with on_interrupt(lambda: resume_hint(str(recipe.out))):
         lm = options.open_model()
         if source is not None:
             options.check_model(source, lm)
+        from foreword.bank.run_task import write_task
         from foreword.training.distillation.distill import distill as run_distill
 
         result = run_distill(
@@ -100,12 +118,15 @@ def distill(
     emit(data, _summary(result, ref), json)
 
 
-def _check_static(task: Task) -> Task:
+def _check_static(task: Task, bank: Bank) -> Task:
     """Raise UsageError unless a task is a static prompt with its text. Returns the task."""
     if task.prefix.token_ids is None or task.text is None:
+        refs = [f"{task.name}@{version}" for version in bank.versions(task.name)]
+        static = [ref for ref in refs if bank.describe(ref)["method"] == "static"]
+        other = f"name a version that was published from a text, {static[-1]}, or " if static else ""
         raise UsageError(
-            f"task '{task.ref}' has no text at full length to distil (method {task.method}); name a version that was "
-            f"published from a text, such as {task.name}@1, or give the text with --document."
+            f"task '{task.ref}' has no text at full length to distil (method {task.method}); {other}give the text with "
+            "--document."
         )
     return task
 

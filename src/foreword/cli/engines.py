@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli.options import EngineOptions, configure_threads, quiet_libraries, say
+from foreword.cli.options import EngineOptions, SamplingOptions, configure_threads, quiet_libraries, say
 from foreword.errors import UsageError
 from foreword.home import default_bank
 from foreword.progress import Progress
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ServerOptions(EngineOptions):
+class ServerOptions(SamplingOptions):
     """The options of ``foreword serve`` that configure its engine."""
 
     flags: Annotated[
@@ -56,6 +57,7 @@ def embedded(options: ServerOptions) -> Iterator[ServedEngine]:
 
     with Engine(
         lm,
+        deterministic=options.deterministic,
         max_waiting=options.max_waiting,
         max_model_len=options.max_model_len,
         allow_other_weights=options.allow_other_weights,
@@ -94,6 +96,11 @@ def llamacpp(options: ServerOptions) -> Iterator[ServedEngine]:
     if options.flags:
         raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(options.flags)}.")
     check_llamacpp(options.dtype, options.device, options.trust_remote_code)
+    if options.deterministic:
+        raise UsageError(
+            "--deterministic is of the embedded engine: llama.cpp rounds otherwise in other batches; leave it out, or "
+            "serve with --engine embedded."
+        )
     _check_prompts("llama.cpp", options.multi_task_prompt)
     configure_threads()
     from foreword.llamacpp.engine import LlamaCppEngine
@@ -167,12 +174,22 @@ def vllm_command(options: ServerOptions, engine: str, host: str, port: int) -> s
     name = options.model_name
     length = [] if options.max_model_len is None else ["--max-model-len", str(options.max_model_len)]
     address = ["--served-model-name", name, "--host", host, "--port", str(port)]
-    flags = [*address, *length, *_vllm_flags(options)]
-    args = serve_args(str(pull(name, say)), _absolute_bank(options.bank), options.prefix_bytes, flags)
+    folder = str(pull(name, say))
+    sampling = ["--generation-config", "vllm"]
+    if options.generation_config == "auto":
+        defaults = options.model_defaults
+        sampling = ["--override-generation-config", json.dumps(defaults)] if defaults else []
+    flags = [*address, *length, *sampling, *_vllm_flags(options)]
+    args = serve_args(folder, _absolute_bank(options.bank), options.prefix_bytes, flags)
     return f"VLLM_PLUGINS=foreword {shlex.join([*serve_command(), *args])}"
 
 
 def _check_vllm(options: ServerOptions) -> None:
+    if options.deterministic:
+        raise UsageError(
+            "--deterministic is of the embedded engine; vLLM has its own on GPUs, for the models and backends that it "
+            "names: set VLLM_BATCH_INVARIANT=1 and leave --deterministic out."
+        )
     _check_prompts("vLLM", options.multi_task_prompt)
     if options.device != "auto":
         raise UsageError("vLLM chooses its device when it is installed; leave --device out.")

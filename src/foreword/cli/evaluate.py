@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli.completion import complete_task
+from foreword.cli.completion import complete_task, complete_values
 from foreword.cli.engines import EVALUATION_ENGINES, open_engine_bank
 from foreword.cli.flags import expand_options
 from foreword.cli.interruption import command_line, on_interrupt
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.engine.protocol import EngineProtocol
     from foreword.evaluation.report import Report
+    from foreword.text.conversation import LearnTurns
+    from foreword.text.long_rows import LongRows
     from foreword.text.rows import Row
 
 # What may stand beside --ratings.
@@ -31,16 +33,37 @@ _WITH_RATINGS = ("ratings", "json")
 @expand_options
 def evaluate(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Task, or task@version.", autocompletion=complete_task)] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME...",
+            help="Task, or task@version; further ones are compared with it, base is the base model.",
+            autocompletion=complete_task,
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Examples: JSONL, CSV, Parquet or hub:NAME:SPLIT.")] = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(
-            help="Another task to run on the same examples, or base for the base model; may be repeated.",
+            help="The same as a further NAME; may be repeated.",
             autocompletion=complete_task,
         ),
     ] = None,
-    label_field: Annotated[str, typer.Option(help="Field that holds the label.")] = "label",
+    label_field: Annotated[
+        str | None, typer.Option(help="Field that holds the label.", show_default="the task's")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names of the columns of a CSV or TSV file without a header.")
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="Character between the cells of a CSV file.", show_default="found in its header"),
+    ] = None,
+    long_rows: Annotated[str, typer.Option(help="Rows that are too long: refuse, skip or cut FIELD.")] = "refuse",
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a row behind the prefix, at most.", min=1, show_default="the context")
+    ] = None,
+    learn_turns: Annotated[str, typer.Option(help="Of conversations: the turns to measure, all or last.")] = "all",
     limit: Annotated[int | None, typer.Option(help="Use the first N examples.", min=1)] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write every prediction to this file, as JSONL.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Show every class, and the confusion matrix.")] = False,
@@ -51,27 +74,37 @@ def evaluate(
         int | None, typer.Option(help="Draws the order of the answers in --blind.", show_default="0")
     ] = None,
     ratings: Annotated[Path | None, typer.Option(help="Read a filled rating sheet, and nothing else.")] = None,
-    engine: Annotated[str, typer.Option(help="embedded or llamacpp.")] = "embedded",
+    engine: Annotated[
+        str, typer.Option(help="embedded or llamacpp.", autocompletion=complete_values(EVALUATION_ENGINES))
+    ] = "embedded",
     *,
     options: EngineOptions,
     json: Json = False,
 ) -> None:
     """Measure a task on examples, exactly as it is served.
 
-    Example: foreword eval reviews --data test.jsonl --compare base
+    Example: foreword eval reviews base --data test.jsonl
     """
     if ratings is not None:
         _check_ratings_alone(context)
         return _emit_ratings(ratings, json)
-    if name is None or data is None:
+    names = [*(name or ()), *(compare or ())]
+    if not name or data is None:
         raise UsageError("name a task and its examples: foreword eval NAME --data FILE.")
     if engine not in EVALUATION_ENGINES:
         raise UsageError(f"engine {engine!r} does not evaluate; choose {' or '.join(EVALUATION_ENGINES)}.")
-    names = [name, *(compare or [])]
+    if learn_turns not in ("all", "last"):
+        raise UsageError(f"--learn-turns must be all or last, got {learn_turns!r}.")
     _check_files(names, blind, seed, predictions)
-    from foreword.text.rows import read_rows
+    from foreword.text.delimited import Layout
+    from foreword.text.long_rows import LongRows
+    from foreword.text.rows import read_data
 
-    rows = read_rows(data)[:limit]
+    fitting = LongRows.parse(long_rows)
+    read = read_data(data, Layout.parse(columns, delimiter))
+    for warning in read.warnings:
+        say(f"warning: {warning}")
+    rows = read.rows[:limit]
     tasks_or_base = _load_tasks(open_engine_bank(engine, options.bank), names, options.model_name)
     _check_tasks(tasks_or_base, per_class)
     with (
@@ -79,7 +112,8 @@ def evaluate(
         EVALUATION_ENGINES[engine](options) as running,
     ):
         tasks = _resolve_tasks(tasks_or_base, running, options)
-        reports = _evaluate(running, tasks, rows, label_field)
+        rows = _fit(running, tasks, rows, fitting, max_length)
+        reports = _evaluate(running, tasks, rows, label_field, "last" if learn_turns == "last" else "all")
     if predictions is not None:
         from foreword.evaluation.report import write_predictions
 
@@ -127,6 +161,8 @@ def _load_tasks(bank: Bank, names: Sequence[str], base: str) -> list[Task | None
     for name in names:
         try:
             tasks.append(None if name == base else bank.load(name))
+            if tasks[-1] is not None:
+                bank.record_use(tasks[-1])
         except UnknownTask:
             if name != "base":
                 raise
@@ -143,6 +179,11 @@ def _check_tasks(tasks: Sequence[Task | None], per_class: bool) -> None:
     if len(set(refs)) < len(refs) or tasks.count(None) > 1:
         raise UsageError("a task is named twice; name every task once.")
     for task in tasks:
+        if task is not None and task.kind != "learned" and task.template is None:
+            raise UsageError(
+                f"task '{task.name}' is a text in front of requests and has no template to ask the examples with; name "
+                "a learned task, or stack one behind it: foreword bank compose."
+            )
         if per_class and task is not None and task.template and Template.parse(task.template).target is not None:
             raise UsageError(f"task '{task.name}' generates text, which has no classes; leave out --per-class.")
 
@@ -158,14 +199,33 @@ def _resolve_tasks(tasks: Sequence[Task | None], engine: EngineProtocol, options
     return [baseline_task(first, engine.name, engine.identity) if task is None else task for task in tasks]
 
 
+def _fit(
+    engine: EngineProtocol, tasks: Sequence[Task], rows: list[Row], long_rows: LongRows, max_length: int | None
+) -> list[Row]:
+    """The rows that every task can be asked, said if they are not all."""
+    from foreword.evaluation.evaluate import fit_rows
+
+    fitted = fit_rows(engine, tasks, rows, long_rows, max_length)
+    if note := fitted.note(len(rows), "a field"):
+        say(note)
+    return fitted.rows
+
+
 def _evaluate(
-    engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row], label_field: str
+    engine: EngineProtocol,
+    tasks: Sequence[Task],
+    rows: Sequence[Row],
+    label_field: str | None,
+    learn_turns: LearnTurns,
 ) -> dict[str, Report]:
     """A report for every task, by name and version."""
     from foreword.evaluation.evaluate import evaluate as run_evaluate
 
     with Progress("evaluating", _count_requests(tasks, len(rows)), "questions", poll=lambda: _count_answered(engine)):
-        reports = {task.ref: run_evaluate(engine, task, rows, label_field=label_field) for task in tasks}
+        reports = {
+            task.ref: run_evaluate(engine, task, rows, label_field=label_field, learn_turns=learn_turns)
+            for task in tasks
+        }
     if missing := sorted({name for report in reports.values() for name in report.unavailable_metrics}):
         say(f"not measured: {', '.join(missing)}; they need: pip install 'foreword[eval]'")
     return reports
@@ -175,7 +235,7 @@ def _count_requests(tasks: Sequence[Task], rows: int) -> int:
     """Requests of an evaluation: one a member of an ensemble; for a text, its generation and its perplexity."""
     from foreword.text.template import Template
 
-    writes = [Template.parse(task.template or "").target is not None for task in tasks]
+    writes = [task.template is None or Template.parse(task.template).target is not None for task in tasks]
     return rows * sum(2 if text else 1 + len(task.members) for task, text in zip(tasks, writes, strict=True))
 
 
@@ -189,9 +249,15 @@ def _write_rating_sheet(
     sheet: Path, tasks: Sequence[Task], rows: Sequence[Row], reports: Mapping[str, Report], seed: int
 ) -> None:
     from foreword.evaluation.rating_sheet import key_file, write_sheet
+    from foreword.text.conversation import Conversation, is_conversation
+    from foreword.text.rows import Row
     from foreword.text.template import Template
 
-    fields = dict.fromkeys(field for task in tasks for field in Template.parse(task.template or "").fields)
+    templates = [Template.parse(task.template) for task in tasks if task.template is not None]
+    fields = dict.fromkeys(field for template in templates for field in template.fields)
+    if not templates and is_conversation(rows[0].values):
+        fields = {"conversation": None}
+        rows = [Row({"conversation": Conversation.read(row.values).history_text}, row.where) for row in rows]
     same = write_sheet(sheet, list(fields), rows, reports, seed)
     say(f"wrote {sheet} for people to fill, and {key_file(sheet)}, which says whose answers they are")
     if same:

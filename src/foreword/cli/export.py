@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from foreword.cli.completion import complete_task
+from foreword.cli.help import Application
 from foreword.cli.options import BankRoot, Json, ModelName, ModelOptions, RemoteCode, emit
 
-app = typer.Typer(help="Tasks for other programs.", no_args_is_help=True)
+app = Application("Tasks for other programs.\n\nExample: foreword export peft reviews runs/adapter")
 
 
 @app.callback()
@@ -32,6 +33,10 @@ def peft(
     Example: foreword export peft sentiment runs/adapter
     """
     options = ModelOptions(model, bank, trust_remote_code=trust_remote_code)
+    from foreword.interop.export_folder import check_empty
+
+    check_empty(path)
+    options.check_task(name)
     task = options.open_bank().load(name)
     lm = options.open_model()
     from foreword.interop.export import export_peft

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from foreword.cli.completion import complete_init, complete_values
 from foreword.training.setting import Setting, flag_of, settings_of, types_in
 
 Command = Callable[..., None]
@@ -62,6 +63,17 @@ def expand_options(command: Command) -> Command:
     return run
 
 
+def join_words(args: Sequence[str]) -> list[str]:
+    """The arguments with ``--long-rows cut FIELD``, the one flag of two words, made one of one word."""
+    joined: list[str] = []
+    for word in args:
+        if joined[-2:] == ["--long-rows", "cut"] and not word.startswith("-"):
+            joined[-1] = f"cut {word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def parameter_types(command: Command) -> Mapping[str, tuple[type, ...]]:
     """The classes of values that each parameter of a command takes."""
     parameters = inspect.signature(command).parameters
@@ -93,5 +105,13 @@ def _option(name: str, hint: Any, setting: Setting) -> Any:
     kind: Any = list[str] if Sequence in kinds else kinds[0]
     # A switch that is off unless it is given needs no --no-NAME.
     declaration = setting.flag or (flag_of(name) if kinds == (bool,) else None)
-    option = typer.Option(*filter(None, [declaration]), help=setting.help, show_default=setting.default or True)
+    values = setting.choices or setting.suggest
+    complete = complete_init if name == "init" and not setting.choices else complete_values(values) if values else None
+    option = typer.Option(
+        *filter(None, [declaration]),
+        help=setting.help,
+        show_default=setting.default or True,
+        rich_help_panel=setting.group or None,
+        autocompletion=complete,
+    )
     return Annotated[kind | None if NoneType in kinds else kind, option]

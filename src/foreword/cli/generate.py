@@ -9,7 +9,7 @@ import typer
 
 from foreword.cli.completion import complete_task
 from foreword.cli.flags import expand_options
-from foreword.cli.options import EngineOptions, Json, emit, read_text, say
+from foreword.cli.options import Json, SamplingOptions, emit, read_text, say
 from foreword.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def generate(
     ] = None,
     field: Annotated[list[str] | None, typer.Option("--field", help="k=v for the task's template.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens at most.", show_default="the task's, else 128")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default="the task's, else 0")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 is greedy.", show_default="the task's, the model's, else 0; 0 if learned"),
+    ] = None,
     top_p: Annotated[float | None, typer.Option(help="Probability mass to sample from.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Most probable tokens to sample from.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Least probability, as a share of the largest.")] = None,
@@ -43,10 +46,10 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer.")] = None,
     beams: Annotated[int | None, typer.Option(help="Search with so many beams, and print the best.")] = None,
     *,
-    options: EngineOptions,
+    options: SamplingOptions,
     json: Json = False,
 ) -> None:
-    """Continue a text behind a task's prefix, verbatim: no template, no chat template.
+    """Continue a text behind a task's prefix, verbatim: no template, no chat template; or answer its label.
 
     Examples: foreword generate "Once upon a time"; foreword generate story "There was";
     foreword generate reviews --field text="a masterpiece"
@@ -56,15 +59,19 @@ def generate(
         raise UsageError(f"'{text}' is a task, and there is no text for it; add one, or --field k=v.")
     fields = _parse_fields(field or [])
     constraint = _constraint(json_schema, regex, choice)
+    options.check_task(name)
     lm = options.open_model()
     found = options.find_task(name, lm)
     from foreword.engine.protocol import Request
+    from foreword.evaluation.answers import Answers
     from foreword.evaluation.sampling_params import task_sampling_params
+    from foreword.text import task_prompts
 
     prompt = _prompt(lm, found, text, fields)
     default_max_tokens = task_sampling_params(found).max_tokens
     params = task_sampling_params(
         found,
+        {} if beams is not None else options.model_defaults,  # a search takes none
         max_tokens=prompt.cap_max_tokens(default_max_tokens, lm.context) if max_tokens is None else max_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -79,10 +86,12 @@ def generate(
         raise UsageError(
             "--top-p, --top-k, --min-p and --seed choose among samples, and greedy takes none; add --temperature."
         )
+    if beams is not None and found is not None and task_prompts.answers_label(found):
+        raise UsageError(f"task '{found.name}' answers the best of its labels; leave --beams out.")
     request = Request.from_prompt(prompt, params)
     with options.open_engine(lm) as engine:
         if beams is None:
-            answer = _collect(engine.submit(request), echo=not json)
+            answer = _collect(Answers(engine).submit(found, prompt, params)[0], echo=not json)
         else:
             answer = _run_beam_search(engine, request, beams, echo=not json)
     if not answer.text and answer.finish_reason == "stop":
@@ -93,6 +102,11 @@ def generate(
         "cached_tokens": request.prefix_length,
     }
     emit({**asdict(answer), "usage": usage}, "", json)
+    if constraint is not None and answer.finish_reason == "length":
+        raise EngineError(
+            f"the answer was cut at {params.max_tokens} tokens, before it had the form that was asked for; give more "
+            "--max-tokens."
+        )
 
 
 @dataclass(frozen=True)
@@ -168,5 +182,5 @@ def _prompt(lm: LanguageModel, task: Task | None, text: str | None, fields: dict
 
     task_prompts.require_generation(task)
     if text is None:
-        return task_prompts.from_fields(lm.tokenizer, task, fields)
-    return task_prompts.from_text(lm.tokenizer, task, text)
+        return task_prompts.from_fields(lm.tokenizer, task, fields, causal=lm.causal)
+    return task_prompts.from_text(lm.tokenizer, task, text, causal=lm.causal)

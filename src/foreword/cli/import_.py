@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli.flags import expand_options
+from foreword.cli.help import Application
 from foreword.cli.interruption import on_interrupted_publish
 from foreword.cli.options import Json, ModelOptions, Replace, emit, quiet_libraries
 from foreword.errors import UsageError
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from foreword.interop.prompt_format import PromptFormat
     from foreword.models import LanguageModel
 
-app = typer.Typer(help="Prompts that other programs learned.", no_args_is_help=True)
+app = Application(
+    "Prompts that other programs learned.\n\nExample: foreword import peft runs/adapter --publish sentiment"
+)
 
 Source = Annotated[str, typer.Argument(help="Folder of the checkpoint, or its Hub id.")]
 Publish = Annotated[
@@ -53,7 +56,7 @@ def peft(
     options: ModelOptions,
     json: Json = False,
 ) -> None:
-    """A folder that PEFT saved: PROMPT_TUNING, P_TUNING, MULTITASK_PROMPT_TUNING, PREFIX_TUNING, CARTRIDGE or LORA.
+    """A folder that PEFT saved: PROMPT_TUNING, P_TUNING, CPT, MULTITASK_PROMPT_TUNING, PREFIX_TUNING, CARTRIDGE, LORA.
 
     Example: foreword import peft runs/adapter --publish sentiment
     """
@@ -72,7 +75,13 @@ def peft(
 def ptuning_v2(
     source: Source,
     publish: Publish = None,
+    length: Annotated[
+        int | None, typer.Option("--length", help="Virtual tokens.", show_default="what the checkpoint says", min=1)
+    ] = None,
     prefix_only: Annotated[bool, typer.Option("--prefix-only", help="Leave the checkpoint's own head out.")] = False,
+    allow_quantized_origin: Annotated[
+        bool, typer.Option("--allow-quantized-origin", help="Take prompts that were learned on a quantized model.")
+    ] = False,
     template: Template = None,
     verbalizer: Verbalizer = None,
     *,
@@ -89,7 +98,7 @@ def ptuning_v2(
     quiet_libraries()
     from foreword.interop.ptuning import base_model, import_ptuning, read_ptuning
 
-    checkpoint = read_ptuning(source)
+    checkpoint = read_ptuning(source, length=length, allow_quantized_origin=allow_quantized_origin)
     options = with_fields(options, model=model or base_model(checkpoint))
     convert = partial(import_ptuning, prefix_only=prefix_only, prompt_format=prompt_format)
     _publish(checkpoint, convert, publish, options, replace=replace, json=json)
@@ -121,5 +130,9 @@ def _publish(
         lm = options.open_model()
         task = store.publish(convert(lm, checkpoint, name), replace=replace, reserved=[lm.name])
     data = {"task": task.ref, "method": task.method, "length": task.prefix.length, "bytes": task.nbytes}
-    text = f"published {task.ref} ({task.method}, {task.prefix.length} positions, {task.nbytes:,} bytes)"
+    head = ""
+    if task.head is not None:
+        data["labels"] = list(task.labels)
+        head = f", a head of {len(task.labels)} labels: {', '.join(task.labels[:4])}{', ...' * (len(task.labels) > 4)}"
+    text = f"published {task.ref} ({task.method}, {task.prefix.length} positions{head}, {task.nbytes:,} bytes)"
     emit(data, text, json)

@@ -18,7 +18,7 @@ def key(
         Path, typer.Option("--api-keys", help="File that the key is added to.", envvar="FOREWORD_API_KEYS")
     ] = Path("keys.jsonl"),
     task: Annotated[
-        list[str] | None, typer.Option(help="Pattern of names that it reaches, such as 'support-*'; may be repeated.")
+        list[str] | None, typer.Option(help="Pattern of names that it reaches, such as 'support*'; may be repeated.")
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="It may publish, change and remove tasks.")] = False,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="How often it may ask.")] = None,
@@ -28,7 +28,7 @@ def key(
 ) -> None:
     """Make an API key for foreword serve and print it, this once: the file holds its SHA-256 alone.
 
-    Example: foreword key shop --task 'support-*' --requests-per-minute 60
+    Example: foreword key shop --task 'support*' --requests-per-minute 60
     """
     from foreword.server.operations.api_keys import ApiKey, digest_of, new_key, read_keys
 

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from foreword.cli.help import Application
 from foreword.cli.interruption import command_line, on_interrupt
 from foreword.cli.options import Json, emit, quiet_libraries, say
 
-app = typer.Typer(help="Base models.", no_args_is_help=True)
+app = Application("Base models.\n\nExample: foreword models pull smollm2-135m")
 
 
 @app.callback()

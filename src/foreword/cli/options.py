@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from foreword.cli.completion import complete_values
 from foreword.errors import UsageError
 from foreword.home import default_bank, default_model
+from foreword.training.setting import OUTPUT, Setting
 
 if TYPE_CHECKING:
     from foreword.bank.bank import Bank
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from foreword.engine.protocol import EngineProtocol
     from foreword.models import LanguageModel
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+MODEL = "Model"
+"""Heading of the options that say which model and bank, and how it is loaded."""
+
 ModelName = Annotated[
     str | None,
     typer.Option(
@@ -28,22 +35,47 @@ ModelName = Annotated[
         help="Hub id, folder, .gguf file or smollm2-135m.",
         envvar="FOREWORD_MODEL",
         show_default="smollm2-135m",
+        rich_help_panel=MODEL,
     ),
 ]
 BankRoot = Annotated[
     str | None,
     typer.Option(
-        "--bank", help="Folder or fsspec URL of the bank.", envvar="FOREWORD_BANK", show_default="$FOREWORD_HOME/bank"
+        "--bank",
+        help="Folder or fsspec URL of the bank.",
+        envvar="FOREWORD_BANK",
+        show_default="$FOREWORD_HOME/bank",
+        rich_help_panel=MODEL,
     ),
 ]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-OtherWeights = Annotated[
-    bool, typer.Option("--allow-other-weights", help="Serve prefixes of other weights of the same shape.")
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="auto (the checkpoint's own), float32, bfloat16 or float16.",
+        autocompletion=complete_values(DTYPES),
+        rich_help_panel=MODEL,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Publish over a task that belongs to another model.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="auto, cpu, cuda or mps.", autocompletion=complete_values(DEVICES), rich_help_panel=MODEL
+    ),
+]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL)
+]
+OtherWeights = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-weights", help="Serve prefixes of other weights of the same shape.", rich_help_panel=MODEL
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT)]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Publish over a task that belongs to another model.", rich_help_panel=OUTPUT)
+]
 
 
 @dataclass(frozen=True)
@@ -56,6 +88,10 @@ class ModelOptions:
     device: Device = "auto"
     trust_remote_code: RemoteCode = False
 
+    def __post_init__(self) -> None:
+        Setting("", choices=DTYPES).check("dtype", self.dtype)
+        Setting("", choices=DEVICES).check("device", self.device)
+
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """The values of these options among the settings of a command."""
@@ -65,26 +101,43 @@ class ModelOptions:
     def model_name(self) -> str:
         return self.model or default_model()
 
-    def open_model(self) -> LanguageModel:
-        quiet_libraries()
-        from foreword.models import load_model
+    def check_model_name(self) -> None:
+        """Raise UnknownModel for a model that is not on this machine and cannot be on the Hub."""
+        from foreword.models.model_name import check_model_name
 
-        return load_model(
-            self.model_name,
-            dtype=self.dtype,
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-            progress=say,
-        )
+        check_model_name(self.model_name)
+
+    def open_model(self) -> LanguageModel:
+        self.check_model_name()
+        quiet_libraries()
+        from foreword.progress import Progress
+
+        with Progress(f"loading {self.model_name}"):
+            from foreword.models import load_model
+
+            return load_model(
+                self.model_name,
+                dtype=self.dtype,
+                device=self.device,
+                trust_remote_code=self.trust_remote_code,
+                progress=say,
+            )
 
     def open_bank(self) -> Bank:
         return open_bank(self.bank)
+
+    def check_task(self, name: str | None) -> None:
+        """Raise UnknownTask for a task that is not there, before the model is loaded; ``None`` is the base model."""
+        if name is not None and name != self.model_name:
+            self.open_bank().describe(name)
 
     def find_task(self, name: str | None, lm: LanguageModel) -> Task | None:
         """The task called ``name`` or ``name@version``, checked against the model; ``None`` for the base model."""
         if name is None or name == lm.name:
             return None
-        task = self.open_bank().load(name)
+        bank = self.open_bank()
+        task = bank.load(name)
+        bank.record_use(task)
         self.check_model(task, lm)
         return task
 
@@ -117,6 +170,47 @@ class EngineOptions(ModelOptions):
         task.prefix.model.check(lm.identity, label, allow_other_weights=self.allow_other_weights)
 
 
+GenerationConfig = Annotated[
+    str,
+    typer.Option(
+        "--generation-config",
+        help="auto: sample as the model's generation_config.json says where nothing else does; none: leave it.",
+    ),
+]
+
+
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="The same answers alone and in any batch, bit by bit, slower; embedded engine only."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class SamplingOptions(EngineOptions):
+    """The options of commands whose answers are sampled."""
+
+    generation_config: GenerationConfig = "auto"
+    deterministic: Deterministic = False
+
+    def __post_init__(self) -> None:
+        if self.generation_config not in ("auto", "none"):
+            raise UsageError(f"--generation-config must be auto or none, found {self.generation_config!r}.")
+
+    def open_engine(self, lm: LanguageModel) -> Engine:
+        from foreword.engine.engine import Engine
+
+        return Engine(lm, allow_other_weights=self.allow_other_weights, deterministic=self.deterministic)
+
+    @property
+    def model_defaults(self) -> dict[str, Any]:
+        """Sampling parameters of the model, once it is loaded."""
+        from foreword.models.generation_config import generation_config
+
+        return generation_config(self.model_name) if self.generation_config == "auto" else {}
+
+
 def say(line: str) -> None:
     """Print a line on stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)
@@ -128,6 +222,7 @@ def emit(data: Mapping[str, Any], text: str, as_json: bool) -> None:
 
 
 def open_bank(root: str | None) -> Bank:
+    configure_threads()  # tasks that are read from it bring PyTorch in
     from foreword.bank.bank import Bank
 
     return Bank(root or default_bank())
@@ -138,10 +233,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     configure_threads()
-    from transformers.utils import logging
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+        logging.set_verbosity_error()
 
 
 def configure_threads() -> None:
@@ -181,5 +276,5 @@ def typed_options(context: typer.Context) -> dict[str, Any]:
     return {
         name: value
         for name, value in context.params.items()
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        if value is not None and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foreword.cli.flags import FlagsOf, parameter_types
-from foreword.cli.options import quiet_libraries, typed_options
+from foreword.cli.options import ModelOptions, quiet_libraries, say, typed_options
 from foreword.errors import UsageError
 from foreword.training.recipe import Recipe
 from foreword.training.setting import check_type
 
 if TYPE_CHECKING:
+    from foreword.training.data.training_data import TrainingData
     from foreword.training.recipe_file import RecipeFile
 
 # Settings of a single run, which runs that learn in the same batches do not have.
@@ -65,10 +67,21 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
     return Recipe(**{**values, "template": template})
 
 
-def check_recipe(file: RecipeFile, recipe: Recipe) -> None:
-    """Raise now for a template, words or a method that would be refused once the model is loaded."""
+def read_training_data(recipe: Recipe) -> TrainingData:
+    """Read and check the data of a recipe before the model is loaded, and print them in one line."""
+    from foreword.training.data.training_data import TrainingData
+
+    data = TrainingData.read(recipe, vocabulary=None)
+    say(data.overview)
+    return data
+
+
+def check_recipe(file: RecipeFile, recipe: Recipe, options: ModelOptions) -> None:
+    """Raise now for a method, a template, words or a task that would be refused once the model is loaded."""
+    from foreword.prompts.registry import check_method, get_method
     from foreword.text.template import Template
     from foreword.text.verbalizer import Verbalizer
+    from foreword.training.loop.run_dir import RunDir
 
     with file.locate_errors("template"):
         for source in recipe.templates:
@@ -76,7 +89,11 @@ def check_recipe(file: RecipeFile, recipe: Recipe) -> None:
     with file.locate_errors("verbalizer"):
         if recipe.verbalizer is not None:
             Verbalizer.parse(recipe.verbalizer)
+    check_method(recipe.method)
+    if recipe.out is not None:
+        RunDir(Path(recipe.out)).check(resume=recipe.resume)
+    with file.locate_errors("init"):
+        options.check_task(recipe.parent)
     quiet_libraries()
-    from foreword.prompts.registry import get_method
-
-    get_method(recipe.method, **recipe.method_options)
+    if recipe.method_options:
+        get_method(recipe.method, **recipe.method_options)

@@ -14,16 +14,15 @@ from foreword.cli.flags import expand_options
 from foreword.cli.interruption import on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, quiet_libraries, say
 from foreword.cli.recipes import SharedRecipeFlags, check_recipe, make_recipe, read_settings
-from foreword.cli.runs import publish_hint, resume_hint, write_task
-from foreword.errors import SettingError, UsageError
+from foreword.cli.runs import publish_hint, resume_hint
+from foreword.errors import UsageError
 from foreword.home import default_run_dir
 from foreword.training.recipe import Recipe
-from foreword.training.setting import flag_of
+from foreword.training.setting import OUTPUT
 
 if TYPE_CHECKING:
     from foreword.core import Task
     from foreword.training.recipe_file import RecipeFile
-    from foreword.training.search.config import SearchConfig
     from foreword.training.search.search import SearchResult
 
 WINNER = "winner.yaml"
@@ -40,18 +39,27 @@ def search(
         list[str] | None,
         typer.Option(
             help="KEY=LIST or KEY=RANGE as in search:, such as 'lr=[1e-3, 5e-3]' or 'lr={low: 1e-4, high: 1e-2, log: "
-            "true}'; may be repeated."
+            "true}'; may be repeated.",
+            rich_help_panel="Search",
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Points to try.", show_default="all of lists, 32 of ranges")
+        int | None,
+        typer.Option(help="Points to try.", show_default="all of lists, 32 of ranges", rich_help_panel="Search"),
     ] = None,
-    at_once: Annotated[int | None, typer.Option(help="Trials that learn in one batch.", show_default="16")] = None,
+    at_once: Annotated[
+        int | None, typer.Option(help="Trials that learn in one batch.", show_default="16", rich_help_panel="Search")
+    ] = None,
     halving: Annotated[
-        str | None, typer.Option(help="At every rung one trial in so many goes on; or off.", show_default="3")
+        str | None,
+        typer.Option(
+            help="At every rung one trial in so many goes on; or off.", show_default="3", rich_help_panel="Search"
+        ),
     ] = None,
     hyperparameters: SharedRecipeFlags,
-    publish: Annotated[str | None, typer.Option(help="Publish the best task under this name.")] = None,
+    publish: Annotated[
+        str | None, typer.Option(help="Publish the best task under this name.", rich_help_panel=OUTPUT)
+    ] = None,
     replace: Replace = False,
     options: ModelOptions,
     json: Json = False,
@@ -85,15 +93,16 @@ def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
     if name is not None:
         with file.locate_errors("publish"):
             options.check_name(name)
-    check_recipe(file, base)
+    check_recipe(file, base, options)
     config.check(base)
-    _check_not_overridden(config, base)
+    config.check_not_overridden(base)
     out = base.out or default_run_dir("search")
     with on_interrupt(lambda: resume_hint(out)):
         lm = options.open_model()
+        from foreword.bank.run_task import write_task
         from foreword.training.search.search import search as run_search
 
-        parents = {parent: options.find_task(parent, lm) for parent in _parents(config, base)}
+        parents = {parent: options.find_task(parent, lm) for parent in config.parents(base)}
         transfers = {parent: task for parent, task in parents.items() if task is not None}
         result = run_search(lm, with_fields(base, out=out), config, name=name or "run", transfers=transfers, say=say)
         recipe = _write_recipe(result, settings)
@@ -102,20 +111,6 @@ def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
         if name is not None:
             task = store.publish(task, replace=settings["replace"], reserved=[lm.name])
     _emit(result, task, recipe, published=name is not None, json=settings["json"])
-
-
-def _check_not_overridden(config: SearchConfig, base: Recipe) -> None:
-    """Raise SettingError for a setting that is given although the search varies it."""
-    defaults = {field.name: field.default for field in fields(base)}
-    # The recipe's seed is that of the sampler, also where trials have other seeds.
-    varied = set(config.space.domains) - {"seed"}
-    if varied & {"epochs", "max_steps"}:
-        varied |= {"epochs", "max_steps"}
-    for key in sorted(varied):
-        if getattr(base, key) != defaults[key]:
-            raise SettingError(
-                key, f"{flag_of(key)} would be ignored, since the search varies it; leave one of them out."
-            )
 
 
 def _search_space(settings: Mapping[str, Any]) -> object:
@@ -133,12 +128,6 @@ def _search_space(settings: Mapping[str, Any]) -> object:
     if varied is None:
         raise UsageError("there is nothing to search; pass --vary KEY=LIST, or a recipe with search: in it.")
     return varied
-
-
-def _parents(config: SearchConfig, base: Recipe) -> list[str]:
-    """Names of the tasks that trials are initialized from."""
-    inits = [params["init"] for params in config.params_to_check() if "init" in params] or [base.init]
-    return sorted({init.removeprefix("task:") for init in inits if init.startswith("task:")})
 
 
 def _write_recipe(result: SearchResult, settings: Mapping[str, Any]) -> Path:

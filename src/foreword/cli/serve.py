@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foreword.cli.completion import complete_values
 from foreword.cli.engines import ENGINES, ServerOptions, vllm_command
 from foreword.cli.flags import expand_options
 from foreword.cli.options import say
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 @expand_options
 def serve(
-    engine: Annotated[str, typer.Option(help="embedded, vllm or llamacpp.")] = "embedded",
+    engine: Annotated[
+        str, typer.Option(help="embedded, vllm or llamacpp.", autocompletion=complete_values(ENGINES))
+    ] = "embedded",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8000,
     api_keys: Annotated[
@@ -32,6 +35,9 @@ def serve(
     ] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Bound of a request's body, in bytes.")] = 64 << 20,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that an answer may take.")] = 600.0,
+    timeout_graceful_shutdown: Annotated[
+        float, typer.Option(min=0, help="Seconds that answers have to finish once the server is told to stop.")
+    ] = 10.0,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Web page that may ask from a browser; may be repeated.")
     ] = None,
@@ -74,9 +80,8 @@ def serve(
     # uvicorn gives answers their time and then raises the signal again, which must not skip the engine's own end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ENGINES[engine](options) as (running, store, extra):
-        import uvicorn
-
         from foreword.server.app import create_app
+        from foreword.server.operations.graceful_server import GracefulServer
 
         app = create_app(
             running,
@@ -86,9 +91,12 @@ def serve(
             allow_other_weights=options.allow_other_weights,
             authenticator=authenticator,
             timeout=timeout,
+            max_waiting=options.max_waiting,
+            model_defaults=options.model_defaults,
             max_body_bytes=max_body_bytes,
             cors_origins=cors_origin or (),
             ui=shown,
+            engine_kind=engine,
         )
         if not quiet:
             _write_access_log()
@@ -97,8 +105,7 @@ def serve(
             page = f", and a page to try them at {PATH}" if shown else ""
             address = f"http://{host}:{door.getsockname()[1]}"
             say(f"serving {running.name} and {len(names)} tasks at {address}{page}")
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
-            uvicorn.Server(config).run(sockets=[door])
+            GracefulServer(app, timeout_graceful_shutdown, running.close).run(sockets=[door])
 
 
 def _authenticator(file: Path | None) -> Authenticator:
@@ -119,10 +126,6 @@ def _write_access_log() -> None:
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
-
-
-# Seconds that answers on their way have to finish once the server is told to stop.
-SHUTDOWN_SECONDS = 10
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace as with_fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,10 +10,11 @@ import typer
 from foreword.cli.flags import expand_options
 from foreword.cli.interruption import on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, say
-from foreword.cli.recipes import RecipeFlags, check_recipe, make_recipe, read_settings
-from foreword.cli.runs import publish_hint, resume_hint, write_task
+from foreword.cli.recipes import RecipeFlags, check_recipe, make_recipe, read_settings, read_training_data
+from foreword.cli.runs import publish_hint, resume_hint
 from foreword.errors import UsageError
 from foreword.home import default_run_dir
+from foreword.training.setting import OUTPUT
 
 if TYPE_CHECKING:
     from foreword.training.recipe_file import RecipeFile
@@ -27,7 +27,9 @@ def train(
     recipe: Annotated[str | None, typer.Argument(help="A YAML recipe: flags as keys; flags given here win.")] = None,
     *,
     hyperparameters: RecipeFlags,
-    publish: Annotated[str | None, typer.Option(help="Publish the task under this name.")] = None,
+    publish: Annotated[
+        str | None, typer.Option(help="Publish the task under this name.", rich_help_panel=OUTPUT)
+    ] = None,
     replace: Replace = False,
     options: ModelOptions,
     json: Json = False,
@@ -55,24 +57,21 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
             )
         with file.locate_errors("publish"):
             options.check_name(name)
-    check_recipe(file, recipe)
+    check_recipe(file, recipe, options)
     out = recipe.out or default_run_dir(name or recipe.method)
     with on_interrupt(lambda: resume_hint(out)):
+        data = read_training_data(recipe)
         lm = options.open_model()
+        from foreword.api.train import train as run_train
         from foreword.training.loop.distributed import is_main_process
-        from foreword.training.train import train as run_train
 
-        transfer = options.find_task(recipe.parent, lm)
-        result = run_train(lm, with_fields(recipe, out=out), name=name or "run", transfer=transfer, say=say)
-        task = result.task
+        made = with_fields(recipe, out=out)
+        result = run_train(lm, made, data=data, publish=name, bank=store, replace=settings["replace"], say=say)
         if not is_main_process():
             return  # the main process of a distributed run writes and publishes
-        if result.model is None:
-            write_task(task, Path(out))
-        if name is not None:
-            task = store.publish(task, replace=settings["replace"], reserved=[lm.name])
+    task = result.task
     ref = task.ref if name is not None else None
-    data = {
+    summary = {
         "n": result.n,
         "metrics": result.metrics,
         "task": ref,
@@ -83,7 +82,7 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
         "run": str(result.folder),
         "model": str(result.model) if result.model is not None else None,
     }
-    emit(data, _summary(result, ref), settings["json"])
+    emit(summary, _summary(result, ref), settings["json"])
 
 
 def _summary(result: TrainResult, ref: str | None) -> str:

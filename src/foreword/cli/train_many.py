@@ -14,14 +14,16 @@ from foreword.cli.flags import FlagsOf, expand_options
 from foreword.cli.interruption import on_interrupt
 from foreword.cli.options import Json, ModelOptions, Replace, emit, say
 from foreword.cli.recipes import SharedRecipeFlags, check_recipe, make_recipe, read_settings
-from foreword.cli.runs import resume_hint, write_task
+from foreword.cli.runs import resume_hint
 from foreword.errors import SettingError, UsageError
 from foreword.home import default_run_dir
 from foreword.training.many.config import MultiTaskConfig
-from foreword.training.setting import check_type, settings_of
+from foreword.training.setting import DATA, OUTPUT, check_type, settings_of
 
 if TYPE_CHECKING:
     from foreword.core import Task
+    from foreword.text.delimited import Layout
+    from foreword.text.rows import Source
     from foreword.training.many.report import MultiTaskReport
     from foreword.training.many.task_source import TaskSource
     from foreword.training.recipe_file import RecipeFile
@@ -35,25 +37,41 @@ def train_many(
     context: typer.Context,
     data: Annotated[
         str | None,
-        typer.Argument(metavar="DIR|FILE", help="A folder with a file of examples a task, or one JSONL file of all."),
+        typer.Argument(
+            metavar="DIR|FILE|RECIPE",
+            help="A folder with a file of examples a task, or one JSONL file of all; or a YAML recipe.",
+        ),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A YAML recipe: flags as keys; flags given here win.")] = None,
-    task_field: Annotated[str, typer.Option(help="Field of one file's rows that names the task.")] = "task",
+    recipe: Annotated[
+        str | None, typer.Option(help="A YAML recipe: flags as keys; flags given here win.", rich_help_panel=DATA)
+    ] = None,
+    task_field: Annotated[
+        str, typer.Option(help="Field of one file's rows that names the task.", rich_help_panel=DATA)
+    ] = "task",
     eval: Annotated[  # noqa: A002 - the flag is called --eval
-        str | None, typer.Option("--eval", help="Evaluation examples, likewise.", show_default="a tenth of each task's")
+        str | None,
+        typer.Option(
+            "--eval", help="Evaluation examples, likewise.", show_default="a tenth of each task's", rich_help_panel=DATA
+        ),
     ] = None,
     *,
     config: Annotated[dict[str, Any], FlagsOf(MultiTaskConfig)],
     tasks: Annotated[
-        str | None, typer.Option(help='Settings of single tasks, JSON or a file: {"NAME": {"lr": 0.01}}.')
+        str | None,
+        typer.Option(help='Settings of single tasks, JSON or a file: {"NAME": {"lr": 0.01}}.', rich_help_panel=DATA),
     ] = None,
     hyperparameters: SharedRecipeFlags,
-    publish_prefix: Annotated[str, typer.Option(help="Publish every task as this, followed by its name.")] = "",
+    publish_prefix: Annotated[
+        str, typer.Option(help="Publish every task as this, followed by its name.", rich_help_panel=OUTPUT)
+    ] = "",
     publish_all: Annotated[
-        bool, typer.Option("--publish-all", help="Publish those, too, that the base model is better at.")
+        bool,
+        typer.Option(
+            "--publish-all", help="Publish those, too, that the base model is better at.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     no_publish: Annotated[
-        bool, typer.Option("--no-publish", help="Publish nothing: keep all in the run folder.")
+        bool, typer.Option("--no-publish", help="Publish nothing: keep all in the run folder.", rich_help_panel=OUTPUT)
     ] = False,
     replace: Replace = False,
     options: ModelOptions,
@@ -63,6 +81,10 @@ def train_many(
 
     Example: foreword train-many users/ --template 'Review: {text}\\nSentiment:{mask}' --publish-prefix user-
     """
+    if data is not None and data.endswith((".yaml", ".yml")):
+        if recipe is not None:
+            raise UsageError(f"{data} and --recipe {recipe} are two recipes; give one of them.")
+        recipe, context.params["data"] = data, None
     file, settings = read_settings(context, recipe, unchecked=["tasks"])
     with file.locate_errors():
         _train_many(file, settings)
@@ -74,7 +96,7 @@ def _train_many(file: RecipeFile, settings: dict[str, Any]) -> None:
     recipe = make_recipe(settings)
     if settings["no_publish"] and (settings["publish_all"] or settings["publish_prefix"]):
         raise SettingError("no_publish", "--no-publish contradicts --publish-all and --publish-prefix; leave one out.")
-    check_recipe(file, recipe)
+    check_recipe(file, recipe, ModelOptions.from_settings(settings))
     with file.locate_errors("tasks"):
         tasks = _task_settings(settings["tasks"])
     from foreword.training.loop.distributed import is_main_process
@@ -83,10 +105,9 @@ def _train_many(file: RecipeFile, settings: dict[str, Any]) -> None:
     config = MultiTaskConfig(
         recipe, Path(out), tasks, **{name: settings[name] for name in settings_of(MultiTaskConfig)}
     )
-    source = _open_source(recipe.data, settings)
-    eval_source = _open_source(recipe.eval, settings) if recipe.eval is not None else None
-    if unknown := sorted(set(tasks) - set(source.names)):
-        raise SettingError("tasks", f"--tasks names '{unknown[0]}', of which there are no rows; correct the name.")
+    source = _open_source(recipe.data, settings, recipe.layout)
+    eval_source = _open_source(recipe.eval, settings, recipe.layout) if recipe.eval is not None else None
+    config.check_names(source.names)
     with on_interrupt(lambda: resume_hint(out)):
         report = _train_tasks(config, source, eval_source, settings)
     if not is_main_process():
@@ -104,6 +125,7 @@ def _train_tasks(
 ) -> MultiTaskReport:
     options = ModelOptions.from_settings(settings)
     lm = options.open_model()
+    from foreword.bank.run_task import write_task
     from foreword.training.many.report import MultiTaskReport
     from foreword.training.many.train_many import train_many as run_train_many
 
@@ -120,12 +142,12 @@ def _train_tasks(
     return MultiTaskReport(run_train_many(lm, config, source, eval_source, keep, transfer, say))
 
 
-def _open_source(source: str, settings: Mapping[str, Any]) -> TaskSource:
+def _open_source(source: Source, settings: Mapping[str, Any], layout: Layout) -> TaskSource:
     """The tasks of a folder or a file. Raises UsageError for a name that cannot be published."""
     from foreword.training.many.task_source import open_task_source
 
     options, prefix = ModelOptions.from_settings(settings), settings["publish_prefix"]
-    return open_task_source(source, settings["task_field"], lambda name: options.check_name(prefix + name))
+    return open_task_source(source, settings["task_field"], lambda name: options.check_name(prefix + name), layout)
 
 
 def _task_settings(source: object) -> Mapping[str, Any]:

@@ -6,8 +6,9 @@ Torch is imported for type checkers only, so that reading a bank's index or prin
 from foreword.core.adapter import Adapter, LowRank
 from foreword.core.batch import Batch, Front, gather_embeds, soft_id
 from foreword.core.constraint import Constraint
-from foreword.core.head import Head
+from foreword.core.head import Head, ProblemType
 from foreword.core.identity import LayerShape, ModelIdentity
+from foreword.core.pooling import Pooling
 from foreword.core.prefix import Bos, KVPrefix
 from foreword.core.sampling import MAX_LOGPROBS, REQUEST_ONLY_PARAMS, SamplingParams
 from foreword.core.task import Combine, Kind, Task
@@ -27,6 +28,8 @@ __all__ = [
     "LayerShape",
     "LowRank",
     "ModelIdentity",
+    "Pooling",
+    "ProblemType",
     "SamplingParams",
     "Task",
     "gather_embeds",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from foreword.core.overview import Overview, WithOverview
 
 if TYPE_CHECKING:
     import torch
@@ -19,12 +21,12 @@ class LowRank:
         up: ``[out, rank]``.
     """
 
-    down: torch.Tensor
-    up: torch.Tensor
+    down: torch.Tensor = field(repr=False)
+    up: torch.Tensor = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
-class Adapter:
+@dataclass(frozen=True, eq=False, repr=False)
+class Adapter(WithOverview):
     """Low-rank changes of a frozen model's linear layers (LoRA, Hu et al. 2021, arXiv:2106.09685).
 
     Attributes:
@@ -35,6 +37,11 @@ class Adapter:
 
     layers: Mapping[str, LowRank]
     scale: float = 1.0
+
+    def overview(self) -> Overview:
+        """Its rank and size; no values."""
+        size = f"{len(self.layers)} layers, {self.nbytes:,} bytes"
+        return Overview(f"Adapter of rank {self.rank}", {"size": size, "scale": self.scale})
 
     @property
     def nbytes(self) -> int:

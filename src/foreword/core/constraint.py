@@ -12,14 +12,14 @@ from foreword.errors import UsageError
 
 @dataclass(frozen=True)
 class Constraint:
-    """A grammar that the whole of an answer must match; made by one of the three constructors.
+    """A grammar that the whole of an answer must match; made by one of the four constructors.
 
     Attributes:
         kind: which language ``text`` is written in.
-        text: a JSON schema, a regular expression (Rust's syntax), or a JSON list of texts.
+        text: a JSON schema, a regular expression (Rust's syntax), a JSON list of texts, or one of tagged schemas.
     """
 
-    kind: Literal["json_schema", "regex", "choice"]
+    kind: Literal["json_schema", "regex", "choice", "tagged"]
     text: str
 
     @classmethod
@@ -47,3 +47,12 @@ class Constraint:
         if not texts or not all(texts):
             raise UsageError("the texts to choose among are none, or one is empty; give at least one character each.")
         return cls("choice", json.dumps(list(texts), ensure_ascii=False))
+
+    @classmethod
+    def tagged(cls, tags: Sequence[Mapping[str, Any]]) -> Constraint:
+        """Free text in which a trigger begins JSON; vLLM's structural tags.
+
+        Args:
+            tags: objects of ``trigger``, ``begin`` (which starts with the trigger), ``schema`` and ``end``.
+        """
+        return cls("tagged", json.dumps(list(tags), ensure_ascii=False))

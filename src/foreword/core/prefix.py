@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from foreword.core.identity import ModelIdentity
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
 Bos = Literal["prefix", "request", "none"]
 
 
-@dataclass(frozen=True, eq=False)
-class KVPrefix:
+@dataclass(frozen=True, eq=False, repr=False)
+class KVPrefix(WithOverview):
     """Keys and values of all layers for ``P`` positions (``past_key_values``), which every prompt is lowered to.
+
+    >>> prefix = foreword.Bank().load("mood").prefix
+    >>> prefix.keys[0].shape[1] == prefix.length
+    True
 
     Tensors are PyTorch's, or numpy arrays where the bank was opened for an engine that runs without it.
 
@@ -88,6 +93,19 @@ class KVPrefix:
         for tensor in (*self.keys, *self.values):
             digest.update(_stored_bytes(tensor))
         return digest.hexdigest()
+
+    def overview(self) -> Overview:
+        """Its model, positions and size; no values."""
+        dtype = str(self.keys[0].dtype).removeprefix("torch.")
+        return Overview(
+            f"KVPrefix of {self.length} positions",
+            {
+                "model": f"{self.model.architecture}, {len(self.keys)} layers, weights {self.model.weights[:12]}",
+                "size": f"{self.nbytes:,} bytes, {dtype}",
+                "kind": "learned" if self.token_ids is None else "static",
+                "source": self.source,
+            },
+        )
 
     def head(self, length: int) -> KVPrefix:
         """The first ``length`` positions of a static prefix: keys are causal, so a slice is exact.

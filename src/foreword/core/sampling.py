@@ -11,13 +11,16 @@ from foreword.errors import UsageError
 
 MAX_LOGPROBS = 20
 
-REQUEST_ONLY_PARAMS = frozenset({"logprobs", "constraint"})
+REQUEST_ONLY_PARAMS = frozenset({"logprobs", "constraint", "skip_special_tokens", "include_stop_str_in_output"})
 """Parameters of requests alone: a task has no default of them."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How to choose the next token, and when to stop.
+
+    >>> foreword.SamplingParams(max_tokens=32, temperature=0.7, stop=("\\n",)).top_p
+    1.0
 
     Logits are changed in this order: constraint, ``logit_bias``, ``min_tokens``, penalties, temperature, top-k, top-p,
     min-p. Learned positions and soft tokens have no ids, so no penalty knows them.
@@ -40,6 +43,8 @@ class SamplingParams:
         min_tokens: tokens before anything but ``max_tokens`` may end the answer.
         logprobs: how many of the most probable tokens to report beside every chosen one; ``None`` reports nothing.
         constraint: the form that the answer must have.
+        skip_special_tokens: leave special tokens out of the text.
+        include_stop_str_in_output: leave the stop text that ended the answer at its end.
     """
 
     max_tokens: int = 128
@@ -58,6 +63,8 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     constraint: Constraint | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from foreword.core.adapter import Adapter
 from foreword.core.head import Head
+from foreword.core.overview import Overview, WithOverview, join_some, metrics_line
 from foreword.core.prefix import KVPrefix
 
 if TYPE_CHECKING:
@@ -18,9 +19,13 @@ Kind = Literal["learned", "system", "prompt"]
 Combine = Literal["mean", "vote"]
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
+@dataclass(frozen=True, eq=False, repr=False)
+class Task(WithOverview):
     """A named prefix with its template, verbalizer and generation defaults: what a bank stores and a server serves.
+
+    >>> task = foreword.Bank().load("mood")
+    >>> task.name, task.labels
+    ('mood', ('bad', 'good'))
 
     Attributes:
         name: ``[a-z0-9][a-z0-9._-]{0,63}``.
@@ -41,6 +46,8 @@ class Task:
         bias: log-probability of every label without any input, which scores are calibrated by.
         members: further prefixes with the same template; their answers are combined with the first one's.
         combine: by the mean of the members' probabilities, or by their vote.
+        label_field: the field that held the label in the rows that it was learned from.
+        ttl: seconds that it lives without being used; ``None`` for ever.
         version: ``NNNN-digest12``, set by the bank.
     """
 
@@ -59,6 +66,8 @@ class Task:
     bias: Mapping[str, float] | None = None
     members: tuple[KVPrefix, ...] = ()
     combine: Combine = "mean"
+    label_field: str = "label"
+    ttl: int | None = None
     version: str = ""
 
     @property
@@ -78,3 +87,20 @@ class Task:
         own = sum(t.nbytes for t in tensors)
         adapter = self.adapter.nbytes if self.adapter is not None else 0
         return own + adapter + sum(prefix.nbytes for prefix in (self.prefix, *self.members))
+
+    def overview(self) -> Overview:
+        """Name, how it came to be, its parts and its measured metrics."""
+        generation = ", ".join(f"{name} {value}" for name, value in self.generation.items())
+        return Overview(
+            f"Task {self.ref!r}",
+            {
+                "method": self.method if self.kind == "learned" else f"{self.method} ({self.kind})",
+                "prefix": f"{self.prefix.length} positions, {self.nbytes:,} bytes in all",
+                "text": self.text,
+                "template": self.template,
+                "labels": join_some(self.labels),
+                "members": f"{1 + len(self.members)}, by {self.combine}" if self.members else None,
+                "sampling": generation,
+                "metrics": metrics_line(*(self.provenance.get(name) or {} for name in ("metrics", "metrics_before"))),
+            },
+        )

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +20,15 @@ from rich.table import Table
 
 from foreword.bank.bank import Bank
 from foreword.core import SamplingParams, Task
-from foreword.demo import corpus
+from foreword.demo import corpus, shop_assistant
 from foreword.demo.corpus import CustomerMessage
+from foreword.demo.shop_assistant import ShopReport, learn_conversations, print_shop_report, talk
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.home import home
 from foreword.models import LanguageModel
 from foreword.prompts.static import static_task
+from foreword.samples import sample
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
 from foreword.text import task_prompts
@@ -55,6 +56,7 @@ class DemoReport:
         prefix_bytes: what the task costs in the bank.
         ttft_cached_s, ttft_uncached_s: seconds to the first token behind the policy prompt, as a task and sent along.
         answer_base, answer_task: to the same question.
+        shop: of what was learned from conversations.
     """
 
     accuracy_before: float
@@ -65,6 +67,7 @@ class DemoReport:
     ttft_uncached_s: float
     answer_base: str
     answer_task: str
+    shop: ShopReport
 
 
 def run_demo(lm: LanguageModel, console: Console) -> DemoReport:
@@ -82,7 +85,7 @@ def run_demo(lm: LanguageModel, console: Console) -> DemoReport:
     result = _train(lm, folder, train_rows, held_out, console)
     console.rule("2. publish")
     task = bank.publish(result.task, replace=True, reserved=[lm.name])
-    cached_policy = bank.publish(static_task(lm, POLICY, "system", policy()), replace=True, reserved=[lm.name])
+    cached_policy = bank.publish(static_task(lm, POLICY, "system", sample("policy")), replace=True, reserved=[lm.name])
     for published in (task, cached_policy):
         console.print(f"{published.ref}: {published.prefix.length} positions, {published.prefix.nbytes:,} bytes")
     console.rule("3. serve and ask")
@@ -92,8 +95,9 @@ def run_demo(lm: LanguageModel, console: Console) -> DemoReport:
         cached, uncached = _measure_ttft(client, lm.name)
         before = _accuracy(engine, _few_shot_task(lm), held_out)
         after = _accuracy(engine, task, held_out)
+    shop = _learn_conversations(lm, folder, bank, console)
     return DemoReport(
-        before, after, result.trained_parameters, task.prefix.nbytes, cached, uncached, answers[0], answers[1]
+        before, after, result.trained_parameters, task.prefix.nbytes, cached, uncached, answers[0], answers[1], shop
     )
 
 
@@ -113,11 +117,13 @@ def print_report(report: DemoReport, console: Console) -> None:
         f"policy prompt, time to first token: {report.ttft_uncached_s:.3f} s sent along and computed, "
         f"{report.ttft_cached_s:.3f} s as a task ({ratio:.0f} times sooner)"
     )
+    print_shop_report(report.shop, "base model", console)
     bank = demo_folder() / "bank"
     console.print("\nNext:")
     for command in (
         f"bank list --bank {bank}",
         f'generate {TASK} --field message="{QUESTION}" --bank {bank}',
+        f"chat {shop_assistant.TASK} --bank {bank}",
         f"serve --bank {bank}",
     ):
         console.print(f"  {_command()} {command}", soft_wrap=True, highlight=False)
@@ -137,9 +143,16 @@ def _command() -> str:
     return str(beside) if beside.is_file() else f"{sys.executable} -m foreword"
 
 
-def policy() -> str:
-    """A support policy of about 1,100 tokens."""
-    return files("foreword.demo").joinpath("policy.txt").read_text(encoding="utf-8")
+def _learn_conversations(lm: LanguageModel, folder: Path, bank: Bank, console: Console) -> ShopReport:
+    console.rule("4. learn from conversations, and have one")
+    console.print(f"{shop_assistant.TRAIN_ROWS} conversations of a garden shop, through the model's own chat template.")
+    started = time.perf_counter()
+    run = folder / "runs" / time.strftime("shop-%Y%m%d-%H%M%S")
+    result = learn_conversations(lm, run, bank, lambda line: console.print(line, highlight=False))
+    seconds = time.perf_counter() - started
+    with Engine(lm) as engine, _client(engine, bank) as client:
+        talks = [talk(client, model) for model in (lm.name, result.task.name)]
+    return ShopReport(result.before["perplexity"], result.metrics["perplexity"], seconds, *talks)
 
 
 def _train(
@@ -208,7 +221,7 @@ def _measure_ttft(client: OpenAI, base: str) -> tuple[float, float]:
     for turn in range(4):
         question = {"role": "user", "content": f"{POLICY_QUESTION} ({turn})"}
         cached.append(_ttft(client, POLICY, [question]))
-        uncached.append(_ttft(client, base, [{"role": "system", "content": policy()}, question]))
+        uncached.append(_ttft(client, base, [{"role": "system", "content": sample("policy")}, question]))
     # The first turn loads the prefix and warms caches up.
     return statistics.median(cached[1:]), statistics.median(uncached[1:])
 

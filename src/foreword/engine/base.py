@@ -31,7 +31,16 @@ from foreword.text.detokenize import Detokenizer
 T = TypeVar("T")
 
 COUNTERS = ("requests", "steps", "tokens_run", "tokens_generated", "cancelled", "failed", "scored")
-NOT_FINITE = "the model gave no finite logits for this request; its prefix may be broken."
+NOT_FINITE = "the model gave no finite logits for this request"
+
+
+def not_finite(request: Request, dtype: object) -> str:
+    """The sentence about a request whose logits are not finite, with what is likely to mend it."""
+    if str(dtype).removeprefix("torch.") == "float16":
+        return f"{NOT_FINITE}: it overflows in float16; load it with --dtype bfloat16 or float32."
+    if request.prefix is not None or request.soft is not None or request.adapter is not None:
+        return f"{NOT_FINITE}; its prefix may be broken: check it with foreword bank verify, or learn it again."
+    return f"{NOT_FINITE}; its weights may be broken: check it with foreword doctor."
 
 
 class EngineBase(ABC):
@@ -48,6 +57,9 @@ class EngineBase(ABC):
         cache: of the requests' keys and values.
         max_waiting: requests that may wait; more are refused at once.
     """
+
+    dtype: object = None
+    """What the model computes in, for sentences about logits that are not finite."""
 
     def __init__(
         self,
@@ -111,7 +123,14 @@ class EngineBase(ABC):
         constraint = request.sampling.constraint
         grammar = self._grammars.compile(constraint) if constraint is not None else None
         sampler = TokenSampler(request, self._eos_token_ids, grammar)
-        detokenizer = Detokenizer(self.tokenizer, request.sampling.stop, request.sampling.min_tokens)
+        params = request.sampling
+        detokenizer = Detokenizer(
+            self.tokenizer,
+            params.stop,
+            params.min_tokens,
+            skip_special_tokens=params.skip_special_tokens,
+            include_stop=params.include_stop_str_in_output,
+        )
         self._enqueue(self._new_sequences, [self._make_sequence(request, sampler, detokenizer, ref(stream))])
         return stream
 
@@ -214,7 +233,7 @@ class EngineBase(ABC):
     def _append_token(self, sequence: Sequence, token: int | None) -> None:
         """Append a token, send its chunk, and finish the sequence if the token or its text ends the answer."""
         if token is None:
-            return self._abort(sequence, "error", sequence.sampler.error or NOT_FINITE)
+            return self._abort(sequence, "error", sequence.sampler.error or not_finite(sequence.request, self.dtype))
         self._counters["tokens_generated"] += 1
         sequence.output_token_ids.append(token)
         stops = token in self.all_stop_token_ids(sequence.request.sampling)

@@ -11,7 +11,7 @@ from heapq import nlargest
 
 from foreword.core import MAX_LOGPROBS, SamplingParams
 from foreword.engine.engine import Engine
-from foreword.engine.protocol import Chunk, Request
+from foreword.engine.protocol import Chunk, Request, TokenLogprob
 from foreword.errors import EngineError, UnsupportedOption, UsageError
 
 SUPPORTED_PARAMS = frozenset({"max_tokens", "stop_token_ids", "ignore_eos"})
@@ -89,7 +89,9 @@ def _top(chunks: Sequence[Chunk]) -> tuple[tuple[int, float], ...]:
     last = chunks[-1]
     if last.finish_reason not in ("stop", "length"):
         raise EngineError(last.error or "the beam search was cancelled.")
-    return last.logprobs[0].top
+    first = last.logprobs[0]
+    assert isinstance(first, TokenLogprob)
+    return first.top
 
 
 def _check(engine: Engine, request: Request, num_beams: int, num_stop_ids: int) -> None:

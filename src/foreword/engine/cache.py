@@ -38,6 +38,8 @@ class PagedCache:
         shapes: of the layers.
         num_pages: of the pool.
         reuse: whether pages of tokens are registered after they were computed; those of prefixes always are.
+        chunk: share only whole chunks of this many tokens of a prompt, a multiple of ``PAGE_SIZE``: what a scheduler
+            with the same chunks would compute again bit by bit.
 
     Attributes:
         keys, values: one ``[kv_heads * num_slots, dim]`` a layer, head after head; ``num_slots`` is
@@ -52,12 +54,13 @@ class PagedCache:
         device: torch.device,
         *,
         reuse: bool = True,
+        chunk: int | None = None,
     ) -> None:
         self.num_pages = num_pages
         self.num_slots = num_pages * PAGE_SIZE
         self.keys = [_zeros(self.num_slots * s.kv_heads, s.key_dim, dtype, device) for s in shapes]
         self.values = [_zeros(self.num_slots * s.kv_heads, s.value_dim, dtype, device) for s in shapes]
-        self._shapes, self._reuse = shapes, reuse
+        self._shapes, self._reuse, self._chunk = shapes, reuse, chunk
         self._free_pages = list(range(num_pages - 1, -1, -1))
         self._evictable: OrderedDict[int, None] = OrderedDict()
         self._ref_counts = [0] * num_pages
@@ -124,7 +127,10 @@ class PagedCache:
         """Register the hashes of the sequence's full computed pages, so that other sequences can share them."""
         if not self._reuse:
             return
-        for index in range(len(sequence.page_hashes), sequence.num_computed_tokens // PAGE_SIZE):
+        computed = sequence.num_computed_tokens
+        if self._chunk is not None:  # a prompt's last tokens, and its answer, are run in other shapes
+            computed = min(computed, len(sequence.request.token_ids) // self._chunk * self._chunk)
+        for index in range(len(sequence.page_hashes), computed // PAGE_SIZE):
             page, page_hash = sequence.pages[index], self._page_hash(sequence, index)
             sequence.page_hashes.append(page_hash)
             if page_hash not in self._page_of_hash:
@@ -220,6 +226,9 @@ class PagedCache:
                 break
             sequence.page_hashes.append(page_hash)
             pages.append(self._page_of_hash[page_hash])
+        if self._chunk is not None:
+            whole = len(pages) * PAGE_SIZE // self._chunk * self._chunk // PAGE_SIZE
+            del pages[whole:], sequence.page_hashes[whole:]
         return pages
 
     def _page_hash(self, sequence: Sequence, index: int) -> bytes:

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from torch import Tensor
 
-from foreword.core import Batch, Front, KVPrefix, SamplingParams
+from foreword.core import Batch, Front, KVPrefix, Pooling, SamplingParams
 from foreword.engine import scoring
 from foreword.engine.device_cache import DeviceCache
 from foreword.engine.encoder_decoder_stream import EncoderDecoderStream
@@ -62,7 +62,9 @@ class EncoderDecoderEngine:
         self.causal, self.is_encoder_decoder, self.loads_prefixes, self.alive = False, True, False, True
         self._lm = lm
         self._device_cache = DeviceCache(lm.model, lm.dtype, lm.device)
-        self._validator = RequestValidator(lm.identity, lm.context, sys.maxsize, allow_other_weights)
+        self._validator = RequestValidator(
+            lm.identity, lm.context, sys.maxsize, allow_other_weights, tokenizer=lm.tokenizer
+        )
         self._waiting: list[EncoderDecoderStream] = []
         self._counters = dict.fromkeys(("requests", "tokens_generated", "scored"), 0)
 
@@ -81,8 +83,14 @@ class EncoderDecoderEngine:
         for name in UNSUPPORTED_PARAMS:
             if getattr(request.sampling, name) != getattr(defaults, name):
                 raise UnsupportedOption(f"{self.name} is an encoder-decoder, which takes no {name}; leave it out.")
-        detokenizer = Detokenizer(self.tokenizer, request.sampling.stop)
-        stream = EncoderDecoderStream(request, detokenizer, self._lm.eos_token_ids, self._generate_waiting)
+        detokenizer = Detokenizer(
+            self.tokenizer,
+            request.sampling.stop,
+            skip_special_tokens=request.sampling.skip_special_tokens,
+            include_stop=request.sampling.include_stop_str_in_output,
+        )
+        lm = self._lm
+        stream = EncoderDecoderStream(request, detokenizer, lm.eos_token_ids, self._generate_waiting, lm.dtype)
         self._waiting.append(stream)
         self._counters["requests"] += 1
         return stream
@@ -109,6 +117,10 @@ class EncoderDecoderEngine:
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """Raises UnsupportedModel: the prompt of an encoder-decoder is read as a whole."""
         raise UnsupportedModel(f"{self.name} is an encoder-decoder, which reads its prompt as a whole.")
+
+    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> Tensor:
+        """Raises UnsupportedModel: the hidden states of an encoder-decoder are not read."""
+        raise UnsupportedModel(f"{self.name} is an encoder-decoder, which embeds nothing here; use an encoder.")
 
     def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
         """Raises UnsupportedModel: an encoder-decoder takes soft tokens alone."""

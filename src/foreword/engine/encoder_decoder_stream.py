@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Set
 
-from foreword.engine.base import NOT_FINITE
+from foreword.engine.base import not_finite
 from foreword.engine.protocol import Chunk, FinishReason, Request
 from foreword.text.detokenize import Detokenizer
 
@@ -17,11 +17,18 @@ class EncoderDecoderStream:
         detokenizer: turns its tokens into text, up to a stop text.
         end_ids: tokens that end a text.
         generate: generates this answer and others that wait, through `append_token`.
+        dtype: what the model computes in.
     """
 
     def __init__(
-        self, request: Request, detokenizer: Detokenizer, end_ids: Set[int], generate: Callable[[], None]
+        self,
+        request: Request,
+        detokenizer: Detokenizer,
+        end_ids: Set[int],
+        generate: Callable[[], None],
+        dtype: object = None,
     ) -> None:
+        self._dtype = dtype
         self.request = request
         self.cached_tokens = 0
         self.token_ids: list[int] = []
@@ -57,7 +64,7 @@ class EncoderDecoderStream:
     def __iter__(self) -> Iterator[Chunk]:
         if not self.ended:
             self._generate()
-        error = NOT_FINITE if self._reason == "error" else None
+        error = not_finite(self.request, self._dtype) if self._reason == "error" else None
         yield Chunk(self._text + self._detokenizer.finish(), tuple(self.token_ids), self._reason, error)
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:

@@ -9,7 +9,8 @@ from weakref import ref
 
 from torch import Tensor
 
-from foreword.core import KVPrefix
+from foreword.core import KVPrefix, Pooling
+from foreword.core.token_rows import check_token_ids
 from foreword.engine import scoring
 from foreword.engine.base import EngineBase
 from foreword.engine.cache import PAGE_SIZE, PagedCache
@@ -22,13 +23,16 @@ from foreword.engine.scheduler import ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence
 from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler, sample_batch
-from foreword.errors import UnsupportedModel
+from foreword.errors import RequestError, UnsupportedModel, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import activations, check_context_length
 from foreword.openmp import release_openmp_threads
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer
 from foreword.text.prompt import Prompt
+
+CHUNK = 64
+"""Tokens of a prompt that a deterministic engine runs at a time: enough to read the weights once for many."""
 
 
 class Engine(EngineBase):
@@ -43,11 +47,14 @@ class Engine(EngineBase):
         step_tokens: tokens a step at most.
         max_waiting: requests that may wait; more are refused at once.
         reuse: prefix caching: tokens that another request ran behind the same prefix are not run again.
+        deterministic: the same tokens and log-probabilities alone and in any batch, bit by bit, whatever is cached:
+            every sequence has forwards of its own, and prompts run in chunks of `CHUNK` tokens.
         max_model_len: positions a request may take, prefix and answer included; the model's context by default.
         allow_other_weights: serve prefixes made for other weights of the same architecture.
         start: step in a thread of its own; without it, the caller calls `step`.
 
     Raises:
+        UsageError: deterministic steps without room for a chunk beside ``max_batch`` sequences.
         UnsupportedModel: an encoder-decoder; `foreword.engine.encoder_decoder.EncoderDecoderEngine` evaluates it.
     """
 
@@ -60,6 +67,7 @@ class Engine(EngineBase):
         step_tokens: int = 512,
         max_waiting: int = 4096,
         reuse: bool = True,
+        deterministic: bool = False,
         max_model_len: int | None = None,
         allow_other_weights: bool = False,
         start: bool = True,
@@ -70,8 +78,12 @@ class Engine(EngineBase):
                 "but nothing serves it; use a causal model or an encoder."
             )
         context = min((n for n in (lm.context, max_model_len) if n is not None), default=None)
+        self.dtype = lm.dtype
         num_pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
-        self.cache = PagedCache(lm.identity.layers, num_pages, lm.dtype, lm.device, reuse=reuse)
+        chunk = CHUNK if deterministic else None
+        if chunk is not None and step_tokens < max_batch + chunk:
+            raise UsageError(f"deterministic steps need step_tokens {max_batch + chunk} or more, got {step_tokens}.")
+        self.cache = PagedCache(lm.identity.layers, num_pages, lm.dtype, lm.device, reuse=reuse, chunk=chunk)
         super().__init__(
             name=lm.name,
             tokenizer=lm.tokenizer,
@@ -85,13 +97,16 @@ class Engine(EngineBase):
                 cache_positions=num_pages * PAGE_SIZE,
                 allow_other_weights=allow_other_weights,
                 prefix_cache_positions=lambda length: PAGE_SIZE * PagedCache.pages_for_prefix(length),
+                tokenizer=lm.tokenizer,
             ),
-            scheduler=Scheduler(self.cache, step_tokens, max_batch),
+            scheduler=Scheduler(self.cache, step_tokens, max_batch, chunk),
             cache=self.cache,
             max_waiting=max_waiting,
         )
         self._lm, self._step_tokens = lm, step_tokens
-        self._runner = ModelRunner(lm, self.cache)
+        # A prompt that is longer than a batch of scores is one of its own, so here each is.
+        self._scoring_tokens = 1 if deterministic else step_tokens
+        self._runner = ModelRunner(lm, self.cache, apart=deterministic)
         self._device_cache = DeviceCache(lm.model, lm.dtype, lm.device)
         if lm.causal:
             self._runner.warm_up()
@@ -134,11 +149,25 @@ class Engine(EngineBase):
             for place, row in zip(measured.output_indices, rows, strict=True)
         ]
 
+    def embed(self, prompts: Items[Prompt], pooling: Pooling | None = None) -> Tensor:
+        """See `EngineProtocol.embed`. Runs as `score` does."""
+        pooling = pooling or self._lm.pooling
+        if pooling is None:
+            raise RequestError(
+                f"{self.name} was trained with a pooling or a further layer for its embeddings that is not known here; "
+                "name the pooling that you want: last, mean or cls."
+            )
+        for prompt in prompts:
+            self._validator.check_prompt(prompt, 0)
+        places = [replace(prompt, output_indices=()) for prompt in prompts]
+        return self._score(places, scoring.embeddings(pooling, self.identity.hidden_size))
+
     def prefill(self, token_ids: Items[int]) -> KVPrefix:
         """See `EngineProtocol.prefill`. Runs between the steps of generation, a step's tokens at a time."""
         if not self.causal:
             raise UnsupportedModel(f"{self.name} is an encoder, whose text sees the request too; learn a prefix.")
         check_context_length(self.name, self.context, len(token_ids), None)
+        check_token_ids(self.tokenizer, self.identity.vocab_size, token_ids)
         prefix: KVPrefix | None = None
         for first in range(0, len(token_ids), self._step_tokens):
             chunk = token_ids[first : first + self._step_tokens]
@@ -186,7 +215,7 @@ class Engine(EngineBase):
         return sample_batch(logits, [each.sequence.sampler for each in scheduled if each.needs_logits])
 
     def _score(self, prompts: Items[Prompt], spec: scoring.ScoringSpec) -> Tensor:
-        batches = scoring.make_batches(self._lm, prompts, spec, self._device_cache, self._step_tokens)
+        batches = scoring.make_batches(self._lm, prompts, spec, self._device_cache, self._scoring_tokens)
         results = self._run_jobs([batch.job for batch in batches])
         return scoring.gather_scores(batches, results, prompts, spec.columns)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
 from typing import Any
@@ -14,9 +15,12 @@ from llguidance import LLMatcher, LLTokenizer
 
 from foreword.core import Constraint
 from foreword.errors import RequestError
+from foreword.text.detokenize import special_token_id
 
 JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 """Overrides what a schema says of itself; lenient would ignore unknown keywords."""
+
+_SPECIAL_LOOKING = re.compile(r"(\[[A-Z_]+\]|<[^<>\s]+>)")
 
 
 class GrammarMatcher:
@@ -81,7 +85,7 @@ class GrammarCompiler:
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         tokenizer = self._ll_tokenizer()
-        grammar = _grammar(constraint)
+        grammar = _grammar(constraint, self._tokenizer)
         message = LLMatcher.validate_grammar(grammar, tokenizer)
         warning = message.startswith("WARNING")
         # A keyword that the compiler does not know would be accepted and ignored.
@@ -113,17 +117,44 @@ class GrammarCompiler:
         return self._converted_tokenizer
 
 
-def _grammar(constraint: Constraint) -> str:
+def _grammar(constraint: Constraint, tokenizer: Any) -> str:
     """A constraint as a grammar of llguidance.
 
     White space in JSON is fixed, since a model could go on with it for ever.
     """
+    if constraint.kind == "tagged":
+        return _tagged_grammar(json.loads(constraint.text), tokenizer)
     if constraint.kind == "json_schema":
         return LLMatcher.grammar_from_json_schema(constraint.text, overrides=JSON_OPTIONS)
     if constraint.kind == "regex":
         return LLMatcher.grammar_from_regex(constraint.text)
     texts = json.loads(constraint.text)
     return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in texts))
+
+
+def _tagged_grammar(tags: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
+    """Free text, in which a trigger, or the special token that it is, begins one of the tags."""
+    rules = []
+    for index, tag in enumerate(tags):
+        trigger, rest = tag["trigger"], tag["begin"][len(tag["trigger"]) :]
+        schema = json.dumps({**tag["schema"], "x-guidance": JSON_OPTIONS})
+        special = special_token_id(tokenizer, trigger)
+        if special is None:
+            rules.append(f"trigger_{index}[lazy]: TEXT {json.dumps(trigger)}")
+        begin = f"trigger_{index}" if special is None else f"TEXT <[{special}]>"
+        parts = [begin, *_literals(rest, tokenizer), f"%json {schema}", *_literals(tag["end"], tokenizer)]
+        rules.append(f"tag_{index}: {' '.join(parts)}")
+    choices = " | ".join(f"tag_{index}" for index in range(len(tags)))
+    return "\n".join(["%llguidance {}", f"start: ({choices})* rest", "rest: TEXT", "TEXT: /(.|\\n)*/", *rules])
+
+
+def _literals(text: str, tokenizer: Any) -> list[str]:
+    """A text in the grammar's notation; special tokens in it cannot be spelled, and stand there by their ids."""
+    found = []
+    for part in filter(None, _SPECIAL_LOOKING.split(text)):
+        special = special_token_id(tokenizer, part)
+        found.append(json.dumps(part) if special is None else f"<[{special}]>")
+    return found
 
 
 def _clause(message: str) -> str:

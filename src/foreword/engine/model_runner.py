@@ -17,15 +17,25 @@ WARM_UP_TOKENS = 32
 
 
 class ModelRunner:
-    """The model and its cache, without any queue."""
+    """The model and its cache, without any queue.
 
-    def __init__(self, lm: LanguageModel, cache: PagedCache) -> None:
+    Args:
+        apart: run every sequence in a forward of its own, since kernels round otherwise in other shapes.
+    """
+
+    def __init__(self, lm: LanguageModel, cache: PagedCache, *, apart: bool = False) -> None:
         self._lm = lm
         self._cache = cache
+        self._apart = apart
 
     @torch.inference_mode()
     def run(self, scheduled: Items[ScheduledTokens]) -> Tensor:
         """Logits ``[K, vocab]``, in the model's dtype, after each entry that needs them, in their order."""
+        if not self._apart:
+            return self._run(scheduled)
+        return torch.cat([self._run([each]) for each in scheduled])
+
+    def _run(self, scheduled: Items[ScheduledTokens]) -> Tensor:
         batch = self._make_batch(scheduled)
         last = [batch.starts[index + 1] - 1 for index, each in enumerate(scheduled) if each.needs_logits]
         attention = PagedAttention(self._cache, scheduled, batch)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from foreword.core import Adapter, KVPrefix, ModelIdentity, SamplingParams
+from foreword.core import Adapter, KVPrefix, ModelIdentity, Pooling, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,6 +93,21 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class LabelLogprob:
+    """Probabilities of a task's labels, in place of a token's, where a label is the answer.
+
+    Attributes:
+        word: of the label.
+        logprob: natural logarithm of the label's probability among all labels, calibrated as ``/v1/classify`` has it.
+        top: words and log-probabilities of the most probable labels, best first.
+    """
+
+    word: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of an answer, as one step of the engine adds it.
 
@@ -102,14 +117,14 @@ class Chunk:
         finish_reason: set on the last chunk and on no other: ``stop`` (a stop token, a stop text, or a complete
             constraint), ``length`` (``max_tokens``), ``cancelled`` or ``error``.
         error: one sentence if the engine failed this request.
-        logprobs: one for each of ``token_ids`` if the request asked for them, else empty.
+        logprobs: one for each of ``token_ids`` if the request asked for them, else empty; of a label one for the word.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     error: str | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[TokenLogprob | LabelLogprob, ...] = ()
 
 
 class Stream(Protocol):
@@ -214,6 +229,25 @@ class EngineProtocol(Protocol):
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """Log-probabilities of a prompt's own tokens, and of the ``top`` most probable ones in their places: of every
         token but the first and soft ones. Raises as `token_logprobs` does.
+        """
+        ...
+
+    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> torch.Tensor | np.ndarray:
+        """One vector of length 1 (L2) for every prompt, from the hidden states behind the model's last norm.
+
+        Args:
+            prompts: may stand behind different prefixes, which the tokens see; only the prompt's own tokens are
+                pooled, soft ones not.
+            pooling: the last token's state, the first token's (``cls``) or the mean of all; by default the model's
+                own, see `foreword.models.pooling`.
+
+        Returns:
+            ``[prompts, hidden]`` float32.
+
+        Raises:
+            RequestError, PromptTooLong, ModelMismatch: a prompt can never run, or the pooling must be named.
+            UnsupportedModel: the engine or the model gives no hidden states.
+            EngineError: the engine failed or is closed.
         """
         ...
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from foreword.core import ModelIdentity
+from foreword.core.token_rows import check_token_ids
 from foreword.engine.protocol import Request
 from foreword.errors import PromptTooLong, RequestError
 from foreword.text.prompt import Prompt
@@ -21,6 +23,7 @@ class RequestValidator:
         cache_positions: positions that the cache can hold.
         allow_other_weights: accept prefixes made for other weights of the same shape.
         prefix_cache_positions: positions that a prefix of a length takes in the cache.
+        tokenizer: names tokens in errors; ``None`` leaves them numbers.
     """
 
     identity: ModelIdentity
@@ -28,6 +31,7 @@ class RequestValidator:
     cache_positions: int
     allow_other_weights: bool
     prefix_cache_positions: Callable[[int], int] = int
+    tokenizer: Any = None
 
     def check(self, request: Request) -> None:
         """Raise RequestError, PromptTooLong or ModelMismatch for a request that can never be generated."""
@@ -64,9 +68,10 @@ class RequestValidator:
                 f"the request has soft tokens of width {item.soft.shape[-1]}, the model takes "
                 f"{self.identity.hidden_size}."
             )
-        if low < -soft or high >= self.identity.vocab_size:
-            wrong = low if low < -soft else high
-            raise RequestError(f"token id {wrong} is outside 0..{self.identity.vocab_size - 1}.")
+        if low < -soft:
+            raise RequestError(f"token id {low} is outside 0..{self.identity.vocab_size - 1}.")
+        if high >= self.identity.vocab_size:
+            check_token_ids(self.tokenizer, self.identity.vocab_size, item.token_ids)
 
     def _check_logit_bias(self, request: Request) -> None:
         last = self.identity.vocab_size - 1
@@ -90,6 +95,11 @@ class RequestValidator:
 
     def _check_context(self, prompt: int, answer_tokens: int) -> None:
         if self.context is not None and prompt + answer_tokens > self.context:
+            if not answer_tokens:
+                raise PromptTooLong(
+                    f"the prompt has {prompt} tokens with its prefix, more than the context of {self.context}; "
+                    "shorten it."
+                )
             behind = "one more token" if answer_tokens == 1 else f"a word of {answer_tokens} tokens"
             raise PromptTooLong(
                 f"the prompt has {prompt} tokens with its prefix, the context of {self.context} has no room for "

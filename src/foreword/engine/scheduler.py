@@ -68,6 +68,9 @@ class Scheduler:
         cache: bounds by its room how many sequences run.
         max_num_batched_tokens: tokens a step at most, so that a long prompt does not stall running answers.
         max_num_seqs: sequences a step at most.
+        chunk: run prompts in chunks that end at multiples of this many tokens, whole, and everything behind a prompt a
+            token at a time, also after a preemption: the shapes of a sequence then depend on itself alone. Steps must
+            have room for it beside all other sequences.
 
     Attributes:
         running: admitted sequences, in the order of their admission.
@@ -75,7 +78,9 @@ class Scheduler:
         num_cached_tokens: counter of prompt tokens that were found in the cache.
     """
 
-    def __init__(self, cache: KVCacheManager, max_num_batched_tokens: int, max_num_seqs: int) -> None:
+    def __init__(
+        self, cache: KVCacheManager, max_num_batched_tokens: int, max_num_seqs: int, chunk: int | None = None
+    ) -> None:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_cached_tokens = 0
@@ -86,6 +91,7 @@ class Scheduler:
         self._next: Sequence | None = None
         self._cache = cache
         self._max_num_batched_tokens = max_num_batched_tokens
+        self._chunk = chunk
         # With more sequences than tokens, those at the end would never have a turn.
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
 
@@ -160,12 +166,20 @@ class Scheduler:
             if sequence not in self.running:  # it was preempted
                 continue
             start = sequence.num_computed_tokens
-            end = min(sequence.num_tokens, start + budget)
+            end = min(sequence.num_tokens, start + budget) if self._chunk is None else self._chunk_end(sequence, budget)
             if end <= start or not self._extend_or_preempt(sequence, scheduled):
                 continue
             scheduled[sequence] = ScheduledTokens(sequence, start, end, needs_logits=end == sequence.num_tokens)
             budget = self._max_num_batched_tokens - sum(each.num_tokens for each in scheduled.values())
         return list(scheduled.values())
+
+    def _chunk_end(self, sequence: Sequence, budget: int) -> int:
+        """The end of the sequence's next chunk; its beginning if the step has no room for the whole of it."""
+        assert self._chunk is not None
+        start, prompt = sequence.num_computed_tokens, len(sequence.request.token_ids)
+        end = start + 1 if start >= prompt else min(prompt, (start // self._chunk + 1) * self._chunk)
+        end = min(end, sequence.num_tokens)
+        return end if end - start <= budget else start
 
     def _extend_or_preempt(self, sequence: Sequence, scheduled: dict[Sequence, ScheduledTokens]) -> bool:
         """Allocate the sequence's newest token, preempting as many others as it takes; False if it was preempted."""

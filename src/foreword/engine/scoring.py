@@ -1,4 +1,4 @@
-"""Scoring in ragged batches of a bounded size: labels behind many prompts, or the prompts' own tokens.
+"""Scoring in ragged batches of a bounded size: labels behind many prompts, the prompts' own tokens, embeddings.
 
 `Engine` runs the batches as jobs between its steps, `EncoderDecoderEngine` at once.
 """
@@ -13,7 +13,7 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
-from foreword.core import Batch, Front
+from foreword.core import Batch, Front, Pooling
 from foreword.engine.device_cache import DeviceCache
 from foreword.engine.job import Job
 from foreword.models import LanguageModel
@@ -94,6 +94,25 @@ def next_token_logprobs(max_rows: int, top: int = 0) -> ScoringSpec:
     return ScoringSpec(forward, _num_run, 1 + 2 * top)
 
 
+def embeddings(pooling: Pooling, columns: int) -> ScoringSpec:
+    """Normalized embeddings of examples with one place each; see `foreword.engine.protocol.EngineProtocol.embed`."""
+
+    @torch.inference_mode()
+    def forward(lm: LanguageModel, groups: Sequence[FrontGroup]) -> Tensor:
+        pooled = [
+            (front, [EncodedExample(e.token_ids, _pooled_indices(e, pooling)) for e in examples])
+            for front, examples in groups
+        ]
+        batch, rows = _concat(
+            [make_batch(*group, lm.device, is_encoder_decoder=lm.is_encoder_decoder) for group in pooled]
+        )
+        counts = [len(e.output_indices) for _, examples in pooled for e in examples]
+        states = lm.hidden_states(batch, rows).float().split(counts)
+        return torch.nn.functional.normalize(torch.stack([each.mean(0) for each in states]), dim=-1).cpu()
+
+    return ScoringSpec(forward, lambda example: len(example.token_ids), columns)
+
+
 def make_batches(
     lm: LanguageModel, prompts: Sequence[Prompt], spec: ScoringSpec, device_cache: DeviceCache, max_tokens: int
 ) -> list[ScoringBatch]:
@@ -145,6 +164,12 @@ def _concat(laid_out: Sequence[tuple[Batch, Tensor]]) -> tuple[Batch, Tensor]:
     firsts = [0, *accumulate(batch.starts[-1] for batch, _ in laid_out)]
     places = [places + first for (_, places), first in zip(laid_out, firsts, strict=False)]
     return Batch.concat([batch for batch, _ in laid_out]), torch.cat(places)
+
+
+def _pooled_indices(example: EncodedExample, pooling: Pooling) -> tuple[int, ...]:
+    """Indices of the tokens whose hidden states are pooled; soft tokens are the task's and no part of the text."""
+    own = tuple(index for index, token in enumerate(example.token_ids) if token >= 0)
+    return {"mean": own, "last": own[-1:], "cls": own[:1]}[pooling]
 
 
 def _num_run(example: EncodedExample) -> int:

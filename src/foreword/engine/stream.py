@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from foreword.engine.protocol import Chunk, Request
+from foreword.errors import ForewordError
 
 
 class ChunkStream:
@@ -27,13 +28,13 @@ class ChunkStream:
         self.cached_tokens = 0
         self.cancelled = False
         self._on_cancel = on_cancel
-        self._chunks: deque[Chunk] = deque()
+        self._chunks: deque[Chunk | ForewordError] = deque()
         self._ready = threading.Condition()
         self._wake: Callable[[], object] | None = None
         self._ended = False
 
-    def put(self, chunk: Chunk) -> None:
-        """Called by the engine's thread."""
+    def put(self, chunk: Chunk | ForewordError) -> None:
+        """Called by the engine's thread; an error ends the stream and is raised in its reader."""
         with self._ready:
             self._chunks.append(chunk)
             self._ready.notify()
@@ -73,5 +74,8 @@ class ChunkStream:
 
     def _pop(self) -> Chunk:
         chunk = self._chunks.popleft()
+        if isinstance(chunk, ForewordError):
+            self._ended = True
+            raise chunk
         self._ended = chunk.finish_reason is not None
         return chunk

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from foreword.core import SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Request, Stream
-from foreword.errors import DataError, EngineError, PromptTooLong, TemplateError
-from foreword.evaluation.metrics import label_metrics, tag_metrics, text_metrics
+from foreword.errors import DataError, EngineError, PromptTooLong, SettingError, TemplateError
+from foreword.evaluation.label_references import negative_log_likelihood, references
+from foreword.evaluation.metrics import tag_metrics, text_metrics
 from foreword.evaluation.perplexity import perplexity, target_logprobs
 from foreword.evaluation.predict import (
-    by_label,
     ensemble_prompts,
     label_probs,
     label_scorer,
@@ -23,13 +24,16 @@ from foreword.evaluation.predict import (
     split_rows,
 )
 from foreword.evaluation.report import Prediction, Report
-from foreword.evaluation.row_labels import label_index, row_label, row_tags
+from foreword.evaluation.row_labels import label_index, row_tags
 from foreword.evaluation.sampling_params import task_sampling_params
 from foreword.evaluation.text_metrics import unavailable_metrics
 from foreword.text import seam, task_prompts
+from foreword.text.assistant_turns import AssistantTurn, assistant_turns, join_turns
+from foreword.text.conversation import Conversation, LearnTurns, Message, is_conversation
 from foreword.text.label_scorers import LabelScorer
+from foreword.text.long_rows import MEND, FittedRows, LongRows
 from foreword.text.prompt import Prompt
-from foreword.text.rows import Row
+from foreword.text.rows import Row, Source, read_rows
 
 
 @dataclass(frozen=True)
@@ -39,26 +43,43 @@ class EvaluationJob:
     Attributes:
         task: made for the engine's model.
         rows: examples with the template's fields and the label, the tags or the target.
-        label_field: the field that holds the label or the tags.
+        label_field: the field that holds the label or the tags; ``None`` for the one that the task was learned from.
+        learn_turns: of conversations, which turns of the assistant are measured.
     """
 
     task: Task
     rows: Sequence[Row]
-    label_field: str = "label"
+    label_field: str | None = None
+    learn_turns: LearnTurns = "all"
+
+    @property
+    def answer_field(self) -> str:
+        """The field that holds the label or the tags."""
+        return self.label_field or self.task.label_field
 
 
-def evaluate(engine: EngineProtocol, task: Task, rows: Sequence[Row], *, label_field: str = "label") -> Report:
-    """Score the labels of a task with ``{mask}`` or a head, or generate for a task with ``{target:...}``.
+def evaluate(
+    engine: EngineProtocol,
+    task: Task,
+    rows: Source,
+    *,
+    label_field: str | None = None,
+    learn_turns: LearnTurns = "all",
+) -> Report:
+    """Score the labels of a task with ``{mask}`` or a head, or generate for a task with ``{target:...}``; of a task
+    without a template, measure the assistant's turns of conversations.
 
     Args:
         engine: serves the model that the task was made for.
-        rows: examples with the template's fields and the label, the tags or the target.
-        label_field: the field that holds the label or the tags.
+        rows: examples with the template's fields and the label, the tags or the target; or conversations: `Row`
+            objects, dicts, a `datasets.Dataset`, a DataFrame, or the name of a file or data set.
+        label_field: the field that holds the label or the tags; ``None`` for the one that the task was learned from.
+        learn_turns: of conversations, which turns of the assistant are measured.
 
     Raises:
         DataError, TemplateError, VerbalizerError: naming the row that is wrong.
     """
-    return evaluate_all(engine, [EvaluationJob(task, rows, label_field)])[0]
+    return evaluate_all(engine, [EvaluationJob(task, read_rows(rows), label_field, learn_turns)])[0]
 
 
 def evaluate_all(engine: EngineProtocol, jobs: Sequence[EvaluationJob]) -> list[Report]:
@@ -74,6 +95,47 @@ def evaluate_all(engine: EngineProtocol, jobs: Sequence[EvaluationJob]) -> list[
         counts = [sum(len(prompt.encoded_example.output_indices) for prompt in each.prompts) for each in members]
         scores |= zip(map(id, members), split_rows(together, counts), strict=True)
     return [each.make_report(scores.get(id(each))) for each in started]
+
+
+def fit_rows(
+    engine: EngineProtocol, tasks: Sequence[Task], rows: Sequence[Row], long_rows: LongRows, max_length: int | None
+) -> FittedRows:
+    """The rows that fit into the context with every task, the others refused, left out or cut.
+
+    Args:
+        max_length: tokens of a row behind its prefix, at most; ``None`` for what fits into the context.
+
+    Raises PromptTooLong for a row that is longer than ``max_length`` where long rows are refused, and as
+    `LongRows.fit` does.
+    """
+    if long_rows.action == "refuse" and max_length is None:
+        return FittedRows(list(rows))
+    if any(task.template is None for task in tasks):
+        raise SettingError("long_rows", "conversations are measured whole; leave out --long-rows and --max-length.")
+    limits = [(task, _answer_tokens(engine, task)) for task in tasks]
+
+    def fits(row: Row) -> bool:
+        with row.error_context():
+            for task, answer in limits:
+                prompt = make_prompt(engine, task, row.values)
+                tokens = len(prompt.token_ids)
+                if engine.context is not None and prompt.prefix_length + tokens + answer > engine.context:
+                    return False
+                if max_length is not None and tokens > max_length:
+                    return False
+        return True
+
+    if long_rows.action == "refuse":
+        if (long := next((row for row in rows if not fits(row)), None)) is not None:
+            raise PromptTooLong(f"{long.where}: the row has more than {max_length} tokens (--max-length); {MEND}.")
+        return FittedRows(list(rows))
+    fields = dict.fromkeys(name for task in tasks for name in parse_template(task).fields)
+    return long_rows.of_fields(list(fields)).fit(rows, fits)
+
+
+def _answer_tokens(engine: EngineProtocol, task: Task) -> int:
+    """Room that a row of a task needs behind its prompt."""
+    return label_scorer(engine, task).max_extra_tokens if task.labels else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +157,8 @@ def _start(engine: EngineProtocol, job: EvaluationJob) -> _Started:
     task = job.task
     if not job.rows:
         raise DataError("there are no rows to evaluate; give at least one.")
+    if task.template is None and is_conversation(job.rows[0].values):
+        return _start_conversations(engine, job)
     template = parse_template(task)
     if task.head is not None and task.head.per_token:
         return _start_tagging(engine, job)
@@ -107,28 +171,15 @@ def _start(engine: EngineProtocol, job: EvaluationJob) -> _Started:
 
 def _start_classification(engine: EngineProtocol, job: EvaluationJob) -> _Started:
     task, rows = job.task, job.rows
-    expected = [row_label(row, job.label_field) for row in rows]
-    indices = [label_index(task.labels, label, row) for label, row in zip(expected, rows, strict=True)]
+    wanted = references(task, rows, job.answer_field)
     scorer = label_scorer(engine, task)
     prompts = _make_prompts(engine, task, rows, answer_tokens=scorer.max_extra_tokens)
-
-    def make_report(scores: np.ndarray) -> Report:
-        probs = label_probs(task, scores)
-        nll = _negative_log_likelihood(probs, indices)
-        predicted = [task.labels[index] for index in probs.argmax(-1).tolist()]
-        metrics = label_metrics(predicted, expected, probs.max(-1).tolist())
-        predictions = [
-            Prediction(label, guess, by_label(task, row), nll=loss)
-            for label, guess, row, loss in zip(expected, predicted, probs.tolist(), nll.tolist(), strict=True)
-        ]
-        return Report(len(rows), metrics, predictions)
-
-    return _Started(make_report, ensemble_prompts(task, prompts), scorer)
+    return _Started(partial(wanted.report, task), ensemble_prompts(task, prompts), scorer)
 
 
 def _start_tagging(engine: EngineProtocol, job: EvaluationJob) -> _Started:
     task, rows = job.task, job.rows
-    expected = [row_tags(row, job.label_field) for row in rows]
+    expected = [row_tags(row, job.answer_field) for row in rows]
     indices = [label_index(task.labels, tag, row) for tags, row in zip(expected, rows, strict=True) for tag in tags]
     prompts = _make_prompts(engine, task, rows, answer_tokens=0)
     for tags, prompt, row in zip(expected, prompts, rows, strict=True):
@@ -140,7 +191,7 @@ def _start_tagging(engine: EngineProtocol, job: EvaluationJob) -> _Started:
     def make_report(scores: np.ndarray) -> Report:
         probs = label_probs(task, scores)
         counts = [len(tags) for tags in expected]
-        nll = split_rows(_negative_log_likelihood(probs, indices), counts)
+        nll = split_rows(negative_log_likelihood(probs, indices), counts)
         predicted = [tuple(task.labels[i] for i in row.tolist()) for row in split_rows(probs.argmax(-1), counts)]
         predictions = [
             Prediction(tags, guess, nll=float(loss.mean()))
@@ -171,10 +222,42 @@ def _start_generation(engine: EngineProtocol, task: Task, rows: Sequence[Row]) -
     return _Started(make_report)
 
 
-def _negative_log_likelihood(probs: np.ndarray, expected: Sequence[int]) -> np.ndarray:
-    """``[places]`` of the expected labels, natural logarithms; NaN stays NaN."""
-    chances = probs[np.arange(len(expected)), np.array(expected, dtype=np.int64)]
-    return -np.log(np.where(chances < 1e-12, 1e-12, chances))
+def _start_conversations(engine: EngineProtocol, job: EvaluationJob) -> _Started:
+    """Perplexity of all answers, each behind its own history; of every row the last one is generated, too."""
+    task, rows = job.task, job.rows
+    task_prompts.require_generation(task)
+    turns = [_assistant_turns(engine, job, row) for row in rows]
+    references = [engine.tokenizer.decode(each[-1].token_ids, skip_special_tokens=True).strip() for each in turns]
+    params = task_sampling_params(task)
+    prompts = [each[-1].prompt for each in turns]
+    streams = [engine.submit(Request.from_prompt(prompt, _cut_to_room(engine, prompt, params))) for prompt in prompts]
+
+    def make_report(_: None) -> Report:
+        predicted = [_read_answer(stream, row).strip() for stream, row in zip(streams, rows, strict=True)]
+        logprobs = engine.token_logprobs([prompt for each in turns for prompt in join_turns(each)])
+        metrics = {**text_metrics(predicted, [(text,) for text in references]), "perplexity": perplexity(logprobs)}
+        pairs = zip(references, predicted, strict=True)
+        predictions = [Prediction(text, guess, references=(text,)) for text, guess in pairs]
+        return Report(len(rows), metrics, predictions, unavailable_metrics())
+
+    return _Started(make_report)
+
+
+def _assistant_turns(engine: EngineProtocol, job: EvaluationJob, row: Row) -> list[AssistantTurn]:
+    """The measured turns of a row. Raises DataError for one that is no conversation, PromptTooLong for a long one."""
+
+    def request(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
+        return task_prompts.from_messages(engine.tokenizer, job.task, messages, tools=tools or None)
+
+    with row.error_context():
+        turns = assistant_turns(engine.tokenizer, Conversation.read(row.values, job.learn_turns), request)
+        used = max(turn.prompt.prefix_length + len(turn.prompt.token_ids) + len(turn.token_ids) for turn in turns)
+        if engine.context is not None and used > engine.context:
+            raise PromptTooLong(
+                f"the conversation has {used} tokens with its prefix, the context of {engine.name} is "
+                f"{engine.context}; shorten the row."
+            )
+    return turns
 
 
 def _perplexity(

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 
 from foreword.evaluation import text_metrics as texts
 from foreword.evaluation.calibration import expected_calibration_error
+from foreword.evaluation.class_scores import ClassScores
 from foreword.evaluation.confusion import ConfusionMatrix
+from foreword.evaluation.correlation import pearson, spearman
 from foreword.evaluation.spans import is_iob2, micro_span_scores
 
 _TEXT: dict[str, Callable[[Sequence[str], texts.References], float]] = {
@@ -41,6 +43,49 @@ def label_metrics(predicted: Sequence[str], expected: Sequence[str], confidences
         "macro_f1": confusion.macro_f1(),
         "matthews": confusion.matthews_corrcoef(),
         "calibration_error": expected_calibration_error(confidences, correct),
+    }
+
+
+def label_set_metrics(
+    predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]], labels: Sequence[str]
+) -> dict[str, float]:
+    """Metrics of several labels a row, as scikit-learn has them: F1 over all decisions (micro), the mean of the labels'
+    own F1 (macro), and the share of rows whose labels are all right and complete (subset accuracy).
+
+    Args:
+        labels: all of the task; one that neither occurs nor is predicted has an F1 of 0 and is counted.
+    """
+    each = label_set_scores(predicted, expected, labels)
+    hits = sum(len(set(p) & set(e)) for p, e in zip(predicted, expected, strict=True))
+    micro = ClassScores.from_counts(hits, sum(map(len, predicted)), sum(map(len, expected)))
+    exact = sum(set(p) == set(e) for p, e in zip(predicted, expected, strict=True)) / len(expected)
+    macro = sum(scores.f1 for scores in each.values()) / len(each)
+    return {"micro_f1": micro.f1, "macro_f1": macro, "subset_accuracy": exact}
+
+
+def label_set_scores(
+    predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]], labels: Sequence[str]
+) -> dict[str, ClassScores]:
+    """Scores of every label, where a row may have several."""
+    pairs = list(zip(predicted, expected, strict=True))
+    return {
+        label: ClassScores.from_counts(
+            sum(label in p and label in e for p, e in pairs),
+            sum(label in p for p, _ in pairs),
+            sum(label in e for _, e in pairs),
+        )
+        for label in labels
+    }
+
+
+def regression_metrics(predicted: Sequence[float], expected: Sequence[float]) -> dict[str, float]:
+    """Metrics of a number a row."""
+    errors = [p - e for p, e in zip(predicted, expected, strict=True)]
+    return {
+        "pearson": pearson(predicted, expected),
+        "spearman": spearman(predicted, expected),
+        "mse": sum(error**2 for error in errors) / len(errors),
+        "mae": sum(map(abs, errors)) / len(errors),
     }
 
 

@@ -18,6 +18,9 @@ from foreword.text.prompt import Prompt
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
 
+THRESHOLD = 0.5
+"""Probability from which a label of several counts as chosen."""
+
 OnPrompts = Callable[[Sequence[Prompt]], object]
 """Called with the prompts before they are scored."""
 
@@ -25,7 +28,7 @@ OnPrompts = Callable[[Sequence[Prompt]], object]
 def classify(
     engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]], on_prompts: OnPrompts | None = None
 ) -> list[dict[str, float]]:
-    """Probability of every label for every input, in the order of the labels.
+    """Probability of every label, or the number of a regression, for every input; labels are in their order.
 
     Raises:
         UsageError: the task has no labels, or labels words.
@@ -39,6 +42,26 @@ def classify(
     if on_prompts is not None:
         on_prompts(prompts)
     return [by_label(task, row) for row in _probs(engine, task, prompts).tolist()]
+
+
+def label_answer(task: Task, probs: Mapping[str, float]) -> dict[str, Any]:
+    """The answer to one input, from an entry of `classify`, as the server and the command line give it.
+
+    ``label`` is the most probable label and ``probs`` has the probability of each. Where a text may have several
+    labels, ``labels`` are those of probability `THRESHOLD` or more, maybe none. A regression has ``value`` alone.
+    """
+    problem_type = task.head.problem_type if task.head is not None else "single_label_classification"
+    if problem_type == "regression":
+        return {"value": probs[task.labels[0]]}
+    best = {"label": max(probs, key=probs.__getitem__), "probs": dict(probs)}
+    if problem_type == "multi_label_classification":
+        return {"labels": list(chosen_labels(probs)), **best}
+    return best
+
+
+def chosen_labels(probs: Mapping[str, float]) -> tuple[str, ...]:
+    """The labels that are chosen where a text may have several, in their order."""
+    return tuple(label for label, value in probs.items() if value >= THRESHOLD)
 
 
 def tag(
@@ -61,7 +84,9 @@ def tag(
 def parse_template(task: Task) -> Template:
     """The task's template. Raises TemplateError if it has none."""
     if task.template is None:
-        raise TemplateError(f"task '{task.name}' has no template; evaluate a task that was trained with one.")
+        raise TemplateError(
+            f"task '{task.name}' has no template, and no labels; ask it in a chat, and evaluate it on conversations."
+        )
     return Template.parse(task.template)
 
 
@@ -92,8 +117,15 @@ def ensemble_prompts(task: Task, prompts: Sequence[Prompt]) -> list[Prompt]:
 
 def label_probs(task: Task, scores: np.ndarray) -> np.ndarray:
     """Probabilities ``[places, labels]`` from the scores of `ensemble_prompts`: calibrated by the task's bias
-    (contextual calibration, Zhao et al. 2021), softmaxed, and combined over the members."""
+    (contextual calibration, Zhao et al. 2021), softmaxed, and combined over the members.
+
+    Where a text may have several labels each is a probability of its own (sigmoid). The score of a regression is its
+    number."""
     scores = scores.reshape(1 + len(task.members), -1, len(task.labels))
+    if task.head is not None and task.head.problem_type == "regression":
+        return scores.mean(0)
+    if task.head is not None and task.head.problem_type == "multi_label_classification":
+        return (0.5 * (1 + np.tanh(0.5 * scores))).mean(0)  # the sigmoid, which overflows for no score
     if task.bias is not None:
         scores = scores - np.array([task.bias[label] for label in task.labels], dtype=scores.dtype)
     probs = np.exp(scores - scores.max(-1, keepdims=True))

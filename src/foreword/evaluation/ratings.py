@@ -14,7 +14,7 @@ from typing import Any
 
 from foreword.errors import DataError
 from foreword.evaluation.rating_sheet import ROW, A, B, key_file
-from foreword.text.rows import read_utf8
+from foreword.text.text_file import read_utf8
 
 _RATINGS = ("a", "b", "tie")
 

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UsageError
 from foreword.evaluation.class_scores import ClassScores
 from foreword.evaluation.confusion import ConfusionMatrix
+from foreword.evaluation.metrics import label_set_scores
 from foreword.evaluation.spans import is_iob2, span_scores
 from foreword.evaluation.table import table
 
@@ -24,15 +26,17 @@ class Prediction:
     """The prediction for one row.
 
     Attributes:
-        expected: a label, the tags of its words, or the reference text (the first one if there are several).
+        expected: a label, all labels of a text that may have several, a number, the tags of its words, or the
+            reference text (the first one if there are several).
         predicted: likewise; texts are without surrounding white space.
-        probs: probability of every label; None for tags and generated text.
+        probs: probability of every label; None for numbers, tags and generated text.
         references: all reference texts; one or more for generated text, none otherwise.
-        nll: negative log-likelihood of the expected label, the mean over a row's words; None for generated text.
+        nll: negative log-likelihood of the expected label, the mean over a row's words or over all labels; of a number
+            the squared error; None for generated text.
     """
 
-    expected: str | tuple[str, ...]
-    predicted: str | tuple[str, ...]
+    expected: str | float | tuple[str, ...]
+    predicted: str | float | tuple[str, ...]
     probs: dict[str, float] | None = None
     references: tuple[str, ...] = ()
     nll: float | None = None
@@ -43,8 +47,8 @@ class Prediction:
         return {"expected": expected, "predicted": self.predicted, "probs": self.probs}
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(WithOverview):
     """Metrics and predictions of one task on some rows.
 
     Attributes:
@@ -59,9 +63,15 @@ class Report:
     predictions: list[Prediction]
     unavailable_metrics: tuple[str, ...] = ()
 
+    def overview(self) -> Overview:
+        """Every metric, a line each."""
+        metrics = {name: _format(value) for name, value in self.metrics.items()}
+        return Overview(f"Report on {self.n} rows", {**metrics, "not measured": ", ".join(self.unavailable_metrics)})
+
     @property
     def loss(self) -> float | None:
-        """Negative log-likelihood of the references: the mean over rows for labels, over tokens for generated text.
+        """Negative log-likelihood of the references: the mean over rows for labels, over tokens for generated text; the
+        mean squared error of numbers.
 
         None for generated text that has no tokens to measure.
         """
@@ -71,7 +81,9 @@ class Report:
         return sum(prediction.nll or 0.0 for prediction in self.predictions) / self.n
 
     def confusion(self) -> ConfusionMatrix:
-        """Confusion matrix of the labels, or of the tags of all words. Raises UsageError for generated text."""
+        """Confusion matrix of the labels, or of the tags of all words. Raises UsageError for others."""
+        if self.has_label_sets:
+            raise UsageError("texts that may have several labels have no confusion matrix; see each label's scores.")
         expected, predicted = self._tags()
         if not self._tagged:
             return ConfusionMatrix.from_predictions(
@@ -82,19 +94,26 @@ class Report:
         )
 
     def per_class(self) -> dict[str, ClassScores]:
-        """Scores of every label; for IOB2 tags of every kind of span. Raises UsageError for generated text."""
+        """Scores of every label; for IOB2 tags of every kind of span. Raises UsageError for texts and numbers."""
         expected, predicted = self._tags()
+        if self.has_label_sets:
+            return label_set_scores(predicted, expected, tuple(self.predictions[0].probs or ()))
         if self._tagged and is_iob2([tag for row in (*expected, *predicted) for tag in row]):
             return span_scores(predicted, expected)
         return self.confusion().per_class()
 
     def classes_to_json(self) -> dict[str, Any]:
-        """``per_class`` and ``confusion``. Raises UsageError for generated text."""
+        """``per_class``, and ``confusion`` unless a text may have several labels. Raises UsageError without classes."""
+        per_class = {label: asdict(scores) for label, scores in self.per_class().items()}
+        if self.has_label_sets:
+            return {"per_class": per_class}
         confusion = self.confusion()
-        return {
-            "per_class": {label: asdict(scores) for label, scores in self.per_class().items()},
-            "confusion": {"labels": confusion.labels, "counts": confusion.counts},
-        }
+        return {"per_class": per_class, "confusion": {"labels": confusion.labels, "counts": confusion.counts}}
+
+    @property
+    def has_label_sets(self) -> bool:
+        """Whether a text may have several labels."""
+        return self._tagged and self.predictions[0].probs is not None
 
     @property
     def _tagged(self) -> bool:
@@ -104,10 +123,12 @@ class Report:
         """Expected and predicted tags, row by row; the labels of whole texts are one row."""
         if self.predictions[0].references:
             raise UsageError("a task that generates text has no classes; leave out --per-class.")
+        if isinstance(self.predictions[0].predicted, float):
+            raise UsageError("a task that answers numbers has no classes; leave out --per-class.")
         expected = [each.expected for each in self.predictions]
         predicted = [each.predicted for each in self.predictions]
         if self._tagged:
-            return list(map(tuple, expected)), list(map(tuple, predicted))
+            return [tuple(each) for each in expected], [tuple(each) for each in predicted]  # pyright: ignore
         return [list(map(str, expected))], [list(map(str, predicted))]
 
 
@@ -123,7 +144,7 @@ def classes_text(report: Report) -> str:
     rows = [["", "precision", "recall", "f1", "support"]]
     for label, scores in report.per_class().items():
         rows.append([label, *map(_format, (scores.precision, scores.recall, scores.f1)), str(scores.support)])
-    return f"{table(rows)}\n\n{_confusion_text(report.confusion())}"
+    return table(rows) if report.has_label_sets else f"{table(rows)}\n\n{_confusion_text(report.confusion())}"
 
 
 def write_predictions(file: Path, reports: Mapping[str, Report]) -> None:

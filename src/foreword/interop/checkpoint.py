@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from foreword.bank.digests import file_sha256
 from foreword.errors import CorruptFile, UsageError
+from foreword.models import LanguageModel
 from foreword.version import __version__
 
 
@@ -56,7 +58,19 @@ class Checkpoint:
         """Raise UsageError if it holds other tensors: without them the task would give other answers."""
         if extra := sorted(self.tensors.keys() - set(names)):
             raise UsageError(
-                f"{self} holds {extra[0]} besides its prompt, which a task has no place for; learn it again without."
+                f"{self} holds {extra[0]} besides its prompt, which a task has no place for; learn it again without it."
+            )
+
+    def warn_of_other_base(self, stated: str | None, lm: LanguageModel) -> None:
+        """Log a warning if the configuration names another base model; of paths and Hub ids the last part counts."""
+        used = {_last_part(str(name)) for name in (lm.name, lm.model.config.name_or_path) if name}
+        if stated and _last_part(stated) not in used:
+            logging.getLogger(__name__).warning(
+                "%s was learned on %s, and is imported for %s; unless both have the same weights, it will answer "
+                "otherwise.",
+                self,
+                stated,
+                lm.name,
             )
 
     def provenance(self, kind: str) -> dict[str, Any]:
@@ -70,7 +84,9 @@ class Checkpoint:
         }
 
 
-def read_checkpoint(source: str, config: str, weights: Sequence[str], *, needs_config: bool = True) -> Checkpoint:
+def read_checkpoint(
+    source: str, config: str, weights: Sequence[str], *, needs_config: bool = True, beside: Sequence[str] = ()
+) -> Checkpoint:
     """Read a folder, one weights file in a folder, or a Hub repository.
 
     Args:
@@ -78,6 +94,7 @@ def read_checkpoint(source: str, config: str, weights: Sequence[str], *, needs_c
         config: name of its JSON configuration.
         weights: names that its weights file may have; the first that is there is read.
         needs_config: refuse a folder without configuration.
+        beside: names of further files that its reader may look for.
 
     Raises:
         UsageError: there is no such folder, repository or file.
@@ -85,7 +102,7 @@ def read_checkpoint(source: str, config: str, weights: Sequence[str], *, needs_c
     """
     path = Path(source).expanduser()
     if not path.exists():
-        folder, name = _download(source, [config, *weights]), source.split("/")[-1]
+        folder, name = _download(source, [config, *weights, *beside]), source.split("/")[-1]
     else:
         folder = path if path.is_dir() else path.parent
         name = folder.resolve().name
@@ -95,6 +112,10 @@ def read_checkpoint(source: str, config: str, weights: Sequence[str], *, needs_c
         raise UsageError(f"{source} has no file {' or '.join(weights)}; give the folder that holds the checkpoint.")
     settings = _read_config(folder / config, needs_config)
     return Checkpoint(name, folder, settings, _read_weights(file), file_sha256(file))
+
+
+def _last_part(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def _fits(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
@@ -119,6 +140,11 @@ def _read_config(file: Path, needed: bool) -> dict[str, Any]:
         if needed:
             raise UsageError(f"{file.parent} has no {file.name}; give the folder that holds the checkpoint.")
         return {}
+    return read_json_object(file)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds an object. Raises CorruptFile for any other."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -1,7 +1,8 @@
 """Export of tasks as PEFT folders: `PeftModel.from_pretrained(model, folder)` gives the logits of the task.
 
 PEFT need not be installed. A prefix becomes PREFIX_TUNING whatever the method, since lowered soft tokens are keys and
-values, too; soft tokens that are not lowered become PROMPT_TUNING, low-rank changes LORA. Other tasks are refused.
+values, too; soft tokens that are not lowered become PROMPT_TUNING, low-rank changes LORA. A head goes along as the
+module of a classifier (SEQ_CLS, TOKEN_CLS). Other tasks are refused.
 """
 
 from __future__ import annotations
@@ -11,18 +12,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from textwrap import indent
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
-from foreword.core import KVPrefix, Task
+from foreword.core import Head, KVPrefix, Task
 from foreword.errors import UsageError
+from foreword.interop.export_folder import check_empty
 from foreword.interop.flat_prefix import flatten, uniform_layer_shape
+from foreword.interop.peft_head import SEQUENCE, TOKENS, HeadModule, head_config, head_module
 from foreword.interop.soft_prompt import inner_soft_tokens, template_soft_tokens
 from foreword.models import LanguageModel
 
 _PEFT = "PEFT's prefix tuning"
+_MODEL_CONFIG = "config.json"
+
+_HEAD = """
+The labels and their head belong to the model of this folder's `config.json`:
+
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelFor{kind}.from_pretrained({base}, config=config)
+    model = PeftModel.from_pretrained(model, folder)"""
 
 
 def export_peft(lm: LanguageModel, task: Task, folder: Path) -> str:
@@ -40,13 +51,15 @@ def export_peft(lm: LanguageModel, task: Task, folder: Path) -> str:
     """
     task.prefix.model.check(lm.identity, f"task '{task.name}'")
     _check_exportable(lm, task)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not an empty folder; give another path, or clear it first.")
+    module = _head_module(lm, task.name, task.head) if task.head is not None else None
+    check_empty(folder)
     soft = None if lm.causal else template_soft_tokens(task)
     if soft is not None:
         peft_type = _write_soft(lm, soft, folder)
     else:
         peft_type = _write_prefix(lm, task.prefix, folder) if task.adapter is None else _write_lora(lm, task, folder)
+    if task.head is not None and module is not None:
+        _add_head(lm, task.head, module, folder)
     (folder / "README.md").write_text(_model_card(task, _base_model(lm)), encoding="utf-8")
     return peft_type
 
@@ -57,13 +70,15 @@ def _check_exportable(lm: LanguageModel, task: Task) -> None:
     lost = {
         "soft tokens inside its template": inner_soft_tokens(lm, task) > 0,
         "soft tokens and more beside them": soft and (task.adapter is not None or task.prefix.length > 0),
-        "a head over hidden states": task.head is not None,
+        "scores that are calibrated by a bias": task.bias is not None and task.head is not None,
         "several prefixes whose answers are combined": bool(task.members),
         "a prefix and low-rank changes at once": task.adapter is not None and task.prefix.length > 0,
     }
     if missing := next((what for what, there in lost.items() if there), None):
         raise UsageError(f"task '{task.name}' has {missing}, which a PEFT folder cannot hold.")
     if task.adapter is None and not task.prefix.length and not soft:
+        if task.head is not None:
+            raise UsageError(f"task '{task.name}' has a head alone, and PEFT holds one only beside a prompt or a LoRA.")
         raise UsageError(f"task '{task.name}' has nothing learned in it, only a template; there is nothing to export.")
     if task.prefix.length and task.prefix.offset != task.prefix.length:
         raise UsageError(
@@ -120,6 +135,31 @@ def _write_lora(lm: LanguageModel, task: Task, folder: Path) -> str:
     return "LORA"
 
 
+def _head_module(lm: LanguageModel, name: str, head: Head) -> HeadModule:
+    """The module of Transformers that holds a task's head. Raises UsageError if none does."""
+    task_type = TOKENS if head.per_token else SEQUENCE
+    module = head_module(lm, task_type)
+    if not module.has_bias and bool(head.bias.any()):
+        raise UsageError(
+            f"task '{name}' has a head with a bias, and {task_type} in Transformers has none for "
+            f"{lm.identity.architecture} ({module.name}), so PEFT would answer otherwise; learn it with --no-head-bias."
+        )
+    return module
+
+
+def _add_head(lm: LanguageModel, head: Head, module: HeadModule, folder: Path) -> None:
+    """Add a head to a written folder, and the ``config.json`` of the classifier that it belongs to."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config |= {"task_type": TOKENS if head.per_token else SEQUENCE, "modules_to_save": [module.name]}
+    root = "base_model.model" if config["peft_type"] == "LORA" else "base_model"
+    tensors = {"weight": head.weight, **({"bias": head.bias} if module.has_bias else {})}
+    named = {f"{root}.{module.name}.{name}": tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(load_file(folder / WEIGHTS) | named, folder / WEIGHTS, metadata={"format": "pt"})
+    for file, content in ((CONFIG, config), (_MODEL_CONFIG, head_config(lm, head))):
+        text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+        (folder / file).write_text(text, encoding="utf-8")
+
+
 def _base_model(lm: LanguageModel) -> str:
     """The name for `from_pretrained`: the folder of the model, or its Hub id."""
     return lm.model.config.name_or_path or lm.name
@@ -146,6 +186,9 @@ def _model_card(task: Task, base: str) -> str:
         lines.append("\nThe beginning-of-text token is inside: tokenize requests with `add_special_tokens=False`.")
     if task.template is not None:
         lines.append("\nRequests are worded by this template:\n\n" + indent(task.template, "    "))
+    if task.head is not None:
+        kind = "TokenClassification" if task.head.per_token else "SequenceClassification"
+        lines.append(_HEAD.format(kind=kind, base=json.dumps(base, ensure_ascii=False)))
     if task.verbalizer is not None:
         words = json.dumps({label: list(group) for label, group in task.verbalizer.items()}, ensure_ascii=False)
         lines.append(f"\nLabels and their words:\n\n    {words}")

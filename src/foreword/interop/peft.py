@@ -1,7 +1,8 @@
 """Import of PEFT folders: the task gives the answers of `PeftModel.from_pretrained`.
 
-PEFT saves the output of projections and prompt encoders, so a prompt is one tensor. Folders with anything that a task
-cannot represent are refused with an error that names it.
+PEFT saves the output of projections and prompt encoders, so a prompt is one tensor. Adapters that label bring a head
+(`foreword.interop.peft_head`). Folders with anything that a task cannot represent are refused with an error that names
+it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from foreword.core import Front, Task
 from foreword.errors import ModelMismatch, UsageError
 from foreword.interop.checkpoint import Checkpoint, read_checkpoint
 from foreword.interop.flat_prefix import check_room, unflatten
+from foreword.interop.peft_head import SEQUENCE, TOKENS, check_saved_modules, read_head, split_head
 from foreword.interop.prompt_format import PromptFormat
 from foreword.models import LanguageModel
 from foreword.prompts.lower import lower
@@ -24,9 +26,10 @@ CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _PROMPT = "prompt_embeddings"
-# Other task types have heads of their own.
 _SEQ_2_SEQ = "SEQ_2_SEQ_LM"
-_TASK_TYPES = (None, "CAUSAL_LM", "FEATURE_EXTRACTION", _SEQ_2_SEQ)
+_TASK_TYPES = (None, "CAUSAL_LM", "FEATURE_EXTRACTION", _SEQ_2_SEQ, SEQUENCE, TOKENS)
+# Of an encoder-decoder, where PEFT's default is 2.
+_SUBMODULES = "num_transformer_submodules"
 
 FrontReader = Callable[[LanguageModel, Checkpoint, int | None], Front]
 
@@ -38,26 +41,28 @@ def read_peft(source: str) -> Checkpoint:
         UsageError: there is none, or it is of a kind that would answer otherwise here.
         CorruptFile: a file is damaged, or is a pickle with more in it than tensors.
     """
-    checkpoint = read_checkpoint(source, CONFIG, WEIGHTS)
+    checkpoint = read_checkpoint(source, CONFIG, WEIGHTS, beside=["config.json"])
     config = checkpoint.config
     if (peft_type := str(config.get("peft_type"))) not in _PEFT_TYPES:
         raise UsageError(
             f"{checkpoint} is of PEFT's type {peft_type}; what can be imported is {', '.join(_PEFT_TYPES)}."
         )
-    if config.get("modules_to_save"):
-        raise UsageError(
-            f"{checkpoint} replaces whole modules ({', '.join(map(str, config['modules_to_save']))}), which a task has "
-            "no place for; learn it again without modules_to_save."
-        )
-    if config.get("task_type") == _SEQ_2_SEQ and config.get("num_transformer_submodules") == 2:
-        raise UsageError(
-            f"{checkpoint} has soft tokens in front of the decoder too; learn it again with "
-            "num_transformer_submodules=1, in front of the encoder alone."
-        )
-    if config.get("task_type") not in _TASK_TYPES or config.get("num_transformer_submodules") not in (None, 1):
+    check_saved_modules(checkpoint)
+    submodules = config.get(_SUBMODULES)
+    if config.get("task_type") not in _TASK_TYPES:
         raise UsageError(
             f"{checkpoint} is for {config.get('task_type')}, whose answers do not come from the language model alone; "
             f"what can be imported is {' or '.join(filter(None, _TASK_TYPES))}."
+        )
+    if submodules not in (None, 1) and (submodules, config.get("task_type")) != (2, _SEQ_2_SEQ):
+        raise UsageError(
+            f"{checkpoint} has {_SUBMODULES} {submodules!r}, more prompts than its model has places for; save it again "
+            "with 1."
+        )
+    if submodules == 2 and peft_type == "MULTITASK_PROMPT_TUNING":
+        raise UsageError(
+            f"{checkpoint} puts soft tokens of MULTITASK_PROMPT_TUNING in front of the decoder too; learn it again "
+            f"with {_SUBMODULES}=1, in front of the encoder alone."
         )
     return checkpoint
 
@@ -81,7 +86,7 @@ def import_peft(
     task_id: int | None = None,
     prompt_format: PromptFormat | None = None,
 ) -> Task:
-    """A task that answers as the checkpoint does.
+    """A task that answers as the checkpoint does; a warning is logged if that names another base model.
 
     Args:
         lm: the model that it was made for.
@@ -93,16 +98,20 @@ def import_peft(
     Raises:
         ModelMismatch: made for another model.
         PromptTooLong: it leaves no room for a request.
-        UsageError: a task id that is missing, unknown or meaningless.
+        UsageError: a task id that is missing, unknown or meaningless, or a head that a task cannot hold.
         CorruptFile: tensors that are not what the configuration says.
     """
     peft_type = str(checkpoint.config["peft_type"])
     method, read = _PEFT_TYPES[peft_type]
     if task_id is not None and read is not _multitask:
         raise UsageError(f"{checkpoint} is {peft_type}, which has no task ids; leave --task-id out.")
+    head = read_head(lm, checkpoint)
+    checkpoint.warn_of_other_base(checkpoint.config.get("base_model_name_or_path"), lm)
     _check_decoder(lm, checkpoint, soft=read in (_soft_prompt, _multitask))
-    front = read(lm, checkpoint, task_id)
+    front = read(lm, split_head(checkpoint)[0], task_id)
     prompt_format = prompt_format or PromptFormat()
+    if head is not None:
+        prompt_format = prompt_format.for_head(per_token=head.per_token)
     provenance = {**checkpoint.provenance("peft"), "peft_type": peft_type}
     if task_id is not None:
         provenance["task_id"] = task_id
@@ -119,6 +128,7 @@ def import_peft(
         provenance=provenance,
         soft=soft,
         adapter=front.adapter,
+        head=head,
     )
 
 
@@ -138,10 +148,15 @@ def _check_decoder(lm: LanguageModel, checkpoint: Checkpoint, *, soft: bool) -> 
 
 
 def _soft_prompt(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -> Front:
-    """PROMPT_TUNING and P_TUNING: soft tokens in front of the beginning-of-text token."""
+    """PROMPT_TUNING, P_TUNING and CPT: soft tokens in front of the beginning-of-text token.
+
+    For an encoder-decoder PEFT saves as many rows again for the decoder and feeds the encoder's alone.
+    """
     del task_id
     checkpoint.require_only(_PROMPT)
-    return _soft(lm, checkpoint, checkpoint.tensor(_PROMPT, _length(checkpoint), None))
+    length = _length(checkpoint)
+    copies = checkpoint.config.get(_SUBMODULES) or 1
+    return _soft(lm, checkpoint, checkpoint.tensor(_PROMPT, copies * length, None)[:length])
 
 
 def _multitask(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -> Front:
@@ -193,6 +208,7 @@ def _length(checkpoint: Checkpoint) -> int:
 _PEFT_TYPES: Mapping[str, tuple[str, FrontReader]] = {
     "PROMPT_TUNING": ("prompt-tuning", _soft_prompt),
     "P_TUNING": ("p-tuning", _soft_prompt),
+    "CPT": ("cpt", _soft_prompt),
     "MULTITASK_PROMPT_TUNING": ("multitask-prompt-tuning", _multitask),
     "PREFIX_TUNING": ("prefix-tuning", _prefix),
     "CARTRIDGE": ("cartridge", _prefix),

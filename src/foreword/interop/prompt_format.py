@@ -9,7 +9,7 @@ from foreword.errors import UsageError
 from foreword.text.template import Template
 from foreword.text.verbalizer import Verbalizer
 
-_FIELD = "{text}"
+_FIELD, _WORDS = "{text}", "{tokens}"
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class PromptFormat:
     verbalizer: Mapping[str, tuple[str, ...]] | None = None
 
     @classmethod
-    def parse(cls, template: str | None, verbalizer: str | None) -> PromptFormat:
+    def parse(cls, template: str | None, verbalizer: str | Mapping[str, object] | None) -> PromptFormat:
         """Parse what a user gave.
 
         Args:
             template: source of a template, escapes decoded.
-            verbalizer: JSON, or the path of a JSON file.
+            verbalizer: words of every label, as a mapping, JSON, or the path of a JSON file.
 
         Raises:
             TemplateError, VerbalizerError: one of them is malformed.
@@ -43,6 +43,22 @@ class PromptFormat:
             raise UsageError("a --template with {mask} and a --verbalizer go together; give both, or neither.")
         words = dict(Verbalizer.parse(verbalizer).words) if verbalizer is not None else None
         return cls(template, words)
+
+    def for_head(self, *, per_token: bool) -> PromptFormat:
+        """The same for a checkpoint with a head; without a template, of the field ``text`` or the words ``tokens``.
+
+        Raises:
+            UsageError: there is a verbalizer, too.
+            TemplateError: the template has a place for an answer, or of a head over words more than one field.
+        """
+        if self.verbalizer is not None:
+            raise UsageError("the checkpoint has a head of its own, which labels; leave {mask} and --verbalizer out.")
+        template = Template.parse(self.template or (_WORDS if per_token else _FIELD))
+        if per_token:
+            template.single_field()
+        elif template.target is not None:
+            raise UsageError("the checkpoint has a head of its own, which labels; take {target:...} out of --template.")
+        return PromptFormat(template.source)
 
     def with_soft_tokens(self, length: int) -> PromptFormat:
         """The same with ``length`` soft tokens in front; without a template, of the field ``text``."""

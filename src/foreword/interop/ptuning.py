@@ -8,6 +8,9 @@ positions are relative, so keys and request move by ``P`` together.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +22,6 @@ from foreword.interop.flat_prefix import unflatten, uniform_layer_shape
 from foreword.interop.prompt_format import PromptFormat
 from foreword.models import LanguageModel
 from foreword.prompts.rotate import rotate
-from foreword.text.template import Template
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -29,30 +31,55 @@ _THUDM = "prefix_encoder."
 _CLASSIFIER = {"classifier.weight", "classifier.bias"}
 
 
-def read_ptuning(source: str) -> Checkpoint:
-    """Read a folder, a weights file beside its ``config.json``, or a Hub repository.
+def read_ptuning(source: str, *, length: int | None = None, allow_quantized_origin: bool = False) -> Checkpoint:
+    """Read a folder, a weights file, or a Hub repository; its ``config.json`` may be missing.
+
+    Args:
+        source: its path, or its Hub id.
+        length: virtual tokens, checked against the tensors; by default what the config says, else what they have.
+        allow_quantized_origin: take prompts that were learned on a quantized model, with a warning.
 
     Raises:
         UsageError: there is none, or it is of a kind that would answer otherwise here.
         CorruptFile: a file is damaged, or is a pickle with more in it than tensors.
     """
-    checkpoint = read_checkpoint(source, CONFIG, WEIGHTS)
+    checkpoint = read_checkpoint(source, CONFIG, WEIGHTS, needs_config=False)
     if f"{_key_prefix(checkpoint)}embedding.weight" not in checkpoint.tensors:
         raise UsageError(
             f"{checkpoint} has no {_THUDM}embedding.weight, so it is not of P-tuning v2; prompts that were added to "
             "the embeddings alone cannot be imported."
         )
-    if bits := checkpoint.config.get("quantization_bit"):
-        raise UsageError(
-            f"{checkpoint} was learned on a model quantized to {bits} bits (quantization_bit), which would answer "
-            "otherwise than the model here; learn it on the model in full."
-        )
-    if _is_chatglm(checkpoint) and (checkpoint.config.get("position_encoding_2d") or not _chatglm_shape(checkpoint)):
+    _check_quantized(checkpoint, allow_quantized_origin)
+    if length is not None:
+        stated = checkpoint.config.get("pre_seq_len", length)
+        if stated != length:
+            raise UsageError(
+                f"{checkpoint} has {stated} virtual tokens (pre_seq_len), not {length}; leave --length out."
+            )
+        checkpoint = replace(checkpoint, config={**checkpoint.config, "pre_seq_len": length})
+    described = (checkpoint.folder / CONFIG).is_file()
+    first = checkpoint.config.get("position_encoding_2d") or not _chatglm_shape(checkpoint)
+    if _is_chatglm(checkpoint) and described and first:
         raise UsageError(
             f"{checkpoint} is of the first ChatGLM, which reads requests in both directions at positions of two "
             "dimensions; what can be imported is ChatGLM2 and later, with kv_channels in config.json."
         )
     return checkpoint
+
+
+def _check_quantized(checkpoint: Checkpoint, allowed: bool) -> None:
+    """Raise UsageError, or warn if it is allowed, for prompts that were learned on a quantized model."""
+    if not (bits := checkpoint.config.get("quantization_bit")):
+        return
+    what = f"{checkpoint} was learned on a model quantized to {bits} bits (quantization_bit)"
+    if not allowed:
+        raise UsageError(
+            f"{what}, and the model here answers a little otherwise; pass --allow-quantized-origin to import it for "
+            "the model in full, and measure it with foreword eval."
+        )
+    logging.getLogger(__name__).warning(
+        "%s; for the model here its answers may differ, so measure it with foreword eval.", what
+    )
 
 
 def base_model(checkpoint: Checkpoint) -> str | None:
@@ -84,14 +111,14 @@ def import_ptuning(
         UsageError: a head that a task cannot hold.
         CorruptFile: tensors of shapes that do not fit together.
     """
-    _check_body(lm, checkpoint)
+    if not _check_body(lm, checkpoint):
+        checkpoint.warn_of_other_base(base_model(checkpoint), lm)
     head = _head(lm, checkpoint, prefix_only)
     prompt_format = prompt_format or PromptFormat()
     if head is not None:
         if prompt_format.verbalizer is not None:
             raise UsageError(f"{checkpoint} has a head of its own; leave --verbalizer out, or add --prefix-only.")
-        prompt_format = PromptFormat(prompt_format.template or "{tokens}")
-        Template.parse(str(prompt_format.template)).single_field()
+        prompt_format = prompt_format.for_head(per_token=True)
     return Task(
         name,
         "p-tuning-v2",
@@ -118,11 +145,14 @@ def _chatglm_shape(checkpoint: Checkpoint) -> tuple[object, ...] | None:
 
 
 def _thudm_shape(checkpoint: Checkpoint) -> tuple[object, ...] | None:
+    """Number of layers, of key heads and head dimension in a config of Transformers; ``None`` if one is missing."""
+    config = checkpoint.config
     names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    if not all(isinstance(checkpoint.config.get(name), int) for name in names):
+    if not all(isinstance(config.get(name), int) for name in names):
         return None
-    layers, heads, hidden = (checkpoint.config[name] for name in names)
-    return layers, heads, hidden // max(1, heads)
+    layers, heads, hidden = (config[name] for name in names)
+    # With grouped-query attention only the key and value heads are in the cache.
+    return layers, config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // max(1, heads)
 
 
 def _prefix(lm: LanguageModel, checkpoint: Checkpoint) -> KVPrefix:
@@ -186,9 +216,9 @@ def _body_key_prefix(lm: LanguageModel) -> str:
     return f"{lm.model.base_model_prefix}."
 
 
-def _check_body(lm: LanguageModel, checkpoint: Checkpoint) -> None:
-    """Raise ModelMismatch if the checkpoint has weights of another base model; THUDM saves the frozen model too."""
-    body, key_prefix = lm.model.base_model.state_dict(), _body_key_prefix(lm)
+def _check_body(lm: LanguageModel, checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint has weights of its base model, as THUDM saves them. Raises ModelMismatch for others."""
+    body, key_prefix, compared = lm.model.base_model.state_dict(), _body_key_prefix(lm), False
     for name, tensor in checkpoint.tensors.items():
         own = body.get(name.removeprefix(key_prefix)) if name.startswith(key_prefix) else None
         if own is not None and not _equal_weights(tensor, own.cpu()):
@@ -196,6 +226,8 @@ def _check_body(lm: LanguageModel, checkpoint: Checkpoint) -> None:
                 f"{checkpoint} was learned in front of other weights than those of {lm.name}: {name} differs; give the "
                 "model it was made for with --model."
             )
+        compared = compared or own is not None
+    return compared
 
 
 def _equal_weights(a: Tensor, b: Tensor) -> bool:

@@ -10,7 +10,7 @@ from weakref import WeakSet, ref
 
 import numpy as np
 
-from foreword.core import Adapter, KVPrefix
+from foreword.core import Adapter, KVPrefix, Pooling
 from foreword.engine.base import EngineBase
 from foreword.engine.job import Job
 from foreword.engine.protocol import Request, TokenLogprob
@@ -92,7 +92,9 @@ class LlamaCppEngine(EngineBase):
             causal=True,
             is_encoder_decoder=False,
             eos_token_ids=model.eos_token_ids,
-            validator=RequestValidator(model.identity, context, session.num_cells, allow_other_weights),
+            validator=RequestValidator(
+                model.identity, context, session.num_cells, allow_other_weights, tokenizer=model.tokenizer
+            ),
             scheduler=Scheduler(self.allocator, step_tokens, max_batch),
             cache=self.allocator,
             max_waiting=max_waiting,
@@ -145,6 +147,10 @@ class LlamaCppEngine(EngineBase):
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`."""
         return self._prompt_logprobs([replace(prompt, output_indices=())], min(top, self.identity.vocab_size))[0]
+
+    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> np.ndarray:
+        """Raises UnsupportedModel: only logits are read here, not hidden states."""
+        raise UnsupportedModel("hidden states are not read on llama.cpp; embed with --engine embedded.")
 
     def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
         """Raises UnsupportedModel: a quantized model computes other keys and values than the bank's other engines."""

@@ -121,14 +121,20 @@ class FileTokenizer:
         return [self.backend_tokenizer.id_to_token(index) for index in ids]
 
     def apply_chat_template(
-        self, conversation: Sequence[Mapping[str, Any]], *, tokenize: bool, add_generation_prompt: bool
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        **kwargs: Any,
     ) -> str:
         """The text of a conversation. Raises jinja2.TemplateError where the template refuses it."""
         assert not tokenize
         assert self.chat_template is not None
-        variables = {**self.special_tokens_map, "add_generation_prompt": add_generation_prompt}
+        variables = {**self.special_tokens_map, **kwargs, "add_generation_prompt": add_generation_prompt}
         messages = [dict(message) for message in conversation]
-        return _compile_template(self.chat_template).render(messages=messages, tools=None, documents=None, **variables)
+        return _compile_template(self.chat_template).render(messages=messages, tools=tools, documents=None, **variables)
 
 
 @cache

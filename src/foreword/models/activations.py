@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from foreword.core import Batch, Front, KVPrefix
+from foreword.core.token_rows import check_token_ids
 from foreword.errors import PromptTooLong, UsageError
 from foreword.models.language_model import LanguageModel
 
@@ -22,9 +23,10 @@ def activations(lm: LanguageModel, token_ids: Sequence[int], past: KVPrefix | No
 
     Raises:
         PromptTooLong: the tokens leave no room for a request.
-        UsageError: there are no tokens.
+        UsageError: there are no tokens, or one has no row in the embedding.
     """
     check_context_length(lm.name, lm.context, len(token_ids), past)
+    check_token_ids(lm.tokenizer, lm.identity.vocab_size, token_ids)
     batch = Batch.from_rows(Front(past), [tuple(token_ids)], device=lm.device)
     return append_keys_values(lm, past, *compute_keys_values(lm, batch))
 

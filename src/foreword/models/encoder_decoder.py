@@ -22,7 +22,7 @@ from foreword.models.decoder_inputs import DecoderInputs
 from foreword.models.language_model import LanguageModel
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class EncoderDecoder(LanguageModel):
     """A frozen encoder-decoder model.
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from foreword.adapters import AdapterHooks
 from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
-from foreword.core import Batch, ModelIdentity
+from foreword.core import Batch, ModelIdentity, Pooling
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UnsupportedModel
 
 
-@dataclass(eq=False)
-class LanguageModel:
+@dataclass(eq=False, repr=False)
+class LanguageModel(WithOverview):
     """A frozen base model that passed the support probe; made by `foreword.load_model`.
 
     Attributes:
@@ -32,6 +33,7 @@ class LanguageModel:
         probe_error: root mean square of the logits' differences to Transformers alone, found by the support probe.
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
         has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
+        pooling: how its embeddings are made unless a request says; ``None`` if a request must.
         is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
     """
 
@@ -46,10 +48,29 @@ class LanguageModel:
     probe_error: float
     first_position: int = 0
     has_lm_head: bool = True
+    pooling: Pooling | None = None
     _adapters: AdapterHooks = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._adapters = AdapterHooks.of(self.model)
+
+    def overview(self) -> Overview:
+        """Its architecture, size, dtype and device."""
+        parameters = sum(each.numel() for each in self.model.parameters())
+        return Overview(
+            f"LanguageModel {self.name!r}",
+            {
+                "architecture": f"{self.identity.architecture}, {len(self.identity.layers)} layers",
+                "parameters": f"{parameters:,}, {str(self.dtype).removeprefix('torch.')} on {self.device}",
+                "context": f"{self.context} positions" if self.context is not None else None,
+                "kind": "encoder-decoder" if self.is_encoder_decoder else "causal" if self.causal else "encoder",
+            },
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the input embedding."""
+        return self.identity.vocab_size
 
     @property
     def device(self) -> torch.device:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
 )
+from transformers.utils import logging
 
 from foreword import attention
 from foreword.core import Batch, Front
@@ -28,11 +30,14 @@ from foreword.models import gguf
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
 from foreword.models.fingerprint import compute_identity
+from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel
+from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
+from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import has_lm_head, probe_model
+from foreword.models.quantized_linear import keep_gradients
 
-_NAME_FORMS = f"give a folder, a .gguf file, a Hub id or {gguf.BUILTIN}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,6 +50,10 @@ def load_model(
     progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> LanguageModel:
     """Load a base model and probe that it carries prefixes.
+
+    >>> lm = foreword.load_model()
+    >>> lm.causal
+    True
 
     Args:
         name: a Hub id, a folder, a ``.gguf`` file, or ``smollm2-135m`` (built in); by default ``$FOREWORD_MODEL``,
@@ -66,7 +75,16 @@ def load_model(
     attention.register()
     model, tokenizer = _load_model_and_tokenizer(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
     model.to(target).eval().requires_grad_(False)
-    return wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
+    try:
+        lm = wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
+    except UnsupportedModel as error:
+        if not _runs_own_code(model):
+            raise
+        raise UnsupportedModel(
+            f"the code that comes with {name} is run, but it computes its attention by itself and would never see a "
+            f"prefix ({str(error).rstrip('.')}); give a checkpoint of an architecture that Transformers has."
+        ) from error
+    return lm if lm.is_encoder_decoder else replace(lm, pooling=model_pooling(source, causal=lm.causal))
 
 
 def pull(name: str, progress: Callable[[str], None]) -> Path:
@@ -80,7 +98,7 @@ def pull(name: str, progress: Callable[[str], None]) -> Path:
     try:
         return Path(snapshot_download(source))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UnknownModel(f"model {name!r} could not be fetched ({_first_line(error)}); {_NAME_FORMS}.") from error
+        raise UnknownModel(f"model {name!r} could not be fetched ({_first_line(error)}); {NAME_FORMS}.") from error
 
 
 def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -> LanguageModel:
@@ -92,6 +110,7 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
     """
     if getattr(model.config, "is_encoder_decoder", False):
         return _wrap_encoder_decoder(model, tokenizer, name, folder)
+    keep_gradients(model)
     first_position = _first_position(model)
     probe = probe_model(model, first_position)
     limit = max_positions(model.config.get_text_config())
@@ -106,6 +125,7 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
         probe.difference,
         first_position,
         has_lm_head(model),
+        default_pooling(causal=probe.causal),
     )
     token = Batch.from_rows(Front(), [[0]], device=lm.device)
     pack_linear_layers(model, lambda: (lm.logits if lm.has_lm_head else lm.hidden_states)(token, token.token_ids))
@@ -113,6 +133,7 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
 
 
 def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
+    keep_gradients(model)
     try:
         lm = EncoderDecoder(
             name,
@@ -146,6 +167,7 @@ def max_positions(config: Any) -> int | None:
 
 def resolve_source(name: str, progress: Callable[[str], None]) -> str:
     """The folder of a local or built-in model, or a Hub id unchanged. Raises UnknownModel."""
+    check_model_name(name)
     if name == gguf.BUILTIN:
         return str(gguf.builtin_folder(progress))
     if name.endswith(".gguf"):
@@ -153,8 +175,11 @@ def resolve_source(name: str, progress: Callable[[str], None]) -> str:
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UnknownModel(f"there is no model folder {name}; {_NAME_FORMS}.")
-    return name
+        raise UnknownModel(f"{name} is no model folder; {NAME_FORMS}.")
+    cached = local_copy(name)
+    if cached is not None:
+        progress(f"the Hub cannot be reached; {name} is loaded from the cache")
+    return str(cached or name)
 
 
 def _first_line(error: Exception) -> str:
@@ -194,7 +219,7 @@ def _from_pretrained(
 ) -> tuple[Any, list[str]]:
     """The model, and the names of its tensors that the checkpoint lacks."""
     try:
-        model, found = auto.from_pretrained(
+        model, found = _without_bar(auto.from_pretrained)(
             source,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -211,6 +236,22 @@ def _from_pretrained(
     return model, sorted(found["missing_keys"])
 
 
+def _without_bar(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of Transformers without the progress bar that it writes to stderr."""
+
+    @wraps(load)
+    def quiet(*args: Any, **options: Any) -> Any:
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            return load(*args, **options)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+
+    return quiet
+
+
 def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     """Transformers' configuration and tokenizer.
 
@@ -222,10 +263,14 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
     except (OSError, ValueError, KeyError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise UnsupportedModel(
-                f"{name} comes with its own code, which is not run unless asked; pass --trust-remote-code if you "
-                "trust it."
+                f"{name} comes with its own code, which is not run unless asked; pass --trust-remote-code "
+                "(trust_remote_code=True in Python) if you trust it."
             ) from error
-        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {_NAME_FORMS}.") from error
+        if trust_remote_code and isinstance(error, ImportError):
+            raise UnsupportedModel(
+                f"the code that comes with {name} cannot be imported ({_first_line(error)}); install what it needs."
+            ) from error
+        raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {NAME_FORMS}.") from error
 
 
 def auto_class(config: Any) -> Any:
@@ -244,6 +289,11 @@ def auto_class(config: Any) -> Any:
 def _is_encoder(config: Any) -> bool:
     """BERT-like configs are registered for both heads and say by ``is_decoder`` which one they are."""
     return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+
+
+def _runs_own_code(model: Any) -> bool:
+    """Whether the model's class comes with its checkpoint (``auto_map``)."""
+    return type(model).__module__.startswith("transformers_modules.")
 
 
 def _weights_folder(source: str, model: Any) -> Path | None:

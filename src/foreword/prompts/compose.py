@@ -13,12 +13,13 @@ from itertools import groupby
 from typing import Literal
 
 from foreword.core import Bos, Front, KVPrefix, Task
+from foreword.core.overview import Overview, WithOverview
 from foreword.errors import TemplateError, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import append_keys_values, check_context_length
 from foreword.prompts.lower import empty_prefix, lower, lower_tokens
 from foreword.prompts.rotate import rotate
-from foreword.prompts.stackable import require_bare_prefix
+from foreword.prompts.stackable import check_stackable
 from foreword.prompts.static import static_task
 from foreword.text import seam
 from foreword.text.template import Template
@@ -42,8 +43,8 @@ class StackedTask:
         return self.how not in ("soft", "rotated")
 
 
-@dataclass(frozen=True)
-class Composition:
+@dataclass(frozen=True, repr=False)
+class Composition(WithOverview):
     """The task of a stack, and the tasks that it was made from.
 
     Attributes:
@@ -53,6 +54,17 @@ class Composition:
 
     task: Task
     parts: tuple[StackedTask, ...]
+
+    def overview(self) -> Overview:
+        """The parts, and whether the stack is exact."""
+        return Overview(
+            f"Composition {self.task.ref!r} of {len(self.parts)} tasks",
+            {
+                "parts": ", ".join(f"{part.task.ref} ({part.how})" for part in self.parts),
+                "prefix": f"{self.task.prefix.length} positions",
+                "exact": "yes" if self.exact else "no, an approximation: measure it",
+            },
+        )
 
     @property
     def exact(self) -> bool:
@@ -101,27 +113,14 @@ def compose(
 
 
 def _check(lm: LanguageModel, tasks: Sequence[Task]) -> None:
-    if len(tasks) < 2:
-        raise UsageError(f"a stack needs two tasks or more, found {len(tasks)}; name those to be stacked.")
     if not lm.causal:
         raise UsageError(
             f"{lm.identity.architecture} reads in both directions, where no prefix stands in front of another; learn "
             "one for both."
         )
+    check_stackable(tasks)
     for task in tasks:
         task.prefix.model.check(lm.identity, f"task '{task.ref}'")
-        require_bare_prefix(task, "stacked")
-        if task.kind == "system":
-            raise UsageError(
-                f"task '{task.ref}' is a system turn, which cannot be stacked; publish its text with --text."
-            )
-        if task.prefix.token_ids is not None and task.text is None:
-            raise UsageError(
-                f"task '{task.ref}' is static and has lost its text, so it cannot be run behind another; publish its "
-                "text with --text."
-            )
-    if not any(task.prefix.length for task in tasks):
-        raise UsageError("none of the tasks has a position to stack; name a static task or a learned one.")
 
 
 def _parts(tasks: Sequence[Task]) -> tuple[StackedTask, ...]:
@@ -197,6 +196,7 @@ def _task_interface(
             "template": with_template.template if with_template is not None else None,
             "verbalizer": with_template.verbalizer if with_template is not None else None,
             "generation": defaults.generation if defaults is not None else {},
+            "label_field": with_template.label_field if with_template is not None else "label",
         }
     parsed = Template.parse(template)
     if parsed.num_soft_tokens:

@@ -38,6 +38,7 @@ def ensemble(name: str, tasks: Sequence[Task], combine: Combine) -> Task:
         provenance={"parents": [task.ref for task in tasks]},
         members=tuple(task.prefix for task in tasks[1:]),
         combine=combine,
+        label_field=first.label_field,
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from foreword.core import Adapter, Bos, KVPrefix, Task
+from foreword.core.token_rows import check_token_ids
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
 
@@ -74,7 +75,8 @@ def uniform_values(length: int, generator: torch.Generator) -> InitialValues:
 def sampled_vocabulary(lm: LanguageModel) -> Initializer:
     """Tokens drawn from the vocabulary without special ones (Lester et al. 2021, "sampled vocab")."""
     special = set(lm.tokenizer.all_special_ids)
-    ordinary = torch.tensor([token for token in sorted(lm.tokenizer.get_vocab().values()) if token not in special])
+    known = (token for token in sorted(lm.tokenizer.get_vocab().values()) if token < lm.identity.vocab_size)
+    ordinary = torch.tensor([token for token in known if token not in special])
 
     def start(length: int, generator: torch.Generator) -> InitialValues:
         drawn = ordinary[torch.randint(len(ordinary), (length,), generator=generator)]
@@ -83,18 +85,22 @@ def sampled_vocabulary(lm: LanguageModel) -> Initializer:
     return start
 
 
-def from_text(lm: LanguageModel, source: str) -> Initializer:
-    """The tokens of a text: repeated if it is too short, and its last ones if it is too long.
+def from_text(lm: LanguageModel, source: str, *, keep: Literal["first", "last"] = "last") -> Initializer:
+    """The tokens of a text: repeated if it is too short, and some of them if it is too long.
 
-    The end is kept because it is what the request follows.
+    Args:
+        keep: the last ones, which the request follows (solved examples), or the first ones, as PEFT keeps them of a
+            text that a user gives (``prompt_tuning_init_text``).
     """
     ids = lm.tokenizer(source, add_special_tokens=False).input_ids
     if not ids:
         raise UsageError("the text to start from has no tokens; give --init-text some words.")
+    check_token_ids(lm.tokenizer, lm.identity.vocab_size, ids)
 
     def start(length: int, generator: torch.Generator) -> InitialValues:
         repeated = ids * -(-length // len(ids))
-        return InitialValues(length, generator, token_ids=tuple(repeated[-length:]))
+        kept = repeated[:length] if keep == "first" else repeated[-length:]
+        return InitialValues(length, generator, token_ids=tuple(kept))
 
     return start
 
@@ -137,25 +143,3 @@ def _layers_from_task(task: Task) -> Initializer:
 def _check_length(length: int, found: int) -> None:
     if length != found:
         raise UsageError(f"the task to start from has {found} virtual tokens, --length is {length}; make them equal.")
-
-
-def demonstrations(examples: Sequence[tuple[str, object]], budget: int) -> str:
-    """Short labelled examples joined into one text, the labels taking turns: the text of ``--init auto``.
-
-    Args:
-        examples: ``(text with its answer, label)``.
-        budget: characters that the text should reach, if there are that many examples.
-    """
-    by_label: dict[object, list[str]] = {}
-    for example, label in sorted(examples, key=lambda pair: len(pair[0])):
-        by_label.setdefault(label, []).append(example)
-    # The very shortest rows are often fragments; start a tenth of the way up.
-    columns = [rows[len(rows) // 10 :] for rows in by_label.values()]
-    turns = [row for turn in zip_longest(*columns) for row in turn if row is not None]
-    chosen: list[str] = []
-    for example in turns:
-        if sum(map(len, chosen)) >= budget:
-            break
-        chosen.append(example)
-    # Shortest last: the end of the text survives trimming.
-    return "\n\n".join(reversed(chosen)) + "\n\n"

@@ -55,6 +55,10 @@ class PrefixAndLoRA(PromptEncoder):
 class LoRA:
     """Learn an adapter and no virtual tokens: the yardstick of the other methods.
 
+    >>> foreword.LoRA(rank=16).length
+    0
+    >>> recipe = foreword.Recipe(data="reviews.jsonl", method="lora", rank=16)
+
     Attributes:
         rank: of every change.
         alpha: every change is multiplied by ``alpha / rank``.
@@ -77,6 +81,7 @@ class LoRA:
             raise SettingError("rank", f"--rank must be at least 1, got {self.rank}.")
 
     def encoder(self, lm: LanguageModel, start: InitialValues) -> PromptEncoder:
+        """The trainable values of this method at their initial values."""
         if start.length or start.token_ids is not None or start.soft is not None:
             raise UsageError("lora has no virtual tokens that could start from text; leave --length and --init out.")
         if start.prefix is not None and start.adapter is None:
@@ -86,7 +91,12 @@ class LoRA:
 
 @dataclass(frozen=True)
 class LoRAHybrid(LoRA):
-    """Learn keys and values of ``length`` positions and an adapter together."""
+    """Learn keys and values of ``length`` positions and an adapter together.
+
+    >>> recipe = foreword.Recipe(data="reviews.jsonl", method="lora-hybrid", rank=4, length=16)
+    >>> foreword.LoRAHybrid(rank=4).name
+    'lora-hybrid'
+    """
 
     name: ClassVar[str] = "lora-hybrid"
     lr = 1e-3
@@ -94,6 +104,7 @@ class LoRAHybrid(LoRA):
     init: ClassVar[str] = "auto"
 
     def encoder(self, lm: LanguageModel, start: InitialValues) -> PromptEncoder:
+        """The trainable values of this method at their initial values."""
         prefix = PrefixValues(initial_prefix(lm, start), lm.dtype)
         return PrefixAndLoRA(prefix, LoRAValues(initial_adapter(lm, start, self), lm.dtype))
 

@@ -24,6 +24,12 @@ def lower(lm: LanguageModel, source: PromptEncoder | Front) -> KVPrefix:
     Soft tokens run with the front's adapter on, as they did in training. Soft tokens inside rows are not part of the
     prefix. A learned prefix has no token ids.
 
+    >>> from foreword.core import Front
+    >>> import torch
+    >>> soft = torch.zeros(4, lm.identity.hidden_size)  # [positions, hidden]
+    >>> foreword.lower(lm, Front(soft=soft)).length
+    4
+
     Raises:
         UsageError: soft tokens in front of an encoder, which see the request.
     """

@@ -20,7 +20,12 @@ class NoPrompt(PromptEncoder):
 
 @dataclass(frozen=True)
 class Manual:
-    """Publish the template without a prefix."""
+    """Publish the template without a prefix.
+
+    >>> recipe = foreword.Recipe(data="reviews.jsonl", method="manual", template="{text}\\nMood:{mask}")
+    >>> foreword.Manual().learns
+    False
+    """
 
     name: ClassVar[str] = "manual"
     lr = 0.0
@@ -30,5 +35,6 @@ class Manual:
     learns: ClassVar[bool] = False
 
     def encoder(self, lm: LanguageModel, start: InitialValues) -> NoPrompt:
+        """No values: nothing is trained."""
         del lm, start
         return NoPrompt()

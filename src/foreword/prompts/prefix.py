@@ -65,6 +65,10 @@ class PTuningV2:
 
     Starting from the activations of real text learns several times faster than from random values.
 
+    >>> recipe = foreword.Recipe(data="reviews.jsonl", method="p-tuning-v2", length=64)
+    >>> foreword.PTuningV2(projection=True).lr < foreword.PTuningV2().lr
+    True
+
     Attributes:
         projection: learn them through an MLP, as `PrefixTuning` does.
         freeze_first: do not train the first position. Models attend to the first token whatever it says (an
@@ -81,9 +85,11 @@ class PTuningV2:
 
     @property
     def lr(self) -> float:
+        """Default peak learning rate."""
         return PrefixTuning.lr if self.projection else 5e-3
 
     def encoder(self, lm: LanguageModel, start: InitialValues) -> PrefixValues:
+        """The trainable values of this method at their initial values."""
         if self.projection:
             return PrefixTuning(freeze_first=self.freeze_first).encoder(lm, start)
         return PrefixValues(initial_prefix(lm, start), lm.dtype, _num_frozen(self.freeze_first, start))
@@ -92,6 +98,10 @@ class PTuningV2:
 @dataclass(frozen=True)
 class PrefixTuning:
     """Learn keys and values through an MLP that lowering leaves behind (Li and Liang 2021, arXiv:2101.00190).
+
+    >>> recipe = foreword.Recipe(data="reviews.jsonl", method="prefix-tuning")
+    >>> foreword.PrefixTuning(hidden=256).name
+    'prefix-tuning'
 
     Attributes:
         hidden: width of its inner layer.
@@ -113,6 +123,7 @@ class PrefixTuning:
             raise UsageError(f"--hidden must be at least 1, got {self.hidden}.")
 
     def encoder(self, lm: LanguageModel, start: InitialValues) -> PrefixValues:
+        """The trainable values of this method at their initial values."""
         reparam = projection(lm.identity.hidden_size, self.hidden, start.generator)
         return PrefixValues(initial_prefix(lm, start), lm.dtype, _num_frozen(self.freeze_first, start), reparam)
 

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
 
+from foreword.core.lazy_registry import LazyRegistry
 from foreword.errors import SettingError
-from foreword.prompts.base import Method
-from foreword.prompts.lora import LoRA, LoRAHybrid
-from foreword.prompts.manual import Manual
-from foreword.prompts.pet import Pet
-from foreword.prompts.prefix import PrefixTuning, PTuningV2
-from foreword.prompts.soft import PromptTuning, PTuning
-from foreword.prompts.trigger import AutoPrompt
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        PTuningV2(),
-        PromptTuning(),
-        PTuning(),
-        PrefixTuning(),
-        LoRA(),
-        LoRAHybrid(),
-        Pet(),
-        AutoPrompt(),
-        Manual(),
-    )
+if TYPE_CHECKING:
+    from foreword.prompts.base import Method
+
+# Where each is, which is imported when it is asked for.
+_HOMES = {
+    "p-tuning-v2": "foreword.prompts.prefix.PTuningV2",
+    "prompt-tuning": "foreword.prompts.soft.PromptTuning",
+    "p-tuning": "foreword.prompts.soft.PTuning",
+    "prefix-tuning": "foreword.prompts.prefix.PrefixTuning",
+    "lora": "foreword.prompts.lora.LoRA",
+    "lora-hybrid": "foreword.prompts.lora.LoRAHybrid",
+    "pet": "foreword.prompts.pet.Pet",
+    "autoprompt": "foreword.prompts.trigger.AutoPrompt",
+    "manual": "foreword.prompts.manual.Manual",
 }
+
+
+METHODS: LazyRegistry[Method] = LazyRegistry(_HOMES)
+"""At their defaults."""
+
+
+def check_method(name: str) -> None:
+    """Raise SettingError unless there is such a method."""
+    if name not in METHODS:
+        near = get_close_matches(name, METHODS, n=1)
+        meant = f", did you mean {near[0]!r}" if near else ""
+        raise SettingError("method", f"unknown method {name!r}{meant}; choose {', '.join(METHODS)}.")
 
 
 def get_method(name: str, **options: Any) -> Method:
@@ -36,8 +44,7 @@ def get_method(name: str, **options: Any) -> Method:
     Raises:
         UsageError: there is no such method, or it has no such option; both are listed.
     """
-    if name not in METHODS:
-        raise SettingError("method", f"unknown method {name!r}; choose {', '.join(METHODS)}.")
+    check_method(name)
     takes = {field.metadata.get("flag", field.name): field.name for field in fields(METHODS[name])}
     for option in options:
         if option not in takes:

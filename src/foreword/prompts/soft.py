@@ -67,7 +67,12 @@ class SoftTokens(PromptEncoder):
 
 @dataclass(frozen=True)
 class PromptTuning:
-    """Learn ``length`` input embeddings (Lester et al. 2021, arXiv:2104.08691)."""
+    """Learn ``length`` input embeddings (Lester et al. 2021, arXiv:2104.08691).
+
+    >>> recipe = foreword.Recipe(data="reviews.jsonl", method="prompt-tuning", length=20, init="vocab")
+    >>> foreword.PromptTuning().lr
+    0.02
+    """
 
     name: ClassVar[str] = "prompt-tuning"
     lr = 0.02
@@ -77,6 +82,7 @@ class PromptTuning:
     learns: ClassVar[bool] = True
 
     def encoder(self, lm: LanguageModel, start: InitialValues) -> SoftTokens:
+        """The trainable values of this method at their initial values."""
         return _soft_tokens(lm, start)
 
 
@@ -84,6 +90,10 @@ class PromptTuning:
 class PTuning:
     """Learn ``length`` input embeddings through a network that relates them to each other (Liu et al. 2021, GPT
     Understands, Too, arXiv:2103.10385). Lowering runs the network once; tasks do not keep it.
+
+    >>> recipe = foreword.Recipe(data="reviews.jsonl", method="p-tuning", encoder="mlp")
+    >>> foreword.PTuning(reparam="mlp").length
+    32
 
     Attributes:
         reparam: the network, ``lstm`` (LSTM and MLP) or ``mlp``; ``--encoder`` on the command line.
@@ -108,6 +118,7 @@ class PTuning:
             raise UsageError(f"--hidden must be at least 1, got {self.hidden}.")
 
     def encoder(self, lm: LanguageModel, start: InitialValues) -> SoftTokens:
+        """The trainable values of this method at their initial values."""
         return _soft_tokens(lm, start, REPARAMS[self.reparam](self.hidden, start.generator))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -13,15 +15,20 @@ from starlette.middleware.cors import CORSMiddleware
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
+from foreword.errors import ForewordError
+from foreword.evaluation.answers import Answers
 from foreword.server.openai.chat import chat_router
 from foreword.server.openai.completions import completions_router
+from foreword.server.openai.embeddings import embeddings_router
 from foreword.server.openai.models import models_router
+from foreword.server.openai.responses import responses_router
 from foreword.server.openai.serving import OpenAIServing
 from foreword.server.openai.tokenize import tokenize_router
 from foreword.server.operations.access_log import AccessLog
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.auth import Authenticator, AuthMiddleware
 from foreword.server.operations.error_handlers import ERROR_RESPONSES, install_error_handlers
+from foreword.server.operations.front_door import front_door_router
 from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.probes import probes_router
 from foreword.server.operations.request_limits import RequestLimits
@@ -32,6 +39,7 @@ from foreword.server.tasks.routes import tasks_router
 from foreword.server.tasks.scoring import ScoringService
 from foreword.server.tasks.table import TaskTable
 from foreword.server.tasks.tag import tag_router
+from foreword.server.ui.mount import PATH, has_ui
 from foreword.version import __version__
 
 if TYPE_CHECKING:
@@ -40,6 +48,10 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 64 << 20
 SAVE_INTERVAL = 5.0
 """Seconds between two writings of the quotas' usage file."""
+PRUNE_INTERVAL = 600.0
+"""Seconds between two searches for tasks that have expired."""
+PRUNE_LIMIT = 100
+"""Tasks that one of them removes at most."""
 
 
 def create_app(
@@ -51,9 +63,12 @@ def create_app(
     allow_other_weights: bool = False,
     authenticator: Authenticator | None = None,
     timeout: float | None = None,
+    max_waiting: int = 4096,
+    model_defaults: Mapping[str, Any] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     cors_origins: Sequence[str] = (),
     ui: bool = False,
+    engine_kind: str = "embedded",
 ) -> FastAPI:
     """The application. It does not close the engine.
 
@@ -68,38 +83,46 @@ def create_app(
         allow_other_weights: serve tasks made for other weights of the same architecture, as the engine does.
         authenticator: has the API keys; without one, every request may do everything.
         timeout: seconds after which a generation is ended; no bound if ``None``.
+        max_waiting: label answers that may wait; more are answered 429.
+        model_defaults: sampling parameters of the base model and of static tasks where neither a request nor a task
+            says; see `foreword.models.generation_config.generation_config`.
         max_body_bytes: bound of a request's body.
         cors_origins: origins whose pages may send requests from a browser; none by default.
         ui: also mount the page at ``/ui``, which needs the extra ``[ui]``.
+        engine_kind: what ``--engine`` calls the engine, for ``/health``.
 
     Raises:
         ModelMismatch: one of ``extra_tasks`` was made for another model.
         UsageError: ``ui`` without its extra.
     """
-    extra = dict(extra_tasks or {})
+    extra = extra_tasks if extra_tasks is not None else {}
     authenticator = authenticator or Authenticator(ApiKeys())
     tasks = TaskTable(engine, bank, extra, prefix_bytes=prefix_bytes, allow_other_weights=allow_other_weights)
-    catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights)
+    defaults = dict(model_defaults or {})
+    catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights, model_defaults=defaults)
     metrics = Metrics(engine.statistics, tasks.resident)
     manager = TaskManager(engine, bank, tasks, catalogue) if bank is not None else None
-    serving = OpenAIServing(engine, tasks, metrics, timeout)
+    serving = OpenAIServing(Answers(engine, max_waiting, defaults), tasks, metrics, timeout)
     # In the order of the OpenAPI page.
     routers = [
         models_router(catalogue),
         chat_router(serving),
         completions_router(serving),
+        responses_router(serving),
+        embeddings_router(ScoringService(engine, tasks, metrics)),
         classify_router(ScoringService(engine, tasks, metrics)),
         tag_router(ScoringService(engine, tasks, metrics)),
         tokenize_router(engine, tasks),
         tasks_router(manager),
-        probes_router(engine, metrics),
+        probes_router(engine, metrics, engine_kind),
+        front_door_router(engine.name, ui=ui, installed=has_ui()),
     ]
     # Without redirects a wrong path is a 404 in OpenAI's shape, and no POST is sent twice.
     app = FastAPI(
         title="Foreword",
         version=__version__,
         redirect_slashes=False,
-        lifespan=_save_usage(authenticator),
+        lifespan=_lifespan(authenticator, manager),
         responses=ERROR_RESPONSES,
     )
     install_error_handlers(app)
@@ -110,7 +133,7 @@ def create_app(
     app.add_middleware(RequestLimits, max_body_bytes=max_body_bytes)
     if cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(AccessLog, metrics=metrics)
+    app.add_middleware(AccessLog, metrics=metrics, parts_of_page=(f"{PATH}/", "/favicon.ico"))
     if ui:
         from foreword.server.ui.mount import mount_ui
 
@@ -118,21 +141,32 @@ def create_app(
     return app
 
 
-def _save_usage(authenticator: Authenticator) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """A lifespan that saves what keys have used of their quotas, every few seconds and at shutdown."""
-
-    async def save_regularly() -> None:
-        while True:
-            await asyncio.sleep(SAVE_INTERVAL)
-            await run_in_threadpool(authenticator.save_usage)
+def _lifespan(
+    authenticator: Authenticator, manager: TaskManager | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """A lifespan that saves what keys have used of their quotas, every few seconds and at shutdown, and that removes
+    expired tasks now and then."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        saving = asyncio.create_task(save_regularly())
+        jobs = [asyncio.create_task(_repeat(SAVE_INTERVAL, authenticator.save_usage))]
+        if manager is not None:
+            jobs.append(asyncio.create_task(_repeat(PRUNE_INTERVAL, partial(manager.prune, PRUNE_LIMIT))))
         try:
             yield
         finally:
-            saving.cancel()
+            for job in jobs:
+                job.cancel()
             authenticator.save_usage()
 
     return lifespan
+
+
+async def _repeat(seconds: float, job: Callable[[], None]) -> None:
+    """Do a job in a worker thread again and again; an error is logged, and it is tried the next time."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await run_in_threadpool(job)
+        except (ForewordError, OSError) as error:
+            logging.getLogger(__name__).warning("%s", error)

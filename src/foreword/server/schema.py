@@ -52,3 +52,9 @@ class TaskRequestBody(BaseModel):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+
+    @property
+    def user_id(self) -> str | None:
+        """Whom the request is for, by ``user`` or the newer fields in its place."""
+        names = (self.user, self.safety_identifier, self.prompt_cache_key)
+        return next((name for name in names if isinstance(name, str) and name), None)

@@ -12,13 +12,24 @@ class Detokenizer:
     """Incremental detokenizer of one generated answer.
 
     Args:
-        tokenizer: decodes ids; special tokens are left out.
+        tokenizer: decodes ids.
         stop: texts that end the answer.
         min_tokens: a stop text that is complete within so many tokens does not end the answer.
+        skip_special_tokens: leave special tokens out.
+        include_stop: leave the stop text at the end of the answer.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+        *,
+        skip_special_tokens: bool = True,
+        include_stop: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens, self._include_stop = skip_special_tokens, include_stop
         self._stop = tuple(stop)
         self._left = min_tokens  # tokens until a stop text counts
         self._window: list[int] = []  # the last tokens that were released, and those that were not
@@ -50,7 +61,9 @@ class Detokenizer:
         return rest if self.stopped else rest + self._drain()
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=self._skip_special_tokens, clean_up_tokenization_spaces=False
+        )
 
     def _drain(self) -> str:
         held, self._held = self._held, ""
@@ -63,10 +76,18 @@ class Detokenizer:
             self.stopped = True
             self._held = ""
             # Whichever was complete first, as if the text had come a character at a time and not in tokens.
-            return text[: min(ends)[1]]
+            end, begin = min(ends)
+            return text[: end if self._include_stop else begin]
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def special_token_id(tokenizer: Any, text: str) -> int | None:
+    """The id of the special token that a text is; ``None`` if it is ordinary text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    token = backend.token_to_id(text) if backend is not None else None
+    return token if token is not None and not tokenizer.decode([token], skip_special_tokens=True) else None
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -75,18 +75,31 @@ class ExampleEncoder:
             TemplateError: text behind an answer that is generated, or a tokenizer without a mask token.
             RequestError: there is nothing to run.
         """
-        before = self._encode(_after_soft_tokens(filled.prompt, self.num_prefix_soft_tokens))
+        prompt = _after_soft_tokens(filled.prompt, self.num_prefix_soft_tokens)
         if not self.causal and not self.is_encoder_decoder:
-            mask = self._mask_id()
-            after = seam.continuation_ids(self.tokenizer, filled.after, "") if filled.after else []
-            return _encoded([*before, mask, *after, *self._closing_ids()], (len(before),))
+            return self._encode_masked(prompt, filled.after)
         if filled.after:
+            behind = filled.after[0]
+            what = f"the text {behind[:20]!r}" if isinstance(behind, str) else f"{{soft:{behind.length}}}"
             raise TemplateError(
-                f"the text {filled.after[:20]!r} behind the answer is never seen by a model that writes its answers; "
-                "end the template with {mask} or {target:...}."
+                f"{what} behind the answer is never seen by a model that writes its answers; end the template with "
+                "{mask} or {target:...}."
             )
+        before = self._encode(prompt)
         ids = [*before, *self._closing_ids()] if self.is_encoder_decoder else before
         return _encoded(ids, (len(ids) - 1,))
+
+    def _encode_masked(self, prompt: Sequence[Piece], after: Sequence[Piece]) -> EncodedExample:
+        """A text with a mask in it. The beginning-of-text token comes before the first text; where soft tokens stand on
+        both sides of the mask and no text before it, it comes first of all."""
+        mask, lead = self._mask_id(), list[int]()
+        behind = sum(piece.length for piece in after if isinstance(piece, SoftSlot))
+        if behind and self.bos and not any(isinstance(piece, str) for piece in prompt):
+            lead += seam.special_tokens(self.tokenizer)[0]
+        before = [*lead, *self._encode(prompt)]
+        ahead = sum(piece.length for piece in prompt if isinstance(piece, SoftSlot))
+        rest = self._continue(after, ahead)
+        return _encoded([*before, mask, *rest, *self._closing_ids()], (len(before),))
 
     def encode_sequence(self, filled: FilledTemplate) -> EncodedExample:
         """Encode a text for sequence classification by a head, from the hidden state of the first token of an encoder
@@ -128,17 +141,22 @@ class ExampleEncoder:
     def _encode(self, pieces: Sequence[Piece], bos: bool | None = None) -> list[int]:
         """Token ids of text and soft tokens; the beginning-of-text token comes before the first text."""
         bos = self.bos if bos is None else bos
+        first = next((at for at, piece in enumerate(pieces) if isinstance(piece, str)), len(pieces))
+        ids = self._continue(pieces[:first], 0)
+        if first < len(pieces):
+            ids += seam.encode(self.tokenizer, str(pieces[first]), bos=bos)
+        soft = sum(token < 0 for token in ids)
+        return ids + self._continue(pieces[first + 1 :], soft)
+
+    def _continue(self, pieces: Sequence[Piece], soft: int) -> list[int]:
+        """Token ids of pieces that go on behind others, ``soft`` soft tokens among them."""
         ids: list[int] = []
-        soft, started = 0, False
         for piece in pieces:
             if isinstance(piece, SoftSlot):
                 ids += map(soft_id, range(soft, soft + piece.length))
                 soft += piece.length
-            elif started:
-                ids += seam.continuation_ids(self.tokenizer, piece, "")
             else:
-                ids += seam.encode(self.tokenizer, piece, bos=bos)
-                started = True
+                ids += seam.continuation_ids(self.tokenizer, piece, "")
         return ids
 
     def _closing_ids(self) -> tuple[int, ...]:

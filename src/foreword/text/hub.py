@@ -5,7 +5,6 @@ Loading scripts are never run: the oldest release in the `[data]` extra's range 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -78,17 +77,74 @@ class HubDataset:
         from datasets import Dataset, load_dataset
 
         try:
-            data = load_dataset(self.path, self.config, revision=self.revision, split=self.split)
+            if saved_splits(Path(self.path)):
+                data = self._saved()
+            else:
+                data = load_dataset(self.path, self.config, revision=self.revision, split=self.split)
+        except DataError:
+            raise
         except Exception as error:  # loaders of a dozen formats raise what they like
             raise DataError(f"{self.name} cannot be loaded: {first_line(error)}; check the name.") from error
         assert isinstance(data, Dataset)
         # As Arrow, pictures and sounds stay undecoded.
         return table_rows(data.with_format("arrow")[:], data.features, self.name)
 
-    def digest(self) -> str:
-        """SHA-256 over the rows as canonical JSON: what the Hub holds may change under a name."""
-        digest = hashlib.sha256()
-        for values, _ in self.rows():
-            line = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=bytes.hex)
-            digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
-        return digest.hexdigest()
+    def _saved(self) -> Any:
+        """The split of a folder that `save_to_disk` wrote, cut and joined as `load_dataset` does."""
+        from datasets import Dataset, ReadInstruction, concatenate_datasets, load_from_disk
+
+        loaded = load_from_disk(self.path)
+        splits = (
+            {saved_splits(Path(self.path))[0]: loaded}
+            if isinstance(loaded, Dataset)
+            else {str(name): each for name, each in loaded.items()}
+        )
+        named = re.sub(r"\[[^\]]*\]", "", self.split).split("+")
+        if unknown := [each for each in named if each not in splits]:
+            raise DataError(f"{self.name}: there is no split {unknown[0]!r}; it has {', '.join(splits)}.")
+        parts = ReadInstruction.from_spec(self.split).to_absolute({each: len(data) for each, data in splits.items()})
+        cut = [
+            splits[part.splitname].select(
+                range(part.from_ or 0, len(splits[part.splitname]) if part.to is None else part.to)
+            )
+            for part in parts
+        ]
+        return concatenate_datasets(cut)
+
+
+def saved_splits(folder: Path) -> tuple[str, ...]:
+    """Names of the splits of a folder that `save_to_disk` wrote; empty for any other folder.
+
+    A single `Dataset` is called by the split that it was cut from, or ``train``.
+    """
+    listed = _read_json(folder / "dataset_dict.json").get("splits")
+    if isinstance(listed, list):
+        return tuple(map(str, listed))
+    if not (folder / "dataset_info.json").is_file() or not (state := _read_json(folder / "state.json")):
+        return ()
+    split = state.get("_split")
+    return (split if isinstance(split, str) and re.fullmatch(r"\w[\w.-]*", split) else "train",)
+
+
+def saved_split(folder: Path) -> str:
+    """The only split of a folder that `save_to_disk` wrote. Raises DataError for any other folder."""
+    splits = saved_splits(folder)
+    if len(splits) > 1:
+        raise DataError(
+            f"{folder} holds the splits {', '.join(splits)}; name one: {SCHEME}{_shown(folder)}:{splits[0]}."
+        )
+    if not splits:
+        raise DataError(f"{folder} is a folder; name a file in it, or a split of it: {SCHEME}{_shown(folder)}:train.")
+    return splits[0]
+
+
+def _shown(folder: Path) -> str:
+    return str(folder) if folder.is_absolute() or str(folder).startswith((".", "~")) else f"./{folder}"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,141 +1,113 @@
-"""`read_rows`: rows of a data file or of a Hub data set, each with its file and line for errors."""
+"""`read_rows`: rows of a data file, a folder, a Hub data set or of memory, each with its place for errors."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from foreword.errors import DataError, UsageError
-from foreword.text.hub import SCHEME, HubDataset
+from foreword.errors import DataError
+from foreword.text.delimited import Layout, delimited_rows
+from foreword.text.hub import SCHEME, HubDataset, saved_split
+from foreword.text.json_rows import json_rows
+from foreword.text.memory import Tabular, memory_rows
+from foreword.text.row import Row, values_digest
 from foreword.text.table import parquet_rows
+from foreword.text.text_file import read_utf8, stem_suffix
+
+Source = str | Path | Sequence[Any] | Tabular
+"""A file or data set by its name, or rows in memory: a list of dicts, a `datasets.Dataset` or a pandas DataFrame."""
+
+JSON = (".jsonl", ".json", ".ndjson")
+DELIMITED = (".csv", ".tsv")
+KINDS = (*JSON, *DELIMITED, ".parquet")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One example.
+class DataFile:
+    """What was read from one source.
 
     Attributes:
-        values: its fields, as JSON has them: text, numbers, booleans, null, lists and objects.
-        where: file and line, such as ``train.jsonl line 3``, or ``train.parquet row 3``.
+        rows: at least one.
+        what: the format that was found, in a few words.
+        warnings: clauses about what may be wrong and was read as it stands.
     """
 
-    values: dict[str, Any]
-    where: str
-
-    @contextmanager
-    def error_context(self) -> Iterator[None]:
-        """Prefix the UsageErrors raised in this block with the row's file and line."""
-        try:
-            yield
-        except UsageError as error:
-            if str(error).startswith(self.where):
-                raise
-            raise type(error)(f"{self.where}: {error}") from error
+    rows: list[Row]
+    what: str
+    warnings: tuple[str, ...] = ()
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """Rows of a file or of a Hub data set.
+def read_rows(source: Source, layout: Layout | None = None) -> list[Row]:
+    """The rows of a source, see `read_data`."""
+    return read_data(source, layout).rows
+
+
+def read_data(source: Source, layout: Layout | None = None) -> DataFile:
+    """Read all rows of a source.
 
     Args:
-        path: a ``.jsonl`` (one object a line), ``.csv`` or ``.tsv`` (header first; every cell is text) file in UTF-8,
-            a ``.parquet`` file, or ``hub:OWNER/NAME[/CONFIG][@REVISION]:SPLIT`` (``hub:./FOLDER:SPLIT`` for a folder
-            that `datasets.load_dataset` can read). The last two need the `[data]` extra.
+        source: rows in memory, or the name of: a JSON file (one object a line, an array, pretty-printed objects,
+            pandas's columns), a ``.csv`` or ``.tsv`` file (header first, unless ``layout`` has the columns; every cell
+            is text), in UTF-8 and perhaps packed as ``.gz``; a ``.parquet`` file; a folder that
+            `datasets.Dataset.save_to_disk` wrote; ``hub:OWNER/NAME[/CONFIG][@REVISION]:SPLIT`` (``hub:./FOLDER:SPLIT``
+            for a folder that `datasets` can read). The last three need the `[data]` extra.
+        layout: of CSV and TSV files, where it does not follow from the file.
 
     Raises:
         DataError: it is missing, empty, or a line is not what it should be.
+        SettingError: a layout for something that is no CSV or TSV file.
     """
-    rows = list(_hub_rows(str(path)) if _is_hub(path) else _file_rows(Path(path)))
-    if not rows:
-        raise DataError(f"{path} has no examples; give at least one line of data.")
-    return rows
+    layout = layout or Layout()
+    data = _read(source, layout)
+    if not is_delimited(source):
+        layout.require_none(source_name(source))
+    if not data.rows:
+        raise DataError(f"{source_name(source)} has no examples; give at least one line of data.")
+    return data
 
 
-def read_utf8(file: Path) -> str:
-    """The text of a file, without a byte order mark. Raises DataError that says what is wrong."""
-    try:
-        data = file.read_bytes()
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{file} line {line} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}; check the path.") from error
+def data_digest(source: Source) -> str:
+    """SHA-256 of a data file, or of the rows of a data set or of memory, for provenance."""
+    if isinstance(source, str | Path) and not _is_hub(source) and not Path(source).is_dir():
+        with Path(source).open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    return values_digest(row.values for row in _read(source, Layout()).rows)
 
 
-def data_digest(path: str | Path) -> str:
-    """SHA-256 of a data file, or of the rows of a Hub data set, for provenance."""
-    if _is_hub(path):
-        return HubDataset.parse(str(path)).digest()
-    with Path(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def is_delimited(source: Source) -> bool:
+    """Whether a source is a CSV or TSV file, by its name."""
+    return isinstance(source, str | Path) and not _is_hub(source) and stem_suffix(Path(source)) in DELIMITED
 
 
-def _is_hub(path: str | Path) -> bool:
-    return isinstance(path, str) and path.startswith(SCHEME)
+def source_name(source: Source) -> str:
+    """The name of a source in sentences and in records: its path, or what it is."""
+    return str(source) if isinstance(source, str | Path) else "rows in memory"
 
 
-def _hub_rows(name: str) -> Iterator[Row]:
-    return (Row(values, where) for values, where in HubDataset.parse(name).rows())
+def _is_hub(source: Source) -> bool:
+    return isinstance(source, str) and source.startswith(SCHEME)
 
 
-def _file_rows(file: Path) -> Iterator[Row]:
-    kind = file.suffix.lower()
+def _read(source: Source, layout: Layout) -> DataFile:
+    if not isinstance(source, str | Path):
+        return DataFile(memory_rows(source), "rows in memory")
+    if _is_hub(source):
+        return DataFile([Row(*row) for row in HubDataset.parse(str(source)).rows()], "a data set")
+    file = Path(source)
+    kind = stem_suffix(file)
+    if file.is_dir() and kind not in KINDS:
+        only = saved_split(file)
+        read = _read(f"{SCHEME}{file.absolute()}:{only}", layout)
+        rows = [Row(row.values, f"{file} row {number}") for number, row in enumerate(read.rows, 1)]
+        return replace(read, rows=rows, what="a data set on disk")
     if kind == ".parquet":
-        return (Row(values, where) for values, where in parquet_rows(file))
-    readers = {".jsonl": _jsonl, ".json": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": partial(_csv, between="\t")}
-    if kind not in readers:
-        raise DataError(f"{file} has to end in .jsonl, .csv, .tsv or .parquet; convert it to one of them.")
-    return readers[kind](file, io.StringIO(read_utf8(file), newline=""))
-
-
-def _jsonl(file: Path, lines: io.StringIO) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{file} line {number}"
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where} is not JSON ({error.msg}, column {error.colno}); write one object a line."
-            ) from error
-        if not isinstance(values, dict):
-            raise DataError(f'{where} is {type(values).__name__}, expected an object such as {{"text": ...}}.')
-        yield Row(values, where)
-
-
-def _csv(file: Path, lines: io.StringIO, between: str = ",") -> Iterator[Row]:
-    """Cells stay text, whatever they look like: a label ``007`` is not a number."""
-    records = _csv_records(file, lines, between)
-    _, header = next(records, (1, []))
-    if twice := next((name for name in header if header.count(name) > 1), None):
-        raise DataError(f"{file} has the column {twice!r} twice; give every column its own name.")
-    for number, cells in records:
-        if len(cells) != len(header):
-            raise DataError(
-                f"{file} line {number} has {len(cells)} columns, the header {len(header)}; quote fields with "
-                f"{'commas' if between == ',' else 'tabs'}."
-            )
-        yield Row(dict(zip(header, cells, strict=True)), f"{file} line {number}")
-
-
-def _csv_records(file: Path, lines: io.StringIO, between: str) -> Iterator[tuple[int, list[str]]]:
-    """Records with the number of their first line; a quoted field may span several lines."""
-    reader = csv.reader(lines, delimiter=between, strict=True)
-    begins = 1
-    try:
-        for cells in reader:
-            if cells:
-                yield begins, cells
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        kind = "CSV" if between == "," else "TSV"
-        raise DataError(f"{file} line {begins} is not {kind}: {error}; check its quotes.") from error
+        return DataFile([Row(*row) for row in parquet_rows(file)], "Parquet")
+    if kind in JSON:
+        return DataFile(*json_rows(str(file), read_utf8(file), columns_of_lists=kind == ".json"))
+    if kind in DELIMITED:
+        read = delimited_rows(str(file), read_utf8(file), layout, tabs=kind == ".tsv")
+        return DataFile(read.rows, read.what, read.warnings)
+    raise DataError(f"{file} has to end in .jsonl, .json, .csv, .tsv or .parquet; convert it to one of them.")

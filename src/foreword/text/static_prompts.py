@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foreword.errors import DataError
-from foreword.text.rows import read_utf8
+from foreword.text.text_file import read_utf8
 
 
 @dataclass(frozen=True)

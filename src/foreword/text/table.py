@@ -64,7 +64,7 @@ def table_rows(table: pa.Table, features: Mapping[str, Any], what: str) -> Itera
     for batch in table.to_batches():
         for values in batch.to_pylist():
             number += 1
-            where = f"{what} row {number}"
+            where = f"{what} row {number}".strip()
             yield (
                 {name: _json_value(value, features.get(name), f"{where}: {name!r}") for name, value in values.items()},
                 where,

@@ -7,21 +7,30 @@ them. ``task=None`` is the base model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from foreword.core import Kind, Task
-from foreword.errors import RequestError, TemplateError, UsageError
+from foreword.errors import RequestError, TemplateError, UnsupportedOption, UsageError
 from foreword.text import chat, distilled_text, seam
 from foreword.text.encoded_example import EncodedExample, ExampleEncoder
 from foreword.text.prompt import Prompt
 from foreword.text.template import Template
+from foreword.text.tool_formats import ToolFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) -> Prompt:
-    """The text verbatim behind the task's prefix. Raises RequestError if there is nothing to run."""
+def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str, *, causal: bool = True) -> Prompt:
+    """The text verbatim behind the task's prefix.
+
+    A task that labels takes it verbatim if it is worded as the task's template up to the answer; any other text is put
+    into the template's only field, since words of labels behind it would mean nothing.
+
+    Raises RequestError if there is nothing to run, or for a text that a template of several fields would take.
+    """
+    if task is not None and answers_label(task) and not _is_worded(task, text, causal):
+        return from_fields(tokenizer, task, {_label_field(task): text}, causal=causal)
     if task is not None and distilled_text.stands_for_text(task):
         return _continuation_prompt(task, distilled_text.encode_continuation(tokenizer, task, text))
     if task is None or not _is_static(task):
@@ -85,23 +94,60 @@ def field_words(template: Template, values: Mapping[str, object], where: str = "
 
 
 def from_messages(
-    tokenizer: PreTrainedTokenizerBase, task: Task | None, messages: Sequence[Mapping[str, object]]
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    causal: bool = True,
+    answer_prefix: str = "",
+    **options: Unpack[chat.RenderOptions],
 ) -> Prompt:
-    """A conversation, through the task's template if that has exactly one field, else the chat template.
+    """A conversation, through the task's template if that has one field, else the chat template.
 
-    Raises RequestError for messages that do not fit, TemplateError if the tokenizer has no chat template.
+    Args:
+        causal: False for a task of an encoder.
+        answer_prefix: a beginning of the answer, behind the rendered conversation.
+        options: of the chat template.
+
+    Raises RequestError for messages that do not fit, also to a template of several fields; TemplateError if the
+    tokenizer has no chat template.
     """
-    field = _only_field(task)
-    if task is not None and field is not None:
-        return from_fields(tokenizer, task, {field: _single_user_text(task, messages)})
+    require_chat(task)
+    fields = _fields(task)
+    if task is not None and fields:
+        _refuse_chat_options(task, options)
+        return from_fields(tokenizer, task, {fields[0]: _single_user_text(task, messages)}, causal=causal)
     if task is not None and _is_static(task):
-        return _static_slice_prompt(task, _static_chat_ids(tokenizer, task, messages))
+        rendered = _static_chat_text(tokenizer, task, messages, options) + answer_prefix
+        if task.kind == "system":
+            return _static_slice_prompt(task, chat.encode(tokenizer, rendered))
+        ids = seam.encode(tokenizer, _static_text(task) + rendered, bos=task.prefix.bos != "none")
+        return _static_slice_prompt(task, ids)
     if task is not None and distilled_text.stands_for_text(task):
-        return _continuation_prompt(task, distilled_text.encode_conversation(tokenizer, task, messages))
-    rendered = chat.render(tokenizer, messages)
-    if _request_has_bos(task):
-        return _continuation_prompt(task, chat.encode(tokenizer, rendered))
-    return _continuation_prompt(task, seam.encode(tokenizer, chat.without_bos(tokenizer, rendered), bos=False))
+        return _continuation_prompt(
+            task,
+            distilled_text.encode_conversation(tokenizer, task, messages, answer_prefix=answer_prefix, **options),
+        )
+    rendered = chat.render(tokenizer, messages, **options) + answer_prefix
+    return _continuation_prompt(task, chat.encode(tokenizer, rendered, bos=_request_has_bos(task)))
+
+
+def tool_format(
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None,
+    messages: Sequence[Mapping[str, object]],
+    **options: Unpack[chat.RenderOptions],
+) -> ToolFormat:
+    """The format in which calls will stand in the answer to what `from_messages` makes of the same arguments.
+
+    Raises UnsupportedOption for a task that puts a message into its own template.
+    """
+    if task is not None and _fields(task):
+        _refuse_chat_options(task, options)
+    if task is not None and distilled_text.stands_for_text(task):
+        return distilled_text.tool_format(tokenizer, task, messages, **options)
+    system = _static_text(task) if task is not None and _is_static(task) and task.kind == "system" else None
+    return chat.tool_format(tokenizer, messages, system=system, **options)
 
 
 def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Sequence[int]) -> Prompt:
@@ -120,11 +166,13 @@ def from_rendered(tokenizer: PreTrainedTokenizerBase, task: Task, token_ids: Seq
 
 def takes_one_message(task: Task | None) -> bool:
     """Whether the task puts a single message into its template, and so takes no conversation."""
-    return _only_field(task) is not None
+    return len(_fields(task)) == 1
 
 
-def from_ids(task: Task | None, token_ids: Sequence[int]) -> Prompt:
+def from_ids(task: Task | None, token_ids: Sequence[int], *, causal: bool = True) -> Prompt:
     """Token ids behind the whole prefix. Raises RequestError if there is nothing to run."""
+    if task is not None and not causal:
+        raise RequestError(f"task '{task.name}' is of an encoder and needs its mask; send a text or inputs.")
     if token_ids and min(token_ids) < 0:
         raise RequestError(f"token id {min(token_ids)} is below 0; send ids of the tokenizer.")
     if task is None or task.prefix.token_ids is None:
@@ -132,12 +180,34 @@ def from_ids(task: Task | None, token_ids: Sequence[int]) -> Prompt:
     return _static_slice_prompt(task, [*task.prefix.token_ids, *token_ids])
 
 
+def answers_label(task: Task) -> bool:
+    """Whether a request to the task is answered by the word of a label: it has a verbalizer, and no head."""
+    return bool(task.verbalizer) and task.head is None and task.template is not None
+
+
 def require_generation(task: Task | None) -> None:
-    """Raise RequestError for a task that labels and cannot generate: one with a head, or an ensemble."""
-    if task is not None and task.head is not None:
-        raise RequestError(f"task '{task.name}' labels texts with a head and writes nothing; classify or tag with it.")
-    if task is not None and task.members:
-        raise RequestError(f"task '{task.name}' is an ensemble of prefixes, which only labels texts; classify with it.")
+    """Raise RequestError for a task that answers no request with text: one with a head."""
+    if task is None or (task.head is None and (not task.members or answers_label(task))):
+        return
+    if task.head is not None and task.head.per_token:
+        raise RequestError(
+            f"task '{task.name}' tags words and writes no text; ask /v1/tag, or run foreword classify {task.name}."
+        )
+    raise RequestError(
+        f"task '{task.name}' labels texts and writes none; ask /v1/classify, or run foreword classify {task.name}."
+    )
+
+
+def require_chat(task: Task | None) -> None:
+    """Raise RequestError for a task that takes no messages: one that writes nothing, or whose template has several
+    fields."""
+    require_generation(task)
+    fields = _fields(task)
+    if task is not None and len(fields) > 1:
+        raise RequestError(
+            f"task '{task.name}' fills the fields {_listed(fields)}; send inputs to /v1/completions, or --field "
+            "name=value to foreword generate."
+        )
 
 
 def static_token_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) -> tuple[int, ...]:
@@ -149,6 +219,11 @@ def static_token_ids(tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str) 
         raise UsageError("a learned task has no text to compute its prefix from; use kind 'system' or 'prompt'.")
     if not text:
         raise UsageError("the text of a static task is empty; give it at least one character.")
+    if kind == "system" and not getattr(tokenizer, "chat_template", None):
+        raise TemplateError(
+            "the model has no chat template, so it has no system turns; publish the text as one that stands in front: "
+            "--text in place of --system, 'prompt' in place of 'system'."
+        )
     if kind == "system":
         return tuple(chat.encode(tokenizer, chat.system_text(tokenizer, text)))
     return tuple(seam.encode(tokenizer, text, bos=True))
@@ -206,18 +281,61 @@ def _static_text(task: Task) -> str:
     return task.text
 
 
-def _static_chat_ids(
-    tokenizer: PreTrainedTokenizerBase, task: Task, messages: Sequence[Mapping[str, object]]
-) -> list[int]:
+def _static_chat_text(
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    messages: Sequence[Mapping[str, object]],
+    options: chat.RenderOptions,
+) -> str:
     if task.kind == "system":
-        return chat.encode(tokenizer, chat.render(tokenizer, messages, system=_static_text(task)))
-    rendered = chat.without_bos(tokenizer, chat.render(tokenizer, messages))
-    return seam.encode(tokenizer, _static_text(task) + rendered, bos=task.prefix.bos != "none")
+        return chat.render(tokenizer, messages, system=_static_text(task), **options)
+    return chat.without_bos(tokenizer, chat.render(tokenizer, messages, **options))
 
 
-def _only_field(task: Task | None) -> str | None:
-    fields = Template.parse(task.template).fields if task is not None and task.template is not None else ()
-    return fields[0] if len(fields) == 1 else None
+_OPTION_NAMES = {"template_kwargs": "chat_template_kwargs"}
+
+
+def _refuse_chat_options(task: Task, options: chat.RenderOptions) -> None:
+    """Raise UnsupportedOption for what a task with a template of its own cannot honour."""
+    given = [name for name in ("tools", "template_kwargs", "continue_final_message") if options.get(name)]
+    if options.get("add_generation_prompt") is False:
+        given.append("add_generation_prompt")
+    if given:
+        name = _OPTION_NAMES.get(given[0], given[0])
+        raise UnsupportedOption(
+            f"{name} is not supported by task '{task.name}', which puts one message into its own template, and the "
+            f"model's chat template is not used; leave {name} out."
+        )
+
+
+def _fields(task: Task | None) -> tuple[str, ...]:
+    """The fields that a bare text has to fill: the only one that is not optional, or else all."""
+    if task is None or task.template is None:
+        return ()
+    template = Template.parse(task.template)
+    return template.fields if template.text_field is None else (template.text_field,)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _is_worded(task: Task, text: str, causal: bool) -> bool:
+    """Whether a text is a filled template of a task that labels, as far as a text can be."""
+    template = Template.parse(task.template or "")
+    return causal and not template.num_inner_soft_tokens(causal) and template.words(text)
+
+
+def _label_field(task: Task) -> str:
+    fields = _fields(task)
+    if len(fields) == 1:
+        return fields[0]
+    raise RequestError(
+        f"task '{task.name}' fills the fields {_listed(fields)}; send inputs for them (--field name=value), or a text "
+        "worded as its template up to the label."
+        if fields
+        else f"the template of task '{task.name}' takes no text; send it as it stands."
+    )
 
 
 def _single_user_text(task: Task, messages: Sequence[Mapping[str, object]]) -> str:

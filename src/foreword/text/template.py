@@ -1,6 +1,10 @@
 """`Template`: how the fields of an example become one text with a place for the answer.
 
-    {field}         the value of an input field
+    {field}         the value of an input field; a name may have blanks, dots, quotes, any letters
+    {field?}        the same of a field that may be absent, null or empty; alone on its line, it takes the line along
+    {field:NAME}    a field whose name would mean something else: {field:mask}, {field:a:b}, {field:really?}
+    {field?:NAME}   the same of a field that may be absent
+    {join:field}    a list, its items joined by "; " and the cells of an item that is a list by " | "
     {mask}          where the label word goes
     {target:field}  where generated text goes; its value in training comes from that field
     {soft:N}        N learned soft tokens
@@ -15,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from foreword.errors import TemplateError
@@ -22,9 +27,11 @@ from foreword.errors import TemplateError
 
 @dataclass(frozen=True)
 class InputField:
-    """``{name}``."""
+    """``{name}``, ``{name?}`` where the field is optional, or ``{join:name}`` where it is a list."""
 
     name: str
+    optional: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ TemplatePart = str | InputField | MaskSlot | TargetField | SoftSlot
 P = TypeVar("P", bound=TemplatePart)
 
 _RESERVED = ("mask", "soft", "target")
+# What no plain name holds: a colon is for {soft:N} and its like, and stands in JSON that was not escaped.
+_NOT_IN_NAMES = re.compile(r"[:\r\n]|^\s*$")
 _PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 _LENGTH = re.compile(r"[1-9][0-9]{0,5}")
 _ESCAPE = re.compile(r"\\([nt\\])")
@@ -64,12 +73,12 @@ class FilledTemplate:
     Attributes:
         prompt: everything before the answer; no two neighbours are both text.
         target: the text to be generated, if the template has one and it was asked for.
-        after: the text behind the answer, empty if there is none.
+        after: everything behind the answer, likewise; masked models alone see it.
     """
 
     prompt: tuple[str | SoftSlot, ...]
     target: str | None
-    after: str
+    after: tuple[str | SoftSlot, ...]
 
     @property
     def text(self) -> str:
@@ -87,7 +96,16 @@ class FilledTemplate:
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template; ``parts`` never hold two neighbouring texts."""
+    """A parsed template: how an example becomes text, and where its answer goes.
+
+    >>> template = foreword.Template.parse("Review: {text}\\nSentiment:{mask}")
+    >>> template.fields, template.has_mask
+    (('text',), True)
+
+    Attributes:
+        source: as it was written.
+        parts: never two neighbouring texts.
+    """
 
     source: str
     parts: tuple[TemplatePart, ...]
@@ -104,12 +122,24 @@ class Template:
     @classmethod
     def default(cls, field: str) -> Template:
         """The template for a data set with a single text field."""
-        return cls.parse(f"{{{field}}}\nLabel:{{mask}}")
+        return cls.parse(f"{slot(field)}\nLabel:{{mask}}")
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Input fields in the order of their first use; the target is not one of them."""
         return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, InputField)))
+
+    @property
+    def required_fields(self) -> tuple[str, ...]:
+        """Those of `fields` that a row must have."""
+        named = (part.name for part in self.parts if isinstance(part, InputField) and not part.optional)
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def text_field(self) -> str | None:
+        """The field that a bare text fills: the only one, or the only one that is not optional."""
+        fields = self.fields if len(self.fields) == 1 else self.required_fields
+        return fields[0] if len(fields) == 1 else None
 
     @property
     def target(self) -> str | None:
@@ -118,6 +148,7 @@ class Template:
 
     @property
     def has_mask(self) -> bool:
+        """Whether it has ``{mask}``, where a label's word goes."""
         return any(isinstance(part, MaskSlot) for part in self.parts)
 
     @property
@@ -163,6 +194,30 @@ class Template:
                 return before if isinstance(before, str) else ""
         return ""
 
+    def words(self, text: str) -> bool:
+        """Whether ``text`` may be this template filled up to its answer: its literal texts stand in it, in order."""
+        literals = [""]
+        for index, part in enumerate(self.parts):
+            if isinstance(part, MaskSlot | TargetField):
+                break
+            if isinstance(part, InputField):
+                if part.optional and self._is_alone(index):  # an empty one takes the line break along
+                    literals[-1] = literals[-1][:-1]
+                literals.append("")
+            elif isinstance(part, str):
+                literals[-1] += part
+        if len(literals) == 1:
+            return text == literals[0]
+        first, *inner, last = literals
+        if not text.startswith(first) or not text[len(first) :].endswith(last):
+            return False
+        rest = text[len(first) : len(text) - len(last)]
+        for literal in inner:
+            if literal not in rest:
+                return False
+            rest = rest[rest.index(literal) + len(literal) :]
+        return True
+
     def require_answer(self) -> None:
         """Raise TemplateError unless the template says where the answer goes."""
         if not self.has_mask and self.target is None:
@@ -182,7 +237,8 @@ class Template:
         """Put the values of a row in.
 
         Args:
-            row: str, int, float and bool values become text; others are refused.
+            row: str, int, float and bool values become text; NaN and others are refused. An optional field may be
+                absent, null, NaN or empty.
             where: how errors name the row, such as ``train.jsonl line 3``.
             answer: False if only the inputs are known, as in serving; the target field may then be absent. Of a list of
                 references the first is the target; see `references`.
@@ -193,21 +249,59 @@ class Template:
         after: list[str | SoftSlot] = []
         target: str | None = None
         pieces = prompt
-        for part in self.parts:
+        for index, part in enumerate(self.parts):
             if isinstance(part, TargetField) and answer:
                 target = _texts(row, part.field, where)[0]
             if isinstance(part, MaskSlot | TargetField):
                 pieces = after
+            elif isinstance(part, InputField):
+                value = _value(row, part, where)
+                if not value and part.optional and self._is_alone(index) and pieces:
+                    pieces[-1] = str(pieces[-1])[:-1]
+                pieces.append(value)
             else:
-                pieces.append(_value(row, part.name, where) if isinstance(part, InputField) else part)
-        return FilledTemplate(_merge_text(prompt), target, "".join(piece for piece in after if isinstance(piece, str)))
+                pieces.append(part)
+        return FilledTemplate(_merge_text(prompt), target, _merge_text(after))
+
+    def _is_alone(self, index: int) -> bool:
+        """Whether a part stands behind a line break and before another one or the end."""
+        before = self.parts[index - 1] if index else ""
+        after = self.parts[index + 1] if index + 1 < len(self.parts) else "\n"
+        return isinstance(before, str) and before.endswith("\n") and isinstance(after, str) and after.startswith("\n")
+
+
+def slot(field: str, *, optional: bool = False) -> str:
+    """The source of a field's slot, whatever its name. Raises TemplateError for a name with braces."""
+    if "{" in field or "}" in field or not field:
+        raise TemplateError(f"no slot can name the field {field!r}; give it a name without braces.")
+    mark = "?" if optional else ""
+    plain = field not in _RESERVED and not field.endswith("?") and not _NOT_IN_NAMES.search(field)
+    return f"{{{field}{mark}}}" if plain else f"{{field{mark}:{field}}}"
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value stands for none: null, NaN or the empty text."""
+    return value is None or value == "" or value != value
+
+
+def near_name(name: str, names: Iterable[str]) -> str:
+    """``did you mean 'text'?`` for a name that is not among ``names`` but like one of them; else empty."""
+    near = nearest_name(name, names)
+    return f"did you mean {near!r}?" if near is not None else ""
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The one of ``names`` that a name is most like, case and outer blanks aside; ``None`` if it is like none."""
+    known = {each.strip().casefold(): each for each in names}
+    near = get_close_matches(name.strip().casefold(), known, n=1)
+    return known[near[0]] if near else None
 
 
 def _source(part: TemplatePart) -> str:
     if isinstance(part, str):
         return part.replace("{", "{{").replace("}", "}}")
     if isinstance(part, InputField):
-        return f"{{{part.name}}}"
+        return f"{{join:{part.name}}}" if part.joined else slot(part.name, optional=part.optional)
     return f"{{target:{part.field}}}" if isinstance(part, TargetField) else "{mask}"
 
 
@@ -219,7 +313,7 @@ def _texts(row: Mapping[str, object], name: str, where: str) -> tuple[str, ...]:
             at = f"{where}: " if where else ""
             raise TemplateError(f"{at}field '{name}' must be a text or a list of texts, found {str(value)[:40]!r}.")
         return tuple(value)
-    return (_value(row, name, where),)
+    return (_value(row, InputField(name), where),)
 
 
 def decode_escapes(text: str) -> str:
@@ -248,26 +342,33 @@ def _parse_slot(source: str, start: int, body: str) -> TemplatePart:
     if colon and name == "soft" and _LENGTH.fullmatch(argument):
         return SoftSlot(int(argument))
     # Behind the colon nothing is reserved: data sets with a column called "target" are common.
-    if colon and name == "target" and argument.isidentifier():
+    if colon and name == "target" and argument:
         return TargetField(argument)
-    if not colon and name.isidentifier() and name not in _RESERVED:
-        return InputField(name)
+    if colon and name in ("field", "field?") and argument:
+        return InputField(argument, name.endswith("?"))
+    if colon and name == "join" and argument:
+        return InputField(argument, joined=True)
+    field = body.removesuffix("?")
+    if not _NOT_IN_NAMES.search(field) and field not in _RESERVED:
+        return InputField(field, field != body)
     raise _error_at(source, start, _slot_problem(body))
 
 
 def _slot_problem(body: str) -> str:
     """Why ``{body}`` is not a slot, and the mend."""
-    slot = _quoted(f"{{{body}}}")
+    found = _quoted(f"{{{body}}}")
     name, _, _ = body.partition(":")
     if not body:
         return "'{}' names no field; write '{field}', or '{{}}' for literal braces"
     if name == "soft":
-        return f"{slot} needs a number of soft tokens from 1 to 999999; write one such as '{{soft:4}}'"
+        return f"{found} needs a number of soft tokens from 1 to 999999; write one such as '{{soft:4}}'"
     if name == "target":
-        return f"{slot} needs the name of the field to generate; write it as '{{target:field}}'"
+        return f"{found} needs the name of the field to generate; write it as '{{target:field}}'"
+    if name == "mask?":
+        return f"{found} names a field only as '{{field?:mask}}'; '{{mask}}' is where the label goes"
     return (
-        f"{slot} is not a slot; write '{{field}}' with a field name of letters, digits and '_', '{{mask}}', "
-        "'{target:field}' or '{soft:N}', and '{{' and '}}' for literal braces"
+        f"{found} is not a slot; write '{{field}}' with the name of a field ('{{field:NAME}}' for a name with a "
+        "colon), '{mask}', '{target:field}' or '{soft:N}', and '{{' and '}}' for literal braces"
     )
 
 
@@ -278,8 +379,8 @@ def _check_answer(source: str, placed: list[tuple[int, TemplatePart]]) -> None:
             if answer is not None:
                 raise _error_at(source, start, _second_answer(answer, part))
             answer = part
-        elif isinstance(part, SoftSlot) and answer is not None:
-            raise _error_at(source, start, "soft tokens cannot stand behind the answer; move them in front of it")
+        elif isinstance(part, SoftSlot) and isinstance(answer, TargetField):
+            raise _error_at(source, start, "soft tokens cannot stand behind a text that is generated; move them ahead")
 
 
 def _second_answer(first: TemplatePart, second: TemplatePart) -> str:
@@ -300,23 +401,53 @@ def _quoted(source: str) -> str:
     return repr(source if len(source) <= 60 else source[:57] + "...")
 
 
-def _value(row: Mapping[str, object], name: str, where: str) -> str:
-    at = f"{where}: " if where else ""
+def _value(row: Mapping[str, object], field: InputField, where: str) -> str:
+    at, name, optional = f"{where}: " if where else "", field.name, field.optional
+    # A column called "really?" is meant by {really?}: it must not pass for an absent "really".
+    if optional and name not in row and f"{name}?" in row:
+        name, optional = f"{name}?", False
+    if optional and is_missing(row.get(name)):
+        return ""
     if name not in row:
-        has = ", ".join(sorted(map(str, row))) or "no fields at all"
-        raise TemplateError(
-            f"{at}the row has no field '{name}' (it has: {has}); add it to the row, or name another field "
-            "in the template."
-        )
+        raise TemplateError(f"{at}{_no_field(name, row)}")
     value = row[name]
-    if not isinstance(value, str | int | float):
-        raise TemplateError(f"{at}field '{name}' is {_kind(value)}, not text; give it a string, a number or a boolean.")
+    if field.joined:
+        return _joined(value, f"{at}field '{name}'")
+    if not isinstance(value, str | int | float) or value != value:
+        raise TemplateError(f"{at}field '{name}' is {_kind(value)}, not text; {_mend_value(field, value)}")
     return str(value)
+
+
+def _joined(value: object, where: str) -> str:
+    """The text of ``{join:field}``."""
+    items = list(value) if isinstance(value, list | tuple) else []
+    cells = [list(item) if isinstance(item, list | tuple) else [item] for item in items]
+    if not cells or not all(isinstance(cell, str | int | float) and cell == cell for item in cells for cell in item):
+        raise TemplateError(f"{where} must be a list of texts, or of lists of texts, found {str(value)[:40]!r}.")
+    return "; ".join(" | ".join(map(str, item)) for item in cells)
+
+
+def _no_field(name: str, row: Mapping[str, object]) -> str:
+    """The sentence about a field that a row does not have."""
+    has = ", ".join(sorted(map(str, row))) or "no fields at all"
+    mend = near_name(name, map(str, row)) or "add it to the row, or name another field in the template."
+    braces = "" if name.isidentifier() else " (for braces that are text write '{{' and '}}')"
+    return f"the row has no field '{name}' (it has: {has}){braces}; {mend}"
+
+
+def _mend_value(field: InputField, value: object) -> str:
+    if is_missing(value) and not field.optional:
+        return f"give it a text, or write {slot(field.name, optional=True)} if it may be absent."
+    if isinstance(value, list | tuple):
+        return f"write {{join:{field.name}}} to join its items, or give it a text."
+    return "give it a string, a number or a boolean."
 
 
 def _kind(value: object) -> str:
     if value is None:
         return "null"
+    if value != value:
+        return "NaN"
     return {list: "a list", dict: "an object"}.get(type(value), f"of type {type(value).__name__}")
 
 

@@ -26,7 +26,11 @@ _EXAMPLE = '{"positive": " great", "negative": [" bad", " awful"]}'
 
 @dataclass(frozen=True)
 class Verbalizer:
-    """Words of every label, in the order of the labels; words are taken verbatim, spaces included."""
+    """Words of every label, in the order of the labels; words are taken verbatim, spaces included.
+
+    >>> foreword.Verbalizer.parse({"good": [" great", " fine"], "bad": " awful"}).labels
+    ('good', 'bad')
+    """
 
     words: Mapping[str, tuple[str, ...]]
 
@@ -63,6 +67,7 @@ class Verbalizer:
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """Names of the labels, in the order of their scores."""
         return tuple(self.words)
 
     def index(self, label: str, where: str = "") -> int:

@@ -28,9 +28,7 @@ def initializer(
     Raises SettingError for an initialization that has nothing to start from.
     """
     if recipe.init_text is not None:
-        if recipe.init not in ("auto", "text"):
-            raise SettingError("init_text", f"--init-text is for --init text, not --init {recipe.init}.")
-        return init.from_text(lm, recipe.init_text)
+        return init.from_text(lm, recipe.init_text, keep="first")
     if transfer is not None:
         return init.from_task(transfer, soft=method.soft)
     initializers: dict[str, Callable[[], init.Initializer]] = {
@@ -43,15 +41,19 @@ def initializer(
     }
     kind = method.init if recipe.init == "auto" else recipe.init
     if kind not in initializers:
-        mend = "give it with --init-text" if kind == "text" else f"choose {', '.join(initializers)}, text or task:NAME"
-        raise SettingError("init", f"--init {kind} has nothing to start from; {mend}.")
+        raise SettingError("init", f"--init {kind} has nothing to start from; choose {', '.join(initializers)}.")
     return initializers[kind]()
 
 
-def initial_head(lm: LanguageModel, labels: int, generator: torch.Generator) -> nn.Linear:
-    """A linear head ``[labels, hidden]`` in float32 or wider: normal weights of standard deviation 0.02, no bias."""
+def initial_head(lm: LanguageModel, labels: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
+    """A linear head ``[labels, hidden]`` in float32 or wider: normal weights of standard deviation 0.02, a bias of 0.
+
+    Args:
+        bias: whether the bias is learned.
+    """
     head = nn.Linear(lm.identity.hidden_size, labels, dtype=torch.promote_types(lm.dtype, torch.float32))
     with torch.no_grad():
         head.weight.copy_(0.02 * torch.randn(head.weight.shape, generator=generator))
         head.bias.zero_()
+    head.bias.requires_grad_(bias)
     return head.to(lm.device)

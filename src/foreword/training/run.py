@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from foreword.core import Bos, Head, KVPrefix, Task
+from foreword.core.token_rows import check_token_ids
 from foreword.errors import SettingError
 from foreword.models import LanguageModel
 from foreword.prompts.base import Method, PromptEncoder
 from foreword.prompts.lower import empty_prefix
 from foreword.prompts.registry import get_method as find_method
+from foreword.text import seam
 from foreword.text.encoded_example import ConstantPrefix, ExampleEncoder
 from foreword.text.label_scorers import HeadScorer, LabelScorer, word_scorer
+from foreword.text.long_rows import LongRows
 from foreword.text.rows import Row, data_digest
 from foreword.training.compatibility import check_compatible
 from foreword.training.data.class_weights import class_weights
 from foreword.training.data.examples import BatchItem, Example, ExampleBuilder, batch_schedule
+from foreword.training.data.target_scale import TargetScale
 from foreword.training.data.training_data import TrainingData, evenly_spaced
 from foreword.training.initialization import initial_head, initializer
+from foreword.training.modules.head_losses import LabelSetLoss, RegressionLoss
 from foreword.training.modules.losses import AnswerLoss, LabelLoss, Loss, SharedForwardLoss
 from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.recipe import Recipe
@@ -78,8 +83,10 @@ class Run:
             data = TrainingData.read(recipe, vocabulary=lm.has_lm_head)
         run = cls(lm, recipe, data, transfer, shared_prefix)
         check_compatible(lm, recipe, run.method, data)
-        if run.method.soft and not data.template.num_soft_tokens and not lm.causal:
+        if run.method.soft and not data.num_soft_tokens and not lm.causal:
             run = replace(run, data=data.with_soft_tokens(run.length))
+        if (long_rows := LongRows.parse(recipe.long_rows)).action != "refuse":
+            run = replace(run, data=run.data.fit(long_rows, run.example_builder.row_fits))
         if like is not None and run._has_tokens_of(like):
             examples = like.examples
         else:
@@ -107,7 +114,7 @@ class Run:
     @cached_property
     def length(self) -> int:
         """Virtual tokens: the soft tokens of the template, ``--length``, those of ``--transfer``, or the method's."""
-        slots = self.data.template.num_soft_tokens if self.method.soft else 0
+        slots = self.data.num_soft_tokens if self.method.soft else 0
         if slots and self.recipe.length not in (None, slots):
             raise SettingError(
                 "length",
@@ -125,6 +132,8 @@ class Run:
     @cached_property
     def constant_prefix(self) -> ConstantPrefix:
         """The constant beginning of the template, for methods with soft tokens."""
+        if self.data.template is None:
+            return ConstantPrefix((), False)
         return ExampleEncoder(self.lm.tokenizer, self.lm.causal).constant_prefix(self.data.template)
 
     @cached_property
@@ -138,8 +147,7 @@ class Run:
 
     @cached_property
     def example_encoder(self) -> ExampleEncoder:
-        template = self.data.template
-        lead = template.num_soft_tokens - template.num_inner_soft_tokens(self.lm.causal)
+        lead = self.data.num_soft_tokens - self.data.num_inner_soft_tokens(self.lm.causal)
         return ExampleEncoder(
             self.lm.tokenizer, self.lm.causal, self.bos == "request", lead, self.lm.is_encoder_decoder
         )
@@ -149,15 +157,22 @@ class Run:
         prefix_length = len(self.constant_prefix.token_ids) or (self.length if self.lm.causal else 0)
         prefix_length += self.shared_prefix.length if self.shared_prefix is not None else 0
         label_tokens = 0 if self.word_scorer is None else self.word_scorer.max_extra_tokens
-        return ExampleBuilder(self.lm, self.data, self.example_encoder, prefix_length, label_tokens)
+        return ExampleBuilder(
+            self.lm, self.data, self.example_encoder, prefix_length, label_tokens, self.recipe.max_length
+        )
 
     @cached_property
     def word_scorer(self) -> LabelScorer | None:
         """Scores the words of the labels; ``None`` without a verbalizer."""
         verbalizer, template = self.data.verbalizer, self.data.template
-        if verbalizer is None:
+        if verbalizer is None or template is None:
             return None
         lm, before = self.lm, template.before_answer
+        for label, words in verbalizer.words.items():
+            for word in words:
+                with Row({}, f"word {word!r} of label {label!r}").error_context():
+                    ids = seam.encode(lm.tokenizer, word, bos=False)
+                    check_token_ids(lm.tokenizer, lm.identity.vocab_size, ids)
         return word_scorer(lm.tokenizer, verbalizer, before, causal=lm.causal, is_encoder_decoder=lm.is_encoder_decoder)
 
     @property
@@ -194,7 +209,11 @@ class Run:
         weights = class_weights(self.recipe, self.data)
         tensor = torch.tensor(list(weights.values())) if weights is not None else None
         if prompt.head is not None:
-            return LabelLoss(HeadScorer(prompt.head.weight, prompt.head.bias), tensor)
+            scorer = HeadScorer(prompt.head.weight, prompt.head.bias)
+            if self.target_scale is not None:
+                return RegressionLoss(scorer, self.target_scale)
+            several = self.data.problem_type == "multi_label_classification"
+            return LabelSetLoss(scorer, tensor) if several else LabelLoss(scorer, tensor)
         assert self.word_scorer is not None
         return LabelLoss(self.word_scorer, tensor)
 
@@ -215,9 +234,18 @@ class Run:
             )
             encoder = self.method.encoder(self.lm, values)
         labels = len(self.data.head_labels)
-        head = initial_head(self.lm, labels, generator) if labels else None
+        head = initial_head(self.lm, labels, generator, bias=self.recipe.head_bias is not False) if labels else None
         # --lr makes both faster or slower.
-        return TrainablePrompt(encoder, head, HEAD_LR / self.method.lr if self.method.lr else 1.0)
+        ratio = HEAD_LR / self.method.lr if self.method.lr else 1.0
+        return TrainablePrompt(encoder, head, ratio, self.target_scale)
+
+    @cached_property
+    def target_scale(self) -> TargetScale | None:
+        """The scale of the numbers to learn, of a regression. Raises DataError if all are equal."""
+        if self.data.problem_type != "regression":
+            return None
+        centred = self.recipe.head_bias is not False
+        return TargetScale.of([self.data.number(row) for row in self.data.train_rows], centred=centred)
 
     def task(self, name: str) -> Task:
         """The task without trained values: template, verbalizer and defaults."""
@@ -226,10 +254,11 @@ class Run:
             name=name,
             method=self.method.name,
             prefix=empty_prefix(self.lm),
-            template=data.template.source,
+            template=data.template.source if data.template is not None else None,
             verbalizer=dict(data.verbalizer.words) if data.verbalizer is not None else None,
             generation=self._generation(),
             head=self._zero_head(),
+            label_field=data.label_field if data.labels else "label",
             provenance={
                 "foreword": __version__,
                 "data_sha256": data.digest,
@@ -255,14 +284,41 @@ class Run:
             "dtype": str(self.lm.dtype),
         }
 
+    def used(self) -> dict[str, Any]:
+        """What the settings came to, and what the data were, for people who read the run's recipe."""
+        recipe, settings, known = self.recipe, self.settings(), self.recipe.keys()
+        options = {field.metadata.get("flag", field.name): field.name for field in fields(self.method)}
+        learning = {
+            "lr": self.lr,
+            "batch_size": self.batch_size,
+            "max_steps": self.steps,
+            "epochs": round(self.steps * self.batch_size / max(1, len(self.examples)), 3),
+        }
+        return {
+            "method": recipe.method,
+            **{flag: getattr(self.method, name) for flag, name in options.items() if flag in known},
+            "data": recipe.to_json()["data"],
+            "data_sha256": settings["data"],
+            "eval": recipe.to_json()["eval"],
+            "eval_sha256": settings["eval"],
+            "train_rows": len(self.data.train_rows),
+            "eval_rows": len(self.data.eval_rows),
+            "model": self.lm.name,
+            "model_sha256": self.lm.identity.weights,
+            "length": self.length,
+            "init": self.method.init if recipe.init == "auto" and self.transfer is None else recipe.init,
+            **(learning if self.learns else {}),
+        }
+
     @property
     def _soft_slots(self) -> bool:
         """Whether the template says where soft tokens go."""
-        return self.method.soft and self.data.template.num_soft_tokens > 0
+        return self.method.soft and self.data.num_soft_tokens > 0
 
     def _has_tokens_of(self, other: Run) -> bool:
         """Whether the examples of another run are those of this one, and fit into the context here."""
         same = (self.example_encoder, self.data.templates) == (other.example_encoder, other.data.templates)
+        same = same and self.data.train_rows == other.data.train_rows
         return same and self.example_builder.fits(max(example.num_tokens for example in other.examples))
 
     def _generation(self) -> dict[str, Any]:
@@ -270,12 +326,17 @@ class Run:
         if self.data.labels:
             return {}
         # Twice the longest answer leaves room for new ones and still ends a model that rambles.
-        answers = [target for example in self.examples for target in (example.target, *example.other_targets)]
-        return {"max_tokens": max(16, 2 * max(map(len, answers)))}
+        defaults: dict[str, Any] = {"max_tokens": max(16, 2 * max(each.max_answer_tokens for each in self.examples))}
+        if self.data.conversations:
+            # A chat template may close turns with a token that the model has not been told to stop at.
+            ends = {example.target[-1] for example in self.examples} - self.lm.eos_token_ids
+            defaults |= {"stop_token_ids": sorted(ends)} if ends else {}
+        return defaults
 
     def _zero_head(self) -> Head | None:
         """A head with the labels and zeros for values."""
-        labels, width = self.data.head_labels, self.lm.identity.hidden_size
+        data, labels, width = self.data, self.data.head_labels, self.lm.identity.hidden_size
         if not labels:
             return None
-        return Head(labels, torch.zeros(len(labels), width), torch.zeros(len(labels)), self.data.per_token)
+        zeros = torch.zeros(len(labels), width), torch.zeros(len(labels))
+        return Head(labels, *zeros, data.per_token, data.problem_type)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from foreword.errors import SettingError
+
+DATA, METHOD, OPTIMISATION, OUTPUT = GROUPS = ("Data", "Method", "Optimisation", "Output")
+"""Headings of settings in ``--help``, in their order."""
 
 _WORDS = {
     str: "text",
@@ -34,6 +37,8 @@ class Setting:
         low, high: bounds of numbers, both allowed.
         choices: texts that are allowed.
         of_method: it is an option of prompt methods (`foreword.prompts.base.Method`), which has a field for it.
+        suggest: values that completion offers, where others are allowed, too.
+        group: its heading in ``--help``, one of `GROUPS`; a test wants every setting of a command to name one.
     """
 
     help: str
@@ -44,6 +49,8 @@ class Setting:
     high: float | None = None
     choices: tuple[str, ...] = ()
     of_method: bool = False
+    suggest: Iterable[str] = ()
+    group: str = ""
 
     def check(self, name: str, value: Any) -> None:
         """Raise SettingError for a value of the right type that is out of bounds; ``None`` is the default."""

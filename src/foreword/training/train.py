@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foreword.core import Task
+from foreword.core.overview import Overview, WithOverview, metrics_line
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.home import default_run_dir
 from foreword.models import LanguageModel
-from foreword.progress import Say
+from foreword.progress import Progress, Say
+from foreword.text.template import Template
+from foreword.training.data.training_data import TrainingData
 from foreword.training.loop.advice import advice
 from foreword.training.loop.baseline import baseline_metrics
 from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
+from foreword.training.loop.gradient_check import check_gradients
 from foreword.training.loop.run_dir import RunDir
 from foreword.training.loop.selection import best_task, format_metrics
 from foreword.training.methods.base import MethodResult
@@ -23,8 +27,8 @@ from foreword.training.recipe import Recipe
 from foreword.training.run import Run
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(WithOverview):
     """A trained task, and its metrics beside those of the baseline.
 
     Attributes:
@@ -45,6 +49,18 @@ class TrainResult:
     folder: Path
     model: Path | None = None
 
+    def overview(self) -> Overview:
+        """Metrics before and after, what was trained, and where the run is."""
+        return Overview(
+            f"TrainResult of task {self.task.ref!r}",
+            {
+                "metrics": f"{metrics_line(self.metrics, self.before)} on {self.n} rows",
+                "trained": f"{self.trained_parameters:,} parameters by {self.task.method}, {self.task.nbytes:,} bytes",
+                "run": self.folder,
+                "model": self.model,
+            },
+        )
+
 
 def train(
     lm: LanguageModel,
@@ -52,6 +68,7 @@ def train(
     *,
     name: str = "run",
     transfer: Task | None = None,
+    data: TrainingData | None = None,
     say: Say = lambda line: print(line, file=sys.stderr),
 ) -> TrainResult:
     """Train a prompt for a frozen model.
@@ -61,6 +78,7 @@ def train(
         recipe: data, method and hyper-parameters.
         name: of the task.
         transfer: the task that ``init="task:NAME"`` names.
+        data: the data of the recipe, if they have been read already.
         say: gets a line for every stage.
 
     Raises:
@@ -68,14 +86,26 @@ def train(
         ModelMismatch: ``transfer`` was made for another model.
         TrainingError: the run folder holds another run, or training diverged.
     """
-    run = Run.from_recipe(lm, recipe, transfer)
+    with Progress("reading the data"):
+        run = Run.from_recipe(lm, recipe, transfer, data)
+    for warning in run.data.warnings:
+        say(f"warning: {warning}")
     method = training_method(run.method.name)
     method.check(run)
     prompt = run.initial_prompt() if run.learns else None  # fails before anything is written
+    if prompt is not None:
+        check_gradients(run, prompt)
     # PET may train the model itself: keys of its earlier weights must not answer for it.
     with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
-        run_dir = RunDir.open(recipe.out or default_run_dir(run.method.name), run.settings(), resume=recipe.resume)
-        baseline = baseline_metrics(run, engine, say)
+        run_dir = RunDir.open(
+            recipe.out or default_run_dir(run.method.name),
+            run.settings(),
+            resume=recipe.resume,
+            used=run.used(),
+            steps=run.steps,
+        )
+        with Progress(f"evaluating {len(run.data.eval_rows)} rows without a prefix"):
+            baseline = baseline_metrics(run, engine, say)
         if prompt is not None:
             result = method.train(run, engine, run.task(name), prompt, run_dir, say)
             say(
@@ -93,8 +123,7 @@ def train(
 
 def _untrained(run: Run, engine: EngineProtocol, task: Task) -> MethodResult:
     """The best template, for a method without trainable values."""
-    tasks = [replace(task, template=template.without_soft_tokens().source) for template in run.data.templates]
-    return MethodResult(*best_task(run, engine, tasks), trained_parameters=0)
+    return MethodResult(*best_task(run, engine, run.data.plain_tasks(task)), trained_parameters=0)
 
 
 def _train_result(result: MethodResult, baseline: dict[str, float], run_dir: RunDir) -> TrainResult:
@@ -112,12 +141,15 @@ def _trained_parts(result: MethodResult) -> str:
     if result.model is not None:
         parts.append("all weights")
     soft = len(task.soft) if task.soft is not None and not task.prefix.length else 0
-    if length := task.prefix.length or soft:
+    if task.soft is not None and task.prefix.length and task.template is not None:
+        soft = Template.parse(task.template).num_inner_soft_tokens(causal=True)  # in rows, beside those of the prefix
+    if length := task.prefix.length + soft:
         parts.append(f"{length} virtual tokens")
     if task.adapter is not None:
         parts.append(f"an adapter of rank {task.adapter.rank}")
     if task.head is not None:
-        parts.append(f"a head of {len(task.head.labels)} labels")
+        number = task.head.problem_type == "regression"
+        parts.append("a head of one number" if number else f"a head of {len(task.head.labels)} labels")
     if task.members:
         parts.append(f"{1 + len(task.members)} members")
     return " and ".join(parts) or f"{result.trained_parameters} tokens in the template"

@@ -41,6 +41,8 @@ def to_sampling_params(params: SamplingParams, kv_transfer_params: Mapping[str, 
         frequency_penalty=params.frequency_penalty,
         logit_bias=dict(params.logit_bias) or None,
         logprobs=params.logprobs,
+        skip_special_tokens=params.skip_special_tokens,
+        include_stop_str_in_output=params.include_stop_str_in_output,
         structured_outputs=None if params.constraint is None else _structured_outputs(params.constraint),
         output_kind=compat.RequestOutputKind.DELTA,
         extra_args=_extra_args(kv_transfer_params),
@@ -79,7 +81,18 @@ def _structured_outputs(constraint: Constraint) -> Any:
         return compat.StructuredOutputsParams(json=constraint.text, disable_any_whitespace=True)
     if constraint.kind == "regex":
         return compat.StructuredOutputsParams(regex=constraint.text)
+    if constraint.kind == "tagged":
+        return compat.StructuredOutputsParams(structural_tag=json.dumps(_structural_tag(json.loads(constraint.text))))
     return compat.StructuredOutputsParams(choice=json.loads(constraint.text))
+
+
+def _structural_tag(tags: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    structures = [{name: tag[name] for name in ("begin", "schema", "end")} for tag in tags]
+    return {
+        "type": "structural_tag",
+        "structures": structures,
+        "triggers": list(dict.fromkeys(tag["trigger"] for tag in tags)),
+    }
 
 
 def to_chunk(output: Any, top: int | None = None) -> Chunk:

@@ -7,11 +7,11 @@ names a task is rewritten into one for vLLM's own handler, with the tokens of th
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -28,6 +28,7 @@ from foreword.server.tasks.catalogue import Catalogue
 from foreword.server.tasks.table import TaskTable
 from foreword.text.prompt import Prompt
 from foreword.text.task_prompts import (
+    answers_label,
     from_ids,
     from_messages,
     from_rendered,
@@ -37,9 +38,11 @@ from foreword.text.task_prompts import (
 )
 from foreword.vllm import compat
 from foreword.vllm.connector import PREFIX_BYTES
+from foreword.vllm.label_answers import LabelAnswers, ScoringEngine
 from foreword.vllm.lora_folders import LoRAFolders
 from foreword.vllm.prompt_builder import PrefixedPrompt, PromptBuilder
 from foreword.vllm.response_rewriter import ResponseRewriter
+from foreword.vllm.scoring import Scoring
 
 # Request fields that would change or show the tokens in the places of the prefix.
 _UNSUPPORTED = ("kv_transfer_params",)
@@ -53,6 +56,8 @@ _UNSUPPORTED_OUTSIDE_CHAT = (
     "chat_template_kwargs",
     "continue_final_message",
 )
+# What a learned task says of sampling in place of the model's generation config, without which it was measured.
+_GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 _STATE = "foreword"
 
 
@@ -92,7 +97,7 @@ class TaskEndpoint:
         served = config.model_config
         model = await run_in_threadpool(model_info, served.model, trust_remote_code=served.trust_remote_code)
         prefix_bytes = extra.get("prefix_bytes", PREFIX_BYTES)
-        setattr(state, _STATE, TaskHandlers(name, model, extra["bank"], prefix_bytes, config, state))
+        setattr(state, _STATE, TaskHandlers(name, model, extra["bank"], prefix_bytes, engine_client, state))
 
 
 def _task_handlers(request: Request) -> TaskHandlers | None:
@@ -109,15 +114,6 @@ async def _handle(http: Request, body: Any, vllm_handler: Any) -> Response:
         return error_response(error)
 
 
-@dataclass(frozen=True)
-class _EngineInfo:
-    """The attributes of an `EngineProtocol` that `TaskTable` and `Catalogue` read."""
-
-    name: str
-    identity: Any
-    loads_prefixes: bool = True
-
-
 class TaskHandlers:
     """The tasks of a bank, in front of vLLM's own handlers.
 
@@ -126,11 +122,14 @@ class TaskHandlers:
         model: the base model.
         bank: the connector's.
         prefix_bytes: bound of the prefixes that are kept in this process.
-        vllm_config: of the engine.
+        engine_client: vLLM's engine, in the running event loop.
         state: of the application, with vLLM's handlers.
     """
 
-    def __init__(self, name: str, model: ModelInfo, bank: str, prefix_bytes: int, vllm_config: Any, state: Any) -> None:
+    def __init__(
+        self, name: str, model: ModelInfo, bank: str, prefix_bytes: int, engine_client: Any, state: Any
+    ) -> None:
+        vllm_config = engine_client.vllm_config
         self._base_model = name
         self._tokenizer = model.tokenizer
         self._serving_models = state.openai_serving_models
@@ -138,10 +137,13 @@ class TaskHandlers:
         self._prompt_builder = PromptBuilder(model.tokenizer, vllm_config.kv_transfer_config.engine_id)
         self._lora_folders = LoRAFolders(model, vllm_config)
         self._lora_names: dict[int, str] = {}  # under which vLLM serves them, by LoRA id
-        engine: Any = _EngineInfo(name, model.identity)
+        scoring = Scoring(engine_client, self._prompt_builder, self._lora_folders)
+        context, loop = vllm_config.model_config.max_model_len, asyncio.get_running_loop()
+        engine: Any = ScoringEngine(name, model.identity, model.tokenizer, context, scoring, loop)
         opened = Bank(bank)
         self._table = TaskTable(engine, opened, {}, prefix_bytes=prefix_bytes)
         self._catalogue = Catalogue(engine, opened, {})
+        self._label_answers = LabelAnswers(engine, self._table)
 
     async def add_tasks(self, models: Response) -> Response:
         """vLLM's list of models, without the LoRAs of tasks, and with the tasks behind it."""
@@ -163,10 +165,14 @@ class TaskHandlers:
         if body.model is None or self._serving_models.is_base_model(body.model):
             model, body.model = body.model or self._base_model, self._vllm_model(None)
             return await ResponseRewriter(model, 0).rewrite(await vllm_handler(body, http))
-        task = await self._table.resolve(body.model, None, Caller())
+        user = getattr(body, "user", None)  # of chat and text completions
+        task = await self._table.resolve(body.model, None, Caller(), user if isinstance(user, str) else None)
         assert task is not None
         require_generation(task)
         _check_options(body, task)
+        if answers_label(task):
+            return await self._label_answers.respond(http)
+        _set_defaults(body, task)
         model = body.model
         if isinstance(body, compat.ChatCompletionRequest):
             body.model = self._base_model
@@ -248,6 +254,14 @@ class TaskHandlers:
         if name not in self._serving_models.lora_requests:
             self._serving_models.lora_requests[name] = compat.LoRARequest(name, lora_id, request.lora_path)
         return name
+
+
+def _set_defaults(body: Any, task: Task) -> None:
+    """Write the task's own sampling into what the request does not say; a learned task is greedy without one."""
+    defaults = {**(_GREEDY if task.kind == "learned" else {}), **task.generation}
+    given = {"max_tokens" if name == "max_completion_tokens" else name for name in body.model_fields_set}
+    for name in defaults.keys() - given:
+        setattr(body, name, defaults[name])
 
 
 def _check_options(body: Any, task: Task) -> None:

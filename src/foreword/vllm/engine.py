@@ -7,33 +7,28 @@ import atexit
 import threading
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import ref
 
 import torch
 
-from foreword.core import Adapter, KVPrefix
+from foreword.core import KVPrefix, Pooling
 from foreword.engine.protocol import Chunk, Request, TokenLogprob
 from foreword.engine.request_validator import RequestValidator
 from foreword.engine.stream import ChunkStream
 from foreword.errors import EngineBusy, EngineError, RequestError, UnsupportedModel, UsageError
 from foreword.models.model_info import ModelInfo
-from foreword.text.label_scorers import LabelScorer, WordScorer
+from foreword.text.label_scorers import LabelScorer
 from foreword.text.prompt import Prompt
 from foreword.vllm import compat, conversion
 from foreword.vllm.lora_folders import LoRAFolders
 from foreword.vllm.prompt_builder import PrefixedPrompt, PromptBuilder
+from foreword.vllm.scoring import Scoring, word_scorer
 
 T = TypeVar("T")
-_ScoringRequest = tuple[PrefixedPrompt, Any, Adapter | None]
-"""A prompt, vLLM's ``SamplingParams`` of one step, and an adapter."""
-
 COUNTERS = ("requests", "tokens_run", "tokens_generated", "cancelled", "failed", "scored", "preempted", "tokens_reused")
-MAX_CONCURRENT_SCORES = 256
-"""Requests of one call of `VllmEngine.score` that vLLM has at a time."""
 
 
 class VllmEngine:
@@ -96,7 +91,11 @@ class VllmEngine:
         self.context: int | None = config.model_config.max_model_len
         soft_dtype = config.model_config.dtype if config.model_config.enable_prompt_embeds else None
         self._validator = RequestValidator(
-            self.identity, self.context, config.model_config.max_model_len, allow_other_weights
+            self.identity,
+            self.context,
+            config.model_config.max_model_len,
+            allow_other_weights,
+            tokenizer=self.tokenizer,
         )
         try:
             self._prompt_builder = PromptBuilder(self.tokenizer, config.kv_transfer_config.engine_id, soft_dtype)
@@ -105,6 +104,7 @@ class VllmEngine:
             self.close()  # the caller gets no engine to close
             raise
         self._exit_stack.callback(self._lora_folders.close)
+        self._scoring = Scoring(self._llm, self._prompt_builder, self._lora_folders)
 
     def submit(self, request: Request) -> ChunkStream:
         """Queue a request and return its stream; see `EngineProtocol.submit`."""
@@ -136,27 +136,12 @@ class VllmEngine:
 
         Raises UnsupportedModel for a head: vLLM gives no hidden states beside answers.
         """
-        if not isinstance(scorer, WordScorer):
-            raise UnsupportedModel("vLLM gives no hidden states to heads; serve this task with --engine embedded.")
+        words = word_scorer(scorer)
         for prompt in prompts:
-            self._validator.check_prompt(prompt, scorer.max_extra_tokens)
-        trie = scorer.trie
-        rows: list[tuple[int, list[int]]] = []
-        requests: list[_ScoringRequest] = []
-        for row, prompt in enumerate(prompts):
-            for parent, nodes in trie.children.items():
-                path = [trie.tokens[node] for node in _path(trie.parents, parent)]
-                prefixed = self._build_prompt(replace(prompt, token_ids=(*prompt.token_ids, *path)))
-                tokens = [trie.tokens[node] for node in nodes]
-                params = conversion.scoring_params(tokens, prefixed.kv_transfer_params)
-                rows.append((row, nodes))
-                requests.append((prefixed, params, prompt.adapter))
-        logprobs = torch.full((len(prompts), len(trie.tokens)), -torch.inf)
-        for (row, nodes), output in zip(rows, self._run(self._generate_outputs(requests)), strict=True):
-            (entry,) = output.outputs[0].logprobs
-            logprobs[row, nodes] = torch.tensor([entry[trie.tokens[node]].logprob for node in nodes])
+            self._validator.check_prompt(prompt, words.max_extra_tokens)
+        scores = self._run(self._scoring.score(prompts, words))
         self._counters["scored"] += len(prompts)
-        return trie.label_scores(logprobs)
+        return scores
 
     def token_logprobs(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
         """See `EngineProtocol.token_logprobs`. A static prefix is recomputed for it.
@@ -173,6 +158,12 @@ class VllmEngine:
         """See `EngineProtocol.prompt_logprobs`. Raises as `token_logprobs` does."""
         (entries,) = self._prompt_logprobs([prompt], top)
         return entries
+
+    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> torch.Tensor:
+        """Refused: vLLM generates or embeds, not both. Raises UnsupportedModel."""
+        raise UnsupportedModel(
+            "vLLM gives no hidden states beside answers, so it embeds nothing here; serve with --engine embedded."
+        )
 
     def prefill(self, token_ids: Sequence[int]) -> KVPrefix:
         """Refused: vLLM's workers keep their keys and values. Raises UnsupportedModel."""
@@ -222,7 +213,7 @@ class VllmEngine:
         token_ids = [self._build_prompt(prompt).token_ids for prompt in prompts]
         params = conversion.prompt_logprobs_params(top)
         requests = [(PrefixedPrompt(ids, None), params, p.adapter) for ids, p in zip(token_ids, prompts, strict=True)]
-        outputs = self._run(self._generate_outputs(requests))
+        outputs = self._run(self._scoring.generate(requests))
         return [
             [
                 conversion.to_token_logprob(ids[position], output.prompt_logprobs[position], top)
@@ -270,23 +261,6 @@ class VllmEngine:
         if (stream := stream_ref()) is not None:
             stream.put(last)
 
-    async def _generate_outputs(self, requests: Sequence[_ScoringRequest]) -> list[Any]:
-        """The one ``RequestOutput`` of each request, in order. Raises EngineError if vLLM fails one."""
-        semaphore = asyncio.Semaphore(MAX_CONCURRENT_SCORES)
-
-        async def generate(prompt: PrefixedPrompt, params: Any, adapter: Adapter | None) -> Any:
-            async with semaphore:
-                outputs: AsyncGenerator[Any] = self._llm.generate(
-                    prompt.to_vllm(), params, uuid.uuid4().hex, lora_request=self._lora_folders.lora_request(adapter)
-                )
-                async for output in outputs:
-                    if output.outputs[0].finish_reason == "error":
-                        raise EngineError(conversion.to_chunk(output).error or "vLLM failed.")
-                    return output
-                raise EngineError("vLLM ended a request without an answer.")
-
-        return await asyncio.gather(*(generate(*request) for request in requests))
-
     def _record_stats(self, scheduler: Any, iteration: Any) -> None:
         """Add the statistics of a step; called in the event loop's thread."""
         if scheduler is not None:
@@ -307,15 +281,6 @@ class VllmEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-def _path(parents: Sequence[int | None], node: int | None) -> list[int]:
-    """Nodes from the root of a trie down to ``node``."""
-    path = []
-    while node is not None:
-        path.append(node)
-        node = parents[node]
-    return path[::-1]
 
 
 def _error_sentence(error: Exception) -> str:

@@ -205,17 +205,25 @@ def test_prompts_of_all_kinds(client: openai.OpenAI, server: RunningServer) -> N
 
 
 def test_inputs_fill_the_template(client: openai.OpenAI) -> None:
-    options: dict[str, Any] = {"model": "pair", "temperature": 0, "max_tokens": 8}
+    options: dict[str, Any] = {"model": "link", "temperature": 0, "max_tokens": 8}
     fields = {"inputs": {"first": "a", "second": "b"}}
     filled = client.completions.create(prompt=None, **options, extra_body=fields)  # type: ignore[arg-type]
-    assert filled.choices[0].text == client.completions.create(prompt="a / b:", **options).choices[0].text
+    assert filled.choices[0].text == client.completions.create(prompt="a -> b:", **options).choices[0].text
 
 
 def test_chat_fills_the_only_field(client: openai.OpenAI) -> None:
-    options: dict[str, Any] = {"model": "mood", "temperature": 0, "max_tokens": 8}
+    options: dict[str, Any] = {"model": "rhyme", "temperature": 0, "max_tokens": 8}
     chat = client.chat.completions.create(messages=HELLO, **options)
-    text = client.completions.create(prompt="Hello\nMood:", **options)
+    text = client.completions.create(prompt="Hello rhymes with", **options)
     assert chat.choices[0].message.content == text.choices[0].text
+
+
+def test_a_message_for_several_fields_is_refused_by_their_names(client: openai.OpenAI, server: RunningServer) -> None:
+    with pytest.raises(openai.BadRequestError, match="fills the fields first and second; send inputs to /v1/compl"):
+        client.chat.completions.create(model="link", messages=HELLO)
+    tokenized = httpx.post(f"{server.url}/v1/tokenize", json={"model": "link", "messages": HELLO})
+    assert tokenized.status_code == 400
+    assert "fills the fields first and second" in tokenized.json()["error"]["message"]
 
 
 def test_a_client_that_leaves_frees_the_engine(server: RunningServer) -> None:

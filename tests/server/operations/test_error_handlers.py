@@ -39,8 +39,7 @@ def check(response: httpx.Response, status: int, code: str, param: str | None) -
 
 
 UNSUPPORTED = [
-    (CHAT, "tools", [{"type": "function"}]),
-    (CHAT, "tool_choice", "required"),
+    (CHAT, "prediction", {"type": "content"}),
     (CHAT, "reasoning_effort", "low"),
     (CHAT, "use_beam_search", True),
     (TEXT, "best_of", 2),
@@ -190,7 +189,9 @@ def test_routes_that_are_not(server: RunningServer) -> None:
 
 
 def test_probes(server: RunningServer) -> None:
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    health = httpx.get(f"{server.url}/health").json()
+    assert (health["status"], health["engine"]) == ("ok", "embedded")
+    assert {"foreword", "torch", "transformers"} <= set(health["versions"])
     assert httpx.get(f"{server.url}/ready").json() == {"status": "ready", "model": "tiny-llama"}
     schema = httpx.get(f"{server.url}/openapi.json").json()["components"]["schemas"]
     assert "greedy" in schema["ChatRequest"]["properties"]["temperature"]["description"]
@@ -228,7 +229,7 @@ class BrokenEngine:
         self.identity, self.context = engine.identity, engine.context
         self.score, self.statistics, self.close = engine.score, engine.statistics, engine.close
         self._ending = ending
-        self.alive, self.loads_prefixes = True, engine.loads_prefixes
+        self.alive, self.loads_prefixes, self.causal = True, engine.loads_prefixes, engine.causal
 
     def submit(self, request: Request) -> BrokenStream:
         assert request.sampling != SamplingParams()

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from foreword.engine.engine import Engine
 from foreword.server.app import create_app
 from foreword.server.background import serve_in_background
-from foreword.server.operations.access_log import LOGGER
+from foreword.server.operations.access_log import LOGGER, AccessLog
 from foreword.server.operations.metrics import MAX_TASK_LABELS, Metrics
 from foreword.server.tasks.resident_tasks import ResidentTasks
 from server.running_server import chat_model, wait_until
@@ -118,6 +118,32 @@ def test_the_access_log_has_requests_and_not_their_text(server, client, log_line
     assert line["prompt_tokens"] > 10
     assert 0 < line["first_token_seconds"] <= line["seconds"]
     assert SECRET not in json.dumps(line)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "logged"),
+    [
+        ("/ui/", 200, True),
+        ("/ui/assets/index.js", 200, False),
+        ("/ui/gradio_api/queue/data", 200, False),
+        ("/favicon.ico", 304, False),
+        ("/ui/assets/gone.js", 404, True),
+        ("/ui/gradio_api/queue/join", 0, True),
+        ("/v1/models", 200, True),
+    ],
+)
+def test_the_access_log_leaves_out_the_parts_of_the_page(path, status, logged, log_lines):
+    async def app(scope, receive, send) -> None:
+        if status:
+            await send({"type": "http.response.start", "status": status, "headers": []})
+
+    async def ignore(*_) -> dict:
+        return {}
+
+    log = AccessLog(app, Metrics(dict, ResidentTasks()), parts_of_page=("/ui/", "/favicon.ico"))
+    scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+    asyncio.run(log(scope, ignore, ignore))
+    assert [line["path"] for line in log_lines] == [path] * logged
 
 
 @pytest.mark.parametrize("chunked", [False, True])

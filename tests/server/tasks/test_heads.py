@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -31,6 +32,10 @@ def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     lm, bank = tiny_model("bert"), Bank(tmp_path_factory.mktemp("bank"))
     prefix = learned_prefix(lm.identity)
     bank.publish(Task("texts", "p-tuning-v2", prefix, template="{text}", head=head(lm, per_token=False)))
+    several = replace(head(lm, per_token=False), problem_type="multi_label_classification")
+    bank.publish(Task("several", "p-tuning-v2", prefix, template="{text}", head=several))
+    number = Head(("stars",), several.weight[:1], several.bias[:1], problem_type="regression")
+    bank.publish(Task("grade", "p-tuning-v2", prefix, template="{text}", head=number))
     bank.publish(Task("words", "p-tuning-v2", prefix, template="{tokens}", head=head(lm, per_token=True)))
     with (
         Engine(lm, cache_bytes=1 << 20) as engine,
@@ -41,6 +46,10 @@ def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def reference(text: list[str], places: list[int]) -> torch.Tensor:
+    return logits(text, places).softmax(-1)
+
+
+def logits(text: list[str], places: list[int]) -> torch.Tensor:
     """By Transformers alone: hidden states behind the prefix as ``past_key_values``, and a product."""
     from transformers import DynamicCache
 
@@ -58,7 +67,7 @@ def reference(text: list[str], places: list[int]) -> torch.Tensor:
     finally:
         lm.model.set_attn_implementation(attention.ATTN_IMPLEMENTATION)
     made = head(lm, per_token=True)
-    return (states @ made.weight.T + made.bias).softmax(-1)
+    return states @ made.weight.T + made.bias
 
 
 def test_texts_are_labelled(http):
@@ -66,6 +75,21 @@ def test_texts_are_labelled(http):
     expected = dict(zip(LABELS, reference(["a fine day"], [0])[0].tolist(), strict=True))
     assert answer["probs"] == pytest.approx(expected, abs=1e-4)
     assert answer["label"] == max(expected, key=expected.__getitem__)
+
+
+def test_texts_may_have_several_labels(http):
+    (answer,) = http.post("/v1/classify", json={"model": "several", "input": ["a fine day"]}).json()["data"]
+    scores = logits(["a fine day"], [0])[0]
+    expected = dict(zip(LABELS, scores.sigmoid().tolist(), strict=True))
+    assert answer["probs"] == pytest.approx(expected, abs=1e-4)
+    assert answer["labels"] == [label for label, value in expected.items() if value >= 0.5]
+    assert answer["label"] == max(expected, key=expected.__getitem__)
+    assert answer.keys() == {"index", "labels", "label", "probs"}
+
+
+def test_texts_may_be_given_a_number(http):
+    (answer,) = http.post("/v1/classify", json={"model": "grade", "input": ["a fine day"]}).json()["data"]
+    assert answer == {"index": 0, "value": pytest.approx(float(logits(["a fine day"], [0])[0, 0]), abs=1e-4)}
 
 
 def test_words_are_tagged_however_they_are_sent(http):
@@ -84,7 +108,16 @@ def test_words_are_tagged_however_they_are_sent(http):
     [
         ("/v1/tag", {"model": "texts", "input": "a"}, "labels whole texts, not their words; ask /v1/classify"),
         ("/v1/classify", {"model": "words", "input": "a"}, "labels every word; tag with it"),
-        ("/v1/completions", {"model": "texts", "prompt": "a"}, "labels texts with a head and writes nothing"),
+        (
+            "/v1/completions",
+            {"model": "texts", "prompt": "a"},
+            "labels texts and writes none; ask /v1/classify",
+        ),
+        (
+            "/v1/completions",
+            {"model": "words", "prompt": "a"},
+            "tags words and writes no text; ask /v1/tag",
+        ),
         ("/v1/completions", {"model": "tiny-bert", "prompt": "a"}, "is an encoder, which writes no text"),
         ("/v1/tag", {"model": "tiny-bert", "input": "a"}, "the base model tags nothing"),
         ("/v1/tag", {"model": "words", "input": [[]]}, "a text, an object of field values, or a list of texts"),

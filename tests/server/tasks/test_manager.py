@@ -99,12 +99,25 @@ def test_a_prefix_file_is_uploaded(server, client, tmp_path):
     assert ours.choices[0].text == theirs.choices[0].text
     words = {"template": "{text}\\nMood:{mask}", "verbalizer": '{"good": " yes", "bad": " no"}'}
     assert upload(name="sent-mood", **words)["labels"] == ["good", "bad"]
+    assert upload(name="sent", generation='{"max_tokens": 3}')["generation"] == {"max_tokens": 3}
+    unknown = upload(400, name="sent", generation='{"colour": 3}')
+    assert "must be a JSON object of temperature" in unknown["error"]["message"]
+    assert "top_p must be above 0" in upload(400, name="sent", generation='{"top_p": 3}')["error"]["message"]
     assert "upload" in upload(400, name="sent", colour="red")["error"]["message"]
     assert "JSON object" in upload(400, name="x", template="{text}{mask}", verbalizer="/etc/passwd")["error"]["message"]
     assert upload(500, name="x", content=data[:-9])["error"]["code"] == "corrupt_file"
     assert "name" in upload(400, name="No Name")["error"]["message"]
     missing = httpx.post(f"{server.url}/v1/tasks", data={"name": "x"}, files={"other": b"1"})
     assert missing.status_code == 400
+
+
+def test_a_published_text_has_its_own_sampling(server, client):
+    body = {"name": "brief", "prompt": "Once", "temperature": 0.0, "top_p": 0.5, "max_tokens": 3, "stop": "zzz"}
+    made = httpx.post(f"{server.url}/v1/tasks", json=body).raise_for_status().json()
+    assert made["generation"] == {"temperature": 0.0, "top_p": 0.5, "max_tokens": 3, "stop": ["zzz"]}
+    answers = [client.completions.create(model="brief", prompt=" upon") for _ in range(3)]
+    assert len({answer.choices[0].text for answer in answers}) == 1
+    assert all(answer.usage.completion_tokens <= 3 for answer in answers)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +130,7 @@ def test_a_prefix_file_is_uploaded(server, client, tmp_path):
         ({"name": "x", "prompt": "a", "colour": 1}, 400, "colour is not supported"),
         ({"name": "x", "prompt": 3}, 400, "prompt must be"),
         ({"prompt": "a"}, 400, "name is missing"),
+        ({"name": "x", "prompt": "a", "temperature": 101}, 400, "temperature must be between 0 and 100"),
         ({"name": "foreign", "prompt": "a"}, 409, "serves OtherForCausalLM"),
         ({"name": "x", "prompt": "a " * 3000}, 400, "shorten it"),
     ],

@@ -10,7 +10,7 @@ from foreword.core import Kind
 from foreword.models import LanguageModel
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.recipe import DistilRecipe
-from foreword.training.distillation.self_study import Conversation
+from foreword.training.distillation.self_study import SelfStudyConversation
 from server.running_server import CHATML
 from tiny_models import byte_tokenizer, tiny_model
 
@@ -29,9 +29,9 @@ def document(kind: Kind = "prompt", chunk: int | None = None) -> Document:
     return Document.prefill(chat_model(), kind, TEXT, chunk)
 
 
-def dialog(lm: LanguageModel, question: str, answer: str, chunk: int = 0) -> Conversation:
+def dialog(lm: LanguageModel, question: str, answer: str, chunk: int = 0) -> SelfStudyConversation:
     prompt, answer_ids = (tuple(lm.tokenizer.encode(part, add_special_tokens=False)) for part in (question, answer))
-    return Conversation(chunk, "given", question, prompt, answer_ids)
+    return SelfStudyConversation(chunk, "given", question, prompt, answer_ids)
 
 
 def recipe(folder: Path, **changes) -> DistilRecipe:

@@ -19,6 +19,7 @@ from foreword.models import LanguageModel
 from foreword.prompts.trigger import TriggerTokens
 from foreword.text.rows import read_rows
 from foreword.text.verbalizer import Verbalizer
+from foreword.training import tracker
 from foreword.training.methods.autoprompt.autoprompt import TrainableTrigger
 from foreword.training.methods.autoprompt.candidates import candidate_losses
 from foreword.training.methods.autoprompt.token_filter import SEAM, TokenFilter
@@ -338,7 +339,8 @@ def test_several_templates_are_searched_for_together(tmp_path):
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
-def test_what_a_search_does_not_do_is_said_before_anything_is_written(changes, words, tmp_path):
+def test_what_a_search_does_not_do_is_said_before_anything_is_written(changes, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracker, "find_spec", lambda name: True)
     changes = {"max_steps": None, **changes} if "epochs" in changes else changes
     with pytest.raises(UsageError, match=words.replace("{", r"\{")):
         train(model("llama"), search(tmp_path, **changes))

@@ -111,6 +111,16 @@ def test_patterns_teach_one_model_with_rows_that_have_no_label(family, tmp_path)
     assert any("2 patterns teach pattern" in line and "40 rows" in line for line in said)
 
 
+def test_rows_without_a_label_that_are_too_long_are_left_out(tmp_path):
+    said: list[str] = []
+    file = unlabeled(tmp_path, 4)
+    with open(file, "a", encoding="utf-8") as handle:
+        handle.write('{"text": "' + "x" * 400 + '"}\n')
+    settings = pet(tmp_path, template=PATTERNS, unlabeled=file, long_rows="skip", max_steps=2)
+    train(model("llama"), settings, say=said.append)
+    assert any("2 patterns teach pattern" in line and "with 4 rows" in line for line in said)
+
+
 def test_patterns_without_such_rows_learn_one_adapter_together(tmp_path):
     result = train(model("llama"), pet(tmp_path, template=PATTERNS, max_steps=24))
     assert result.metrics["accuracy"] > 0.95

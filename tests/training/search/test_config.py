@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foreword.errors import SettingError
+from foreword.training import tracker
 from foreword.training.search.config import SearchConfig
 from foreword.training.search.space import SearchSpace
 from training.small_data import recipe
@@ -50,7 +51,8 @@ def test_a_wrong_space_names_the_key(varied, key, message):
         ({"seed": [1, 2]}, {"eval": None}, "search.seed", "draws the held-out rows, too"),
     ],
 )
-def test_params_that_no_run_can_have_name_the_key(varied, changes, key, message, tmp_path):
+def test_params_that_no_run_can_have_name_the_key(varied, changes, key, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracker, "find_spec", lambda name: True)
     with pytest.raises(SettingError) as raised:
         SearchConfig.of(varied).check(recipe(tmp_path, **changes))
     assert raised.value.key == key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from foreword.cli.chat.line_reader import LineReader
 from foreword.cli.chat.session import ChatSession
+from foreword.cli.chat.word_wrap import WordWrap
 from foreword.cli.generation_stats import GenerationStats, GenerationTimer
 from foreword.cli.options import say
 from foreword.errors import EngineError, ForewordError, PromptTooLong, UsageError
@@ -53,14 +55,14 @@ class ChatRepl:
     def run(self) -> None:
         """Run until /quit, Ctrl-D or the end of the input. Raises EngineError if the engine has stopped."""
         if self._reader.interactive:
-            say(f"{self._session.engine.name}; /help lists the commands, Ctrl-D leaves")
+            say(f"{self._session.answers.engine.name}; /help lists the commands, Ctrl-D leaves")
         while (line := self._reader.read(self._task_name)) is not None:
             if line.strip() == "/quit":
                 return
             try:
                 self._handle(line)
             except ForewordError as error:
-                if not self._session.engine.alive:
+                if not self._session.answers.engine.alive:
                     raise
                 say(f"foreword: {error}")
             except KeyboardInterrupt:  # just before or after an answer
@@ -92,13 +94,14 @@ class ChatRepl:
             raise PromptTooLong(f"{error}{mend}") from None
         pieces: list[str] = []
         reason, failed = None, None
+        wrap = WordWrap() if sys.stdout.isatty() else None
         with cancel_on_sigint(stream):
             for chunk in stream:
                 timer.add(chunk)
                 pieces.append(chunk.text)
-                print(chunk.text, end="", flush=True)
+                print(wrap.add(chunk.text) if wrap is not None else chunk.text, end="", flush=True)
                 reason, failed = chunk.finish_reason, chunk.error
-        print(flush=True)
+        print(wrap.end() if wrap is not None else "", flush=True)
         if failed is not None:
             raise EngineError(failed)
         if reason == "cancelled":
@@ -117,7 +120,7 @@ class ChatRepl:
     def _select_task(self, name: str | None) -> None:
         self._session.select_task(name)
         task = self._session.task
-        answerer = task.ref if task is not None else self._session.engine.name
+        answerer = task.ref if task is not None else self._session.answers.engine.name
         say(f"({answerer} answers{', every question by itself' if self._session.single_turn else ''})")
 
     def _clear_command(self, rest: str) -> None:
@@ -128,7 +131,9 @@ class ChatRepl:
         if not self._stats:
             raise UsageError("nothing was answered yet; ask something first.")
         print(f"last answer: {self._stats[-1]}", flush=True)
-        print(f"session:     {GenerationStats.total(self._stats)} in {len(self._stats)} answers", flush=True)
+        count = len(self._stats)
+        answers = f"{count} answer{'s' if count > 1 else ''}"
+        print(f"session:     {GenerationStats.total(self._stats)} in {answers}", flush=True)
 
     def _complete(self, line: str) -> list[str]:
         if line.startswith("/task "):

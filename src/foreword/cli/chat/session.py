@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from foreword.engine.protocol import EngineProtocol, Request, Stream
+from foreword.engine.protocol import Stream
+from foreword.evaluation.answers import Answers
 from foreword.evaluation.sampling_params import CHAT_MAX_TOKENS, request_sampling_params
 from foreword.text import task_prompts
 
@@ -22,14 +23,14 @@ class ChatSession:
     """The messages so far, and the task or base model that answers.
 
     Attributes:
-        engine: runs the requests.
+        answers: of the engine that runs the requests.
         find_task: finds a task by name; raises UnknownTask and the like.
         max_tokens, temperature: asked for with every question; the task's defaults if ``None``.
         task: that answers, or the base model.
         turns: what was said so far, in OpenAI's shape.
     """
 
-    engine: EngineProtocol
+    answers: Answers
     find_task: TaskLookup
     max_tokens: int | None = None
     temperature: float | None = None
@@ -37,9 +38,9 @@ class ChatSession:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def select_task(self, name: str | None) -> None:
-        """Start a new conversation with a task. Raises UnknownTask, or UsageError for one that generates no text."""
+        """Start a new conversation with a task. Raises UnknownTask, or RequestError for one that takes no messages."""
         task = self.find_task(name)
-        task_prompts.require_generation(task)
+        task_prompts.require_chat(task)
         self.task = task
         self.clear()
 
@@ -55,16 +56,19 @@ class ChatSession:
     def ask(self, text: str) -> Stream:
         """Submit a question behind the messages so far. Raises RequestError and the like."""
         earlier = [] if self.single_turn else self.messages
-        prompt = task_prompts.from_messages(self.engine.tokenizer, self.task, [*earlier, _message("user", text)])
+        engine = self.answers.engine
+        messages = [*earlier, _message("user", text)]
+        prompt = task_prompts.from_messages(engine.tokenizer, self.task, messages, causal=engine.causal)
         params = request_sampling_params(
             self.task,
             prompt,
-            self.engine.context,
+            engine.context,
             CHAT_MAX_TOKENS,
+            self.answers.model_defaults,
             max_tokens=self.max_tokens,
             temperature=self.temperature,
         )
-        return self.engine.submit(Request.from_prompt(prompt, params, self.task.name if self.task is not None else ""))
+        return self.answers.submit(self.task, prompt, params, strip=True)[0]
 
     def add_turn(self, question: str, answer: str) -> None:
         """Append a question and its answer to the messages."""

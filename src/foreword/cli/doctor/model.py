@@ -9,6 +9,9 @@ from foreword.cli.doctor.finding import Finding
 if TYPE_CHECKING:
     from foreword.models import LanguageModel
 
+# Tokens that are named, at most.
+MAX_NAMED = 8
+
 
 def facts(lm: LanguageModel) -> dict[str, Any]:
     """Properties of a loaded model; ``difference`` is the root mean square between the logits of its probe."""
@@ -31,7 +34,15 @@ def check_model(lm: LanguageModel) -> list[Finding]:
     proof = "carries prefixes: text as a prefix gives the logits of the joined text"
     if lm.is_encoder_decoder:
         proof = "takes soft tokens, and no prefix: embeddings give the logits of the tokens that they are of"
-    return [
+    findings = [
         Finding("model", lm.name, "good", ", ".join([*what, found["dtype"], f"weights {found['weights'][:12]}"])),
         Finding("model", "proof", "good", f"{proof}, {lm.probe_error:.2g} apart (root mean square)"),
     ]
+    from foreword.core.token_rows import tokens_without_row
+
+    if lost := tokens_without_row(lm.tokenizer, lm.identity.vocab_size):
+        named = ", ".join(map(repr, lost[:MAX_NAMED])) + (", ..." if len(lost) > MAX_NAMED else "")
+        has = f"{named} have no row in the embedding of {lm.identity.vocab_size}, so no text may hold them"
+        mend = "resize the model's embeddings (model.resize_token_embeddings), or take the tokens out"
+        findings.append(Finding("model", "tokens", "note", has, mend))
+    return findings

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from foreword.core import Task
 from foreword.engine.engine import Engine
-from foreword.engine.protocol import Request, Stream
+from foreword.engine.protocol import Stream
 from foreword.errors import UnsupportedModel, UnsupportedOption, UsageError
+from foreword.evaluation.answers import Answers
 from foreword.interop.rtp.generate_config import GenerateConfig
 from foreword.interop.rtp.task_prefixes import TaskPrefixes, ptuning_task, read_static_prompts
 from foreword.models import LanguageModel, load_model
@@ -20,7 +21,8 @@ class ModelConfig:
     """rtp-llm's ``ModelConfig``, as far as Foreword supports it.
 
     Attributes:
-        ptuning_path: a checkpoint of P-tuning v2 (THUDM, ChatGLM2 and later), or a folder that PEFT saved.
+        ptuning_path: a checkpoint of P-tuning v2 (THUDM, ChatGLM2 and later), a folder that PEFT saved, or the folder
+            of a task in a bank, such as ``bank/reviews``.
         max_seq_len: positions that a request may take, prefix and answer included; 0 is the model's context.
         model_type: ignored; the model's configuration has it.
         async_mode: ignored; batching is always continuous.
@@ -49,7 +51,11 @@ class ModelFactory:
 
     @staticmethod
     def from_huggingface(
-        model_path_or_name: str, model_config: ModelConfig | None = None, revision: str | None = None
+        model_path_or_name: str,
+        model_config: ModelConfig | None = None,
+        revision: str | None = None,
+        *,
+        trust_remote_code: bool = False,
     ) -> Model:
         """Load a model, compute the static prompts that ``MULTI_TASK_PROMPT`` names, and start an engine.
 
@@ -57,6 +63,7 @@ class ModelFactory:
             model_path_or_name: a Hub id, a folder, a ``.gguf`` file or ``smollm2-135m`` (built in).
             model_config: see there.
             revision: not supported; give the folder of the revision.
+            trust_remote_code: run code that comes with the model.
 
         Raises:
             UnknownModel, UnsupportedModel: there is no such model, or it cannot carry a prefix or write.
@@ -70,7 +77,7 @@ class ModelFactory:
         if revision is not None:
             raise UnsupportedOption(f"revision={revision!r} is not supported; fetch it and give its folder instead.")
         prompts = read_static_prompts()  # before the model, which takes longer to load
-        lm = load_model(model_path_or_name)
+        lm = load_model(model_path_or_name, trust_remote_code=trust_remote_code)
         ptuning = ptuning_task(lm, config.ptuning_path) if config.ptuning_path else None
         return Model(lm, ptuning, prompts, max_seq_len=config.max_seq_len)
 
@@ -97,13 +104,14 @@ class Model:
         self.tokenizer = lm.tokenizer
         self._task_prefixes = TaskPrefixes(lm, ptuning, prompts)
         self.engine = Engine(lm, max_model_len=max_seq_len or None)
+        self._answers = Answers(self.engine)
 
     def submit(self, text: str, config: GenerateConfig) -> list[Stream]:
         """Submit the requests of one prompt. A stream that is garbage-collected cancels its request."""
         prompt = self._task_prefixes.prompt(config.task, text, all_ids=config.repetition_penalty != 1)
         params = config.sampling_params(self.tokenizer, lambda usual: prompt.cap_max_tokens(usual, self.engine.context))
-        request = Request.from_prompt(prompt, params, group=config.task or "")
-        return [self.engine.submit(copy) for copy in request.fan_out(max(1, config.num_return_sequences))]
+        task = self._task_prefixes.task(config.task)
+        return self._answers.submit(task, prompt, params, n=max(1, config.num_return_sequences))
 
     def stop(self) -> None:
         """Stop the engine; running requests end with an error."""

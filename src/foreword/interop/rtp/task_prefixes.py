@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foreword.bank.bank import Bank
 from foreword.bank.names import suggest
 from foreword.core import KVPrefix, Task
 from foreword.errors import UnknownTask, UsageError
@@ -18,7 +19,7 @@ from foreword.prompts.static import static_task
 from foreword.text import chat
 from foreword.text.prompt import Prompt
 from foreword.text.static_prompts import StaticPrompt, parse_prompts, read_prompts
-from foreword.text.task_prompts import from_text, require_generation
+from foreword.text.task_prompts import answers_label, from_text, require_generation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,14 +39,19 @@ def read_static_prompts(environment: Mapping[str, str] = os.environ) -> list[Sta
 
 
 def ptuning_task(lm: LanguageModel, source: str) -> Task:
-    """The prefix of a checkpoint of P-tuning v2 (THUDM, ChatGLM2 and later), or of a folder that PEFT saved.
+    """The prefix of a checkpoint of P-tuning v2 (THUDM, ChatGLM2 and later), of a folder that PEFT saved, or of a task
+    in a bank.
 
     Raises:
         UsageError: there is none, or it holds more or other than a prefix.
         ModelMismatch: it was made for another model.
         CorruptFile: it is damaged.
     """
-    if (Path(source).expanduser() / peft.CONFIG).is_file():
+    folder = Path(source).expanduser().absolute()
+    if (folder / "current").is_file():
+        task = Bank(str(folder.parent)).load(folder.name)
+        task.prefix.model.check(lm.identity, f"task '{task.name}'")
+    elif (folder / peft.CONFIG).is_file():
         task = peft.import_peft(lm, peft.read_peft(source), "ptuning")
     else:
         task = ptuning.import_ptuning(lm, ptuning.read_ptuning(source), "ptuning")
@@ -105,12 +111,16 @@ class TaskPrefixes:
 
     Raises:
         PromptTooLong: one leaves no room for a request.
-        UnsupportedModel, UsageError: the model cannot compute one.
+        UnsupportedModel, UsageError: the model cannot compute one, or a task that labels would stand in front of it.
     """
 
     def __init__(self, lm: LanguageModel, ptuning: Task | None, prompts: Sequence[StaticPrompt]) -> None:
         self._tokenizer = lm.tokenizer
         self._ptuning = ptuning
+        if ptuning is not None and prompts and answers_label(ptuning):
+            raise UsageError(
+                f"task '{ptuning.name}' labels texts, and no static prompt stands behind it; leave {FILE_VARIABLE} out."
+            )
         self._static: dict[str, Task | StackedPrompt] = {
             prompt.name: static_task(lm, prompt.name, prompt.kind, prompt.text)
             if ptuning is None
@@ -137,6 +147,11 @@ class TaskPrefixes:
         if isinstance(front, StackedPrompt):
             return front.prompt(self._tokenizer, text, all_ids=all_ids)
         return from_text(self._tokenizer, front, text)
+
+    def task(self, task_id: str | None) -> Task | None:
+        """The task in front of a request: the static prompt's own, else the P-tuning prefix's."""
+        front = self._static.get(task_id) if task_id is not None else None
+        return front if isinstance(front, Task) else self._ptuning
 
     def _mend(self, task_id: str) -> str:
         if not self._static:

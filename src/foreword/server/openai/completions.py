@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -12,11 +11,11 @@ from starlette.concurrency import run_in_threadpool
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.server.openai.examples import COMPLETION_RESPONSE
-from foreword.server.openai.logprobs import prompt_logprobs
+from foreword.server.openai.logprobs import CharacterCount, prompt_logprobs
 from foreword.server.openai.schema import CompletionRequest
 from foreword.server.openai.serialization import CompletionSerializer, PromptEcho
 from foreword.server.openai.serving import OpenAIServing
-from foreword.text import task_prompts
+from foreword.text import seam, task_prompts
 from foreword.text.prompt import Prompt
 
 
@@ -28,18 +27,21 @@ def completions_router(serving: OpenAIServing) -> APIRouter:
         """Continue texts or token ids, or fill the task's template and answer."""
         task = await serving.resolve_task(body, http)
         tokenizer = serving.engine.tokenizer
-        prompts = _prompts(tokenizer, body, task)
+        prompts = _prompts(serving.engine, body, task)
         echoes = await run_in_threadpool(_echoes, serving.engine, body, prompts) if body.echo else []
         return await serving.respond(body, http, CompletionSerializer(tokenizer, echoes), task, prompts)
 
     return router
 
 
-def _prompts(tokenizer: Any, body: CompletionRequest, task: Task | None) -> list[Prompt]:
+def _prompts(engine: EngineProtocol, body: CompletionRequest, task: Task | None) -> list[Prompt]:
+    tokenizer, causal = engine.tokenizer, engine.causal
     if body.inputs is not None:
-        return [task_prompts.from_fields(tokenizer, task, body.inputs)]
+        return [task_prompts.from_fields(tokenizer, task, body.inputs, causal=causal)]
     return [
-        task_prompts.from_text(tokenizer, task, each) if isinstance(each, str) else task_prompts.from_ids(task, each)
+        task_prompts.from_text(tokenizer, task, each, causal=causal)
+        if isinstance(each, str)
+        else task_prompts.from_ids(task, each, causal=causal)
         for each in body.prompts
     ]
 
@@ -49,9 +51,11 @@ def _echoes(engine: EngineProtocol, body: CompletionRequest, prompts: Sequence[P
     tokenizer, echoes = engine.tokenizer, []
     for sent, prompt in zip(body.prompts or [None], prompts, strict=True):
         text = sent if isinstance(sent, str) else tokenizer.decode([token for token in prompt.token_ids if token >= 0])
-        logprobs = None
+        logprobs, count = None, CharacterCount()
         if body.num_logprobs is not None:
             found = engine.prompt_logprobs(prompt, body.num_logprobs)
-            logprobs = prompt_logprobs(tokenizer, prompt.token_ids, found)
-        echoes += [PromptEcho(text, logprobs)] * (body.n or 1)
+            added = seam.special_tokens(tokenizer)[0] if isinstance(sent, str) else ()
+            unsent = len(added) if prompt.token_ids[: len(added)] == added else 0
+            logprobs = prompt_logprobs(tokenizer, prompt.token_ids, found, count, unsent)
+        echoes += [PromptEcho(text, logprobs, count.value)] * (body.n or 1)
     return echoes

@@ -41,3 +41,31 @@ COMPLETION_RESPONSE = example_response(
     },
     streamed=True,
 )
+RESPONSES_RESPONSE = example_response(
+    {
+        "id": "resp_1f",
+        "object": "response",
+        "created_at": 1769851800,
+        "status": "completed",
+        "model": "support",
+        "system_fingerprint": "support@0001-3f9a0c1b2d4e",
+        "output": [
+            {
+                "id": "msg_1f",
+                "type": "message",
+                "role": "assistant",
+                "status": "completed",
+                "content": [{"type": "output_text", "text": "On its way.", "annotations": [], "logprobs": []}],
+            }
+        ],
+        "usage": {
+            "input_tokens": 12,
+            "input_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 0},
+            "output_tokens": 2,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 14,
+        },
+        "store": False,
+    },
+    streamed=True,
+)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive
 
-from foreword.engine.protocol import Chunk, EngineProtocol, FinishReason, Request, Stream, TokenLogprob
+from foreword.core import SamplingParams, Task
+from foreword.engine.protocol import Chunk, FinishReason, Stream
 from foreword.errors import AnswerTimeout, EngineError
+from foreword.evaluation.answers import Answers
+from foreword.server.openai.logprobs import Logprob
 from foreword.server.operations.usage import UsageRecorder
+from foreword.text.prompt import Prompt
+from foreword.text.task_prompts import answers_label
 
 
 @dataclass(frozen=True)
@@ -22,22 +27,72 @@ class CompletionOutput:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
 
 
-async def submit_all(
-    engine: EngineProtocol, requests: Sequence[Sequence[Request]], recorder: UsageRecorder
-) -> list[Stream]:
-    """Submit all requests, or none: if one is refused, those before it are cancelled.
+class PromptOnlyStream:
+    """A stream of one token without its token, for a request that asks for none; see `Stream`."""
 
-    Args:
-        requests: for every prompt, one for each of its completions.
-        recorder: counts the tokens of all of them.
+    def __init__(self, stream: Stream) -> None:
+        self.request, self.cached_tokens, self._stream = stream.request, 0, stream
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in self._stream:
+            yield self._without_tokens(chunk)
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        async for chunk in self._stream:
+            yield self._without_tokens(chunk)
+
+    def cancel(self) -> None:
+        self._stream.cancel()
+
+    def _without_tokens(self, chunk: Chunk) -> Chunk:
+        self.cached_tokens = self._stream.cached_tokens
+        return Chunk("", (), "length" if chunk.finish_reason == "stop" else chunk.finish_reason, chunk.error)
+
+
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """All that one HTTP request asks of an engine.
+
+    Attributes:
+        answers: takes the requests.
+        task: that is asked; ``None`` for the base model.
+        prompts: each with its sampling parameters.
+        n: completions of every prompt.
+        strip: see `Answers.submit`.
     """
-    if any(each.sampling.constraint is not None for copies in requests for each in copies):
-        # A constraint is compiled as it is submitted, which may take long and would hold up every other client.
-        return await run_in_threadpool(_submit_all, engine, requests, recorder)
-    return _submit_all(engine, requests, recorder)
+
+    answers: Answers
+    task: Task | None
+    prompts: Sequence[tuple[Prompt, SamplingParams]]
+    n: int = 1
+    strip: bool = False
+
+    async def submit(self, recorder: UsageRecorder) -> list[Stream]:
+        """Submit all prompts, or none: if one is refused, those before it are cancelled.
+
+        Args:
+            recorder: counts the tokens of all of them.
+        """
+        constrained = any(sampling.constraint is not None for _, sampling in self.prompts)
+        if constrained or (self.task is not None and answers_label(self.task)):
+            # A constraint is compiled as it is submitted, and the words of labels are tokenized at their first, which
+            # may take long and would hold up every other client.
+            return await run_in_threadpool(self._submit, recorder)
+        return self._submit(recorder)
+
+    def _submit(self, recorder: UsageRecorder) -> list[Stream]:
+        streams: list[Stream] = []
+        try:
+            for prompt, sampling in self.prompts:
+                found = self.answers.submit(self.task, prompt, sampling, n=self.n, strip=self.strip)
+                streams += recorder.track(found)
+        except Exception:
+            _cancel(streams)
+            raise
+        return streams
 
 
 async def gather_outputs(streams: Sequence[Stream], timeout: float | None) -> list[CompletionOutput]:
@@ -108,17 +163,6 @@ def _timeout_error(seconds: float | None) -> AnswerTimeout:
 
 def _incomplete_error(error: str | None) -> EngineError:
     return EngineError(error or "the engine stopped before the answer was complete; ask again.")
-
-
-def _submit_all(engine: EngineProtocol, requests: Sequence[Sequence[Request]], recorder: UsageRecorder) -> list[Stream]:
-    streams: list[Stream] = []
-    try:
-        for copies in requests:
-            streams += recorder.track([engine.submit(each) for each in copies])
-    except Exception:
-        _cancel(streams)
-        raise
-    return streams
 
 
 def _cancel(streams: Sequence[Stream]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from foreword.engine.protocol import Chunk, Request, Stream, TokenLogprob
+from foreword.engine.protocol import Chunk, Request, Stream
 from foreword.server.openai.generation import CompletionOutput
-from foreword.server.openai.logprobs import chat_logprobs, text_logprobs
+from foreword.server.openai.logprobs import CharacterCount, Logprob, chat_logprobs, text_logprobs
+from foreword.server.openai.tool_calls import FunctionCallWriter, ToolCallWriter
+from foreword.text.tool_reader import ToolReader
 
 
 class ChoiceSerializer(Protocol):
@@ -20,11 +22,13 @@ class ChoiceSerializer(Protocol):
         id_prefix: of the response's ``id``.
         object_name: the ``object`` of a complete response.
         chunk_object_name: the ``object`` of every event of a stream.
+        strips_labels: whether the word of a label is answered without the blanks around it.
     """
 
     id_prefix: str
     object_name: str
     chunk_object_name: str
+    strips_labels: bool
 
     def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
         """The choice of a complete response."""
@@ -35,37 +39,77 @@ class ChoiceSerializer(Protocol):
         ...
 
     def chunk_choices(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
-        """The choices, one an event, of one chunk of the engine; the last one has the ``finish_reason``."""
+        """The choices, one an event, of one chunk of the engine; the last one has the ``finish_reason``.
+
+        None where nothing of the answer has become certain.
+        """
+        ...
+
+    def empty_choice(self, index: int) -> dict[str, Any]:
+        """The choice of an event without news of the answer."""
         ...
 
 
 class ChatSerializer:
-    """``/v1/chat/completions``."""
+    """``/v1/chat/completions``.
+
+    Args:
+        tokenizer: decodes the tokens of log-probabilities.
+        make_reader: tells text and calls of tools apart in one answer; ``None`` where no tools are offered.
+        functions: write a call by its older name, ``function_call``.
+    """
 
     id_prefix = "chatcmpl-"
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
+    strips_labels = True
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(
+        self, tokenizer: Any, make_reader: Callable[[], ToolReader] | None = None, *, functions: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
+        self._make_reader = make_reader
+        self._write_calls = FunctionCallWriter if functions else ToolCallWriter
+        self._streamed: dict[int, tuple[ToolReader, ToolCallWriter]] = {}  # by choice
 
     def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": output.text, "refusal": None}
+        reason: str = output.finish_reason
+        if self._make_reader is not None:
+            reader, writer = self._make_reader(), self._write_calls()
+            message |= writer.message([*reader.push(output.text), *reader.finish()])
+            reason = writer.finish_reason(reason)
         logprobs = chat_logprobs(self._tokenizer, output.logprobs)
-        message = {"role": "assistant", "content": output.text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": output.finish_reason}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
     def opening_choice(self, index: int) -> dict[str, Any] | None:
         return self._delta(index, {"role": "assistant", "content": ""})
 
     def chunk_choices(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
-        text = self._delta(index, {"content": chunk.text})
-        text["logprobs"] = chat_logprobs(self._tokenizer, chunk.logprobs)
-        if chunk.finish_reason is None:
-            return [text]
-        end = self._delta(index, {}, chunk.finish_reason)
-        return [text, end] if chunk.text or chunk.logprobs else [end]
+        deltas, reason = self._deltas(index, chunk)
+        choices = [self._delta(index, delta) for delta in deltas]
+        if chunk.logprobs and not choices:
+            choices = [self._delta(index, {"content": ""})]
+        if choices:
+            choices[0]["logprobs"] = chat_logprobs(self._tokenizer, chunk.logprobs)
+        return choices if reason is None else [*choices, self._delta(index, {}, reason)]
 
-    def _delta(self, index: int, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+    def _deltas(self, index: int, chunk: Chunk) -> tuple[list[dict[str, Any]], str | None]:
+        if self._make_reader is None:
+            return [{"content": chunk.text}] if chunk.text or chunk.finish_reason is None else [], chunk.finish_reason
+        if index not in self._streamed:
+            self._streamed[index] = self._make_reader(), self._write_calls()
+        reader, writer = self._streamed[index]
+        parts = reader.push(chunk.text)
+        if chunk.finish_reason is None:
+            return [writer.delta(part) for part in parts], None
+        deltas = [writer.delta(part) for part in (*parts, *reader.finish())]
+        return deltas, writer.finish_reason(chunk.finish_reason)
+
+    def empty_choice(self, index: int) -> dict[str, Any]:
+        return self._delta(index, {"content": ""})
+
+    def _delta(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
@@ -76,10 +120,12 @@ class PromptEcho:
     Attributes:
         text: as it was sent, or decoded from the ids that were.
         logprobs: of its tokens, as ``choices[].logprobs`` has them; ``None`` if not asked for.
+        characters: of its tokens.
     """
 
     text: str
     logprobs: dict[str, Any] | None
+    characters: int = 0
 
 
 class CompletionSerializer:
@@ -88,11 +134,12 @@ class CompletionSerializer:
     id_prefix = "cmpl-"
     object_name = "text_completion"
     chunk_object_name = "text_completion"
+    strips_labels = False
 
     def __init__(self, tokenizer: Any, echoes: Sequence[PromptEcho] = ()) -> None:
         self._tokenizer = tokenizer
         self._echoes = echoes
-        self._offsets: dict[int, int] = {}  # characters of every choice's tokens so far
+        self._counts: dict[int, CharacterCount] = {}  # of every choice's tokens so far
 
     def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
         echo = self.opening_choice(index)
@@ -107,18 +154,17 @@ class CompletionSerializer:
         if not self._echoes:
             return None
         echo = self._echoes[index]
-        if echo.logprobs is not None:
-            tokens = echo.logprobs["tokens"]
-            self._offsets[index] = sum(map(len, tokens))
+        self._counts[index] = CharacterCount(echo.characters)
         return {"index": index, "text": echo.text, "logprobs": echo.logprobs, "finish_reason": None}
 
     def chunk_choices(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
         return [self._choice(index, chunk.text, chunk.finish_reason, chunk.logprobs)]
 
-    def _choice(self, index: int, text: str, reason: str | None, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        written = text_logprobs(self._tokenizer, logprobs, self._offsets.get(index, 0))
-        if written is not None:
-            self._offsets[index] = written["text_offset"][-1] + len(written["tokens"][-1])
+    def empty_choice(self, index: int) -> dict[str, Any]:
+        return self._choice(index, "", None, ())
+
+    def _choice(self, index: int, text: str, reason: str | None, logprobs: Sequence[Logprob]) -> dict[str, Any]:
+        written = text_logprobs(self._tokenizer, logprobs, self._counts.setdefault(index, CharacterCount()))
         return {"index": index, "text": text, "logprobs": written, "finish_reason": reason}
 
 

@@ -10,18 +10,22 @@ from fastapi import Response
 from starlette.responses import JSONResponse
 
 from foreword.core import SamplingParams, Task
-from foreword.engine.protocol import EngineProtocol, Request, Stream
+from foreword.engine.protocol import EngineProtocol, Stream
+from foreword.evaluation.answers import Answers
 from foreword.evaluation.sampling_params import request_sampling_params
-from foreword.server.openai.generation import cancel_on_disconnect, gather_outputs, submit_all
+from foreword.server.openai.generation import PromptOnlyStream, Submission, cancel_on_disconnect, gather_outputs
 from foreword.server.openai.schema import GenerationRequest
 from foreword.server.openai.serialization import ChoiceSerializer, ResponseMeta, prompt_token_ids, usage
 from foreword.server.openai.streaming import SSEResponse, sse_events
 from foreword.server.operations.auth import current_caller
 from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.usage import UsageRecorder
+from foreword.server.schema import TaskRequestBody
 from foreword.server.tasks.table import TaskTable
 from foreword.text import task_prompts
+from foreword.text.detokenize import special_token_id
 from foreword.text.prompt import Prompt
+from foreword.text.tool_choice import AnswerPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,24 +33,30 @@ class OpenAIServing:
     """Endpoints differ in how a body becomes prompts and in the `ChoiceSerializer` of the response.
 
     Attributes:
-        engine: generates.
+        answers: generate, or label.
         tasks: resolves the task that a body names.
         metrics: gets times and token counts.
         timeout: seconds after which a generation is ended; no bound if ``None``.
     """
 
-    engine: EngineProtocol
+    answers: Answers
     tasks: TaskTable
     metrics: Metrics
     timeout: float | None = None
 
-    async def resolve_task(self, body: GenerationRequest, http: HttpRequest) -> Task | None:
+    @property
+    def engine(self) -> EngineProtocol:
+        return self.answers.engine
+
+    async def resolve_task(self, body: TaskRequestBody, http: HttpRequest) -> Task | None:
         """The task, or ``None`` for the base model; counts the request against the caller's rate limit.
 
         Raises RequestError for a task that cannot generate, LimitReached, and what `TaskTable.resolve` does.
         """
         caller = current_caller(http)
-        task = await self.tasks.resolve(body.model, body.task_id, caller)
+        task = await self.tasks.resolve(body.model, body.task_id, caller, body.user_id)
+        if task is not None and (version := self.tasks.split_version(task)) is not None:
+            http.state.split = task.name, version
         task_prompts.require_generation(task)
         caller.count_request()
         return task
@@ -58,38 +68,74 @@ class OpenAIServing:
         serializer: ChoiceSerializer,
         task: Task | None,
         prompts: Sequence[Prompt],
+        plan: AnswerPlan | None = None,
     ) -> Response:
-        """Generate for all prompts and respond, complete or as server-sent events."""
-        engine, group = self.engine, task.name if task is not None else ""
-        requests = [
-            Request.from_prompt(prompt, sampling_params(body, task, prompt, engine.context), group).fan_out(body.n or 1)
-            for prompt in prompts
-        ]
-        ref = task.ref if task is not None else engine.name
+        """Answer all prompts and respond, complete or as server-sent events.
+
+        Args:
+            plan: of answers that may call tools.
+        """
+        ref, streams = await self.submit(body, http, task, prompts, plan, strip=serializer.strips_labels)
         meta = ResponseMeta(serializer, body.model or ref, ref)
-        log_fields = http.state.log_fields
-        log_fields["model"] = ref
-        recorder = UsageRecorder(self.metrics, group or engine.name, current_caller(http), log_fields)
-        streams = await submit_all(engine, requests, recorder)
+        if body.max_answer_tokens == 0:
+            streams = [PromptOnlyStream(stream) for stream in streams]
         if body.stream:
             return SSEResponse(sse_events(meta, streams, body, self.timeout), streams)
         async with cancel_on_disconnect(http.receive, streams):
             return await _complete_response(meta, streams, body, self.timeout)
 
+    async def submit(
+        self,
+        body: GenerationRequest,
+        http: HttpRequest,
+        task: Task | None,
+        prompts: Sequence[Prompt],
+        plan: AnswerPlan | None,
+        *,
+        strip: bool,
+    ) -> tuple[str, list[Stream]]:
+        """Ask for the answers to all prompts, which are recorded. Returns the version that answers, and the streams.
 
-def sampling_params(body: GenerationRequest, task: Task | None, prompt: Prompt, context: int | None) -> SamplingParams:
-    """The request's sampling options, else the task's defaults, else the endpoint's.
+        Args:
+            plan: of answers that may call tools.
+            strip: see `Answers.submit`.
+        """
+        sampled = [(prompt, sampling_params(body, task, prompt, self.answers, plan)) for prompt in prompts]
+        base = self.engine.name
+        ref, name = (base, base) if task is None else (task.ref, task.name)
+        log_fields, version = http.state.log_fields, self.tasks.split_version(task)
+        log_fields["model"] = ref
+        recorder = UsageRecorder(self.metrics, name, current_caller(http), log_fields, version)
+        return ref, await Submission(self.answers, task, sampled, body.n or 1, strip).submit(recorder)
+
+
+def sampling_params(
+    body: GenerationRequest, task: Task | None, prompt: Prompt, answers: Answers, plan: AnswerPlan | None = None
+) -> SamplingParams:
+    """The request's sampling options, else the task's defaults, else the model's, else the endpoint's.
 
     Args:
-        prompt: a default length is cut to the room that it leaves in ``context`` tokens; a requested one never is.
+        prompt: a default length is cut to the room that it leaves in the engine's context; a requested one never is.
+        answers: give the engine, and the model's defaults.
+        plan: of an answer that may call tools.
     """
+    engine = answers.engine
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
+    skip_special_tokens = body.skip_special_tokens
+    if plan is not None:
+        if plan.stop:
+            own = stop if stop is not None else (task.generation.get("stop") if task is not None else None)
+            stop = [*(own or ()), *plan.stop]
+        if any(special_token_id(engine.tokenizer, mark) is not None for mark in plan.marks):
+            skip_special_tokens = False
     return request_sampling_params(
         task,
         prompt,
-        context,
+        engine.context,
         body.default_max_tokens,
-        max_tokens=body.max_answer_tokens,
+        answers.model_defaults,
+        # An engine writes at least one token, which `PromptOnlyStream` takes off again.
+        max_tokens=1 if body.max_answer_tokens == 0 else body.max_answer_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=max(body.top_k, 0) if body.top_k is not None else None,
@@ -104,7 +150,9 @@ def sampling_params(body: GenerationRequest, task: Task | None, prompt: Prompt, 
         frequency_penalty=body.frequency_penalty,
         logit_bias=None if body.logit_bias is None else {int(token): b for token, b in body.logit_bias.items()},
         logprobs=body.num_logprobs,
-        constraint=body.constraint,
+        constraint=plan.constraint if plan is not None else body.constraint,
+        skip_special_tokens=skip_special_tokens,
+        include_stop_str_in_output=body.include_stop_str_in_output,
     )
 
 

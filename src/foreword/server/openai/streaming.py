@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 from collections.abc import AsyncIterator, Sequence
+from string import ascii_letters
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -16,6 +18,8 @@ from foreword.server.openai.generation import cancel_on_disconnect, merge_stream
 from foreword.server.openai.schema import GenerationRequest
 from foreword.server.openai.serialization import ResponseMeta, prompt_token_ids, usage
 from foreword.server.operations.error_handlers import error_body
+
+OBFUSCATION_BYTES = 64
 
 
 class SSEResponse(StreamingResponse):
@@ -57,36 +61,51 @@ async def sse_events(
 async def _chunks(
     meta: ResponseMeta, streams: Sequence[Stream], body: GenerationRequest, timeout: float | None
 ) -> AsyncIterator[dict[str, Any]]:
-    # With usage asked for, OpenAI's other events carry it as null.
-    no_usage = {"usage": None} if body.include_usage else {}
     completion_tokens = 0
+
+    def event(choice: dict[str, Any]) -> dict[str, Any]:
+        found = meta.chunk([choice])
+        if body.stream_option("continuous_usage_stats"):
+            found["usage"] = usage(streams[:: body.n or 1], completion_tokens)
+        elif body.stream_option("include_usage"):
+            found["usage"] = None  # as OpenAI's other events have it
+        if body.stream_option("include_obfuscation"):
+            found["obfuscation"] = _obfuscation(choice)
+        return found
+
     for index, stream in enumerate(streams):
         if (choice := _opening_choice(meta, index, stream, body)) is not None:
-            yield meta.chunk([choice]) | no_usage
+            yield event(choice)
     async for index, chunk in merge_streams(streams, timeout):
         completion_tokens += len(chunk.token_ids)
         for choice in _chunk_choices(meta, index, chunk, body):
-            yield meta.chunk([choice]) | no_usage
-    if body.include_usage:
+            yield event(choice)
+    if body.stream_option("include_usage"):
         yield meta.chunk([]) | {"usage": usage(streams[:: body.n or 1], completion_tokens)}
 
 
 def _opening_choice(meta: ResponseMeta, index: int, stream: Stream, body: GenerationRequest) -> dict[str, Any] | None:
     choice = meta.serializer.opening_choice(index)
     if body.return_token_ids:
-        choice = choice or meta.serializer.chunk_choices(index, Chunk("", ()))[0]
+        choice = choice or meta.serializer.empty_choice(index)
         choice["prompt_token_ids"] = prompt_token_ids(stream.request)
     return choice
 
 
 def _chunk_choices(meta: ResponseMeta, index: int, chunk: Chunk, body: GenerationRequest) -> list[dict[str, Any]]:
     if body.return_token_ids:
-        choices = meta.serializer.chunk_choices(index, chunk)
+        choices = meta.serializer.chunk_choices(index, chunk) or [meta.serializer.empty_choice(index)]
         choices[0]["token_ids"] = list(chunk.token_ids)
         return choices
     # A chunk may bring a token and no text yet, which tells a client nothing.
     empty = not chunk.text and not chunk.logprobs and chunk.finish_reason is None
     return [] if empty else meta.serializer.chunk_choices(index, chunk)
+
+
+def _obfuscation(choice: dict[str, Any]) -> str:
+    """Random letters that fill an event up to a whole number of `OBFUSCATION_BYTES`."""
+    missing = -len(_json(choice).encode()) % OBFUSCATION_BYTES
+    return "".join(secrets.choice(ascii_letters) for _ in range(missing))
 
 
 def _json(value: object) -> str:

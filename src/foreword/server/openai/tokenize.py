@@ -45,7 +45,7 @@ def tokenize_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
     @router.post("/tokenize", responses=RESPONSE)
     async def tokenize(body: TokenizeRequest, http: HttpRequest) -> dict[str, Any]:
         """Tokens of a text, a conversation or a filled template behind a task; those of the prefix are counted."""
-        task = await tasks.resolve(body.model, body.task_id, current_caller(http))
+        task = await tasks.resolve(body.model, body.task_id, current_caller(http), body.user_id)
         prompt = await run_in_threadpool(_prompt, engine, task, body)
         return {
             "count": prompt.prefix_length + len(prompt.token_ids),
@@ -60,9 +60,9 @@ def tokenize_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
 
 def _prompt(engine: EngineProtocol, task: Task | None, body: TokenizeRequest) -> Prompt:
     if body.messages is not None:
-        return task_prompts.from_messages(engine.tokenizer, task, body.messages)
+        return task_prompts.from_messages(engine.tokenizer, task, body.messages, causal=engine.causal)
     if body.inputs is not None:
         return task_prompts.from_fields(
             engine.tokenizer, task, body.inputs, causal=engine.causal, is_encoder_decoder=engine.is_encoder_decoder
         )
-    return task_prompts.from_text(engine.tokenizer, task, body.prompt or "")
+    return task_prompts.from_text(engine.tokenizer, task, body.prompt or "", causal=engine.causal)

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from foreword.server.operations.client_connection import CLIENT_CLOSED_REQUEST, ClientConnection
 from foreword.server.operations.metrics import Metrics
 
 LOGGER = logging.getLogger("foreword.requests")
@@ -23,12 +24,15 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class AccessLog:
     """ASGI middleware: gives every request an id, counts responses by status and logs a line when a request is over.
 
-    Handlers add fields of the line to ``request.state.log_fields``; prompts and answers never go there.
+    Parts of the page (`parts_of_page`: first the page itself, then what begins like its parts) get a line only for an
+    error. Handlers add fields of the line to ``request.state.log_fields``; prompts and answers never go there. They set
+    ``request.state.split`` to the task and the version of a request that one of several versions answers.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, parts_of_page: tuple[str, ...] = ()) -> None:
         self._app = app
         self._metrics = metrics
+        self._parts_of_page = parts_of_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,19 +42,25 @@ class AccessLog:
         log_fields: dict[str, Any] = {}
         scope.setdefault("state", {})["log_fields"] = log_fields
         started, status = time.perf_counter(), 0
+        connection = ClientConnection(receive, send)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)[HEADER] = request_id
-            await send(message)
+            await connection.send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, connection.receive, send_with_id)
         finally:
-            # Without a status the client disconnected before there was a response.
+            connection.close()
+            if connection.disconnected:  # what the engine said of the answer that was cancelled is no error of its
+                status = CLIENT_CLOSED_REQUEST
             self._metrics.count_response(_route_path(scope), status)
+            if (split := scope["state"].get("split")) is not None:
+                task, version = split
+                self._metrics.count_version_response(task, version, status)
             caller = scope["state"].get("caller")
             line = {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -62,7 +72,12 @@ class AccessLog:
                 "key": caller.name if caller is not None else None,
                 **log_fields,
             }
-            LOGGER.info("%s", json.dumps({name: value for name, value in line.items() if value is not None}))
+            if not self._is_part_of_page(scope["path"], status):
+                LOGGER.info("%s", json.dumps({name: value for name, value in line.items() if value is not None}))
+
+    def _is_part_of_page(self, path: str, status: int) -> bool:
+        """Whether a request was for a part of the page, of which only the view itself and errors get a line."""
+        return 0 < status < 400 and path.startswith(self._parts_of_page) and path not in self._parts_of_page[:1]
 
 
 def _route_path(scope: Scope) -> str:

@@ -94,7 +94,7 @@ def error_body(error: Exception) -> dict[str, Any]:
     """``{"error": {...}}`` for an exception; an unexpected one tells nothing of the server's inside."""
     if not isinstance(error, ForewordError):
         return _body("the server met an unexpected error; its log says more.", 500, "internal_error")
-    param = "model" if isinstance(error, UnknownTask | ModelMismatch) else None
+    param = "model" if isinstance(error, UnknownTask | ModelMismatch) else getattr(error, "param", None)
     return _body(str(error), error.http_status, error.code, param)
 
 

@@ -81,19 +81,44 @@ class Metrics:
         )
         self._answer_tokens = self._counter("answer_tokens", "Tokens of answers.", ("task",))
         self._latencies = [self._histogram(*each) for each in _LATENCIES]
+        version = ("task", "version")
+        self._version_responses = self._counter(
+            "version_responses", "HTTP responses of versions that are split.", (*version, "status")
+        )
+        self._version_answer_tokens = self._counter(
+            "version_answer_tokens", "Tokens of answers by versions that are split.", version
+        )
+        self._version_latencies = [
+            self._histogram(f"version_{name}", text, buckets, version) for name, text, buckets in _LATENCIES
+        ]
 
     def count_response(self, route: str, status: int) -> None:
         """Count one response; ``route`` is the path's template, so that there are few label values."""
         self._responses.labels(route, status).inc()
 
-    def latency_observers(self, task: str) -> LatencyObservers:
-        """Observers of one task's latencies, looked up once a request: one of them is called for every token."""
-        label = self._label(task)
-        return LatencyObservers(*(histogram.labels(label).observe for histogram in self._latencies))
+    def count_version_response(self, task: str, version: str, status: int) -> None:
+        """Count one response of a version that is served beside another."""
+        self._version_responses.labels(*self._version_labels(task, version), status).inc()
 
-    def count_tokens(self, task: str, prompt: int, cached: int, answer: int) -> None:
-        """Count the tokens of one request."""
+    def latency_observers(self, task: str, version: str | None = None) -> LatencyObservers:
+        """Observers of one task's latencies, looked up once a request: one of them is called for every token.
+
+        Args:
+            version: if it is served beside another.
+        """
         label = self._label(task)
+        own = [histogram.labels(label).observe for histogram in self._latencies]
+        if version is None:
+            return LatencyObservers(*own)
+        labels = self._version_labels(task, version)
+        pairs = zip(own, self._version_latencies, strict=True)
+        return LatencyObservers(*(_both(observe, histogram.labels(*labels).observe) for observe, histogram in pairs))
+
+    def count_tokens(self, task: str, prompt: int, cached: int, answer: int, version: str | None = None) -> None:
+        """Count the tokens of one request; also by its version, if that is served beside another."""
+        label = self._label(task)
+        if version is not None:
+            self._version_answer_tokens.labels(*self._version_labels(task, version)).inc(answer)
         self._prompt_tokens.labels(label).inc(prompt)
         self._cached_tokens.labels(label).inc(cached)
         self._answer_tokens.labels(label).inc(answer)
@@ -108,11 +133,25 @@ class Metrics:
         self._labelled_tasks.add(task)
         return task
 
+    def _version_labels(self, task: str, version: str) -> tuple[str, str]:
+        ref = self._label(f"{task}@{version}")
+        return (ref, ref) if ref == "other" else (task, version)
+
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(f"foreword_{name}", text, labels, registry=self._registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"foreword_{name}_seconds", text, ("task",), registry=self._registry, buckets=buckets)
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ("task",)
+    ) -> Histogram:
+        return Histogram(f"foreword_{name}_seconds", text, labels, registry=self._registry, buckets=buckets)
+
+
+def _both(first: Callable[[float], None], second: Callable[[float], None]) -> Callable[[float], None]:
+    def observe(seconds: float) -> None:
+        first(seconds)
+        second(seconds)
+
+    return observe
 
 
 class _StatisticsCollector(Collector):

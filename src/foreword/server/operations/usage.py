@@ -21,16 +21,18 @@ class UsageRecorder:
         task: their label in the metrics.
         caller: its limits count the tokens.
         log_fields: fields of the request's line in the access log.
+        version: of the task, if it is served beside another.
     """
 
     metrics: Metrics
     task: str
     caller: Caller
     log_fields: dict[str, Any]
+    version: str | None = None
 
     def track(self, streams: Sequence[Stream]) -> Sequence[Stream]:
         """The completions of one prompt as streams that record themselves."""
-        arrival, observers = time.perf_counter(), self.metrics.latency_observers(self.task)
+        arrival, observers = time.perf_counter(), self.metrics.latency_observers(self.task, self.version)
         return [
             TimedStream(stream, self, observers, arrival, counts_prompt=index == 0)
             for index, stream in enumerate(streams)
@@ -101,7 +103,7 @@ class TimedStream:
         request, answer, recorder = self.request, self._answer_tokens, self._recorder
         prompt = request.prompt_tokens if self._counts_prompt else 0
         cached = request.prefix_length + self.cached_tokens if self._counts_prompt else 0
-        recorder.metrics.count_tokens(recorder.task, prompt, cached, answer)
+        recorder.metrics.count_tokens(recorder.task, prompt, cached, answer, recorder.version)
         recorder.caller.count_tokens(prompt + answer)
         for name, count in (("prompt_tokens", prompt), ("cached_tokens", cached), ("answer_tokens", answer)):
             recorder.log_fields[name] = recorder.log_fields.get(name, 0) + count

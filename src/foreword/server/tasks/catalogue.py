@@ -26,6 +26,7 @@ class Catalogue:
         bank: where tasks are, if anywhere.
         extra_tasks: tasks of this process alone, by name; they hide the bank's.
         allow_other_weights: list tasks made for other weights of the same architecture.
+        model_defaults: sampling parameters of the base model, which its entry shows.
     """
 
     def __init__(
@@ -35,22 +36,34 @@ class Catalogue:
         extra_tasks: Mapping[str, Task],
         *,
         allow_other_weights: bool = False,
+        model_defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self._base = engine.name
         self._identity = engine.identity
         self._bank = bank
         self._extra_tasks = extra_tasks
         self._allow_other_weights = allow_other_weights
+        self._model_defaults = dict(model_defaults or {})
         self._started = int(time.time())
         self._descriptions: dict[str, dict[str, Any]] = {}
 
     def models(self) -> list[dict[str, Any]]:
         """The base model, then the tasks of this model by name."""
         names = [*self._extra_tasks, *(name for name in self._bank_names() if name not in self._extra_tasks)]
-        return [self._base_entry(), *self._task_entries(sorted(names))]
+        return [self._base_entry(), *self._task_entries(sorted(names), expired=False)]
 
     def model(self, name: str) -> dict[str, Any]:
-        """One entry, by name or ``name@version``. Raises UnknownTask, ModelMismatch."""
+        """One entry, by name or ``name@version``. Raises UnknownTask, ExpiredTask, ModelMismatch."""
+        entry = self._found_entry(name)
+        if self._bank is not None and name != self._base and name not in self._extra_tasks:
+            self._bank.check_alive(name)
+        return entry
+
+    def check_known(self, name: str) -> None:
+        """Raise UnknownTask or ModelMismatch for a name that is none of this model's; that of an expired task is."""
+        self._found_entry(name)
+
+    def _found_entry(self, name: str) -> dict[str, Any]:
         if name == self._base:
             return self._base_entry()
         if name in self._extra_tasks:
@@ -68,10 +81,9 @@ class Catalogue:
         return name if name == self._base else split_ref(name)[0]
 
     def bank_tasks(self) -> list[str]:
-        """Names of the tasks of this model that are in the bank."""
-        return [
-            entry["id"] for entry in self._task_entries([n for n in self._bank_names() if n not in self._extra_tasks])
-        ]
+        """Names of the tasks of this model that are in the bank, expired ones too."""
+        names = [name for name in self._bank_names() if name not in self._extra_tasks]
+        return [entry["id"] for entry in self._task_entries(names, expired=True)]
 
     def check_in_bank(self, name: str) -> None:
         """Raise PublishConflict for a name that is the base model's or one of ``extra_tasks``."""
@@ -86,15 +98,18 @@ class Catalogue:
     def _unknown(self, name: str) -> UnknownTask:
         return unknown_model(split_ref(name)[0], [self._base, *self._extra_tasks, *self._bank_names()])
 
-    def _task_entries(self, names: list[str]) -> Iterator[dict[str, Any]]:
+    def _task_entries(self, names: list[str], *, expired: bool) -> Iterator[dict[str, Any]]:
         descriptions: dict[str, dict[str, Any]] = {}
         for name in names:
             try:
                 if name in self._extra_tasks:
                     yield self._extra_entry(name)
                 else:
-                    yield self._bank_entry(name, self._description(name, descriptions))
-            except (ModelMismatch, UnknownTask):  # of another model, or removed a moment ago
+                    description = self._description(name, descriptions)
+                    if "ttl" in description and not expired and self._bank is not None:
+                        self._bank.check_alive(name)
+                    yield self._bank_entry(name, description)
+            except (ModelMismatch, UnknownTask):  # of another model, expired, or removed a moment ago
                 continue
             except CorruptFile as error:  # one damaged task hides no other
                 logging.getLogger(__name__).warning("left out of the list: %s", error)
@@ -108,7 +123,7 @@ class Catalogue:
         return descriptions[ref]
 
     def _base_entry(self) -> dict[str, Any]:
-        return self._entry(self._base, self._started, parent=None)
+        return self._entry(self._base, self._started, parent=None, generation=self._model_defaults)
 
     def _extra_entry(self, name: str) -> dict[str, Any]:
         version = self._extra_tasks[name].version or None

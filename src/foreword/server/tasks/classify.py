@@ -12,7 +12,7 @@ from pydantic import Field
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import RequestError
-from foreword.evaluation.predict import classify
+from foreword.evaluation.predict import classify, label_answer
 from foreword.server.operations.scoring_usage import ScoringUsage
 from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, example_response, must_be
 from foreword.server.tasks.scoring import ScoringService
@@ -49,12 +49,16 @@ def classify_router(scoring: ScoringService) -> APIRouter:
 
     @router.post("/classify", responses=RESPONSE)
     async def classify_inputs(body: ClassifyRequest, http: HttpRequest) -> dict[str, Any]:
-        """The label of every input, and the probability of each label."""
+        """The label of every input, and the probability of each label.
+
+        Of a task that gives a text several labels, ``labels`` are those of probability 0.5 or more, and ``label`` is
+        the most probable one. A task that gives a number answers ``value`` alone.
+        """
 
         def score(engine: EngineProtocol, task: Task, usage: ScoringUsage) -> list[dict[str, Any]]:
             rows = [_fields(task, value, f"input[{index}]") for index, value in enumerate(body.inputs)]
             return [
-                {"index": index, "label": max(probs, key=probs.__getitem__), "probs": probs}
+                {"index": index, **label_answer(task, probs)}
                 for index, probs in enumerate(classify(engine, task, rows, usage))
             ]
 
@@ -70,12 +74,12 @@ def _fields(task: Task, value: str | Mapping[str, Any], where: str) -> Mapping[s
         return {}
     template = Template.parse(task.template)
     if isinstance(value, str):
-        if len(template.fields) != 1:
+        if template.text_field is None:
             names = ", ".join(template.fields) or "none"
             raise RequestError(
                 f"{where} is a text, and the template of task '{task.name}' has {len(template.fields)} fields "
                 f"({names}); send an object with a value for each field."
             )
-        value = {template.fields[0]: value}
+        value = {template.text_field: value}
     template.fill(value, where, answer=False)
     return value

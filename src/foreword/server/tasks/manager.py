@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from foreword.bank.bank import Bank, check_free
 from foreword.bank.names import split_ref
 from foreword.bank.tensor_file import TensorLoader
+from foreword.bank.time_to_live import format_time
 from foreword.core import Kind, Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import PublishConflict
 from foreword.server.tasks.catalogue import Catalogue
 from foreword.server.tasks.table import TaskTable
 from foreword.text.task_prompts import static_token_ids
+
+LOGGER = logging.getLogger(__name__)
 
 
 class TaskManager:
@@ -32,8 +37,20 @@ class TaskManager:
     def __init__(self, engine: EngineProtocol, bank: Bank, tasks: TaskTable, catalogue: Catalogue) -> None:
         self._engine, self._bank, self._tasks, self._catalogue = engine, bank, tasks, catalogue
 
-    def publish_text(self, name: str, kind: Kind, text: str, *, replace: bool) -> dict[str, Any]:
+    def publish_text(
+        self,
+        name: str,
+        kind: Kind,
+        text: str,
+        *,
+        generation: Mapping[str, Any] | None = None,
+        replace: bool,
+        ttl: int | None = None,
+    ) -> dict[str, Any]:
         """Publish a static prompt; the engine computes its prefix between the steps of running requests.
+
+        Args:
+            ttl: seconds that the task lives without being used; ``None`` for ever.
 
         Raises PublishConflict, PromptTooLong, UsageError.
         """
@@ -43,7 +60,8 @@ class TaskManager:
         prefix = self._engine.prefill(token_ids)
         from foreword.prompts.static import prefilled_task  # which loads torch, as an engine that could do this has
 
-        return self.publish(prefilled_task(name, kind, text, token_ids, prefix), replace=replace)
+        task = prefilled_task(name, kind, text, token_ids, prefix)
+        return self.publish(dataclasses.replace(task, generation=generation or {}, ttl=ttl), replace=replace)
 
     @property
     def load_tensors(self) -> TensorLoader:
@@ -65,13 +83,16 @@ class TaskManager:
         """The JSON object of one task, or of one version as ``name@version``. Raises UnknownTask, ModelMismatch."""
         name = split_ref(ref)[0]
         self._catalogue.check_in_bank(name)
-        self._catalogue.model(ref)  # raises as /v1/models does for a wrong name
-        description = self._bank.describe(ref)
+        self._catalogue.check_known(ref)  # raises as /v1/models does for a wrong name
+        description, split, expires = self._bank.describe(ref), self._bank.split(name), self._bank.expires(ref)
         return {
             "object": "task",
             "name": name,
             "current": self._bank.current(name),
+            "split": None if split is None else dict(split.weights),
             **_version_fields(description),
+            "expires": None if expires is None else format_time(expires),
+            "expired": self._bank.has_expired(ref),
             "pinned": self._tasks.resident.is_pinned(name),
             "resident": f"{name}@{description['version']}" in self._tasks.resident,
             "versions": self._bank.versions(name),
@@ -92,6 +113,13 @@ class TaskManager:
         self._bank.remove(name, version)
         if version is None:
             self._tasks.resident.remove(name)
+
+    def prune(self, limit: int) -> None:
+        """Remove expired tasks of the bank, whatever model they are of, but no pinned ones; at most ``limit``."""
+        names = [name for name in self._bank.names() if not self._tasks.resident.is_pinned(name)]
+        for name in self._bank.prune(names, limit):
+            self._tasks.resident.remove(name)
+            LOGGER.info("removed '%s', whose time to live is over", name)
 
     async def pin(self, name: str) -> None:
         """Load a task and keep it in memory, with its next versions. Raises UsageError if pinned tasks do not fit."""
@@ -120,5 +148,7 @@ def _version_fields(description: Mapping[str, Any]) -> dict[str, Any]:
         "generation": description["generation"],
         "bytes": sum(entry["size"] for entry in description["files"].values()),
         "created": description["created"],
+        "ttl": description.get("ttl"),
         "metrics": description["provenance"].get("metrics"),
+        **{key: description[key] for key in ("label_field",) if key in description},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,9 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 
 from foreword.bank.names import check_name, split_ref
+from foreword.bank.time_to_live import parse_duration
 from foreword.errors import RequestError, VerbalizerError
+from foreword.evaluation.sampling_params import generation_defaults
 from foreword.interop.prefix_task import prefix_task
 from foreword.server.operations.auth import CurrentCaller, require_admin
 from foreword.server.tasks.manager import TaskManager
@@ -64,8 +67,16 @@ def tasks_router(manager: TaskManager | None) -> APIRouter:
             return JSONResponse(await _publish_upload(require_manager(), http), status_code=201)
         body = _parse_body(await http.body())
         kind, text = ("system", body.system) if body.system is not None else ("prompt", body.prompt)
-        publish_text = require_manager().publish_text
-        task = await run_in_threadpool(publish_text, body.name, kind, text or "", replace=bool(body.replace))
+        publish_text, generation = require_manager().publish_text, body.generation
+        task = await run_in_threadpool(
+            publish_text,
+            body.name,
+            kind,
+            text or "",
+            generation=generation,
+            replace=bool(body.replace),
+            ttl=body.ttl_seconds,
+        )
         return JSONResponse(task, status_code=201)
 
     @router.get("/{name}", responses=TASK_RESPONSE)
@@ -136,7 +147,20 @@ def _publish_file(manager: TaskManager, path: Path, fields: Mapping[str, str]) -
     task = prefix_task(
         name, path, fields.get("template"), _parse_verbalizer(fields.get("verbalizer")), manager.load_tensors
     )
+    ttl = parse_duration(fields["ttl"]) if "ttl" in fields else None
+    task = dataclasses.replace(task, generation=_parse_generation(fields.get("generation")), ttl=ttl)
     return manager.publish(task, replace=fields.get("replace", "").lower() in ("1", "true", "yes"))
+
+
+def _parse_generation(source: str | None) -> Mapping[str, Any]:
+    """The generation defaults of an upload: a JSON object."""
+    try:
+        given = {} if source is None else json.loads(source)
+        return generation_defaults(**given)
+    except (ValueError, TypeError):
+        raise RequestError(
+            'generation must be a JSON object of temperature, top_p, top_k, max_tokens and stop, as {"top_p": 0.9}.'
+        ) from None
 
 
 def _parse_verbalizer(source: str | None) -> Mapping[str, object] | None:

@@ -1,4 +1,4 @@
-"""`ScoringService`: the common part of ``/v1/classify`` and ``/v1/tag``, around the scoring of their inputs."""
+"""`ScoringService`: the common part of ``/v1/classify``, ``/v1/tag`` and ``/v1/embeddings``, which generate nothing."""
 
 from __future__ import annotations
 
@@ -49,11 +49,29 @@ class ScoringService:
             score: makes the entries of ``data``; it calls the `ScoringUsage` with its prompts before they are scored.
             base_model_error: why the base model cannot be asked.
         """
-        caller = current_caller(http)
-        task = await self.tasks.resolve(body.model, body.task_id, caller)
+        task = await self.resolve_task(body, http)
         if task is None:
             raise UsageError(base_model_error)
+        return await self.run(body, http, task, lambda usage: score(self.engine, task, usage))
+
+    async def resolve_task(self, body: TaskRequestBody, http: HttpRequest) -> Task | None:
+        """The task that a body names, or ``None`` for the base model. Raises what `TaskTable.resolve` does."""
+        task = await self.tasks.resolve(body.model, body.task_id, current_caller(http), body.user_id)
+        if task is not None and (version := self.tasks.split_version(task)) is not None:
+            http.state.split = task.name, version
+        return task
+
+    async def run(
+        self,
+        body: TaskRequestBody,
+        http: HttpRequest,
+        task: Task | None,
+        make_data: Callable[[ScoringUsage], list[dict[str, Any]]],
+    ) -> dict[str, Any]:
+        """The response's body, whose ``data`` is made in a worker thread; counts the request against its limits."""
+        caller = current_caller(http)
         caller.count_request()
-        usage = ScoringUsage(self.metrics, task.name, caller, http.state.log_fields)
-        data = await to_thread.run_sync(score, self.engine, task, usage, limiter=self._limiter)
-        return {"object": "list", "model": body.model or task.ref, "data": data, "usage": usage.usage()}
+        name, ref = (self.engine.name, self.engine.name) if task is None else (task.name, task.ref)
+        usage = ScoringUsage(self.metrics, name, caller, http.state.log_fields)
+        data = await to_thread.run_sync(make_data, usage, limiter=self._limiter)
+        return {"object": "list", "model": body.model or ref, "data": data, "usage": usage.usage()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
@@ -51,6 +52,7 @@ class TaskTable:
         self._allow_other_weights = allow_other_weights
         self.resident = ResidentTasks(prefix_bytes)
         self._loading: dict[str, asyncio.Task[Task]] = {}
+        self._in_split: set[str] = set()
         for name, task in extra_tasks.items():
             check_name(name)
             if name == self._base:
@@ -59,16 +61,21 @@ class TaskTable:
 
     async def load_current(self, name: str) -> Task:
         """The version of a task of the bank that is served now, in memory. Raises UnknownTask, ModelMismatch."""
-        ref = await run_in_threadpool(self._versioned_ref, name)
+        ref = await run_in_threadpool(partial(self._versioned_ref, name, ignore_split=True))
         return self.resident.get(ref) or await self._load_once(ref)
 
-    async def resolve(self, model: str | None, task_id: int | str | None, caller: Caller) -> Task | None:
+    async def resolve(
+        self, model: str | None, task_id: int | str | None, caller: Caller, user: str | None = None
+    ) -> Task | None:
         """The task that a request names, or ``None`` for the base model.
+
+        Args:
+            user: gets the same version of a task that is split at every request; without one it is drawn anew.
 
         Raises:
             Forbidden: it is not for this caller, whether or not there is one.
             RequestError: nothing is named, or two different things are.
-            UnknownTask: there is no such task or version.
+            UnknownTask: there is no such task or version, or (ExpiredTask) its time to live is over.
             ModelMismatch: the task was made for another model.
         """
         name = self._requested_name(model, task_id)
@@ -77,8 +84,15 @@ class TaskTable:
             return None
         if name in self._extra_tasks:
             return self._extra_tasks[name]
-        ref = await run_in_threadpool(self._versioned_ref, name)
-        return self.resident.get(ref) or await self._load_once(ref)
+        ref = await run_in_threadpool(self._versioned_ref, name, user)
+        task = self.resident.get(ref) or await self._load_once(ref)
+        if task.ttl is not None and self._bank is not None:
+            await run_in_threadpool(self._bank.record_use, task)
+        return task
+
+    def split_version(self, task: Task | None) -> str | None:
+        """The version of a task, if it answered beside another one at its last request."""
+        return task.version if task is not None and task.ref in self._in_split else None
 
     def _requested_name(self, model: str | None, task_id: int | str | None) -> str:
         if task_id is None:
@@ -98,16 +112,22 @@ class TaskTable:
         """Whether ``name`` is ``other``, or ``other@version``."""
         return name == other or (name != self._base and split_ref(name)[0] == other)
 
-    def _versioned_ref(self, name: str) -> str:
-        """``name@version`` of a task in the bank, with the version that is served now unless one is named."""
+    def _versioned_ref(self, name: str, user: str | None = None, *, ignore_split: bool = False) -> str:
+        """``name@version`` of a task in the bank, with the version that is served (to the user) unless one is named."""
         task, version = split_ref(name)
         if self._bank is None or not is_name(task):
             raise self._unknown(task)
         try:
-            current = self._bank.current(task)
+            current, split = self._bank.served(task)
         except UnknownTask:
             raise self._unknown(task) from None
-        return f"{task}@{current if version is None else self._bank.describe(name)['version']}"
+        if version is not None:
+            return f"{task}@{self._bank.describe(name)['version']}"
+        if ignore_split:
+            return f"{task}@{current}"
+        ref = f"{task}@{current if split is None else split.choose(task, user)}"
+        (self._in_split.discard if split is None else self._in_split.add)(ref)
+        return ref
 
     def _unknown(self, name: str) -> UnknownTask:
         names = self._bank.names() if self._bank is not None else []

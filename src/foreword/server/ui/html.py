@@ -40,12 +40,9 @@ def answers(panes: Sequence[AnswerPane]) -> str:
     return _grid(_answer(pane) for pane in panes)
 
 
-def probabilities(results: Mapping[str, Mapping[str, float] | str]) -> str:
-    """Bars of the labels' probabilities for every task, or the message of its error."""
-    return _grid(
-        _card(task, _bars(result) if isinstance(result, Mapping) else server_error(result))
-        for task, result in results.items()
-    )
+def probabilities(results: Mapping[str, Mapping[str, float] | float | str]) -> str:
+    """Bars of the labels' probabilities for every task, its number, or the message of its error."""
+    return _grid(_card(task, _result(result)) for task, result in results.items())
 
 
 def tasks(rows: Sequence[TaskVersion]) -> str:
@@ -102,6 +99,12 @@ def _statistics(pane: AnswerPane) -> str:
 
 def _seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def _result(result: Mapping[str, float] | float | str) -> str:
+    if isinstance(result, Mapping):
+        return _bars(result)
+    return server_error(result) if isinstance(result, str) else f'<p class="number">{result:.4g}</p>'
 
 
 def _bars(probs: Mapping[str, float]) -> str:

@@ -45,7 +45,7 @@ def mount_ui(app: FastAPI, base: str) -> None:
     check_ui()
     import gradio as gr
 
-    from foreword.server.ui.in_process_transport import InProcessTransport
+    from foreword.server.in_process_transport import InProcessTransport
     from foreword.server.ui.page import Page
     from foreword.server.ui.server_client import ServerClient
     from foreword.server.ui.task_versions import TaskVersions

@@ -197,7 +197,7 @@ class Page:
     async def _classify(self, tasks: Sequence[str], sample: str, request: gr.Request) -> str:
         if error := _missing_input(tasks, sample):
             return error
-        results: dict[str, dict[str, float] | str] = {}
+        results: dict[str, dict[str, float] | float | str] = {}
         for task in tasks:
             try:
                 results[task] = await self._client.classify(_authorization(request), task, sample)

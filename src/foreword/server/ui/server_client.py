@@ -67,10 +67,11 @@ class ServerClient:
         """Entries of ``/v1/models``: the base model, then its tasks."""
         return (await self.request("GET", "/v1/models", authorization))["data"]
 
-    async def classify(self, authorization: Authorization, model: str, text: str) -> dict[str, float]:
-        """The probability of each label."""
+    async def classify(self, authorization: Authorization, model: str, text: str) -> dict[str, float] | float:
+        """The probability of each label, or the number of a task that gives one."""
         body = {"model": model, "input": [parse_fields(text) or text]}
-        return (await self.request("POST", "/v1/classify", authorization, body))["data"][0]["probs"]
+        answer = (await self.request("POST", "/v1/classify", authorization, body))["data"][0]
+        return answer["value"] if "value" in answer else answer["probs"]
 
     async def stream_answer(
         self, authorization: Authorization, model: str, request: PlaygroundRequest, is_base: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from foreword.training.recipe import Recipe
 def class_weights(recipe: Recipe, data: TrainingData) -> Mapping[str, float] | None:
     """The weight of every label in the loss, ``None`` if all weigh the same.
 
-    ``balanced``: inversely proportional to class frequencies, as scikit-learn's ``class_weight="balanced"``.
+    ``balanced``: inversely proportional to class frequencies, as scikit-learn's ``class_weight="balanced"``. Where a
+    row may have several labels a weight is that of the rows that have the label (PyTorch's ``pos_weight``), and
+    ``balanced`` gives them as much weight as the rows without.
 
     Raises UsageError for unknown labels, or weights that are no positive numbers.
     """
@@ -24,6 +27,12 @@ def class_weights(recipe: Recipe, data: TrainingData) -> Mapping[str, float] | N
     labels = data.labels
     if not labels:
         raise SettingError("class_weights", "--class-weights is for labels, and this run generates text; leave it out.")
+    if data.problem_type == "regression":
+        raise SettingError("class_weights", "--class-weights is for labels, and this run learns a number.")
+    if recipe.class_weights == "balanced" and data.problem_type == "multi_label_classification":
+        counts = Counter(label_id for row in data.train_rows for label_id in data.label_ids(row))
+        rows = len(data.train_rows)
+        return {label: max(1, rows - counts[i]) / max(1, counts[i]) for i, label in enumerate(labels)}
     if recipe.class_weights == "balanced":
         ids = [label_id for row in data.train_rows for label_id in data.label_ids(row)]
         return {label: len(ids) / (len(labels) * max(1, ids.count(index))) for index, label in enumerate(labels)}

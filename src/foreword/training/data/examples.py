@@ -7,10 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from foreword.core.token_rows import check_token_ids
 from foreword.errors import DataError
 from foreword.models import LanguageModel
+from foreword.models.tokenized_model import TokenizedModel
 from foreword.text import seam
+from foreword.text.assistant_turns import assistant_turns, bare_request, join_turns
 from foreword.text.encoded_example import EncodedExample, ExampleEncoder
+from foreword.text.long_rows import MEND
+from foreword.text.prompt import Prompt
 from foreword.text.rows import Row
 from foreword.text.task_prompts import field_words
 from foreword.text.template import Template
@@ -22,13 +27,16 @@ POOL = 16
 
 @dataclass(frozen=True)
 class Example:
-    """One row through one template, in tokens.
+    """One row through one template, or one conversation through the chat template, in tokens.
 
     Attributes:
-        encoded: tokens before the answer, as serving would tokenize them, and where the answer is read.
-        labels: index of the right label for every answer.
+        encoded: tokens before the answer, as serving would tokenize them, and where the answer is read; those of a
+            conversation hold its answers, and are read wherever a token of one is next.
+        labels: index of the right label for every answer, or of every label that applies.
+        value: the number to learn, of a regression.
         soft_labels: in place of ``labels``, a probability of every label (distillation).
-        target: tokens of the answer, end-of-text included, for a template with ``{target:...}``.
+        target: tokens of the answer, end-of-text included, for a template with ``{target:...}``; of a conversation
+            those of all its answers, one for every output index.
         other_targets: further answers that are as right; every epoch takes the next one.
     """
 
@@ -37,6 +45,7 @@ class Example:
     soft_labels: tuple[float, ...] = ()
     target: tuple[int, ...] = ()
     other_targets: tuple[tuple[int, ...], ...] = ()
+    value: float = 0.0
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -46,7 +55,31 @@ class Example:
     @property
     def num_tokens(self) -> int:
         """Tokens with the longest answer."""
+        if self._holds_answers:
+            return len(self.prompt_ids) + 1
         return len(self.prompt_ids) + max(map(len, (self.target, *self.other_targets)))
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """Tokens of the longest answer."""
+        if not self._holds_answers:
+            return max(map(len, (self.target, *self.other_targets)))
+        places = self.encoded.output_indices
+        begins = [index for index, place in enumerate(places) if not index or places[index - 1] + 1 != place]
+        return max(end - begin for begin, end in zip(begins, [*begins[1:], len(places)], strict=True))
+
+    @property
+    def answered(self) -> EncodedExample:
+        """All tokens but the last, read where each token of ``target`` is next."""
+        if self._holds_answers:
+            return self.encoded
+        last = len(self.prompt_ids) - 1
+        return EncodedExample(self.prompt_ids + self.target[:-1], tuple(range(last, last + len(self.target))))
+
+    @property
+    def _holds_answers(self) -> bool:
+        """Whether ``encoded`` has a place for every token of ``target``."""
+        return len(self.encoded.output_indices) == len(self.target)
 
     def at_epoch(self, epoch: int) -> Example:
         """The example with the answer of this pass over the data."""
@@ -59,27 +92,29 @@ class ExampleBuilder:
     """Turns rows into examples whose tokens stand where serving has them.
 
     Attributes:
-        lm: the base model, for its context length and its end-of-text token.
+        lm: the base model, for its context length and its end-of-text token; its weights are not used.
         data: templates and labels.
         encoder: makes tokens of filled templates.
         prefix_length: positions in front of every example.
         label_tokens: tokens that an example grows by when its labels are scored.
+        max_length: tokens of an example with its answer, at most; ``None`` for what fits into the context.
     """
 
-    lm: LanguageModel
+    lm: LanguageModel | TokenizedModel
     data: TrainingData
     encoder: ExampleEncoder
     prefix_length: int = 0
     label_tokens: int = 0
+    max_length: int | None = None
 
     def build(self, rows: Sequence[Row]) -> list[Example]:
         """Every row through every template. Raises DataError, TemplateError or VerbalizerError that names the row."""
         examples = []
         for row in rows:
-            for template in self.data.templates:
-                with row.error_context():
-                    examples.append(self._example(row, template))
-                    self._check_fits(examples[-1])
+            with row.error_context():
+                for example in self.examples(row):
+                    self._check(example)
+                    examples.append(example)
         return examples
 
     def encode_unlabeled(self, rows: Sequence[Row]) -> list[EncodedExample]:
@@ -89,12 +124,35 @@ class ExampleBuilder:
             for template in self.data.templates:
                 with row.error_context():
                     encoded.append(self.encoder.encode_prompt(template.fill(row.values, row.where, answer=False)))
-                    self._check_fits(Example(encoded[-1]))
+                    self._check(Example(encoded[-1]))
         return encoded
 
     def fits(self, num_tokens: int) -> bool:
-        """Whether an example of so many tokens fits into the model's context."""
-        return self.lm.context is None or self.prefix_length + num_tokens + self.label_tokens <= self.lm.context
+        """Whether an example of so many tokens fits into the model's context, and is as short as is wanted."""
+        with_answer = num_tokens + self.label_tokens
+        if self.max_length is not None and with_answer > self.max_length:
+            return False
+        return self.lm.context is None or self.prefix_length + with_answer <= self.lm.context
+
+    def row_fits(self, row: Row, *, answer: bool = True) -> bool:
+        """Whether a row fits through every template, or the chat template."""
+        with row.error_context():
+            if self.data.conversations:
+                return all(self.fits(example.num_tokens) for example in self.examples(row))
+            return all(self.fits(self._num_tokens(row, template, answer)) for template in self.data.templates)
+
+    def _num_tokens(self, row: Row, template: Template, answer: bool) -> int:
+        if answer:
+            return self._example(row, template).num_tokens
+        return len(self.encoder.encode_prompt(template.fill(row.values, row.where, answer=False)).token_ids)
+
+    def examples(self, row: Row) -> list[Example]:
+        """The row through every template; or through the chat template, which mostly makes one example of it."""
+        if not self.data.conversations:
+            return [self._example(row, template) for template in self.data.templates]
+        tokenizer, conversation = self.encoder.tokenizer, self.data.conversation(row)
+        turns = assistant_turns(tokenizer, conversation, bare_request(tokenizer, bos=self.encoder.bos))
+        return [_conversation_example(prompt) for prompt in join_turns(turns)]
 
     def _example(self, row: Row, template: Template) -> Example:
         labels = self.data.label_ids(row)
@@ -103,7 +161,7 @@ class ExampleBuilder:
             return Example(self.encoder.encode_words(words, template.num_inner_soft_tokens(self.lm.causal)), labels)
         filled = template.fill(row.values, row.where)
         if self.data.head_labels:
-            return Example(self.encoder.encode_sequence(filled), labels)
+            return Example(self.encoder.encode_sequence(filled), labels, value=self.data.number(row))
         encoded = self.encoder.encode_prompt(filled)
         if template.target is None:
             return Example(encoded, labels)
@@ -125,13 +183,25 @@ class ExampleBuilder:
         end = self.lm.tokenizer.eos_token_id
         return (end,) if end is not None else tuple(sorted(self.lm.eos_token_ids))[:1]
 
-    def _check_fits(self, example: Example) -> None:
-        if not self.fits(example.num_tokens):
-            total = self.prefix_length + example.num_tokens + self.label_tokens
+    def _check(self, example: Example) -> None:
+        for ids in (example.prompt_ids, example.target, *example.other_targets):
+            check_token_ids(self.lm.tokenizer, self.lm.vocab_size, ids)
+        if self.fits(example.num_tokens):
+            return
+        with_answer = example.num_tokens + self.label_tokens
+        if self.max_length is not None and with_answer > self.max_length:
             raise DataError(
-                f"the example has {total} tokens with its answer and {self.prefix_length} virtual tokens, the context "
-                f"of {self.lm.name} is {self.lm.context}; shorten the row."
+                f"the example has {with_answer} tokens with its answer, --max-length is {self.max_length}; {MEND}."
             )
+        raise DataError(
+            f"the example has {self.prefix_length + with_answer} tokens with its answer and {self.prefix_length} "
+            f"virtual tokens, the context of {self.lm.name} is {self.lm.context}; {MEND}."
+        )
+
+
+def _conversation_example(prompt: Prompt) -> Example:
+    ids, places = prompt.token_ids, prompt.output_indices
+    return Example(EncodedExample(ids[:-1], places), target=tuple(ids[place + 1] for place in places))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from foreword.prompts.lower import lower_tokens
 from foreword.text import seam
 from foreword.text.ragged import make_batch
 from foreword.training.distillation.document import Document
-from foreword.training.distillation.self_study import Conversation
+from foreword.training.distillation.self_study import SelfStudyConversation
 from foreword.training.distillation.teacher_logits import conversation_batches
 
 
@@ -44,7 +44,9 @@ class LikelihoodGap:
     full: AnswerScores
 
     @classmethod
-    def measure(cls, lm: LanguageModel, document: Document, conversations: Sequence[Conversation]) -> LikelihoodGap:
+    def measure(
+        cls, lm: LanguageModel, document: Document, conversations: Sequence[SelfStudyConversation]
+    ) -> LikelihoodGap:
         return cls(
             score_answers(lm, bos_front(lm), conversations),
             score_answers(lm, [Front(chunk.prefix) for chunk in document.chunks], conversations),
@@ -69,7 +71,7 @@ def bos_ids(lm: LanguageModel) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def score_answers(
-    lm: LanguageModel, front: Front | Sequence[Front], conversations: Sequence[Conversation]
+    lm: LanguageModel, front: Front | Sequence[Front], conversations: Sequence[SelfStudyConversation]
 ) -> AnswerScores:
     """Scores of the conversations' answers.
 

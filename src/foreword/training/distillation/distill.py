@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.core import Front, Kind, KVPrefix, Task
+from foreword.core.overview import Overview, WithOverview
 from foreword.engine.engine import Engine
 from foreword.errors import SettingError
 from foreword.home import default_run_dir
@@ -31,8 +32,8 @@ from foreword.version import __version__
 METHOD = "distill"
 
 
-@dataclass(frozen=True)
-class DistillResult:
+@dataclass(frozen=True, repr=False)
+class DistillResult(WithOverview):
     """A distilled task and its metrics.
 
     Attributes:
@@ -52,6 +53,17 @@ class DistillResult:
     tokens: int
     folder: Path
     curve: tuple[DistillationReport, ...] = ()
+
+    def overview(self) -> Overview:
+        """How much of the full text's effect it keeps, its size, and where the run is."""
+        return Overview(
+            f"DistillResult of task {self.task.ref!r}",
+            {
+                "gap closed": f"{self.report.gap_closed:.3f} on {self.report.n} questions",
+                "size": f"{self.task.prefix.length} positions, {self.report.bytes_ratio:.1f} times fewer bytes",
+                "run": self.folder,
+            },
+        )
 
     @property
     def training_stats(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from foreword.dense_attention import AttentionSpec
 from foreword.models import LanguageModel
 from foreword.prompts.rotate import rotate
 from foreword.training.distillation.document import Document
-from foreword.training.distillation.self_study import Conversation
+from foreword.training.distillation.self_study import SelfStudyConversation
 from foreword.training.distillation.teacher_logits import conversation_batches
 
 # Conversations whose attention is recorded.
@@ -39,7 +39,7 @@ class InitSource:
 
     lm: LanguageModel
     document: Document
-    conversations: Sequence[Conversation]
+    conversations: Sequence[SelfStudyConversation]
     length: int
 
     def gather(self, places: Sequence[Tensor]) -> KVPrefix:
@@ -105,7 +105,9 @@ INITIALIZERS: dict[str, PrefixInit] = {
 
 
 @torch.no_grad()
-def attention_mass(lm: LanguageModel, document: Document, conversations: Sequence[Conversation]) -> list[Tensor]:
+def attention_mass(
+    lm: LanguageModel, document: Document, conversations: Sequence[SelfStudyConversation]
+) -> list[Tensor]:
     """Attention weights on every token of the text, summed over conversations: ``[kv_heads, tokens]`` a layer."""
     sizes = [chunk.prefix.length for chunk in document.chunks]
     masses = [torch.zeros(s.kv_heads, sum(sizes), device=lm.device) for s in lm.identity.layers]

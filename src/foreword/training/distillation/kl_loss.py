@@ -12,7 +12,7 @@ from foreword.core import Front
 from foreword.models import LanguageModel
 from foreword.text.ragged import make_batch
 from foreword.training.data.examples import Example
-from foreword.training.distillation.self_study import Conversation
+from foreword.training.distillation.self_study import SelfStudyConversation
 from foreword.training.distillation.teacher_logits import TeacherLogits
 
 
@@ -29,7 +29,9 @@ class DistillationExample(Example):
     logprobs: Tensor = field(default_factory=lambda: torch.zeros(0, 1))
 
 
-def distillation_examples(conversations: Sequence[Conversation], teacher: TeacherLogits) -> list[DistillationExample]:
+def distillation_examples(
+    conversations: Sequence[SelfStudyConversation], teacher: TeacherLogits
+) -> list[DistillationExample]:
     """An example for every conversation."""
     return [
         DistillationExample(conversation.encoded(), token_ids=ids, logprobs=logprobs)

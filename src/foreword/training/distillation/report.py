@@ -14,7 +14,7 @@ from foreword.evaluation.text_metrics import token_f1
 from foreword.text.prompt import Prompt
 from foreword.training.distillation.answer_scores import bos_ids, score_answers
 from foreword.training.distillation.run import DistillationRun
-from foreword.training.distillation.self_study import Conversation, generate_texts, user_prompt
+from foreword.training.distillation.self_study import SelfStudyConversation, generate_texts, user_prompt
 
 # Decoding throughput: answers at once, tokens of each, and repetitions.
 DECODE_BATCH, DECODE_TOKENS, DECODE_REPEATS = 16, 16, 3
@@ -96,7 +96,7 @@ def distillation_report(run: DistillationRun, engine: Engine, task: Task) -> Dis
 
 
 def decode_throughput(
-    engine: Engine, tasks: dict[str, Task], conversations: Sequence[Conversation]
+    engine: Engine, tasks: dict[str, Task], conversations: Sequence[SelfStudyConversation]
 ) -> dict[str, float]:
     """Tokens a second that are decoded behind each task; the best of several turns, since others use the machine."""
     best = dict.fromkeys(tasks, 0.0)
@@ -106,7 +106,7 @@ def decode_throughput(
     return best
 
 
-def _tokens_per_second(engine: Engine, task: Task, conversations: Sequence[Conversation]) -> float:
+def _tokens_per_second(engine: Engine, task: Task, conversations: Sequence[SelfStudyConversation]) -> float:
     params = SamplingParams(max_tokens=DECODE_TOKENS, ignore_eos=True)
     batch = [conversations[number % len(conversations)] for number in range(DECODE_BATCH)]
     requests = [Request.from_prompt(user_prompt(engine.tokenizer, task, each.question), params) for each in batch]

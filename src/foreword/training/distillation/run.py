@@ -19,7 +19,7 @@ from foreword.training.distillation.answer_scores import LikelihoodGap
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.kl_loss import DistillationExample, KLDistillationLoss, distillation_examples
 from foreword.training.distillation.recipe import DistilRecipe
-from foreword.training.distillation.self_study import Conversation
+from foreword.training.distillation.self_study import SelfStudyConversation
 from foreword.training.distillation.self_study_data import SelfStudyData
 from foreword.training.distillation.teacher_logits import TeacherLogits, teacher_logits
 from foreword.training.modules.trainable_prompt import TrainablePrompt
@@ -85,7 +85,7 @@ class DistillationRun:
         return cls(lm, document, recipe, data, distillation_examples(data.train, logits), validation_gap, test_gap)
 
     @property
-    def validation_set(self) -> Sequence[Conversation]:
+    def validation_set(self) -> Sequence[SelfStudyConversation]:
         return self.data.validation
 
     @property
@@ -127,7 +127,7 @@ def _self_study_data(
 
 
 def _teacher_logits(
-    lm: LanguageModel, document: Document, conversations: Sequence[Conversation], file: Path, say: Say
+    lm: LanguageModel, document: Document, conversations: Sequence[SelfStudyConversation], file: Path, say: Say
 ) -> TeacherLogits:
     if not file.is_file():
         teacher_logits(lm, document, conversations).save(file)

@@ -87,7 +87,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Conversation(Question):
+class SelfStudyConversation(Question):
     """A question and its answer, as tokens behind the text.
 
     Attributes:
@@ -114,7 +114,7 @@ class Conversation(Question):
         return {"seed": data.pop("template"), **data}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Conversation:
+    def from_json(cls, data: Mapping[str, Any]) -> SelfStudyConversation:
         """Inverse of `to_json`."""
         return cls(data["chunk"], data["seed"], data["question"], tuple(data["prompt"]), tuple(data["answer"]))
 
@@ -155,11 +155,11 @@ def generate_questions(
 
 def generate_answers(
     engine: Engine, document: Document, questions: Sequence[Question], params: SamplingParams
-) -> list[Conversation]:
+) -> list[SelfStudyConversation]:
     """The questions with the answers of the model behind the text."""
     prompts = [user_prompt(engine.tokenizer, document.chunks[each.chunk], each.question) for each in questions]
     return [
-        Conversation(each.chunk, each.template, each.question, prompt.token_ids, token_ids)
+        SelfStudyConversation(each.chunk, each.template, each.question, prompt.token_ids, token_ids)
         for each, prompt, (_, token_ids) in zip(questions, prompts, _generate(engine, prompts, params), strict=True)
     ]
 

@@ -16,8 +16,8 @@ from foreword.training.distillation.recipe import DistilRecipe
 from foreword.training.distillation.self_study import (
     QUESTION_TEMPLATES,
     USER_QUESTION_TEMPLATES,
-    Conversation,
     Question,
+    SelfStudyConversation,
     generate_answers,
     generate_questions,
     most_likely_chunks,
@@ -45,9 +45,9 @@ class SelfStudyData:
         references: reference answers of ``test``, if a file gives any.
     """
 
-    train: tuple[Conversation, ...]
-    validation: tuple[Conversation, ...]
-    test: tuple[Conversation, ...]
+    train: tuple[SelfStudyConversation, ...]
+    validation: tuple[SelfStudyConversation, ...]
+    test: tuple[SelfStudyConversation, ...]
     references: References = ()
 
     @classmethod
@@ -92,7 +92,7 @@ class SelfStudyData:
         """Inverse of `save`. Raises TrainingError for a damaged file."""
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
-            splits = [tuple(map(Conversation.from_json, data[name])) for name in ("learned", "held", "test")]
+            splits = [tuple(map(SelfStudyConversation.from_json, data[name])) for name in ("learned", "held", "test")]
             return cls(*splits, references=tuple(map(tuple, data["references"])))
         except (ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"{file} is damaged, so the run cannot be resumed; use another --out.") from error

@@ -18,7 +18,7 @@ from foreword.models import LanguageModel
 from foreword.progress import Progress
 from foreword.text.ragged import batch_by_tokens, make_batch
 from foreword.training.distillation.document import Document
-from foreword.training.distillation.self_study import Conversation
+from foreword.training.distillation.self_study import SelfStudyConversation
 from foreword.training.loop.atomic_write import atomic_write
 
 # Tokens whose log-probabilities are kept at every place.
@@ -64,7 +64,7 @@ class TeacherLogits:
 
 @torch.inference_mode()
 def teacher_logits(
-    lm: LanguageModel, document: Document, conversations: Sequence[Conversation], k: int = TOP_K
+    lm: LanguageModel, document: Document, conversations: Sequence[SelfStudyConversation], k: int = TOP_K
 ) -> TeacherLogits:
     """Run every conversation behind its chunk of the text."""
     k = min(k, lm.identity.vocab_size)
@@ -87,7 +87,7 @@ def teacher_logits(
     return TeacherLogits(starts, torch.cat(token_ids), torch.cat(logprobs))
 
 
-def conversation_batches(conversations: Sequence[Conversation]) -> Iterator[list[int]]:
+def conversation_batches(conversations: Sequence[SelfStudyConversation]) -> Iterator[list[int]]:
     """Batches of numbers of conversations, each about one chunk and of similar lengths."""
     sizes = [each.size for each in conversations]
     order = sorted(range(len(sizes)), key=lambda number: (conversations[number].chunk, sizes[number]))

@@ -63,7 +63,7 @@ class TaskEvaluator:
             yield front, self._examples[start : start + self.run.batch_size]
 
     def _front(self, task: Task) -> Front:
-        inner = self.run.data.template.num_inner_soft_tokens(self.run.lm.causal)
+        inner = self.run.data.num_inner_soft_tokens(self.run.lm.causal)
         soft = task.soft[len(task.soft) - inner :] if inner and task.soft is not None else None
         return Front(task.prefix, inner_soft=soft, adapter=task.adapter)
 

@@ -13,6 +13,11 @@ from foreword.errors import TrainingError
 from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.distributed import is_main_process
 
+# Key of ``recipe.json`` with the settings as they were given, which a resumed run is compared with.
+_AS_GIVEN = "as_given"
+# Settings of the length of a run, which may be prolonged.
+_LENGTH = ("max_steps", "epochs")
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -21,28 +26,41 @@ class RunDir:
     path: Path
 
     @classmethod
-    def open(cls, path: str | Path, settings: Mapping[str, Any], *, resume: bool) -> RunDir:
+    def open(
+        cls,
+        path: str | Path,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool,
+        used: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+    ) -> RunDir:
         """Make the folder of a new run, or reopen that of a run to be resumed.
 
         Args:
             settings: all that must be the same for a run to be resumed.
+            used: what they came to, such as the learning rate where none was given; for people who read the file.
+            steps: length of a run that may be prolonged; its number of steps and epochs may then differ.
 
         Raises TrainingError rather than mixing two runs.
         """
         run_dir = cls(Path(path))
         if not is_main_process():
             return run_dir
-        if run_dir._recipe.is_file():
-            if not resume:
-                raise TrainingError(
-                    f"{run_dir.path} holds a run already; pass --resume to go on with it, or another --out."
-                )
-            run_dir._check_same(settings)
-        elif resume:
-            raise TrainingError(f"{run_dir.path} holds no run to resume; leave out --resume.")
-        else:
-            run_dir._write("recipe.json", settings)
+        run_dir.check(resume=resume)
+        if resume:
+            run_dir._check_same(settings, steps)
+        if not resume or (steps is not None and steps > (run_dir._recorded_steps() or steps)):
+            run_dir._write("recipe.json", settings if used is None else {**settings, **used, _AS_GIVEN: settings})
         return run_dir
+
+    def check(self, *, resume: bool) -> None:
+        """Raise TrainingError for a new run in the folder of another, or if there is none to resume."""
+        there = self._recipe.is_file()
+        if there and not resume:
+            raise TrainingError(f"{self.path} holds a run already; pass --resume to go on with it, or another --out.")
+        if resume and not there:
+            raise TrainingError(f"{self.path} holds no run to resume; leave out --resume.")
 
     def subdir(self, name: str) -> RunDir:
         """The folder inside for a run that is part of this one, such as a member of an ensemble."""
@@ -90,16 +108,31 @@ class RunDir:
     def _recipe(self) -> Path:
         return self.path / "recipe.json"
 
-    def _check_same(self, settings: Mapping[str, Any]) -> None:
+    def _check_same(self, settings: Mapping[str, Any], steps: int | None) -> None:
         data = _read_json(self._recipe)
         if not isinstance(data, dict):
             raise TrainingError(f"{self._recipe} is damaged, so the run cannot be resumed; use another --out.")
-        changed = [key for key in settings if data.get(key) != settings[key]]
+        data = data.get(_AS_GIVEN, data)
+        changed = [key for key in {**settings, **data} if data.get(key) != settings.get(key)]
+        recorded = self._recorded_steps()
+        if steps is not None and recorded is not None:
+            changed = [key for key in changed if key not in _LENGTH]
+            if steps < recorded:
+                raise TrainingError(
+                    f"{self.path} was started with {recorded} steps, now {steps}; a run can be prolonged, not "
+                    "shortened: give more --max-steps or --epochs, or another --out."
+                )
         if changed:
             raise TrainingError(
                 f"{self.path} was started with another {changed[0]} ({data.get(changed[0])!r}, now "
                 f"{settings[changed[0]]!r}); resume with the same settings, or use another --out."
             )
+
+    def _recorded_steps(self) -> int | None:
+        """Steps of the run as its recipe has them; ``None`` for a recipe that leaves them to a default."""
+        data = _read_json(self._recipe)
+        steps = data.get("max_steps") if isinstance(data, dict) else None
+        return steps if isinstance(steps, int) else None
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:
         self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False))

@@ -22,7 +22,11 @@ def best_task_of_each(
 ) -> list[tuple[Task, Report]]:
     """`best_task` for several runs, evaluated together."""
     ready = [(run, [prepared(run, engine, task) for task in tasks]) for run, tasks in tasks_of_runs]
-    jobs = [EvaluationJob(task, run.data.eval_rows, run.data.label_field) for run, tasks in ready for task in tasks]
+    jobs = [
+        EvaluationJob(task, run.data.eval_rows, run.data.label_field, run.data.learn_turns)
+        for run, tasks in ready
+        for task in tasks
+    ]
     reports = iter(evaluate_all(engine, jobs))
     pairs_of_runs = [[(task, next(reports)) for task in tasks] for _, tasks in ready]
     return [max(pairs, key=lambda pair: selection_score(pair[1].metrics)) for pairs in pairs_of_runs]
@@ -35,7 +39,8 @@ def prepared(run: Run, engine: EngineProtocol, task: Task) -> Task:
 
 def evaluate_task(run: Run, engine: EngineProtocol, task: Task) -> Report:
     """Metrics of a task of the run on all evaluation rows."""
-    return evaluate(engine, task, run.data.eval_rows, label_field=run.data.label_field)
+    data = run.data
+    return evaluate(engine, task, data.eval_rows, label_field=data.label_field, learn_turns=data.learn_turns)
 
 
 def headline_metric(metrics: Mapping[str, float]) -> float:

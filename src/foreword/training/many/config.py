@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from foreword.errors import SettingError
 from foreword.training.recipe import Recipe
-from foreword.training.setting import Setting, check_settings, flag_of
+from foreword.training.setting import DATA, METHOD, OPTIMISATION, Setting, check_settings, flag_of
 
 if TYPE_CHECKING:
     from foreword.core import Task
@@ -46,12 +46,16 @@ class MultiTaskConfig:
     recipe: Recipe
     out: Path
     tasks: Mapping[str, Mapping[str, Any]]
-    at_once: Annotated[int, Setting("Tasks that are learned, and in memory, at a time.", above=0)] = 32
-    min_rows: Annotated[int, Setting("Leave out tasks with fewer rows.", low=2)] = 8
-    shared_init: Annotated[bool, Setting("Start all from a prefix learned on everybody's rows.")] = False
+    at_once: Annotated[
+        int, Setting("Tasks that are learned, and in memory, at a time.", above=0, group=OPTIMISATION)
+    ] = 32
+    min_rows: Annotated[int, Setting("Leave out tasks with fewer rows.", low=2, group=DATA)] = 8
+    shared_init: Annotated[bool, Setting("Start all from a prefix learned on everybody's rows.", group=METHOD)] = False
     shared_length: Annotated[
         int,
-        Setting("Virtual tokens learned on everybody's rows, then frozen in front of each task's own.", low=0),
+        Setting(
+            "Virtual tokens learned on everybody's rows, then frozen in front of each task's own.", low=0, group=METHOD
+        ),
     ] = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +75,11 @@ class MultiTaskConfig:
                 self.task_recipe(name)
             except SettingError as error:
                 raise SettingError("tasks", f"--tasks, '{name}': {error}") from error
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Raise SettingError for settings of a task that is not among the tasks with rows."""
+        if unknown := sorted(set(self.tasks) - set(names)):
+            raise SettingError("tasks", f"--tasks names '{unknown[0]}', of which there are no rows; correct the name.")
 
     def task_recipe(self, name: str) -> Recipe:
         """The recipe of one task."""

@@ -8,20 +8,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.core.overview import Overview, WithOverview, join_some, metrics_line
 from foreword.errors import TrainingError
 from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.selection import headline_metric
 
 
-@dataclass(frozen=True)
-class MultiTaskReport:
-    """Summary of a multi-task run.
+@dataclass(frozen=True, repr=False)
+class MultiTaskReport(WithOverview):
+    """Overview of a multi-task run.
 
     Attributes:
         records: of all tasks, as `train_many` returns them.
     """
 
     records: Sequence[Mapping[str, Any]]
+
+    def overview(self) -> Overview:
+        """How many tasks were learned and published, and their mean metrics before and after."""
+        found = self.to_json()
+        return Overview(
+            f"MultiTaskReport of {len(self.records)} tasks",
+            {
+                "learned": found["learned"],
+                "published": join_some(found["published"]),
+                "metrics": metrics_line(found["metrics"], found["metrics_before"]),
+                "base is better": join_some(found["base_better"]),
+                "left out": join_some(list(found["left_out"])),
+                "failed": join_some(list(found["failed"])),
+            },
+        )
 
     def with_status(self, status: str) -> list[Mapping[str, Any]]:
         return [record for record in self.records if record["status"] == status]

@@ -8,12 +8,14 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from foreword.errors import DataError
-from foreword.text.rows import Row, data_digest, read_rows
+from foreword.text.delimited import Layout
+from foreword.text.row import Row
+from foreword.text.rows import Source, data_digest, read_rows, source_name
 
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 class TaskSource(Protocol):
@@ -35,16 +37,28 @@ class TaskSource(Protocol):
         ...
 
 
-def open_task_source(source: str | Path, task_field: str, check: Callable[[str], None]) -> TaskSource:
-    """The tasks of a folder (a file each, whose stem is the name) or of a JSONL file (a field of every row).
+def open_task_source(
+    source: Source, task_field: str, check: Callable[[str], None], layout: Layout | None = None
+) -> TaskSource:
+    """The tasks of a folder (a file each, whose stem is the name), or of a JSONL file or rows in memory (a field of
+    every row).
 
     Args:
         check: raises UsageError for a name that no task can have.
+        layout: of CSV and TSV files in a folder.
 
-    Raises DataError, or what ``check`` raises with where the name stands.
+    Raises DataError, SettingError for a layout of anything else, or what ``check`` raises with where the name stands.
     """
+    layout = layout or Layout()
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return FolderSource.open(Path(source), check, layout)
+    layout.require_none(source_name(source))
+    if not isinstance(source, str | Path):
+        return MemorySource.open(source, task_field, check)
     path = Path(source)
-    return FolderSource.open(path, check) if path.is_dir() else JsonlSource.open(path, task_field, check)
+    if not path.exists():
+        raise DataError(f"there is no {source}; give a folder with one file of examples a task, or one JSONL file.")
+    return JsonlSource.open(path, task_field, check)
 
 
 @dataclass(frozen=True)
@@ -53,12 +67,14 @@ class FolderSource:
 
     Attributes:
         files: by the task's name, the file's stem.
+        layout: of those that are CSV or TSV.
     """
 
     files: dict[str, Path]
+    layout: Layout = field(default_factory=Layout)
 
     @classmethod
-    def open(cls, path: Path, check: Callable[[str], None]) -> FolderSource:
+    def open(cls, path: Path, check: Callable[[str], None], layout: Layout) -> FolderSource:
         files: dict[str, Path] = {}
         for file in sorted(each for each in path.iterdir() if not each.name.startswith(".")):
             if file.suffix.lower() not in SUFFIXES or not file.is_file():
@@ -70,7 +86,7 @@ class FolderSource:
             files[file.stem] = file
         if not files:
             raise DataError(f"{path} holds no files; give a folder with one file of examples a task.")
-        return cls(files)
+        return cls(files, layout)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,7 +95,7 @@ class FolderSource:
     def rows(self, name: str) -> list[Row]:
         if name not in self.files:
             raise DataError(f"there is no file of task '{name}'; add one, or leave the task out.")
-        return read_rows(self.files[name])
+        return read_rows(self.files[name], self.layout)
 
     def digest(self, name: str) -> str:
         return data_digest(self.files[name])
@@ -154,7 +170,46 @@ class JsonlSource:
             raise DataError(f"{where} is not JSON in UTF-8 ({error}); write one object a line.") from error
         if not isinstance(values, dict):
             raise DataError(f'{where} is {type(values).__name__}, expected an object such as {{"text": ...}}.')
-        name = values.pop(self.task_field, None)
-        if isinstance(name, bool) or not isinstance(name, str | int):
-            raise DataError(f"{where} has no task in field '{self.task_field}'; add it, or pass --task-field.")
-        return str(name), values
+        return _split_task(values, self.task_field, where)
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """Rows in memory, with a field that names the task of every row.
+
+    Attributes:
+        by_task: the rows of every task, without that field.
+    """
+
+    by_task: dict[str, list[Row]]
+
+    @classmethod
+    def open(cls, source: Source, task_field: str, check: Callable[[str], None]) -> MemorySource:
+        by_task: dict[str, list[Row]] = {}
+        for row in read_rows(source):
+            name, values = _split_task(row.values, task_field, row.where)
+            if name not in by_task:
+                with row.error_context():
+                    check(name)
+            by_task.setdefault(name, []).append(Row(values, row.where))
+        return cls(by_task)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.by_task))
+
+    def rows(self, name: str) -> list[Row]:
+        if name not in self.by_task:
+            raise DataError(f"there is no row of task '{name}'; add some, or leave the task out.")
+        return self.by_task[name]
+
+    def digest(self, name: str) -> str:
+        return data_digest(self.rows(name))
+
+
+def _split_task(values: dict[str, Any], task_field: str, where: str) -> tuple[str, dict[str, Any]]:
+    """The task that a row names, and its other fields."""
+    name = values.get(task_field)
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise DataError(f"{where} has no task in field '{task_field}'; add it, or pass --task-field.")
+    return str(name), {field: value for field, value in values.items() if field != task_field}

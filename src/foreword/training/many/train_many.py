@@ -76,7 +76,7 @@ def _trainable_tasks(datasets: TaskDatasets, task_progress: TaskProgress, say: S
     for name in names:
         try:
             data = datasets.training_data(name)
-            if len(data.labels) == 1:
+            if len(data.labels) == 1 and data.problem_type == "single_label_classification":
                 raise DataError(
                     f"it has only the label '{data.labels[0]}', so there is nothing to tell apart; give the others "
                     "with --verbalizer"

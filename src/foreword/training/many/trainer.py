@@ -15,10 +15,11 @@ from foreword.errors import PublishConflict, UsageError
 from foreword.evaluation.report import Report
 from foreword.models import LanguageModel
 from foreword.progress import Progress, Say
-from foreword.training.loop.baseline import majority_share
+from foreword.training.loop.baseline import constant_metrics
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.evaluator import TaskEvaluator
+from foreword.training.loop.gradient_check import check_gradients
 from foreword.training.loop.selection import best_task_of_each, selection_score
 from foreword.training.many.config import MultiTaskConfig
 from foreword.training.many.shared_init import SharedInit
@@ -61,6 +62,7 @@ class MultiTaskTrainer:
     say: Say
     _trainer: ConcurrentTrainer = field(init=False)
     _digests: dict[str, str] = field(init=False, default_factory=dict)
+    _gradients_checked: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._trainer = ConcurrentTrainer(self.lm)
@@ -119,7 +121,11 @@ class MultiTaskTrainer:
     def _concurrent_run(self, name: str) -> ConcurrentRun:
         recipe, data = self.config.task_recipe(name), self.datasets.training_data(name)
         run = Run.from_recipe(self.lm, recipe, self.shared.init_task or self.transfer, data, self.shared.shared_prefix)
-        return ConcurrentRun(name, TaskEvaluator(run, self.engine, run.task(name), run.initial_prompt()))
+        prompt = run.initial_prompt()
+        if not self._gradients_checked:
+            check_gradients(run, prompt)
+            self._gradients_checked = True
+        return ConcurrentRun(name, TaskEvaluator(run, self.engine, run.task(name), prompt))
 
     def _finish(self, runs: Sequence[ConcurrentRun]) -> None:
         """Evaluate, publish and record tasks that have ended."""
@@ -163,7 +169,7 @@ class MultiTaskTrainer:
 def _candidates(trained: ConcurrentRun) -> list[Task]:
     """The learned task with each of its templates."""
     task = trained.prompt.to_task(trained.run.lm, trained.evaluator.task)
-    return [replace(task, template=template.source) for template in trained.run.data.templates]
+    return trained.run.data.tasks(task)
 
 
 def _base_results(
@@ -171,16 +177,7 @@ def _base_results(
 ) -> list[tuple[dict[str, float], tuple[float, float]]]:
     """Metrics of the base model with the best template of each task, and their `_comparison_key`."""
     without_head = [each for each in runs if not each.run.data.head_labels]
-    plain = [
-        (
-            each.run,
-            [
-                replace(each.evaluator.task, template=template.without_soft_tokens().source)
-                for template in each.run.data.templates
-            ],
-        )
-        for each in without_head
-    ]
+    plain = [(each.run, each.run.data.plain_tasks(each.evaluator.task)) for each in without_head]
     best = dict(zip((each.name for each in without_head), best_task_of_each(engine, plain), strict=True))
     results = []
     for each in runs:
@@ -188,8 +185,8 @@ def _base_results(
             _, report = best[each.name]
             results.append((report.metrics, _comparison_key(report)))
         else:  # an untrained head predicts nothing
-            share = majority_share(each.run.data)
-            results.append(({"accuracy": share}, (share, float("-inf"))))
+            metrics, _ = constant_metrics(each.run.data)
+            results.append((metrics, (selection_score(metrics), float("-inf"))))
     return results
 
 

@@ -24,8 +24,12 @@ def check(run: Run) -> None:
 
     Raises DataError or another UsageError for a warm start that cannot be read.
     """
-    method, template = run.method, run.data.template
-    prefixes = method.length and not isinstance(method, LoRA) and not template.num_inner_soft_tokens(run.lm.causal)
+    method, inner = run.method, run.data.num_inner_soft_tokens(run.lm.causal)
+    prefixes = method.length and not isinstance(method, LoRA) and not inner
+    if run.recipe.members > 1 and not run.data.labels:
+        raise SettingError(
+            "members", "--members combines the labels of prefixes, and this run generates text; leave it out."
+        )
     if run.recipe.members > 1 and (not prefixes or run.data.head_labels):
         what = "a head" if run.data.head_labels else f"--method {method.name} here"
         raise SettingError(

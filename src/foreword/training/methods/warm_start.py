@@ -20,7 +20,17 @@ from foreword.training.recipe_file import RecipeFile
 from foreword.training.run import Run
 
 # Keys of a warm start's recipe; all other settings are those of the run that it is for.
-WARM_START_KEYS = ("data", "template", "verbalizer", "label_field", "target_field", "head")
+WARM_START_KEYS = (
+    "data",
+    "columns",
+    "delimiter",
+    "template",
+    "verbalizer",
+    "label_field",
+    "target_field",
+    "head",
+    "learn_turns",
+)
 
 
 def warm_start_runs(run: Run) -> list[Run]:
@@ -76,6 +86,8 @@ def _read_run(run: Run, file: str) -> Run:
             length=own.length,
             seed=own.seed,
             batch_size=own.batch_size,
+            long_rows=None if own.long_rows is not None and own.long_rows.startswith("cut ") else own.long_rows,
+            max_length=own.max_length,
             init=own.init if own.parent is None else "random",
             init_text=own.init_text,
             **own.method_options,

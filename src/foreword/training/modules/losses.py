@@ -13,7 +13,6 @@ from torch import Tensor
 
 from foreword.core import Batch, Front
 from foreword.models import LanguageModel
-from foreword.text.encoded_example import EncodedExample
 from foreword.text.label_scorers import LabelScorer
 from foreword.text.ragged import make_batch
 from foreword.training.data.examples import Example
@@ -118,7 +117,7 @@ class AnswerLoss(SharedForwardLoss):
 
     def forward_inputs(self, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> LossInputs:
         batch, places = make_batch(
-            front, [_with_target(example) for example in examples], lm.device, is_encoder_decoder=lm.is_encoder_decoder
+            front, [example.answered for example in examples], lm.device, is_encoder_decoder=lm.is_encoder_decoder
         )
         targets = torch.tensor([token for example in examples for token in example.target], device=lm.device)
 
@@ -130,12 +129,6 @@ class AnswerLoss(SharedForwardLoss):
 
     def normalizer(self, examples: Sequence[Example]) -> float:
         return float(sum(len(example.target) for example in examples))
-
-
-def _with_target(example: Example) -> EncodedExample:
-    """The example followed by its answer, read where each of the answer's tokens is predicted."""
-    last = len(example.prompt_ids) - 1
-    return EncodedExample(example.prompt_ids + example.target[:-1], tuple(range(last, last + len(example.target))))
 
 
 def mean_loss(loss: Loss, lm: LanguageModel, front: Front, examples: Sequence[Example]) -> Tensor:

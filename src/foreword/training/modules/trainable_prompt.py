@@ -11,6 +11,7 @@ from foreword.core import Adapter, Front, Head, LowRank, Task
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.lower import lower
+from foreword.training.data.target_scale import TargetScale
 
 
 class TrainablePrompt(nn.Module):
@@ -22,10 +23,18 @@ class TrainablePrompt(nn.Module):
         encoder: makes the front.
         head: ``[labels, hidden]`` linear layer in float32, or ``None``.
         head_lr_ratio: learning rate of the head over that of the encoder.
+        target_scale: of the numbers that the head of a regression learns.
     """
 
-    def __init__(self, encoder: PromptEncoder, head: nn.Linear | None = None, head_lr_ratio: float = 1.0) -> None:
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        head: nn.Linear | None = None,
+        head_lr_ratio: float = 1.0,
+        target_scale: TargetScale | None = None,
+    ) -> None:
         super().__init__()
+        self._target_scale = target_scale
         self.encoder = encoder
         self.head = head
         self._head_lr_ratio = head_lr_ratio
@@ -64,7 +73,9 @@ class TrainablePrompt(nn.Module):
         if self.head is None or task.head is None:
             return None
         weight, bias = (tensor.detach().cpu().clone() for tensor in (self.head.weight, self.head.bias))
-        return Head(task.head.labels, weight, bias, task.head.per_token)
+        if self._target_scale is not None:
+            weight, bias = self._target_scale.unfolded(weight, bias)
+        return replace(task.head, weight=weight, bias=bias)
 
 
 def _detached(adapter: Adapter) -> Adapter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any
 
@@ -64,6 +64,24 @@ class SearchConfig:
             )
         for params in self.params_to_check():
             self.trial_recipe(recipe, params)
+
+    def check_not_overridden(self, recipe: Recipe) -> None:
+        """Raise SettingError for a setting that the recipe gives although the search varies it."""
+        defaults = {field.name: field.default for field in fields(recipe)}
+        # The recipe's seed is that of the sampler, also where trials have other seeds.
+        varied = set(self.space.domains) - {"seed"}
+        if varied & {"epochs", "max_steps"}:
+            varied |= {"epochs", "max_steps"}
+        for key in sorted(varied):
+            if getattr(recipe, key) != defaults[key]:
+                raise SettingError(
+                    key, f"{flag_of(key)} would be ignored, since the search varies it; leave one of them out."
+                )
+
+    def parents(self, recipe: Recipe) -> list[str]:
+        """Names of the tasks that trials are initialized from."""
+        inits = [params["init"] for params in self.params_to_check() if "init" in params] or [recipe.init]
+        return sorted({init.removeprefix("task:") for init in inits if init.startswith("task:")})
 
     def params_to_check(self) -> Iterator[TrialParams]:
         """The parameters that are checked in place of all."""

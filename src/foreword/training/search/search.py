@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.core import Task
+from foreword.core.overview import Overview, WithOverview, metrics_line
 from foreword.engine.encoder_decoder import evaluation_engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.curves import write_curves
@@ -22,6 +23,7 @@ from foreword.training.loop.baseline import baseline_metrics
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.distributed import require_single_process
 from foreword.training.loop.evaluator import EVAL_CACHE_BYTES
+from foreword.training.loop.gradient_check import check_gradients
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from foreword.training.loop.run_dir import RunDir
 from foreword.training.loop.selection import best_task, format_metrics
@@ -43,8 +45,8 @@ MAX_CHECKED_RUNS = 64
 _STRUCTURAL = ("method", "length", "init", "init_text", "rank", "encoder", "projection", "freeze_first")
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(WithOverview):
     """The best trial of a search, its task, and all other trials.
 
     Attributes:
@@ -72,6 +74,19 @@ class SearchResult:
     savings: dict[str, Any]
     folder: Path
     seconds: float
+
+    def overview(self) -> Overview:
+        """The winner, its metrics before and after, and where the run is."""
+        winner = ", ".join(f"{name} {value}" for name, value in self.winner.params.items())
+        return Overview(
+            f"SearchResult of {len(self.trials)} trials",
+            {
+                "winner": winner,
+                "metrics": f"{metrics_line(self.metrics, self.before)} on {self.n} rows",
+                "task": self.task.ref,
+                "run": self.folder,
+            },
+        )
 
 
 def search(
@@ -105,6 +120,8 @@ def search(
     config.check(recipe)
     factory = TrialFactory(lm, recipe, config, TrainingData.read(recipe, vocabulary=lm.has_lm_head), transfers or {})
     first = _check_runs(factory)
+    for warning in first.data.warnings:
+        say(f"warning: {warning}")
     with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
         folder = RunDir.open(
             Path(recipe.out or default_run_dir("search")), _settings(factory, first), resume=recipe.resume
@@ -160,7 +177,9 @@ def _check_runs(factory: TrialFactory) -> Run:
             checked.append(structure)
             run = factory.create_run(params, first)
             with errors_name_search_key(params):
-                run.initial_prompt()
+                prompt = run.initial_prompt()
+            if first is None:
+                check_gradients(run, prompt)
             first = first or run
     assert first is not None  # a space has at least one set of parameters
     return first
@@ -171,8 +190,9 @@ def _method_result(best: ConcurrentRun, engine: EngineProtocol, name: str) -> Me
     best.load_best()
     run = best.run
     learned = best.prompt.to_task(run.lm, run.task(name))
-    tasks = [replace(learned, template=template.source) for template in run.data.templates]
-    return MethodResult(*best_task(run, engine, tasks), trained_parameters=best.prompt.num_trainable_parameters)
+    return MethodResult(
+        *best_task(run, engine, run.data.tasks(learned)), trained_parameters=best.prompt.num_trainable_parameters
+    )
 
 
 def _write_trials(trials: Sequence[Trial], folder: RunDir, progress: Progress) -> None:

@@ -19,6 +19,7 @@ from foreword.errors import SettingError
 from foreword.evaluation.evaluate import evaluate
 from foreword.evaluation.predict import classify
 from foreword.progress import Say
+from foreword.text.long_rows import LongRows
 from foreword.text.rows import Row, read_rows
 from foreword.text.template import Template
 from foreword.training.data.training_data import evenly_spaced
@@ -159,4 +160,8 @@ def _trained(
 
 
 def _read_unlabeled(run: Run) -> list[Row]:
-    return read_rows(run.recipe.unlabeled) if run.recipe.unlabeled is not None else []
+    if run.recipe.unlabeled is None:
+        return []
+    long_rows = run.data.checked(LongRows.parse(run.recipe.long_rows))
+    rows = read_rows(run.recipe.unlabeled)
+    return long_rows.fit(rows, lambda row: run.example_builder.row_fits(row, answer=False)).rows

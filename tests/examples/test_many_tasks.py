@@ -16,7 +16,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def example(load):
-    return load("clinc_tasks.py")
+    return load("many_tasks.py")
 
 
 def test_an_intent_has_as_many_rows_of_others_as_of_its_own(example):
@@ -39,7 +39,7 @@ def test_a_domain_has_the_rows_of_its_intents(example):
 def test_it_writes_a_folder_for_train_and_for_dev(run, tmp_path):
     for part in ("train", "dev"):
         (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    said = run("clinc_tasks.py", "--data", tmp_path, "--rows", 4, "--tasks", 2, "--out", tmp_path / "tasks")
+    said = run("many_tasks.py", "--data", tmp_path, "--rows", 4, "--tasks", 2, "--out", tmp_path / "tasks")
     assert "2 tasks" in said
     found = {part: sorted(file.stem for file in (tmp_path / "tasks" / part).iterdir()) for part in ("train", "dev")}
     assert found == {"train": ["a_one", "a_two"], "dev": ["a_one", "a_two"]}

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import StreamingResponse
 
-from foreword.server.ui.in_process_transport import InProcessTransport
+from foreword.server.in_process_transport import InProcessTransport
 
 
 def client(app: FastAPI) -> httpx.AsyncClient:

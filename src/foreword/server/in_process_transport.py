@@ -60,7 +60,7 @@ class _Exchange(httpx.AsyncByteStream):
         try:
             await app(scope, self._receive, self._response_messages.put)
         except Exception:  # the application has responded 500 already
-            logging.getLogger(__name__).exception("a request from the page failed")
+            logging.getLogger(__name__).exception("a request inside the process failed")
         finally:
             self._response_messages.put_nowait(None)
 

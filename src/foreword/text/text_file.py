@@ -1,0 +1,40 @@
+"""`read_utf8`: the text of a file as people save it, or a sentence that says how to save it."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+from foreword.errors import DataError
+
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_utf8(file: Path) -> str:
+    """The text of a file, without a byte order mark; a file that ends in ``.gz`` is unpacked.
+
+    Raises DataError that says what is wrong.
+    """
+    try:
+        data = file.read_bytes()
+        if file.suffix.lower() == ".gz":
+            data = gzip.decompress(data)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{file} is not a whole gzip file ({error}); pack it anew.") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}; check the path.") from error
+    # Without a mark, every other byte of Latin text is 0.
+    if data.startswith(_UTF16_MARKS) or 0 in data[:2]:
+        raise DataError(f"{file} is UTF-16 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 {file.name}).")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{file} line {line} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+
+
+def stem_suffix(file: Path) -> str:
+    """The suffix in lower case that says what a file holds: ``.csv`` of ``train.CSV.gz``."""
+    name = file.with_suffix("") if file.suffix.lower() == ".gz" else file
+    return name.suffix.lower()

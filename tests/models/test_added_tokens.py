@@ -1,0 +1,86 @@
+"""Tokens that were added to a tokenizer whose model was not resized: refused by their word."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from transformers import AddedToken
+
+from foreword.cli.doctor.model import check_model
+from foreword.core import SamplingParams
+from foreword.core.token_rows import tokens_without_row
+from foreword.engine.engine import Engine
+from foreword.engine.protocol import Request
+from foreword.errors import UsageError
+from foreword.models import LanguageModel
+from foreword.models.load import wrap_model
+from foreword.prompts import init
+from foreword.prompts.static import static_task
+from foreword.text import task_prompts
+from foreword.text.label_scorers import WordScorer
+from foreword.text.verbalizer import Verbalizer
+from foreword.training.train import train
+from tiny_models import tiny_model
+from training.small_data import examples, recipe, write_jsonl
+
+SENTENCE = "token '<drug>' (300) has no row in the model's embedding of 300; resize the model's embeddings"
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    base = tiny_model("llama")
+    tokenizer = copy.deepcopy(base.tokenizer)
+    fill = 300 - len(tokenizer)
+    tokenizer.add_tokens([AddedToken(f"<{n}>") for n in range(fill)] + ["<drug>", "</drug>"])
+    return wrap_model(base.model, tokenizer, name="tiny-added")
+
+
+@pytest.mark.parametrize("method", ["p-tuning-v2", "prompt-tuning", "manual"])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_row_is_refused_before_anything_is_learned(lm, method, held, tmp_path):
+    rows = [*examples(6, 1), {"text": "a <drug>b</drug>", "label": "y"}]
+    file = write_jsonl(tmp_path / "drug.jsonl", rows)
+    settings = {"length": None, "lr": None, "max_steps": None, "init": "auto"} if method == "manual" else {}
+    with pytest.raises(UsageError, match=re.escape(f"{file} line 7: {SENTENCE}")):
+        train(lm, recipe(tmp_path, method=method, **{"eval" if held else "data": file}, **settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_answers_words_and_initial_texts_are_refused(lm, tmp_path):
+    rows = [{"text": "a", "label": "y"}, {"text": "b", "label": "n <drug>"}]
+    file = write_jsonl(tmp_path / "drug.jsonl", rows)
+    with pytest.raises(UsageError, match=re.escape(f"drug.jsonl line 2: {SENTENCE}")):
+        train(lm, recipe(tmp_path, data=file, eval=None, template="{text}={target:label}"))
+    with pytest.raises(UsageError, match=re.escape(f"word ' n <drug>' of label 'n <drug>': {SENTENCE}")):
+        train(lm, recipe(tmp_path, data=file, eval=None))
+    with pytest.raises(UsageError, match=re.escape(SENTENCE)):
+        train(lm, recipe(tmp_path, init="text", init_text="<drug>"))
+    drawn = init.sampled_vocabulary(lm)(500, torch.Generator().manual_seed(0)).token_ids
+    assert drawn is not None
+    assert max(drawn) < 300
+
+
+def test_texts_in_front_and_requests_are_refused(lm):
+    with pytest.raises(UsageError, match=re.escape(SENTENCE)):
+        static_task(lm, "t", "prompt", "be brief about <drug>")
+    prompt = task_prompts.from_text(lm.tokenizer, None, "take <drug>")
+    words = Verbalizer.from_labels(["y", "n"]).build_trie(lm.tokenizer, "")
+    with Engine(lm) as engine:
+        for refused in (
+            lambda: engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=1))),
+            lambda: engine.prefill(prompt.token_ids),
+            lambda: engine.score([prompt], WordScorer(words)),
+        ):
+            with pytest.raises(UsageError, match=re.escape(SENTENCE)):
+                refused()
+
+
+def test_doctor_names_the_tokens(lm):
+    assert tokens_without_row(lm.tokenizer, 300) == ["<drug>", "</drug>"]
+    finding = check_model(lm)[-1]
+    assert (finding.what, finding.state) == ("tokens", "note")
+    assert "'<drug>', '</drug>' have no row in the embedding of 300" in finding.found
+    assert [each.what for each in check_model(tiny_model("llama"))] == ["tiny-llama", "proof"]
