@@ -37,8 +37,13 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield {"foreword": foreword, "lm": foreword.load_model(progress=lambda line: None)}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_example_of_a_public_name_runs(namespace: dict[str, Any], name: str):
+def test_the_examples_of_public_names_run(namespace: dict[str, Any]):
+    """In one test: later examples use what earlier ones published."""
+    for name in NAMES:
+        run_example(namespace, name)
+
+
+def run_example(namespace: dict[str, Any], name: str) -> None:
     found = getattr(foreword, name)
     examples = doctest.DocTestParser().get_doctest(inspect.getdoc(found) or "", namespace, name, None, 0)
     assert examples.examples, f"foreword.{name} has no example"
@@ -47,7 +52,7 @@ def test_the_example_of_a_public_name_runs(namespace: dict[str, Any], name: str)
     if name == "evaluate":
         examples.globs["engine"] = foreword.Engine(namespace["lm"])
     result = doctest.DocTestRunner().run(examples, clear_globs=False)
-    assert not result.failed
+    assert not result.failed, name
     if name == "evaluate":
         examples.globs["engine"].close()
 
