@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from foreword.text.tools import ToolCall
@@ -122,17 +122,8 @@ HERMES = ToolFormat(
 )
 TOOL_FORMATS: Sequence[ToolFormat] = (
     HERMES,
-    ToolFormat(
-        "qwen3_coder",
-        r"<tool_call>\s*<function=NAME>",
-        ("<tool_call>",),
-        "</tool_call>",
-        False,
-        _hermes_calls,
-        '<tool_call>\n{"name": "NAME", "arguments": ',
-        "}\n</tool_call>",
-        "<tool_call>",
-    ),
+    # Read alike, and asked for in Hermes' way where a call is forced.
+    replace(HERMES, name="qwen3_coder", written=r"<tool_call>\s*<function=NAME>"),
     ToolFormat(
         "mistral",
         r'\[TOOL_CALLS\]\s*\[\{"name":\s*"NAME"',
