@@ -16,6 +16,7 @@ from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
 from foreword.core import Batch, ModelIdentity, Pooling
 from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UnsupportedModel
+from foreword.models.proof import Proof
 
 
 @dataclass(eq=False, repr=False)
@@ -30,14 +31,16 @@ class LanguageModel(WithOverview):
         layers: number of every self-attention module.
         causal: False for encoders.
         context: positions that the model can take, prefix included; ``None`` without a limit.
-        probe_error: root mean square of the logits' differences to Transformers alone, found by the support probe.
+        proof: how near it comes to Transformers alone; ``None`` until the support probe has run.
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
         has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
         pooling: how its embeddings are made unless a request says; ``None`` if a request must.
+        carried: how it carries prefixes, as `foreword doctor` says it.
         is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
     """
 
     is_encoder_decoder: ClassVar[bool] = False
+    carried: ClassVar[str] = "on ragged rows"
     name: str
     model: Any
     tokenizer: Any
@@ -45,7 +48,7 @@ class LanguageModel(WithOverview):
     layers: dict[nn.Module, int]
     causal: bool
     context: int | None
-    probe_error: float
+    proof: Proof | None = None
     first_position: int = 0
     has_lm_head: bool = True
     pooling: Pooling | None = None
@@ -135,6 +138,11 @@ class LanguageModel(WithOverview):
         finally:
             if not torch.is_grad_enabled():
                 self._adapters.clear()
+
+
+def has_lm_head(model: Any) -> bool:
+    """Whether the model has an output matrix; a sentence encoder has none."""
+    return model.get_output_embeddings() is not None
 
 
 def forward(model: Any, batch: Batch, output_indices: Tensor, run: ForwardContext, first_position: int) -> Tensor:
