@@ -27,6 +27,7 @@ from foreword.core import Batch, Front
 from foreword.errors import ModelError, SettingError, UnknownModel, UnsupportedModel, UsageError
 from foreword.home import default_model
 from foreword.models import gguf
+from foreword.models.attention_implementation import set_attention_implementation
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
 from foreword.models.fingerprint import compute_identity
@@ -34,8 +35,10 @@ from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel, has_lm_head
 from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
+from foreword.models.placeholder_layers import check_placeholders, find_projections, shapes
+from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.pooling import default_pooling, model_pooling
-from foreword.models.probe import prove
+from foreword.models.probe import FORWARD_ERRORS, prove
 from foreword.models.quantized_linear import keep_gradients
 from foreword.models.ragged_layers import RaggedLayers
 
@@ -137,6 +140,8 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
     An assembler raises UnsupportedModel for a model that it cannot run, and finds it with the attention that it was
     loaded with (``foreword``) or the one that an earlier way has set.
     """
+    if auto_class(model.config) is AutoModelForMaskedLM:
+        return _on_ragged_rows, _through_placeholders
     return (_on_ragged_rows,)
 
 
@@ -156,6 +161,35 @@ def _on_ragged_rows(model: Any, tokenizer: Any, name: str, folder: Path | None) 
         has_lm_head=has_lm_head(model),
         pooling=default_pooling(causal=layers.causal),
     )
+
+
+def _through_placeholders(model: Any, tokenizer: Any, name: str, folder: Path | None) -> PlaceholderModel:
+    set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
+    try:
+        hooks = find_projections(model)
+        first_position = _first_position(model)
+        limit = max_positions(model.config.get_text_config())
+        # Keys are kept as they leave their projections, before any rotation.
+        identity = replace(compute_identity(model, tokenizer, shapes(hooks), folder), rope="null")
+        return check_placeholders(
+            PlaceholderModel(
+                name,
+                model,
+                tokenizer,
+                identity,
+                layers={},
+                causal=False,
+                context=limit - first_position if limit else None,
+                first_position=first_position,
+                has_lm_head=has_lm_head(model),
+                pooling=default_pooling(causal=False),
+                hooks=hooks,
+            )
+        )
+    except FORWARD_ERRORS as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot carry a prefix: its forward failed with {error!r}."
+        ) from error
 
 
 def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
