@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from foreword.adapters import AdapterHooks
 from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
-from foreword.core import Batch, ModelIdentity, Pooling
+from foreword.core import Adapter, Batch, KVPrefix, ModelIdentity, Pooling
 from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UnsupportedModel
+from foreword.models.past import append_keys_values
 
 
 @dataclass(eq=False, repr=False)
@@ -35,9 +36,11 @@ class LanguageModel(WithOverview):
         has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
         pooling: how its embeddings are made unless a request says; ``None`` if a request must.
         is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
+        carried: the way in which prefixes reach its layers, as `foreword doctor` names it.
     """
 
     is_encoder_decoder: ClassVar[bool] = False
+    carried: ClassVar[str] = "ragged"
     name: str
     model: Any
     tokenizer: Any
@@ -126,9 +129,34 @@ class LanguageModel(WithOverview):
         with self._adapted(batch):
             return hidden_states(self.model, batch, run, self.first_position)[output_indices]
 
+    @torch.no_grad()
+    def kept(self, batch: Batch) -> KVPrefix:
+        """What all layers keep of a batch of one sequence: its prefix and its tokens, end to end, without gradients."""
+        keys: dict[int, Tensor] = {}
+        values: dict[int, Tensor] = {}
+
+        def collect(layer: int, key: Tensor, value: Tensor) -> None:
+            keys[layer], values[layer] = key.contiguous(), value.contiguous()
+
+        self.hidden_states(batch, torch.zeros(1, dtype=torch.long, device=self.device), on_keys_values=collect)
+        own = ([side[layer] for layer in range(len(self.identity.layers))] for side in (keys, values))
+        return append_keys_values(self.identity, batch.prefixes[0], *own)
+
     @contextmanager
     def _adapted(self, batch: Batch) -> Iterator[None]:
         self._adapters.activate(batch)
+        with self._applied():
+            yield
+
+    @contextmanager
+    def _adapted_rows(self, adapters: Sequence[Adapter | None]) -> Iterator[None]:
+        """Run padded rows ``[R, T]``, each with its adapter."""
+        self._adapters.activate_rows(adapters, self.device)
+        with self._applied():
+            yield
+
+    @contextmanager
+    def _applied(self) -> Iterator[None]:
         try:
             yield
             self._adapters.check_applied(self.name)
