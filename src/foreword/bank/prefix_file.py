@@ -199,7 +199,7 @@ def _check_names(missing: set[str], extra: set[str], where: str) -> None:
 
 
 def _check_tensor(name: str, tensor: TensorInfo, shape: tuple[int, ...], dtype: str | None, where: str) -> None:
-    """Raise `CorruptFile` for another shape, or a dtype that is not floating point or not ``dtype`` if that is given."""
+    """Raise `CorruptFile` for another shape, or a dtype that is not floating point or not ``dtype`` if given."""
     if tensor.shape != shape:
         raise CorruptFile(f"{where}: {name} must be {list(shape)} for its model, found {list(tensor.shape)}; {MEND}.")
     if tensor.dtype not in DTYPES:

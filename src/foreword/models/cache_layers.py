@@ -108,7 +108,7 @@ def _own_layer(stock: Any, config: Any) -> Any:
         return stock
     if type(stock).__module__ != DynamicLayer.__module__:
         raise UnsupportedModel(
-            f"{type(config).__name__} keeps a text in a {type(stock).__name__}, whose parts are neither keys and values "
-            "of every position nor states, so nothing can be put in front of a request."
+            f"{type(config).__name__} keeps a text in a {type(stock).__name__}, whose parts are neither keys and "
+            "values of every position nor states, so nothing can be put in front of a request."
         )
     return KeysLayer()

@@ -1,8 +1,8 @@
 """`CachedModel`: a causal model that is run through Transformers' own cache, in padded batches.
 
 For models that the registered attention function does not reach, or not in every layer: those with states, with an
-attention of their own (Bloom, Falcon, GPT-J), with masks that only they know (Llama 4). It takes the same ragged batches
-as other models.
+attention of their own (Bloom, Falcon, GPT-J), with masks that only they know (Llama 4). It takes the same ragged
+batches as other models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 from foreword.core import Batch, KVPrefix, LayerShape, StateShape
 from foreword.errors import UnsupportedModel
 from foreword.models.cache_layers import IndexedKeysLayer, KeysLayer, StatesLayer, make_cache
-from foreword.models.language_model import LanguageModel
+from foreword.models.language_model import LanguageModel, model_body
 from foreword.models.past import BatchPast, Kept, Past
 
 DISCOVERY_TOKENS = 4
@@ -63,8 +63,8 @@ class CacheLayout:
 class CachedModel(LanguageModel):
     """A causal model behind whose cache every request is run.
 
-    Rows are padded at their ends, where a causal model never looks; what stands in front of them ends at the same column.
-    A row whose states are needed is run without padding.
+    Rows are padded at their ends, where a causal model never looks; what stands in front of them ends at the same
+    column. A row whose states are needed is run without padding.
 
     Attributes:
         layout: of its cache.
@@ -214,7 +214,7 @@ class CachedModel(LanguageModel):
         rows, columns = (torch.tensor([o[side] for o in outputs], device=self.device).long() for side in (0, 1))
         kept = {"use_cache": True, cache_argument(self.model): cache}
         if hidden:
-            return self.model.base_model(**inputs, **kept).last_hidden_state[rows, columns]
+            return model_body(self.model)(**inputs, **kept).last_hidden_state[rows, columns]
         chosen = False
 
         def choose(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from foreword.adapters import AdapterHooks
 from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
@@ -17,6 +18,7 @@ from foreword.core import Adapter, Batch, KVPrefix, ModelIdentity, Pooling
 from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UnsupportedModel
 from foreword.models.past import append_keys_values
+from foreword.models.proof import Proof
 
 
 @dataclass(eq=False, repr=False)
@@ -31,16 +33,16 @@ class LanguageModel(WithOverview):
         layers: number of every self-attention module.
         causal: False for encoders.
         context: positions that the model can take, prefix included; ``None`` without a limit.
-        probe_error: root mean square of the logits' differences to Transformers alone, found by the support probe.
+        proof: how near it comes to Transformers alone; ``None`` until the support probe has run.
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
         has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
         pooling: how its embeddings are made unless a request says; ``None`` if a request must.
+        carried: how it carries prefixes, as `foreword doctor` says it.
         is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
-        carried: the way in which prefixes reach its layers, as `foreword doctor` names it.
     """
 
     is_encoder_decoder: ClassVar[bool] = False
-    carried: ClassVar[str] = "ragged"
+    carried: ClassVar[str] = "on ragged rows"
     name: str
     model: Any
     tokenizer: Any
@@ -48,7 +50,7 @@ class LanguageModel(WithOverview):
     layers: dict[nn.Module, int]
     causal: bool
     context: int | None
-    probe_error: float
+    proof: Proof | None = None
     first_position: int = 0
     has_lm_head: bool = True
     pooling: Pooling | None = None
@@ -165,6 +167,11 @@ class LanguageModel(WithOverview):
                 self._adapters.clear()
 
 
+def has_lm_head(model: Any) -> bool:
+    """Whether the model has an output matrix; a sentence encoder has none."""
+    return model.get_output_embeddings() is not None
+
+
 def forward(model: Any, batch: Batch, output_indices: Tensor, run: ForwardContext, first_position: int) -> Tensor:
     """One forward of a Transformers model over ``[1, N]`` tokens; see `LanguageModel.logits`."""
     # A model that does not know `logits_to_keep` would swallow it and return the logits of every token.
@@ -178,9 +185,17 @@ def forward(model: Any, batch: Batch, output_indices: Tensor, run: ForwardContex
     return output.logits[0] if keeps else output.logits[0, output_indices]
 
 
+def model_body(model: Any) -> Any:
+    """The model without its output matrix."""
+    if model.base_model is not model:
+        return model.base_model
+    # A class whose `base_model_prefix` names no attribute of it, such as Llama 4's, gives itself.
+    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+
+
 def hidden_states(model: Any, batch: Batch, run: ForwardContext, first_position: int) -> Tensor:
     """Final hidden states ``[N, hidden]`` of all tokens, from the model without its output matrix."""
-    body = model.base_model
+    body = model_body(model)
     known = signature(body.forward).parameters
     cache = {"use_cache": False} if "use_cache" in known else {}
     return body(**_inputs(model, batch, first_position), **cache, foreword=run).last_hidden_state[0]
