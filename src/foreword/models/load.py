@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from foreword.errors import ModelError, SettingError, UnknownModel, UnsupportedM
 from foreword.home import default_model
 from foreword.models import gguf
 from foreword.models.attention_implementation import set_attention_implementation
+from foreword.models.cached_model import CachedModel, cache_layout
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
 from foreword.models.fingerprint import compute_identity
@@ -140,9 +141,39 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
     An assembler raises UnsupportedModel for a model that it cannot run, and finds it with the attention that it was
     loaded with (``foreword``) or the one that an earlier way has set.
     """
-    if auto_class(model.config) is AutoModelForMaskedLM:
+    if auto_class(model.config) is not AutoModelForCausalLM:
         return _on_ragged_rows, _through_placeholders
-    return (_on_ragged_rows,)
+    # Batches first, then what only some models need: fronts of one length at a time, tokens one at a time.
+    cached = [
+        partial(_through_cache, mixes_lengths=mixes, one_by_one=one) for one in (False, True) for mixes in (True, False)
+    ]
+    return (_on_ragged_rows, *cached)
+
+
+def _through_cache(
+    model: Any, tokenizer: Any, name: str, folder: Path | None, *, mixes_lengths: bool, one_by_one: bool
+) -> CachedModel:
+    set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
+    try:
+        layout = cache_layout(model)
+    except FORWARD_ERRORS as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot carry a prefix: its forward failed with {error!r}."
+        ) from error
+    return CachedModel(
+        name,
+        model,
+        tokenizer,
+        compute_identity(model, tokenizer, layout.shapes, folder),
+        layers={},
+        causal=True,
+        context=max_positions(model.config.get_text_config()),
+        has_lm_head=has_lm_head(model),
+        pooling=default_pooling(causal=True),
+        layout=layout,
+        mixes_lengths=mixes_lengths,
+        one_by_one=one_by_one,
+    )
 
 
 def _on_ragged_rows(model: Any, tokenizer: Any, name: str, folder: Path | None) -> LanguageModel:

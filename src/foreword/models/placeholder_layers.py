@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foreword.core import Batch, Front, KVPrefix, LayerShape
 from foreword.errors import UnsupportedModel
+from foreword.models.language_model import model_body
 from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.projections import ProjectionHooks
 
@@ -83,7 +84,7 @@ def _reads_both_ways(model: Any, ids: Tensor) -> bool:
     texts[1, -1] += 1
     texts[2, 0] += 1
     with torch.no_grad():
-        states = model.base_model(input_ids=texts).last_hidden_state
+        states = model_body(model)(input_ids=texts).last_hidden_state
     if torch.equal(states[0, -1], states[2, -1]):
         raise UnsupportedModel(
             f"no token sees another one in {type(model).__name__} as it runs here, so none would see a prefix; its "
@@ -94,7 +95,8 @@ def _reads_both_ways(model: Any, ids: Tensor) -> bool:
 
 def _ordinary_tokens(lm: PlaceholderModel) -> list[int]:
     """Some token ids that a model does not treat apart, as it may padding or a mask."""
-    special = {*(getattr(lm.tokenizer, "all_special_ids", None) or ()), lm.model.config.pad_token_id}
+    padding = {getattr(module, "padding_idx", None) for module in lm.model.modules()}
+    special = {*(getattr(lm.tokenizer, "all_special_ids", None) or ()), *padding, lm.model.config.pad_token_id}
     return [token for token in range(lm.vocab_size) if token not in special][: LONG + 2]
 
 

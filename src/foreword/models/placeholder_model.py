@@ -19,7 +19,7 @@ from foreword.attention import AttentionFn
 from foreword.core import Batch, KVPrefix
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.chosen_rows import logits_at
-from foreword.models.language_model import LanguageModel
+from foreword.models.language_model import LanguageModel, model_body
 from foreword.models.projections import KeysValuesAt, ProjectionHooks
 
 MAX_PADDING = 2
@@ -150,7 +150,7 @@ class PlaceholderModel(LanguageModel):
         return logits_at(self.model, inputs, rows, columns)
 
     def _hidden_at(self, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
-        return self.model.base_model(**inputs).last_hidden_state[rows, columns]
+        return model_body(self.model)(**inputs).last_hidden_state[rows, columns]
 
 
 class _PaddedRows:
