@@ -41,6 +41,7 @@ def make_requests(lm, count: int = 14, max_tokens: int = 9) -> list[Request]:
 def embedded(model, request: Request) -> Tensor:
     """Input embeddings ``[1, T, hidden]`` of a request."""
     own = model.get_input_embeddings()(torch.tensor([[t for t in request.token_ids if t >= 0]]))
+    own = own * getattr(model.get_encoder(), "embed_scale", 1.0)  # Marian and Pegasus, on tokens alone
     return own if request.soft is None else torch.cat([request.soft[None], own], dim=1)
 
 

@@ -91,8 +91,9 @@ class EncoderDecoder(LanguageModel):
         start = texts.new_tensor([self.decoder_start_token_id])
         ids = [torch.cat([start, batch.token_ids[indices]]) for indices in inputs.token_indices]
         output = self.model(
-            encoder_outputs=self._encoder_output(encoded.states[texts]),
+            encoder_outputs=encoder_output(encoded.states[texts]),
             attention_mask=encoded.mask[texts],
+            input_ids=texts[:, None],  # never read, but FSMT's decoder is causal only where there are ids
             # Padding comes after a row's tokens, which never attend to it.
             decoder_input_ids=pad_sequence(ids, batch_first=True, padding_value=self.decoder_start_token_id),
             use_cache=False,
@@ -149,7 +150,7 @@ class EncoderDecoder(LanguageModel):
         if cache_mask is not None:
             padding["decoder_attention_mask"] = torch.cat([cache_mask, cache_mask.new_ones(len(tokens), 1)], dim=1)
         output = self.model(
-            encoder_outputs=self._encoder_output(encoded.states),
+            encoder_outputs=encoder_output(encoded.states),
             attention_mask=encoded.mask,
             decoder_input_ids=tokens[:, None],
             past_key_values=cache,
@@ -157,10 +158,6 @@ class EncoderDecoder(LanguageModel):
             **padding,
         )
         return output.logits[:, -1]
-
-    def _encoder_output(self, states: Tensor) -> Any:
-        """States as the model's forward takes them: mixtures of experts read more of it than the states."""
-        return MoEModelOutput(last_hidden_state=states)  # pyright: ignore[reportArgumentType]
 
     def _check(self, batch: Batch) -> None:
         if any(prefix is not None and prefix.length for prefix in batch.prefixes) or batch.adapters is not None:
@@ -173,3 +170,8 @@ class EncoderDecoder(LanguageModel):
         alone = {i for i in set(soft) if soft.count(i) == batch.lengths[i]}
         if alone or any(batch.parents[i] is not None for i in soft):
             raise UsageError("soft tokens of an encoder-decoder stand in the rows of its texts, with the text.")
+
+
+def encoder_output(states: Tensor) -> Any:
+    """States of an encoder as the models' forwards take them: mixtures of experts read more of it than the states."""
+    return MoEModelOutput(last_hidden_state=states)  # pyright: ignore[reportArgumentType]

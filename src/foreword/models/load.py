@@ -30,7 +30,12 @@ from foreword.models import gguf
 from foreword.models.attention_implementation import set_attention_implementation
 from foreword.models.cached_model import CachedModel, cache_layout
 from foreword.models.encoder_decoder import EncoderDecoder
-from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
+from foreword.models.encoder_decoder_probe import (
+    decoder_layer_shapes,
+    decoder_start_token_id,
+    embed_scale,
+    probe_encoder_decoder,
+)
 from foreword.models.fingerprint import compute_identity
 from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel, has_lm_head
@@ -235,6 +240,7 @@ def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | 
             causal=False,
             context=getattr(model.config, "max_position_embeddings", None),
             decoder_start_token_id=decoder_start_token_id(model),
+            embed_scale=embed_scale(model),
         )
         return replace(lm, proof=probe_encoder_decoder(lm))
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
