@@ -31,10 +31,13 @@ from foreword.models.attention_implementation import set_attention_implementatio
 from foreword.models.cached_model import CachedModel, cache_layout
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import (
+    carries_prefixes,
     decoder_layer_shapes,
     decoder_start_token_id,
     embed_scale,
+    goes_on_from_cache,
     probe_encoder_decoder,
+    with_projections,
 )
 from foreword.models.fingerprint import compute_identity
 from foreword.models.hub import local_copy
@@ -242,10 +245,24 @@ def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | 
             decoder_start_token_id=decoder_start_token_id(model),
             embed_scale=embed_scale(model),
         )
-        return replace(lm, proof=probe_encoder_decoder(lm))
+        return _with_prefixes(replace(lm, proof=probe_encoder_decoder(lm)))
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
         kind = type(model).__name__
         raise UnsupportedModel(f"{kind} cannot take soft tokens: its forward failed with {error!r}.") from error
+
+
+def _with_prefixes(lm: EncoderDecoder) -> EncoderDecoder:
+    """An encoder-decoder with as many places for prefixes as are proved: all, those of its decoder, or none."""
+    if not goes_on_from_cache(lm):
+        return replace(lm, caches=False)
+    whole = with_projections(lm)
+    modules = dict(lm.model.named_modules())
+    layers = {
+        modules[layer.attention]: number for number, layer in enumerate(whole.hooks.layers if whole.hooks else ())
+    }
+    return replace(
+        next((each for each in (whole, lm) if carries_prefixes(each)), replace(lm, caches=False)), layers=layers
+    )
 
 
 def max_positions(config: Any) -> int | None:

@@ -71,9 +71,10 @@ def static_prefix(prefix: KVPrefix, token_ids: Sequence[int], past: KVPrefix | N
 
 def empty_prefix(lm: LanguageModel) -> KVPrefix:
     """A prefix without positions, as tasks have that are a template or an adapter alone."""
-    keys = tuple(torch.zeros(s.kv_heads, 0, s.key_dim, dtype=lm.dtype) for s in lm.identity.layers)
-    values = tuple(torch.zeros(s.kv_heads, 0, s.value_dim, dtype=lm.dtype) for s in lm.identity.layers)
-    return KVPrefix(lm.identity, keys, values, offset=0)
+    identity = lm.identity.decoder_only
+    keys = tuple(torch.zeros(s.kv_heads, 0, s.key_dim, dtype=lm.dtype) for s in identity.layers)
+    values = tuple(torch.zeros(s.kv_heads, 0, s.value_dim, dtype=lm.dtype) for s in identity.layers)
+    return KVPrefix(identity, keys, values, offset=0)
 
 
 def _bos(front: Front) -> Bos:
