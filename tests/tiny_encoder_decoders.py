@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -121,8 +121,7 @@ def stock_logits(family: str, model, embedded: torch.Tensor, written: list[int],
         for pair, *sides in zip(projections(family, model), prefix.keys, prefix.values, strict=False):
             for projection, side in zip(pair, sides, strict=True):
                 rows = side.transpose(0, 1).flatten(1)
-                hook = lambda _m, _i, out, rows=rows: torch.cat([rows[None], out[:, length:]], dim=1)  # noqa: E731
-                handles.append(projection.register_forward_hook(hook))
+                handles.append(projection.register_forward_hook(partial(_overwrite, rows)))
     front = torch.zeros(1, length if whole else 0, embedded.shape[2])
     begun = torch.tensor([[PAD] * length + [PAD, *written]])
     try:
@@ -131,3 +130,7 @@ def stock_logits(family: str, model, embedded: torch.Tensor, written: list[int],
         for handle in handles:
             handle.remove()
     return output.logits[0, length:]
+
+
+def _overwrite(rows: torch.Tensor, _module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return torch.cat([rows[None], output[:, len(rows) :]], dim=1)

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import MoEModelOutput
 
 from foreword.attention import AttentionFn
 from foreword.core import Adapter, Batch, KVPrefix, LayerShape
+from foreword.core.identity import describe_layers
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.decoder_inputs import DecoderInputs
 from foreword.models.language_model import LanguageModel
@@ -316,10 +317,10 @@ class EncoderDecoder(LanguageModel):
                 raise UnsupportedModel(f"{self.name} ({self.identity.architecture}) {NO_CACHE}")
             if torch.is_grad_enabled() and self.model.is_activation_checkpointing:
                 raise UsageError(f"gradient checkpointing forgets prefixes of {self.name}; leave out --checkpointing.")
-            if len(prefix.keys) not in (self.num_decoder_layers, len(self.identity.layers)):
+            if prefix.model.layers not in (self.identity.layers, self.identity.decoder_only.layers):
+                ours, theirs = map(describe_layers, (self.identity.layers, prefix.model.layers))
                 raise UnsupportedModel(
-                    f"{self.name} has {len(self.identity.layers)} layers, the prefix {len(prefix.keys)}; load the "
-                    "model that it was made for."
+                    f"{self.name} has {ours}, a prefix {theirs}; load the model that it was made for."
                 )
             if prefix.offset != prefix.length:
                 raise UsageError(
