@@ -17,6 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
 )
@@ -26,7 +27,7 @@ from foreword import attention
 from foreword.core import Batch, Front
 from foreword.errors import ModelError, SettingError, UnknownModel, UnsupportedModel, UsageError
 from foreword.home import default_model
-from foreword.models import gguf
+from foreword.models import attention_implementation, gguf
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
 from foreword.models.fingerprint import compute_identity
@@ -38,6 +39,7 @@ from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import prove
 from foreword.models.quantized_linear import keep_gradients
 from foreword.models.ragged_layers import RaggedLayers
+from foreword.models.text_side import drop_other_towers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -225,18 +227,17 @@ def _device(device: str) -> str:
 
 def _load_model_and_tokenizer(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
     config, tokenizer = load_config_and_tokenizer(source, name, trust_remote_code)
-    auto = auto_class(config)
-    model, missing = _from_pretrained(auto, config, source, name, dtype, trust_remote_code)
-    if missing and auto is AutoModelForMaskedLM:
-        # A sentence encoder or a classifier: its hidden states are whole, only the words' matrix was never there.
-        model, missing = _from_pretrained(AutoModel, config, source, name, dtype, trust_remote_code)
-        missing = [key for key in missing if not key.startswith("pooler.")]
-    if missing:
-        raise UnsupportedModel(
-            f"{name} has no weights for {missing[0]} of {type(model).__name__}, which would be random; give a "
-            "checkpoint with its language model head."
-        )
-    return model, tokenizer
+    for auto in auto_classes(config):
+        model, missing = _from_pretrained(auto, config, source, name, dtype, trust_remote_code)
+        if auto is AutoModel:
+            missing = [key for key in missing if not key.startswith("pooler.")]
+        if not missing:
+            drop_other_towers(model)
+            return model, tokenizer
+    raise UnsupportedModel(
+        f"{name} has no weights for {missing[0]} of {type(model).__name__}, which would be random; give a "
+        "checkpoint with its language model head."
+    )
 
 
 def _from_pretrained(
@@ -252,7 +253,11 @@ def _from_pretrained(
     try:
         try:
             # Soft tokens are all that an encoder-decoder takes: its attention stays Transformers' own.
-            registered = {} if auto is AutoModelForSeq2SeqLM else {"attn_implementation": attention.ATTN_IMPLEMENTATION}
+            registered = (
+                {}
+                if auto is AutoModelForSeq2SeqLM
+                else {"attn_implementation": attention_implementation.of_text(config, attention.ATTN_IMPLEMENTATION)}
+            )
             model, found = load(**registered)
         except KeyError:  # a model that has a class for each attention, and none for the registered one
             model, found = load(attn_implementation="eager")
@@ -299,16 +304,28 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
 
 
 def auto_class(config: Any) -> Any:
-    """The ``AutoModel...`` class that loads a model with this configuration."""
+    """The ``AutoModel...`` class that most checkpoints with this configuration are for."""
+    return auto_classes(config)[0]
+
+
+def auto_classes(config: Any) -> tuple[Any, ...]:
+    """The ``AutoModel...`` classes that may load a model with this configuration.
+
+    A checkpoint belongs to the first whose weights it has all: of one that reads images too, the text side alone may
+    have a class; a sentence encoder or a classifier has hidden states that are whole, and no output matrix for words.
+    """
     if getattr(config, "is_encoder_decoder", False):
-        return AutoModelForSeq2SeqLM
+        return (AutoModelForSeq2SeqLM,)
+    encoder = (AutoModelForMaskedLM, AutoModel)
     names = getattr(config, "architectures", None) or []
     if any(name.endswith("ForMaskedLM") for name in names):
-        return AutoModelForMaskedLM
+        return encoder
     own_code = getattr(config, "auto_map", None) or {}
-    known = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in own_code
-    decoder = known and not _is_encoder(config)
-    return AutoModelForCausalLM if decoder else AutoModelForMaskedLM
+    causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in own_code
+    multimodal = type(config) in AutoModelForMultimodalLM._model_mapping
+    if not (causal or multimodal) or _is_encoder(config):
+        return encoder
+    return (*[AutoModelForCausalLM] * causal, *[AutoModelForMultimodalLM] * multimodal)
 
 
 def _is_encoder(config: Any) -> bool:
