@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from foreword.adapters import AdapterHooks
 from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
-from foreword.core import Batch, ModelIdentity, Pooling
+from foreword.core import Adapter, Batch, KVPrefix, ModelIdentity, Pooling
 from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UnsupportedModel
+from foreword.models.past import append_keys_values
 from foreword.models.proof import Proof
 
 
@@ -28,7 +30,7 @@ class LanguageModel(WithOverview):
         model: the Transformers model, in eval mode, no parameter requiring gradients.
         tokenizer: its tokenizer.
         identity: checked against that of every prefix.
-        layers: number of every self-attention module.
+        layers: numbers of every self-attention module, one for each use in a forward.
         causal: False for encoders.
         context: positions that the model can take, prefix included; ``None`` without a limit.
         proof: how near it comes to Transformers alone; ``None`` until the support probe has run.
@@ -45,7 +47,7 @@ class LanguageModel(WithOverview):
     model: Any
     tokenizer: Any
     identity: ModelIdentity
-    layers: dict[nn.Module, int]
+    layers: dict[nn.Module, list[int]]
     causal: bool
     context: int | None
     proof: Proof | None = None
@@ -129,9 +131,34 @@ class LanguageModel(WithOverview):
         with self._adapted(batch):
             return hidden_states(self.model, batch, run, self.first_position)[output_indices]
 
+    @torch.no_grad()
+    def kept(self, batch: Batch) -> KVPrefix:
+        """What all layers keep of a batch of one sequence: its prefix and its tokens, end to end, without gradients."""
+        keys: dict[int, Tensor] = {}
+        values: dict[int, Tensor] = {}
+
+        def collect(layer: int, key: Tensor, value: Tensor) -> None:
+            keys[layer], values[layer] = key.contiguous(), value.contiguous()
+
+        self.hidden_states(batch, torch.zeros(1, dtype=torch.long, device=self.device), on_keys_values=collect)
+        own = ([side[layer] for layer in range(len(self.identity.layers))] for side in (keys, values))
+        return append_keys_values(self.identity, batch.prefixes[0], *own)
+
     @contextmanager
     def _adapted(self, batch: Batch) -> Iterator[None]:
         self._adapters.activate(batch)
+        with self._applied():
+            yield
+
+    @contextmanager
+    def _adapted_rows(self, adapters: Sequence[Adapter | None]) -> Iterator[None]:
+        """Run padded rows ``[R, T]``, each with its adapter."""
+        self._adapters.activate_rows(adapters, self.device)
+        with self._applied():
+            yield
+
+    @contextmanager
+    def _applied(self) -> Iterator[None]:
         try:
             yield
             self._adapters.check_applied(self.name)
@@ -158,9 +185,17 @@ def forward(model: Any, batch: Batch, output_indices: Tensor, run: ForwardContex
     return output.logits[0] if keeps else output.logits[0, output_indices]
 
 
+def model_body(model: Any) -> Any:
+    """The model without its output matrix."""
+    if model.base_model is not model:
+        return model.base_model
+    # A class whose `base_model_prefix` names no attribute of it, such as Llama 4's, gives itself.
+    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+
+
 def hidden_states(model: Any, batch: Batch, run: ForwardContext, first_position: int) -> Tensor:
     """Final hidden states ``[N, hidden]`` of all tokens, from the model without its output matrix."""
-    body = model.base_model
+    body = model_body(model)
     known = signature(body.forward).parameters
     cache = {"use_cache": False} if "use_cache" in known else {}
     return body(**_inputs(model, batch, first_position), **cache, foreword=run).last_hidden_state[0]

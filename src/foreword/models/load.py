@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,25 @@ from foreword import attention
 from foreword.core import Batch, Front
 from foreword.errors import ModelError, SettingError, UnknownModel, UnsupportedModel, UsageError
 from foreword.home import default_model
-from foreword.models import attention_implementation, gguf
+from foreword.models import gguf
+from foreword.models.attention_implementation import of_text, set_attention_implementation
+from foreword.models.cached_model import CachedModel, cache_layout
 from foreword.models.encoder_decoder import EncoderDecoder
-from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
+from foreword.models.encoder_decoder_probe import (
+    decoder_layer_shapes,
+    decoder_start_token_id,
+    embed_scale,
+    probe_encoder_decoder,
+)
 from foreword.models.fingerprint import compute_identity
 from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel, has_lm_head
 from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
+from foreword.models.placeholder_layers import check_placeholders, find_projections, shapes
+from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.pooling import default_pooling, model_pooling
-from foreword.models.probe import prove
+from foreword.models.probe import FORWARD_ERRORS, prove
 from foreword.models.quantized_linear import keep_gradients
 from foreword.models.ragged_layers import RaggedLayers
 from foreword.models.text_side import drop_other_towers
@@ -139,7 +148,39 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
     An assembler raises UnsupportedModel for a model that it cannot run, and finds it with the attention that it was
     loaded with (``foreword``) or the one that an earlier way has set.
     """
-    return (_on_ragged_rows,)
+    if auto_class(model.config) is not AutoModelForCausalLM:
+        return _on_ragged_rows, _through_placeholders
+    # Batches first, then what only some models need: fronts of one length at a time, tokens one at a time.
+    cached = [
+        partial(_through_cache, mixes_lengths=mixes, one_by_one=one) for one in (False, True) for mixes in (True, False)
+    ]
+    return (_on_ragged_rows, *cached)
+
+
+def _through_cache(
+    model: Any, tokenizer: Any, name: str, folder: Path | None, *, mixes_lengths: bool, one_by_one: bool
+) -> CachedModel:
+    set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
+    try:
+        layout = cache_layout(model)
+    except FORWARD_ERRORS as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot carry a prefix: its forward failed with {error!r}."
+        ) from error
+    return CachedModel(
+        name,
+        model,
+        tokenizer,
+        compute_identity(model, tokenizer, layout.shapes, folder),
+        layers={},
+        causal=True,
+        context=max_positions(model.config.get_text_config()),
+        has_lm_head=has_lm_head(model),
+        pooling=default_pooling(causal=True),
+        layout=layout,
+        mixes_lengths=mixes_lengths,
+        one_by_one=one_by_one,
+    )
 
 
 def _on_ragged_rows(model: Any, tokenizer: Any, name: str, folder: Path | None) -> LanguageModel:
@@ -160,6 +201,35 @@ def _on_ragged_rows(model: Any, tokenizer: Any, name: str, folder: Path | None) 
     )
 
 
+def _through_placeholders(model: Any, tokenizer: Any, name: str, folder: Path | None) -> PlaceholderModel:
+    set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
+    try:
+        hooks = find_projections(model)
+        first_position = _first_position(model)
+        limit = max_positions(model.config.get_text_config())
+        # Keys are kept as they leave their projections, before any rotation.
+        identity = replace(compute_identity(model, tokenizer, shapes(hooks), folder), rope="null")
+        return check_placeholders(
+            PlaceholderModel(
+                name,
+                model,
+                tokenizer,
+                identity,
+                layers={},
+                causal=False,
+                context=limit - first_position if limit else None,
+                first_position=first_position,
+                has_lm_head=has_lm_head(model),
+                pooling=default_pooling(causal=False),
+                hooks=hooks,
+            )
+        )
+    except FORWARD_ERRORS as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot carry a prefix: its forward failed with {error!r}."
+        ) from error
+
+
 def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
     keep_gradients(model)
     try:
@@ -172,6 +242,7 @@ def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | 
             causal=False,
             context=getattr(model.config, "max_position_embeddings", None),
             decoder_start_token_id=decoder_start_token_id(model),
+            embed_scale=embed_scale(model),
         )
         return replace(lm, proof=probe_encoder_decoder(lm))
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -256,7 +327,7 @@ def _from_pretrained(
             registered = (
                 {}
                 if auto is AutoModelForSeq2SeqLM
-                else {"attn_implementation": attention_implementation.of_text(config, attention.ATTN_IMPLEMENTATION)}
+                else {"attn_implementation": of_text(config, attention.ATTN_IMPLEMENTATION)}
             )
             model, found = load(**registered)
         except KeyError:  # a model that has a class for each attention, and none for the registered one

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from foreword.core import Batch, Front, KVPrefix
 from foreword.errors import UnsupportedModel
-from foreword.models.activations import activations, compute_keys_values
+from foreword.models.activations import activations
 from foreword.models.attention_implementation import eager_attention
-from foreword.models.language_model import LanguageModel
+from foreword.models.language_model import LanguageModel, model_body
 from foreword.models.proof import Comparison, Proof
 
 TEXTS = (
@@ -147,10 +147,8 @@ def prefix_left_by(lm: LanguageModel, front: Sequence[int], row: Sequence[int]) 
     """
     if lm.causal:
         return activations(lm, front)
-    keys, values = compute_keys_values(lm, Batch.from_rows(Front(), [(*front, *row)], device=lm.device))
-    length = len(front)
-    head = (tuple(each[:, :length] for each in side) for side in (keys, values))
-    return KVPrefix(lm.identity, *head, offset=length)
+    joined = lm.kept(Batch.from_rows(Front(), [(*front, *row)], device=lm.device))
+    return replace(joined.map(lambda tensor: tensor[:, : len(front)]), offset=len(front))
 
 
 def text_ids(tokenizer: Any, rows: int, text: str, count: int) -> list[int]:
@@ -196,7 +194,7 @@ def _outputs(lm: LanguageModel, batch: Batch) -> Tensor:
 
 def _reference(lm: LanguageModel, draw: Draw) -> Tensor:
     """The same by Transformers alone, of the joined texts."""
-    run = lm.model if lm.has_lm_head else lm.model.base_model
+    run = lm.model if lm.has_lm_head else model_body(lm.model)
     options = {"use_cache": False} if "use_cache" in signature(run.forward).parameters else {}
     outputs = []
     with eager_attention(lm.model):
