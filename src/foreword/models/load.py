@@ -45,7 +45,7 @@ from foreword.models.packed_linear import pack_linear_layers
 from foreword.models.placeholder_layers import check_placeholders, find_projections, shapes
 from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.pooling import default_pooling, model_pooling
-from foreword.models.probe import FORWARD_ERRORS, prove
+from foreword.models.probe import FORWARD_ERRORS, NotFinite, prove
 from foreword.models.quantized_linear import keep_gradients
 from foreword.models.ragged_layers import RaggedLayers
 from foreword.models.text_side import drop_other_towers
@@ -136,6 +136,8 @@ def _first_proved(model: Any, tokenizer: Any, name: str, folder: Path | None) ->
         try:
             lm = assemble(model, tokenizer, name, folder)
             return replace(lm, proof=prove(lm))
+        except NotFinite:
+            raise
         except UnsupportedModel as error:
             refusal = error
     assert refusal is not None
@@ -148,7 +150,7 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
     An assembler raises UnsupportedModel for a model that it cannot run, and finds it with the attention that it was
     loaded with (``foreword``) or the one that an earlier way has set.
     """
-    if auto_class(model.config) is not AutoModelForCausalLM:
+    if AutoModelForMaskedLM in auto_classes(model.config):
         return _on_ragged_rows, _through_placeholders
     # Batches first, then what only some models need: fronts of one length at a time, tokens one at a time.
     cached = [
@@ -298,17 +300,19 @@ def _device(device: str) -> str:
 
 def _load_model_and_tokenizer(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
     config, tokenizer = load_config_and_tokenizer(source, name, trust_remote_code)
-    for auto in auto_classes(config):
-        model, missing = _from_pretrained(auto, config, source, name, dtype, trust_remote_code)
-        if auto is AutoModel:
-            missing = [key for key in missing if not key.startswith("pooler.")]
-        if not missing:
-            drop_other_towers(model)
-            return model, tokenizer
-    raise UnsupportedModel(
-        f"{name} has no weights for {missing[0]} of {type(model).__name__}, which would be random; give a "
-        "checkpoint with its language model head."
-    )
+    first, *others = auto_classes(config)
+    model, missing = _from_pretrained(first, config, source, name, dtype, trust_remote_code)
+    for auto in others:
+        if missing:
+            model, missing = _from_pretrained(auto, config, source, name, dtype, trust_remote_code)
+            missing = [key for key in missing if auto is not AutoModel or not key.startswith("pooler.")]
+    if missing:
+        raise UnsupportedModel(
+            f"{name} has no weights for {missing[0]} of {type(model).__name__}, which would be random; give a "
+            "checkpoint with its language model head."
+        )
+    drop_other_towers(model)
+    return model, tokenizer
 
 
 def _from_pretrained(

@@ -8,7 +8,7 @@ The reference is always Transformers' own eager forward of the joined texts, one
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
@@ -58,6 +58,10 @@ FORWARD_ERRORS = (
 )
 
 
+class NotFinite(UnsupportedModel):
+    """The model gives NaN or infinity by itself: no way of carrying prefixes mends that."""
+
+
 @dataclass(frozen=True)
 class Draw:
     """Rows that are compared in one batch: token ids of every row, and of the front before it (empty for none)."""
@@ -84,20 +88,14 @@ def prove(lm: LanguageModel) -> Proof:
             its prefixes through `prefix_left_by`.
 
     Raises:
-        UnsupportedModel: the outputs differ by more than rounding, or some are not finite, or a forward fails.
+        UnsupportedModel: the outputs differ by more than rounding, or some are not finite (`NotFinite`), or a forward
+            fails.
     """
     name = type(lm.model).__name__
-    texts = [text_ids(lm.tokenizer, lm.identity.vocab_size, text, LONG_FRONT + LONG_ROW) for text in TEXTS]
-    comparisons: list[Comparison] = []
-    for first, second in PAIRS:
-        begun = time.monotonic()
-        try:
-            comparisons.append(_compare(lm, Draw.of(texts[first], texts[second])))
-        except FORWARD_ERRORS as error:
-            raise UnsupportedModel(f"{name} cannot carry a prefix: its forward failed with {error!r}.") from error
-        if len(comparisons) == 1 and comparisons[0].share <= CLEAR and time.monotonic() - begun > QUICK:
-            break
-    proof = Proof.of(comparisons)
+    try:
+        proof = prove_by(lm, lambda first, second: _compare(lm, Draw.of(first, second)))
+    except FORWARD_ERRORS as error:
+        raise UnsupportedModel(f"{name} cannot carry a prefix: its forward failed with {error!r}.") from error
     if not proof.share <= 1:
         raise UnsupportedModel(
             f"{name} does not give the same logits with text as a prefix as with the joined text: they differ by "
@@ -106,19 +104,40 @@ def prove(lm: LanguageModel) -> Proof:
     return proof
 
 
+def prove_by(lm: LanguageModel, compare_texts: Callable[[list[int], list[int]], Comparison]) -> Proof:
+    """The result of as many draws as it takes; the caller judges its share.
+
+    Args:
+        compare_texts: compares on two texts of ``LONG_FRONT + LONG_ROW`` tokens.
+    """
+    texts = [text_ids(lm.tokenizer, lm.identity.vocab_size, text, LONG_FRONT + LONG_ROW) for text in TEXTS]
+    comparisons: list[Comparison] = []
+    for first, second in PAIRS:
+        begun = time.monotonic()
+        comparisons.append(compare_texts(texts[first], texts[second]))
+        if len(comparisons) == 1 and comparisons[0].share <= CLEAR and time.monotonic() - begun > QUICK:
+            break
+    return Proof.of(comparisons)
+
+
 def compare(found: Tensor, without: Tensor, reference: Tensor) -> Comparison:
     """How far outputs ``[N, vocab]`` are from the reference, beside what leaving the prefix out would change.
 
+    A word that is masked out everywhere is left out of it.
+
     Raises:
-        UnsupportedModel: some output is not a number. A word that is masked out in the reference may be so in all.
+        NotFinite: the reference is not of numbers.
+        UnsupportedModel: it is, and the outputs are not.
     """
     dtype, precision = reference.dtype, torch.finfo(reference.dtype).eps
     found, without, reference = found.float(), without.float(), reference.float()
     masked = (reference <= torch.finfo(dtype).min) & (found <= torch.finfo(dtype).min)
     kept = ~masked.all(0)
     found, without, reference = found[:, kept], without[:, kept], reference[:, kept]
-    if not (bool(found.isfinite().all()) and bool(reference.isfinite().all())):
-        raise UnsupportedModel(_not_finite(dtype))
+    if not bool(reference.isfinite().all()):
+        raise NotFinite(_not_finite(dtype))
+    if not bool(found.isfinite().all()):
+        raise UnsupportedModel("behind a prefix the model gives NaN or infinity, where the joined text gives numbers.")
     difference, effect = _distance(found, reference), _distance(without, found)
     rounding = 4 * precision * float(reference.square().mean().sqrt())
     return Comparison(difference, effect, max(max(TOLERANCE * precision, FLOOR) * effect, rounding))
