@@ -85,7 +85,11 @@ class LanguageModel(WithOverview):
     @property
     def limits(self) -> tuple[str, ...]:
         """What it cannot do in the way that it carries prefixes."""
-        return ("a prefix with states is never cut, and cannot stand behind another",) if self.identity.keeps_states else ()
+        return (
+            ("a prefix with states is never cut, and cannot stand behind another",)
+            if self.identity.keeps_states
+            else ()
+        )
 
     @property
     def vocab_size(self) -> int:
