@@ -26,6 +26,7 @@ from foreword.engine.token_sampler import TokenSampler, sample_batch
 from foreword.errors import RequestError, UnsupportedModel, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import activations, check_context_length
+from foreword.models.cached_model import CachedModel
 from foreword.openmp import release_openmp_threads
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer
@@ -83,7 +84,17 @@ class Engine(EngineBase):
         chunk = CHUNK if deterministic else None
         if chunk is not None and step_tokens < max_batch + chunk:
             raise UsageError(f"deterministic steps need step_tokens {max_batch + chunk} or more, got {step_tokens}.")
-        self.cache = PagedCache(lm.identity.layers, num_pages, lm.dtype, lm.device, reuse=reuse, chunk=chunk)
+        cached = isinstance(lm, CachedModel)
+        self.cache = PagedCache(
+            lm.identity.layers,
+            num_pages,
+            lm.dtype,
+            lm.device,
+            # A page of tokens is of no use without the states at its end, which are not kept.
+            reuse=reuse and not lm.identity.keeps_states,
+            chunk=chunk,
+            **({"max_paged_prefix": None} if cached else {}),
+        )
         super().__init__(
             name=lm.name,
             tokenizer=lm.tokenizer,
@@ -96,7 +107,7 @@ class Engine(EngineBase):
                 context=context,
                 cache_positions=num_pages * PAGE_SIZE,
                 allow_other_weights=allow_other_weights,
-                prefix_cache_positions=lambda length: PAGE_SIZE * PagedCache.pages_for_prefix(length),
+                prefix_cache_positions=lambda length: PAGE_SIZE * self.cache.pages_for_prefix(length),
                 tokenizer=lm.tokenizer,
             ),
             scheduler=Scheduler(self.cache, step_tokens, max_batch, chunk),

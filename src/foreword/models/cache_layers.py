@@ -29,10 +29,28 @@ from foreword.errors import UnsupportedModel
 class KeysLayer(DynamicLayer):
     """Keys and values of all positions."""
 
-    def put(self, key: Tensor, value: Tensor) -> None:
-        """Begin with keys ``[R, kv_heads, C, key_dim]`` and values ``[R, kv_heads, C, value_dim]``."""
+    _buffers: tuple[Tensor, Tensor] | None = None
+
+    def put(self, key: Tensor, value: Tensor, room: int = 0) -> None:
+        """Begin with keys ``[R, kv_heads, C, key_dim]`` and values ``[R, kv_heads, C, value_dim]``.
+
+        Args:
+            room: columns at their end that hold nothing yet and are written to; 0 where gradients are needed.
+        """
         self.lazy_initialization(key, value)
-        self.keys, self.values = key, value
+        self._buffers = (key, value) if room else None
+        length = key.shape[2] - room
+        self.keys, self.values = key[:, :, :length], value[:, :, :length]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self._buffers is None:
+            return super().update(key_states, value_states, *args, **kwargs)
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = new
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
 
 
 class IndexedKeysLayer(DynamicIndexedLayer, KeysLayer):

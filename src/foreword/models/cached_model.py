@@ -154,9 +154,9 @@ class CachedModel(LanguageModel):
         self, batch: Batch, group: Sequence[int], past: Past, outputs: Sequence[tuple[int, int]], *, hidden: bool
     ) -> Tensor:
         """Run some sequences as padded rows. Returns the logits or hidden states at ``outputs`` (row, token)."""
-        front = past.gather(group)
         lengths = [batch.lengths[index] for index in group]
         longest = max(lengths)
+        front = past.gather(group, longest)
         # A short row repeats its last token, at its last position.
         steps = [[min(step, length - 1) for step in range(longest)] for length in lengths]
         tokens = torch.tensor(
@@ -236,9 +236,9 @@ class CachedModel(LanguageModel):
         for slot in self.layout.slots:
             layer, shape = cache.layers[slot.layer], self.layout.shapes[slot.slot]
             if front.length and shape.kv_heads:
-                layer.put(front.keys[slot.slot].to(self.dtype), front.values[slot.slot].to(self.dtype))
+                layer.put(front.keys[slot.slot].to(self.dtype), front.values[slot.slot].to(self.dtype), front.room)
             if front.length and slot.index_slot is not None:
-                layer.put_index(front.keys[slot.index_slot][:, 0].to(self.dtype))
+                layer.put_index(front.keys[slot.index_slot][:, 0, : front.length].to(self.dtype))
             if states := front.states[slot.slot]:
                 dtypes = self.layout.state_dtypes[slot.slot]
                 layer.put_states({name: state.to(dtypes[name]) for name, state in states.items()})
