@@ -194,6 +194,10 @@ class PagedCache:
             if stored.numel():
                 stored.index_copy_(0, self.head_slots(slots[None], shape.kv_heads), own.flatten(0, 1).to(stored))
 
+    def statistics(self) -> dict[str, float]:
+        """``pages`` and ``free_pages``."""
+        return {"pages": self.num_pages, "free_pages": self.num_free_pages}
+
     def check(self) -> None:
         """Check the invariants: every page is free, evictable or in use; references are counted; hashes are registered
         both ways; a page that is still written has one user and no hash.
