@@ -54,7 +54,10 @@ CONFIGS = {
     "mbart": lambda: MBartConfig(**BART),
     "marian": lambda: MarianConfig(**BART),
     "pegasus": lambda: PegasusConfig(**BART),
-    "t5gemma": lambda: T5GemmaConfig(encoder=dict(GEMMA), decoder=dict(GEMMA), **SPECIALS),
+    # It takes its start token for padding where that is the same and there is no cache.
+    "t5gemma": lambda: T5GemmaConfig(
+        encoder=dict(GEMMA), decoder=dict(GEMMA), **{**SPECIALS, "decoder_start_token_id": END}
+    ),
 }
 FAMILIES = ("t5", "bart")
 
@@ -123,7 +126,8 @@ def stock_logits(family: str, model, embedded: torch.Tensor, written: list[int],
                 rows = side.transpose(0, 1).flatten(1)
                 handles.append(projection.register_forward_hook(partial(_overwrite, rows)))
     front = torch.zeros(1, length if whole else 0, embedded.shape[2])
-    begun = torch.tensor([[PAD] * length + [PAD, *written]])
+    start = model.config.decoder_start_token_id
+    begun = torch.tensor([[start] * (length + 1) + written])
     try:
         output = model(inputs_embeds=torch.cat([front, embedded], dim=1), decoder_input_ids=begun, use_cache=False)
     finally:

@@ -165,15 +165,25 @@ def test_a_prefix_of_a_text_is_what_its_layers_keep():
     assert prefix.length == prefix.offset == 3
 
 
-def test_one_whose_cache_is_not_its_tokens_neither_generates_nor_takes_a_prefix():
+def test_one_whose_cache_is_not_its_tokens_writes_nothing():
     """M2M100 counts tokens that are not padding, which its start token is here."""
     model = AutoModelForSeq2SeqLM.from_config(M2M100Config(**BART))
     lm = wrap_model(model.eval().requires_grad_(False), byte_tokenizer(), name="tiny")
     assert not lm.caches
-    with pytest.raises(UnsupportedModel, match="so it neither generates nor takes a prefix"):
-        lm.logits(Batch.from_rows(Front(learned_prefix(lm, 2)), [(5, 6)]), torch.tensor([1]))
-    with Engine(lm) as engine, pytest.raises(UnsupportedModel, match="so it neither generates nor takes a prefix"):
+    with Engine(lm) as engine, pytest.raises(UnsupportedModel, match="so it writes no answers; have it label"):
         engine.submit(Request((5, 6)))
+
+
+def test_one_that_gives_other_logits_behind_a_prefix_takes_none():
+    """Its decoder counts positions from the beginning of every forward, whatever is in front."""
+    model = random_model("bart")
+    embed = model.model.decoder.embed_positions
+    plain = embed.forward
+    embed.forward = lambda ids, past=0, position_ids=None: plain(ids, 0, position_ids=torch.arange(ids.shape[1]))
+    lm = wrap_model(model, byte_tokenizer(), name="tiny")
+    assert (lm.caches, lm.takes_prefixes) == (False, False)
+    with pytest.raises(UnsupportedModel, match=r"behind a prefix; learn soft tokens .* or an adapter"):
+        lm.logits(Batch.from_rows(Front(learned_prefix(lm, 2)), [(5, 6)]), torch.tensor([1]))
 
 
 def test_what_it_cannot_take_is_refused():

@@ -7,7 +7,7 @@ lie in front as in prefix tuning (Li and Liang 2021, arXiv:2101.00190, on BART).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from foreword.core.identity import describe_layers
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.decoder_inputs import DecoderInputs
 from foreword.models.language_model import LanguageModel
+from foreword.models.past import Past
 from foreword.models.projections import KeysValuesAt, ProjectionHooks
 
 
@@ -83,8 +84,8 @@ class EncoderDecoder(LanguageModel):
         decoder_start_token_id: as in Transformers' configurations.
         embed_scale: what the encoder multiplies the embeddings of its tokens with (Marian, Pegasus); soft tokens are as
             they stand behind it.
-        caches: whether its decoder goes on from a cache as from the tokens; where not, it neither generates nor takes
-            prefixes.
+        caches: whether its decoder goes on from a cache as from the tokens; where not, it does not generate.
+        takes_prefixes: whether it gives the logits of the joined text behind a prefix.
         hooks: on the projections of its layers; ``None`` where only the decoder's self-attention carries a prefix.
         hooked: numbers of the hooks' layers in the order of `ModelIdentity.layers`, without the decoder's.
     """
@@ -94,6 +95,7 @@ class EncoderDecoder(LanguageModel):
     decoder_start_token_id: int = 0
     embed_scale: float = 1.0
     caches: bool = True
+    takes_prefixes: bool = True
     hooks: ProjectionHooks | None = None
     hooked: tuple[int, ...] = ()
 
@@ -102,26 +104,38 @@ class EncoderDecoder(LanguageModel):
         """Layers of the decoder's self-attention, which come first in `ModelIdentity.layers`."""
         return len(self.identity.layers) - len(self.hooked)
 
+    @property
+    def carries(self) -> str:
+        """How it carries prefixes, and in which places."""
+        if not self.takes_prefixes:
+            return "nowhere: soft tokens and adapters alone"
+        parts = "encoder, decoder and cross-attention" if self.hooks is not None else "decoder alone"
+        return f"{self.carried}: {describe_layers(self.identity.layers)}, in front of its {parts}"
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What it cannot do."""
+        return () if self.caches else ("it writes no answers: its decoder's cache gives other logits than its tokens",)
+
     def logits(
         self,
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: AttentionFn | None = None,
-        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Logits ``[K, vocab]`` after the last token of a text, or after tokens of the decoder.
 
         Args:
             batch: texts, and decoder tokens behind them.
             output_indices: ``[K]`` indices in ``0..N-1``.
-            attend, on_keys_values: refused; they are for engines and lowering of other models.
+            attend: refused; it is for engines of other models.
 
         Raises:
             UnsupportedModel: there is a prefix that the model does not carry.
             UsageError: soft tokens without a text, or an index inside a text.
         """
-        if attend is not None or on_keys_values is not None:
+        if attend is not None:
             raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose attention stays Transformers' own.")
         self._check(batch)
         inputs = DecoderInputs.from_batch(batch)
@@ -137,11 +151,10 @@ class EncoderDecoder(LanguageModel):
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: AttentionFn | None = None,
-        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Raise UnsupportedModel: no head works on an encoder-decoder."""
-        del batch, output_indices, attend, on_keys_values
+        del batch, output_indices, attend
         raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose hidden states no head is made of.")
 
     @torch.no_grad()
@@ -149,8 +162,8 @@ class EncoderDecoder(LanguageModel):
         """What the layers keep of a text that both the encoder and the decoder read: an initial prefix."""
         if len(batch.lengths) > 1 or batch.prefixes[0] is not None or batch.embeds is not None:
             raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose prefixes stand behind no other.")
-        if not self.caches:
-            raise UnsupportedModel(f"{self.name} ({self.identity.architecture}) {NO_CACHE}")
+        if not self.takes_prefixes:
+            raise UnsupportedModel(f"{self.name} ({self.identity.architecture}) {NO_PREFIX}")
         ids = batch.token_ids[None]
         found: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -159,13 +172,15 @@ class EncoderDecoder(LanguageModel):
 
         with self.hooks.replaced({}, record) if self.hooks is not None else nullcontext():
             states = self.model.get_encoder()(input_ids=ids).last_hidden_state
-            output = self.model(encoder_outputs=encoder_output(states), decoder_input_ids=ids, use_cache=True)
-        kept = [(layer.keys[0], layer.values[0]) for layer in decoder_layers(output.past_key_values)]
+            cache = empty_cache()
+            self.model(
+                encoder_outputs=encoder_output(states), decoder_input_ids=ids, past_key_values=cache, use_cache=True
+            )
+        kept = [(layer.keys[0], layer.values[0]) for layer in decoder_layers(cache)]
         shapes = self.identity.layers[self.num_decoder_layers :]
-        kept += [
-            tuple(split_heads(side, shape) for side in found[number])
-            for number, shape in zip(self.hooked, shapes, strict=True)
-        ]
+        for number, shape in zip(self.hooked, shapes, strict=True):
+            key, value = found[number]
+            kept.append((split_heads(key, shape), split_heads(value, shape)))
         keys, values = zip(*kept, strict=True)
         return KVPrefix(self.identity, keys, values, offset=ids.shape[1])
 
@@ -178,9 +193,7 @@ class EncoderDecoder(LanguageModel):
         self._check(batch)
         texts = range(len(batch.lengths))
         rows = _EncoderRows.of(batch, texts)
-        cache = self._cache([batch.prefixes[text] for text in texts]) or EncoderDecoderCache(
-            DynamicCache(), DynamicCache()
-        )
+        cache = self._cache([batch.prefixes[text] for text in texts]) or empty_cache()
         start = torch.full((len(texts), 1), self.decoder_start_token_id, device=self.device)
         with self._fronts(batch, texts, texts):
             encoded = self._encode(batch, rows)
@@ -313,8 +326,8 @@ class EncoderDecoder(LanguageModel):
         for prefix in batch.prefixes:
             if prefix is None or not prefix.length:
                 continue
-            if not self.caches:
-                raise UnsupportedModel(f"{self.name} ({self.identity.architecture}) {NO_CACHE}")
+            if not self.takes_prefixes:
+                raise UnsupportedModel(f"{self.name} ({self.identity.architecture}) {NO_PREFIX}")
             if torch.is_grad_enabled() and self.model.is_activation_checkpointing:
                 raise UsageError(f"gradient checkpointing forgets prefixes of {self.name}; leave out --checkpointing.")
             if prefix.model.layers not in (self.identity.layers, self.identity.decoder_only.layers):
@@ -335,8 +348,12 @@ class EncoderDecoder(LanguageModel):
 
 
 NO_CACHE = (
-    "gives other logits from its decoder's cache than from the tokens, so it neither generates nor takes a prefix; "
-    "learn soft tokens that label (prompt-tuning or p-tuning), or use another model."
+    "gives other logits from its decoder's cache than from the tokens, so it writes no answers; have it label "
+    "(/v1/classify), or use another model."
+)
+NO_PREFIX = (
+    "does not give the logits of the joined text behind a prefix; learn soft tokens (prompt-tuning or p-tuning) or an "
+    "adapter (lora)."
 )
 
 
@@ -371,6 +388,11 @@ def prefix_length(prefix: KVPrefix | None) -> int:
 def num_placeholders(prefix: KVPrefix | None) -> int:
     """Placeholder tokens in front of a text: one a position, none for a prefix of the decoder alone."""
     return prefix_length(prefix) if prefix is not None and any(shape.part for shape in prefix.model.layers) else 0
+
+
+def empty_cache() -> EncoderDecoderCache:
+    """A cache of nothing, in which every layer will keep all positions."""
+    return EncoderDecoderCache(filled_cache(()), filled_cache(()))
 
 
 def filled_cache(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
