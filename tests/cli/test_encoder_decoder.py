@@ -58,9 +58,10 @@ def test_a_prefix_is_learned_and_answers(run, t5, tmp_path):
     answer = run("generate", "rule", "xya", "--max-tokens", 3, "--json")
     assert answer.status == 0, answer.err
     assert len(answer.json["token_ids"]) <= 3
-    refused = run("publish", "front", "--text", "some text")
+    (tmp_path / "front.txt").write_text("Answer in one letter: ", encoding="utf-8")
+    refused = run("publish", "front", "--text", tmp_path / "front.txt")
     assert refused.status != 0
-    assert "reads in both directions" in refused.err
+    assert "put it into a --template (foreword train --method manual), which is run with every request." in refused.err
 
 
 def test_doctor_says_what_it_can_do(run, t5):

@@ -53,9 +53,11 @@ def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], past: KVPrefix | N
         UsageError: there are no tokens, or the model is an encoder, whose text sees the request too.
     """
     if not lm.causal:
+        mend = "learn a prefix instead."
+        if lm.is_encoder_decoder:
+            mend = "put it into a --template (foreword train --method manual), which is run with every request."
         raise UsageError(
-            f"{lm.identity.architecture} reads in both directions, so text in front changes with every request; "
-            "learn a prefix instead."
+            f"{lm.identity.architecture} reads in both directions, so text in front changes with every request; {mend}"
         )
     prefix = activations(lm, token_ids, past)
     release_openmp_threads()  # an engine may be running in another thread
