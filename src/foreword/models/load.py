@@ -321,7 +321,8 @@ def _from_pretrained(
     """The model, and the names of its tensors that the checkpoint lacks."""
 
     def load(**options: Any) -> tuple[Any, dict[str, Any]]:
-        return _without_bar(auto.from_pretrained)(
+        # The towers of a model that reads images too are left in the file; Transformers would list their tensors.
+        return _quietly(auto.from_pretrained, warnings=type(config) not in AutoModelForMultimodalLM._model_mapping)(
             source, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
         )
 
@@ -341,16 +342,19 @@ def _from_pretrained(
     return model, sorted(found["missing_keys"])
 
 
-def _without_bar(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of Transformers without the progress bar that it writes to stderr."""
+def _quietly(load: Callable[..., Any], *, warnings: bool) -> Callable[..., Any]:
+    """A function of Transformers without the progress bar that it writes to stderr, and without its warnings or not."""
 
     @wraps(load)
     def quiet(*args: Any, **options: Any) -> Any:
-        shown = logging.is_progress_bar_enabled()
+        shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
         logging.disable_progress_bar()
+        if not warnings:
+            logging.set_verbosity_error()
         try:
             return load(*args, **options)
         finally:
+            logging.set_verbosity(verbosity)
             if shown:
                 logging.enable_progress_bar()
 
