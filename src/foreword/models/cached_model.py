@@ -81,6 +81,12 @@ class CachedModel(LanguageModel):
     mixes_lengths: bool = True
     one_by_one: bool = False
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        alone = ("requests behind fronts of different lengths do not share a forward",) * (not self.mixes_lengths)
+        slow = ("tokens behind a front run one after another, also those of a prompt",) * self.one_by_one
+        return (*super().limits, "batches are padded, and wait for their longest row", *alone, *slow)
+
     def logits(
         self,
         batch: Batch,

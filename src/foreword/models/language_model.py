@@ -71,7 +71,26 @@ class LanguageModel(WithOverview):
                 "parameters": f"{parameters:,}, {str(self.dtype).removeprefix('torch.')} on {self.device}",
                 "context": f"{self.context} positions" if self.context is not None else None,
                 "kind": "encoder-decoder" if self.is_encoder_decoder else "causal" if self.causal else "encoder",
+                "prefixes": self.carries,
+                "proof": self.proof,
             },
+        )
+
+    @property
+    def carries(self) -> str:
+        """How it carries prefixes, and what its layers keep of them."""
+        states = sum(bool(layer.states) for layer in self.identity.layers)
+        attend = sum(bool(layer.kv_heads) for layer in self.identity.layers)
+        keep = f", {states} keep{'s' * (states == 1)} states" if states else ""
+        return f"{self.carried}: {attend} layer{'s' * (attend != 1)} attend{'s' * (attend == 1)}{keep}"
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What it cannot do in the way that it carries prefixes."""
+        return (
+            ("a prefix with states is never cut, and cannot stand behind another",)
+            if self.identity.keeps_states
+            else ()
         )
 
     @property
