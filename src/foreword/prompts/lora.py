@@ -18,7 +18,6 @@ from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import InitialValues
 from foreword.prompts.prefix import PrefixValues, initial_prefix
 
-
 RUN_TOKENS = 64
 """Enough that a mixture of experts sends some to each."""
 
