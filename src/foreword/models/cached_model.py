@@ -8,6 +8,7 @@ batches as other models.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, ClassVar, cast
@@ -75,6 +76,7 @@ class CachedModel(LanguageModel):
     """
 
     carried: ClassVar[str] = "through Transformers' cache"
+    checkpoints: ClassVar[bool] = False
     layout: CacheLayout = CacheLayout((), (), ())
     mixes_lengths: bool = True
     one_by_one: bool = False
@@ -212,9 +214,10 @@ class CachedModel(LanguageModel):
         """Logits ``[K, vocab]`` or hidden states ``[K, hidden]`` at ``outputs``."""
         rows, columns = (torch.tensor([o[side] for o in outputs], device=self.device).long() for side in (0, 1))
         kept = {"use_cache": True, cache_argument(self.model): cache}
-        if hidden:
-            return model_body(self.model)(**inputs, **kept).last_hidden_state[rows, columns]
-        return logits_at(self.model, {**inputs, **kept}, rows, columns)
+        with _saved_before_writing(cache):
+            if hidden:
+                return model_body(self.model)(**inputs, **kept).last_hidden_state[rows, columns]
+            return logits_at(self.model, {**inputs, **kept}, rows, columns)
 
     def _fill(self, front: Kept) -> Cache:
         """The model's cache with what stands in front of the rows."""
@@ -242,6 +245,21 @@ class CachedModel(LanguageModel):
             tuple(value[:, :, own] if value is not None else empty for _, value, _ in found),
             tuple(states for _, _, states in found),
         )
+
+
+@contextmanager
+def _saved_before_writing(cache: Cache) -> Iterator[None]:
+    """Let gradients pass states that a layer writes in place, as some do for a single token."""
+    if not torch.is_grad_enabled():
+        yield
+        return
+    layers = [layer for layer in cache.layers if isinstance(layer, StatesLayer)]
+    written = {s.untyped_storage().data_ptr() for layer in layers for s in layer.states().values()}
+    save = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: tensor.clone() if tensor.untyped_storage().data_ptr() in written else tensor, lambda saved: saved
+    )
+    with save if written else nullcontext():
+        yield
 
 
 LayerTensors = tuple[Tensor | None, Tensor | None, dict[str, Tensor]]

@@ -38,11 +38,13 @@ class LanguageModel(WithOverview):
         has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
         pooling: how its embeddings are made unless a request says; ``None`` if a request must.
         carried: how it carries prefixes, as `foreword doctor` says it.
+        checkpoints: whether a layer that runs again in the backward pass still sees its prefix.
         is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
     """
 
     is_encoder_decoder: ClassVar[bool] = False
     carried: ClassVar[str] = "on ragged rows"
+    checkpoints: ClassVar[bool] = True
     name: str
     model: Any
     tokenizer: Any
