@@ -48,7 +48,7 @@ from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import FORWARD_ERRORS, NotFinite, prove
 from foreword.models.quantized_linear import keep_gradients
 from foreword.models.ragged_layers import RaggedLayers
-from foreword.models.text_side import drop_other_towers
+from foreword.models.text_side import drop_other_towers, processor_chat_template
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -162,7 +162,9 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
 def _through_cache(
     model: Any, tokenizer: Any, name: str, folder: Path | None, *, mixes_lengths: bool, one_by_one: bool
 ) -> CachedModel:
-    set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
+    # Without a mask, sdpa asks the layers for the direction; in PaliGemma they name another than the model's masks.
+    directed = all(getattr(module, "is_causal", True) for module in model.modules())
+    set_attention_implementation(model, "sdpa" if model._supports_sdpa and directed else "eager")
     try:
         layout = cache_layout(model)
     except FORWARD_ERRORS as error:
@@ -368,7 +370,7 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
     """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        return config, AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise UnsupportedModel(
@@ -380,6 +382,9 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
                 f"the code that comes with {name} cannot be imported ({_first_line(error)}); install what it needs."
             ) from error
         raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {NAME_FORMS}.") from error
+    if not tokenizer.chat_template and type(config) in AutoModelForMultimodalLM._model_mapping:
+        tokenizer.chat_template = processor_chat_template(source)
+    return config, tokenizer
 
 
 def auto_class(config: Any) -> Any:
