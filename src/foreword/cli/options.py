@@ -107,7 +107,8 @@ class ModelOptions:
 
         check_model_name(self.model_name)
 
-    def open_model(self) -> LanguageModel:
+    def open_model(self, *, is_trainable: bool = False) -> LanguageModel:
+        """The model; ``is_trainable`` has it proved that gradients reach what is learned in front of it."""
         self.check_model_name()
         quiet_libraries()
         from foreword.progress import Progress
@@ -120,6 +121,7 @@ class ModelOptions:
                 dtype=self.dtype,
                 device=self.device,
                 trust_remote_code=self.trust_remote_code,
+                is_trainable=is_trainable,
                 progress=say,
             )
 

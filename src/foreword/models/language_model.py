@@ -34,6 +34,7 @@ class LanguageModel(WithOverview):
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
         has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
         pooling: how its embeddings are made unless a request says; ``None`` if a request must.
+        passes_gradients: whether it was proved that gradients reach all that may be learned in front of it.
         is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
     """
 
@@ -49,6 +50,7 @@ class LanguageModel(WithOverview):
     first_position: int = 0
     has_lm_head: bool = True
     pooling: Pooling | None = None
+    passes_gradients: bool = False
     _adapters: AdapterHooks = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from foreword.models import gguf
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
 from foreword.models.fingerprint import compute_identity
+from foreword.models.gradient_probe import check_gradients
 from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel
 from foreword.models.model_name import NAME_FORMS, check_model_name
@@ -47,6 +48,7 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    is_trainable: bool = True,
     progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> LanguageModel:
     """Load a base model and probe that it carries prefixes.
@@ -61,6 +63,7 @@ def load_model(
         dtype: ``auto`` (the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         trust_remote_code: run code that comes with the model.
+        is_trainable: prove that gradients reach a prefix; a model that only serves does without.
         progress: gets a line for every slow step.
 
     Raises:
@@ -84,6 +87,8 @@ def load_model(
             f"the code that comes with {name} is run, but it computes its attention by itself and would never see a "
             f"prefix ({str(error).rstrip('.')}); give a checkpoint of an architecture that Transformers has."
         ) from error
+    if is_trainable:
+        check_gradients(lm)
     return lm if lm.is_encoder_decoder else replace(lm, pooling=model_pooling(source, causal=lm.causal))
 
 

@@ -14,6 +14,7 @@ from foreword.engine.engine import Engine
 from foreword.errors import SettingError
 from foreword.home import default_run_dir
 from foreword.models import LanguageModel
+from foreword.models.gradient_probe import check_gradients
 from foreword.progress import Say
 from foreword.prompts.rotate import rotations
 from foreword.training.distillation.answer_scores import score_answers
@@ -111,6 +112,7 @@ def distill(
             f"the text has {document.tokens} tokens, so {lengths[-1]} slots would not be shorter; take fewer, or "
             "publish the text as it is.",
         )
+    check_gradients(lm)
     rotations(lm)  # a model whose keys cannot move is refused before it makes questions for minutes
     settings = run_settings(lm, document, recipe)
     folder = RunDir.open(recipe.out or default_run_dir(METHOD), settings, resume=recipe.resume)
