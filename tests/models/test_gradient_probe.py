@@ -96,7 +96,7 @@ def test_keys_that_no_gradient_reaches_are_named(monkeypatch):
         check_gradients(copy.copy(tiny_model("llama")))
 
 
-@pytest.mark.parametrize("family", (*CAUSAL, *ENCODERS))
+@pytest.mark.parametrize("family", [*CAUSAL, *ENCODERS])
 def test_models_that_learn_pass(family):
     lm = copy.copy(tiny_model(family))
     lm.passes_gradients = False

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from foreword.adapters import linear_width
-from foreword.core import Batch, Front, KVPrefix, soft_id
+from foreword.core import Batch, Front, soft_id
 from foreword.errors import UnsupportedModel
 from foreword.models.activations import activations
 from foreword.models.language_model import LanguageModel
@@ -106,11 +106,12 @@ def _front(lm: LanguageModel) -> tuple[Front, dict[str, Tensor]]:
     learned = {"the soft tokens": soft}
     if lm.is_encoder_decoder:
         return Front(inner_soft=soft), learned
-    stored = activations(lm, _token_ids(lm, PREFIX_TOKENS))
-    prefix = _requiring_gradients(stored)
-    for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-        learned |= {f"the {what} of layer {layer}": each for what, each in (("keys", key), ("values", value))}
-    return Front(prefix, inner_soft=soft), {what: each for what, each in learned.items() if each.numel()}
+    prefix = activations(lm, _token_ids(lm, PREFIX_TOKENS)).map(lambda kept: kept.detach().requires_grad_())
+    for layer, pair in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        learned |= {f"the {what} of layer {layer}": kept for what, kept in zip(("keys", "values"), pair, strict=True)}
+    for layer, states in enumerate(prefix.states):
+        learned |= {f"the state {name} of layer {layer}": state for name, state in states.items()}
+    return Front(prefix, inner_soft=soft), {what: kept for what, kept in learned.items() if kept.numel()}
 
 
 def _batch(lm: LanguageModel, front: Front) -> tuple[Batch, Tensor]:
@@ -121,11 +122,6 @@ def _batch(lm: LanguageModel, front: Front) -> tuple[Batch, Tensor]:
         indices = torch.arange(len(row) - 1, len(row) + len(answer), device=lm.device)
         return Batch.from_rows(front, [row, answer], (None, 0), lm.device), indices
     return Batch.from_rows(front, [row], device=lm.device), torch.arange(len(row), device=lm.device)
-
-
-def _requiring_gradients(prefix: KVPrefix) -> KVPrefix:
-    keys, values = (tuple(each.detach().requires_grad_() for each in side) for side in (prefix.keys, prefix.values))
-    return replace(prefix, keys=keys, values=values)
 
 
 def _token_ids(lm: LanguageModel, count: int) -> list[int]:
