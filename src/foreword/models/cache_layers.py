@@ -6,6 +6,8 @@ so that rows of different lengths would no longer line up; the masks alone decid
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -115,6 +117,21 @@ class KeysAndStatesLayer(StatesLayer, LinearAttentionAndFullAttentionLayer, Keys
 def make_cache(config: Any) -> Cache:
     """An empty cache with a layer of ours for each of a model's. Raises UnsupportedModel for one of another kind."""
     return Cache(layers=[_own_layer(layer, config) for layer in DynamicCache(config=config).layers])
+
+
+@contextmanager
+def states_saved_apart(cache: Cache) -> Iterator[None]:
+    """Have autograd save copies of the cache's states: one token alone is written into them in place (Mamba), while the
+    backward needs them as they were."""
+    layers = [layer for layer in cache.layers if isinstance(layer, StatesLayer)]
+    storages = {state.untyped_storage().data_ptr() for layer in layers for state in layer.states().values()}
+
+    def pack(saved: Tensor) -> Tensor:
+        saved = saved.detach()
+        return saved.clone() if saved.untyped_storage().data_ptr() in storages else saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        yield
 
 
 def _own_layer(stock: Any, config: Any) -> Any:

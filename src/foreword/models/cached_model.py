@@ -8,6 +8,7 @@ batches as other models.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, ClassVar, cast
@@ -19,7 +20,7 @@ from transformers.cache_utils import Cache
 from foreword.attention import AttentionFn
 from foreword.core import Batch, KVPrefix, LayerShape, StateShape
 from foreword.errors import UnsupportedModel
-from foreword.models.cache_layers import IndexedKeysLayer, KeysLayer, StatesLayer, make_cache
+from foreword.models.cache_layers import IndexedKeysLayer, KeysLayer, StatesLayer, make_cache, states_saved_apart
 from foreword.models.chosen_rows import logits_at
 from foreword.models.language_model import LanguageModel, model_body
 from foreword.models.past import BatchPast, Kept, Past
@@ -168,7 +169,8 @@ class CachedModel(LanguageModel):
                 part = slice(start, start + size)
                 chosen = [(row, n - start) for row, n in outputs if start <= n < start + size]
                 inputs = self._inputs(batch, tokens[:, part], positions[:, part], front, start + size)
-                parts.append(self._call(inputs, cache, chosen, hidden=hidden))
+                with states_saved_apart(cache) if self.one_by_one else nullcontext():
+                    parts.append(self._call(inputs, cache, chosen, hidden=hidden))
         past.store(group, self._read(cache, front, lengths))
         if len(parts) == 1:
             return parts[0]

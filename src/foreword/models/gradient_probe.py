@@ -90,7 +90,10 @@ def check_gradients(lm: LanguageModel) -> None:
     for call in lost:
         if call.depends_on_input():
             raise _refusal(lm, f"its layer {names[call.module]} ({type(call.module).__name__}) passes none on")
-    found = _gradients([outputs], list(learned.values())) if outputs.requires_grad else [None] * len(learned)
+    try:
+        found = _gradients([outputs], list(learned.values())) if outputs.requires_grad else [None] * len(learned)
+    except RuntimeError as error:  # such as a tensor that was changed in place
+        raise _refusal(lm, f"its backward fails with {str(error).splitlines()[0]!r}") from error
     for what, gradient in zip(learned, found, strict=True):
         if gradient is None or not bool(gradient.any()):
             raise _refusal(lm, f"none reaches {what}")

@@ -143,7 +143,7 @@ def _distill_to(slots: int, run: DistillationRun, task: Task, folder: RunDir, sa
     with Engine(run.lm, cache_bytes=CACHE_BYTES) as engine:
         report = distillation_report(run, engine, task)
     say(f"{slots} slots close {report.gap_closed:.3f} of the gap, with {report.bytes_ratio:.1f} times fewer bytes")
-    provenance = {**task.provenance, "init": init, "metrics": report.headline_metrics}
+    provenance = {**task.provenance, "init": init, "metrics": report.headline_metrics, **run.lm.origin}
     return DistillResult(replace(task, provenance=provenance), report, init, steps, tokens, folder.path)
 
 
