@@ -44,6 +44,7 @@ class PlaceholderModel(LanguageModel):
     """
 
     carried: ClassVar[str] = "through placeholder tokens"
+    checkpoints: ClassVar[bool] = False
     hooks: ProjectionHooks | None = None
     pads: bool = True
     placeholder: int = 0

@@ -81,7 +81,7 @@ def test_labels_are_answered_and_classified(served: RunningServer):
         ]
         body = {"model": "rule", "input": [*TEXTS[:2], *({"text": text} for text in TEXTS[2:])]}
         found = httpx.post(f"{served.url}/v1/classify", json=body).raise_for_status().json()
-    assert answers == [each["label"] for each in found["data"]]
+    assert [answer.strip() for answer in answers] == [each["label"] for each in found["data"]]
 
 
 def test_answers_stream_with_logprobs_and_several_choices(served: RunningServer):
