@@ -37,7 +37,8 @@ def test_loads_with_its_own_attention(family, tmp_path):
     assert replace(lm.identity, weights="") == replace(tiny_encoder_decoder(family).identity, weights="")
     assert lm.model.config._attn_implementation != attention.ATTN_IMPLEMENTATION
     assert len(lm.identity.layers) == 3  # the decoder's; the encoder has 2
-    assert lm.probe_error < 1e-5
+    assert lm.proof is not None
+    assert lm.proof.difference < 1e-5
 
 
 def test_one_that_does_not_say_where_it_starts_is_refused(tmp_path):

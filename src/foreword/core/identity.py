@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,39 @@ from foreword.errors import ModelMismatch
 
 
 @dataclass(frozen=True)
+class StateShape:
+    """One state of a layer that recurs or convolves: its name in the layer, and its shape for one sequence."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class LayerShape:
-    """Cache entry of one self-attention layer for one position: ``kv_heads`` keys of ``key_dim``, and as many values
-    of ``value_dim``."""
+    """What one layer keeps of a sequence: for every position ``kv_heads`` keys of ``key_dim`` and as many values of
+    ``value_dim`` where it attends (no heads where it does not), and ``states`` where it recurs or convolves."""
 
     kv_heads: int
     key_dim: int
     value_dim: int
+    states: tuple[StateShape, ...] = ()
+
+    def to_json(self) -> list[Any]:
+        """``[kv_heads, key_dim, value_dim]``, and an object of name to shape behind it if there are states."""
+        states = {state.name: list(state.shape) for state in self.states}
+        return [self.kv_heads, self.key_dim, self.value_dim, *([states] if states else [])]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> LayerShape:
+        """Inverse of `to_json`. Raises TypeError or ValueError on anything else."""
+        heads, key_dim, value_dim, *more = data
+        (states,) = more or ({},)
+        return cls(
+            int(heads),
+            int(key_dim),
+            int(value_dim),
+            tuple(StateShape(str(name), tuple(map(int, shape))) for name, shape in dict(states).items()),
+        )
 
 
 @dataclass(frozen=True)
@@ -28,7 +54,7 @@ class ModelIdentity:
         architecture: Transformers class name, such as ``LlamaForCausalLM``.
         hidden_size: width of an input embedding.
         vocab_size: rows of the input embedding.
-        layers: shape of every self-attention layer, in the order in which the model runs them.
+        layers: what every layer keeps, in the order in which the model runs them.
         rope: rotary parameters as canonical JSON (``null`` for models without).
         tokenizer: SHA-256 fingerprint of the tokenizer.
         weights: SHA-256 over tensor names, shapes and sampled stored values.
@@ -72,12 +98,17 @@ class ModelIdentity:
             "architecture": self.architecture,
             "hidden_size": self.hidden_size,
             "vocab_size": self.vocab_size,
-            "layers": [[s.kv_heads, s.key_dim, s.value_dim] for s in self.layers],
+            "layers": [shape.to_json() for shape in self.layers],
             "rope": self.rope,
             "tokenizer": self.tokenizer,
             "weights": self.weights,
             "lineage": list(self.lineage),
         }
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether a layer recurs or convolves, so that what is kept of a text can be neither cut nor moved."""
+        return any(layer.states for layer in self.layers)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelIdentity:
@@ -86,12 +117,22 @@ class ModelIdentity:
             architecture=str(data["architecture"]),
             hidden_size=int(data["hidden_size"]),
             vocab_size=int(data["vocab_size"]),
-            layers=tuple(LayerShape(*map(int, shape)) for shape in data["layers"]),
+            layers=tuple(map(LayerShape.from_json, data["layers"])),
             rope=str(data["rope"]),
             tokenizer=str(data["tokenizer"]),
             weights=str(data["weights"]),
             lineage=tuple(map(str, data["lineage"])),
         )
+
+
+def describe_layers(layers: Sequence[LayerShape]) -> str:
+    """``30 layers of 3 x 64/64``, and how many of them keep states."""
+    attending = [layer for layer in layers if layer.kv_heads]
+    states = sum(bool(layer.states) for layer in layers)
+    heads = f" of {attending[0].kv_heads} x {attending[0].key_dim}/{attending[0].value_dim}" if attending else ""
+    if not states:
+        return f"{len(layers)} layers{heads}"
+    return f"{len(layers)} layers, {len(attending)} with keys{heads}, {states} with states"
 
 
 def _same_numbers(one: str, other: str) -> bool:
@@ -104,7 +145,6 @@ def _same_numbers(one: str, other: str) -> bool:
 
 def _short(value: object) -> str:
     if isinstance(value, tuple) and value and isinstance(value[0], LayerShape):
-        first = value[0]
-        return f"{len(value)} layers of {first.kv_heads} x {first.key_dim}/{first.value_dim}"
+        return describe_layers(value)
     text = str(value)
     return text if len(text) <= 40 else f"{text[:12]}..."

@@ -87,7 +87,7 @@ class RequestValidator:
             return
         prefix.model.check(self.identity, "the prefix of this request", allow_other_weights=self.allow_other_weights)
         # Zero positions of a prefix would be a silent answer of the base model.
-        least = 1 if prefix.token_ids is not None else prefix.length
+        least = prefix.min_length
         if not least <= length <= prefix.length:
             raise RequestError(
                 f"the request uses {length} positions of a prefix that serves {least} to {prefix.length}."

@@ -12,6 +12,7 @@ from foreword.core import Batch, Front, LayerShape, soft_id
 from foreword.errors import UnsupportedModel
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.probe import FLOOR, TOLERANCE
+from foreword.models.proof import Proof
 
 # Two texts, of which the shorter is padded; the first tokens of the first are given as embeddings.
 TEXTS = ((3, 4, 5, 6, 7, 8, 9), (10, 11, 12, 13))
@@ -42,11 +43,8 @@ def decoder_layer_shapes(model: Any) -> tuple[LayerShape, ...]:
 
 
 @torch.no_grad()
-def probe_encoder_decoder(lm: EncoderDecoder) -> float:
+def probe_encoder_decoder(lm: EncoderDecoder) -> Proof:
     """Compare embeddings in a padded batch with Transformers on the tokens.
-
-    Returns:
-        the root mean square of the logits' differences.
 
     Raises:
         UnsupportedModel: the difference is more than rounding.
@@ -55,12 +53,13 @@ def probe_encoder_decoder(lm: EncoderDecoder) -> float:
     embedded = lm.model.get_input_embeddings()(torch.tensor(TEXTS[0][:SOFT], device=lm.device))
     found, blank = _padded_batch_logits(lm, embedded), _padded_batch_logits(lm, torch.zeros_like(embedded))
     difference, effect = (float((logits - reference).square().mean().sqrt()) for logits in (found, blank))
-    if not difference <= max(TOLERANCE * torch.finfo(lm.dtype).eps, FLOOR) * effect:
+    tolerance = max(TOLERANCE * torch.finfo(lm.dtype).eps, FLOOR) * effect
+    if not difference <= tolerance:
         raise UnsupportedModel(
             f"{lm.identity.architecture} does not give the same logits for embeddings as for the tokens that they "
             f"are of: they differ by {difference:.3g}, where zeros in their place change them by {effect:.3g}."
         )
-    return difference
+    return Proof(difference, effect, tolerance, 1)
 
 
 def _reference_logits(lm: EncoderDecoder, text: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -10,12 +10,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from foreword.adapters import AdapterHooks
 from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
-from foreword.core import Batch, ModelIdentity, Pooling
+from foreword.core import Adapter, Batch, KVPrefix, ModelIdentity, Pooling
 from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UnsupportedModel
+from foreword.models.past import append_keys_values
+from foreword.models.proof import Proof
 
 
 @dataclass(eq=False, repr=False)
@@ -30,14 +33,16 @@ class LanguageModel(WithOverview):
         layers: number of every self-attention module.
         causal: False for encoders.
         context: positions that the model can take, prefix included; ``None`` without a limit.
-        probe_error: root mean square of the logits' differences to Transformers alone, found by the support probe.
+        proof: how near it comes to Transformers alone; ``None`` until the support probe has run.
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
         has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
         pooling: how its embeddings are made unless a request says; ``None`` if a request must.
+        carried: how it carries prefixes, as `foreword doctor` says it.
         is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
     """
 
     is_encoder_decoder: ClassVar[bool] = False
+    carried: ClassVar[str] = "on ragged rows"
     name: str
     model: Any
     tokenizer: Any
@@ -45,7 +50,7 @@ class LanguageModel(WithOverview):
     layers: dict[nn.Module, int]
     causal: bool
     context: int | None
-    probe_error: float
+    proof: Proof | None = None
     first_position: int = 0
     has_lm_head: bool = True
     pooling: Pooling | None = None
@@ -126,15 +131,45 @@ class LanguageModel(WithOverview):
         with self._adapted(batch):
             return hidden_states(self.model, batch, run, self.first_position)[output_indices]
 
+    @torch.no_grad()
+    def kept(self, batch: Batch) -> KVPrefix:
+        """What all layers keep of a batch of one sequence: its prefix and its tokens, end to end, without gradients."""
+        keys: dict[int, Tensor] = {}
+        values: dict[int, Tensor] = {}
+
+        def collect(layer: int, key: Tensor, value: Tensor) -> None:
+            keys[layer], values[layer] = key.contiguous(), value.contiguous()
+
+        self.hidden_states(batch, torch.zeros(1, dtype=torch.long, device=self.device), on_keys_values=collect)
+        own = ([side[layer] for layer in range(len(self.identity.layers))] for side in (keys, values))
+        return append_keys_values(self.identity, batch.prefixes[0], *own)
+
     @contextmanager
     def _adapted(self, batch: Batch) -> Iterator[None]:
         self._adapters.activate(batch)
+        with self._applied():
+            yield
+
+    @contextmanager
+    def _adapted_rows(self, adapters: Sequence[Adapter | None]) -> Iterator[None]:
+        """Run padded rows ``[R, T]``, each with its adapter."""
+        self._adapters.activate_rows(adapters, self.device)
+        with self._applied():
+            yield
+
+    @contextmanager
+    def _applied(self) -> Iterator[None]:
         try:
             yield
             self._adapters.check_applied(self.name)
         finally:
             if not torch.is_grad_enabled():
                 self._adapters.clear()
+
+
+def has_lm_head(model: Any) -> bool:
+    """Whether the model has an output matrix; a sentence encoder has none."""
+    return model.get_output_embeddings() is not None
 
 
 def forward(model: Any, batch: Batch, output_indices: Tensor, run: ForwardContext, first_position: int) -> Tensor:
@@ -150,9 +185,17 @@ def forward(model: Any, batch: Batch, output_indices: Tensor, run: ForwardContex
     return output.logits[0] if keeps else output.logits[0, output_indices]
 
 
+def model_body(model: Any) -> Any:
+    """The model without its output matrix."""
+    if model.base_model is not model:
+        return model.base_model
+    # A class whose `base_model_prefix` names no attribute of it, such as Llama 4's, gives itself.
+    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+
+
 def hidden_states(model: Any, batch: Batch, run: ForwardContext, first_position: int) -> Tensor:
     """Final hidden states ``[N, hidden]`` of all tokens, from the model without its output matrix."""
-    body = model.base_model
+    body = model_body(model)
     known = signature(body.forward).parameters
     cache = {"use_cache": False} if "use_cache" in known else {}
     return body(**_inputs(model, batch, first_position), **cache, foreword=run).last_hidden_state[0]

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,19 @@ from foreword.core import Batch, Front
 from foreword.errors import ModelError, SettingError, UnknownModel, UnsupportedModel, UsageError
 from foreword.home import default_model
 from foreword.models import gguf
+from foreword.models.attention_implementation import set_attention_implementation
+from foreword.models.cached_model import CachedModel, cache_layout
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
 from foreword.models.fingerprint import compute_identity
 from foreword.models.hub import local_copy
-from foreword.models.language_model import LanguageModel
+from foreword.models.language_model import LanguageModel, has_lm_head
 from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
 from foreword.models.pooling import default_pooling, model_pooling
-from foreword.models.probe import has_lm_head, probe_model
+from foreword.models.probe import FORWARD_ERRORS, prove
 from foreword.models.quantized_linear import keep_gradients
+from foreword.models.ragged_layers import RaggedLayers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -111,25 +114,82 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
     if getattr(model.config, "is_encoder_decoder", False):
         return _wrap_encoder_decoder(model, tokenizer, name, folder)
     keep_gradients(model)
-    first_position = _first_position(model)
-    probe = probe_model(model, first_position)
-    limit = max_positions(model.config.get_text_config())
-    lm = LanguageModel(
-        name,
-        model,
-        tokenizer,
-        compute_identity(model, tokenizer, probe.shapes, folder),
-        probe.layers,
-        probe.causal,
-        limit - first_position if limit else None,
-        probe.difference,
-        first_position,
-        has_lm_head(model),
-        default_pooling(causal=probe.causal),
-    )
+    lm = _first_proved(model, tokenizer, name, folder)
     token = Batch.from_rows(Front(), [[0]], device=lm.device)
     pack_linear_layers(model, lambda: (lm.logits if lm.has_lm_head else lm.hidden_states)(token, token.token_ids))
     return lm
+
+
+def _first_proved(model: Any, tokenizer: Any, name: str, folder: Path | None) -> LanguageModel:
+    """The model carried in the first way whose proof holds. Raises UnsupportedModel with the reason of the last one."""
+    refusal = None
+    for assemble in _ways(model):
+        try:
+            lm = assemble(model, tokenizer, name, folder)
+            return replace(lm, proof=prove(lm))
+        except UnsupportedModel as error:
+            refusal = error
+    assert refusal is not None
+    raise refusal
+
+
+def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageModel], ...]:
+    """The ways that a model may be carried in, fastest first: each assembles a `LanguageModel` that is not proved yet.
+
+    An assembler raises UnsupportedModel for a model that it cannot run, and finds it with the attention that it was
+    loaded with (``foreword``) or the one that an earlier way has set.
+    """
+    if auto_class(model.config) is not AutoModelForCausalLM:
+        return (_on_ragged_rows,)
+    # Batches first, then what only some models need: fronts of one length at a time, tokens one at a time.
+    cached = [
+        partial(_through_cache, mixes_lengths=mixes, one_by_one=one) for one in (False, True) for mixes in (True, False)
+    ]
+    return (_on_ragged_rows, *cached)
+
+
+def _through_cache(
+    model: Any, tokenizer: Any, name: str, folder: Path | None, *, mixes_lengths: bool, one_by_one: bool
+) -> CachedModel:
+    set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
+    try:
+        layout = cache_layout(model)
+    except FORWARD_ERRORS as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot carry a prefix: its forward failed with {error!r}."
+        ) from error
+    return CachedModel(
+        name,
+        model,
+        tokenizer,
+        compute_identity(model, tokenizer, layout.shapes, folder),
+        layers={},
+        causal=True,
+        context=max_positions(model.config.get_text_config()),
+        has_lm_head=has_lm_head(model),
+        pooling=default_pooling(causal=True),
+        layout=layout,
+        mixes_lengths=mixes_lengths,
+        one_by_one=one_by_one,
+    )
+
+
+def _on_ragged_rows(model: Any, tokenizer: Any, name: str, folder: Path | None) -> LanguageModel:
+    first_position = _first_position(model)
+    layers = RaggedLayers.find(model, first_position)
+    limit = max_positions(model.config.get_text_config())
+    return LanguageModel(
+        name,
+        model,
+        tokenizer,
+        compute_identity(model, tokenizer, layers.shapes, folder),
+        layers.numbers,
+        layers.causal,
+        limit - first_position if limit else None,
+        first_position=first_position,
+        has_lm_head=has_lm_head(model),
+        pooling=default_pooling(causal=layers.causal),
+    )
 
 
 def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
@@ -143,10 +203,9 @@ def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | 
             layers={},
             causal=False,
             context=getattr(model.config, "max_position_embeddings", None),
-            probe_error=0.0,
             decoder_start_token_id=decoder_start_token_id(model),
         )
-        return replace(lm, probe_error=probe_encoder_decoder(lm))
+        return replace(lm, proof=probe_encoder_decoder(lm))
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
         kind = type(model).__name__
         raise UnsupportedModel(f"{kind} cannot take soft tokens: its forward failed with {error!r}.") from error
@@ -218,20 +277,20 @@ def _from_pretrained(
     auto: Any, config: Any, source: str, name: str, dtype: Any, trust_remote_code: bool
 ) -> tuple[Any, list[str]]:
     """The model, and the names of its tensors that the checkpoint lacks."""
-    try:
-        model, found = _without_bar(auto.from_pretrained)(
-            source,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            # Soft tokens are all that an encoder-decoder takes: its attention stays Transformers' own.
-            **({} if auto is AutoModelForSeq2SeqLM else {"attn_implementation": attention.ATTN_IMPLEMENTATION}),
+
+    def load(**options: Any) -> tuple[Any, dict[str, Any]]:
+        return _without_bar(auto.from_pretrained)(
+            source, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
         )
-    except KeyError as error:
-        raise UnsupportedModel(
-            f"{name} ({type(config).__name__}) chooses its attention from a fixed list, so it would never see a prefix."
-        ) from error
-    except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
+
+    try:
+        try:
+            # Soft tokens are all that an encoder-decoder takes: its attention stays Transformers' own.
+            registered = {} if auto is AutoModelForSeq2SeqLM else {"attn_implementation": attention.ATTN_IMPLEMENTATION}
+            model, found = load(**registered)
+        except KeyError:  # a model that has a class for each attention, and none for the registered one
+            model, found = load(attn_implementation="eager")
+    except (KeyError, ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
         raise UnsupportedModel(f"{name} ({type(config).__name__}) cannot be used: {_first_line(error)}") from error
     return model, sorted(found["missing_keys"])
 

@@ -11,7 +11,7 @@ import torch
 from foreword.core import Batch, Bos, Front, KVPrefix
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
-from foreword.models.activations import activations, append_keys_values, compute_keys_values
+from foreword.models.activations import activations
 from foreword.openmp import release_openmp_threads
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def lower(lm: LanguageModel, source: PromptEncoder | Front) -> KVPrefix:
             "put them inside the rows."
         )
     batch = Batch.from_rows(front, [], device=lm.device)
-    return replace(append_keys_values(lm, front.prefix, *compute_keys_values(lm, batch)), bos=_bos(front))
+    return replace(lm.kept(batch), bos=_bos(front))
 
 
 def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], past: KVPrefix | None = None) -> KVPrefix:
@@ -84,6 +84,4 @@ def _bos(front: Front) -> Bos:
 
 def _detached(lm: LanguageModel, prefix: KVPrefix) -> KVPrefix:
     # Copies: the encoder may go on learning, and a prefix never changes.
-    keys = tuple(key.detach().to(lm.dtype, copy=True) for key in prefix.keys)
-    values = tuple(value.detach().to(lm.dtype, copy=True) for value in prefix.values)
-    return KVPrefix(prefix.model, keys, values, prefix.offset, prefix.token_ids, prefix.bos)
+    return replace(prefix.map(lambda t: t.detach().to(lm.dtype, copy=True), lambda s: s.detach().clone()), source="")

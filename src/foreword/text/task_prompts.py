@@ -269,6 +269,8 @@ def _continuation_prompt(task: Task | None, token_ids: Sequence[int]) -> Prompt:
 def _static_slice_prompt(task: Task, joined_ids: Sequence[int]) -> Prompt:
     """The ids of a static task's text and a request together, behind as much of the prefix as they share with it."""
     reused, rest = seam.match_prefix(task.prefix.token_ids or (), joined_ids)
+    if reused < task.prefix.min_length:  # states hold the whole text, so where the tokens differ the joined text is run
+        reused, rest = 0, list(joined_ids)
     return Prompt(tuple(rest), task.prefix if reused else None, reused, adapter=task.adapter)
 
 

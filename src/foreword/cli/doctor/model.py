@@ -23,7 +23,8 @@ def facts(lm: LanguageModel) -> dict[str, Any]:
         "context": lm.context,
         "dtype": str(lm.dtype).removeprefix("torch."),
         "weights": lm.identity.weights,
-        "difference": lm.probe_error,
+        "carried": lm.carried,
+        **({"difference": lm.proof.difference, "tolerance": lm.proof.tolerance} if lm.proof is not None else {}),
     }
 
 
@@ -36,7 +37,7 @@ def check_model(lm: LanguageModel) -> list[Finding]:
         proof = "takes soft tokens, and no prefix: embeddings give the logits of the tokens that they are of"
     findings = [
         Finding("model", lm.name, "good", ", ".join([*what, found["dtype"], f"weights {found['weights'][:12]}"])),
-        Finding("model", "proof", "good", f"{proof}, {lm.probe_error:.2g} apart (root mean square)"),
+        Finding("model", "proof", "good", f"{proof}, {lm.proof}" if lm.proof is not None else proof),
     ]
     from foreword.core.token_rows import tokens_without_row
 

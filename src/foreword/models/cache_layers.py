@@ -1,0 +1,114 @@
+"""Layers of Transformers' `Cache` that keep what gradients need, and everything a layer has seen.
+
+The stock layers write their states in place, which cuts gradients, and drop keys that a sliding window has left behind,
+so that rows of different lengths would no longer line up; the masks alone decide here what a query sees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
+
+from foreword.errors import UnsupportedModel
+
+
+class KeysLayer(DynamicLayer):
+    """Keys and values of all positions."""
+
+    def put(self, key: Tensor, value: Tensor) -> None:
+        """Begin with keys ``[R, kv_heads, C, key_dim]`` and values ``[R, kv_heads, C, value_dim]``."""
+        self.lazy_initialization(key, value)
+        self.keys, self.values = key, value
+
+
+class IndexedKeysLayer(DynamicIndexedLayer, KeysLayer):
+    """Keys and values, and the keys of an indexer that chooses among them (DeepSeek sparse attention)."""
+
+    def put_index(self, key: Tensor) -> None:
+        """Begin with index keys ``[R, C, dim]``."""
+        self.lazy_initialization_indexer(key)
+        self.indexer_keys = key
+
+
+class StatesLayer(LinearAttentionLayer):
+    """States of a layer that recurs or convolves; every update makes new tensors."""
+
+    def put_states(self, states: dict[str, Tensor]) -> None:
+        """Begin with states ``[R, ...]`` by the names that `states` gives."""
+        for name, state in states.items():
+            kind, _, number = name.partition(".")
+            getattr(self, kind)[int(number)] = state
+            getattr(self, f"is_{kind}_initialized")[int(number)] = True
+            if kind == "conv_states":
+                self.conv_kernel_size[int(number)] = state.shape[-1]
+            self.dtype, self.device = state.dtype, state.device
+        for number in range(self.number_of_states):
+            self.has_previous_state[number] = True
+
+    def states(self) -> dict[str, Tensor]:
+        """The states ``[R, ...]`` as they are now: ``conv_states.0``, ``recurrent_states.0`` and so on."""
+        named = (("conv_states", self.conv_states), ("recurrent_states", self.recurrent_states))
+        return {f"{k}.{n}": state for k, found in named for n, state in sorted(found.items()) if state is not None}
+
+    def update_conv_state(
+        self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any
+    ) -> Tensor:
+        if self.has_previous_state[state_idx]:
+            full = torch.cat([self.conv_states[state_idx], conv_states], dim=-1)
+        else:
+            kernel = conv_kernel_size or conv_states.shape[-1]
+            self.conv_kernel_size[state_idx] = kernel
+            self.dtype, self.device = conv_states.dtype, conv_states.device
+            full = F.pad(conv_states, (max(0, kernel - conv_states.shape[-1]), 0))
+            self.is_conv_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
+        self.conv_states[state_idx] = full[..., -self.conv_kernel_size[state_idx] :]
+        return full
+
+    def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
+        self.is_recurrent_states_initialized[state_idx] = True
+        self.recurrent_states[state_idx] = recurrent_states
+        return recurrent_states
+
+
+class KeysAndStatesLayer(StatesLayer, LinearAttentionAndFullAttentionLayer, KeysLayer):
+    """Both of a layer that attends and recurs (Falcon-H1)."""
+
+    def __init__(self, number_of_states: int = 1) -> None:
+        LinearAttentionAndFullAttentionLayer.__init__(self, number_of_states=number_of_states)
+
+
+def make_cache(config: Any) -> Cache:
+    """An empty cache with a layer of ours for each of a model's. Raises UnsupportedModel for one of another kind."""
+    return Cache(layers=[_own_layer(layer, config) for layer in DynamicCache(config=config).layers])
+
+
+def _own_layer(stock: Any, config: Any) -> Any:
+    attends, recurs = isinstance(stock, CacheLayerMixin), isinstance(stock, LinearAttentionCacheLayerMixin)
+    if attends and recurs:
+        return KeysAndStatesLayer(stock.number_of_states)
+    if recurs:
+        return StatesLayer(stock.number_of_states)
+    if isinstance(stock, DynamicIndexedLayer):
+        return IndexedKeysLayer()
+    if isinstance(stock, DummyLayer):
+        return stock
+    if type(stock).__module__ != DynamicLayer.__module__:
+        raise UnsupportedModel(
+            f"{type(config).__name__} keeps a text in a {type(stock).__name__}, whose parts are neither keys and "
+            "values of every position nor states, so nothing can be put in front of a request."
+        )
+    return KeysLayer()
