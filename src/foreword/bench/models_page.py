@@ -67,7 +67,7 @@ def models_page(records: Sequence[Record]) -> str:
         ),
         "What is checked:\n\n" + "\n".join(f"- **{name}**: {text}." for name, text in CHECKS.items()),
         "A check is `ok`, or says what Foreword or PEFT refuses there, or what went wrong, numbered below the table. "
-        "The last column bounds the largest difference of all checks against Transformers, in units of the largest logit.",
+        "The last column bounds the largest difference of all checks to Transformers, in units of the largest logit.",
     ]
     for kind in kinds:
         parts += _section(TITLES[kind], [row for row in rows if row.kind == kind])

@@ -43,6 +43,8 @@ SIZES: tuple[tuple[str, int | None], ...] = (
     (r".*(head_dim|kv_channels|d_head|headdim|dim_head|d_kv|head_size)", 16),
     (r".*(sliding_window|window_size|local_attention|attention_window_len|attention_chunk_size|_window_size)", 8),
     (r".*(num_groups|n_groups|ngroups)", 1),
+    # Scores are cut off at 0, where those of a few heads would tie.
+    (r"index(er)?_n_heads", 32),
     (r".*(heads?|n_head|n_heads)", 4),
     (r".*(lora_rank|_rank)", 16),
     (r"num_filters|base_channels", 4),
@@ -81,7 +83,7 @@ FACTS: Mapping[str, Mapping[str, Any]] = {
         },
     },
     "qwen4_exp_text": {
-        "indexer_n_heads": 4,
+        "indexer_n_heads": 32,
         "indexer_kv_heads": 1,
         "indexer_head_dim": 16,
         "indexer_budget": 8,
