@@ -380,7 +380,7 @@ def test_what_cannot_be_loaded_is_said(base, tmp_path):
         with pytest.raises(error, match=says):
             ModelFactory.from_huggingface(*arguments, **options)
 
-    refused(UnsupportedModel, "continues no text", str(base("bert").folder))
+    refused(UnsupportedModel, "writes no text", str(base("bert").folder))
     refused(UnsupportedOption, "revision='v1' is not supported", llama, revision="v1")
     refused(UsageError, "must be a ModelConfig, found 'v1'", llama, "v1")
     refused(UsageError, "there is no folder or file", llama, ModelConfig(ptuning_path="./nowhere"))

@@ -1,4 +1,4 @@
-"""Encoder-decoders: loaded with their own attention, run on ragged batches, and served by nothing."""
+"""Encoder-decoders: loaded with their own attention, run on ragged batches, and decoded token by token."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from foreword import attention
 from foreword.core import Adapter, Batch, Front, LowRank
-from foreword.engine.engine import Engine
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models import load_model
 from foreword.models.encoder_decoder import EncoderDecoder
+from foreword.models.encoder_decoder_padding import pads_in_front
 from foreword.models.load import wrap_model
 from foreword.prompts.lower import lower, lower_tokens
 from tiny_encoder_decoders import FAMILIES, PAD, random_model, save_tiny, tiny_encoder_decoder
@@ -83,20 +83,10 @@ def test_a_batch_gives_the_logits_of_each_text_alone(family):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_it_writes_what_its_logits_say(family):
-    lm = tiny_encoder_decoder(family)
-    batch = Batch.from_rows(Front(inner_soft=SOFT), [(-1, -2, -3, 5, 6, 7), (-1, -2, -3, 8)])
-    chosen = []
-
-    def choose(logits):
-        chosen.append(logits.argmax(-1).tolist())
-        return chosen[-1] if len(chosen) < 6 else None
-
-    lm.decode(batch, choose)
-    for place, text in enumerate(([5, 6, 7], [8])):
-        written = [step[place] for step in chosen]
-        assert stock_logits(lm, text, written).argmax(-1)[:-1].tolist() == written
+@pytest.mark.parametrize(("family", "expected"), [("t5", True), ("bart", False)])
+def test_padding_in_front_of_answers_is_measured(family, expected):
+    """T5's positions are relative, BART's are counted from the beginning of the cache."""
+    assert pads_in_front(tiny_encoder_decoder(family)) is expected
 
 
 def test_soft_tokens_get_their_gradients():
@@ -132,14 +122,3 @@ def test_what_it_cannot_take_is_refused():
         lower(lm, Front(soft=SOFT))
     with pytest.raises(UnsupportedModel, match="whose hidden states no head or prefix is made of"):
         lm.hidden_states(Batch.from_rows(Front(), [(5, 6)]), torch.tensor([1]))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_serves_it(family):
-    lm = tiny_encoder_decoder(family)
-    with pytest.raises(UnsupportedModel) as caught:
-        Engine(lm)
-    assert str(caught.value) == (
-        f"tiny-{family} is an encoder-decoder ({lm.identity.architecture}): it learns and evaluates soft prompts, but "
-        "nothing serves it; use a causal model or an encoder."
-    )

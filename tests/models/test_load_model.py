@@ -263,9 +263,9 @@ def test_without_the_probe_wrong_answers_would_get_through(tmp_path, monkeypatch
     assert prefix_error(tiny_model("llama")) < 1e-5
 
 
-def test_windows_are_compared_with_the_config(tmp_path, monkeypatch):
+def test_windows_are_compared_with_the_masks(tmp_path, monkeypatch):
     folder = str(save_tiny("mistral", tmp_path))
-    monkeypatch.setattr(ragged_layers, "_windows", lambda config, count: [None] * count)
+    monkeypatch.setattr(ragged_layers, "_window", lambda mask: None)
     monkeypatch.setattr(load, "_ways", lambda model: (load._on_ragged_rows,))
     with pytest.raises(UnsupportedModel, match=r"asks for attention windows \[6, 6, 6\]"):
         load_model(folder)

@@ -128,9 +128,9 @@ ENGINES: dict[str, Callable[[ServerOptions], AbstractContextManager[ServedEngine
 def embedded_evaluation(options: EngineOptions) -> Iterator[EngineProtocol]:
     """The embedded engine, or for an encoder-decoder the one that only evaluates."""
     lm = options.open_model()
-    from foreword.engine.encoder_decoder import evaluation_engine
+    from foreword.engine.engine import Engine
 
-    with evaluation_engine(lm, allow_other_weights=options.allow_other_weights) as running:
+    with Engine(lm, allow_other_weights=options.allow_other_weights) as running:
         yield running
 
 

@@ -172,6 +172,10 @@ class PagedCache:
         heads = torch.arange(kv_heads, device=slots.device) * self.num_slots
         return (slots[:, None, :] + heads[None, :, None]).flatten()
 
+    def statistics(self) -> dict[str, float]:
+        """``pages`` and ``free_pages``."""
+        return {"pages": self.num_pages, "free_pages": self.num_free_pages}
+
     def check(self) -> None:
         """Check the invariants: every page is free, evictable or in use; references are counted; hashes are registered
         both ways; a page that is still written has one user and no hash.

@@ -13,12 +13,13 @@ from inspect import signature
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 from foreword.core import Batch, KVPrefix, LayerShape, StateShape
 from foreword.errors import UnsupportedModel
 from foreword.models.cache_layers import IndexedKeysLayer, KeysLayer, StatesLayer, make_cache
+from foreword.models.chosen_rows import logits_at
 from foreword.models.language_model import LanguageModel, model_body
 from foreword.models.past import BatchPast, Kept, Past
 
@@ -215,20 +216,7 @@ class CachedModel(LanguageModel):
         kept = {"use_cache": True, cache_argument(self.model): cache}
         if hidden:
             return model_body(self.model)(**inputs, **kept).last_hidden_state[rows, columns]
-        chosen = False
-
-        def choose(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            nonlocal chosen
-            chosen = True
-            return (args[0][rows, columns][None], *args[1:])
-
-        # Before the output matrix, so that a vocabulary of logits is computed for these tokens alone.
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(choose)
-        try:
-            logits = self.model(**inputs, **kept).logits
-        finally:
-            hook.remove()
-        return logits[0] if chosen else logits[rows, columns]
+        return logits_at(self.model, {**inputs, **kept}, rows, columns)
 
     def _fill(self, front: Kept) -> Cache:
         """The model's cache with what stands in front of the rows."""

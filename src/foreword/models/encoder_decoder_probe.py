@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foreword.core import Batch, Front, LayerShape, soft_id
 from foreword.errors import UnsupportedModel
-from foreword.models.encoder_decoder import EncoderDecoder
+from foreword.models.encoder_decoder import EncoderDecoder, encoder_output
 from foreword.models.probe import FLOOR, TOLERANCE
 from foreword.models.proof import Proof
 
@@ -37,9 +37,26 @@ def decoder_layer_shapes(model: Any) -> tuple[LayerShape, ...]:
     text, begun = (
         torch.tensor([[token]], device=model.device) for token in (TEXTS[0][0], decoder_start_token_id(model))
     )
-    kept = model(input_ids=text, decoder_input_ids=begun, use_cache=True).past_key_values.self_attention_cache
+    # Apart: Switch hands use_cache to its encoder too, which refuses it.
+    encoded = encoder_output(model.get_encoder()(input_ids=text).last_hidden_state)
+    output = model(encoder_outputs=encoded, decoder_input_ids=begun, use_cache=True)
+    kept = output.past_key_values.self_attention_cache
     pairs = [(layer.keys, layer.values) for layer in kept.layers]
     return tuple(LayerShape(key.shape[1], key.shape[-1], value.shape[-1]) for key, value in pairs)
+
+
+@torch.no_grad()
+def embed_scale(model: Any) -> float:
+    """What the encoder multiplies the embeddings of its tokens with, where its ``inputs_embeds`` are taken as they are
+    (Marian, Pegasus); 1 where it does so itself or not at all."""
+    encoder = model.get_encoder()
+    scale = float(getattr(encoder, "embed_scale", 1.0))
+    ids = torch.tensor([TEXTS[0]], device=model.device)
+    embedded = model.get_input_embeddings()(ids)
+    given = (encoder(input_ids=None, inputs_embeds=factor * embedded) for factor in (1.0, scale))
+    expected = encoder(input_ids=ids).last_hidden_state
+    plain, scaled = (float((each.last_hidden_state - expected).abs().max()) for each in given)
+    return scale if scaled < plain else 1.0
 
 
 @torch.no_grad()
@@ -50,7 +67,7 @@ def probe_encoder_decoder(lm: EncoderDecoder) -> Proof:
         UnsupportedModel: the difference is more than rounding.
     """
     reference = torch.stack([_reference_logits(lm, text) for text in TEXTS])
-    embedded = lm.model.get_input_embeddings()(torch.tensor(TEXTS[0][:SOFT], device=lm.device))
+    embedded = lm.model.get_input_embeddings()(torch.tensor(TEXTS[0][:SOFT], device=lm.device)) * lm.embed_scale
     found, blank = _padded_batch_logits(lm, embedded), _padded_batch_logits(lm, torch.zeros_like(embedded))
     difference, effect = (float((logits - reference).square().mean().sqrt()) for logits in (found, blank))
     tolerance = max(TOLERANCE * torch.finfo(lm.dtype).eps, FLOOR) * effect

@@ -30,7 +30,7 @@ class LanguageModel(WithOverview):
         model: the Transformers model, in eval mode, no parameter requiring gradients.
         tokenizer: its tokenizer.
         identity: checked against that of every prefix.
-        layers: number of every self-attention module.
+        layers: numbers of every self-attention module, one for each use in a forward.
         causal: False for encoders.
         context: positions that the model can take, prefix included; ``None`` without a limit.
         proof: how near it comes to Transformers alone; ``None`` until the support probe has run.
@@ -47,7 +47,7 @@ class LanguageModel(WithOverview):
     model: Any
     tokenizer: Any
     identity: ModelIdentity
-    layers: dict[nn.Module, int]
+    layers: dict[nn.Module, list[int]]
     causal: bool
     context: int | None
     proof: Proof | None = None

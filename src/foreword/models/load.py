@@ -30,12 +30,19 @@ from foreword.models import gguf
 from foreword.models.attention_implementation import set_attention_implementation
 from foreword.models.cached_model import CachedModel, cache_layout
 from foreword.models.encoder_decoder import EncoderDecoder
-from foreword.models.encoder_decoder_probe import decoder_layer_shapes, decoder_start_token_id, probe_encoder_decoder
+from foreword.models.encoder_decoder_probe import (
+    decoder_layer_shapes,
+    decoder_start_token_id,
+    embed_scale,
+    probe_encoder_decoder,
+)
 from foreword.models.fingerprint import compute_identity
 from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel, has_lm_head
 from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
+from foreword.models.placeholder_layers import check_placeholders, find_projections, shapes
+from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import FORWARD_ERRORS, prove
 from foreword.models.quantized_linear import keep_gradients
@@ -140,7 +147,7 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
     loaded with (``foreword``) or the one that an earlier way has set.
     """
     if auto_class(model.config) is not AutoModelForCausalLM:
-        return (_on_ragged_rows,)
+        return _on_ragged_rows, _through_placeholders
     # Batches first, then what only some models need: fronts of one length at a time, tokens one at a time.
     cached = [
         partial(_through_cache, mixes_lengths=mixes, one_by_one=one) for one in (False, True) for mixes in (True, False)
@@ -192,6 +199,35 @@ def _on_ragged_rows(model: Any, tokenizer: Any, name: str, folder: Path | None) 
     )
 
 
+def _through_placeholders(model: Any, tokenizer: Any, name: str, folder: Path | None) -> PlaceholderModel:
+    set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
+    try:
+        hooks = find_projections(model)
+        first_position = _first_position(model)
+        limit = max_positions(model.config.get_text_config())
+        # Keys are kept as they leave their projections, before any rotation.
+        identity = replace(compute_identity(model, tokenizer, shapes(hooks), folder), rope="null")
+        return check_placeholders(
+            PlaceholderModel(
+                name,
+                model,
+                tokenizer,
+                identity,
+                layers={},
+                causal=False,
+                context=limit - first_position if limit else None,
+                first_position=first_position,
+                has_lm_head=has_lm_head(model),
+                pooling=default_pooling(causal=False),
+                hooks=hooks,
+            )
+        )
+    except FORWARD_ERRORS as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot carry a prefix: its forward failed with {error!r}."
+        ) from error
+
+
 def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | None) -> EncoderDecoder:
     keep_gradients(model)
     try:
@@ -204,6 +240,7 @@ def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | 
             causal=False,
             context=getattr(model.config, "max_position_embeddings", None),
             decoder_start_token_id=decoder_start_token_id(model),
+            embed_scale=embed_scale(model),
         )
         return replace(lm, proof=probe_encoder_decoder(lm))
     except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foreword.errors import TrainingError, UnsupportedModel
+from foreword.errors import UnsupportedModel
 
 _ATTRIBUTE = "_foreword_projections"
 _QUERY, _KEY, _VALUE = {"query", "q"}, {"key", "k"}, {"value", "v"}
@@ -34,7 +34,8 @@ class ProjectedLayer:
         attention: name of the module that holds the projections.
         kv_heads: heads of its keys and values; ``key_width = kv_heads * key_dim``, one head after another.
         key_dim, value_dim: width of one head's key and value.
-        cross: whether its keys are of other rows than its queries.
+        cross: whether it had other numbers of keys and of queries in the run that numbered the layers.
+        columns: ``S`` of its keys ``[R, S, key_width]`` in that run.
     """
 
     attention: str
@@ -42,6 +43,7 @@ class ProjectedLayer:
     key_dim: int
     value_dim: int
     cross: bool
+    columns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,6 @@ class _Forward:
     waiting: dict[_Attention, set[nn.Module]] = field(default_factory=dict)
     keys: dict[_Attention, Tensor] = field(default_factory=dict)
     done: set[tuple[int, str]] = field(default_factory=set)
-    ended: bool = False
 
 
 class ProjectionHooks:
@@ -132,7 +133,6 @@ class ProjectionHooks:
         Raises:
             UnsupportedModel: there is no attention, or its keys and values are not those of a projection.
         """
-        self._forward: _Forward | None = None
         # The first forward of some models replaces their attention modules (BigBird's for short texts).
         with torch.no_grad():
             run()
@@ -143,17 +143,12 @@ class ProjectionHooks:
                 "is nothing that a prefix could be put in front of."
             )
         self.layers = tuple(_number_layers(model, self._attentions, run))
-        for attention in self._attentions:
-            attention.module.register_forward_pre_hook(self._begin(attention))
-            for projection in {attention.key, attention.value}:
-                projection.register_forward_hook(self._project(attention))
 
     @contextmanager
     def replaced(self, places: Mapping[int, KeysValuesAt], record: Record | None = None) -> Iterator[None]:
         """Replace and record keys and values in the forward inside the block.
 
-        Where gradients are recorded the replacement holds in the backward pass too, in which checkpointing runs layers
-        again.
+        The layers must not run again outside it: gradient checkpointing does, in the backward pass, and is refused.
 
         Args:
             places: by number of the layer; each of these must run.
@@ -162,43 +157,39 @@ class ProjectionHooks:
         Raises:
             UnsupportedModel: a layer of ``places`` did not run its projections.
         """
-        forward = self._forward = _Forward(places, record)
+        forward = _Forward(places, record)
+        handles = []
+        for attention in self._attentions:
+            handles.append(attention.module.register_forward_pre_hook(self._begin(forward, attention)))
+            for projection in {attention.key, attention.value}:
+                # The last of its hooks: an adapter of the tokens leaves the prefix alone.
+                handles.append(projection.register_forward_hook(self._project(forward, attention)))
         try:
             yield
-            missing = [layer for layer in places if not forward.done >= {(layer, "key"), (layer, "value")}]
-            if missing:
-                raise UnsupportedModel(
-                    f"the attention {self.layers[missing[0]].attention} did not run its key and value projections as "
-                    "modules, so it would never see a prefix."
-                )
         finally:
-            forward.record, forward.ended = None, True
-            if not torch.is_grad_enabled():
-                self._forward = None
+            for handle in handles:
+                handle.remove()
+        missing = [layer for layer in places if not forward.done >= {(layer, "key"), (layer, "value")}]
+        if missing:
+            raise UnsupportedModel(
+                f"the attention {self.layers[missing[0]].attention} did not run its key and value projections as "
+                "modules, so it would never see a prefix."
+            )
 
-    def _running(self) -> _Forward | None:
-        """The forward that a hook is called in, or whose layers a backward pass runs again."""
-        forward = self._forward
-        in_backward = torch._C._current_graph_task_id() != -1
-        return forward if forward is None or not forward.ended or in_backward else None
-
-    def _begin(self, attention: _Attention) -> Callable[..., None]:
+    def _begin(self, forward: _Forward, attention: _Attention) -> Callable[..., None]:
         def begin(*_: Any) -> None:
-            forward = self._running()
-            if forward is not None:
-                forward.uses[attention] = forward.uses.get(attention, -1) + 1
-                forward.waiting[attention] = {attention.key, attention.value}
+            forward.uses[attention] = forward.uses.get(attention, -1) + 1
+            forward.waiting[attention] = {attention.key, attention.value}
 
         return begin
 
-    def _project(self, attention: _Attention) -> Callable[..., Tensor | None]:
+    def _project(self, forward: _Forward, attention: _Attention) -> Callable[..., Tensor | None]:
         def project(module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
-            forward = self._running()
             # Only the first call in a layer is of the rows: DeBERTa projects its relative positions through the same.
-            if forward is None or module not in forward.waiting.get(attention, ()):
+            if module not in forward.waiting.get(attention, ()):
                 return None
             forward.waiting[attention].remove(module)
-            layer = _layer(attention, forward.uses[attention])
+            layer = attention.layers[forward.uses[attention]]
             rows = _rows_last(module, output)
             place = forward.replaced.get(layer)
             if place is not None:
@@ -221,18 +212,6 @@ class ProjectionHooks:
             record(layer, *((rows, other) if module is attention.key else (other, rows)))
         else:
             forward.keys[attention] = rows
-
-
-def _layer(attention: _Attention, use: int) -> int:
-    if len(attention.layers) == 1:
-        return attention.layers[0]
-    if use >= len(attention.layers):
-        # A backward pass that runs a shared module again does so from the last use to the first.
-        raise TrainingError(
-            f"{attention.name} is shared by {len(attention.layers)} layers, which gradient checkpointing would run "
-            "again in another order; leave out --checkpointing."
-        )
-    return attention.layers[use]
 
 
 def _parts(attention: _Attention, module: nn.Module) -> tuple[str, ...]:
@@ -307,6 +286,11 @@ def _number_layers(model: nn.Module, attentions: Sequence[_Attention], run: Call
                 return
             if attention.key is attention.value and attention.key_columns is None:
                 _find_columns(model, attention, outputs[attention.key], output)
+            elif attention.key is not attention.value and _reads(output, outputs[attention.query]).any():
+                raise UnsupportedModel(
+                    f"{type(model).__name__} mixes the queries of several rows in {attention.name}, as landmarks or "
+                    "blocks of them do, so a row sees more of the rows in front than their keys and values."
+                )
             attention.layers.append(len(layers))
             layers.append(_describe(model, attention, outputs))
 
@@ -338,7 +322,12 @@ def _describe(model: nn.Module, attention: _Attention, outputs: Mapping[nn.Modul
     value_width = value.shape[-1] if attention.value_columns is None else len(attention.value_columns)
     heads = _kv_heads(model, attention.module, key_width, value_width)
     return ProjectedLayer(
-        attention.name, heads, key_width // heads, value_width // heads, cross=key.shape[1] != query.shape[1]
+        attention.name,
+        heads,
+        key_width // heads,
+        value_width // heads,
+        cross=key.shape[1] != query.shape[1],
+        columns=key.shape[1],
     )
 
 
@@ -358,10 +347,7 @@ def _find_columns(model: nn.Module, attention: _Attention, fused: Tensor, output
     Queries, keys and values lie behind one another, or so in each head or group of heads; the layout in which no row
     reads the queries of another is the right one.
     """
-    states = output if isinstance(output, Tensor) else output[0]
-    rows_last = states if states.shape[1] == fused.shape[1] else states.transpose(0, 1)
-    (read,) = torch.autograd.grad(rows_last[:, -1].float().square().sum(), fused, retain_graph=True)
-    read = read[:, :-1].abs().amax(dim=(0, 1))
+    read = _reads(output, fused)
     width = len(read)
     for count in dict.fromkeys(_head_counts(model, attention.module)):
         dim = _head_dim(attention.module, width, count)
@@ -377,6 +363,15 @@ def _find_columns(model: nn.Module, attention: _Attention, fused: Tensor, output
         f"{type(model).__name__} projects queries, keys and values of {attention.name} at once, in an order in which "
         "they could not be told apart."
     )
+
+
+def _reads(output: Any, projected: Tensor) -> Tensor:
+    """How much each column of a projection's other rows changes the last row of an attention module's output."""
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+    last = output[..., -1] if output.shape[1] != projected.shape[1] else output[:, -1]
+    (read,) = torch.autograd.grad(last.float().square().sum(), projected, retain_graph=True, allow_unused=True)
+    return read[:, :-1].abs().amax(dim=(0, 1)) if read is not None else projected.new_zeros(projected.shape[-1])
 
 
 def _head_counts(model: nn.Module, module: nn.Module) -> Iterator[int]:

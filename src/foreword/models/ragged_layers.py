@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foreword.attention import ATTN_IMPLEMENTATION, ForwardContext, RaggedAttention
+from foreword.attention import ATTN_IMPLEMENTATION, ForwardContext, MaskFunction, RaggedAttention, keep_mask_functions
 from foreword.core import Batch, Front, KVPrefix, LayerShape, ModelIdentity
 from foreword.errors import UnsupportedModel
 from foreword.models.language_model import hidden_states
 
 TOKENS = 4
+# Longer than any window, and no multiple of a chunk.
+FAR = (1 << 24) + 12345
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class RaggedLayers:
     """Layers of a model in order of use.
 
     Attributes:
-        numbers: number of every self-attention module.
+        numbers: of every self-attention module, one for each use in a forward.
         shapes: cache shape of each layer.
         causal: False for encoders.
     """
 
-    numbers: dict[nn.Module, int]
+    numbers: dict[nn.Module, list[int]]
     shapes: tuple[LayerShape, ...]
     causal: bool
 
@@ -49,7 +51,7 @@ class RaggedLayers:
         if model.config._attn_implementation != ATTN_IMPLEMENTATION:
             raise UnsupportedModel(f"{name} chooses its attention from a fixed list, so it would never see a prefix.")
         _check_kind(config, name)
-        numbers: dict[nn.Module, int] = {}
+        numbers: dict[nn.Module, list[int]] = {}
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         ids = [torch.arange(TOKENS).tolist()]
         device = model.get_input_embeddings().weight.device
@@ -57,7 +59,8 @@ class RaggedLayers:
             text = Batch.from_rows(Front(), ids, device=device)
             attend = RaggedAttention(text, lambda layer, *pair: kept.__setitem__(layer, pair))
             first = ForwardContext(attend, numbers, register_layers=True)
-            hidden_states(model, text, first, first_position)
+            with keep_mask_functions():
+                hidden_states(model, text, first, first_position)
             _check_layers(config, name, first)
             prefix = _as_prefix(kept)
             behind = Batch.from_rows(Front(prefix), ids, device=device)
@@ -86,18 +89,30 @@ def _check_layers(config: Any, name: str, run: ForwardContext) -> None:
             f"{name} has {count} layers, of which {len(set(run.attended_layers))} asked for a prefix "
             f"({len(run.attended_layers)} times); every self-attention layer must ask exactly once."
         )
-    expected = _windows(config, count)
+    expected = [_window(mask) if mask is not None else _configured(config, i) for i, mask in enumerate(run.masks)]
     if run.windows != expected:
-        raise UnsupportedModel(f"{name} asks for attention windows {run.windows}, its config says {expected}.")
+        raise UnsupportedModel(f"{name} asks for attention windows {run.windows}, its masks have {expected}.")
 
 
-def _windows(config: Any, count: int) -> list[int | None]:
-    """Sliding window of every layer, as Transformers' own masks would have it."""
+def _window(mask: MaskFunction) -> int | None:
+    """Sliding window of a mask: how far back the first key is that a query far from the start does not see."""
+    zero, query = torch.tensor(0), torch.tensor(FAR)
+    near, far = 0, FAR
+    if bool(mask(zero, zero, query, query - far)):
+        return None
+    while far - near > 1:
+        middle = (near + far) // 2
+        near, far = (middle, far) if bool(mask(zero, zero, query, query - middle)) else (near, middle)
+    return far
+
+
+def _configured(config: Any, layer: int) -> int | None:
+    """Sliding window of a layer by the configuration, for models that hand no mask on."""
     window = getattr(config, "sliding_window", None)
     if not getattr(config, "use_sliding_window", True):
-        window = None
-    kinds = getattr(config, "layer_types", None) or [None] * count
-    return [None if kind == "full_attention" else window for kind in kinds]
+        return None
+    kinds = getattr(config, "layer_types", None)
+    return None if kinds and kinds[layer] == "full_attention" else window
 
 
 def _as_prefix(kept: dict[int, tuple[Tensor, Tensor]]) -> KVPrefix:

@@ -1,0 +1,222 @@
+"""`PlaceholderModel`: an encoder whose rows run with placeholder tokens in front, where a prefix is put in every layer.
+
+For models that read in both directions and that the registered attention function does not reach (MPNet, DeBERTa,
+RoFormer). It takes the same ragged batches as other models; see `foreword.models.projections` for how a layer gets the
+prefix. A request's rows then see the keys and values in front, and whatever the model does with them stays its own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foreword.attention import AttentionFn
+from foreword.core import Batch, KVPrefix
+from foreword.errors import UnsupportedModel, UsageError
+from foreword.models.chosen_rows import logits_at
+from foreword.models.language_model import LanguageModel, model_body
+from foreword.models.projections import KeysValuesAt, ProjectionHooks
+
+MAX_PADDING = 2
+"""Rows of one forward are at most so many times as long as its shortest."""
+
+OnKeysValues = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(eq=False, repr=False)
+class PlaceholderModel(LanguageModel):
+    """An encoder behind whose placeholder tokens every request is run; it scores, embeds and trains.
+
+    A row is as many placeholders as its prefix has positions, its tokens, and padding behind them, so that its tokens
+    have the positions of the joined text. Prefixes hold keys and values as they leave the layers' projections.
+
+    Attributes:
+        hooks: on the projections of all layers.
+        pads: whether rows of different lengths can share a forward; else they are grouped by length.
+        placeholder: token id of placeholders and of padding, none that the model takes for padding by itself; no other
+            row sees what it is.
+    """
+
+    carried: ClassVar[str] = "through placeholder tokens"
+    hooks: ProjectionHooks | None = None
+    pads: bool = True
+    placeholder: int = 0
+
+    def logits(
+        self,
+        batch: Batch,
+        output_indices: Tensor,
+        *,
+        attend: AttentionFn | None = None,
+        on_keys_values: OnKeysValues | None = None,
+    ) -> Tensor:
+        """Logits ``[K, vocab]`` of chosen tokens of a ragged batch; the arguments are those of `LanguageModel.logits`.
+
+        Raises:
+            UnsupportedModel: there is no output matrix, an engine's cache, or a sequence that continues another.
+            UsageError: a prefix with requests elsewhere than right behind it.
+        """
+        if not self.has_lm_head:
+            raise UnsupportedModel(f"{self.name} has no output matrix, so it cannot score words; learn with a head.")
+        return self._run(batch, output_indices, attend, on_keys_values, self._logits_at)
+
+    def hidden_states(
+        self,
+        batch: Batch,
+        output_indices: Tensor,
+        *,
+        attend: AttentionFn | None = None,
+        on_keys_values: OnKeysValues | None = None,
+    ) -> Tensor:
+        """Final hidden states ``[K, hidden]`` of chosen tokens; the arguments and errors are those of `logits`."""
+        return self._run(batch, output_indices, attend, on_keys_values, self._hidden_at)
+
+    def _run(
+        self,
+        batch: Batch,
+        output_indices: Tensor,
+        attend: AttentionFn | None,
+        on_keys_values: OnKeysValues | None,
+        outputs_at: Callable[[dict[str, Tensor], Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        self._check(batch, attend)
+        assert self.hooks is not None
+        kept = _Kept(self) if on_keys_values is not None else None
+        outputs, indices = [], []
+        for group in self._groups(batch):
+            rows = _PaddedRows(batch, group, self.device)
+            chosen = torch.isin(rows.indices, output_indices)
+            if not chosen.any() and kept is None:
+                continue
+            adapters = [batch.adapters[index] if batch.adapters is not None else None for index in group]
+            replaced = self.hooks.replaced(rows.prefixes(len(self.hooks.layers)), kept.of(rows) if kept else None)
+            with self._adapted_rows(adapters), replaced:
+                outputs.append(outputs_at(self._inputs(batch, rows), rows.rows[chosen], rows.columns[chosen]))
+            indices.append(rows.indices[chosen])
+        if kept is not None and on_keys_values is not None:
+            kept.hand_over(on_keys_values)
+        found = torch.cat(indices)
+        numbers = output_indices.new_zeros(batch.starts[-1]).index_copy(0, found, torch.arange(len(found)).to(found))
+        return torch.cat(outputs)[numbers[output_indices]]
+
+    def _check(self, batch: Batch, attend: AttentionFn | None) -> None:
+        if attend is not None or batch.num_computed_tokens is not None:
+            raise UnsupportedModel(f"{self.name} reads in both directions, so no cache of an engine can hold its text.")
+        if any(parent is not None for parent in batch.parents):
+            raise UnsupportedModel(
+                f"{self.name} reads in both directions, so no sequence can continue another; put soft tokens and words "
+                "inside the rows."
+            )
+        for prefix in batch.prefixes:
+            if prefix is not None and prefix.length and prefix.offset != prefix.length:
+                raise UsageError(
+                    f"a prefix of {prefix.length} positions starts its requests at position {prefix.offset}, which "
+                    f"{self.name} cannot do: its prefixes stand on tokens; learn it again on this model."
+                )
+
+    def _groups(self, batch: Batch) -> Iterator[list[int]]:
+        """Sequences that share a forward."""
+        lengths = [_prefix_length(prefix) + n for prefix, n in zip(batch.prefixes, batch.lengths, strict=True)]
+        group: list[int] = []
+        for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+            shortest = lengths[group[0]] if group else 0
+            if group and lengths[index] > (MAX_PADDING * shortest if self.pads else shortest):
+                yield group
+                group = []
+            group.append(index)
+        yield group
+
+    def _inputs(self, batch: Batch, rows: _PaddedRows) -> dict[str, Tensor]:
+        """Arguments of the model for padded rows."""
+        # The last of these ids is that of placeholders and of padding.
+        ids = torch.cat([batch.token_ids, batch.token_ids.new_tensor([self.placeholder])])
+        inputs = {"input_ids": ids[rows.tokens]}
+        if batch.embeds is not None and batch.embed_indices is not None:
+            table = self.model.get_input_embeddings()
+            embedded = table(ids).index_copy(0, batch.embed_indices, batch.embeds.to(table.weight.dtype))
+            inputs = {"inputs_embeds": embedded[rows.tokens]}
+        # Positions are the model's own, from its first on: those of the joined text.
+        if len(set(rows.lengths)) > 1:
+            columns = torch.arange(rows.tokens.shape[1], device=self.device)
+            inputs["attention_mask"] = (columns < torch.tensor(rows.lengths, device=self.device)[:, None]).long()
+        return inputs
+
+    def _logits_at(self, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
+        return logits_at(self.model, inputs, rows, columns)
+
+    def _hidden_at(self, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
+        return model_body(self.model)(**inputs).last_hidden_state[rows, columns]
+
+
+class _PaddedRows:
+    """Some sequences of a batch as rows ``[R, T]``: placeholders, tokens, padding.
+
+    Attributes:
+        lengths: columns of every row that are not padding.
+        tokens: ``[R, T]`` indices in the batch; the index behind its last for placeholders and padding.
+        indices, rows, columns: ``[K]`` index in the batch, row and column of every token.
+    """
+
+    def __init__(self, batch: Batch, group: Sequence[int], device: torch.device) -> None:
+        self._prefixes = [batch.prefixes[index] for index in group]
+        fronts = [_prefix_length(prefix) for prefix in self._prefixes]
+        self.lengths = [front + batch.lengths[index] for front, index in zip(fronts, group, strict=True)]
+        tokens = torch.full((len(group), max(self.lengths)), batch.starts[-1])
+        for row, (front, index) in enumerate(zip(fronts, group, strict=True)):
+            tokens[row, front : self.lengths[row]] = torch.arange(batch.starts[index], batch.starts[index + 1])
+        self.tokens = tokens.to(device)
+        self.rows, self.columns = (self.tokens < batch.starts[-1]).nonzero(as_tuple=True)
+        self.indices = self.tokens[self.rows, self.columns]
+
+    def prefixes(self, layers: int) -> dict[int, KeysValuesAt]:
+        """What every layer gets at the placeholders; nothing if there are none."""
+        present = [(row, prefix) for row, prefix in enumerate(self._prefixes) if prefix is not None and prefix.length]
+        if not present:
+            return {}
+        device = present[0][1].keys[0].device
+        rows = torch.tensor([row for row, prefix in present for _ in range(prefix.length)], device=device)
+        columns = torch.cat([torch.arange(prefix.length) for _, prefix in present]).to(device)
+        return {
+            layer: KeysValuesAt(
+                rows,
+                columns,
+                torch.cat([prefix.keys[layer].transpose(0, 1).flatten(1) for _, prefix in present]),
+                torch.cat([prefix.values[layer].transpose(0, 1).flatten(1) for _, prefix in present]),
+            )
+            for layer in range(layers)
+        }
+
+
+class _Kept:
+    """Keys and values of a batch's own tokens, gathered from all its forwards."""
+
+    def __init__(self, lm: PlaceholderModel) -> None:
+        self._shapes = lm.identity.layers
+        self._found: dict[int, list[tuple[Tensor, ...]]] = defaultdict(list)
+
+    def of(self, rows: _PaddedRows) -> OnKeysValues:
+        """What records the forward over some rows."""
+
+        def record(layer: int, key: Tensor, value: Tensor) -> None:
+            own = (each[rows.rows, rows.columns] for each in (key, value))
+            self._found[layer].append((rows.indices, *own))
+
+        return record
+
+    def hand_over(self, on_keys_values: OnKeysValues) -> None:
+        """Call with keys and values ``[kv_heads, N, dim]`` of every layer."""
+        for layer, parts in sorted(self._found.items()):
+            indices, keys, values = (torch.cat(side) for side in zip(*parts, strict=True))
+            heads, order = self._shapes[layer].kv_heads, indices.argsort()
+            on_keys_values(
+                layer, *(side[order].unflatten(1, (heads, -1)).transpose(0, 1).contiguous() for side in (keys, values))
+            )
+
+
+def _prefix_length(prefix: KVPrefix | None) -> int:
+    return prefix.length if prefix is not None else 0
