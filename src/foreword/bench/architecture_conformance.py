@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 import transformers
+from transformers.utils import logging
 
-from foreword.bench.architecture_checks import examine
-from foreword.bench.architectures import KINDS, Architecture
+from foreword.bench import architecture_checks, encoder_decoder_checks
+from foreword.bench.architectures import KINDS, Architecture, byte_tokenizer
 from foreword.bench.participants import EMBEDDED
 from foreword.bench.record import Record
+from foreword.bench.tiny_pair import TOLERANCE, Found, TinyPair, said
 from foreword.bench.workload import Case, Goal, Log, Options, Workload
-from foreword.errors import UsageError
+from foreword.errors import BenchError, ForewordError, UsageError
+from foreword.models.load import load_model
 
+Check = Callable[[TinyPair], Found]
+CHECKS: Mapping[str, Check] = {
+    "joined": architecture_checks.joined_text,
+    "train": architecture_checks.train,
+    "engine": architecture_checks.engine,
+    "peft": architecture_checks.peft,
+}
+ENCODER_DECODER_CHECKS: Mapping[str, Check] = {
+    "joined": encoder_decoder_checks.joined_text,
+    "train": encoder_decoder_checks.train,
+    "engine": encoder_decoder_checks.engine,
+    "peft": encoder_decoder_checks.peft,
+}
+TRAINING = (architecture_checks.train, encoder_decoder_checks.train)
 BYTES, SECONDS = 10 << 30, 300
 GOALS = {"causal": 0.95, "masked": 0.9, "seq2seq": 0.95}
 
@@ -99,3 +118,48 @@ def _examine(architecture: Architecture, answers: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     torch.set_num_threads(1)
     answers.send(examine(architecture))
+
+
+def examine(architecture: Architecture) -> Found:
+    """Why it is ``not_built``, ``refused`` or ``failed``; or how it is ``carried`` and what all its checks found."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = architecture.build()
+    except Exception as error:
+        return {"not_built": said(error)}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model.save_pretrained(folder)
+            byte_tokenizer().save_pretrained(folder)
+        except Exception as error:
+            return {"not_built": f"it cannot be saved: {said(error)}"}
+        found = _load_and_check(folder, model)
+    return json.loads(json.dumps(found).replace(folder, "the model"))
+
+
+def _load_and_check(folder: str, model: Any) -> Found:
+    try:
+        lm = load_model(folder, dtype="float32", device="cpu", progress=lambda _: None)
+    except ForewordError as error:
+        return {"refused": str(error)}
+    except Exception as error:
+        return {"failed": said(error)}
+    pair, checks = TinyPair(lm, model), ENCODER_DECODER_CHECKS if lm.is_encoder_decoder else CHECKS
+    return {"carried": lm.carried, "checks": {name: run(check, pair) for name, check in checks.items()}}
+
+
+def run(check: Check, pair: TinyPair) -> Found:
+    """What a check found, what Foreword refuses there, or how it failed."""
+    try:
+        found = check(pair)
+    except BenchError as error:
+        return {"failed": str(error)}
+    except ForewordError as error:
+        return {"refused": str(error)}
+    except Exception as error:
+        return {"failed": said(error)}
+    difference = found.get("difference")
+    if difference is not None and check not in TRAINING and not difference < TOLERANCE:
+        return {**found, "difference": None, "failed": f"differs by {difference:.1g} of the largest value."}
+    return found

@@ -165,6 +165,8 @@ def _small(name: str, value: Any, own: Mapping[str, Any]) -> Any:
     if re.fullmatch(r".*(num_key_value_heads|kv_n_heads|num_kv_heads)", name):
         heads = next((own[each] for each in ("num_attention_heads", "n_heads") if own.get(each)), value)
         return 4 if value >= heads else min(value, 2)
+    if name == "vocab_size":
+        return VOCABULARY
     # Multi-head latent attention rotates a part of each head, whose size some configurations call head_dim.
     size = _size("qk_rope_head_dim" if name == "head_dim" and own.get("qk_rope_head_dim") == value else name)
     return None if size is None else min(value, size)
