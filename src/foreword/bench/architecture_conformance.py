@@ -134,18 +134,20 @@ def examine(architecture: Architecture) -> Found:
             byte_tokenizer().save_pretrained(folder)
         except Exception as error:
             return {"not_built": f"it cannot be saved: {said(error)}"}
-        found = _load_and_check(folder, model)
+        found = _load_and_check(folder, type(model))
     return json.loads(json.dumps(found).replace(folder, "the model"))
 
 
-def _load_and_check(folder: str, model: Any) -> Found:
+def _load_and_check(folder: str, stock: Any) -> Found:
     try:
         lm = load_model(folder, dtype="float32", device="cpu", progress=lambda _: None)
     except ForewordError as error:
         return {"refused": str(error)}
     except Exception as error:
         return {"failed": said(error)}
-    pair, checks = TinyPair(lm, model), ENCODER_DECODER_CHECKS if lm.is_encoder_decoder else CHECKS
+    # Loaded, too: some parameters are made anew and never saved.
+    model = stock.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").requires_grad_(False)
+    pair, checks = TinyPair(lm, model.eval()), ENCODER_DECODER_CHECKS if lm.is_encoder_decoder else CHECKS
     return {"carried": lm.carried, "checks": {name: run(check, pair) for name, check in checks.items()}}
 
 
