@@ -41,6 +41,8 @@ SIZES: tuple[tuple[str, int | None], ...] = (
     (r"qk_head_dim", 24),
     (r"query_pre_attn_scalar", 16),
     (r".*(head_dim|kv_channels|d_head|headdim|dim_head|d_kv|head_size)", 16),
+    # Of equal tokens it would keep any.
+    (r"keep_window_size", None),
     (r".*(sliding_window|window_size|local_attention|attention_window_len|attention_chunk_size|_window_size)", 8),
     (r".*(num_groups|n_groups|ngroups)", 1),
     # Scores are cut off at 0, where those of a few heads would tie.
@@ -108,8 +110,8 @@ def tiny_configs(config_class: type[PreTrainedConfig], kind: str) -> Iterator[Pr
     own, depth = _own_values(default), _depth(default)
     shrunk = {name: small for name, value in own.items() if (small := _small(name, value, own)) is not None}
     fields_of_kind = {"is_decoder": True} if kind == "causal" and "is_decoder" in own else {}
-    if kind == "seq2seq" and getattr(default, "decoder_start_token_id", None) is None:
-        fields_of_kind = {"decoder_start_token_id": PAD}
+    if getattr(default, "is_encoder_decoder", False) and getattr(default, "decoder_start_token_id", None) is None:
+        fields_of_kind["decoder_start_token_id"] = PAD
     missing = {name: _needed(name) for name, value in own.items() if value is None and _needed(name) is not None}
     depths = {name for name in own if re.fullmatch(DEPTH, name) and own[name]}
     by_layer = default.to_dict().get("per_layer_config")
