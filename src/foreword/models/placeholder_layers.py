@@ -58,11 +58,7 @@ def check_placeholders(lm: PlaceholderModel) -> PlaceholderModel:
     placeholder, other, *ordinary = _ordinary_tokens(lm)
     lm, ids = replace(lm, placeholder=placeholder), (ordinary or [placeholder])[:LONG]
     rows = [tuple(ids), tuple(ids[:SHORT])]
-    with torch.no_grad():
-        kept = {}
-        front = Batch.from_rows(Front(), [ids[:FRONT]], device=lm.device)
-        lm.hidden_states(front, torch.tensor([0]), on_keys_values=lambda layer, *pair: kept.__setitem__(layer, pair))
-    prefix = KVPrefix(lm.identity, *(tuple(kept[i][side] for i in range(len(kept))) for side in (0, 1)), offset=FRONT)
+    prefix = lm.kept(Batch.from_rows(Front(), [ids[:FRONT]], device=lm.device))
     _check_layers(lm, prefix, rows[0])
     with torch.no_grad():
         found, without = _hidden(lm, prefix, rows[:1]), _hidden(lm, None, rows[:1])

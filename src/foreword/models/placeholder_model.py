@@ -20,6 +20,7 @@ from foreword.core import Batch, KVPrefix
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.chosen_rows import logits_at
 from foreword.models.language_model import LanguageModel, model_body
+from foreword.models.past import Past, append_keys_values
 from foreword.models.projections import KeysValuesAt, ProjectionHooks
 
 MAX_PADDING = 2
@@ -52,8 +53,7 @@ class PlaceholderModel(LanguageModel):
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: AttentionFn | None = None,
-        on_keys_values: OnKeysValues | None = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Logits ``[K, vocab]`` of chosen tokens of a ragged batch; the arguments are those of `LanguageModel.logits`.
 
@@ -63,30 +63,35 @@ class PlaceholderModel(LanguageModel):
         """
         if not self.has_lm_head:
             raise UnsupportedModel(f"{self.name} has no output matrix, so it cannot score words; learn with a head.")
-        return self._run(batch, output_indices, attend, on_keys_values, self._logits_at)
+        self._check(batch, attend)
+        return self._run(batch, output_indices, self._logits_at)
 
     def hidden_states(
         self,
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: AttentionFn | None = None,
-        on_keys_values: OnKeysValues | None = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Final hidden states ``[K, hidden]`` of chosen tokens; the arguments and errors are those of `logits`."""
-        return self._run(batch, output_indices, attend, on_keys_values, self._hidden_at)
+        self._check(batch, attend)
+        return self._run(batch, output_indices, self._hidden_at)
+
+    @torch.no_grad()
+    def kept(self, batch: Batch) -> KVPrefix:
+        self._check(batch, None)
+        kept = _Kept(self)
+        self._run(batch, torch.zeros(1, dtype=torch.long, device=self.device), self._hidden_at, kept)
+        return append_keys_values(self.identity, batch.prefixes[0], *kept.keys_values())
 
     def _run(
         self,
         batch: Batch,
         output_indices: Tensor,
-        attend: AttentionFn | None,
-        on_keys_values: OnKeysValues | None,
         outputs_at: Callable[[dict[str, Tensor], Tensor, Tensor], Tensor],
+        kept: _Kept | None = None,
     ) -> Tensor:
-        self._check(batch, attend)
         assert self.hooks is not None
-        kept = _Kept(self) if on_keys_values is not None else None
         outputs, indices = [], []
         for group in self._groups(batch):
             rows = _PaddedRows(batch, group, self.device)
@@ -98,13 +103,11 @@ class PlaceholderModel(LanguageModel):
             with self._adapted_rows(adapters), replaced:
                 outputs.append(outputs_at(self._inputs(batch, rows), rows.rows[chosen], rows.columns[chosen]))
             indices.append(rows.indices[chosen])
-        if kept is not None and on_keys_values is not None:
-            kept.hand_over(on_keys_values)
         found = torch.cat(indices)
         numbers = output_indices.new_zeros(batch.starts[-1]).index_copy(0, found, torch.arange(len(found)).to(found))
         return torch.cat(outputs)[numbers[output_indices]]
 
-    def _check(self, batch: Batch, attend: AttentionFn | None) -> None:
+    def _check(self, batch: Batch, attend: AttentionFn | Past | None) -> None:
         if attend is not None or batch.num_computed_tokens is not None:
             raise UnsupportedModel(f"{self.name} reads in both directions, so no cache of an engine can hold its text.")
         if any(parent is not None for parent in batch.parents):
@@ -208,14 +211,15 @@ class _Kept:
 
         return record
 
-    def hand_over(self, on_keys_values: OnKeysValues) -> None:
-        """Call with keys and values ``[kv_heads, N, dim]`` of every layer."""
+    def keys_values(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values ``[kv_heads, N, dim]`` of every layer."""
+        sides: tuple[list[Tensor], list[Tensor]] = [], []
         for layer, parts in sorted(self._found.items()):
-            indices, keys, values = (torch.cat(side) for side in zip(*parts, strict=True))
+            indices, *own = (torch.cat(side) for side in zip(*parts, strict=True))
             heads, order = self._shapes[layer].kv_heads, indices.argsort()
-            on_keys_values(
-                layer, *(side[order].unflatten(1, (heads, -1)).transpose(0, 1).contiguous() for side in (keys, values))
-            )
+            for found, side in zip(sides, own, strict=True):
+                found.append(side[order].unflatten(1, (heads, -1)).transpose(0, 1).contiguous())
+        return sides
 
 
 def _prefix_length(prefix: KVPrefix | None) -> int:
