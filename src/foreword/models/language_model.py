@@ -38,11 +38,13 @@ class LanguageModel(WithOverview):
         has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
         pooling: how its embeddings are made unless a request says; ``None`` if a request must.
         carried: how it carries prefixes, as `foreword doctor` says it.
+        checkpoints: whether a layer that runs again in the backward pass still sees its prefix.
         is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
     """
 
     is_encoder_decoder: ClassVar[bool] = False
     carried: ClassVar[str] = "on ragged rows"
+    checkpoints: ClassVar[bool] = True
     name: str
     model: Any
     tokenizer: Any
@@ -69,7 +71,26 @@ class LanguageModel(WithOverview):
                 "parameters": f"{parameters:,}, {str(self.dtype).removeprefix('torch.')} on {self.device}",
                 "context": f"{self.context} positions" if self.context is not None else None,
                 "kind": "encoder-decoder" if self.is_encoder_decoder else "causal" if self.causal else "encoder",
+                "prefixes": self.carries,
+                "proof": self.proof,
             },
+        )
+
+    @property
+    def carries(self) -> str:
+        """How it carries prefixes, and what its layers keep of them."""
+        states = sum(bool(layer.states) for layer in self.identity.layers)
+        attend = sum(bool(layer.kv_heads) for layer in self.identity.layers)
+        keep = f", {states} keep{'s' * (states == 1)} states" if states else ""
+        return f"{self.carried}: {attend} layer{'s' * (attend != 1)} attend{'s' * (attend == 1)}{keep}"
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What it cannot do in the way that it carries prefixes."""
+        return (
+            ("a prefix with states is never cut, and cannot stand behind another",)
+            if self.identity.keeps_states
+            else ()
         )
 
     @property

@@ -48,7 +48,7 @@ from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import FORWARD_ERRORS, NotFinite, prove
 from foreword.models.quantized_linear import keep_gradients
 from foreword.models.ragged_layers import RaggedLayers
-from foreword.models.text_side import drop_other_towers
+from foreword.models.text_side import drop_other_towers, processor_chat_template
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -162,7 +162,9 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
 def _through_cache(
     model: Any, tokenizer: Any, name: str, folder: Path | None, *, mixes_lengths: bool, one_by_one: bool
 ) -> CachedModel:
-    set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
+    # Without a mask, sdpa asks the layers for the direction; in PaliGemma they name another than the model's masks.
+    directed = all(getattr(module, "is_causal", True) for module in model.modules())
+    set_attention_implementation(model, "sdpa" if model._supports_sdpa and directed else "eager")
     try:
         layout = cache_layout(model)
     except FORWARD_ERRORS as error:
@@ -321,7 +323,8 @@ def _from_pretrained(
     """The model, and the names of its tensors that the checkpoint lacks."""
 
     def load(**options: Any) -> tuple[Any, dict[str, Any]]:
-        return _without_bar(auto.from_pretrained)(
+        # The towers of a model that reads images too are left in the file; Transformers would list their tensors.
+        return _quietly(auto.from_pretrained, warnings=type(config) not in AutoModelForMultimodalLM._model_mapping)(
             source, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
         )
 
@@ -341,16 +344,19 @@ def _from_pretrained(
     return model, sorted(found["missing_keys"])
 
 
-def _without_bar(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of Transformers without the progress bar that it writes to stderr."""
+def _quietly(load: Callable[..., Any], *, warnings: bool) -> Callable[..., Any]:
+    """A function of Transformers without the progress bar that it writes to stderr, and without its warnings or not."""
 
     @wraps(load)
     def quiet(*args: Any, **options: Any) -> Any:
-        shown = logging.is_progress_bar_enabled()
+        shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
         logging.disable_progress_bar()
+        if not warnings:
+            logging.set_verbosity_error()
         try:
             return load(*args, **options)
         finally:
+            logging.set_verbosity(verbosity)
             if shown:
                 logging.enable_progress_bar()
 
@@ -364,7 +370,7 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
     """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        return config, AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise UnsupportedModel(
@@ -376,6 +382,9 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
                 f"the code that comes with {name} cannot be imported ({_first_line(error)}); install what it needs."
             ) from error
         raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {NAME_FORMS}.") from error
+    if not tokenizer.chat_template and type(config) in AutoModelForMultimodalLM._model_mapping:
+        tokenizer.chat_template = processor_chat_template(source)
+    return config, tokenizer
 
 
 def auto_class(config: Any) -> Any:
