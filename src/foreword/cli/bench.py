@@ -142,7 +142,7 @@ def _all_architectures(workload: str, kinds: str | None, types: list[str] | None
     """The workload of ``--all``. Raises UsageError."""
     if workload != "conformance":
         raise UsageError(f"--all is for conformance, not for {workload}; leave it out.")
-    from foreword.bench.architecture_conformance import ArchitectureConformance
+    from foreword.bench.architectures.conformance import ArchitectureConformance
 
     return ArchitectureConformance(**{"kinds": kinds.split(",")} if kinds else {}, model_types=types or ())
 
@@ -154,7 +154,7 @@ def _write_page(page: Path | None, result: BenchResult, *, complete: bool) -> No
             "the table is of chosen architectures, so docs/models.md stays as it is; give --page FILE to write it."
         )
         return
-    from foreword.bench.models_page import models_page
+    from foreword.bench.architectures.models_page import models_page
 
     path = page or PAGE
     try:

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
-from foreword.bench.tiny_config import PAD, tiny_configs
+from foreword.bench.architectures.tiny_config import PAD, tiny_configs
 from foreword.errors import BenchError
 
 KINDS: Mapping[str, tuple[Any, str]] = {

@@ -14,21 +14,21 @@ import torch
 import transformers
 from transformers.utils import logging
 
-from foreword.bench import architecture_checks, encoder_decoder_checks
-from foreword.bench.architectures import KINDS, Architecture, byte_tokenizer
+from foreword.bench.architectures import encoder_decoder_checks, prefix_checks
+from foreword.bench.architectures.architecture import KINDS, Architecture, byte_tokenizer
+from foreword.bench.architectures.tiny_pair import TOLERANCE, Found, TinyPair, said
 from foreword.bench.participants import EMBEDDED
 from foreword.bench.record import Record
-from foreword.bench.tiny_pair import TOLERANCE, Found, TinyPair, said
 from foreword.bench.workload import Case, Goal, Log, Options, Workload
 from foreword.errors import BenchError, ForewordError, UsageError
 from foreword.models.load import load_model
 
 Check = Callable[[TinyPair], Found]
 CHECKS: Mapping[str, Check] = {
-    "joined": architecture_checks.joined_text,
-    "train": architecture_checks.train,
-    "engine": architecture_checks.engine,
-    "peft": architecture_checks.peft,
+    "joined": prefix_checks.joined_text,
+    "train": prefix_checks.train,
+    "engine": prefix_checks.engine,
+    "peft": prefix_checks.peft,
 }
 ENCODER_DECODER_CHECKS: Mapping[str, Check] = {
     "joined": encoder_decoder_checks.joined_text,
@@ -36,7 +36,7 @@ ENCODER_DECODER_CHECKS: Mapping[str, Check] = {
     "engine": encoder_decoder_checks.engine,
     "peft": encoder_decoder_checks.peft,
 }
-TRAINING = (architecture_checks.train, encoder_decoder_checks.train)
+TRAINING = (prefix_checks.train, encoder_decoder_checks.train)
 BYTES, SECONDS = 10 << 30, 300
 GOALS = {"causal": 0.95, "masked": 0.9, "seq2seq": 0.95}
 

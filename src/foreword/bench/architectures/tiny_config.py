@@ -109,7 +109,7 @@ def tiny_configs(config_class: type[PreTrainedConfig], kind: str) -> Iterator[Pr
     default = _default(config_class)
     own, depth = _own_values(default), _depth(default)
     shrunk = {name: small for name, value in own.items() if (small := _small(name, value, own)) is not None}
-    fields_of_kind = {"is_decoder": True} if kind == "causal" and "is_decoder" in own else {}
+    fields_of_kind: dict[str, Any] = {"is_decoder": True} if kind == "causal" and "is_decoder" in own else {}
     if getattr(default, "is_encoder_decoder", False) and getattr(default, "decoder_start_token_id", None) is None:
         fields_of_kind["decoder_start_token_id"] = PAD
     missing = {name: _needed(name) for name, value in own.items() if value is None and _needed(name) is not None}
@@ -204,7 +204,7 @@ def _layer_kinds(config: PreTrainedConfig, depth: int) -> set[tuple[str, str, bo
     """Every value of every attribute that has one for each layer, and whether a second layer has it, too."""
     lists = dict(_own_values(config))
     for name, value in vars(type(config)).items():
-        if isinstance(value, property):
+        if isinstance(value, property) and value.fget is not None:
             with suppress(Exception):
                 lists[name] = value.fget(config)
     by_layer = {name: [repr(each) for each in values] for name, values in lists.items() if _by_layer(values, depth)}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from foreword.bench.tiny_pair import Found
+from foreword.bench.architectures.tiny_pair import Found
 from foreword.errors import BenchError
 
 RATE = 1e-2
@@ -22,7 +22,7 @@ def two_steps(loss: Callable[[], Tensor], parameters: Sequence[Tensor], check_gr
         check_gradients: called after every backward pass.
 
     Raises:
-        BenchError: the loss stays as it is, or a gradient is wrong.
+        BenchError: the gradient is not that of the loss.
     """
     optimizer, losses, slope = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0), [], 0.0
     for step in range(3):
@@ -36,8 +36,6 @@ def two_steps(loss: Callable[[], Tensor], parameters: Sequence[Tensor], check_gr
         if step == 0:
             slope = check_slope(loss, parameters)
         optimizer.step()
-    if losses[2] == losses[0]:
-        raise BenchError("the loss is the same after two steps.")
     return {"difference": slope, "losses": [round(each, 4) for each in losses]}
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foreword.bench.architectures.tiny_pair import TOLERANCE, Found, TinyPair, relative, said
+from foreword.bench.architectures.two_steps import two_steps
 from foreword.bench.client import token_ids
-from foreword.bench.tiny_pair import TOLERANCE, Found, TinyPair, relative, said
-from foreword.bench.two_steps import two_steps
 from foreword.core import Batch, Front, SamplingParams, soft_id
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
@@ -91,18 +92,17 @@ def peft(pair: TinyPair) -> Found:
     """Logits behind the same soft tokens in PEFT's prompt tuning."""
     if find_spec("peft") is None:
         return {"refused": "PEFT is not installed."}
-    from peft import PromptTuningConfig, get_peft_model
-
+    library = import_module("peft")
     front, row = pair.texts[0]
     soft = soft_front(pair, front)
     ids = [*map(soft_id, range(len(front))), *row]
     with torch.no_grad():
         found = pair.lm.logits(Batch.from_rows(Front(inner_soft=soft), [ids]), torch.tensor([len(ids) - 1]))
         try:
-            config = PromptTuningConfig(
+            config = library.PromptTuningConfig(
                 task_type="SEQ_2_SEQ_LM", num_virtual_tokens=len(front), num_transformer_submodules=1
             )
-            other = get_peft_model(copy.deepcopy(pair.stock), config).eval()
+            other = library.get_peft_model(copy.deepcopy(pair.stock), config).eval()
             other.prompt_encoder["default"].embedding.weight.copy_(soft)
             start = torch.tensor([[pair.stock.config.decoder_start_token_id]])
             expected = other(input_ids=torch.tensor([row]), decoder_input_ids=start).logits[0]

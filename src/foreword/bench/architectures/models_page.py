@@ -24,8 +24,8 @@ BOUNDS = (1e-6, 1e-5, 1e-4, 1e-3)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One architecture and what was found of it (`foreword.bench.architecture_checks.examine`)."""
+class ModelsRow:
+    """One architecture and what was found of it (`foreword.bench.prefix_checks.examine`)."""
 
     kind: str
     model_type: str
@@ -33,7 +33,7 @@ class Row:
     found: Mapping[str, Any]
 
     @classmethod
-    def of(cls, record: Record) -> Row:
+    def of(cls, record: Record) -> ModelsRow:
         kind, _, model_type = record.key.partition("/")
         return cls(kind, model_type, record.settings["class"], record.metrics)
 
@@ -54,7 +54,7 @@ class Row:
 def models_page(records: Sequence[Record]) -> str:
     """The page, the same for the same findings."""
     version = records[0].settings["transformers"] if records else "?"
-    rows = sorted((Row.of(record) for record in records), key=lambda row: (row.kind, row.model_type))
+    rows = sorted((ModelsRow.of(record) for record in records), key=lambda row: (row.kind, row.model_type))
     kinds = [kind for kind in TITLES if any(row.kind == kind for row in rows)]
     parts = [
         "# Models",
@@ -74,7 +74,7 @@ def models_page(records: Sequence[Record]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _share(rows: Sequence[Row], kind: str) -> list[str]:
+def _share(rows: Sequence[ModelsRow], kind: str) -> list[str]:
     own = [row for row in rows if row.kind == kind]
     built = [row for row in own if "not_built" not in row.found]
     carried = sum(row.carries for row in built)
@@ -82,7 +82,7 @@ def _share(rows: Sequence[Row], kind: str) -> list[str]:
     return [TITLES[kind], str(len(own)), str(len(built)), str(carried), share]
 
 
-def _section(title: str, rows: Sequence[Row]) -> list[str]:
+def _section(title: str, rows: Sequence[ModelsRow]) -> list[str]:
     notes: dict[str, int] = {}
     carried = [_carried(row, notes) for row in rows if row.carries]
     refused = [[row.name, row.reason] for row in rows if not row.carries and "not_built" not in row.found]
@@ -97,7 +97,7 @@ def _section(title: str, rows: Sequence[Row]) -> list[str]:
     return parts
 
 
-def _carried(row: Row, notes: dict[str, int]) -> list[str]:
+def _carried(row: ModelsRow, notes: dict[str, int]) -> list[str]:
     checks = row.found["checks"]
     said = [_said(row, checks.get(name, {}), notes) for name in CHECKS]
     differences = [checks[name]["difference"] for name in CHECKS if name != "train" and _ok(checks.get(name, {}))]
@@ -105,7 +105,7 @@ def _carried(row: Row, notes: dict[str, int]) -> list[str]:
     return [row.name, row.found["carried"], *said, f"{bound:g}" if differences and bound is not None else "-"]
 
 
-def _said(row: Row, found: Mapping[str, Any], notes: dict[str, int]) -> str:
+def _said(row: ModelsRow, found: Mapping[str, Any], notes: dict[str, int]) -> str:
     if _ok(found):
         return "ok"
     if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -12,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foreword.bench.architectures.tiny_pair import TOLERANCE, Found, TinyPair, relative, said
+from foreword.bench.architectures.two_steps import two_steps
 from foreword.bench.client import token_ids
-from foreword.bench.tiny_pair import TOLERANCE, Found, TinyPair, relative, said
-from foreword.bench.two_steps import two_steps
 from foreword.core import Batch, Front, KVPrefix, SamplingParams, Task
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import BenchError
+from foreword.interop.export import export_peft
 from foreword.models import LanguageModel
 from foreword.models.probe import prefix_left_by
 from foreword.prompts.init import InitialValues
@@ -124,18 +126,15 @@ def peft(pair: TinyPair) -> Found:
     """Logits behind keys and values that PEFT puts in front of the same model, from an exported folder."""
     if find_spec("peft") is None:
         return {"refused": "PEFT is not installed."}
-    from peft import PeftModel
-
-    from foreword.interop.export import export_peft
-
     (front, _), row = pair.texts[0], pair.texts[3][1]
     prefix = PTuningV2().encoder(pair.lm, InitialValues(len(front), torch.Generator(), token_ids=front)).front().prefix
+    assert prefix is not None
     task = Task("conformance", "p-tuning-v2", prefix.map(lambda tensor: tensor.detach()))
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         export_peft(pair.lm, task, Path(folder) / "peft")
         found = pair.lm.logits(Batch.from_rows(Front(task.prefix), [row]), torch.arange(len(row)))
         try:
-            other = PeftModel.from_pretrained(pair.stock, Path(folder) / "peft").eval()
+            other = import_module("peft").PeftModel.from_pretrained(pair.stock, Path(folder) / "peft").eval()
             expected = other(input_ids=torch.tensor([row])).logits[0]
         except Exception as error:
             return {"refused": f"PEFT's own forward fails: {said(error)}"}
