@@ -258,6 +258,7 @@ class Run:
                 "data_sha256": data.digest,
                 "recipe": self.recipe.to_json(),
                 "parents": [self.recipe.parent] if self.recipe.parent is not None else [],
+                **self.lm.origin,
             },
         )
 
@@ -276,6 +277,7 @@ class Run:
             "warm_start": [data_digest(file) for file in recipe.warm_start or ()],
             "model": self.lm.identity.weights,
             "dtype": str(self.lm.dtype),
+            **self.lm.origin,
         }
 
     def used(self) -> dict[str, Any]:
