@@ -132,17 +132,23 @@ class LanguageModel(WithOverview):
             return hidden_states(self.model, batch, run, self.first_position)[output_indices]
 
     @torch.no_grad()
-    def kept(self, batch: Batch) -> KVPrefix:
-        """What all layers keep of a batch of one sequence: its prefix and its tokens, end to end, without gradients."""
+    def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
+        """What all layers keep of a batch of one sequence: its prefix and its tokens, end to end, without gradients.
+
+        Args:
+            positions: keep only so many of its tokens, as they are in front of the others.
+        """
         keys: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
 
         def collect(layer: int, key: Tensor, value: Tensor) -> None:
-            keys[layer], values[layer] = key.contiguous(), value.contiguous()
+            keys[layer], values[layer] = key[:, :positions].contiguous(), value[:, :positions].contiguous()
 
         self.hidden_states(batch, torch.zeros(1, dtype=torch.long, device=self.device), on_keys_values=collect)
-        own = ([side[layer] for layer in range(len(self.identity.layers))] for side in (keys, values))
-        return append_keys_values(self.identity, batch.prefixes[0], *own)
+        layers = range(len(self.identity.layers))
+        return append_keys_values(
+            self.identity, batch.prefixes[0], [keys[i] for i in layers], [values[i] for i in layers]
+        )
 
     @contextmanager
     def _adapted(self, batch: Batch) -> Iterator[None]:

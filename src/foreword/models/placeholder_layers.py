@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from foreword.core import Batch, Front, KVPrefix, LayerShape
 from foreword.errors import UnsupportedModel
 from foreword.models.language_model import model_body
+from foreword.models.neighbour_rows import NeighbourRows
 from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.projections import ProjectionHooks
 
@@ -41,9 +42,15 @@ def find_projections(model: Any) -> ProjectionHooks:
     return hooks
 
 
-def shapes(hooks: ProjectionHooks) -> tuple[LayerShape, ...]:
-    """What every layer keeps of a position."""
-    return tuple(LayerShape(layer.kv_heads, layer.key_dim, layer.value_dim) for layer in hooks.layers)
+def find_neighbours(model: Any, hooks: ProjectionHooks) -> NeighbourRows:
+    """What the layers read of the rows in front beside keys and values; see `NeighbourRows.find`."""
+    return NeighbourRows.find(model, hooks, torch.arange(LONG, device=model.get_input_embeddings().weight.device))
+
+
+def shapes(hooks: ProjectionHooks, neighbours: NeighbourRows) -> tuple[LayerShape, ...]:
+    """What every layer keeps in front of a row."""
+    pairs = zip(hooks.layers, neighbours.states, strict=True)
+    return tuple(LayerShape(layer.kv_heads, layer.key_dim, layer.value_dim, states) for layer, states in pairs)
 
 
 def check_placeholders(lm: PlaceholderModel) -> PlaceholderModel:
@@ -58,11 +65,7 @@ def check_placeholders(lm: PlaceholderModel) -> PlaceholderModel:
     placeholder, other, *ordinary = _ordinary_tokens(lm)
     lm, ids = replace(lm, placeholder=placeholder), (ordinary or [placeholder])[:LONG]
     rows = [tuple(ids), tuple(ids[:SHORT])]
-    with torch.no_grad():
-        kept = {}
-        front = Batch.from_rows(Front(), [ids[:FRONT]], device=lm.device)
-        lm.hidden_states(front, torch.tensor([0]), on_keys_values=lambda layer, *pair: kept.__setitem__(layer, pair))
-    prefix = KVPrefix(lm.identity, *(tuple(kept[i][side] for i in range(len(kept))) for side in (0, 1)), offset=FRONT)
+    prefix = lm.kept(Batch.from_rows(Front(), [ids[:FRONT]], device=lm.device))
     _check_layers(lm, prefix, rows[0])
     with torch.no_grad():
         found, without = _hidden(lm, prefix, rows[:1]), _hidden(lm, None, rows[:1])

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foreword.attention import AttentionFn
-from foreword.core import Batch, KVPrefix
+from foreword.core import Batch, KVPrefix, LayerShape
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.chosen_rows import logits_at
 from foreword.models.language_model import LanguageModel, model_body
+from foreword.models.neighbour_rows import EMBEDDINGS, INPUTS, NeighbourRows, RowsAt
+from foreword.models.past import append_keys_values
 from foreword.models.projections import KeysValuesAt, ProjectionHooks
 
 MAX_PADDING = 2
@@ -37,6 +40,7 @@ class PlaceholderModel(LanguageModel):
 
     Attributes:
         hooks: on the projections of all layers.
+        neighbours: what layers read of the rows in front beside keys and values.
         pads: whether rows of different lengths can share a forward; else they are grouped by length.
         placeholder: token id of placeholders and of padding, none that the model takes for padding by itself; no other
             row sees what it is.
@@ -44,6 +48,7 @@ class PlaceholderModel(LanguageModel):
 
     carried: ClassVar[str] = "through placeholder tokens"
     hooks: ProjectionHooks | None = None
+    neighbours: NeighbourRows | None = None
     pads: bool = True
     placeholder: int = 0
 
@@ -83,9 +88,11 @@ class PlaceholderModel(LanguageModel):
         attend: AttentionFn | None,
         on_keys_values: OnKeysValues | None,
         outputs_at: Callable[[dict[str, Tensor], Tensor, Tensor], Tensor],
+        on_inputs: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         self._check(batch, attend)
         assert self.hooks is not None
+        assert self.neighbours is not None
         kept = _Kept(self) if on_keys_values is not None else None
         outputs, indices = [], []
         for group in self._groups(batch):
@@ -95,7 +102,8 @@ class PlaceholderModel(LanguageModel):
                 continue
             adapters = [batch.adapters[index] if batch.adapters is not None else None for index in group]
             replaced = self.hooks.replaced(rows.prefixes(len(self.hooks.layers)), kept.of(rows) if kept else None)
-            with self._adapted_rows(adapters), replaced:
+            neighbours = self.neighbours.replaced(rows.states(self.identity.layers, INPUTS), on_inputs)
+            with self._adapted_rows(adapters), replaced, neighbours:
                 outputs.append(outputs_at(self._inputs(batch, rows), rows.rows[chosen], rows.columns[chosen]))
             indices.append(rows.indices[chosen])
         if kept is not None and on_keys_values is not None:
@@ -103,6 +111,33 @@ class PlaceholderModel(LanguageModel):
         found = torch.cat(indices)
         numbers = output_indices.new_zeros(batch.starts[-1]).index_copy(0, found, torch.arange(len(found)).to(found))
         return torch.cat(outputs)[numbers[output_indices]]
+
+    @torch.no_grad()
+    def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
+        keys: dict[int, Tensor] = {}
+        values: dict[int, Tensor] = {}
+        inputs: dict[int, Tensor] = {}
+        past = batch.prefixes[0]
+        front, positions = _prefix_length(past), batch.lengths[0] if positions is None else positions
+
+        def collect(layer: int, key: Tensor, value: Tensor) -> None:
+            keys[layer], values[layer] = key[:, :positions], value[:, :positions]
+
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        self._run(batch, first, None, collect, self._hidden_at, inputs.__setitem__)
+        embedded = self.model.get_input_embeddings()(batch.token_ids)[None]
+        if past is not None and past.states:
+            ahead = past.states[0].get(EMBEDDINGS, embedded[0, :0])
+            embedded = torch.cat([F.pad(ahead, (0, 0, front - len(ahead), 0))[None], embedded], dim=1)
+        states = [
+            {
+                state.name: _last(embedded if state.name == EMBEDDINGS else inputs[i], front + positions, state.shape)
+                for state in layer.states
+            }
+            for i, layer in enumerate(self.identity.layers)
+        ]
+        layers = range(len(states))
+        return append_keys_values(self.identity, past, [keys[i] for i in layers], [values[i] for i in layers], states)
 
     def _check(self, batch: Batch, attend: AttentionFn | None) -> None:
         if attend is not None or batch.num_computed_tokens is not None:
@@ -140,6 +175,10 @@ class PlaceholderModel(LanguageModel):
             table = self.model.get_input_embeddings()
             embedded = table(ids).index_copy(0, batch.embed_indices, batch.embeds.to(table.weight.dtype))
             inputs = {"inputs_embeds": embedded[rows.tokens]}
+        for place in rows.states(self.identity.layers, EMBEDDINGS).values():
+            embedded = inputs.get("inputs_embeds")
+            embedded = self.model.get_input_embeddings()(inputs["input_ids"]) if embedded is None else embedded
+            inputs = {"inputs_embeds": place.put(embedded)}
         # Positions are the model's own, from its first on: those of the joined text.
         if len(set(rows.lengths)) > 1:
             columns = torch.arange(rows.tokens.shape[1], device=self.device)
@@ -191,6 +230,23 @@ class _PaddedRows:
             for layer in range(layers)
         }
 
+    def states(self, layers: Sequence[LayerShape], name: str) -> dict[int, RowsAt]:
+        """What every layer that keeps a state of this name gets at the last placeholders."""
+        places: dict[int, RowsAt] = {}
+        present = [(row, prefix) for row, prefix in enumerate(self._prefixes) if prefix is not None and prefix.length]
+        for index, layer in enumerate(layers):
+            reach = next((state.shape[0] for state in layer.states if state.name == name), 0)
+            if not reach or not present:
+                continue
+            used = [(row, prefix, min(reach, prefix.length)) for row, prefix in present]
+            rows = [row for row, _, count in used for _ in range(count)]
+            columns = [column for _, prefix, n in used for column in range(prefix.length - n, prefix.length)]
+            states = torch.cat([prefix.states[index][name][-count:] for _, prefix, count in used])
+            places[index] = RowsAt(
+                torch.tensor(rows, device=states.device), torch.tensor(columns, device=states.device), states
+            )
+        return places
+
 
 class _Kept:
     """Keys and values of a batch's own tokens, gathered from all its forwards."""
@@ -216,6 +272,12 @@ class _Kept:
             on_keys_values(
                 layer, *(side[order].unflatten(1, (heads, -1)).transpose(0, 1).contiguous() for side in (keys, values))
             )
+
+
+def _last(inputs: Tensor, end: int, shape: tuple[int, ...]) -> Tensor:
+    """The inputs ``[reach, width]`` before column ``end`` of the only row ``[1, S, width]``; zeros before its start."""
+    found = inputs[0, max(end - shape[0], 0) : end]
+    return F.pad(found, (0, 0, shape[0] - len(found), 0)).contiguous()
 
 
 def _prefix_length(prefix: KVPrefix | None) -> int:

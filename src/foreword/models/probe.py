@@ -8,7 +8,7 @@ The reference is always Transformers' own eager forward of the joined texts, one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import signature
 
 import torch
@@ -104,8 +104,7 @@ def prefix_left_by(lm: LanguageModel, front: Sequence[int], row: Sequence[int]) 
     """
     if lm.causal:
         return activations(lm, front)
-    joined = lm.kept(Batch.from_rows(Front(), [(*front, *row)], device=lm.device))
-    return replace(joined.map(lambda tensor: tensor[:, : len(front)]), offset=len(front))
+    return lm.kept(Batch.from_rows(Front(), [(*front, *row)], device=lm.device), len(front))
 
 
 def text_ids(lm: LanguageModel, text: str, count: int) -> list[int]:
