@@ -13,7 +13,7 @@ from foreword.core import KVPrefix, Pooling
 from foreword.core.token_rows import check_token_ids
 from foreword.engine import scoring
 from foreword.engine.base import EngineBase
-from foreword.engine.cache import PAGE_SIZE, PagedCache
+from foreword.engine.cache import MAX_PAGED_PREFIX, PAGE_SIZE, PagedCache
 from foreword.engine.decoder_cache import DecoderCache
 from foreword.engine.device_cache import DeviceCache
 from foreword.engine.encoder_decoder_runner import EncoderDecoderRunner
@@ -28,6 +28,7 @@ from foreword.engine.token_sampler import TokenSampler, sample_batch
 from foreword.errors import RequestError, UnsupportedModel, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import activations, check_context_length
+from foreword.models.cached_model import CachedModel
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.openmp import release_openmp_threads
 from foreword.text.detokenize import Detokenizer
@@ -87,9 +88,22 @@ class Engine(EngineBase):
             positions, prefix_positions = self.cache.num_positions - 1, int  # one is the decoder's start token
         else:
             num_pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
-            self.cache = PagedCache(lm.identity.layers, num_pages, lm.dtype, lm.device, reuse=reuse, chunk=chunk)
-            self._runner = ModelRunner(lm, self.cache, apart=deterministic)
-            positions, prefix_positions = num_pages * PAGE_SIZE, _paged_prefix_positions
+            self.cache = cache = PagedCache(
+                lm.identity.layers,
+                num_pages,
+                lm.dtype,
+                lm.device,
+                # A page of tokens is of no use without the states at its end, which are not kept.
+                reuse=reuse and not lm.identity.keeps_states,
+                chunk=chunk,
+                max_paged_prefix=None if isinstance(lm, CachedModel) else MAX_PAGED_PREFIX,
+            )
+            self._runner = ModelRunner(lm, cache, apart=deterministic)
+            positions = num_pages * PAGE_SIZE
+
+            def prefix_positions(length: int) -> int:
+                return PAGE_SIZE * cache.pages_for_prefix(length)
+
         super().__init__(
             name=lm.name,
             tokenizer=lm.tokenizer,
@@ -237,7 +251,3 @@ class Engine(EngineBase):
     def _require_answers(self) -> None:
         if not self.causal and not self.is_encoder_decoder:
             raise UnsupportedModel(f"{self.name} is an encoder, which sees what follows; ask a causal model.")
-
-
-def _paged_prefix_positions(length: int) -> int:
-    return PAGE_SIZE * PagedCache.pages_for_prefix(length)

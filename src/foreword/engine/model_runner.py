@@ -10,8 +10,10 @@ from torch import Tensor
 from foreword.core import Batch, Front, gather_embeds
 from foreword.engine.cache import PagedCache
 from foreword.engine.paged_attention import PagedAttention
+from foreword.engine.paged_past import PagedPast
 from foreword.engine.scheduler import ScheduledTokens
 from foreword.models import LanguageModel
+from foreword.models.cached_model import CachedModel
 
 WARM_UP_TOKENS = 32
 
@@ -38,10 +40,10 @@ class ModelRunner:
     def _run(self, scheduled: Items[ScheduledTokens]) -> Tensor:
         batch = make_batch(scheduled, self._lm.device)
         last = [batch.starts[index + 1] - 1 for index, each in enumerate(scheduled) if each.needs_logits]
-        attention = PagedAttention(self._cache, scheduled, batch)
+        front = PagedPast if isinstance(self._lm, CachedModel) else PagedAttention
         # Without a row the output matrix still gets one, which is cheaper than a special case.
         rows = torch.tensor(last or [0], device=self._lm.device)
-        return self._lm.logits(batch, rows, attend=attention)[: len(last)]
+        return self._lm.logits(batch, rows, attend=front(self._cache, scheduled, batch))[: len(last)]
 
     @torch.inference_mode()
     def warm_up(self) -> None:

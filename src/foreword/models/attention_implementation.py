@@ -7,6 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def of_text(config: Any, name: str) -> str | dict[str, str]:
+    """An ``attn_implementation`` for the text side of a model that also reads images or sound.
+
+    Its other parts keep theirs: they may know a few kinds alone, and never run here.
+    """
+    text = config.get_text_config()
+    keys = [key for key in config.sub_configs if getattr(config, key, None) is text]
+    return {"": name, keys[0]: name} if keys else name
+
+
 def set_attention_implementation(model: Any, name: str) -> None:
     """Change the attention of a model, as ``model.set_attn_implementation`` does.
 
@@ -14,17 +24,21 @@ def set_attention_implementation(model: Any, name: str) -> None:
     that it was loaded with (for ``foreword``: none at all); there the configuration is set, which decides of masks.
     """
     if model._can_set_attn_implementation():
-        model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:
-        model.config._attn_implementation = name
+        model.set_attn_implementation(of_text(model.config, name))
+    if _used(model) != name:
+        model.config._attn_implementation = of_text(model.config, name)
 
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
     """Transformers' own plain attention, then again the one before."""
-    used = model.config._attn_implementation
+    used = _used(model)
     set_attention_implementation(model, "eager")
     try:
         yield
     finally:
         set_attention_implementation(model, used)
+
+
+def _used(model: Any) -> str:
+    return model.config.get_text_config()._attn_implementation

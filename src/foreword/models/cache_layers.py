@@ -29,10 +29,29 @@ from foreword.errors import UnsupportedModel
 class KeysLayer(DynamicLayer):
     """Keys and values of all positions."""
 
-    def put(self, key: Tensor, value: Tensor) -> None:
-        """Begin with keys ``[R, kv_heads, C, key_dim]`` and values ``[R, kv_heads, C, value_dim]``."""
+    _buffers: tuple[Tensor, Tensor] | None = None
+
+    def put(self, key: Tensor, value: Tensor, room: int = 0) -> None:
+        """Begin with keys ``[R, kv_heads, C, key_dim]`` and values ``[R, kv_heads, C, value_dim]``.
+
+        Args:
+            room: columns at their end that hold nothing yet and are written to; 0 where gradients are needed.
+        """
         self.lazy_initialization(key, value)
-        self.keys, self.values = key, value
+        self._buffers = (key, value) if room else None
+        length = key.shape[2] - room
+        self.keys, self.values = key[:, :, :length], value[:, :, :length]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self._buffers is None:
+            return super().update(key_states, value_states, *args, **kwargs)
+        assert self.keys is not None
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = new
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
 
 
 class IndexedKeysLayer(DynamicIndexedLayer, KeysLayer):
@@ -67,15 +86,17 @@ class StatesLayer(LinearAttentionLayer):
     def update_conv_state(
         self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any
     ) -> Tensor:
-        if self.has_previous_state[state_idx]:
-            full = torch.cat([self.conv_states[state_idx], conv_states], dim=-1)
+        before = self.conv_states[state_idx] if self.has_previous_state[state_idx] else None
+        if before is not None:
+            kernel = before.shape[-1]
+            full = torch.cat([before, conv_states], dim=-1)
         else:
             kernel = conv_kernel_size or conv_states.shape[-1]
             self.conv_kernel_size[state_idx] = kernel
             self.dtype, self.device = conv_states.dtype, conv_states.device
             full = F.pad(conv_states, (max(0, kernel - conv_states.shape[-1]), 0))
             self.is_conv_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
-        self.conv_states[state_idx] = full[..., -self.conv_kernel_size[state_idx] :]
+        self.conv_states[state_idx] = full[..., -kernel:]
         return full
 
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:

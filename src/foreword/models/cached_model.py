@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from foreword.attention import AttentionFn
 from foreword.core import Batch, KVPrefix, LayerShape, StateShape
 from foreword.errors import UnsupportedModel
 from foreword.models.cache_layers import IndexedKeysLayer, KeysLayer, StatesLayer, make_cache
@@ -83,8 +84,7 @@ class CachedModel(LanguageModel):
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: Past | None = None,
-        on_keys_values: Any = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Logits ``[K, vocab]`` after chosen tokens of a ragged batch.
 
@@ -92,20 +92,18 @@ class CachedModel(LanguageModel):
             batch: the layout and the tokens.
             output_indices: ``[K]`` indices in ``0..N-1``; only these reach the output matrix.
             attend: what is in front of the sequences, in place of the batch's prefixes (an engine's cache).
-            on_keys_values: refused; `kept` gives them.
         """
-        return self._run(batch, output_indices, attend, on_keys_values, hidden=False)
+        return self._run(batch, output_indices, attend, hidden=False)
 
     def hidden_states(
         self,
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: Past | None = None,
-        on_keys_values: Any = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Final hidden states ``[K, hidden]`` of chosen tokens; the arguments are those of `logits`."""
-        return self._run(batch, output_indices, attend, on_keys_values, hidden=True)
+        return self._run(batch, output_indices, attend, hidden=True)
 
     @torch.no_grad()
     def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
@@ -114,17 +112,11 @@ class CachedModel(LanguageModel):
                 f"{self.name} keeps what is behind its last token; give it the tokens in front alone."
             )
         past = BatchPast(batch, self.identity, [len(batch.lengths) - 1])
-        self._run(batch, torch.zeros(1, dtype=torch.long, device=self.device), past, None, hidden=True)
+        self._run(batch, torch.zeros(1, dtype=torch.long, device=self.device), past, hidden=True)
         return past.kept[len(batch.lengths) - 1]
 
-    def _run(
-        self, batch: Batch, output_indices: Tensor, past: Past | None, on_keys_values: Any, *, hidden: bool
-    ) -> Tensor:
-        if on_keys_values is not None:
-            raise UnsupportedModel(
-                f"{self.name} is run through Transformers' cache, so its keys cannot be collected layer by layer."
-            )
-        past = past if past is not None else BatchPast(batch, self.identity)
+    def _run(self, batch: Batch, output_indices: Tensor, attend: AttentionFn | Past | None, *, hidden: bool) -> Tensor:
+        past = cast(Past, attend) if attend is not None else BatchPast(batch, self.identity)
         wanted = output_indices.tolist()
         place = {index: number for number, index in enumerate(dict.fromkeys(wanted))}
         found: list[Tensor | None] = [None] * len(place)
@@ -159,9 +151,9 @@ class CachedModel(LanguageModel):
         self, batch: Batch, group: Sequence[int], past: Past, outputs: Sequence[tuple[int, int]], *, hidden: bool
     ) -> Tensor:
         """Run some sequences as padded rows. Returns the logits or hidden states at ``outputs`` (row, token)."""
-        front = past.gather(group)
         lengths = [batch.lengths[index] for index in group]
         longest = max(lengths)
+        front = past.gather(group, longest)
         # A short row repeats its last token, at its last position.
         steps = [[min(step, length - 1) for step in range(longest)] for length in lengths]
         tokens = torch.tensor(
@@ -226,11 +218,12 @@ class CachedModel(LanguageModel):
         """The model's cache with what stands in front of the rows."""
         cache = make_cache(self.model.config.get_text_config(decoder=True))
         for slot in self.layout.slots:
-            layer, shape = cache.layers[slot.layer], self.layout.shapes[slot.slot]
+            layer: Any = cache.layers[slot.layer]
+            shape = self.layout.shapes[slot.slot]
             if front.length and shape.kv_heads:
-                layer.put(front.keys[slot.slot].to(self.dtype), front.values[slot.slot].to(self.dtype))
+                layer.put(front.keys[slot.slot].to(self.dtype), front.values[slot.slot].to(self.dtype), front.room)
             if front.length and slot.index_slot is not None:
-                layer.put_index(front.keys[slot.index_slot][:, 0].to(self.dtype))
+                layer.put_index(front.keys[slot.index_slot][:, 0, : front.length].to(self.dtype))
             if states := front.states[slot.slot]:
                 dtypes = self.layout.state_dtypes[slot.slot]
                 layer.put_states({name: state.to(dtypes[name]) for name, state in states.items()})
@@ -258,10 +251,12 @@ def kept_tensors(cache: Cache, slots: Sequence[CacheSlot]) -> list[LayerTensors]
     found: list[LayerTensors] = []
     for slot in slots:
         layer = cache.layers[slot.layer]
-        attends = isinstance(layer, KeysLayer) and layer.is_initialized
         states = layer.states() if isinstance(layer, StatesLayer) else {}
-        found.append((layer.keys, layer.values, states) if attends else (None, None, states))
-        if slot.index_slot is not None:
+        if isinstance(layer, KeysLayer) and layer.is_initialized:
+            found.append((layer.keys, layer.values, states))
+        else:
+            found.append((None, None, states))
+        if isinstance(layer, IndexedKeysLayer) and layer.indexer_keys is not None:
             key = layer.indexer_keys[:, None]
             found.append((key, key[..., :0], {}))
     return found

@@ -6,7 +6,6 @@ It takes the same ragged batches as other models, so losses, label scorers and e
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from foreword.core import Batch
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.decoder_inputs import DecoderInputs
 from foreword.models.language_model import LanguageModel
+from foreword.models.past import Past
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,21 +69,20 @@ class EncoderDecoder(LanguageModel):
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: AttentionFn | None = None,
-        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Logits ``[K, vocab]`` after the last token of a text, or after tokens of the decoder.
 
         Args:
             batch: texts, and decoder tokens behind them.
             output_indices: ``[K]`` indices in ``0..N-1``.
-            attend, on_keys_values: refused; they are for engines and lowering.
+            attend: refused; it is for engines.
 
         Raises:
             UnsupportedModel: there are prefixes or adapters.
             UsageError: soft tokens without a text, or an index inside a text.
         """
-        if attend is not None or on_keys_values is not None:
+        if attend is not None:
             raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose keys and values are not kept.")
         encoded = self.encode(batch)
         inputs = DecoderInputs.from_batch(batch)
@@ -106,11 +105,10 @@ class EncoderDecoder(LanguageModel):
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: AttentionFn | None = None,
-        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Raise UnsupportedModel: neither heads nor lowering work on an encoder-decoder."""
-        del batch, output_indices, attend, on_keys_values
+        del batch, output_indices, attend
         raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose hidden states no head or prefix is made of.")
 
     def encode(self, batch: Batch) -> EncodedTexts:

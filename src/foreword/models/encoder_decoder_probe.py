@@ -11,13 +11,13 @@ from torch import Tensor
 from foreword.core import Batch, Front, LayerShape, soft_id
 from foreword.errors import UnsupportedModel
 from foreword.models.encoder_decoder import EncoderDecoder, encoder_output
-from foreword.models.probe import FLOOR, TOLERANCE
-from foreword.models.proof import Proof
+from foreword.models.probe import compare, prove_by
+from foreword.models.proof import Comparison, Proof
 
-# Two texts, of which the shorter is padded; the first tokens of the first are given as embeddings.
-TEXTS = ((3, 4, 5, 6, 7, 8, 9), (10, 11, 12, 13))
-SOFT = 3
-ANSWER = (14, 15)
+# Tokens of the two texts that are compared, of the embeddings in the first, and of the answer.
+LONG, SHORT, SOFT, ANSWER = 14, 8, 3, 4
+# For what depends on no text.
+IDS = (3, 4, 5, 6, 7, 8, 9)
 
 
 def decoder_start_token_id(model: Any) -> int:
@@ -34,9 +34,7 @@ def decoder_start_token_id(model: Any) -> int:
 @torch.no_grad()
 def decoder_layer_shapes(model: Any) -> tuple[LayerShape, ...]:
     """Shapes of the decoder's self-attention cache, one a layer."""
-    text, begun = (
-        torch.tensor([[token]], device=model.device) for token in (TEXTS[0][0], decoder_start_token_id(model))
-    )
+    text, begun = (torch.tensor([[token]], device=model.device) for token in (IDS[0], decoder_start_token_id(model)))
     # Apart: Switch hands use_cache to its encoder too, which refuses it.
     encoded = encoder_output(model.get_encoder()(input_ids=text).last_hidden_state)
     output = model(encoder_outputs=encoded, decoder_input_ids=begun, use_cache=True)
@@ -51,7 +49,7 @@ def embed_scale(model: Any) -> float:
     (Marian, Pegasus); 1 where it does so itself or not at all."""
     encoder = model.get_encoder()
     scale = float(getattr(encoder, "embed_scale", 1.0))
-    ids = torch.tensor([TEXTS[0]], device=model.device)
+    ids = torch.tensor([IDS], device=model.device)
     embedded = model.get_input_embeddings()(ids)
     given = (encoder(input_ids=None, inputs_embeds=factor * embedded) for factor in (1.0, scale))
     expected = encoder(input_ids=ids).last_hidden_state
@@ -61,33 +59,42 @@ def embed_scale(model: Any) -> float:
 
 @torch.no_grad()
 def probe_encoder_decoder(lm: EncoderDecoder) -> Proof:
-    """Compare embeddings in a padded batch with Transformers on the tokens.
+    """Compare embeddings in a padded batch with Transformers on the tokens of ordinary texts.
 
     Raises:
-        UnsupportedModel: the difference is more than rounding.
+        UnsupportedModel: the difference is more than rounding, or some outputs are not finite.
     """
-    reference = torch.stack([_reference_logits(lm, text) for text in TEXTS])
-    embedded = lm.model.get_input_embeddings()(torch.tensor(TEXTS[0][:SOFT], device=lm.device)) * lm.embed_scale
-    found, blank = _padded_batch_logits(lm, embedded), _padded_batch_logits(lm, torch.zeros_like(embedded))
-    difference, effect = (float((logits - reference).square().mean().sqrt()) for logits in (found, blank))
-    tolerance = max(TOLERANCE * torch.finfo(lm.dtype).eps, FLOOR) * effect
-    if not difference <= tolerance:
+    proof = prove_by(lm, lambda first, second: _compare(lm, (first[:LONG], second[:SHORT])))
+    if not proof.share <= 1:
         raise UnsupportedModel(
             f"{lm.identity.architecture} does not give the same logits for embeddings as for the tokens that they "
-            f"are of: they differ by {difference:.3g}, where zeros in their place change them by {effect:.3g}."
+            f"are of: they differ by {proof.difference:.3g}, where zeros in their place change them by "
+            f"{proof.effect:.3g}."
         )
-    return Proof(difference, effect, tolerance, 1)
+    return proof
 
 
-def _reference_logits(lm: EncoderDecoder, text: Sequence[int]) -> Tensor:
+def _compare(lm: EncoderDecoder, texts: Sequence[Sequence[int]]) -> Comparison:
+    """Two texts, of which the shorter is padded; the first tokens of the first are given as embeddings."""
+    answer = texts[0][-ANSWER:]
+    reference = torch.cat([_reference_logits(lm, text, answer) for text in texts])
+    embedded = lm.model.get_input_embeddings()(torch.tensor(texts[0][:SOFT], device=lm.device)) * lm.embed_scale
+    blank = torch.zeros_like(embedded)
+    found, without = (_padded_batch_logits(lm, texts, answer, soft) for soft in (embedded, blank))
+    return compare(found, without, reference)
+
+
+def _reference_logits(lm: EncoderDecoder, text: Sequence[int], answer: Sequence[int]) -> Tensor:
     """Logits ``[tokens, vocab]`` of the answer to one text, by Transformers alone."""
-    ids, written = (torch.tensor([row], device=lm.device) for row in (text, (lm.decoder_start_token_id, *ANSWER)))
-    return lm.model(input_ids=ids, decoder_input_ids=written, use_cache=False).logits[0].float()
+    ids, written = (torch.tensor([row], device=lm.device) for row in (text, (lm.decoder_start_token_id, *answer)))
+    return lm.model(input_ids=ids, decoder_input_ids=written, use_cache=False).logits[0]
 
 
-def _padded_batch_logits(lm: EncoderDecoder, soft: Tensor) -> Tensor:
-    """The same ``[texts, tokens, vocab]`` in one batch, with embeddings in place of the first text's first tokens."""
-    rows = [(*map(soft_id, range(SOFT)), *TEXTS[0][SOFT:]), ANSWER, TEXTS[1], ANSWER]
+def _padded_batch_logits(
+    lm: EncoderDecoder, texts: Sequence[Sequence[int]], answer: Sequence[int], soft: Tensor
+) -> Tensor:
+    """The same of all texts in one batch, with embeddings in place of the first text's first tokens."""
+    rows = [(*map(soft_id, range(SOFT)), *texts[0][SOFT:]), answer, texts[1], answer]
     batch = Batch.from_rows(Front(inner_soft=soft), rows, (None, 0, None, 2), lm.device)
     indices = [index for text in (0, 2) for index in range(batch.starts[text + 1] - 1, batch.starts[text + 2])]
-    return lm.logits(batch, torch.tensor(indices, device=lm.device)).float().unflatten(0, (len(TEXTS), -1))
+    return lm.logits(batch, torch.tensor(indices, device=lm.device))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
 from foreword.core import Adapter, Batch, KVPrefix, ModelIdentity, Pooling
 from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UnsupportedModel
-from foreword.models.past import append_keys_values
+from foreword.models.past import Past, append_keys_values
 from foreword.models.proof import Proof
 
 
@@ -98,23 +98,22 @@ class LanguageModel(WithOverview):
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: AttentionFn | None = None,
-        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Logits after chosen tokens of a ragged batch.
 
         Args:
             batch: the layout and the tokens.
             output_indices: ``[K]`` indices in ``0..N-1``; only these reach the output matrix.
-            attend: in place of `RaggedAttention` (an engine's paged attention).
-            on_keys_values: see `RaggedAttention`.
+            attend: what an engine's cache holds, in place of the batch's own prefixes: an `AttentionFn` on ragged rows,
+                a `Past` through Transformers' cache.
 
         Returns:
             ``[K, vocab]`` in the model's dtype.
         """
         if not self.has_lm_head:
             raise UnsupportedModel(f"{self.name} has no output matrix, so it cannot score words; learn with a head.")
-        run = ForwardContext(attend if attend is not None else RaggedAttention(batch, on_keys_values), self.layers)
+        run = self._context(batch, attend)
         with self._adapted(batch):
             return forward(self.model, batch, output_indices, run, self.first_position)
 
@@ -123,11 +122,10 @@ class LanguageModel(WithOverview):
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: AttentionFn | None = None,
-        on_keys_values: Callable[[int, Tensor, Tensor], None] | None = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Final hidden states ``[K, hidden]`` of chosen tokens; the arguments are those of `logits`."""
-        run = ForwardContext(attend if attend is not None else RaggedAttention(batch, on_keys_values), self.layers)
+        run = self._context(batch, attend)
         with self._adapted(batch):
             return hidden_states(self.model, batch, run, self.first_position)[output_indices]
 
@@ -144,11 +142,15 @@ class LanguageModel(WithOverview):
         def collect(layer: int, key: Tensor, value: Tensor) -> None:
             keys[layer], values[layer] = key[:, :positions].contiguous(), value[:, :positions].contiguous()
 
-        self.hidden_states(batch, torch.zeros(1, dtype=torch.long, device=self.device), on_keys_values=collect)
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.hidden_states(batch, first, attend=RaggedAttention(batch, collect))
         layers = range(len(self.identity.layers))
-        return append_keys_values(
-            self.identity, batch.prefixes[0], [keys[i] for i in layers], [values[i] for i in layers]
-        )
+        own_keys, own_values = ([side[layer] for layer in layers] for side in (keys, values))
+        return append_keys_values(self.identity, batch.prefixes[0], own_keys, own_values)
+
+    def _context(self, batch: Batch, attend: AttentionFn | Past | None) -> ForwardContext:
+        own = cast(AttentionFn, attend) if attend is not None else RaggedAttention(batch)
+        return ForwardContext(own, self.layers)
 
     @contextmanager
     def _adapted(self, batch: Batch) -> Iterator[None]:

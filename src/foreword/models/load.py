@@ -17,6 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
 )
@@ -27,7 +28,7 @@ from foreword.core import Batch, Front
 from foreword.errors import ModelError, SettingError, UnknownModel, UnsupportedModel, UsageError
 from foreword.home import default_model
 from foreword.models import gguf
-from foreword.models.attention_implementation import set_attention_implementation
+from foreword.models.attention_implementation import of_text, set_attention_implementation
 from foreword.models.cached_model import CachedModel, cache_layout
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import (
@@ -44,9 +45,10 @@ from foreword.models.packed_linear import pack_linear_layers
 from foreword.models.placeholder_layers import check_placeholders, find_neighbours, find_projections, shapes
 from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.pooling import default_pooling, model_pooling
-from foreword.models.probe import FORWARD_ERRORS, prove
+from foreword.models.probe import FORWARD_ERRORS, NotFinite, prove
 from foreword.models.quantized_linear import keep_gradients
 from foreword.models.ragged_layers import RaggedLayers
+from foreword.models.text_side import drop_other_towers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -134,6 +136,8 @@ def _first_proved(model: Any, tokenizer: Any, name: str, folder: Path | None) ->
         try:
             lm = assemble(model, tokenizer, name, folder)
             return replace(lm, proof=prove(lm))
+        except NotFinite:
+            raise
         except UnsupportedModel as error:
             refusal = error
     assert refusal is not None
@@ -146,7 +150,7 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
     An assembler raises UnsupportedModel for a model that it cannot run, and finds it with the attention that it was
     loaded with (``foreword``) or the one that an earlier way has set.
     """
-    if auto_class(model.config) is not AutoModelForCausalLM:
+    if AutoModelForMaskedLM in auto_classes(model.config):
         return _on_ragged_rows, _through_placeholders
     # Batches first, then what only some models need: fronts of one length at a time, tokens one at a time.
     cached = [
@@ -298,17 +302,18 @@ def _device(device: str) -> str:
 
 def _load_model_and_tokenizer(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
     config, tokenizer = load_config_and_tokenizer(source, name, trust_remote_code)
-    auto = auto_class(config)
-    model, missing = _from_pretrained(auto, config, source, name, dtype, trust_remote_code)
-    if missing and auto is AutoModelForMaskedLM:
-        # A sentence encoder or a classifier: its hidden states are whole, only the words' matrix was never there.
-        model, missing = _from_pretrained(AutoModel, config, source, name, dtype, trust_remote_code)
-        missing = [key for key in missing if not key.startswith("pooler.")]
+    first, *others = auto_classes(config)
+    model, missing = _from_pretrained(first, config, source, name, dtype, trust_remote_code)
+    for auto in others:
+        if missing:
+            model, missing = _from_pretrained(auto, config, source, name, dtype, trust_remote_code)
+            missing = [key for key in missing if auto is not AutoModel or not key.startswith("pooler.")]
     if missing:
         raise UnsupportedModel(
             f"{name} has no weights for {missing[0]} of {type(model).__name__}, which would be random; give a "
             "checkpoint with its language model head."
         )
+    drop_other_towers(model)
     return model, tokenizer
 
 
@@ -325,7 +330,11 @@ def _from_pretrained(
     try:
         try:
             # Soft tokens are all that an encoder-decoder takes: its attention stays Transformers' own.
-            registered = {} if auto is AutoModelForSeq2SeqLM else {"attn_implementation": attention.ATTN_IMPLEMENTATION}
+            registered = (
+                {}
+                if auto is AutoModelForSeq2SeqLM
+                else {"attn_implementation": of_text(config, attention.ATTN_IMPLEMENTATION)}
+            )
             model, found = load(**registered)
         except KeyError:  # a model that has a class for each attention, and none for the registered one
             model, found = load(attn_implementation="eager")
@@ -372,16 +381,28 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
 
 
 def auto_class(config: Any) -> Any:
-    """The ``AutoModel...`` class that loads a model with this configuration."""
+    """The ``AutoModel...`` class that most checkpoints with this configuration are for."""
+    return auto_classes(config)[0]
+
+
+def auto_classes(config: Any) -> tuple[Any, ...]:
+    """The ``AutoModel...`` classes that may load a model with this configuration.
+
+    A checkpoint belongs to the first whose weights it has all: of one that reads images too, the text side alone may
+    have a class; a sentence encoder or a classifier has hidden states that are whole, and no output matrix for words.
+    """
     if getattr(config, "is_encoder_decoder", False):
-        return AutoModelForSeq2SeqLM
+        return (AutoModelForSeq2SeqLM,)
+    encoder = (AutoModelForMaskedLM, AutoModel)
     names = getattr(config, "architectures", None) or []
     if any(name.endswith("ForMaskedLM") for name in names):
-        return AutoModelForMaskedLM
+        return encoder
     own_code = getattr(config, "auto_map", None) or {}
-    known = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in own_code
-    decoder = known and not _is_encoder(config)
-    return AutoModelForCausalLM if decoder else AutoModelForMaskedLM
+    causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in own_code
+    multimodal = type(config) in AutoModelForMultimodalLM._model_mapping
+    if not (causal or multimodal) or _is_encoder(config):
+        return encoder
+    return (*[AutoModelForCausalLM] * causal, *[AutoModelForMultimodalLM] * multimodal)
 
 
 def _is_encoder(config: Any) -> bool:

@@ -22,17 +22,19 @@ class Kept:
         keys: one ``[R, kv_heads, C, key_dim]`` a layer; shorter rows stand at the end, behind zeros.
         values: one ``[R, kv_heads, C, value_dim]`` a layer.
         states: of every layer ``[R, ...]`` by name; empty mappings for rows that have nothing in front of them.
+        room: columns behind these ``C`` in keys and values, which the rows' own tokens are written to.
     """
 
     lengths: tuple[int, ...]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     states: tuple[Mapping[str, Tensor], ...]
+    room: int = 0
 
     @property
     def length(self) -> int:
         """``C``."""
-        return int(self.keys[0].shape[2])
+        return max(self.lengths)
 
 
 class Past(Protocol):
@@ -46,8 +48,12 @@ class Past(Protocol):
         """Whether what a sequence leaves behind is needed."""
         ...
 
-    def gather(self, sequences: Sequence[int]) -> Kept:
-        """What is in front of some sequences, as rows; they have states all or none."""
+    def gather(self, sequences: Sequence[int], room: int) -> Kept:
+        """What is in front of some sequences, as rows; they have states all or none.
+
+        Args:
+            room: tokens of the longest of them; there may be as much room behind, or none.
+        """
         ...
 
     def store(self, sequences: Sequence[int], new: Kept) -> None:
@@ -77,7 +83,7 @@ class BatchPast:
     def keeps(self, sequence: int) -> bool:
         return sequence in self._needed
 
-    def gather(self, sequences: Sequence[int]) -> Kept:
+    def gather(self, sequences: Sequence[int], room: int) -> Kept:
         fronts = [self._front(sequence) for sequence in sequences]
         lengths = tuple(front.length if front is not None else 0 for front in fronts)
         layers = range(len(self._model.layers))

@@ -7,7 +7,6 @@ prefix. A request's rows then see the keys and values in front, and whatever the
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,13 +21,11 @@ from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.chosen_rows import logits_at
 from foreword.models.language_model import LanguageModel, model_body
 from foreword.models.neighbour_rows import EMBEDDINGS, INPUTS, NeighbourRows, RowsAt
-from foreword.models.past import append_keys_values
+from foreword.models.past import Past, append_keys_values
 from foreword.models.projections import KeysValuesAt, ProjectionHooks
 
 MAX_PADDING = 2
 """Rows of one forward are at most so many times as long as its shortest."""
-
-OnKeysValues = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(eq=False, repr=False)
@@ -57,8 +54,7 @@ class PlaceholderModel(LanguageModel):
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: AttentionFn | None = None,
-        on_keys_values: OnKeysValues | None = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Logits ``[K, vocab]`` of chosen tokens of a ragged batch; the arguments are those of `LanguageModel.logits`.
 
@@ -68,32 +64,46 @@ class PlaceholderModel(LanguageModel):
         """
         if not self.has_lm_head:
             raise UnsupportedModel(f"{self.name} has no output matrix, so it cannot score words; learn with a head.")
-        return self._run(batch, output_indices, attend, on_keys_values, self._logits_at)
+        self._check(batch, attend)
+        return self._run(batch, output_indices, self._logits_at)
 
     def hidden_states(
         self,
         batch: Batch,
         output_indices: Tensor,
         *,
-        attend: AttentionFn | None = None,
-        on_keys_values: OnKeysValues | None = None,
+        attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Final hidden states ``[K, hidden]`` of chosen tokens; the arguments and errors are those of `logits`."""
-        return self._run(batch, output_indices, attend, on_keys_values, self._hidden_at)
+        self._check(batch, attend)
+        return self._run(batch, output_indices, self._hidden_at)
+
+    @torch.no_grad()
+    def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
+        self._check(batch, None)
+        past, kept = batch.prefixes[0], _Kept()
+        front, positions = _prefix_length(past), batch.lengths[0] if positions is None else positions
+        self._run(batch, torch.zeros(1, dtype=torch.long, device=self.device), self._hidden_at, kept)
+        keys, values, states = [], [], []
+        for index, layer in enumerate(self.identity.layers):
+            own = (side[0, front : front + positions].unflatten(1, (layer.kv_heads, -1)) for side in kept.pairs[index])
+            for side, found in zip((keys, values), own, strict=True):
+                side.append(found.transpose(0, 1).contiguous())
+            sources = {EMBEDDINGS: kept.embeddings, INPUTS: kept.inputs.get(index)}
+            states.append(
+                {each.name: _last(sources[each.name], front + positions, each.shape) for each in layer.states}
+            )
+        return append_keys_values(self.identity, past, keys, values, states)
 
     def _run(
         self,
         batch: Batch,
         output_indices: Tensor,
-        attend: AttentionFn | None,
-        on_keys_values: OnKeysValues | None,
         outputs_at: Callable[[dict[str, Tensor], Tensor, Tensor], Tensor],
-        on_inputs: Callable[[int, Tensor], None] | None = None,
+        kept: _Kept | None = None,
     ) -> Tensor:
-        self._check(batch, attend)
         assert self.hooks is not None
         assert self.neighbours is not None
-        kept = _Kept(self) if on_keys_values is not None else None
         outputs, indices = [], []
         for group in self._groups(batch):
             rows = _PaddedRows(batch, group, self.device)
@@ -101,45 +111,22 @@ class PlaceholderModel(LanguageModel):
             if not chosen.any() and kept is None:
                 continue
             adapters = [batch.adapters[index] if batch.adapters is not None else None for index in group]
-            replaced = self.hooks.replaced(rows.prefixes(len(self.hooks.layers)), kept.of(rows) if kept else None)
-            neighbours = self.neighbours.replaced(rows.states(self.identity.layers, INPUTS), on_inputs)
+            inputs = self._inputs(batch, rows)
+            states = rows.states(self.identity.layers, INPUTS)
+            if kept is not None:
+                kept.embeddings = (
+                    inputs["inputs_embeds"] if "inputs_embeds" in inputs else self._embed(inputs["input_ids"])
+                )
+            replaced = self.hooks.replaced(rows.prefixes(len(self.hooks.layers)), kept.record if kept else None)
+            neighbours = self.neighbours.replaced(states, kept.record_inputs if kept else None)
             with self._adapted_rows(adapters), replaced, neighbours:
-                outputs.append(outputs_at(self._inputs(batch, rows), rows.rows[chosen], rows.columns[chosen]))
+                outputs.append(outputs_at(inputs, rows.rows[chosen], rows.columns[chosen]))
             indices.append(rows.indices[chosen])
-        if kept is not None and on_keys_values is not None:
-            kept.hand_over(on_keys_values)
         found = torch.cat(indices)
         numbers = output_indices.new_zeros(batch.starts[-1]).index_copy(0, found, torch.arange(len(found)).to(found))
         return torch.cat(outputs)[numbers[output_indices]]
 
-    @torch.no_grad()
-    def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
-        keys: dict[int, Tensor] = {}
-        values: dict[int, Tensor] = {}
-        inputs: dict[int, Tensor] = {}
-        past = batch.prefixes[0]
-        front, positions = _prefix_length(past), batch.lengths[0] if positions is None else positions
-
-        def collect(layer: int, key: Tensor, value: Tensor) -> None:
-            keys[layer], values[layer] = key[:, :positions], value[:, :positions]
-
-        first = torch.zeros(1, dtype=torch.long, device=self.device)
-        self._run(batch, first, None, collect, self._hidden_at, inputs.__setitem__)
-        embedded = self.model.get_input_embeddings()(batch.token_ids)[None]
-        if past is not None and past.states:
-            ahead = past.states[0].get(EMBEDDINGS, embedded[0, :0])
-            embedded = torch.cat([F.pad(ahead, (0, 0, front - len(ahead), 0))[None], embedded], dim=1)
-        states = [
-            {
-                state.name: _last(embedded if state.name == EMBEDDINGS else inputs[i], front + positions, state.shape)
-                for state in layer.states
-            }
-            for i, layer in enumerate(self.identity.layers)
-        ]
-        layers = range(len(states))
-        return append_keys_values(self.identity, past, [keys[i] for i in layers], [values[i] for i in layers], states)
-
-    def _check(self, batch: Batch, attend: AttentionFn | None) -> None:
+    def _check(self, batch: Batch, attend: AttentionFn | Past | None) -> None:
         if attend is not None or batch.num_computed_tokens is not None:
             raise UnsupportedModel(f"{self.name} reads in both directions, so no cache of an engine can hold its text.")
         if any(parent is not None for parent in batch.parents):
@@ -172,18 +159,20 @@ class PlaceholderModel(LanguageModel):
         ids = torch.cat([batch.token_ids, batch.token_ids.new_tensor([self.placeholder])])
         inputs = {"input_ids": ids[rows.tokens]}
         if batch.embeds is not None and batch.embed_indices is not None:
-            table = self.model.get_input_embeddings()
-            embedded = table(ids).index_copy(0, batch.embed_indices, batch.embeds.to(table.weight.dtype))
+            embedded = self._embed(ids)
+            embedded = embedded.index_copy(0, batch.embed_indices, batch.embeds.to(embedded.dtype))
             inputs = {"inputs_embeds": embedded[rows.tokens]}
         for place in rows.states(self.identity.layers, EMBEDDINGS).values():
-            embedded = inputs.get("inputs_embeds")
-            embedded = self.model.get_input_embeddings()(inputs["input_ids"]) if embedded is None else embedded
+            embedded = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self._embed(inputs["input_ids"])
             inputs = {"inputs_embeds": place.put(embedded)}
         # Positions are the model's own, from its first on: those of the joined text.
         if len(set(rows.lengths)) > 1:
             columns = torch.arange(rows.tokens.shape[1], device=self.device)
             inputs["attention_mask"] = (columns < torch.tensor(rows.lengths, device=self.device)[:, None]).long()
         return inputs
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
 
     def _logits_at(self, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
         return logits_at(self.model, inputs, rows, columns)
@@ -249,33 +238,29 @@ class _PaddedRows:
 
 
 class _Kept:
-    """Keys and values of a batch's own tokens, gathered from all its forwards."""
+    """What the layers of one sequence keep in its forward.
 
-    def __init__(self, lm: PlaceholderModel) -> None:
-        self._shapes = lm.identity.layers
-        self._found: dict[int, list[tuple[Tensor, ...]]] = defaultdict(list)
+    Attributes:
+        pairs: by layer, keys and values ``[1, S, width]``.
+        inputs: by layer, the inputs ``[1, S, width]`` of those that read beside their attention.
+        embeddings: ``[1, S, hidden]``.
+    """
 
-    def of(self, rows: _PaddedRows) -> OnKeysValues:
-        """What records the forward over some rows."""
+    def __init__(self) -> None:
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.inputs: dict[int, Tensor] = {}
+        self.embeddings: Tensor | None = None
 
-        def record(layer: int, key: Tensor, value: Tensor) -> None:
-            own = (each[rows.rows, rows.columns] for each in (key, value))
-            self._found[layer].append((rows.indices, *own))
+    def record(self, layer: int, key: Tensor, value: Tensor) -> None:
+        self.pairs[layer] = key, value
 
-        return record
-
-    def hand_over(self, on_keys_values: OnKeysValues) -> None:
-        """Call with keys and values ``[kv_heads, N, dim]`` of every layer."""
-        for layer, parts in sorted(self._found.items()):
-            indices, keys, values = (torch.cat(side) for side in zip(*parts, strict=True))
-            heads, order = self._shapes[layer].kv_heads, indices.argsort()
-            on_keys_values(
-                layer, *(side[order].unflatten(1, (heads, -1)).transpose(0, 1).contiguous() for side in (keys, values))
-            )
+    def record_inputs(self, layer: int, inputs: Tensor) -> None:
+        self.inputs[layer] = inputs
 
 
-def _last(inputs: Tensor, end: int, shape: tuple[int, ...]) -> Tensor:
+def _last(inputs: Tensor | None, end: int, shape: tuple[int, ...]) -> Tensor:
     """The inputs ``[reach, width]`` before column ``end`` of the only row ``[1, S, width]``; zeros before its start."""
+    assert inputs is not None
     found = inputs[0, max(end - shape[0], 0) : end]
     return F.pad(found, (0, 0, shape[0] - len(found), 0)).contiguous()
 

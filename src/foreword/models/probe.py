@@ -7,9 +7,11 @@ The reference is always Transformers' own eager forward of the joined texts, one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from foreword.errors import UnsupportedModel
 from foreword.models.activations import activations
 from foreword.models.attention_implementation import eager_attention
 from foreword.models.language_model import LanguageModel, model_body
-from foreword.models.proof import Proof
+from foreword.models.proof import Comparison, Proof
 
 TEXTS = (
     "The harbour was quiet that morning, and nobody had lit the lamps yet; only the old ferry rocked at its rope.",
@@ -33,10 +35,17 @@ TEXTS = (
 LONG_FRONT, LONG_ROW = 11, 7
 SHORT_FRONT, SHORT_ROW = 5, 4
 BARE_ROW = 3
-# Share of a prefix's effect that may be lost to rounding, in units of the dtype's own precision. SmolLM2 loses 5 in
-# bfloat16 and float16 and 16 in float32, where a floor is put: less than a thousandth is rounding in any model.
+# Share of a prefix's effect that may be lost to rounding, in units of the dtype's own precision. In 24 draws of texts
+# SmolLM2-135M loses 3.4 to 8.1 in bfloat16, 3.2 to 8.5 in float16 and 15 to 37 in float32, where a floor is put: less
+# than a thousandth is rounding in any model. A prefix that one of its 30 layers does not see loses 0.07 to 0.5.
 TOLERANCE = 24.0
 FLOOR = 1e-3
+# The first draw is enough where it is this clear; else the median of all decides, since a model of which rounding
+# turns one choice (an expert, a huge activation) is far off in single texts.
+CLEAR = 0.5
+# Pairs of texts, by number. A quick model is compared on all of them.
+PAIRS = ((0, 1), (2, 3), (4, 5), (1, 2), (3, 4))
+QUICK = 0.1
 FORWARD_ERRORS = (
     TypeError,
     AttributeError,
@@ -47,6 +56,10 @@ FORWARD_ERRORS = (
     NotImplementedError,
     AssertionError,
 )
+
+
+class NotFinite(UnsupportedModel):
+    """The model gives NaN or infinity by itself: no way of carrying prefixes mends that."""
 
 
 @dataclass(frozen=True)
@@ -75,24 +88,73 @@ def prove(lm: LanguageModel) -> Proof:
             its prefixes through `prefix_left_by`.
 
     Raises:
-        UnsupportedModel: the outputs differ by more than rounding, or some are not finite, or a forward fails.
+        UnsupportedModel: the outputs differ by more than rounding, or some are not finite (`NotFinite`), or a forward
+            fails.
     """
     name = type(lm.model).__name__
     try:
-        draw = Draw.of(*(text_ids(lm, text, LONG_FRONT + LONG_ROW) for text in TEXTS[:2]))
-        reference, found, without = _reference(lm, draw), _found(lm, draw), _without(lm, draw)
+        proof = prove_by(lm, lambda first, second: _compare(lm, Draw.of(first, second)))
     except FORWARD_ERRORS as error:
         raise UnsupportedModel(f"{name} cannot carry a prefix: its forward failed with {error!r}.") from error
-    precision = torch.finfo(reference.dtype).eps
-    difference, effect = _distance(found, reference), _distance(without, found)
-    rounding = 4 * precision * float(reference.float().square().mean().sqrt())
-    proof = Proof(difference, effect, max(max(TOLERANCE * precision, FLOOR) * effect, rounding), 1)
-    if not difference <= proof.tolerance:
+    if not proof.share <= 1:
         raise UnsupportedModel(
             f"{name} does not give the same logits with text as a prefix as with the joined text: they differ by "
-            f"{difference:.3g}, where leaving the prefix out changes them by {effect:.3g}."
+            f"{proof.difference:.3g}, where leaving the prefix out changes them by {proof.effect:.3g}."
         )
     return proof
+
+
+def prove_by(lm: LanguageModel, compare_texts: Callable[[list[int], list[int]], Comparison]) -> Proof:
+    """The result of as many draws as it takes; the caller judges its share.
+
+    Args:
+        compare_texts: compares on two texts of ``LONG_FRONT + LONG_ROW`` tokens.
+    """
+    texts = [text_ids(lm.tokenizer, lm.identity.vocab_size, text, LONG_FRONT + LONG_ROW) for text in TEXTS]
+    comparisons: list[Comparison] = []
+    for first, second in PAIRS:
+        begun = time.monotonic()
+        comparisons.append(compare_texts(texts[first], texts[second]))
+        if len(comparisons) == 1 and comparisons[0].share <= CLEAR and time.monotonic() - begun > QUICK:
+            break
+    return Proof.of(comparisons)
+
+
+def compare(found: Tensor, without: Tensor, reference: Tensor) -> Comparison:
+    """How far outputs ``[N, vocab]`` are from the reference, beside what leaving the prefix out would change.
+
+    A word that is masked out everywhere is left out of it.
+
+    Raises:
+        NotFinite: the reference is not of numbers.
+        UnsupportedModel: it is, and the outputs are not.
+    """
+    dtype, precision = reference.dtype, torch.finfo(reference.dtype).eps
+    found, without, reference = found.float(), without.float(), reference.float()
+    masked = (reference <= torch.finfo(dtype).min) & (found <= torch.finfo(dtype).min)
+    kept = ~masked.all(0)
+    found, without, reference = found[:, kept], without[:, kept], reference[:, kept]
+    if not bool(reference.isfinite().all()):
+        raise NotFinite(_not_finite(dtype))
+    if not bool(found.isfinite().all()):
+        raise UnsupportedModel("behind a prefix the model gives NaN or infinity, where the joined text gives numbers.")
+    difference, effect = _distance(found, reference), _distance(without, found)
+    rounding = 4 * precision * float(reference.square().mean().sqrt())
+    return Comparison(difference, effect, max(max(TOLERANCE * precision, FLOOR) * effect, rounding))
+
+
+def _not_finite(dtype: torch.dtype) -> str:
+    said = str(dtype).removeprefix("torch.")
+    mend = (
+        "its values are too large for float16; use --dtype bfloat16 or float32"
+        if dtype == torch.float16
+        else "its weights are damaged, or an operation of this device is; load it elsewhere, or with --dtype float32"
+    )
+    return f"the model gives NaN or infinity on ordinary text in {said}: {mend}."
+
+
+def _compare(lm: LanguageModel, draw: Draw) -> Comparison:
+    return compare(_found(lm, draw), _without(lm, draw), _reference(lm, draw))
 
 
 def prefix_left_by(lm: LanguageModel, front: Sequence[int], row: Sequence[int]) -> KVPrefix:
@@ -107,17 +169,22 @@ def prefix_left_by(lm: LanguageModel, front: Sequence[int], row: Sequence[int]) 
     return lm.kept(Batch.from_rows(Front(), [(*front, *row)], device=lm.device), len(front))
 
 
-def text_ids(lm: LanguageModel, text: str, count: int) -> list[int]:
-    """The first ``count`` tokens of a text; of a tokenizer that cannot write it, ordinary words of its vocabulary."""
-    rows = lm.identity.vocab_size
-    ids = list(lm.tokenizer(text)["input_ids"])[:count]
-    unknown = getattr(lm.tokenizer, "unk_token_id", None)
+def text_ids(tokenizer: Any, rows: int, text: str, count: int) -> list[int]:
+    """The first ``count`` tokens of a text; of a tokenizer that cannot write it, ordinary words of its vocabulary.
+
+    Args:
+        rows: of the model's embedding; a tokenizer may know tokens beyond.
+    """
+    try:
+        ids = list(tokenizer(text)["input_ids"])[:count]
+    except (TypeError, ValueError, KeyError, RuntimeError):
+        ids = []
+    unknown = getattr(tokenizer, "unk_token_id", None)
     if len(ids) == count and max(ids) < rows and ids.count(unknown) <= 1:
         return ids
-    special = set(getattr(lm.tokenizer, "all_special_ids", None) or ())
+    special = set(getattr(tokenizer, "all_special_ids", None) or ())
     ordinary = [token for token in range(rows) if token not in special] or list(range(rows))
-    first = len(text)
-    return [ordinary[(first + len(ordinary) // 3 + step * 7919) % len(ordinary)] for step in range(count)]
+    return [ordinary[(len(text) + len(ordinary) // 3 + step * 7919) % len(ordinary)] for step in range(count)]
 
 
 def _found(lm: LanguageModel, draw: Draw) -> Tensor:
@@ -157,4 +224,4 @@ def _reference(lm: LanguageModel, draw: Draw) -> Tensor:
 
 def _distance(found: Tensor, reference: Tensor) -> float:
     """Root mean square difference; in bfloat16 the largest difference would be one of rounding."""
-    return float((found.float() - reference.float()).square().mean().sqrt())
+    return float((found - reference).square().mean().sqrt())

@@ -48,7 +48,7 @@ class RaggedLayers:
             UnsupportedModel: it cannot run on ragged rows; the sentence says why.
         """
         name, config = type(model).__name__, model.config.get_text_config()
-        if model.config._attn_implementation != ATTN_IMPLEMENTATION:
+        if config._attn_implementation != ATTN_IMPLEMENTATION:
             raise UnsupportedModel(f"{name} chooses its attention from a fixed list, so it would never see a prefix.")
         _check_kind(config, name)
         numbers: dict[nn.Module, list[int]] = {}

@@ -155,7 +155,27 @@ class _ChatTemplate:
     kwargs: Mapping[str, Any]
 
     def render(self, turns: Sequence[Turn], tools: _Definitions | None, open_answer: bool) -> str:
-        """Raises RequestError with the template's reason where it refuses the turns."""
+        """Raises RequestError with the template's reason where it refuses the turns.
+
+        Templates of models that read images too may know content as a list of parts alone, and write nothing of a
+        text, or refuse it: there the turns are rendered with lists, if more of what they say is written then.
+        """
+        refusal, written = None, []
+        for arranged in (turns, [_in_parts(turn) for turn in turns]):
+            try:
+                rendered = self._apply(arranged, tools, open_answer)
+            except RequestError as error:
+                refusal = refusal or error
+                continue
+            if not (left_out := sum(turn["content"].strip() not in rendered for turn in turns)):
+                return rendered
+            written.append((left_out, rendered))
+        if not written:
+            assert refusal is not None
+            raise refusal
+        return min(written, key=lambda each: each[0])[1]
+
+    def _apply(self, turns: Sequence[Turn], tools: _Definitions | None, open_answer: bool) -> str:
         import jinja2
 
         try:
@@ -173,6 +193,10 @@ class _ChatTemplate:
             raise RequestError(
                 f"the model's chat template refuses these messages ({reason}); change their roles or their order."
             ) from None
+
+
+def _in_parts(turn: Turn) -> Turn:
+    return turn | {"content": [{"type": "text", "text": turn["content"]}]}
 
 
 @dataclass(frozen=True)
