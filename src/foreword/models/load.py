@@ -125,6 +125,10 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
     keep_gradients(model)
     lm = _first_proved(model, tokenizer, name, folder)
     token = Batch.from_rows(Front(), [[0]], device=lm.device)
+    with torch.no_grad():
+        width = lm.hidden_states(token, token.token_ids).shape[-1]
+    if width != lm.identity.hidden_size:
+        lm = replace(lm, identity=replace(lm.identity, output_size=width))
     pack_linear_layers(model, lambda: (lm.logits if lm.has_lm_head else lm.hidden_states)(token, token.token_ids))
     return lm
 
