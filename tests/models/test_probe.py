@@ -147,3 +147,9 @@ def test_encoder_decoders_speak_their_language_too(monkeypatch):
         broken.lm_head.weight[0, 0] = float("inf")
     with pytest.raises(UnsupportedModel, match="NaN or infinity on ordinary text"):
         wrap_model(broken, byte_tokenizer(), name="broken")
+
+
+def test_a_model_that_reads_in_both_directions_is_no_causal_one():
+    lm = replace(tiny_model("bert"), causal=True)
+    with pytest.raises(UnsupportedModel, match="reads a text in both directions"):
+        prove(lm)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
@@ -13,7 +15,7 @@ from foreword.models import load_model
 from foreword.models.text_side import drop_other_towers
 from foreword.models.tokenized_model import TokenizedModel
 from foreword.prompts.lower import lower_tokens
-from foreword.text import task_prompts
+from foreword.text import chat, task_prompts
 from foreword.training.train import train
 from tiny_vision_language import FAMILIES, save_tiny
 from training.small_data import recipe, write_jsonl
@@ -68,3 +70,13 @@ def test_a_tower_that_text_runs_through_is_kept(folder):
     model.register_forward_pre_hook(lambda module, args: getattr(body, tower).config)
     drop_other_towers(model)
     assert {name for name, child in body.named_children() if child is not None} >= towers
+
+
+def test_the_chat_template_of_an_older_processor_is_found(tmp_path):
+    folder = save_tiny("smolvlm", tmp_path)
+    template = "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}|{% endfor %}"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    tokenizer = TokenizedModel.load(str(folder)).tokenizer
+    assert chat.render(tokenizer, [{"role": "user", "content": "Hello"}]) == "Hello|"
+    (folder / "chat_template.json").write_text("[]")
+    assert TokenizedModel.load(str(folder)).tokenizer.chat_template is None

@@ -93,6 +93,10 @@ class PagedCache:
         copied = self._max_paged_prefix is None or length <= self._max_paged_prefix
         return self.pages_for(length) if copied else 0
 
+    def positions_for_prefix(self, length: int) -> int:
+        """Positions of the pool that a prefix of ``length`` positions takes."""
+        return PAGE_SIZE * self.pages_for_prefix(length)
+
     @property
     def num_free_pages(self) -> int:
         """Pages that no sequence uses, evictable ones included."""

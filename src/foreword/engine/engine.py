@@ -99,10 +99,7 @@ class Engine(EngineBase):
                 max_paged_prefix=None if isinstance(lm, CachedModel) else MAX_PAGED_PREFIX,
             )
             self._runner = ModelRunner(lm, cache, apart=deterministic)
-            positions = num_pages * PAGE_SIZE
-
-            def prefix_positions(length: int) -> int:
-                return PAGE_SIZE * cache.pages_for_prefix(length)
+            positions, prefix_positions = num_pages * PAGE_SIZE, cache.positions_for_prefix
 
         super().__init__(
             name=lm.name,

@@ -6,6 +6,7 @@ so that rows of different lengths would no longer line up; the masks alone decid
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from transformers.cache_utils import (
 )
 
 from foreword.errors import UnsupportedModel
+
+POSITION_DIMS = 3
 
 
 class KeysLayer(DynamicLayer):
@@ -61,6 +64,11 @@ class IndexedKeysLayer(DynamicIndexedLayer, KeysLayer):
         """Begin with index keys ``[R, C, dim]``."""
         self.lazy_initialization_indexer(key)
         self.indexer_keys = key
+
+    def put_positions(self, positions: Tensor) -> None:
+        """Begin with the positions ``[R, C]`` of these keys."""
+        # One row for each of the dimensions that M-RoPE turns by; text has the same in all of them.
+        self.indexer_position_ids = positions.expand(POSITION_DIMS, -1, -1)
 
 
 class StatesLayer(LinearAttentionLayer):
@@ -112,9 +120,27 @@ class KeysAndStatesLayer(StatesLayer, LinearAttentionAndFullAttentionLayer, Keys
         LinearAttentionAndFullAttentionLayer.__init__(self, number_of_states=number_of_states)
 
 
-def make_cache(config: Any) -> Cache:
+def make_cache(model: Any) -> Cache:
     """An empty cache with a layer of ours for each of a model's. Raises UnsupportedModel for one of another kind."""
-    return Cache(layers=[_own_layer(layer, config) for layer in DynamicCache(config=config).layers])
+    config = model.config.get_text_config(decoder=True)
+    layers = [_own_layer(layer, config) for layer in DynamicCache(config=config).layers]
+    module = sys.modules[type(model).__module__]
+    own = [each for each in vars(module).values() if _is_cache_of(each, module.__name__)]
+    if not own:
+        return Cache(layers=layers)
+    cache = own[0]()  # the model takes no other
+    cache.layers = layers
+    if hasattr(cache, LINEAR_CACHE):
+        setattr(cache, LINEAR_CACHE, [None] * len(layers))
+    return cache
+
+
+LINEAR_CACHE = "linear_cache"
+"""Where a cache keeps one state a layer beside its layers (MiniMax)."""
+
+
+def _is_cache_of(value: Any, module: str) -> bool:
+    return isinstance(value, type) and issubclass(value, DynamicCache) and value.__module__ == module
 
 
 def _own_layer(stock: Any, config: Any) -> Any:

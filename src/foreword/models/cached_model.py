@@ -8,6 +8,7 @@ batches as other models.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, ClassVar, cast
@@ -19,7 +20,7 @@ from transformers.cache_utils import Cache
 from foreword.attention import AttentionFn
 from foreword.core import Batch, KVPrefix, LayerShape, StateShape
 from foreword.errors import UnsupportedModel
-from foreword.models.cache_layers import IndexedKeysLayer, KeysLayer, StatesLayer, make_cache
+from foreword.models.cache_layers import LINEAR_CACHE, IndexedKeysLayer, KeysLayer, StatesLayer, make_cache
 from foreword.models.chosen_rows import logits_at
 from foreword.models.language_model import LanguageModel, model_body
 from foreword.models.past import BatchPast, Kept, Past
@@ -75,9 +76,16 @@ class CachedModel(LanguageModel):
     """
 
     carried: ClassVar[str] = "through Transformers' cache"
+    checkpoints: ClassVar[bool] = False
     layout: CacheLayout = CacheLayout((), (), ())
     mixes_lengths: bool = True
     one_by_one: bool = False
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        alone = ("requests behind fronts of different lengths do not share a forward",) * (not self.mixes_lengths)
+        slow = ("tokens behind a front run one after another, also those of a prompt",) * self.one_by_one
+        return (*super().limits, "batches are padded, and wait for their longest row", *alone, *slow)
 
     def logits(
         self,
@@ -210,13 +218,14 @@ class CachedModel(LanguageModel):
         """Logits ``[K, vocab]`` or hidden states ``[K, hidden]`` at ``outputs``."""
         rows, columns = (torch.tensor([o[side] for o in outputs], device=self.device).long() for side in (0, 1))
         kept = {"use_cache": True, cache_argument(self.model): cache}
-        if hidden:
-            return model_body(self.model)(**inputs, **kept).last_hidden_state[rows, columns]
-        return logits_at(self.model, {**inputs, **kept}, rows, columns)
+        with _saved_before_writing(cache):
+            if hidden:
+                return model_body(self.model)(**inputs, **kept).last_hidden_state[rows, columns]
+            return logits_at(self.model, {**inputs, **kept}, rows, columns)
 
     def _fill(self, front: Kept) -> Cache:
         """The model's cache with what stands in front of the rows."""
-        cache = make_cache(self.model.config.get_text_config(decoder=True))
+        cache = make_cache(self.model)
         for slot in self.layout.slots:
             layer: Any = cache.layers[slot.layer]
             shape = self.layout.shapes[slot.slot]
@@ -224,10 +233,20 @@ class CachedModel(LanguageModel):
                 layer.put(front.keys[slot.slot].to(self.dtype), front.values[slot.slot].to(self.dtype), front.room)
             if front.length and slot.index_slot is not None:
                 layer.put_index(front.keys[slot.index_slot][:, 0, : front.length].to(self.dtype))
-            if states := front.states[slot.slot]:
-                dtypes = self.layout.state_dtypes[slot.slot]
-                layer.put_states({name: state.to(dtypes[name]) for name, state in states.items()})
+                layer.put_positions(self._positions(front))
+            dtypes = self.layout.state_dtypes[slot.slot]
+            states = {name: state.to(dtypes[name]) for name, state in front.states[slot.slot].items()}
+            if LINEAR_CACHE in states:
+                getattr(cache, LINEAR_CACHE)[slot.layer] = states[LINEAR_CACHE]
+            elif states:
+                layer.put_states(states)
         return cache
+
+    def _positions(self, front: Kept) -> Tensor:
+        """``[R, C]`` positions of what stands in front of the rows; 0 in the holes before it."""
+        columns = torch.arange(front.length, device=self.device)
+        first = torch.tensor([front.length - length for length in front.lengths], device=self.device)
+        return (columns - first[:, None]).clamp_min(0)
 
     def _read(self, cache: Cache, front: Kept, lengths: Sequence[int]) -> Kept:
         """What the rows' own tokens have left in the cache."""
@@ -242,6 +261,21 @@ class CachedModel(LanguageModel):
         )
 
 
+@contextmanager
+def _saved_before_writing(cache: Cache) -> Iterator[None]:
+    """Let gradients pass states that a layer writes in place, as some do for a single token."""
+    if not torch.is_grad_enabled():
+        yield
+        return
+    layers = [layer for layer in cache.layers if isinstance(layer, StatesLayer)]
+    written = {s.untyped_storage().data_ptr() for layer in layers for s in layer.states().values()}
+    save = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: tensor.clone() if tensor.untyped_storage().data_ptr() in written else tensor, lambda saved: saved
+    )
+    with save if written else nullcontext():
+        yield
+
+
 LayerTensors = tuple[Tensor | None, Tensor | None, dict[str, Tensor]]
 """Keys and values ``[R, kv_heads, C, dim]`` of a layer, ``None`` if it does not attend, and states ``[R, ...]``."""
 
@@ -252,6 +286,8 @@ def kept_tensors(cache: Cache, slots: Sequence[CacheSlot]) -> list[LayerTensors]
     for slot in slots:
         layer = cache.layers[slot.layer]
         states = layer.states() if isinstance(layer, StatesLayer) else {}
+        if (beside := getattr(cache, LINEAR_CACHE, {slot.layer: None})[slot.layer]) is not None:
+            states = {LINEAR_CACHE: beside}
         if isinstance(layer, KeysLayer) and layer.is_initialized:
             found.append((layer.keys, layer.values, states))
         else:
@@ -269,7 +305,7 @@ def cache_layout(model: Any) -> CacheLayout:
     Raises UnsupportedModel for a model that leaves nothing in a cache of Transformers'.
     """
     name = type(model).__name__
-    cache = make_cache(model.config.get_text_config(decoder=True))
+    cache = make_cache(model)
     ids = torch.arange(DISCOVERY_TOKENS, device=model.device)[None]
     model(input_ids=ids, use_cache=True, **{cache_argument(model): cache})
     slots: list[CacheSlot] = []
@@ -277,7 +313,8 @@ def cache_layout(model: Any) -> CacheLayout:
     for index, layer in enumerate(cache.layers):
         attends = isinstance(layer, KeysLayer) and layer.is_initialized
         indexes = isinstance(layer, IndexedKeysLayer) and layer.is_indexer_initialized
-        if attends or (isinstance(layer, StatesLayer) and layer.states()):
+        beside = getattr(cache, LINEAR_CACHE, {index: None})[index] is not None
+        if attends or beside or (isinstance(layer, StatesLayer) and layer.states()):
             slots.append(CacheSlot(index, count, count + 1 if indexes else None))
             count += 2 if indexes else 1
     if not slots:

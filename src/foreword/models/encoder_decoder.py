@@ -61,6 +61,7 @@ class EncoderDecoder(LanguageModel):
     """
 
     is_encoder_decoder: ClassVar[bool] = True
+    carried: ClassVar[str] = "in front of its encoder"
     decoder_start_token_id: int = 0
     embed_scale: float = 1.0
 

@@ -19,6 +19,7 @@ from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UnsupportedModel
 from foreword.models.past import Past, append_keys_values
 from foreword.models.proof import Proof
+from foreword.models.quantization import quantization
 
 
 @dataclass(eq=False, repr=False)
@@ -37,12 +38,15 @@ class LanguageModel(WithOverview):
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
         has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
         pooling: how its embeddings are made unless a request says; ``None`` if a request must.
+        passes_gradients: whether it was proved that gradients reach all that may be learned in front of it.
         carried: how it carries prefixes, as `foreword doctor` says it.
+        checkpoints: whether a layer that runs again in the backward pass still sees its prefix.
         is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
     """
 
     is_encoder_decoder: ClassVar[bool] = False
     carried: ClassVar[str] = "on ragged rows"
+    checkpoints: ClassVar[bool] = True
     name: str
     model: Any
     tokenizer: Any
@@ -54,6 +58,7 @@ class LanguageModel(WithOverview):
     first_position: int = 0
     has_lm_head: bool = True
     pooling: Pooling | None = None
+    passes_gradients: bool = False
     _adapters: AdapterHooks = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,8 +73,28 @@ class LanguageModel(WithOverview):
                 "architecture": f"{self.identity.architecture}, {len(self.identity.layers)} layers",
                 "parameters": f"{parameters:,}, {str(self.dtype).removeprefix('torch.')} on {self.device}",
                 "context": f"{self.context} positions" if self.context is not None else None,
+                "quantized": self.quantization,
                 "kind": "encoder-decoder" if self.is_encoder_decoder else "causal" if self.causal else "encoder",
+                "prefixes": self.carries,
+                "proof": self.proof,
             },
+        )
+
+    @property
+    def carries(self) -> str:
+        """How it carries prefixes, and what its layers keep of them."""
+        states = sum(bool(layer.states) for layer in self.identity.layers)
+        attend = sum(bool(layer.kv_heads) for layer in self.identity.layers)
+        keep = f", {states} keep{'s' * (states == 1)} states" if states else ""
+        return f"{self.carried}: {attend} layer{'s' * (attend != 1)} attend{'s' * (attend == 1)}{keep}"
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What it cannot do in the way that it carries prefixes."""
+        return (
+            ("a prefix with states is never cut, and cannot stand behind another",)
+            if self.identity.keeps_states
+            else ()
         )
 
     @property
@@ -83,7 +108,19 @@ class LanguageModel(WithOverview):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype
+        """Of activations: that of the input embedding, unless its numbers are quantized to whole ones."""
+        dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype if dtype.is_floating_point else self.model.dtype
+
+    @property
+    def quantization(self) -> str | None:
+        """What its weights are quantized to; ``None`` for plain weights."""
+        return quantization(self.model.config)
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Entries of the provenance of what is made on it: its identity does not tell how it was loaded."""
+        return {"quantization": self.quantization} if self.quantization is not None else {}
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -30,6 +30,7 @@ from foreword.home import default_model
 from foreword.models import gguf
 from foreword.models.attention_implementation import of_text, set_attention_implementation
 from foreword.models.cached_model import CachedModel, cache_layout
+from foreword.models.embedded_adapter import refuse_adapter
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_probe import (
     decoder_layer_shapes,
@@ -38,6 +39,7 @@ from foreword.models.encoder_decoder_probe import (
     probe_encoder_decoder,
 )
 from foreword.models.fingerprint import compute_identity
+from foreword.models.gradient_probe import check_gradients
 from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel, has_lm_head
 from foreword.models.model_name import NAME_FORMS, check_model_name
@@ -46,9 +48,10 @@ from foreword.models.placeholder_layers import check_placeholders, find_neighbou
 from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import FORWARD_ERRORS, NotFinite, prove
+from foreword.models.quantization import quantization_options
 from foreword.models.quantized_linear import keep_gradients
 from foreword.models.ragged_layers import RaggedLayers
-from foreword.models.text_side import drop_other_towers
+from foreword.models.text_side import drop_other_towers, processor_chat_template
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,6 +62,8 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    quantize: str | None = None,
+    is_trainable: bool = True,
     progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> LanguageModel:
     """Load a base model and probe that it carries prefixes.
@@ -73,6 +78,9 @@ def load_model(
         dtype: ``auto`` (the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         trust_remote_code: run code that comes with the model.
+        quantize: ``int8`` or ``int4``, to round the linear layers' weights as they are loaded (torchao). The model
+            keeps its identity: a task learned on it says so, and is served on the plain weights as well.
+        is_trainable: prove that gradients reach a prefix; a model that only serves does without.
         progress: gets a line for every slow step.
 
     Raises:
@@ -85,7 +93,7 @@ def load_model(
         raise SettingError("dtype", f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}.")
     source = resolve_source(name, progress)
     attention.register()
-    model, tokenizer = _load_model_and_tokenizer(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
+    model, tokenizer = _load_model_and_tokenizer(source, name, DTYPES.get(dtype, "auto"), trust_remote_code, quantize)
     model.to(target).eval().requires_grad_(False)
     try:
         lm = wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
@@ -96,6 +104,8 @@ def load_model(
             f"the code that comes with {name} is run, but it computes its attention by itself and would never see a "
             f"prefix ({str(error).rstrip('.')}); give a checkpoint of an architecture that Transformers has."
         ) from error
+    if is_trainable:
+        check_gradients(lm)
     return lm if lm.is_encoder_decoder else replace(lm, pooling=model_pooling(source, causal=lm.causal))
 
 
@@ -166,7 +176,9 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
 def _through_cache(
     model: Any, tokenizer: Any, name: str, folder: Path | None, *, mixes_lengths: bool, one_by_one: bool
 ) -> CachedModel:
-    set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
+    # Without a mask, sdpa asks the layers for the direction; in PaliGemma they name another than the model's masks.
+    directed = all(getattr(module, "is_causal", True) for module in model.modules())
+    set_attention_implementation(model, "sdpa" if model._supports_sdpa and directed else "eager")
     try:
         layout = cache_layout(model)
     except FORWARD_ERRORS as error:
@@ -304,13 +316,20 @@ def _device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
-def _load_model_and_tokenizer(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load_model_and_tokenizer(
+    source: str, name: str, dtype: Any, trust_remote_code: bool, quantize: str | None
+) -> tuple[Any, Any]:
     config, tokenizer = load_config_and_tokenizer(source, name, trust_remote_code)
+    options = {
+        "dtype": dtype,
+        "trust_remote_code": trust_remote_code,
+        **quantization_options(quantize, config, name),
+    }
     first, *others = auto_classes(config)
-    model, missing = _from_pretrained(first, config, source, name, dtype, trust_remote_code)
+    model, missing = _from_pretrained(first, config, source, name, options)
     for auto in others:
         if missing:
-            model, missing = _from_pretrained(auto, config, source, name, dtype, trust_remote_code)
+            model, missing = _from_pretrained(auto, config, source, name, options)
             missing = [key for key in missing if auto is not AutoModel or not key.startswith("pooler.")]
     if missing:
         raise UnsupportedModel(
@@ -321,14 +340,13 @@ def _load_model_and_tokenizer(source: str, name: str, dtype: Any, trust_remote_c
     return model, tokenizer
 
 
-def _from_pretrained(
-    auto: Any, config: Any, source: str, name: str, dtype: Any, trust_remote_code: bool
-) -> tuple[Any, list[str]]:
+def _from_pretrained(auto: Any, config: Any, source: str, name: str, options: dict[str, Any]) -> tuple[Any, list[str]]:
     """The model, and the names of its tensors that the checkpoint lacks."""
 
-    def load(**options: Any) -> tuple[Any, dict[str, Any]]:
-        return _without_bar(auto.from_pretrained)(
-            source, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
+    def load(**attention: Any) -> tuple[Any, dict[str, Any]]:
+        # The towers of a model that reads images too are left in the file; Transformers would list their tensors.
+        return _quietly(auto.from_pretrained, warnings=type(config) not in AutoModelForMultimodalLM._model_mapping)(
+            source, output_loading_info=True, **options, **attention
         )
 
     try:
@@ -347,16 +365,19 @@ def _from_pretrained(
     return model, sorted(found["missing_keys"])
 
 
-def _without_bar(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of Transformers without the progress bar that it writes to stderr."""
+def _quietly(load: Callable[..., Any], *, warnings: bool) -> Callable[..., Any]:
+    """A function of Transformers without the progress bar that it writes to stderr, and without its warnings or not."""
 
     @wraps(load)
     def quiet(*args: Any, **options: Any) -> Any:
-        shown = logging.is_progress_bar_enabled()
+        shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
         logging.disable_progress_bar()
+        if not warnings:
+            logging.set_verbosity_error()
         try:
             return load(*args, **options)
         finally:
+            logging.set_verbosity(verbosity)
             if shown:
                 logging.enable_progress_bar()
 
@@ -366,11 +387,12 @@ def _without_bar(load: Callable[..., Any]) -> Callable[..., Any]:
 def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     """Transformers' configuration and tokenizer.
 
-    Raises UnknownModel, or UnsupportedModel for a model with code of its own that is not trusted.
+    Raises UnknownModel, or UnsupportedModel for a model with code of its own that is not trusted, or with an adapter.
     """
+    refuse_adapter(source, name)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        return config, AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise UnsupportedModel(
@@ -382,6 +404,9 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
                 f"the code that comes with {name} cannot be imported ({_first_line(error)}); install what it needs."
             ) from error
         raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {NAME_FORMS}.") from error
+    if not tokenizer.chat_template and type(config) in AutoModelForMultimodalLM._model_mapping:
+        tokenizer.chat_template = processor_chat_template(source)
+    return config, tokenizer
 
 
 def auto_class(config: Any) -> Any:

@@ -44,10 +44,16 @@ class PlaceholderModel(LanguageModel):
     """
 
     carried: ClassVar[str] = "through placeholder tokens"
+    checkpoints: ClassVar[bool] = False
     hooks: ProjectionHooks | None = None
     neighbours: NeighbourRows | None = None
     pads: bool = True
     placeholder: int = 0
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        grouped = ("rows of different lengths do not share a forward",) * (not self.pads)
+        return (*super().limits, "every row runs as many tokens more as its prefix has positions", *grouped)
 
     def logits(
         self,

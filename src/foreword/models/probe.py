@@ -97,11 +97,23 @@ def prove(lm: LanguageModel) -> Proof:
     except FORWARD_ERRORS as error:
         raise UnsupportedModel(f"{name} cannot carry a prefix: its forward failed with {error!r}.") from error
     if not proof.share <= 1:
+        if lm.causal and _sees_what_follows(lm):
+            raise UnsupportedModel(
+                f"{name} reads a text in both directions: what its tokens see depends on those behind them, so nothing "
+                "that a text leaves can stand in front of a request."
+            )
         raise UnsupportedModel(
             f"{name} does not give the same logits with text as a prefix as with the joined text: they differ by "
-            f"{proof.difference:.3g}, where leaving the prefix out changes them by {proof.effect:.3g}."
+            f"{proof.difference:.3g}, where leaving the prefix out changes them by {proof.effect:.3g}{_mend(lm)}."
         )
     return proof
+
+
+def _mend(lm: LanguageModel) -> str:
+    """For layers that round their inputs (LLM.int8), whose outputs are less exact than their dtype says."""
+    if lm.quantization is None or lm.dtype != torch.float32:
+        return ""
+    return f"; its weights are quantized ({lm.quantization}), so try --dtype bfloat16, which promises less"
 
 
 def prove_by(lm: LanguageModel, compare_texts: Callable[[list[int], list[int]], Comparison]) -> Proof:
@@ -118,6 +130,14 @@ def prove_by(lm: LanguageModel, compare_texts: Callable[[list[int], list[int]], 
         if len(comparisons) == 1 and comparisons[0].share <= CLEAR and time.monotonic() - begun > QUICK:
             break
     return Proof.of(comparisons)
+
+
+def _sees_what_follows(lm: LanguageModel) -> bool:
+    """Whether Transformers alone gives a front other outputs where a row stands behind it."""
+    ids = tuple(text_ids(lm.tokenizer, lm.identity.vocab_size, TEXTS[0], LONG_FRONT + LONG_ROW))
+    alone = _reference(lm, Draw(((),), (ids[:LONG_FRONT],)))
+    joined = _reference(lm, Draw(((),), (ids,)))[:LONG_FRONT]
+    return compare(alone, alone.roll(1, 0), joined).share > 1
 
 
 def compare(found: Tensor, without: Tensor, reference: Tensor) -> Comparison:

@@ -16,6 +16,7 @@ from foreword.attention import ATTN_IMPLEMENTATION, ForwardContext, MaskFunction
 from foreword.core import Batch, Front, KVPrefix, LayerShape, ModelIdentity
 from foreword.errors import UnsupportedModel
 from foreword.models.language_model import hidden_states
+from foreword.models.probe import FORWARD_ERRORS
 
 TOKENS = 4
 # Longer than any window, and no multiple of a chunk.
@@ -66,7 +67,7 @@ class RaggedLayers:
             behind = Batch.from_rows(Front(prefix), ids, device=device)
             second = ForwardContext(RaggedAttention(behind), numbers)
             hidden_states(model, behind, second, first_position)
-        except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        except FORWARD_ERRORS as error:
             raise UnsupportedModel(f"{name} cannot carry a prefix: its forward failed with {error!r}.") from error
         if second.attended_layers != first.attended_layers:
             raise UnsupportedModel(

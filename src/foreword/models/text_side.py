@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils.hub import cached_file
 
 from foreword.models.attention_implementation import eager_attention
+
+
+def processor_chat_template(source: str) -> str | None:
+    """The chat template of a processor's own file, where older checkpoints keep the only one; ``None`` without it.
+
+    Args:
+        source: a folder or a Hub id.
+    """
+    file = cached_file(
+        source,
+        "chat_template.json",
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if file is None:
+        return None
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    template = found.get("chat_template") if isinstance(found, dict) else None
+    return template if isinstance(template, str) else None
 
 
 def drop_other_towers(model: Any) -> None:

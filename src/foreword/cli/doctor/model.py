@@ -24,6 +24,7 @@ def facts(lm: LanguageModel) -> dict[str, Any]:
         "dtype": str(lm.dtype).removeprefix("torch."),
         "weights": lm.identity.weights,
         "carried": lm.carried,
+        "limits": list(lm.limits),
         **({"difference": lm.proof.difference, "tolerance": lm.proof.tolerance} if lm.proof is not None else {}),
     }
 
@@ -39,6 +40,8 @@ def check_model(lm: LanguageModel) -> list[Finding]:
         Finding("model", lm.name, "good", ", ".join([*what, found["dtype"], f"weights {found['weights'][:12]}"])),
         Finding("model", "proof", "good", f"{proof}, {lm.proof}" if lm.proof is not None else proof),
     ]
+    if not lm.is_encoder_decoder:
+        findings.append(Finding("model", "prefixes", "good", "; ".join([f"carried {lm.carries}", *lm.limits])))
     from foreword.core.token_rows import tokens_without_row
 
     if lost := tokens_without_row(lm.tokenizer, lm.identity.vocab_size):
