@@ -32,6 +32,7 @@ from foreword.models.attention_implementation import of_text, set_attention_impl
 from foreword.models.cached_model import CachedModel, cache_layout
 from foreword.models.embedded_adapter import refuse_adapter
 from foreword.models.encoder_decoder import EncoderDecoder
+from foreword.models.encoder_decoder_prefixes import with_prefixes
 from foreword.models.encoder_decoder_probe import (
     decoder_layer_shapes,
     decoder_start_token_id,
@@ -164,7 +165,7 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
     An assembler raises UnsupportedModel for a model that it cannot run, and finds it with the attention that it was
     loaded with (``foreword``) or the one that an earlier way has set.
     """
-    if AutoModelForMaskedLM in auto_classes(model.config):
+    if not _is_causal(model):
         return _on_ragged_rows, _through_placeholders
     # Batches first, then what only some models need: fronts of one length at a time, tokens one at a time.
     cached = [
@@ -264,8 +265,8 @@ def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | 
             decoder_start_token_id=decoder_start_token_id(model),
             embed_scale=embed_scale(model),
         )
-        return replace(lm, proof=probe_encoder_decoder(lm))
-    except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        return with_prefixes(replace(lm, proof=probe_encoder_decoder(lm)))
+    except FORWARD_ERRORS as error:
         kind = type(model).__name__
         raise UnsupportedModel(f"{kind} cannot take soft tokens: its forward failed with {error!r}.") from error
 
@@ -437,6 +438,14 @@ def auto_classes(config: Any) -> tuple[Any, ...]:
 def _is_encoder(config: Any) -> bool:
     """BERT-like configs are registered for both heads and say by ``is_decoder`` which one they are."""
     return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether a loaded model writes: by its configuration, or by its class where that is the text side's alone."""
+    config = model.config
+    if AutoModelForMaskedLM not in auto_classes(config):
+        return True
+    return model.can_generate() and type(config) not in AutoModelForMaskedLM._model_mapping
 
 
 def _runs_own_code(model: Any) -> bool:
