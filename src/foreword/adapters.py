@@ -27,13 +27,21 @@ def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
     output = find() if callable(find) else None
     widths: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
-        if module is output:
-            continue
-        if isinstance(module, nn.Linear):
-            widths[name] = (module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):
-            widths[name] = (int(module.weight.shape[0]), int(module.weight.shape[1]))
+        width = linear_width(module)
+        if width is not None and module is not output:
+            widths[name] = width
     return widths
+
+
+def linear_width(module: nn.Module) -> tuple[int, int] | None:
+    """``(in, out)`` widths of a linear layer, also of one that a quantization library puts in its place; or ``None``.
+
+    Those need not derive from `nn.Linear`, but all of them say their widths as it does.
+    """
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    width = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return width if isinstance(width[0], int) and isinstance(width[1], int) else None  # type: ignore[return-value]
 
 
 def check_adapter(adapter: Adapter, model: nn.Module, what: str) -> None:
@@ -92,6 +100,12 @@ class AdapterHooks:
     def activate_rows(self, adapters: Sequence[Adapter | None], device: torch.device) -> None:
         """Set the adapters of the next forward over ``[R, ...]`` rows, one for each or ``None``."""
         self._activate(adapters, (len(adapters),), device)
+
+    def go_on_rows(self, adapters: Sequence[Adapter | None], device: torch.device) -> None:
+        """`activate_rows` within a forward that goes on over other rows, as a decoder's do over its encoder's."""
+        applied = self._applied
+        self.activate_rows(adapters, device)
+        self._applied = applied
 
     def _activate(self, adapters: Sequence[Adapter | None], shape: tuple[int, ...], device: torch.device) -> None:
         """Set the adapter at every index of the last dimension of ``shape``."""

@@ -95,7 +95,7 @@ def llamacpp(options: ServerOptions) -> Iterator[ServedEngine]:
     """llama.cpp, in this process and without PyTorch."""
     if options.flags:
         raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(options.flags)}.")
-    check_llamacpp(options.dtype, options.device, options.trust_remote_code)
+    check_llamacpp(options)
     if options.deterministic:
         raise UsageError(
             "--deterministic is of the embedded engine: llama.cpp rounds otherwise in other batches; leave it out, or "
@@ -153,12 +153,17 @@ def open_engine_bank(engine: str, root: str | None) -> Bank:
     return Bank.for_engine(engine, root or default_bank())
 
 
-def check_llamacpp(dtype: str, device: str, trust_remote_code: bool) -> None:
+def check_llamacpp(options: EngineOptions) -> None:
     """Raise UsageError if llama.cpp is not installed, or for options that it would ignore."""
     from foreword.llamacpp.compat import check_version
 
     check_version()
-    given = {"--dtype": dtype != "auto", "--device": device != "auto", "--trust-remote-code": trust_remote_code}
+    given = {
+        "--dtype": options.dtype != "auto",
+        "--device": options.device != "auto",
+        "--quantize": options.quantize is not None,
+        "--trust-remote-code": options.trust_remote_code,
+    }
     if wrong := [name for name, there in given.items() if there]:
         raise UsageError(f"llama.cpp runs a GGUF file as it is, on this machine's CPU; leave {wrong[0]} out.")
 
@@ -193,6 +198,8 @@ def _check_vllm(options: ServerOptions) -> None:
     _check_prompts("vLLM", options.multi_task_prompt)
     if options.device != "auto":
         raise UsageError("vLLM chooses its device when it is installed; leave --device out.")
+    if options.quantize is not None:
+        raise UsageError("--quantize is of the embedded engine; give vLLM's own behind --: -- --quantization METHOD.")
 
 
 def _check_prompts(engine: str, file: str | None) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from foreword.models import LanguageModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZE = ("int8", "int4")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MODEL = "Model"
 """Heading of the options that say which model and bank, and how it is loaded."""
@@ -63,6 +64,15 @@ Device = Annotated[
         "--device", help="auto, cpu, cuda or mps.", autocompletion=complete_values(DEVICES), rich_help_panel=MODEL
     ),
 ]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        help="Round the weights of linear layers to int8 or int4 as they are loaded (torchao).",
+        autocompletion=complete_values(QUANTIZE),
+        rich_help_panel=MODEL,
+    ),
+]
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL)
 ]
@@ -87,10 +97,13 @@ class ModelOptions:
     dtype: Dtype = "auto"
     device: Device = "auto"
     trust_remote_code: RemoteCode = False
+    quantize: Quantize = None
 
     def __post_init__(self) -> None:
         Setting("", choices=DTYPES).check("dtype", self.dtype)
         Setting("", choices=DEVICES).check("device", self.device)
+        if self.quantize is not None:
+            Setting("", choices=QUANTIZE).check("quantize", self.quantize)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -107,7 +120,8 @@ class ModelOptions:
 
         check_model_name(self.model_name)
 
-    def open_model(self) -> LanguageModel:
+    def open_model(self, *, is_trainable: bool = False) -> LanguageModel:
+        """The model; ``is_trainable`` has it proved that gradients reach what is learned in front of it."""
         self.check_model_name()
         quiet_libraries()
         from foreword.progress import Progress
@@ -120,6 +134,8 @@ class ModelOptions:
                 dtype=self.dtype,
                 device=self.device,
                 trust_remote_code=self.trust_remote_code,
+                quantize=self.quantize,
+                is_trainable=is_trainable,
                 progress=say,
             )
 

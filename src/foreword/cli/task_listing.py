@@ -82,6 +82,7 @@ def page(bank: Bank, found: Mapping[str, Any]) -> str:
     given = {key: value for key, value in settings.items() if value not in (None, False) and key not in _WORDED}
     lines.append(("learned with", ", ".join(f"{key} {_text(value)}" for key, value in given.items())))
     lines.append(("made from", ", ".join(map(str, record["provenance"].get("parents") or ()))))
+    lines.append(("made on", record["provenance"].get("quantization")))
     lines += [("model", _model(record)), ("created", record["created"])]
     versions = [f"{version} (served)" if version == served else version for version in record["versions"]]
     lines.append(("versions", ", ".join(versions)))

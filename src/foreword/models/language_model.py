@@ -19,6 +19,7 @@ from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UnsupportedModel
 from foreword.models.past import Past, append_keys_values
 from foreword.models.proof import Proof
+from foreword.models.quantization import quantization
 
 
 @dataclass(eq=False, repr=False)
@@ -37,6 +38,7 @@ class LanguageModel(WithOverview):
         first_position: position id of the first token (RoBERTa counts from ``padding_idx + 1``).
         has_lm_head: whether it has an output matrix; without one (a sentence encoder) only heads can be learned.
         pooling: how its embeddings are made unless a request says; ``None`` if a request must.
+        passes_gradients: whether it was proved that gradients reach all that may be learned in front of it.
         carried: how it carries prefixes, as `foreword doctor` says it.
         checkpoints: whether a layer that runs again in the backward pass still sees its prefix.
         is_encoder_decoder: as in Transformers' configurations (`EncoderDecoder`).
@@ -56,6 +58,7 @@ class LanguageModel(WithOverview):
     first_position: int = 0
     has_lm_head: bool = True
     pooling: Pooling | None = None
+    passes_gradients: bool = False
     _adapters: AdapterHooks = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class LanguageModel(WithOverview):
                 "architecture": f"{self.identity.architecture}, {len(self.identity.layers)} layers",
                 "parameters": f"{parameters:,}, {str(self.dtype).removeprefix('torch.')} on {self.device}",
                 "context": f"{self.context} positions" if self.context is not None else None,
+                "quantized": self.quantization,
                 "kind": "encoder-decoder" if self.is_encoder_decoder else "causal" if self.causal else "encoder",
                 "prefixes": self.carries,
                 "proof": self.proof,
@@ -104,7 +108,19 @@ class LanguageModel(WithOverview):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype
+        """Of activations: that of the input embedding, unless its numbers are quantized to whole ones."""
+        dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype if dtype.is_floating_point else self.model.dtype
+
+    @property
+    def quantization(self) -> str | None:
+        """What its weights are quantized to; ``None`` for plain weights."""
+        return quantization(self.model.config)
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Entries of the provenance of what is made on it: its identity does not tell how it was loaded."""
+        return {"quantization": self.quantization} if self.quantization is not None else {}
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -151,13 +167,17 @@ class LanguageModel(WithOverview):
             return hidden_states(self.model, batch, run, self.first_position)[output_indices]
 
     @torch.no_grad()
-    def kept(self, batch: Batch) -> KVPrefix:
-        """What all layers keep of a batch of one sequence: its prefix and its tokens, end to end, without gradients."""
+    def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
+        """What all layers keep of a batch of one sequence: its prefix and its tokens, end to end, without gradients.
+
+        Args:
+            positions: keep only so many of its tokens, as they are in front of the others.
+        """
         keys: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
 
         def collect(layer: int, key: Tensor, value: Tensor) -> None:
-            keys[layer], values[layer] = key.contiguous(), value.contiguous()
+            keys[layer], values[layer] = key[:, :positions].contiguous(), value[:, :positions].contiguous()
 
         first = torch.zeros(1, dtype=torch.long, device=self.device)
         self.hidden_states(batch, first, attend=RaggedAttention(batch, collect))

@@ -30,7 +30,9 @@ from foreword.home import default_model
 from foreword.models import gguf
 from foreword.models.attention_implementation import of_text, set_attention_implementation
 from foreword.models.cached_model import CachedModel, cache_layout
+from foreword.models.embedded_adapter import refuse_adapter
 from foreword.models.encoder_decoder import EncoderDecoder
+from foreword.models.encoder_decoder_prefixes import with_prefixes
 from foreword.models.encoder_decoder_probe import (
     decoder_layer_shapes,
     decoder_start_token_id,
@@ -38,14 +40,16 @@ from foreword.models.encoder_decoder_probe import (
     probe_encoder_decoder,
 )
 from foreword.models.fingerprint import compute_identity
+from foreword.models.gradient_probe import check_gradients
 from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel, has_lm_head
 from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
-from foreword.models.placeholder_layers import check_placeholders, find_projections, shapes
+from foreword.models.placeholder_layers import check_placeholders, find_neighbours, find_projections, shapes
 from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import FORWARD_ERRORS, NotFinite, prove
+from foreword.models.quantization import quantization_options
 from foreword.models.quantized_linear import keep_gradients
 from foreword.models.ragged_layers import RaggedLayers
 from foreword.models.text_side import drop_other_towers, processor_chat_template
@@ -59,6 +63,8 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    quantize: str | None = None,
+    is_trainable: bool = True,
     progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> LanguageModel:
     """Load a base model and probe that it carries prefixes.
@@ -73,6 +79,9 @@ def load_model(
         dtype: ``auto`` (the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         trust_remote_code: run code that comes with the model.
+        quantize: ``int8`` or ``int4``, to round the linear layers' weights as they are loaded (torchao). The model
+            keeps its identity: a task learned on it says so, and is served on the plain weights as well.
+        is_trainable: prove that gradients reach a prefix; a model that only serves does without.
         progress: gets a line for every slow step.
 
     Raises:
@@ -85,7 +94,7 @@ def load_model(
         raise SettingError("dtype", f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}.")
     source = resolve_source(name, progress)
     attention.register()
-    model, tokenizer = _load_model_and_tokenizer(source, name, DTYPES.get(dtype, "auto"), trust_remote_code)
+    model, tokenizer = _load_model_and_tokenizer(source, name, DTYPES.get(dtype, "auto"), trust_remote_code, quantize)
     model.to(target).eval().requires_grad_(False)
     try:
         lm = wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
@@ -96,6 +105,8 @@ def load_model(
             f"the code that comes with {name} is run, but it computes its attention by itself and would never see a "
             f"prefix ({str(error).rstrip('.')}); give a checkpoint of an architecture that Transformers has."
         ) from error
+    if is_trainable:
+        check_gradients(lm)
     return lm if lm.is_encoder_decoder else replace(lm, pooling=model_pooling(source, causal=lm.causal))
 
 
@@ -125,6 +136,10 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
     keep_gradients(model)
     lm = _first_proved(model, tokenizer, name, folder)
     token = Batch.from_rows(Front(), [[0]], device=lm.device)
+    with torch.no_grad():
+        width = lm.hidden_states(token, token.token_ids).shape[-1]
+    if width != lm.identity.hidden_size:
+        lm = replace(lm, identity=replace(lm.identity, output_size=width))
     pack_linear_layers(model, lambda: (lm.logits if lm.has_lm_head else lm.hidden_states)(token, token.token_ids))
     return lm
 
@@ -150,7 +165,7 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
     An assembler raises UnsupportedModel for a model that it cannot run, and finds it with the attention that it was
     loaded with (``foreword``) or the one that an earlier way has set.
     """
-    if AutoModelForMaskedLM in auto_classes(model.config):
+    if not _is_causal(model):
         return _on_ragged_rows, _through_placeholders
     # Batches first, then what only some models need: fronts of one length at a time, tokens one at a time.
     cached = [
@@ -209,10 +224,11 @@ def _through_placeholders(model: Any, tokenizer: Any, name: str, folder: Path | 
     set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
     try:
         hooks = find_projections(model)
+        neighbours = find_neighbours(model, hooks)
         first_position = _first_position(model)
         limit = max_positions(model.config.get_text_config())
         # Keys are kept as they leave their projections, before any rotation.
-        identity = replace(compute_identity(model, tokenizer, shapes(hooks), folder), rope="null")
+        identity = replace(compute_identity(model, tokenizer, shapes(hooks, neighbours), folder), rope="null")
         return check_placeholders(
             PlaceholderModel(
                 name,
@@ -226,6 +242,7 @@ def _through_placeholders(model: Any, tokenizer: Any, name: str, folder: Path | 
                 has_lm_head=has_lm_head(model),
                 pooling=default_pooling(causal=False),
                 hooks=hooks,
+                neighbours=neighbours,
             )
         )
     except FORWARD_ERRORS as error:
@@ -248,8 +265,8 @@ def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | 
             decoder_start_token_id=decoder_start_token_id(model),
             embed_scale=embed_scale(model),
         )
-        return replace(lm, proof=probe_encoder_decoder(lm))
-    except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        return with_prefixes(replace(lm, proof=probe_encoder_decoder(lm)))
+    except FORWARD_ERRORS as error:
         kind = type(model).__name__
         raise UnsupportedModel(f"{kind} cannot take soft tokens: its forward failed with {error!r}.") from error
 
@@ -300,13 +317,20 @@ def _device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
-def _load_model_and_tokenizer(source: str, name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load_model_and_tokenizer(
+    source: str, name: str, dtype: Any, trust_remote_code: bool, quantize: str | None
+) -> tuple[Any, Any]:
     config, tokenizer = load_config_and_tokenizer(source, name, trust_remote_code)
+    options = {
+        "dtype": dtype,
+        "trust_remote_code": trust_remote_code,
+        **quantization_options(quantize, config, name),
+    }
     first, *others = auto_classes(config)
-    model, missing = _from_pretrained(first, config, source, name, dtype, trust_remote_code)
+    model, missing = _from_pretrained(first, config, source, name, options)
     for auto in others:
         if missing:
-            model, missing = _from_pretrained(auto, config, source, name, dtype, trust_remote_code)
+            model, missing = _from_pretrained(auto, config, source, name, options)
             missing = [key for key in missing if auto is not AutoModel or not key.startswith("pooler.")]
     if missing:
         raise UnsupportedModel(
@@ -317,15 +341,13 @@ def _load_model_and_tokenizer(source: str, name: str, dtype: Any, trust_remote_c
     return model, tokenizer
 
 
-def _from_pretrained(
-    auto: Any, config: Any, source: str, name: str, dtype: Any, trust_remote_code: bool
-) -> tuple[Any, list[str]]:
+def _from_pretrained(auto: Any, config: Any, source: str, name: str, options: dict[str, Any]) -> tuple[Any, list[str]]:
     """The model, and the names of its tensors that the checkpoint lacks."""
 
-    def load(**options: Any) -> tuple[Any, dict[str, Any]]:
+    def load(**attention: Any) -> tuple[Any, dict[str, Any]]:
         # The towers of a model that reads images too are left in the file; Transformers would list their tensors.
         return _quietly(auto.from_pretrained, warnings=type(config) not in AutoModelForMultimodalLM._model_mapping)(
-            source, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
+            source, output_loading_info=True, **options, **attention
         )
 
     try:
@@ -366,8 +388,9 @@ def _quietly(load: Callable[..., Any], *, warnings: bool) -> Callable[..., Any]:
 def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     """Transformers' configuration and tokenizer.
 
-    Raises UnknownModel, or UnsupportedModel for a model with code of its own that is not trusted.
+    Raises UnknownModel, or UnsupportedModel for a model with code of its own that is not trusted, or with an adapter.
     """
+    refuse_adapter(source, name)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -415,6 +438,14 @@ def auto_classes(config: Any) -> tuple[Any, ...]:
 def _is_encoder(config: Any) -> bool:
     """BERT-like configs are registered for both heads and say by ``is_decoder`` which one they are."""
     return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether a loaded model writes: by its configuration, or by its class where that is the text side's alone."""
+    config = model.config
+    if AutoModelForMaskedLM not in auto_classes(config):
+        return True
+    return model.can_generate() and type(config) not in AutoModelForMaskedLM._model_mapping
 
 
 def _runs_own_code(model: Any) -> bool:

@@ -144,10 +144,13 @@ def release_packed_weights(model: nn.Module) -> None:
 
 
 def _can_pack(module: nn.Module) -> bool:
-    """Whether a layer is frozen, on a CPU, and of a dtype that packs. A trainable weight may change without its version
-    count (``weight.data.copy_``), so it is never packed."""
+    """Whether a layer's weight is plain numbers, frozen, on a CPU, and of a dtype that packs.
+
+    A trainable weight may change without its version count (``weight.data.copy_``), so it is never packed. Neither is a
+    subclass of a tensor, such as torchao's, which stands for numbers that are kept otherwise: packing would undo that.
+    """
     weight = module.weight
-    frozen = isinstance(weight, Tensor) and not weight.requires_grad
+    frozen = type(weight) in (Tensor, nn.Parameter) and not weight.requires_grad
     return frozen and weight.device.type == "cpu" and is_packing_supported(weight.dtype)
 
 

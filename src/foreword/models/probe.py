@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -104,9 +104,16 @@ def prove(lm: LanguageModel) -> Proof:
             )
         raise UnsupportedModel(
             f"{name} does not give the same logits with text as a prefix as with the joined text: they differ by "
-            f"{proof.difference:.3g}, where leaving the prefix out changes them by {proof.effect:.3g}."
+            f"{proof.difference:.3g}, where leaving the prefix out changes them by {proof.effect:.3g}{_mend(lm)}."
         )
     return proof
+
+
+def _mend(lm: LanguageModel) -> str:
+    """For layers that round their inputs (LLM.int8), whose outputs are less exact than their dtype says."""
+    if lm.quantization is None or lm.dtype != torch.float32:
+        return ""
+    return f"; its weights are quantized ({lm.quantization}), so try --dtype bfloat16, which promises less"
 
 
 def prove_by(lm: LanguageModel, compare_texts: Callable[[list[int], list[int]], Comparison]) -> Proof:
@@ -179,8 +186,7 @@ def prefix_left_by(lm: LanguageModel, front: Sequence[int], row: Sequence[int]) 
     """
     if lm.causal:
         return activations(lm, front)
-    joined = lm.kept(Batch.from_rows(Front(), [(*front, *row)], device=lm.device))
-    return replace(joined.map(lambda tensor: tensor[:, : len(front)]), offset=len(front))
+    return lm.kept(Batch.from_rows(Front(), [(*front, *row)], device=lm.device), len(front))
 
 
 def text_ids(tokenizer: Any, rows: int, text: str, count: int) -> list[int]:

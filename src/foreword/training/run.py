@@ -258,6 +258,7 @@ class Run:
                 "data_sha256": data.digest,
                 "recipe": self.recipe.to_json(),
                 "parents": [self.recipe.parent] if self.recipe.parent is not None else [],
+                **self.lm.origin,
             },
         )
 
@@ -276,6 +277,7 @@ class Run:
             "warm_start": [data_digest(file) for file in recipe.warm_start or ()],
             "model": self.lm.identity.weights,
             "dtype": str(self.lm.dtype),
+            **self.lm.origin,
         }
 
     def used(self) -> dict[str, Any]:
@@ -329,7 +331,7 @@ class Run:
 
     def _zero_head(self) -> Head | None:
         """A head with the labels and zeros for values."""
-        data, labels, width = self.data, self.data.head_labels, self.lm.identity.hidden_size
+        data, labels, width = self.data, self.data.head_labels, self.lm.identity.head_size
         if not labels:
             return None
         zeros = torch.zeros(len(labels), width), torch.zeros(len(labels))

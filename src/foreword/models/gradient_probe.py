@@ -1,0 +1,183 @@
+"""`check_gradients`: proof, when a model is loaded, that gradients reach all that may be learned in front of it.
+
+Some layers run without an error and pass no gradient on, such as those of weights that a library has packed or rounded
+for inference: what is learned through them would keep the value that it began with, or follow a part of its gradient.
+Called by `load_model` after the support probe, for every way in which a model carries prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foreword.adapters import linear_width
+from foreword.core import Batch, Front, soft_id
+from foreword.errors import UnsupportedModel
+from foreword.models.activations import activations
+from foreword.models.language_model import LanguageModel
+
+PREFIX_TOKENS = 3
+SOFT_TOKENS = 2
+ROW_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a module whose input had a gradient to be found.
+
+    Attributes:
+        outputs: the floating-point ones that require gradients.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Tensor]
+
+    @property
+    def linear_kind(self) -> tuple[Any, ...] | None:
+        """Alike in linear layers that have the same backward; ``None`` for other modules and those without one."""
+        if linear_width(self.module) is None or not self.outputs:
+            return None
+        weight = getattr(self.module, "weight", None)
+        return type(self.module), type(weight), getattr(weight, "dtype", None), type(self.outputs[0].grad_fn)
+
+    def passes_gradient(self) -> bool:
+        """Whether the backward of this module alone gives its input something."""
+        inputs = _required(_floats((*self.args, *self.kwargs.values())))
+        return any(each is not None and bool(each.any()) for each in _gradients(self.outputs, inputs))
+
+    def depends_on_input(self) -> bool:
+        """Whether the outputs change with the input; a rotary embedding reads no more of it than its dtype."""
+        try:
+            same, other = (
+                self.module(
+                    *(_scaled(each, by) for each in self.args),
+                    **{name: _scaled(each, by) for name, each in self.kwargs.items()},
+                )
+                for by in (1.0, 0.5)
+            )
+        except (TypeError, ValueError, RuntimeError):
+            return True  # it cannot be run apart from its model
+        return any(not torch.equal(a, b) for a, b in zip(_floats(same), _floats(other), strict=True))
+
+
+def check_gradients(lm: LanguageModel) -> None:
+    """Run one short row forward and backward, and follow the gradients; once for a model.
+
+    Every key and value of a prefix, and the soft tokens of the row, must get a gradient. Residual connections would
+    hide a module that passes none on, so every module that computes from the row's tokens is looked at, and every kind
+    of linear layer alone. It costs about a quarter of the time that loading a model on a CPU takes, so a model that is
+    loaded to serve goes without, and a run on such a model begins with it (`LanguageModel.passes_gradients`).
+
+    Raises:
+        UnsupportedModel: a gradient is lost, or is no number; the sentence names where.
+    """
+    if lm.passes_gradients:
+        return
+    front, learned = _front(lm)
+    batch, indices = _batch(lm, front)
+    with torch.enable_grad(), _recorded_calls(lm.model) as calls:
+        outputs = (lm.logits if lm.has_lm_head else lm.hidden_states)(batch, indices)
+    names = {module: name for name, module in lm.model.named_modules()}
+    one_of_each = {call.linear_kind: call for call in calls if call.linear_kind is not None}.values()
+    lost = [call for call in calls if not call.outputs] + [call for call in one_of_each if not call.passes_gradient()]
+    for call in lost:
+        if call.depends_on_input():
+            raise _refusal(lm, f"its layer {names[call.module]} ({type(call.module).__name__}) passes none on")
+    try:
+        found = _gradients([outputs], list(learned.values())) if outputs.requires_grad else [None] * len(learned)
+    except RuntimeError as error:  # such as a tensor that was changed in place
+        raise _refusal(lm, f"its backward fails with {str(error).splitlines()[0]!r}") from error
+    for what, gradient in zip(learned, found, strict=True):
+        if gradient is None or not bool(gradient.any()):
+            raise _refusal(lm, f"none reaches {what}")
+        if not bool(gradient.isfinite().all()):
+            raise _refusal(lm, f"that of {what} is no number")
+    lm.passes_gradients = True
+
+
+def _front(lm: LanguageModel) -> tuple[Front, dict[str, Tensor]]:
+    """A prefix and soft tokens of real text, and every tensor that may be learned by its name."""
+    soft = lm.model.get_input_embeddings()(torch.tensor(_token_ids(lm, SOFT_TOKENS), device=lm.device))
+    soft = soft.detach().requires_grad_()
+    learned = {"the soft tokens": soft}
+    if lm.is_encoder_decoder:
+        return Front(inner_soft=soft), learned
+    prefix = activations(lm, _token_ids(lm, PREFIX_TOKENS)).map(lambda kept: kept.detach().requires_grad_())
+    for layer, pair in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        learned |= {f"the {what} of layer {layer}": kept for what, kept in zip(("keys", "values"), pair, strict=True)}
+    for layer, states in enumerate(prefix.states):
+        learned |= {f"the state {name} of layer {layer}": state for name, state in states.items()}
+    return Front(prefix, inner_soft=soft), {what: kept for what, kept in learned.items() if kept.numel()}
+
+
+def _batch(lm: LanguageModel, front: Front) -> tuple[Batch, Tensor]:
+    """One row with soft tokens behind the front, and the tokens whose outputs are read."""
+    row = [*map(soft_id, range(SOFT_TOKENS)), *_token_ids(lm, ROW_TOKENS)]
+    if lm.is_encoder_decoder:
+        answer = _token_ids(lm, ROW_TOKENS)
+        indices = torch.arange(len(row) - 1, len(row) + len(answer), device=lm.device)
+        return Batch.from_rows(front, [row, answer], (None, 0), lm.device), indices
+    return Batch.from_rows(front, [row], device=lm.device), torch.arange(len(row), device=lm.device)
+
+
+def _token_ids(lm: LanguageModel, count: int) -> list[int]:
+    """Ids spread over the vocabulary; the lowest are often special tokens, which some models do not attend to."""
+    rows = lm.vocab_size
+    return [(rows // 3 + step * 7919) % rows for step in range(count)]
+
+
+@contextmanager
+def _recorded_calls(model: nn.Module) -> Iterator[list[_Call]]:
+    """All calls of modules with a floating-point input that requires gradients, and a floating-point output."""
+    calls: list[_Call] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if _required(_floats((*args, *kwargs.values()))) and _floats(output):
+            calls.append(_Call(module, args, kwargs, _required(_floats(output))))
+
+    hooks = [module.register_forward_hook(record, with_kwargs=True) for module in model.modules()]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _scaled(value: Any, by: float) -> Any:
+    return value * by if isinstance(value, Tensor) and value.requires_grad else value
+
+
+def _gradients(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor | None]:
+    """Gradients of a random sum of the outputs, which no normalization makes constant."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(each.shape, generator=generator).to(each) for each in outputs]
+    return list(torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True))
+
+
+def _floats(value: Any) -> list[Tensor]:
+    """The floating-point tensors of an output or of arguments."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        return [each for item in value.values() for each in _floats(item)]
+    if isinstance(value, tuple | list):
+        return [each for item in value for each in _floats(item)]
+    return []
+
+
+def _required(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [each for each in tensors if each.requires_grad]
+
+
+def _refusal(lm: LanguageModel, what: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"gradients are lost in {lm.name}: {what}, so what is learned in front of it would not be what the loss asks "
+        "for; load it unquantized or in another quantization, or for serving alone with is_trainable=False."
+    )
