@@ -5,11 +5,12 @@ from __future__ import annotations
 from inspect import signature
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import EncoderDecoderCache
 
 from foreword.core import Batch, Front
-from foreword.models.encoder_decoder import EncodedTexts, EncoderDecoder
+from foreword.models.encoder_decoder import EncoderDecoder, decoder_layers, filled_cache
 
 TEXT = (3, 4, 5, 6, 7)
 ANSWER = (8, 9, 10)
@@ -24,20 +25,20 @@ def pads_in_front(lm: EncoderDecoder) -> bool:
     """
     if "decoder_attention_mask" not in signature(lm.model.forward).parameters:
         return False
-    encoded = lm.encode(Batch.from_rows(Front(), [TEXT], device=lm.device))
-    alone, padded = (_last_logits(lm, encoded, padding) for padding in (0, PADDING))
+    alone, padded = (_last_logits(lm, padding) for padding in (0, PADDING))
     # Tight: a model that is taken for one without padding is only slower, the other way round it would answer wrongly.
     tolerance = max(4 * torch.finfo(lm.dtype).eps, 1e-5)
     return float((alone - padded).abs().max()) <= tolerance * float(alone.abs().max())
 
 
-def _last_logits(lm: EncoderDecoder, encoded: EncodedTexts, padding: int) -> Tensor:
+def _last_logits(lm: EncoderDecoder, padding: int) -> Tensor:
     """Logits ``[vocab]`` float32 behind an answer whose cache begins with so many masked positions."""
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    logits = encoded.states
-    masked = torch.zeros(1, padding, dtype=torch.long, device=lm.device)
-    for position, token in enumerate((*(ANSWER[0],) * padding, lm.decoder_start_token_id, *ANSWER)):
-        own = torch.ones(1, max(0, position - padding), dtype=torch.long, device=lm.device)
-        mask = torch.cat([masked[:, :position], own], dim=1) if padding else None
-        logits = lm.decode(torch.tensor([token], device=lm.device), encoded, cache, mask)
+    begun = lm.begin(Batch.from_rows(Front(), [TEXT], device=lm.device))
+    kept = [(layer.keys, layer.values) for layer in decoder_layers(begun.cache)]
+    own = [(F.pad(key, (0, 0, padding, 0)), F.pad(value, (0, 0, padding, 0))) for key, value in kept]
+    cache = EncoderDecoderCache(filled_cache(own), begun.cache.cross_attention_cache)
+    logits = begun.logits
+    for length, token in enumerate(ANSWER, 1):
+        mask = torch.tensor([[0] * padding + [1] * length], device=lm.device) if padding else None
+        logits = lm.go_on(torch.tensor([token], device=lm.device), begun.encoded, cache, mask)
     return logits[0].float()

@@ -32,6 +32,7 @@ from foreword.models.attention_implementation import of_text, set_attention_impl
 from foreword.models.cached_model import CachedModel, cache_layout
 from foreword.models.embedded_adapter import refuse_adapter
 from foreword.models.encoder_decoder import EncoderDecoder
+from foreword.models.encoder_decoder_prefixes import with_prefixes
 from foreword.models.encoder_decoder_probe import (
     decoder_layer_shapes,
     decoder_start_token_id,
@@ -258,7 +259,7 @@ def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | 
             decoder_start_token_id=decoder_start_token_id(model),
             embed_scale=embed_scale(model),
         )
-        return replace(lm, proof=probe_encoder_decoder(lm))
+        return with_prefixes(replace(lm, proof=probe_encoder_decoder(lm)))
     except FORWARD_ERRORS as error:
         kind = type(model).__name__
         raise UnsupportedModel(f"{kind} cannot take soft tokens: its forward failed with {error!r}.") from error

@@ -35,13 +35,12 @@ def check_model(lm: LanguageModel) -> list[Finding]:
     what = [f"{found['kind']} {found['architecture']}", f"{found['layers']} layers", f"context {found['context']}"]
     proof = "carries prefixes: text as a prefix gives the logits of the joined text"
     if lm.is_encoder_decoder:
-        proof = "takes soft tokens, and no prefix: embeddings give the logits of the tokens that they are of"
+        proof = "takes soft tokens: embeddings give the logits of the tokens that they are of"
     findings = [
         Finding("model", lm.name, "good", ", ".join([*what, found["dtype"], f"weights {found['weights'][:12]}"])),
         Finding("model", "proof", "good", f"{proof}, {lm.proof}" if lm.proof is not None else proof),
     ]
-    if not lm.is_encoder_decoder:
-        findings.append(Finding("model", "prefixes", "good", "; ".join([f"carried {lm.carries}", *lm.limits])))
+    findings.append(Finding("model", "prefixes", "good", "; ".join([f"carried {lm.carries}", *lm.limits])))
     from foreword.core.token_rows import tokens_without_row
 
     if lost := tokens_without_row(lm.tokenizer, lm.identity.vocab_size):

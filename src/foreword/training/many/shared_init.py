@@ -123,8 +123,11 @@ def _save(task: Task, file: Path) -> None:
 
 def _load(lm: LanguageModel, config: MultiTaskConfig, file: Path) -> Task:
     tensors = load_file(file)
-    layers = range(len(lm.identity.layers))
+    # Soft prompts of an encoder-decoder are kept beside an empty prefix of its decoder alone.
+    whole = f"{len(lm.identity.layers) - 1}.key" in tensors
+    identity = lm.identity if whole else lm.identity.decoder_only
+    layers = range(len(identity.layers))
     keys = tuple(tensors[f"{layer}.key"] for layer in layers)
     values = tuple(tensors[f"{layer}.value"] for layer in layers)
-    prefix = KVPrefix(lm.identity, keys, values, offset=keys[0].shape[1])
+    prefix = KVPrefix(identity, keys, values, offset=keys[0].shape[1])
     return Task(SHARED_NAME, config.recipe.method, prefix.to(device=lm.device), soft=tensors.get("soft"))
