@@ -45,7 +45,7 @@ from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel, has_lm_head
 from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
-from foreword.models.placeholder_layers import check_placeholders, find_projections, shapes
+from foreword.models.placeholder_layers import check_placeholders, find_neighbours, find_projections, shapes
 from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import FORWARD_ERRORS, NotFinite, prove
@@ -136,6 +136,10 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
     keep_gradients(model)
     lm = _first_proved(model, tokenizer, name, folder)
     token = Batch.from_rows(Front(), [[0]], device=lm.device)
+    with torch.no_grad():
+        width = lm.hidden_states(token, token.token_ids).shape[-1]
+    if width != lm.identity.hidden_size:
+        lm = replace(lm, identity=replace(lm.identity, output_size=width))
     pack_linear_layers(model, lambda: (lm.logits if lm.has_lm_head else lm.hidden_states)(token, token.token_ids))
     return lm
 
@@ -220,10 +224,11 @@ def _through_placeholders(model: Any, tokenizer: Any, name: str, folder: Path | 
     set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
     try:
         hooks = find_projections(model)
+        neighbours = find_neighbours(model, hooks)
         first_position = _first_position(model)
         limit = max_positions(model.config.get_text_config())
         # Keys are kept as they leave their projections, before any rotation.
-        identity = replace(compute_identity(model, tokenizer, shapes(hooks), folder), rope="null")
+        identity = replace(compute_identity(model, tokenizer, shapes(hooks, neighbours), folder), rope="null")
         return check_placeholders(
             PlaceholderModel(
                 name,
@@ -237,6 +242,7 @@ def _through_placeholders(model: Any, tokenizer: Any, name: str, folder: Path | 
                 has_lm_head=has_lm_head(model),
                 pooling=default_pooling(causal=False),
                 hooks=hooks,
+                neighbours=neighbours,
             )
         )
     except FORWARD_ERRORS as error:

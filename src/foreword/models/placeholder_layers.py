@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from foreword.core import Batch, Front, KVPrefix, LayerShape
 from foreword.errors import UnsupportedModel
 from foreword.models.language_model import model_body
+from foreword.models.neighbour_rows import NeighbourRows
 from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.projections import ProjectionHooks
 
@@ -41,9 +42,15 @@ def find_projections(model: Any) -> ProjectionHooks:
     return hooks
 
 
-def shapes(hooks: ProjectionHooks) -> tuple[LayerShape, ...]:
-    """What every layer keeps of a position."""
-    return tuple(LayerShape(layer.kv_heads, layer.key_dim, layer.value_dim) for layer in hooks.layers)
+def find_neighbours(model: Any, hooks: ProjectionHooks) -> NeighbourRows:
+    """What the layers read of the rows in front beside keys and values; see `NeighbourRows.find`."""
+    return NeighbourRows.find(model, hooks, torch.arange(LONG, device=model.get_input_embeddings().weight.device))
+
+
+def shapes(hooks: ProjectionHooks, neighbours: NeighbourRows) -> tuple[LayerShape, ...]:
+    """What every layer keeps in front of a row."""
+    pairs = zip(hooks.layers, neighbours.states, strict=True)
+    return tuple(LayerShape(layer.kv_heads, layer.key_dim, layer.value_dim, states) for layer, states in pairs)
 
 
 def check_placeholders(lm: PlaceholderModel) -> PlaceholderModel:
