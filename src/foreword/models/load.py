@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -432,7 +433,10 @@ def auto_classes(config: Any) -> tuple[Any, ...]:
     causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in own_code
     multimodal = _is_multimodal(config)
     if not (causal or multimodal) or _is_encoder(config):
-        return encoder
+        named = getattr(transformers, names[0], None) if names else None
+        # The text side alone of some models has a class and is in no list (Emu3).
+        listed = type(config) in AutoModel._model_mapping
+        return (named,) if not listed and getattr(named, "config_class", None) is type(config) else encoder
     return (*[AutoModelForCausalLM] * causal, *[AutoModelForMultimodalLM] * multimodal)
 
 
