@@ -9,6 +9,7 @@ import torch
 from foreword.bank.prefix_file import read_prefix, write_prefix
 from foreword.core import Batch, Front, KVPrefix, Task
 from foreword.errors import CorruptFile, UnsupportedModel, UsageError
+from foreword.interop.flat_prefix import flatten
 from foreword.models import cached_model
 from foreword.models.activations import activations
 from foreword.prompts.compose import compose
@@ -141,6 +142,12 @@ def test_states_are_neither_cut_nor_moved_nor_put_behind_others():
     learned = [Task(name, "p-tuning-v2", replace(prefix, token_ids=None, bos="request")) for name in "ab"]
     with pytest.raises(UsageError, match="hold nothing of what would stand in front of it"):
         compose(lm, "both", learned)
+
+
+def test_states_are_not_lost_in_a_file_of_peft():
+    lm = tiny_cached_model("falcon_h1")
+    with pytest.raises(UsageError, match="layers of FalconH1ForCausalLM keep states besides"):
+        flatten(activations(lm, tokens(6, 1)), "a PEFT file")
 
 
 def test_where_the_tokens_differ_at_the_seam_the_joined_text_is_run():
