@@ -72,6 +72,7 @@ class ModelIdentity:
         tokenizer: SHA-256 fingerprint of the tokenizer.
         weights: SHA-256 over tensor names, shapes and sampled stored values.
         lineage: digests of the files that this model was converted from; any one in common will do.
+        output_size: width of a final hidden state, if it is not that of an input embedding (ALBERT, ELECTRA).
     """
 
     architecture: str
@@ -82,6 +83,12 @@ class ModelIdentity:
     tokenizer: str
     weights: str
     lineage: tuple[str, ...] = ()
+    output_size: int | None = None
+
+    @property
+    def head_size(self) -> int:
+        """Width of what a head reads: a final hidden state."""
+        return self.output_size if self.output_size is not None else self.hidden_size
 
     def check(self, model: ModelIdentity, what: str, *, allow_other_weights: bool = False) -> None:
         """Raise `ModelMismatch` unless a prefix made for ``self`` may serve ``model``.
@@ -126,6 +133,7 @@ class ModelIdentity:
             "tokenizer": self.tokenizer,
             "weights": self.weights,
             "lineage": list(self.lineage),
+            **({"output_size": self.output_size} if self.output_size is not None else {}),
         }
 
     @property
@@ -145,6 +153,7 @@ class ModelIdentity:
             tokenizer=str(data["tokenizer"]),
             weights=str(data["weights"]),
             lineage=tuple(map(str, data["lineage"])),
+            output_size=int(data["output_size"]) if data.get("output_size") is not None else None,
         )
 
 

@@ -187,7 +187,7 @@ class Engine(EngineBase):
         for prompt in prompts:
             self._validator.check_prompt(prompt, 0)
         places = [replace(prompt, output_indices=()) for prompt in prompts]
-        return self._score(places, scoring.embeddings(pooling, self.identity.hidden_size))
+        return self._score(places, scoring.embeddings(pooling, self.identity.head_size))
 
     def prefill(self, token_ids: Items[int]) -> KVPrefix:
         """See `EngineProtocol.prefill`. Runs between the steps of generation, a step's tokens at a time."""

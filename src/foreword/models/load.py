@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -45,7 +46,7 @@ from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel, has_lm_head
 from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
-from foreword.models.placeholder_layers import check_placeholders, find_projections, shapes
+from foreword.models.placeholder_layers import check_placeholders, find_neighbours, find_projections, shapes
 from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import FORWARD_ERRORS, NotFinite, prove
@@ -136,6 +137,10 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
     keep_gradients(model)
     lm = _first_proved(model, tokenizer, name, folder)
     token = Batch.from_rows(Front(), [[0]], device=lm.device)
+    with torch.no_grad():
+        width = lm.hidden_states(token, token.token_ids).shape[-1]
+    if width != lm.identity.hidden_size:
+        lm = replace(lm, identity=replace(lm.identity, output_size=width))
     pack_linear_layers(model, lambda: (lm.logits if lm.has_lm_head else lm.hidden_states)(token, token.token_ids))
     return lm
 
@@ -220,10 +225,11 @@ def _through_placeholders(model: Any, tokenizer: Any, name: str, folder: Path | 
     set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
     try:
         hooks = find_projections(model)
+        neighbours = find_neighbours(model, hooks)
         first_position = _first_position(model)
         limit = max_positions(model.config.get_text_config())
         # Keys are kept as they leave their projections, before any rotation.
-        identity = replace(compute_identity(model, tokenizer, shapes(hooks), folder), rope="null")
+        identity = replace(compute_identity(model, tokenizer, shapes(hooks, neighbours), folder), rope="null")
         return check_placeholders(
             PlaceholderModel(
                 name,
@@ -237,6 +243,7 @@ def _through_placeholders(model: Any, tokenizer: Any, name: str, folder: Path | 
                 has_lm_head=has_lm_head(model),
                 pooling=default_pooling(causal=False),
                 hooks=hooks,
+                neighbours=neighbours,
             )
         )
     except FORWARD_ERRORS as error:
@@ -331,7 +338,8 @@ def _load_model_and_tokenizer(
             f"{name} has no weights for {missing[0]} of {type(model).__name__}, which would be random; give a "
             "checkpoint with its language model head."
         )
-    drop_other_towers(model)
+    if _is_multimodal(config):
+        drop_other_towers(model)
     return model, tokenizer
 
 
@@ -340,7 +348,7 @@ def _from_pretrained(auto: Any, config: Any, source: str, name: str, options: di
 
     def load(**attention: Any) -> tuple[Any, dict[str, Any]]:
         # The towers of a model that reads images too are left in the file; Transformers would list their tensors.
-        return _quietly(auto.from_pretrained, warnings=type(config) not in AutoModelForMultimodalLM._model_mapping)(
+        return _quietly(auto.from_pretrained, warnings=not _is_multimodal(config))(
             source, output_loading_info=True, **options, **attention
         )
 
@@ -399,7 +407,7 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
                 f"the code that comes with {name} cannot be imported ({_first_line(error)}); install what it needs."
             ) from error
         raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {NAME_FORMS}.") from error
-    if not tokenizer.chat_template and type(config) in AutoModelForMultimodalLM._model_mapping:
+    if not tokenizer.chat_template and _is_multimodal(config):
         tokenizer.chat_template = processor_chat_template(source)
     return config, tokenizer
 
@@ -423,10 +431,19 @@ def auto_classes(config: Any) -> tuple[Any, ...]:
         return encoder
     own_code = getattr(config, "auto_map", None) or {}
     causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in own_code
-    multimodal = type(config) in AutoModelForMultimodalLM._model_mapping
+    multimodal = _is_multimodal(config)
     if not (causal or multimodal) or _is_encoder(config):
-        return encoder
+        named = getattr(transformers, names[0], None) if names else None
+        # The text side alone of some models has a class and is in no list (Emu3).
+        listed = type(config) in AutoModel._model_mapping
+        return (named,) if not listed and getattr(named, "config_class", None) is type(config) else encoder
     return (*[AutoModelForCausalLM] * causal, *[AutoModelForMultimodalLM] * multimodal)
+
+
+def _is_multimodal(config: Any) -> bool:
+    """Whether a configuration is that of a model that writes, and reads images, video or sound beside text."""
+    known = type(config) in AutoModelForMultimodalLM._model_mapping
+    return known and not getattr(config, "is_encoder_decoder", False)
 
 
 def _is_encoder(config: Any) -> bool:
