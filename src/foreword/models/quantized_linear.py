@@ -29,7 +29,7 @@ def keep_gradients(model: nn.Module) -> None:
         if type(weight) not in (Tensor, nn.Parameter) and hasattr(weight, "dequantize"):
             module.__class__ = QuantizedLinear
         elif "forward" in vars(module) and hasattr(module, "quantization_scheme"):
-            vars(module)["forward"] = partial(_straight_through, module.forward, weight)
+            vars(module)["forward"] = partial(_straight_through, module.forward, module)
 
 
 class QuantizedLinear(nn.Linear):
@@ -40,23 +40,25 @@ class QuantizedLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as in nn.Linear
-        return _straight_through(super().forward, self.weight, input)
+        return _straight_through(super().forward, self, input)
 
 
-def _straight_through(multiply: Callable[[Tensor], Tensor], weight: Tensor, x: Tensor) -> Tensor:
+def _straight_through(multiply: Callable[[Tensor], Tensor], layer: nn.Linear, x: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return multiply(x)
-    return _StraightThrough.apply(x, multiply, weight)
+    return _StraightThrough.apply(x, multiply, layer)
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, multiply: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
-        ctx.weight = weight
+    def forward(ctx: Any, x: Tensor, multiply: Callable[[Tensor], Tensor], layer: nn.Linear) -> Tensor:
+        ctx.layer = layer  # and not its weight, which compressed-tensors replaces at the first forward
         return multiply(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,), weight = gradients, ctx.weight
+        (gradient,), weight = gradients, ctx.layer.weight
         dense = weight if type(weight) in (Tensor, nn.Parameter) else weight.dequantize()
+        if dense.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            raise RuntimeError(f"a weight is kept as {dense.dtype} without its scale")
         return gradient @ dense.to(gradient.dtype), None, None
