@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForImageTextToText,
     Gemma3Config,
     Llama4Config,
+    PaliGemmaConfig,
     Qwen2_5_VLConfig,
     Qwen3VLConfig,
     SmolVLMConfig,
@@ -75,6 +76,12 @@ CONFIGS = {
         image_token_index=260,
     ),
 }
+CONFIGS["paligemma"] = lambda: PaliGemmaConfig(
+    text_config={**GROUPED, **SPECIALS, "model_type": "gemma"},
+    vision_config={**TOWER, **PATCHES, "model_type": "siglip_vision_model"},
+    image_token_index=260,
+    projection_dim=48,
+)
 FAMILIES = tuple(CONFIGS)
 
 

@@ -101,6 +101,12 @@ class AdapterHooks:
         """Set the adapters of the next forward over ``[R, ...]`` rows, one for each or ``None``."""
         self._activate(adapters, (len(adapters),), device)
 
+    def go_on_rows(self, adapters: Sequence[Adapter | None], device: torch.device) -> None:
+        """`activate_rows` within a forward that goes on over other rows, as a decoder's do over its encoder's."""
+        applied = self._applied
+        self.activate_rows(adapters, device)
+        self._applied = applied
+
     def _activate(self, adapters: Sequence[Adapter | None], shape: tuple[int, ...], device: torch.device) -> None:
         """Set the adapter at every index of the last dimension of ``shape``."""
         self._active, self._applied, self._shape = [], set(), shape

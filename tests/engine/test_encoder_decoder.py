@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from foreword.core import Constraint, SamplingParams, soft_id
+from foreword.core import Adapter, Constraint, LowRank, SamplingParams, soft_id
 from foreword.engine.beam_search import beam_search
 from foreword.engine.decoder_cache import DecoderCache
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import PromptTooLong, UnsupportedModel
+from foreword.text.label_scorers import WordScorer
 from foreword.text.prompt import Prompt
-from tiny_encoder_decoders import CONFIGS, FAMILIES, random_model, tiny_encoder_decoder
+from foreword.text.verbalizer import Verbalizer
+from tiny_encoder_decoders import CONFIGS, FAMILIES, learned_prefix, random_model, stock_logits, tiny_encoder_decoder
 
 
 def soft_prompt(lm, seed: int, length: int = 3) -> Tensor:
@@ -45,15 +49,22 @@ def embedded(model, request: Request) -> Tensor:
     return own if request.soft is None else torch.cat([request.soft[None], own], dim=1)
 
 
-@torch.no_grad()
-def greedy(model, request: Request, start: int) -> list[int]:
-    """The answer by Transformers alone: one text, no padding, no cache."""
-    begun = [start]
-    while len(begun) <= request.sampling.max_tokens:
-        ids = torch.tensor([begun])
-        logits = model(inputs_embeds=embedded(model, request), decoder_input_ids=ids, use_cache=False).logits
-        begun.append(int(logits[0, -1].argmax()))
-    return begun[1:]
+def adapted(model, adapter: Adapter):
+    """A copy of a model with an adapter in its weights."""
+    changed = deepcopy(model)
+    for name, pair in adapter.layers.items():
+        changed.get_submodule(name).weight.data += adapter.scale * pair.up @ pair.down
+    return changed
+
+
+def greedy(family: str, request: Request) -> list[int]:
+    """The answer by Transformers alone."""
+    model = random_model(family) if request.adapter is None else adapted(random_model(family), request.adapter)
+    answer: list[int] = []
+    while len(answer) < request.sampling.max_tokens:
+        logits = stock_logits(family, model, embedded(model, request), answer, request.prefix)
+        answer.append(int(logits[-1].argmax()))
+    return answer
 
 
 def tokens(answers: Sequence[Sequence]) -> list[list[int]]:
@@ -69,7 +80,55 @@ def test_mixed_requests_get_the_answers_of_plain_transformers(family):
         found = tokens(engine.generate(requests))
         engine.cache.check()
         assert engine.statistics()["free_positions"] == engine.statistics()["positions"]
-    assert found == [greedy(random_model(family), each, lm.decoder_start_token_id) for each in requests]
+    assert found == [greedy(family, each) for each in requests]
+
+
+def random_adapter(lm, seed: int) -> Adapter:
+    """Changes of two layers in the encoder, two in the decoder and two of the cross-attention."""
+    generator = torch.Generator().manual_seed(seed)
+    names = [
+        name for name in lm.model.state_dict() if re.search(r"[^.]*\.1\..*\.(q|v|fc1|wi|q_proj|v_proj)\.weight", name)
+    ]
+
+    def pair(weight: Tensor) -> LowRank:
+        out, width = weight.shape
+        return LowRank(torch.randn(2, width, generator=generator), torch.randn(out, 2, generator=generator))
+
+    weights = {name.removesuffix(".weight"): pair(lm.model.state_dict()[name]) for name in names}
+    assert len(weights) >= 6
+    return Adapter(weights, 0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefixes_adapters_and_soft_prompts_share_a_batch(family):
+    """In front of the whole model and of its decoder alone, of several lengths, with and without an adapter."""
+    lm = tiny_encoder_decoder(family)
+    fronts = [
+        {"prefix": learned_prefix(lm, 4, 1)},
+        {"prefix": learned_prefix(lm, 7, 2), "adapter": random_adapter(lm, 1)},
+        {"prefix": learned_prefix(lm, 3, 3, decoder_only=True)},
+        {"adapter": random_adapter(lm, 2)},
+        {},
+    ]
+    requests = [
+        replace(each, prefix_length=front["prefix"].length if "prefix" in front else 0, **front)
+        for index, each in enumerate(make_requests(lm, 20))
+        for front in (fronts[index % len(fronts)],)
+    ]
+    with Engine(lm, max_batch=7, step_tokens=60) as engine:
+        found = tokens(engine.generate(requests))
+        engine.cache.check()
+        places = [Prompt(r.token_ids, r.prefix, r.prefix_length, (), r.soft, r.adapter) for r in requests]
+        trie = Verbalizer({"y": ("yes", "yeah"), "n": ("no",)}).build_trie(lm.tokenizer, None)
+        scores = engine.score(places, WordScorer(trie))
+    assert found == [greedy(family, each) for each in requests]
+    yes, no = (lm.tokenizer.encode(word) for word in ("yeah", "no"))
+    for request, row in zip(requests[:5], scores[:5].tolist(), strict=True):
+        model = random_model(family) if request.adapter is None else adapted(random_model(family), request.adapter)
+        at = [stock_logits(family, model, embedded(model, request), word, request.prefix) for word in (yes, no)]
+        logprobs = [logits.log_softmax(-1)[range(len(w)), w].sum() for logits, w in zip(at, (yes, no), strict=True)]
+        assert row[1] == pytest.approx(float(logprobs[1]), abs=1e-4)
+        assert row[0] >= float(logprobs[0]) - 1e-4  # two words share the label
 
 
 def test_generate_of_transformers_says_the_same():
@@ -151,7 +210,7 @@ def test_a_cancelled_answer_leaves_the_batch():
     while engine.step():
         engine.cache.check()
     assert next(iter(gone)).finish_reason is None
-    assert tokens([list(kept)]) == [greedy(random_model("bart"), second, lm.decoder_start_token_id)]
+    assert tokens([list(kept)]) == [greedy("bart", second)]
     assert engine.statistics()["cancelled"] == 1
     engine.close()
 

@@ -6,17 +6,19 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, MllamaConfig
 
 from foreword.core import Batch, Front, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.models import load_model
+from foreword.models.load import wrap_model
 from foreword.models.text_side import drop_other_towers
 from foreword.models.tokenized_model import TokenizedModel
 from foreword.prompts.lower import lower_tokens
 from foreword.text import chat, task_prompts
 from foreword.training.train import train
+from tiny_models import SHARED, byte_tokenizer
 from tiny_vision_language import FAMILIES, save_tiny
 from training.small_data import recipe, write_jsonl
 
@@ -80,3 +82,15 @@ def test_the_chat_template_of_an_older_processor_is_found(tmp_path):
     assert chat.render(tokenizer, [{"role": "user", "content": "Hello"}]) == "Hello|"
     (folder / "chat_template.json").write_text("[]")
     assert TokenizedModel.load(str(folder)).tokenizer.chat_template is None
+
+
+def test_the_text_side_of_mllama_writes():
+    """Its configuration is registered for no output matrix: only the class says that it is causal."""
+    sizes = {**SHARED, "num_hidden_layers": 2, "cross_attention_layers": [1], "pad_token_id": 257}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MllamaConfig(text_config=sizes)).eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.12)
+    assert wrap_model(model, byte_tokenizer(), name="tiny-mllama").causal

@@ -99,6 +99,21 @@ def test_a_template_that_knows_lists_of_parts_alone_gets_them(byte_level, kind):
         byte_level.chat_template = template
 
 
+@pytest.mark.parametrize("written", ["m['content']", "m['content'] | tojson"])
+def test_a_template_that_takes_thoughts_out_of_texts_gets_texts(byte_level, written):
+    """With lists the whole thought would be there, in the list's own brackets."""
+    template = byte_level.chat_template
+    byte_level.chat_template = (
+        "{% for m in messages %}{% if '</think>' in m['content'] %}{{ m['content'].split('</think>')[1] }}"
+        "{% else %}{{ " + written + " }}{% endif %}|{% endfor %}"
+    )
+    try:
+        text = chat.render(byte_level, [*HELLO, {"role": "assistant", "content": "<think>x</think>yes"}, *HELLO])
+    finally:
+        byte_level.chat_template = template
+    assert text.replace('"', "") == "Hello|yes|Hello|"
+
+
 @pytest.mark.parametrize("role", ["user", "system", "tool"])
 @pytest.mark.parametrize("kind", ["image_url", "input_image", "input_audio", "file", "video_url"])
 def test_parts_that_are_no_text_are_refused_by_name(byte_level, role, kind):

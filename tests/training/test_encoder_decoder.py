@@ -1,4 +1,4 @@
-"""Soft prompts in front of an encoder-decoder: learned, and measured as they are learned."""
+"""Prompts, prefixes and adapters of encoder-decoders: learned, and measured as they are learned."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from foreword.text.verbalizer import Verbalizer
 from foreword.training.data.examples import ExampleBuilder
 from foreword.training.data.training_data import TrainingData
 from foreword.training.train import train
-from tiny_encoder_decoders import END, FAMILIES, PAD, random_model, tiny_encoder_decoder
+from tiny_encoder_decoders import END, FAMILIES, PAD, learned_prefix, random_model, tiny_encoder_decoder
 from tiny_models import byte_tokenizer
 from training.small_data import examples, recipe, write_jsonl
 
@@ -196,10 +196,57 @@ def test_a_prompt_is_measured_from_where_the_decoder_begins():
         engine.token_logprobs([replace(prompt, output_indices=())])
 
 
-@pytest.mark.parametrize("method", ["p-tuning-v2", "prefix-tuning", "lora", "lora-hybrid", "pet", "autoprompt"])
-def test_methods_that_learn_something_else_are_refused_by_name(method, tmp_path):
-    with pytest.raises(UsageError, match=f"encoder-decoder, .* --method {method} learns; use --method prompt-tuning"):
-        train(tiny_encoder_decoder("t5"), recipe(tmp_path, method=method, length=None))
+@pytest.mark.parametrize(
+    ("family", "method", "lr"),
+    [
+        ("t5", "p-tuning-v2", 0.1),
+        ("bart", "p-tuning-v2", 0.1),
+        ("t5", "prefix-tuning", 0.005),
+        ("t5", "lora", 0.02),
+        ("bart", "lora-hybrid", 0.02),
+    ],
+)
+def test_prefixes_and_adapters_learn_and_are_measured_as_they_were_learned(family, method, lr, tmp_path):
+    lm = tiny_encoder_decoder(family)
+    length = None if method == "lora" else 6
+    settings = recipe(tmp_path, method=method, lr=lr, length=length, init="auto" if length else "random", max_steps=40)
+    result = train(lm, settings, name="rule")
+    assert result.metrics["accuracy"] > result.before["accuracy"]
+    assert result.metrics["accuracy"] > 0.8
+    assert len(result.task.prefix.keys) == (8 if length else 3)
+    bank = Bank(tmp_path / "bank")
+    bank.publish(result.task)
+    with Engine(lm) as engine:
+        assert evaluate(engine, bank.load("rule"), read_rows(settings.eval)).metrics == result.metrics
+
+
+def test_a_prefix_of_the_decoder_alone_is_learned_on(tmp_path):
+    """As PEFT has it: what starts from such a task stays in front of the decoder."""
+    lm = tiny_encoder_decoder("bart")
+    start = Task("rule", "prefix-tuning", learned_prefix(lm, 6, decoder_only=True), template="{text}{mask}")
+    settings = recipe(tmp_path, method="p-tuning-v2", init="task:rule", length=None, max_steps=3)
+    result = train(lm, settings, name="rule", transfer=start)
+    assert len(result.task.prefix.keys) == 3
+    assert not torch.equal(result.task.prefix.keys[0], start.prefix.keys[0])
+
+
+def test_members_of_an_ensemble_are_prefixes(tmp_path):
+    lm = tiny_encoder_decoder("t5")
+    result = train(lm, recipe(tmp_path, method="p-tuning-v2", members=2, length=4, max_steps=4), name="rule")
+    assert len(result.task.members) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "pet", "length": None}, "encoder-decoder, .* --method pet does not combine; use --method lora"),
+        ({"method": "autoprompt", "init": "vocab"}, "encoder-decoder, .* use --method prompt-tuning"),
+        ({"method": "p-tuning-v2", "checkpointing": True}, "checkpointing forgets it; leave out --checkpointing"),
+    ],
+)
+def test_what_does_not_learn_here_is_refused_by_name(changes, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        train(tiny_encoder_decoder("t5"), recipe(tmp_path, **changes))
     assert not (tmp_path / "run").exists()
 
 

@@ -9,6 +9,7 @@ import torch
 from foreword.core import LayerShape
 from foreword.engine.decoder_rows import DecoderRows
 from foreword.engine.sequence import Sequence
+from foreword.models.encoder_decoder import prefix_length
 
 
 class DecoderCache:
@@ -100,5 +101,5 @@ class DecoderCache:
 
 
 def _num_positions(sequence: Sequence) -> int:
-    """Positions of a sequence: its prefix, its text, the decoder's start token and its answer."""
-    return (sequence.prefix.length if sequence.prefix is not None else 0) + sequence.num_tokens + 1
+    """Positions of a sequence: its prefix in front of text and answer, its text, the start token and its answer."""
+    return 2 * prefix_length(sequence.prefix) + sequence.num_tokens + 1

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import DynamicLayer
+from transformers import EncoderDecoderCache
+from transformers.cache_utils import Cache
 
 from foreword.engine.sequence import Sequence
-from foreword.models.encoder_decoder import EncodedTexts
+from foreword.models.encoder_decoder import EncodedTexts, filled_cache
 
 
 @dataclass(eq=False)
@@ -56,7 +57,8 @@ class DecoderRows:
         width = mask.shape[1]
         cross = [(k[index, :, :width], v[index, :, :width]) for k, v in _pairs(self.cache.cross_attention_cache)]
         encoded = EncodedTexts.forgotten(mask, self.encoded.states)
-        return DecoderRows([self.sequences[row] for row in rows], lengths, encoded, make_cache(own, cross))
+        cache = EncoderDecoderCache(filled_cache(own), filled_cache(cross))
+        return DecoderRows([self.sequences[row] for row in rows], lengths, encoded, cache)
 
     @classmethod
     def concat(cls, parts: Items[DecoderRows]) -> DecoderRows:
@@ -79,7 +81,7 @@ class DecoderRows:
             [sequence for part in parts for sequence in part.sequences],
             [length for part in parts for length in part.lengths],
             EncodedTexts.forgotten(mask, parts[0].encoded.states),
-            make_cache(own, cross),
+            EncoderDecoderCache(filled_cache(own), filled_cache(cross)),
         )
 
 
@@ -87,24 +89,9 @@ Pairs = list[tuple[Tensor, Tensor]]
 """Keys and values ``[R, kv_heads, T, dim]``, one pair a layer."""
 
 
-def make_cache(own: Pairs, cross: Pairs) -> EncoderDecoderCache:
-    """A cache with keys and values of the self-attention and of the cross-attention; none at all for empty lists."""
-    return EncoderDecoderCache(_dynamic_cache(own), _dynamic_cache(cross))
-
-
-def _dynamic_cache(pairs: Pairs) -> DynamicCache:
-    # Without a model's configuration every layer keeps all positions, those outside a sliding window too.
-    cache = DynamicCache()
-    for key, value in pairs:
-        layer = DynamicLayer()
-        layer.lazy_initialization(key, value)
-        layer.keys, layer.values = key, value
-        cache.layers.append(layer)
-    return cache
-
-
-def _pairs(cache: DynamicCache) -> Pairs:
-    return [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore[reportAttributeAccessIssue]
+def _pairs(cache: Cache) -> Pairs:
+    layers: list[Any] = cache.layers
+    return [(layer.keys, layer.values) for layer in layers if layer.is_initialized]
 
 
 def _concat(parts: Items[Pairs], padding: Items[tuple[int, int]]) -> Pairs:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from foreword.engine.decoder_cache import DecoderCache
-from foreword.engine.decoder_rows import DecoderRows, make_cache
+from foreword.engine.decoder_rows import DecoderRows
 from foreword.engine.model_runner import make_batch
 from foreword.engine.scheduler import ScheduledTokens
 from foreword.engine.sequence import Sequence
-from foreword.models.encoder_decoder import EncoderDecoder
+from foreword.models.encoder_decoder import EncodedTexts, EncoderDecoder, prefix_length
 from foreword.models.encoder_decoder_padding import pads_in_front
 from foreword.text.ragged import batch_by_tokens
 
@@ -49,10 +49,8 @@ class EncoderDecoderRunner:
             if rows.sequences[0] in going:
                 tokens = [going[sequence] for sequence in rows.sequences]
                 self._step(rows, [each.sequence.token_ids(each.start, each.end)[0] for each in tokens], logits)
-        for begun in self._texts([each for each in scheduled if not each.start]):
-            rows = self._begin(begun)
-            self._step(rows, [self._lm.decoder_start_token_id] * len(begun), logits)
-            self._cache.batches.append(rows)
+        for texts in self._texts([each for each in scheduled if not each.start]):
+            self._cache.batches.append(self._begin(texts, logits))
         needed = [logits[each.sequence] for each in scheduled if each.needs_logits]
         return torch.stack(needed) if needed else torch.empty(0, self._lm.vocab_size, device=self._lm.device)
 
@@ -67,17 +65,29 @@ class EncoderDecoderRunner:
         if self._apart:
             yield from ([each] for each in scheduled)
             return
-        by_length = sorted(scheduled, key=lambda each: each.num_tokens)
-        yield from batch_by_tokens([(each, each.num_tokens) for each in by_length], ENCODER_TOKENS)
+        by_prefix: dict[int, list[ScheduledTokens]] = {}
+        for each in sorted(scheduled, key=lambda each: each.num_tokens):
+            by_prefix.setdefault(prefix_length(each.sequence.prefix), []).append(each)
+        for length, group in by_prefix.items():
+            yield from batch_by_tokens([(each, length + each.num_tokens) for each in group], ENCODER_TOKENS)
 
-    def _begin(self, scheduled: Items[ScheduledTokens]) -> DecoderRows:
-        encoded = self._lm.encode(make_batch(scheduled, self._lm.device))
-        return DecoderRows([each.sequence for each in scheduled], [0] * len(scheduled), encoded, make_cache([], []))
+    def _begin(self, scheduled: Items[ScheduledTokens], logits: dict[Sequence, Tensor]) -> DecoderRows:
+        """Encode texts behind prefixes of one length, and run the decoder's start token behind them."""
+        begun = self._lm.begin(make_batch(scheduled, self._lm.device))
+        sequences = [each.sequence for each in scheduled]
+        logits.update(zip(sequences, begun.logits, strict=True))
+        return DecoderRows(
+            sequences,
+            [prefix_length(sequence.prefix) + 1 for sequence in sequences],
+            EncodedTexts.forgotten(begun.encoded.mask, begun.encoded.states),
+            begun.cache,
+        )
 
     def _step(self, rows: DecoderRows, tokens: Items[int], logits: dict[Sequence, Tensor]) -> None:
         """Run one decoder token of every row."""
         ids = torch.tensor(tokens, device=self._lm.device)
-        found = self._lm.decode(ids, rows.encoded, rows.cache, rows.cache_mask)
+        adapters = [sequence.adapter for sequence in rows.sequences]
+        found = self._lm.go_on(ids, rows.encoded, rows.cache, rows.cache_mask, adapters)
         rows.lengths = [length + 1 for length in rows.lengths]
         logits.update(zip(rows.sequences, found, strict=True))
 

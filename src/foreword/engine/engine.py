@@ -29,7 +29,7 @@ from foreword.errors import RequestError, UnsupportedModel, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import activations, check_context_length
 from foreword.models.cached_model import CachedModel
-from foreword.models.encoder_decoder import EncoderDecoder
+from foreword.models.encoder_decoder import NO_CACHE, EncoderDecoder
 from foreword.openmp import release_openmp_threads
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer
@@ -82,10 +82,11 @@ class Engine(EngineBase):
             raise UsageError(f"deterministic steps need step_tokens {max_batch + chunk} or more, got {step_tokens}.")
         if isinstance(lm, EncoderDecoder):
             self.cache = DecoderCache(
-                max(1, cache_bytes // DecoderCache.bytes_per_position(lm.identity.layers, lm.dtype))
+                max(1, cache_bytes // DecoderCache.bytes_per_position(lm.identity.decoder_only.layers, lm.dtype))
             )
             self._runner = EncoderDecoderRunner(lm, self.cache, apart=deterministic)
-            positions, prefix_positions = self.cache.num_positions - 1, int  # one is the decoder's start token
+            # One position is the decoder's start token; a prefix stands in front of the text and of the answer.
+            positions, prefix_positions = self.cache.num_positions - 1, lambda length: 2 * length
         else:
             num_pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
             self.cache = cache = PagedCache(
@@ -186,7 +187,7 @@ class Engine(EngineBase):
         for prompt in prompts:
             self._validator.check_prompt(prompt, 0)
         places = [replace(prompt, output_indices=()) for prompt in prompts]
-        return self._score(places, scoring.embeddings(pooling, self.identity.hidden_size))
+        return self._score(places, scoring.embeddings(pooling, self.identity.head_size))
 
     def prefill(self, token_ids: Items[int]) -> KVPrefix:
         """See `EngineProtocol.prefill`. Runs between the steps of generation, a step's tokens at a time."""
@@ -206,6 +207,8 @@ class Engine(EngineBase):
         """See `EngineBase.check`."""
         if not self.causal and not self.is_encoder_decoder:
             raise UnsupportedModel(f"{self.name} is an encoder, which writes no text; classify or tag with it.")
+        if isinstance(self._lm, EncoderDecoder) and not self._lm.caches:
+            raise UnsupportedModel(f"{self.name} ({self.identity.architecture}) {NO_CACHE}")
         super().check(request)
 
     def statistics(self) -> dict[str, float]:

@@ -14,7 +14,10 @@ from foreword.models import LanguageModel
 
 
 def uniform_layer_shape(model: ModelIdentity, what: str) -> LayerShape:
-    """The shape of every layer. Raises UsageError if layers differ, which a flat prefix cannot represent."""
+    """The shape of every layer. Raises UsageError if layers differ or keep states, which a flat prefix cannot
+    represent."""
+    if model.keeps_states:
+        raise UsageError(f"{what} holds keys and values alone, layers of {model.architecture} keep states besides.")
     shapes = set(model.layers)
     shape = model.layers[0]
     if len(shapes) > 1 or shape.key_dim != shape.value_dim:
@@ -40,7 +43,8 @@ def check_room(lm: LanguageModel, length: int, what: str) -> None:
 
 
 def unflatten(lm: LanguageModel, flat: Tensor, what: str) -> KVPrefix:
-    """The `KVPrefix` of a flat prefix, in the model's dtype; requests start at position ``P``.
+    """The `KVPrefix` of a flat prefix, in the model's dtype; requests start at position ``P``. In an encoder-decoder it
+    stands in front of the decoder alone.
 
     Args:
         lm: the model that it was made for.
@@ -51,10 +55,11 @@ def unflatten(lm: LanguageModel, flat: Tensor, what: str) -> KVPrefix:
         ModelMismatch: it is of another width.
         PromptTooLong: it leaves no room for a request.
     """
-    shape, expected = uniform_layer_shape(lm.identity, what), row_width(lm.identity, what)
+    model = lm.identity.decoder_only
+    shape, expected = uniform_layer_shape(model, what), row_width(model, what)
     if flat.dim() != 2 or flat.shape[1] != expected:
         raise ModelMismatch(
-            f"{what} must have {expected} numbers a position for {lm.name} ({len(lm.identity.layers)} layers of 2 x "
+            f"{what} must have {expected} numbers a position for {lm.name} ({len(model.layers)} layers of 2 x "
             f"{shape.kv_heads} x {shape.key_dim}), found {list(flat.shape)}; give the model it was made for with "
             "--model."
         )
@@ -63,7 +68,7 @@ def unflatten(lm: LanguageModel, flat: Tensor, what: str) -> KVPrefix:
     # [P, layers, 2, kv_heads, dim] -> [layers, 2, kv_heads, P, dim]
     layers = rows.reshape(rows.shape[0], -1, 2, shape.kv_heads, shape.key_dim).permute(1, 2, 3, 0, 4)
     keys, values = (tuple(layer[which].contiguous() for layer in layers) for which in (0, 1))
-    return KVPrefix(lm.identity, keys, values, offset=rows.shape[0])
+    return KVPrefix(model, keys, values, offset=rows.shape[0])
 
 
 def flatten(prefix: KVPrefix, what: str) -> Tensor:

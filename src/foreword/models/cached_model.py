@@ -114,7 +114,11 @@ class CachedModel(LanguageModel):
         return self._run(batch, output_indices, attend, hidden=True)
 
     @torch.no_grad()
-    def kept(self, batch: Batch) -> KVPrefix:
+    def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
+        if positions is not None:
+            raise UnsupportedModel(
+                f"{self.name} keeps what is behind its last token; give it the tokens in front alone."
+            )
         past = BatchPast(batch, self.identity, [len(batch.lengths) - 1])
         self._run(batch, torch.zeros(1, dtype=torch.long, device=self.device), past, hidden=True)
         return past.kept[len(batch.lengths) - 1]

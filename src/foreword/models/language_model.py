@@ -167,13 +167,17 @@ class LanguageModel(WithOverview):
             return hidden_states(self.model, batch, run, self.first_position)[output_indices]
 
     @torch.no_grad()
-    def kept(self, batch: Batch) -> KVPrefix:
-        """What all layers keep of a batch of one sequence: its prefix and its tokens, end to end, without gradients."""
+    def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
+        """What all layers keep of a batch of one sequence: its prefix and its tokens, end to end, without gradients.
+
+        Args:
+            positions: keep only so many of its tokens, as they are in front of the others.
+        """
         keys: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
 
         def collect(layer: int, key: Tensor, value: Tensor) -> None:
-            keys[layer], values[layer] = key.contiguous(), value.contiguous()
+            keys[layer], values[layer] = key[:, :positions].contiguous(), value[:, :positions].contiguous()
 
         first = torch.zeros(1, dtype=torch.long, device=self.device)
         self.hidden_states(batch, first, attend=RaggedAttention(batch, collect))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -33,6 +34,7 @@ from foreword.models.cached_model import CachedModel, cache_layout
 from foreword.models.device_map import DeviceMap, check_device_map, check_placement
 from foreword.models.embedded_adapter import refuse_adapter
 from foreword.models.encoder_decoder import EncoderDecoder
+from foreword.models.encoder_decoder_prefixes import with_prefixes
 from foreword.models.encoder_decoder_probe import (
     decoder_layer_shapes,
     decoder_start_token_id,
@@ -45,7 +47,7 @@ from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel, has_lm_head
 from foreword.models.model_name import NAME_FORMS, check_model_name
 from foreword.models.packed_linear import pack_linear_layers
-from foreword.models.placeholder_layers import check_placeholders, find_projections, shapes
+from foreword.models.placeholder_layers import check_placeholders, find_neighbours, find_projections, shapes
 from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.pooling import default_pooling, model_pooling
 from foreword.models.probe import FORWARD_ERRORS, NotFinite, prove
@@ -149,6 +151,10 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
     keep_gradients(model)
     lm = _first_proved(model, tokenizer, name, folder)
     token = Batch.from_rows(Front(), [[0]], device=lm.device)
+    with torch.no_grad():
+        width = lm.hidden_states(token, token.token_ids).shape[-1]
+    if width != lm.identity.hidden_size:
+        lm = replace(lm, identity=replace(lm.identity, output_size=width))
     pack_linear_layers(model, lambda: (lm.logits if lm.has_lm_head else lm.hidden_states)(token, token.token_ids))
     return lm
 
@@ -174,7 +180,7 @@ def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageMo
     An assembler raises UnsupportedModel for a model that it cannot run, and finds it with the attention that it was
     loaded with (``foreword``) or the one that an earlier way has set.
     """
-    if AutoModelForMaskedLM in auto_classes(model.config):
+    if not _is_causal(model):
         return _on_ragged_rows, _through_placeholders
     # Batches first, then what only some models need: fronts of one length at a time, tokens one at a time.
     cached = [
@@ -233,10 +239,11 @@ def _through_placeholders(model: Any, tokenizer: Any, name: str, folder: Path | 
     set_attention_implementation(model, "sdpa" if model._supports_sdpa else "eager")
     try:
         hooks = find_projections(model)
+        neighbours = find_neighbours(model, hooks)
         first_position = _first_position(model)
         limit = max_positions(model.config.get_text_config())
         # Keys are kept as they leave their projections, before any rotation.
-        identity = replace(compute_identity(model, tokenizer, shapes(hooks), folder), rope="null")
+        identity = replace(compute_identity(model, tokenizer, shapes(hooks, neighbours), folder), rope="null")
         return check_placeholders(
             PlaceholderModel(
                 name,
@@ -250,6 +257,7 @@ def _through_placeholders(model: Any, tokenizer: Any, name: str, folder: Path | 
                 has_lm_head=has_lm_head(model),
                 pooling=default_pooling(causal=False),
                 hooks=hooks,
+                neighbours=neighbours,
             )
         )
     except FORWARD_ERRORS as error:
@@ -272,8 +280,8 @@ def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | 
             decoder_start_token_id=decoder_start_token_id(model),
             embed_scale=embed_scale(model),
         )
-        return replace(lm, proof=probe_encoder_decoder(lm))
-    except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        return with_prefixes(replace(lm, proof=probe_encoder_decoder(lm)))
+    except FORWARD_ERRORS as error:
         kind = type(model).__name__
         raise UnsupportedModel(f"{kind} cannot take soft tokens: its forward failed with {error!r}.") from error
 
@@ -339,7 +347,8 @@ def _load_model_and_tokenizer(source: str, name: str, options: dict[str, Any], q
             f"{name} has no weights for {missing[0]} of {type(model).__name__}, which would be random; give a "
             "checkpoint with its language model head."
         )
-    drop_other_towers(model)
+    if _is_multimodal(config):
+        drop_other_towers(model)
     return model, tokenizer
 
 
@@ -348,7 +357,7 @@ def _from_pretrained(auto: Any, config: Any, source: str, name: str, options: di
 
     def load(**attention: Any) -> tuple[Any, dict[str, Any]]:
         # The towers of a model that reads images too are left in the file; Transformers would list their tensors.
-        return _quietly(auto.from_pretrained, warnings=type(config) not in AutoModelForMultimodalLM._model_mapping)(
+        return _quietly(auto.from_pretrained, warnings=not _is_multimodal(config))(
             source, output_loading_info=True, **options, **attention
         )
 
@@ -407,7 +416,7 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
                 f"the code that comes with {name} cannot be imported ({_first_line(error)}); install what it needs."
             ) from error
         raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {NAME_FORMS}.") from error
-    if not tokenizer.chat_template and type(config) in AutoModelForMultimodalLM._model_mapping:
+    if not tokenizer.chat_template and _is_multimodal(config):
         tokenizer.chat_template = processor_chat_template(source)
     return config, tokenizer
 
@@ -431,15 +440,32 @@ def auto_classes(config: Any) -> tuple[Any, ...]:
         return encoder
     own_code = getattr(config, "auto_map", None) or {}
     causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in own_code
-    multimodal = type(config) in AutoModelForMultimodalLM._model_mapping
+    multimodal = _is_multimodal(config)
     if not (causal or multimodal) or _is_encoder(config):
-        return encoder
+        named = getattr(transformers, names[0], None) if names else None
+        # The text side alone of some models has a class and is in no list (Emu3).
+        listed = type(config) in AutoModel._model_mapping
+        return (named,) if not listed and getattr(named, "config_class", None) is type(config) else encoder
     return (*[AutoModelForCausalLM] * causal, *[AutoModelForMultimodalLM] * multimodal)
+
+
+def _is_multimodal(config: Any) -> bool:
+    """Whether a configuration is that of a model that writes, and reads images, video or sound beside text."""
+    known = type(config) in AutoModelForMultimodalLM._model_mapping
+    return known and not getattr(config, "is_encoder_decoder", False)
 
 
 def _is_encoder(config: Any) -> bool:
     """BERT-like configs are registered for both heads and say by ``is_decoder`` which one they are."""
     return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether a loaded model writes: by its configuration, or by its class where that is the text side's alone."""
+    config = model.config
+    if AutoModelForMaskedLM not in auto_classes(config):
+        return True
+    return model.can_generate() and type(config) not in AutoModelForMaskedLM._model_mapping
 
 
 def _runs_own_code(model: Any) -> bool:

@@ -7,26 +7,25 @@ prefix. A request's rows then see the keys and values in front, and whatever the
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foreword.attention import AttentionFn
-from foreword.core import Batch, KVPrefix
+from foreword.core import Batch, KVPrefix, LayerShape
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.chosen_rows import logits_at
 from foreword.models.language_model import LanguageModel, model_body
+from foreword.models.neighbour_rows import EMBEDDINGS, INPUTS, NeighbourRows, RowsAt
 from foreword.models.past import Past, append_keys_values
 from foreword.models.projections import KeysValuesAt, ProjectionHooks
 
 MAX_PADDING = 2
 """Rows of one forward are at most so many times as long as its shortest."""
-
-OnKeysValues = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(eq=False, repr=False)
@@ -38,6 +37,7 @@ class PlaceholderModel(LanguageModel):
 
     Attributes:
         hooks: on the projections of all layers.
+        neighbours: what layers read of the rows in front beside keys and values.
         pads: whether rows of different lengths can share a forward; else they are grouped by length.
         placeholder: token id of placeholders and of padding, none that the model takes for padding by itself; no other
             row sees what it is.
@@ -46,6 +46,7 @@ class PlaceholderModel(LanguageModel):
     carried: ClassVar[str] = "through placeholder tokens"
     checkpoints: ClassVar[bool] = False
     hooks: ProjectionHooks | None = None
+    neighbours: NeighbourRows | None = None
     pads: bool = True
     placeholder: int = 0
 
@@ -84,11 +85,21 @@ class PlaceholderModel(LanguageModel):
         return self._run(batch, output_indices, self._hidden_at)
 
     @torch.no_grad()
-    def kept(self, batch: Batch) -> KVPrefix:
+    def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
         self._check(batch, None)
-        kept = _Kept(self)
+        past, kept = batch.prefixes[0], _Kept()
+        front, positions = _prefix_length(past), batch.lengths[0] if positions is None else positions
         self._run(batch, torch.zeros(1, dtype=torch.long, device=self.device), self._hidden_at, kept)
-        return append_keys_values(self.identity, batch.prefixes[0], *kept.keys_values())
+        keys, values, states = [], [], []
+        for index, layer in enumerate(self.identity.layers):
+            own = (side[0, front : front + positions].unflatten(1, (layer.kv_heads, -1)) for side in kept.pairs[index])
+            for side, found in zip((keys, values), own, strict=True):
+                side.append(found.transpose(0, 1).contiguous())
+            sources = {EMBEDDINGS: kept.embeddings, INPUTS: kept.inputs.get(index)}
+            states.append(
+                {each.name: _last(sources[each.name], front + positions, each.shape) for each in layer.states}
+            )
+        return append_keys_values(self.identity, past, keys, values, states)
 
     def _run(
         self,
@@ -98,6 +109,7 @@ class PlaceholderModel(LanguageModel):
         kept: _Kept | None = None,
     ) -> Tensor:
         assert self.hooks is not None
+        assert self.neighbours is not None
         outputs, indices = [], []
         for group in self._groups(batch):
             rows = _PaddedRows(batch, group, self.device)
@@ -105,9 +117,16 @@ class PlaceholderModel(LanguageModel):
             if not chosen.any() and kept is None:
                 continue
             adapters = [batch.adapters[index] if batch.adapters is not None else None for index in group]
-            replaced = self.hooks.replaced(rows.prefixes(len(self.hooks.layers)), kept.of(rows) if kept else None)
-            with self._adapted_rows(adapters), replaced:
-                outputs.append(outputs_at(self._inputs(batch, rows), rows.rows[chosen], rows.columns[chosen]))
+            inputs = self._inputs(batch, rows)
+            states = rows.states(self.identity.layers, INPUTS)
+            if kept is not None:
+                kept.embeddings = (
+                    inputs["inputs_embeds"] if "inputs_embeds" in inputs else self._embed(inputs["input_ids"])
+                )
+            replaced = self.hooks.replaced(rows.prefixes(len(self.hooks.layers)), kept.record if kept else None)
+            neighbours = self.neighbours.replaced(states, kept.record_inputs if kept else None)
+            with self._adapted_rows(adapters), replaced, neighbours:
+                outputs.append(outputs_at(inputs, rows.rows[chosen], rows.columns[chosen]))
             indices.append(rows.indices[chosen])
         found = torch.cat(indices)
         numbers = output_indices.new_zeros(batch.starts[-1]).index_copy(0, found, torch.arange(len(found)).to(found))
@@ -146,14 +165,20 @@ class PlaceholderModel(LanguageModel):
         ids = torch.cat([batch.token_ids, batch.token_ids.new_tensor([self.placeholder])])
         inputs = {"input_ids": ids[rows.tokens]}
         if batch.embeds is not None and batch.embed_indices is not None:
-            table = self.model.get_input_embeddings()
-            embedded = table(ids).index_copy(0, batch.embed_indices, batch.embeds.to(table.weight.dtype))
+            embedded = self._embed(ids)
+            embedded = embedded.index_copy(0, batch.embed_indices, batch.embeds.to(embedded.dtype))
             inputs = {"inputs_embeds": embedded[rows.tokens]}
+        for place in rows.states(self.identity.layers, EMBEDDINGS).values():
+            embedded = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self._embed(inputs["input_ids"])
+            inputs = {"inputs_embeds": place.put(embedded)}
         # Positions are the model's own, from its first on: those of the joined text.
         if len(set(rows.lengths)) > 1:
             columns = torch.arange(rows.tokens.shape[1], device=self.device)
             inputs["attention_mask"] = (columns < torch.tensor(rows.lengths, device=self.device)[:, None]).long()
         return inputs
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
 
     def _logits_at(self, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
         return logits_at(self.model, inputs, rows, columns)
@@ -200,32 +225,50 @@ class _PaddedRows:
             for layer in range(layers)
         }
 
+    def states(self, layers: Sequence[LayerShape], name: str) -> dict[int, RowsAt]:
+        """What every layer that keeps a state of this name gets at the last placeholders."""
+        places: dict[int, RowsAt] = {}
+        present = [(row, prefix) for row, prefix in enumerate(self._prefixes) if prefix is not None and prefix.length]
+        for index, layer in enumerate(layers):
+            reach = next((state.shape[0] for state in layer.states if state.name == name), 0)
+            if not reach or not present:
+                continue
+            used = [(row, prefix, min(reach, prefix.length)) for row, prefix in present]
+            rows = [row for row, _, count in used for _ in range(count)]
+            columns = [column for _, prefix, n in used for column in range(prefix.length - n, prefix.length)]
+            states = torch.cat([prefix.states[index][name][-count:] for _, prefix, count in used])
+            places[index] = RowsAt(
+                torch.tensor(rows, device=states.device), torch.tensor(columns, device=states.device), states
+            )
+        return places
+
 
 class _Kept:
-    """Keys and values of a batch's own tokens, gathered from all its forwards."""
+    """What the layers of one sequence keep in its forward.
 
-    def __init__(self, lm: PlaceholderModel) -> None:
-        self._shapes = lm.identity.layers
-        self._found: dict[int, list[tuple[Tensor, ...]]] = defaultdict(list)
+    Attributes:
+        pairs: by layer, keys and values ``[1, S, width]``.
+        inputs: by layer, the inputs ``[1, S, width]`` of those that read beside their attention.
+        embeddings: ``[1, S, hidden]``.
+    """
 
-    def of(self, rows: _PaddedRows) -> OnKeysValues:
-        """What records the forward over some rows."""
+    def __init__(self) -> None:
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.inputs: dict[int, Tensor] = {}
+        self.embeddings: Tensor | None = None
 
-        def record(layer: int, key: Tensor, value: Tensor) -> None:
-            own = (each[rows.rows, rows.columns] for each in (key, value))
-            self._found[layer].append((rows.indices, *own))
+    def record(self, layer: int, key: Tensor, value: Tensor) -> None:
+        self.pairs[layer] = key, value
 
-        return record
+    def record_inputs(self, layer: int, inputs: Tensor) -> None:
+        self.inputs[layer] = inputs
 
-    def keys_values(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values ``[kv_heads, N, dim]`` of every layer."""
-        sides: tuple[list[Tensor], list[Tensor]] = [], []
-        for layer, parts in sorted(self._found.items()):
-            indices, *own = (torch.cat(side) for side in zip(*parts, strict=True))
-            heads, order = self._shapes[layer].kv_heads, indices.argsort()
-            for found, side in zip(sides, own, strict=True):
-                found.append(side[order].unflatten(1, (heads, -1)).transpose(0, 1).contiguous())
-        return sides
+
+def _last(inputs: Tensor | None, end: int, shape: tuple[int, ...]) -> Tensor:
+    """The inputs ``[reach, width]`` before column ``end`` of the only row ``[1, S, width]``; zeros before its start."""
+    assert inputs is not None
+    found = inputs[0, max(end - shape[0], 0) : end]
+    return F.pad(found, (0, 0, shape[0] - len(found), 0)).contiguous()
 
 
 def _prefix_length(prefix: KVPrefix | None) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -186,8 +186,7 @@ def prefix_left_by(lm: LanguageModel, front: Sequence[int], row: Sequence[int]) 
     """
     if lm.causal:
         return activations(lm, front)
-    joined = lm.kept(Batch.from_rows(Front(), [(*front, *row)], device=lm.device))
-    return replace(joined.map(lambda tensor: tensor[:, : len(front)]), offset=len(front))
+    return lm.kept(Batch.from_rows(Front(), [(*front, *row)], device=lm.device), len(front))
 
 
 def text_ids(tokenizer: Any, rows: int, text: str, count: int) -> list[int]:

@@ -53,9 +53,11 @@ def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], past: KVPrefix | N
         UsageError: there are no tokens, or the model is an encoder, whose text sees the request too.
     """
     if not lm.causal:
+        mend = "learn a prefix instead."
+        if lm.is_encoder_decoder:
+            mend = "put it into a --template (foreword train --method manual), which is run with every request."
         raise UsageError(
-            f"{lm.identity.architecture} reads in both directions, so text in front changes with every request; "
-            "learn a prefix instead."
+            f"{lm.identity.architecture} reads in both directions, so text in front changes with every request; {mend}"
         )
     prefix = activations(lm, token_ids, past)
     release_openmp_threads()  # an engine may be running in another thread
@@ -71,9 +73,10 @@ def static_prefix(prefix: KVPrefix, token_ids: Sequence[int], past: KVPrefix | N
 
 def empty_prefix(lm: LanguageModel) -> KVPrefix:
     """A prefix without positions, as tasks have that are a template or an adapter alone."""
-    keys = tuple(torch.zeros(s.kv_heads, 0, s.key_dim, dtype=lm.dtype) for s in lm.identity.layers)
-    values = tuple(torch.zeros(s.kv_heads, 0, s.value_dim, dtype=lm.dtype) for s in lm.identity.layers)
-    return KVPrefix(lm.identity, keys, values, offset=0)
+    identity = lm.identity.decoder_only
+    keys = tuple(torch.zeros(s.kv_heads, 0, s.key_dim, dtype=lm.dtype) for s in identity.layers)
+    values = tuple(torch.zeros(s.kv_heads, 0, s.value_dim, dtype=lm.dtype) for s in identity.layers)
+    return KVPrefix(identity, keys, values, offset=0)
 
 
 def _bos(front: Front) -> Bos:

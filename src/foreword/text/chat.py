@@ -7,6 +7,7 @@ that `tool_formats` cannot read, tools and calls are written as ordinary turns (
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -167,6 +168,8 @@ class _ChatTemplate:
             except RequestError as error:
                 refusal = refusal or error
                 continue
+            if arranged is not turns and any(_writes_lists(turn, rendered) for turn in arranged):
+                continue
             if not (left_out := sum(turn["content"].strip() not in rendered for turn in turns)):
                 return rendered
             written.append((left_out, rendered))
@@ -193,6 +196,11 @@ class _ChatTemplate:
             raise RequestError(
                 f"the model's chat template refuses these messages ({reason}); change their roles or their order."
             ) from None
+
+
+def _writes_lists(turn: Turn, rendered: str) -> bool:
+    """Whether a template writes a list of parts as if it were a text, in Python's way or in JSON's."""
+    return str(turn["content"])[:-2] in rendered or json.dumps(turn["content"], ensure_ascii=False)[:-2] in rendered
 
 
 def _in_parts(turn: Turn) -> Turn:

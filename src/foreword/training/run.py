@@ -331,7 +331,7 @@ class Run:
 
     def _zero_head(self) -> Head | None:
         """A head with the labels and zeros for values."""
-        data, labels, width = self.data, self.data.head_labels, self.lm.identity.hidden_size
+        data, labels, width = self.data, self.data.head_labels, self.lm.identity.head_size
         if not labels:
             return None
         zeros = torch.zeros(len(labels), width), torch.zeros(len(labels))

@@ -57,7 +57,7 @@ def _check_scoring(lm: LanguageModel) -> Finding:
 
     front, ids = (tuple(lm.tokenizer(text).input_ids) for text in (PREFIX_TEXT, REQUEST_TEXT))
     prompt = Prompt(ids, activations(lm, front), len(front))
-    width = lm.identity.hidden_size
+    width = lm.identity.head_size
     head = Head(("one", "other"), torch.zeros(2, width), torch.tensor([1.0, 0.0]))
     with Engine(lm) as engine:
         scores = engine.score([prompt], head_scorer(head))[0].tolist()

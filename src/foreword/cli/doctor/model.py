@@ -38,13 +38,12 @@ def check_model(lm: LanguageModel) -> list[Finding]:
     form = [found["dtype"], *([found["quantization"]] if found["quantization"] is not None else [])]
     proof = "carries prefixes: text as a prefix gives the logits of the joined text"
     if lm.is_encoder_decoder:
-        proof = "takes soft tokens, and no prefix: embeddings give the logits of the tokens that they are of"
+        proof = "takes soft tokens: embeddings give the logits of the tokens that they are of"
     findings = [
         Finding("model", lm.name, "good", ", ".join([*what, *form, f"weights {found['weights'][:12]}"])),
         Finding("model", "proof", "good", f"{proof}, {lm.proof}" if lm.proof is not None else proof),
     ]
-    if not lm.is_encoder_decoder:
-        findings.append(Finding("model", "prefixes", "good", "; ".join([f"carried {lm.carries}", *lm.limits])))
+    findings.append(Finding("model", "prefixes", "good", "; ".join([f"carried {lm.carries}", *lm.limits])))
     findings.append(_check_gradients(lm))
     from foreword.core.token_rows import tokens_without_row
 
