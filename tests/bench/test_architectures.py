@@ -17,8 +17,8 @@ from bench.test_bench_command import bench
 from foreword.bench.architectures import prefix_checks
 from foreword.bench.architectures.conformance import run
 from foreword.bench.architectures.models_page import models_page
+from foreword.bench.architectures.plain_pair import PlainPair
 from foreword.bench.architectures.tiny_config import tiny_configs
-from foreword.bench.architectures.tiny_pair import TinyPair
 from foreword.bench.architectures.two_steps import two_steps
 from foreword.bench.record import Record
 from foreword.errors import BenchError
@@ -96,7 +96,7 @@ def test_the_page_says_why_and_numbers_what_went_wrong():
 def test_other_weights_and_wrong_gradients_would_be_seen():
     stock = copy.deepcopy(tiny_model("llama").model)
     stock.set_attn_implementation("eager")
-    pair = TinyPair(tiny_model("llama"), stock)
+    pair = PlainPair(tiny_model("llama"), stock)
     assert run(prefix_checks.joined_text, pair)["difference"] < 1e-5
     stock.get_input_embeddings().weight.data.mul_(1.5)
     assert run(prefix_checks.joined_text, pair)["failed"].startswith("differs by")

@@ -45,6 +45,8 @@ def test_loads_with_its_own_attention(family, tmp_path):
     assert parts == {"": 3, "cross-attention": 3, "encoder": 2}
     assert len(lm.identity.decoder_only.layers) == 3
     assert lm.proof is not None
+    stored = random_model(family).state_dict()
+    assert lm.model.state_dict().keys() == stored.keys()  # it has no towers that a text would not run through
     assert lm.proof.difference < 1e-5
 
 

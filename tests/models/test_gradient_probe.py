@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama import modeling_llama
 
+from foreword.bench.architectures.architecture import Architecture, byte_tokenizer
 from foreword.errors import UnsupportedModel
 from foreword.models import LanguageModel, load_model
 from foreword.models.gradient_probe import check_gradients
@@ -124,3 +125,21 @@ def test_it_is_refused_at_load_unless_it_only_serves(tmp_path, monkeypatch):
     with pytest.raises(UnsupportedModel, match=r"gradients are lost in .*layers\.0\.mlp \(DetachedMLP\)"):
         train(lm, recipe(tmp_path))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("kind", "model_type"), [("causal", "deepseek_v32"), ("masked", "esmc")])
+def test_what_has_no_gradient_by_design_is_no_loss(tmp_path, kind, model_type):
+    """An indexer chooses keys without gradients; some models take no embeddings in place of tokens."""
+    assert load_architecture(kind, model_type, tmp_path).passes_gradients
+
+
+def test_a_model_that_turns_gradients_off_is_refused(tmp_path):
+    with pytest.raises(UnsupportedModel, match="its own forward turns gradients off in some of its layers"):
+        load_architecture("causal", "hrm_text", tmp_path)
+
+
+def load_architecture(kind, model_type, folder):
+    (found,) = (each for each in Architecture.all(kind) if each.model_type == model_type)
+    found.build().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return load_model(str(folder), dtype="float32", device="cpu", progress=lambda _: None)

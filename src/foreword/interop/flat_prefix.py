@@ -18,7 +18,10 @@ from foreword.models.placeholder_model import PlaceholderModel
 
 
 def uniform_layer_shape(model: ModelIdentity, what: str) -> LayerShape:
-    """The shape of every layer. Raises UsageError if layers differ, which a flat prefix cannot represent."""
+    """The shape of every layer. Raises UsageError if layers differ or keep states, which a flat prefix cannot
+    represent."""
+    if model.keeps_states:
+        raise UsageError(f"{what} holds keys and values alone, layers of {model.architecture} keep states besides.")
     shapes = set(model.layers)
     shape = model.layers[0]
     if len(shapes) > 1 or shape.key_dim != shape.value_dim:

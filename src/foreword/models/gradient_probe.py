@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from foreword.adapters import linear_width
 from foreword.core import Batch, Front, soft_id
-from foreword.errors import UnsupportedModel
+from foreword.errors import TrainingError, UnsupportedModel
 from foreword.models.activations import activations
 from foreword.models.language_model import LanguageModel
 
@@ -32,12 +33,14 @@ class _Call:
 
     Attributes:
         outputs: the floating-point ones that require gradients.
+        meant: gradients were on; an indexer, for one, chooses keys without.
     """
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Tensor]
+    meant: bool
 
     @property
     def linear_kind(self) -> tuple[Any, ...] | None:
@@ -83,10 +86,15 @@ def check_gradients(lm: LanguageModel) -> None:
     front, learned = _front(lm)
     batch, indices = _batch(lm, front)
     with torch.enable_grad(), _recorded_calls(lm.model) as calls:
-        outputs = (lm.logits if lm.has_lm_head else lm.hidden_states)(batch, indices)
+        try:
+            outputs = (lm.logits if lm.has_lm_head else lm.hidden_states)(batch, indices)
+        except TrainingError as error:
+            raise _refusal(lm, "its own forward turns gradients off in some of its layers") from error
     names = {module: name for name, module in lm.model.named_modules()}
     one_of_each = {call.linear_kind: call for call in calls if call.linear_kind is not None}.values()
-    lost = [call for call in calls if not call.outputs] + [call for call in one_of_each if not call.passes_gradient()]
+    lost = [call for call in calls if not call.outputs and call.meant] + [
+        call for call in one_of_each if not call.passes_gradient()
+    ]
     for call in lost:
         if call.depends_on_input():
             raise _refusal(lm, f"its layer {names[call.module]} ({type(call.module).__name__}) passes none on")
@@ -104,22 +112,25 @@ def check_gradients(lm: LanguageModel) -> None:
 
 def _front(lm: LanguageModel) -> tuple[Front, dict[str, Tensor]]:
     """A prefix and soft tokens of real text, and every tensor that may be learned by its name."""
-    soft = lm.model.get_input_embeddings()(torch.tensor(_token_ids(lm, SOFT_TOKENS), device=lm.device))
-    soft = soft.detach().requires_grad_()
-    learned = {"the soft tokens": soft}
+    soft, learned = None, {}
+    if lm.is_encoder_decoder or "inputs_embeds" in signature(lm.model.forward).parameters:
+        soft = lm.model.get_input_embeddings()(torch.tensor(_token_ids(lm, SOFT_TOKENS), device=lm.device))
+        soft = learned["the soft tokens"] = soft.detach().requires_grad_()
     if lm.is_encoder_decoder:
         return Front(inner_soft=soft), learned
     prefix = activations(lm, _token_ids(lm, PREFIX_TOKENS)).map(lambda kept: kept.detach().requires_grad_())
-    for layer, pair in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-        learned |= {f"the {what} of layer {layer}": kept for what, kept in zip(("keys", "values"), pair, strict=True)}
+    for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        if value.numel():  # what an indexer chooses by has keys alone, and no gradient
+            learned |= {f"the keys of layer {layer}": key, f"the values of layer {layer}": value}
     for layer, states in enumerate(prefix.states):
         learned |= {f"the state {name} of layer {layer}": state for name, state in states.items()}
-    return Front(prefix, inner_soft=soft), {what: kept for what, kept in learned.items() if kept.numel()}
+    return Front(prefix, inner_soft=soft), learned
 
 
 def _batch(lm: LanguageModel, front: Front) -> tuple[Batch, Tensor]:
     """One row with soft tokens behind the front, and the tokens whose outputs are read."""
-    row = [*map(soft_id, range(SOFT_TOKENS)), *_token_ids(lm, ROW_TOKENS)]
+    soft = map(soft_id, range(SOFT_TOKENS)) if front.inner_soft is not None else ()
+    row = [*soft, *_token_ids(lm, ROW_TOKENS)]
     if lm.is_encoder_decoder:
         answer = _token_ids(lm, ROW_TOKENS)
         indices = torch.arange(len(row) - 1, len(row) + len(answer), device=lm.device)
@@ -140,7 +151,7 @@ def _recorded_calls(model: nn.Module) -> Iterator[list[_Call]]:
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if _required(_floats((*args, *kwargs.values()))) and _floats(output):
-            calls.append(_Call(module, args, kwargs, _required(_floats(output))))
+            calls.append(_Call(module, args, kwargs, _required(_floats(output)), torch.is_grad_enabled()))
 
     hooks = [module.register_forward_hook(record, with_kwargs=True) for module in model.modules()]
     try:

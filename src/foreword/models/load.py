@@ -337,7 +337,8 @@ def _load_model_and_tokenizer(
             f"{name} has no weights for {missing[0]} of {type(model).__name__}, which would be random; give a "
             "checkpoint with its language model head."
         )
-    drop_other_towers(model)
+    if _is_multimodal(config):
+        drop_other_towers(model)
     return model, tokenizer
 
 
@@ -346,7 +347,7 @@ def _from_pretrained(auto: Any, config: Any, source: str, name: str, options: di
 
     def load(**attention: Any) -> tuple[Any, dict[str, Any]]:
         # The towers of a model that reads images too are left in the file; Transformers would list their tensors.
-        return _quietly(auto.from_pretrained, warnings=type(config) not in AutoModelForMultimodalLM._model_mapping)(
+        return _quietly(auto.from_pretrained, warnings=not _is_multimodal(config))(
             source, output_loading_info=True, **options, **attention
         )
 
@@ -405,7 +406,7 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
                 f"the code that comes with {name} cannot be imported ({_first_line(error)}); install what it needs."
             ) from error
         raise UnknownModel(f"model {name!r} could not be loaded ({_first_line(error)}); {NAME_FORMS}.") from error
-    if not tokenizer.chat_template and type(config) in AutoModelForMultimodalLM._model_mapping:
+    if not tokenizer.chat_template and _is_multimodal(config):
         tokenizer.chat_template = processor_chat_template(source)
     return config, tokenizer
 
@@ -429,10 +430,16 @@ def auto_classes(config: Any) -> tuple[Any, ...]:
         return encoder
     own_code = getattr(config, "auto_map", None) or {}
     causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in own_code
-    multimodal = type(config) in AutoModelForMultimodalLM._model_mapping
+    multimodal = _is_multimodal(config)
     if not (causal or multimodal) or _is_encoder(config):
         return encoder
     return (*[AutoModelForCausalLM] * causal, *[AutoModelForMultimodalLM] * multimodal)
+
+
+def _is_multimodal(config: Any) -> bool:
+    """Whether a configuration is that of a model that writes, and reads images, video or sound beside text."""
+    known = type(config) in AutoModelForMultimodalLM._model_mapping
+    return known and not getattr(config, "is_encoder_decoder", False)
 
 
 def _is_encoder(config: Any) -> bool:

@@ -4,6 +4,7 @@ tuning)."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -43,7 +44,7 @@ class PrefixValues(PromptEncoder):
         reparam = reparam if rows.shape[1] else None
         self.values = TrainableValues(rows[num_frozen:].to(torch.promote_types(rows.dtype, dtype)), reparam)
         self.states = nn.ParameterList(
-            state.detach().to(torch.promote_types(torch.promote_types(state.dtype, dtype), torch.float32), copy=True)
+            state.detach().to(_wide(state.dtype, dtype), copy=True, memory_format=torch.contiguous_format)
             for layer in prefix.states
             for state in layer.values()
         )
@@ -59,6 +60,11 @@ class PrefixValues(PromptEncoder):
     def _named_states(self) -> tuple[dict[str, Tensor], ...]:
         states = iter(self.states)
         return tuple({name: next(states).to(dtype) for name, dtype in layer.items()} for layer in self._state_dtypes)
+
+
+def _wide(*dtypes: torch.dtype) -> torch.dtype:
+    """The widest of some dtypes, float32 at least."""
+    return reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def flatten_prefix(prefix: KVPrefix) -> Tensor:

@@ -16,14 +16,14 @@ from transformers.utils import logging
 
 from foreword.bench.architectures import encoder_decoder_checks, prefix_checks
 from foreword.bench.architectures.architecture import KINDS, Architecture, byte_tokenizer
-from foreword.bench.architectures.tiny_pair import TOLERANCE, Found, TinyPair, said
+from foreword.bench.architectures.plain_pair import TOLERANCE, Found, PlainPair, said
 from foreword.bench.participants import EMBEDDED
 from foreword.bench.record import Record
 from foreword.bench.workload import Case, Goal, Log, Options, Workload
 from foreword.errors import BenchError, ForewordError, UsageError
 from foreword.models.load import load_model
 
-Check = Callable[[TinyPair], Found]
+Check = Callable[[PlainPair], Found]
 CHECKS: Mapping[str, Check] = {
     "joined": prefix_checks.joined_text,
     "train": prefix_checks.train,
@@ -147,11 +147,11 @@ def _load_and_check(folder: str, stock: Any) -> Found:
         return {"failed": said(error)}
     # Loaded, too: some parameters are made anew and never saved.
     model = stock.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").requires_grad_(False)
-    pair, checks = TinyPair(lm, model.eval()), ENCODER_DECODER_CHECKS if lm.is_encoder_decoder else CHECKS
+    pair, checks = PlainPair(lm, model.eval()), ENCODER_DECODER_CHECKS if lm.is_encoder_decoder else CHECKS
     return {"carried": lm.carried, "checks": {name: run(check, pair) for name, check in checks.items()}}
 
 
-def run(check: Check, pair: TinyPair) -> Found:
+def run(check: Check, pair: PlainPair) -> Found:
     """What a check found, what Foreword refuses there, or how it failed."""
     try:
         found = check(pair)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foreword.bench.architectures.tiny_pair import TOLERANCE, Found, TinyPair, relative, said
+from foreword.bench.architectures.plain_pair import TOLERANCE, Found, PlainPair, relative, said
 from foreword.bench.architectures.two_steps import two_steps
 from foreword.bench.client import token_ids
 from foreword.core import Batch, Front, SamplingParams, soft_id
@@ -26,20 +26,20 @@ LEARNED = 5
 
 
 @torch.no_grad()
-def joined_logits(pair: TinyPair, text: Sequence[int], answer: Sequence[int] = ()) -> Tensor:
+def joined_logits(pair: PlainPair, text: Sequence[int], answer: Sequence[int] = ()) -> Tensor:
     """Logits ``[1 + answer, vocab]`` of an answer to a text, by Transformers alone."""
     decoder = torch.tensor([[pair.stock.config.decoder_start_token_id, *answer]])
     return pair.stock(input_ids=torch.tensor([[*text]]), decoder_input_ids=decoder, use_cache=False).logits[0]
 
 
-def soft_front(pair: TinyPair, front: Sequence[int]) -> Tensor:
+def soft_front(pair: PlainPair, front: Sequence[int]) -> Tensor:
     """The front's own embeddings, as soft tokens ``[P, hidden]`` that stand for it."""
     table = pair.lm.model.get_input_embeddings()
     with torch.no_grad():
         return table(torch.tensor(front)) * getattr(pair.lm, "embed_scale", 1.0)
 
 
-def joined_text(pair: TinyPair) -> Found:
+def joined_text(pair: PlainPair) -> Found:
     """The first token of answers to texts that begin with soft tokens, in one batch, against the joined texts."""
     parts = []
     for front, row in pair.texts:
@@ -51,7 +51,7 @@ def joined_text(pair: TinyPair) -> Found:
     return {"difference": relative(found, torch.cat([joined_logits(pair, [*f, *row]) for f, row in pair.texts]))}
 
 
-def train(pair: TinyPair) -> Found:
+def train(pair: PlainPair) -> Found:
     """Two steps of prompt tuning in front of the encoder."""
     start = InitialValues(LEARNED, torch.Generator().manual_seed(3), token_ids=pair.texts[0][0][:LEARNED])
     encoder = PromptTuning().encoder(pair.lm, start)
@@ -71,7 +71,7 @@ def train(pair: TinyPair) -> Found:
     return two_steps(loss, parameters, check_gradients)
 
 
-def engine(pair: TinyPair) -> Found:
+def engine(pair: PlainPair) -> Found:
     """By how much the logit of a greedy token is below the highest in Transformers, of the joined text."""
     sampling = SamplingParams(max_tokens=ANSWER, ignore_eos=True)
     requests = [
@@ -88,7 +88,7 @@ def engine(pair: TinyPair) -> Found:
     return {"difference": max(behind)}
 
 
-def peft(pair: TinyPair) -> Found:
+def peft(pair: PlainPair) -> Found:
     """Logits behind the same soft tokens in PEFT's prompt tuning."""
     if find_spec("peft") is None:
         return {"refused": "PEFT is not installed."}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foreword.bench.architectures.tiny_pair import TOLERANCE, Found, TinyPair, relative, said
+from foreword.bench.architectures.plain_pair import TOLERANCE, Found, PlainPair, relative, said
 from foreword.bench.architectures.two_steps import two_steps
 from foreword.bench.client import token_ids
 from foreword.core import Batch, Front, KVPrefix, SamplingParams, Task
@@ -35,18 +35,18 @@ MASK, WORDS = 2, ((0, (70,)), (1, (80,)), (2, (90,)))
 
 
 @torch.no_grad()
-def joined_logits(pair: TinyPair, front: Sequence[int], row: Sequence[int]) -> Tensor:
+def joined_logits(pair: PlainPair, front: Sequence[int], row: Sequence[int]) -> Tensor:
     """Logits ``[row, vocab]`` of a row behind a front, by Transformers alone, from the joined text."""
     options = {"use_cache": False} if "use_cache" in signature(pair.stock.forward).parameters else {}
     return pair.stock(input_ids=torch.tensor([[*front, *row]]), **options).logits[0, len(front) :]
 
 
-def front_of(pair: TinyPair, front: Sequence[int], row: Sequence[int]) -> KVPrefix | None:
+def front_of(pair: PlainPair, front: Sequence[int], row: Sequence[int]) -> KVPrefix | None:
     """The prefix with which the row has the logits of the joined text."""
     return prefix_left_by(pair.lm, front, row) if front else None
 
 
-def joined_text(pair: TinyPair) -> Found:
+def joined_text(pair: PlainPair) -> Found:
     """Rows of several lengths behind several fronts, in one batch, against the joined texts."""
     batches = [Batch.from_rows(Front(front_of(pair, front, row)), [row]) for front, row in pair.texts]
     batch = Batch.concat(batches)
@@ -55,7 +55,7 @@ def joined_text(pair: TinyPair) -> Found:
     return {"difference": relative(found, torch.cat([joined_logits(pair, front, row) for front, row in pair.texts]))}
 
 
-def train(pair: TinyPair) -> Found:
+def train(pair: PlainPair) -> Found:
     """Two steps of P-tuning v2. Raises BenchError if a layer learns nothing or its gradient is not the loss's slope."""
     start = InitialValues(LEARNED, torch.Generator().manual_seed(3), token_ids=pair.texts[0][0][:LEARNED])
     encoder = PTuningV2().encoder(pair.lm, start)
@@ -87,12 +87,12 @@ def check_gradients(lm: LanguageModel, encoder: PrefixValues) -> None:
             raise BenchError(f"no gradient arrives in layer {number}.")
 
 
-def engine(pair: TinyPair) -> Found:
+def engine(pair: PlainPair) -> Found:
     """Greedy tokens of mixed requests; an encoder scores labels at a mask."""
     return generate(pair) if pair.lm.causal else score(pair)
 
 
-def generate(pair: TinyPair) -> Found:
+def generate(pair: PlainPair) -> Found:
     """By how much the logit of a greedy token is below the highest in Transformers, of the joined text."""
     sampling = SamplingParams(max_tokens=ANSWER, ignore_eos=True)
     requests, fronts = [], []
@@ -110,7 +110,7 @@ def generate(pair: TinyPair) -> Found:
     return {"difference": max(behind)}
 
 
-def score(pair: TinyPair) -> Found:
+def score(pair: PlainPair) -> Found:
     """Scores of labels at a mask, each request behind a prefix of its own, against those of the joined texts."""
     scorer = MaskScorer(WORDS, len(WORDS))
     texts = [(front, row) for front, row in pair.texts if len(row) > MASK]
@@ -122,7 +122,7 @@ def score(pair: TinyPair) -> Found:
     return {"difference": relative(found.reshape(expected.shape), expected)}
 
 
-def peft(pair: TinyPair) -> Found:
+def peft(pair: PlainPair) -> Found:
     """Logits behind keys and values that PEFT puts in front of the same model, from an exported folder."""
     if find_spec("peft") is None:
         return {"refused": "PEFT is not installed."}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from foreword.bench.architectures.tiny_pair import Found
+from foreword.bench.architectures.plain_pair import Found
 from foreword.errors import BenchError
 
 RATE = 1e-2

@@ -114,6 +114,8 @@ def _save(task: Task, file: Path) -> None:
     tensors: dict[str, Tensor] = {"soft": task.soft.contiguous()} if task.soft is not None else {}
     for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
         tensors |= {f"{layer}.key": key.contiguous(), f"{layer}.value": value.contiguous()}
+    for layer, states in enumerate(prefix.states):
+        tensors |= {f"{layer}.{name}": state.contiguous() for name, state in states.items()}
     try:
         with atomic_write(file) as partial:
             save_file(tensors, partial)
@@ -129,5 +131,8 @@ def _load(lm: LanguageModel, config: MultiTaskConfig, file: Path) -> Task:
     layers = range(len(identity.layers))
     keys = tuple(tensors[f"{layer}.key"] for layer in layers)
     values = tuple(tensors[f"{layer}.value"] for layer in layers)
-    prefix = KVPrefix(identity, keys, values, offset=keys[0].shape[1])
+    named = tuple({state.name: f"{i}.{state.name}" for state in identity.layers[i].states} for i in layers)
+    kept = any(name in tensors for layer in named for name in layer.values())
+    states = tuple({name: tensors[key] for name, key in layer.items()} for layer in named) if kept else ()
+    prefix = KVPrefix(identity, keys, values, offset=keys[0].shape[1], states=states)
     return Task(SHARED_NAME, config.recipe.method, prefix.to(device=lm.device), soft=tensors.get("soft"))

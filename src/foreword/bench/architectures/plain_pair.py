@@ -1,4 +1,4 @@
-"""`TinyPair`: a tiny random model in Foreword and in plain Transformers, for checks that both say the same."""
+"""`PlainPair`: a model in Foreword and in plain Transformers, for checks that both say the same."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Found = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class TinyPair:
-    """A tiny model that Foreword loaded, and the same weights in a model that never heard of it."""
+class PlainPair:
+    """A model that Foreword loaded, and the same weights in a model that never heard of it."""
 
     lm: LanguageModel
     stock: Any
