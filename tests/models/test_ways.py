@@ -15,10 +15,11 @@ from transformers import (
 )
 
 from foreword import attention
+from foreword.bench.architectures.architecture import Architecture
 from foreword.cli.doctor.model import check_model, facts
 from foreword.errors import UnsupportedModel
 from foreword.models import LanguageModel, load
-from foreword.models.load import wrap_model
+from foreword.models.load import load_model, wrap_model
 from tiny_encoder_decoders import tiny_encoder_decoder
 from tiny_models import GROUPED, SIZES, byte_tokenizer, tiny_model
 
@@ -96,3 +97,14 @@ def test_nan_ends_the_search_for_a_way(monkeypatch):
     with pytest.raises(UnsupportedModel, match="NaN or infinity"):
         wrap_model(model, byte_tokenizer(), name="tiny")
     assert len(tried) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_type", "carried"),
+    [("causal", "emu3", "on ragged rows"), ("masked", "xlm", "through placeholder tokens")],
+)
+def test_a_text_side_in_no_list_and_a_model_that_looks_at_padding_are_carried(tmp_path, kind, model_type, carried):
+    (found,) = (each for each in Architecture.all(kind) if each.model_type == model_type)
+    found.build().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), dtype="float32", device="cpu", progress=lambda _: None).carried == carried

@@ -183,7 +183,7 @@ def _prompt(lm: LanguageModel, task: Task | None, text: str | None, fields: dict
     from foreword.text import task_prompts
 
     task_prompts.require_generation(task)
-    kind = {"causal": lm.causal, "is_encoder_decoder": lm.is_encoder_decoder}
+    kind: task_prompts.ModelKind = {"causal": lm.causal, "is_encoder_decoder": lm.is_encoder_decoder}
     if text is None:
         return task_prompts.from_fields(lm.tokenizer, task, fields, **kind)
     return task_prompts.from_text(lm.tokenizer, task, text, **kind)

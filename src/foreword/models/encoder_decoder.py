@@ -24,6 +24,7 @@ from foreword.core import Adapter, Batch, KVPrefix, LayerShape
 from foreword.core.identity import describe_layers
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.decoder_inputs import DecoderInputs
+from foreword.models.decoder_positions import positions_of_rows
 from foreword.models.language_model import LanguageModel
 from foreword.models.past import Past
 from foreword.models.projections import KeysValuesAt, ProjectionHooks
@@ -219,8 +220,12 @@ class EncoderDecoder(LanguageModel):
         """
         # What of them changes the encoder or the keys of its states was applied at the beginning.
         self._adapters.activate_rows(adapters, self.device)
+        rows = nullcontext()
+        if cache_mask is not None:
+            rows = positions_of_rows(self.model.get_decoder(), cache_mask.sum(1).tolist(), cache_mask.shape[1])
         try:
-            return self._decode(tokens[:, None], encoded, cache, cache_mask)[:, -1]
+            with rows:
+                return self._decode(tokens[:, None], encoded, cache, cache_mask)[:, -1]
         finally:
             self._adapters.clear()
 

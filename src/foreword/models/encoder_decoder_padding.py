@@ -21,7 +21,8 @@ PADDING = 16
 def pads_in_front(lm: EncoderDecoder) -> bool:
     """Whether a masked beginning of the decoder's cache leaves the logits behind it as they are.
 
-    So it is where positions are relative or rotated, and not where they are counted from the beginning of the cache.
+    So it is where positions are relative or rotated, or where `positions_of_rows` mends that they are counted from the
+    beginning of the cache.
     """
     if "decoder_attention_mask" not in signature(lm.model.forward).parameters:
         return False
@@ -32,13 +33,16 @@ def pads_in_front(lm: EncoderDecoder) -> bool:
 
 
 def _last_logits(lm: EncoderDecoder, padding: int) -> Tensor:
-    """Logits ``[vocab]`` float32 behind an answer whose cache begins with so many masked positions."""
-    begun = lm.begin(Batch.from_rows(Front(), [TEXT], device=lm.device))
+    """Logits ``[vocab]`` float32 behind an answer whose cache begins with so many masked positions, beside another's
+    that begins with as many others."""
+    begun = lm.begin(Batch.from_rows(Front(), [TEXT, TEXT], device=lm.device))
     kept = [(layer.keys, layer.values) for layer in decoder_layers(begun.cache)]
     own = [(F.pad(key, (0, 0, padding, 0)), F.pad(value, (0, 0, padding, 0))) for key, value in kept]
     cache = EncoderDecoderCache(filled_cache(own), begun.cache.cross_attention_cache)
     logits = begun.logits
     for length, token in enumerate(ANSWER, 1):
-        mask = torch.tensor([[0] * padding + [1] * length], device=lm.device) if padding else None
-        logits = lm.go_on(torch.tensor([token], device=lm.device), begun.encoded, cache, mask)
+        mask = torch.ones(2, padding + length, dtype=torch.long, device=lm.device)
+        mask[0, :padding] = 0
+        tokens = torch.full((2,), token, device=lm.device)
+        logits = lm.go_on(tokens, begun.encoded, cache, mask if padding else None)
     return logits[0].float()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foreword.core import Batch, Front, LayerShape, soft_id
 from foreword.errors import UnsupportedModel
-from foreword.models.encoder_decoder import EncoderDecoder, decoder_layers, encoder_output
+from foreword.models.encoder_decoder import EncoderDecoder, decoder_layers, empty_cache, encoder_output
 from foreword.models.probe import compare, prove_by
 from foreword.models.proof import Comparison, Proof
 
@@ -37,8 +37,9 @@ def decoder_layer_shapes(model: Any) -> tuple[LayerShape, ...]:
     text, begun = (torch.tensor([[token]], device=model.device) for token in (IDS[0], decoder_start_token_id(model)))
     # Apart: Switch hands use_cache to its encoder too, which refuses it.
     encoded = encoder_output(model.get_encoder()(input_ids=text).last_hidden_state)
-    output = model(encoder_outputs=encoded, decoder_input_ids=begun, use_cache=True)
-    pairs = [(layer.keys, layer.values) for layer in decoder_layers(output.past_key_values)]
+    cache = empty_cache()  # ProphetNet lays out another number of layers by itself
+    model(encoder_outputs=encoded, decoder_input_ids=begun, past_key_values=cache, use_cache=True)
+    pairs = [(layer.keys, layer.values) for layer in decoder_layers(cache)]
     return tuple(LayerShape(key.shape[1], key.shape[-1], value.shape[-1]) for key, value in pairs)
 
 

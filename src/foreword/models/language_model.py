@@ -187,7 +187,7 @@ class LanguageModel(WithOverview):
 
     def _context(self, batch: Batch, attend: AttentionFn | Past | None) -> ForwardContext:
         own = cast(AttentionFn, attend) if attend is not None else RaggedAttention(batch)
-        return ForwardContext(own, self.layers)
+        return ForwardContext(own, self.layers, device=self.device)
 
     @contextmanager
     def _adapted(self, batch: Batch) -> Iterator[None]:
@@ -243,7 +243,8 @@ def hidden_states(model: Any, batch: Batch, run: ForwardContext, first_position:
     body = model_body(model)
     known = signature(body.forward).parameters
     cache = {"use_cache": False} if "use_cache" in known else {}
-    return body(**_inputs(model, batch, first_position), **cache, foreword=run).last_hidden_state[0]
+    output = body(**_inputs(model, batch, first_position), **cache, foreword=run).last_hidden_state[0]
+    return output.to(batch.token_ids.device)  # the last layer may be on another GPU
 
 
 def _inputs(model: Any, batch: Batch, first_position: int) -> dict[str, Tensor]:

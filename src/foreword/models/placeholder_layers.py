@@ -27,7 +27,7 @@ FLOOR = 1e-3
 
 def find_projections(model: Any) -> ProjectionHooks:
     """The projections of an encoder's layers. Raises UnsupportedModel if a prefix cannot stand in all of them."""
-    name, ids = type(model).__name__, torch.arange(LONG, device=model.get_input_embeddings().weight.device)
+    name, ids = type(model).__name__, _ids(model)
     if not _reads_both_ways(model, ids):
         raise UnsupportedModel(
             f"{name} reads in one direction, so placeholder tokens would never see the request as a front does."
@@ -44,7 +44,7 @@ def find_projections(model: Any) -> ProjectionHooks:
 
 def find_neighbours(model: Any, hooks: ProjectionHooks) -> NeighbourRows:
     """What the layers read of the rows in front beside keys and values; see `NeighbourRows.find`."""
-    return NeighbourRows.find(model, hooks, torch.arange(LONG, device=model.get_input_embeddings().weight.device))
+    return NeighbourRows.find(model, hooks, _ids(model))
 
 
 def shapes(hooks: ProjectionHooks, neighbours: NeighbourRows) -> tuple[LayerShape, ...]:
@@ -81,11 +81,18 @@ def check_placeholders(lm: PlaceholderModel) -> PlaceholderModel:
         return replace(lm, pads=_distance(_hidden(lm, prefix, rows), apart) <= tolerance)
 
 
+def _ids(model: Any) -> Tensor:
+    """``[LONG]`` token ids without padding, which some models (XLM) do not look at even inside a text."""
+    weight = model.get_input_embeddings().weight
+    ids = [token for token in range(len(weight)) if token != model.config.get_text_config().pad_token_id]
+    return torch.tensor(ids[:LONG], device=weight.device)
+
+
 def _reads_both_ways(model: Any, ids: Tensor) -> bool:
     """Whether the last token changes the first one's output. Raises UnsupportedModel if the first changes no other."""
     texts = ids.repeat(3, 1)
-    texts[1, -1] += 1
-    texts[2, 0] += 1
+    texts[1, -1] = ids[1]
+    texts[2, 0] = ids[1]
     with torch.no_grad():
         states = model_body(model)(input_ids=texts).last_hidden_state
     if torch.equal(states[0, -1], states[2, -1]):

@@ -7,7 +7,7 @@ them. ``task=None`` is the base model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from foreword.core import Kind, Task
 from foreword.errors import RequestError, TemplateError, UnsupportedOption, UsageError
@@ -19,6 +19,13 @@ from foreword.text.tool_formats import ToolFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class ModelKind(TypedDict):
+    """What a prompt's making depends on of its model, as an engine has it."""
+
+    causal: bool
+    is_encoder_decoder: bool
 
 
 def from_text(

@@ -97,6 +97,8 @@ FACTS: Mapping[str, Mapping[str, Any]] = {
     "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": FIRST_SPECIAL},
     # Must be the sum of its two parts, which are larger in some layers.
     "dots3_note_text": {"head_dim": 32},
+    # Random layers without a norm saturate.
+    "mobilebert": {"normalization_type": "layer_norm"},
     # Keys of less than 64 are rounded up in one place alone.
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     # Sums and products of these are hidden_size and the number of positions.

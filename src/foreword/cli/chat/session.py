@@ -58,7 +58,7 @@ class ChatSession:
         earlier = [] if self.single_turn else self.messages
         engine = self.answers.engine
         messages = [*earlier, _message("user", text)]
-        kind = {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
+        kind: task_prompts.ModelKind = {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
         prompt = task_prompts.from_messages(engine.tokenizer, self.task, messages, **kind)
         params = request_sampling_params(
             self.task,

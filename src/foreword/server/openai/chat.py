@@ -38,7 +38,7 @@ def chat_router(serving: OpenAIServing) -> APIRouter:
 def chat_prompt(engine: EngineProtocol, task: Task | None, body: ChatRequest) -> tuple[Prompt, AnswerPlan | None]:
     """The prompt, and how the answer is read if tools are offered."""
     choice, tokenizer = body.parse_tool_choice(), engine.tokenizer
-    kind = {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
+    kind: task_prompts.ModelKind = {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
     continued = bool(body.continue_final_message)
     options: chat.RenderOptions = {
         "tools": choice.definitions,

@@ -59,7 +59,7 @@ def tokenize_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
 
 
 def _prompt(engine: EngineProtocol, task: Task | None, body: TokenizeRequest) -> Prompt:
-    kind = {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
+    kind: task_prompts.ModelKind = {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
     if body.messages is not None:
         return task_prompts.from_messages(engine.tokenizer, task, body.messages, **kind)
     if body.inputs is not None:
