@@ -108,3 +108,9 @@ def test_a_text_side_in_no_list_and_a_model_that_looks_at_padding_are_carried(tm
     found.build().save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     assert load_model(str(tmp_path), dtype="float32", device="cpu", progress=lambda _: None).carried == carried
+
+
+def test_a_model_without_a_table_of_embeddings_is_refused(tmp_path):
+    (found,) = (each for each in Architecture.all("masked") if each.model_type == "perceiver")
+    with pytest.raises(UnsupportedModel, match="does not read its tokens from a table of embeddings"):
+        wrap_model(found.build(), byte_tokenizer(), name="perceiver")

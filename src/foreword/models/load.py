@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -148,6 +149,10 @@ def wrap_model(model: Any, tokenizer: Any, *, name: str, folder: Path | None = N
     """
     if getattr(model.config, "is_encoder_decoder", False):
         return _wrap_encoder_decoder(model, tokenizer, name, folder)
+    if not isinstance(model.get_input_embeddings(), nn.Module):
+        raise UnsupportedModel(
+            f"{type(model).__name__} does not read its tokens from a table of embeddings, so a prefix has no place."
+        )
     keep_gradients(model)
     lm = _first_proved(model, tokenizer, name, folder)
     token = Batch.from_rows(Front(), [[0]], device=lm.device)
