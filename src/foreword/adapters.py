@@ -148,6 +148,7 @@ class AdapterHooks:
     def _add_lora(
         self, layer: str, x: Tensor, output: Tensor, down: Tensor, up: Tensor, scale: float, indices: Tensor | None
     ) -> Tensor:
+        down, up = down.to(x.device), up.to(x.device)  # a layer may be on another GPU than the batch
         if indices is None:
             return output + scale * F.linear(F.linear(x, down), up)
         if x.dim() <= len(self._shape) or x.shape[: len(self._shape)] != self._shape:
@@ -156,5 +157,6 @@ class AdapterHooks:
                 "its own."
             )
         by = len(self._shape) - 1
+        indices = indices.to(x.device)
         change = scale * F.linear(F.linear(x.index_select(by, indices), down), up)
         return output.index_add(by, indices, change.to(output.dtype))

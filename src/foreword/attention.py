@@ -78,6 +78,8 @@ class ForwardContext:
         masks: which keys Transformers' own mask shows each of these, where `keep_mask_functions` was on.
         uses: how often each module has attended.
         grad: whether gradients were recorded when the forward began.
+        device: where prefixes, masks and caches are; layers on other devices send their keys there, and take what was
+            attended to back. ``None`` if all layers are on one device.
     """
 
     attend: AttentionFn
@@ -88,6 +90,7 @@ class ForwardContext:
     masks: list[MaskFunction | None] = field(default_factory=list)
     uses: defaultdict[nn.Module, int] = field(default_factory=lambda: defaultdict(int))
     grad: bool = field(default_factory=torch.is_grad_enabled)
+    device: torch.device | None = None
 
     def layer(self, module: nn.Module) -> int:
         """Number of this use of a self-attention module, which several layers may share.
@@ -157,9 +160,12 @@ def prefixed_attention(
     foreword.windows.append(sliding_window)
     foreword.masks.append(getattr(attention_mask, "mask_function", None))
     causal = bool(getattr(module, "is_causal", True))
-    spec = AttentionSpec(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux)
-    out = foreword.attend(layer, query[0], key[0], value[0], spec, sliding_window, causal)
-    return out.transpose(0, 1)[None].contiguous(), None
+    home = foreword.device if foreword.device is not None else query.device
+    sinks = s_aux.to(home) if s_aux is not None else None
+    spec = AttentionSpec(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, sinks)
+    own_query, own_key, own_value = (each[0].to(home) for each in (query, key, value))
+    out = foreword.attend(layer, own_query, own_key, own_value, spec, sliding_window, causal)
+    return out.transpose(0, 1)[None].contiguous().to(query.device), None
 
 
 def register() -> None:

@@ -85,7 +85,7 @@ def test_doctor_names_the_tokens(lm):
     finding = check_model(lm)[-1]
     assert (finding.what, finding.state) == ("tokens", "note")
     assert "'<drug>', '</drug>' have no row in the embedding of 300" in finding.found
-    assert [each.what for each in check_model(tiny_model("llama"))] == ["tiny-llama", "proof", "prefixes"]
+    assert [each.what for each in check_model(tiny_model("llama"))] == ["tiny-llama", "proof", "prefixes", "gradients"]
 
 
 @pytest.fixture(scope="module")

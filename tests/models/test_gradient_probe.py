@@ -53,6 +53,24 @@ class NotANumber(nn.Linear):
         return output
 
 
+class WithoutItsScale(torch.autograd.Function):
+    """The gradient of a weight whose scale was forgotten."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return nn.functional.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ (ctx.weight / ctx.weight.abs().max() * 127), None
+
+
+class ForgetsItsScale(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return WithoutItsScale.apply(input, self.weight)
+
+
 class DetachedMLP(modeling_llama.LlamaMLP):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).detach()
@@ -71,10 +89,15 @@ def broken(path: str, kind: type[nn.Module]) -> LanguageModel:
     [
         ("model.layers.1.self_attn.o_proj", NoBackward, r"layer model.layers.1.self_attn.o_proj \(NoBackward\) passes"),
         ("model.layers.1.mlp.up_proj", NoBackward, r"layer model.layers.1.mlp.up_proj \(NoBackward\) passes none on"),
-        ("model.layers.0.self_attn.q_proj", RoundsItsInput, r"self_attn.q_proj \(RoundsItsInput\) passes none on"),
+        (
+            "model.layers.0.self_attn.q_proj",
+            RoundsItsInput,
+            r"that of its layer .*self_attn.q_proj \(RoundsItsInput\) is wrong",
+        ),
+        ("model.layers.1.mlp.down_proj", ForgetsItsScale, r"mlp.down_proj \(ForgetsItsScale\) is wrong"),
         ("model.layers.2.mlp", DetachedMLP, r"its layer model.layers.2.mlp \(DetachedMLP\) passes none on"),
         ("lm_head", NoBackward, r"its layer lm_head \(NoBackward\) passes none on"),
-        ("model.layers.2.mlp.gate_proj", NotANumber, r"that of the .* is no number"),
+        ("model.layers.2.mlp.gate_proj", NotANumber, r"that of .* (is no number|is wrong)"),
     ],
 )
 def test_a_module_that_loses_the_gradient_is_named(path, kind, reason):

@@ -21,6 +21,7 @@ from foreword.engine.engine import Engine
 from foreword.errors import SettingError, UsageError
 from foreword.evaluation.evaluate import evaluate
 from foreword.models import LanguageModel, load_model
+from foreword.models.packed_linear import pack_linear_layers
 from foreword.models.quantization import quantization
 from foreword.models.quantized_linear import QuantizedLinear, keep_gradients
 from foreword.training.train import train
@@ -177,6 +178,21 @@ def test_a_librarys_own_weight_gets_a_backward():
     output.sum().backward()
     torch.testing.assert_close(output, F.linear(x, layer.weight.dequantize(), layer.bias))
     torch.testing.assert_close(x.grad, torch.ones(3, 4) @ layer.weight.dequantize())
+
+
+def test_a_librarys_own_forward_gets_a_backward_and_is_not_packed():
+    layer = nn.Linear(6, 4).requires_grad_(False)
+    model = nn.Sequential(layer)
+    layer.quantization_scheme = "8 bits"
+    layer.forward = lambda x: F.linear((x * 16).round().detach() / 16, layer.weight, layer.bias)
+    keep_gradients(model)
+    x = torch.randn(3, 6, requires_grad=True)
+    expected = F.linear((x * 16).round() / 16, layer.weight, layer.bias)
+    torch.testing.assert_close(model(x), expected)
+    layer.weight = nn.Parameter(layer.weight * 2, requires_grad=False)  # as by unpacking at the first forward
+    model(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(3, 4) @ layer.weight)
+    assert pack_linear_layers(model, lambda: model(x)) == 0
 
 
 def test_plain_weights_stay_as_they_are(tmp_path):

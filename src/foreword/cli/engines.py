@@ -162,6 +162,7 @@ def check_llamacpp(options: EngineOptions) -> None:
         "--dtype": options.dtype != "auto",
         "--device": options.device != "auto",
         "--quantize": options.quantize is not None,
+        "--device-map": options.device_map is not None,
         "--trust-remote-code": options.trust_remote_code,
     }
     if wrong := [name for name, there in given.items() if there]:
@@ -198,6 +199,8 @@ def _check_vllm(options: ServerOptions) -> None:
     _check_prompts("vLLM", options.multi_task_prompt)
     if options.device != "auto":
         raise UsageError("vLLM chooses its device when it is installed; leave --device out.")
+    if options.device_map is not None:
+        raise UsageError("vLLM spreads a model itself: leave --device-map out, and give -- --tensor-parallel-size N.")
     if options.quantize is not None:
         raise UsageError("--quantize is of the embedded engine; give vLLM's own behind --: -- --quantization METHOD.")
 

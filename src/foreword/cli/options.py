@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from foreword.models import LanguageModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "sequential")
 QUANTIZE = ("int8", "int4")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MODEL = "Model"
@@ -64,6 +65,15 @@ Device = Annotated[
         "--device", help="auto, cpu, cuda or mps.", autocompletion=complete_values(DEVICES), rich_help_panel=MODEL
     ),
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="Spread the layers over several GPUs: auto, balanced or sequential.",
+        autocompletion=complete_values(DEVICE_MAPS),
+        rich_help_panel=MODEL,
+    ),
+]
 Quantize = Annotated[
     str | None,
     typer.Option(
@@ -98,12 +108,15 @@ class ModelOptions:
     device: Device = "auto"
     trust_remote_code: RemoteCode = False
     quantize: Quantize = None
+    device_map: DeviceMap = None
 
     def __post_init__(self) -> None:
         Setting("", choices=DTYPES).check("dtype", self.dtype)
         Setting("", choices=DEVICES).check("device", self.device)
         if self.quantize is not None:
             Setting("", choices=QUANTIZE).check("quantize", self.quantize)
+        if self.device_map is not None:
+            Setting("", choices=DEVICE_MAPS).check("device_map", self.device_map)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -135,6 +148,7 @@ class ModelOptions:
                 device=self.device,
                 trust_remote_code=self.trust_remote_code,
                 quantize=self.quantize,
+                device_map=self.device_map,
                 is_trainable=is_trainable,
                 progress=say,
             )

@@ -31,6 +31,7 @@ from foreword.home import default_model
 from foreword.models import gguf
 from foreword.models.attention_implementation import of_text, set_attention_implementation
 from foreword.models.cached_model import CachedModel, cache_layout
+from foreword.models.device_map import DeviceMap, check_device_map, check_placement
 from foreword.models.embedded_adapter import refuse_adapter
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_prefixes import with_prefixes
@@ -65,6 +66,7 @@ def load_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     quantize: str | None = None,
+    device_map: DeviceMap | None = None,
     is_trainable: bool = True,
     progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> LanguageModel:
@@ -82,6 +84,9 @@ def load_model(
         trust_remote_code: run code that comes with the model.
         quantize: ``int8`` or ``int4``, to round the linear layers' weights as they are loaded (torchao). The model
             keeps its identity: a task learned on it says so, and is served on the plain weights as well.
+        device_map: spread the layers over several GPUs as Transformers' and accelerate's ``device_map`` says (``auto``,
+            ``balanced``, ``sequential`` or a mapping), in place of ``device``. Prefixes and caches stay where the
+            input embedding is; on models that run on ragged rows alone.
         is_trainable: prove that gradients reach a prefix; a model that only serves does without.
         progress: gets a line for every slow step.
 
@@ -93,10 +98,17 @@ def load_model(
     target = _device(device)
     if dtype not in ("auto", *DTYPES):
         raise SettingError("dtype", f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}.")
+    if device_map is not None:
+        check_device_map(device_map, device)
     source = resolve_source(name, progress)
     attention.register()
-    model, tokenizer = _load_model_and_tokenizer(source, name, DTYPES.get(dtype, "auto"), trust_remote_code, quantize)
-    model.to(target).eval().requires_grad_(False)
+    options = {"dtype": DTYPES.get(dtype, "auto"), "trust_remote_code": trust_remote_code}
+    options |= {"device_map": device_map} if device_map is not None else {}
+    model, tokenizer = _load_model_and_tokenizer(source, name, options, quantize)
+    if device_map is None:
+        model.to(target)
+    check_placement(model, name)
+    model.eval().requires_grad_(False)
     try:
         lm = wrap_model(model, tokenizer, name=name, folder=_weights_folder(source, model))
     except UnsupportedModel as error:
@@ -106,6 +118,8 @@ def load_model(
             f"the code that comes with {name} is run, but it computes its attention by itself and would never see a "
             f"prefix ({str(error).rstrip('.')}); give a checkpoint of an architecture that Transformers has."
         ) from error
+    if device_map is not None and type(lm) is not LanguageModel:
+        raise UnsupportedModel(f"{name} is carried {lm.carries}, which takes one device; leave --device-map out.")
     if is_trainable:
         check_gradients(lm)
     return lm if lm.is_encoder_decoder else replace(lm, pooling=model_pooling(source, causal=lm.causal))
@@ -318,15 +332,10 @@ def _device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
-def _load_model_and_tokenizer(
-    source: str, name: str, dtype: Any, trust_remote_code: bool, quantize: str | None
-) -> tuple[Any, Any]:
-    config, tokenizer = load_config_and_tokenizer(source, name, trust_remote_code)
-    options = {
-        "dtype": dtype,
-        "trust_remote_code": trust_remote_code,
-        **quantization_options(quantize, config, name),
-    }
+def _load_model_and_tokenizer(source: str, name: str, options: dict[str, Any], quantize: str | None) -> tuple[Any, Any]:
+    """Load both; ``options`` are those of ``from_pretrained``."""
+    config, tokenizer = load_config_and_tokenizer(source, name, options["trust_remote_code"])
+    options = {**options, **quantization_options(quantize, config, name)}
     first, *others = auto_classes(config)
     model, missing = _from_pretrained(first, config, source, name, options)
     for auto in others:

@@ -59,13 +59,13 @@ class RaggedLayers:
         try:
             text = Batch.from_rows(Front(), ids, device=device)
             attend = RaggedAttention(text, lambda layer, *pair: kept.__setitem__(layer, pair))
-            first = ForwardContext(attend, numbers, register_layers=True)
+            first = ForwardContext(attend, numbers, register_layers=True, device=device)
             with keep_mask_functions():
                 hidden_states(model, text, first, first_position)
             _check_layers(config, name, first)
             prefix = _as_prefix(kept)
             behind = Batch.from_rows(Front(prefix), ids, device=device)
-            second = ForwardContext(RaggedAttention(behind), numbers)
+            second = ForwardContext(RaggedAttention(behind), numbers, device=device)
             hidden_states(model, behind, second, first_position)
         except FORWARD_ERRORS as error:
             raise UnsupportedModel(f"{name} cannot carry a prefix: its forward failed with {error!r}.") from error
