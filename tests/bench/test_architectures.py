@@ -24,7 +24,8 @@ from foreword.bench.record import Record
 from foreword.errors import BenchError
 from tiny_models import tiny_model
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "models.md"
 
 
 def first_config(model_type: str):
@@ -128,3 +129,11 @@ def test_the_committed_page_is_of_a_version_that_is_allowed():
     assert version is not None
     assert version[1] in wanted.specifier, "run: foreword bench conformance --all"
     assert "foreword bench conformance --all" in PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("readme", "share"), [("README.md", "{1} of {0}"), ("README.zh-CN.md", "{0} 个里有 {1} 个")])
+def test_the_readme_gives_the_shares_of_the_page(readme, share):
+    page, text = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/models.md", readme))
+    found = re.findall(r"^\| [A-Z][^|]* \| \d+ \| (\d+) \| (\d+) \|", page, re.MULTILINE)
+    assert len(found) == 3
+    assert all(share.format(*each) in text for each in found), found

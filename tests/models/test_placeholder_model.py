@@ -146,3 +146,15 @@ def test_what_cannot_run_on_placeholders_is_refused():
         states(lm, Batch.from_rows(Front(), [TEXT[:5], TEXT[5:8]], [None, 0]))
     with pytest.raises(UsageError, match="leave out --checkpointing"), gradient_checkpointing(lm, True):
         pass
+
+
+def test_a_model_without_input_embeddings_has_no_soft_tokens(monkeypatch):
+    lm = tiny_encoder("albert")
+
+    def forward(input_ids, position_ids=None, attention_mask=None, **kwargs):
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(lm.model, "forward", forward)
+    batch = Batch.from_rows(Front(inner_soft=torch.zeros(1, 32)), [[5, -1, 6]])
+    with pytest.raises(UnsupportedModel, match="takes token ids and no input embeddings, so it has no soft tokens"):
+        lm.logits(batch, torch.arange(3))

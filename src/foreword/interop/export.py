@@ -21,7 +21,7 @@ from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
 from foreword.core import Head, KVPrefix, Task
 from foreword.errors import UsageError
 from foreword.interop.export_folder import check_empty
-from foreword.interop.flat_prefix import flatten, uniform_layer_shape
+from foreword.interop.flat_prefix import check_past_key_values, flatten, uniform_layer_shape
 from foreword.interop.peft_head import SEQUENCE, TOKENS, HeadModule, head_config, head_module
 from foreword.interop.soft_prompt import inner_soft_tokens, template_soft_tokens
 from foreword.models import LanguageModel
@@ -84,6 +84,8 @@ def _check_exportable(lm: LanguageModel, task: Task) -> None:
         if task.head is not None:
             raise UsageError(f"task '{task.name}' has a head alone, and PEFT holds one only beside a prompt or a LoRA.")
         raise UsageError(f"task '{task.name}' has nothing learned in it, only a template; there is nothing to export.")
+    if task.prefix.length:
+        check_past_key_values(lm, f"the prefix of task '{task.name}'")
     if task.prefix.length and task.prefix.offset != task.prefix.length:
         raise UsageError(
             f"task '{task.name}' starts its requests at position {task.prefix.offset} behind {task.prefix.length} "

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import torch
 from torch import Tensor
 
 from foreword.core import KVPrefix, LayerShape, ModelIdentity
 from foreword.errors import ModelMismatch, PromptTooLong, UsageError
 from foreword.models import LanguageModel
+from foreword.models.language_model import model_body
+from foreword.models.placeholder_model import PlaceholderModel
 
 
 def uniform_layer_shape(model: ModelIdentity, what: str) -> LayerShape:
@@ -39,6 +43,22 @@ def check_room(lm: LanguageModel, length: int, what: str) -> None:
     if lm.context is not None and length >= lm.context:
         raise PromptTooLong(
             f"{what} has {length} positions, the context of {lm.name} is {lm.context}; no request fits behind it."
+        )
+
+
+def check_past_key_values(lm: LanguageModel, what: str) -> None:
+    """Raise UsageError for an encoder without ``past_key_values``, as which PEFT hands a prefix on.
+
+    Most swallow the keyword and answer as if there were no prefix. One that runs on placeholder tokens keeps its keys
+    as they leave their projections, which are others.
+    """
+    if lm.causal or lm.is_encoder_decoder:
+        return
+    known = "past_key_values" in signature(model_body(lm.model).forward).parameters
+    if not known or isinstance(lm, PlaceholderModel):
+        raise UsageError(
+            f"{what} cannot be a prefix of PEFT: PEFT hands prefixes on as past_key_values, which "
+            f"{lm.identity.architecture} does not put in front of its keys; use prompt-tuning or lora with PEFT."
         )
 
 

@@ -16,7 +16,7 @@ from foreword.bank.adapter_file import make_adapter
 from foreword.core import Front, Task
 from foreword.errors import ModelMismatch, UsageError
 from foreword.interop.checkpoint import Checkpoint, read_checkpoint
-from foreword.interop.flat_prefix import check_room, unflatten
+from foreword.interop.flat_prefix import check_past_key_values, check_room, unflatten
 from foreword.interop.peft_head import SEQUENCE, TOKENS, check_saved_modules, read_head, split_head
 from foreword.interop.prompt_format import PromptFormat
 from foreword.models import LanguageModel
@@ -171,6 +171,7 @@ def _multitask(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -
 def _prefix(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -> Front:
     """PREFIX_TUNING and CARTRIDGE: keys and values, positions ``0..P-1``; of an encoder-decoder, its decoder's."""
     del task_id
+    check_past_key_values(lm, str(checkpoint))
     checkpoint.require_only(_PROMPT)
     flat = checkpoint.tensor(_PROMPT, _length(checkpoint), None)
     return Front(unflatten(lm, _decoder_rows(lm, checkpoint, flat) if lm.is_encoder_decoder else flat, str(checkpoint)))

@@ -22,7 +22,7 @@ from foreword.core import Batch, KVPrefix, LayerShape, StateShape
 from foreword.errors import UnsupportedModel
 from foreword.models.cache_layers import LINEAR_CACHE, IndexedKeysLayer, KeysLayer, StatesLayer, make_cache
 from foreword.models.chosen_rows import logits_at
-from foreword.models.language_model import LanguageModel, model_body
+from foreword.models.language_model import LanguageModel, embed_tokens, model_body
 from foreword.models.past import BatchPast, Kept, Past
 
 DISCOVERY_TOKENS = 4
@@ -200,9 +200,7 @@ class CachedModel(LanguageModel):
         if batch.embeds is None or batch.embed_indices is None:
             inputs["input_ids"] = batch.token_ids[tokens]
         else:
-            table = self.model.get_input_embeddings()
-            embedded = table(batch.token_ids).index_copy(0, batch.embed_indices, batch.embeds.to(table.weight.dtype))
-            inputs["inputs_embeds"] = embedded[tokens]
+            inputs["inputs_embeds"] = embed_tokens(self.model, batch)[tokens]
         if "position_ids" in known:
             inputs["position_ids"] = positions + self.first_position
         if len(set(front.lengths)) > 1:

@@ -159,9 +159,9 @@ class EncoderDecoder(LanguageModel):
         raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose hidden states no head is made of.")
 
     @torch.no_grad()
-    def kept(self, batch: Batch) -> KVPrefix:
+    def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
         """What the layers keep of a text that both the encoder and the decoder read: an initial prefix."""
-        if len(batch.lengths) > 1 or batch.prefixes[0] is not None or batch.embeds is not None:
+        if positions is not None or len(batch.lengths) > 1 or batch.prefixes[0] is not None or batch.embeds is not None:
             raise UnsupportedModel(f"{self.name} is an encoder-decoder, whose prefixes stand behind no other.")
         if not self.takes_prefixes:
             raise UnsupportedModel(f"{self.name} ({self.identity.architecture}) {NO_PREFIX}")

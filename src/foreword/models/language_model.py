@@ -252,7 +252,19 @@ def _inputs(model: Any, batch: Batch, first_position: int) -> dict[str, Tensor]:
     position_ids = torch.cat(positions).to(batch.token_ids.device)[None] + first_position
     if batch.embeds is None or batch.embed_indices is None:
         return {"input_ids": batch.token_ids[None], "position_ids": position_ids}
+    return {"inputs_embeds": embed_tokens(model, batch)[None], "position_ids": position_ids}
+
+
+def embed_tokens(model: Any, batch: Batch) -> Tensor:
+    """Input embeddings ``[N, hidden]`` of a batch with soft tokens. Raises UnsupportedModel for a model without."""
+    if "inputs_embeds" not in signature(model.forward).parameters:
+        raise UnsupportedModel(
+            f"{type(model).__name__} takes token ids and no input embeddings, so it has no soft tokens; learn with "
+            "p-tuning-v2, prefix-tuning or lora."
+        )
     table = model.get_input_embeddings()
+    embedded = table(batch.token_ids)
+    if batch.embeds is None or batch.embed_indices is None:
+        return embedded
     # Index with a copy, not in place: the looked-up embeddings may be a view that autograd still needs.
-    embedded = table(batch.token_ids).index_copy(0, batch.embed_indices, batch.embeds.to(table.weight.dtype))
-    return {"inputs_embeds": embedded[None], "position_ids": position_ids}
+    return embedded.index_copy(0, batch.embed_indices, batch.embeds.to(embedded.dtype))

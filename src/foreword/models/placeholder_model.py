@@ -19,7 +19,7 @@ from foreword.attention import AttentionFn
 from foreword.core import Batch, KVPrefix, LayerShape
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.chosen_rows import logits_at
-from foreword.models.language_model import LanguageModel, model_body
+from foreword.models.language_model import LanguageModel, embed_tokens, model_body
 from foreword.models.neighbour_rows import EMBEDDINGS, INPUTS, NeighbourRows, RowsAt
 from foreword.models.past import Past, append_keys_values
 from foreword.models.projections import KeysValuesAt, ProjectionHooks
@@ -165,8 +165,7 @@ class PlaceholderModel(LanguageModel):
         ids = torch.cat([batch.token_ids, batch.token_ids.new_tensor([self.placeholder])])
         inputs = {"input_ids": ids[rows.tokens]}
         if batch.embeds is not None and batch.embed_indices is not None:
-            embedded = self._embed(ids)
-            embedded = embedded.index_copy(0, batch.embed_indices, batch.embeds.to(embedded.dtype))
+            embedded = torch.cat([embed_tokens(self.model, batch), self._embed(ids[-1:])])
             inputs = {"inputs_embeds": embedded[rows.tokens]}
         for place in rows.states(self.identity.layers, EMBEDDINGS).values():
             embedded = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self._embed(inputs["input_ids"])

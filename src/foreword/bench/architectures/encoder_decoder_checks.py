@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foreword.bench.architectures.plain_pair import TOLERANCE, Found, PlainPair, relative, said
+from foreword.bench.architectures.prefix_checks import check_gradients
 from foreword.bench.architectures.two_steps import two_steps
 from foreword.bench.client import token_ids
 from foreword.core import Batch, Front, SamplingParams, soft_id
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import BenchError
+from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import InitialValues
+from foreword.prompts.prefix import PTuningV2
 from foreword.prompts.soft import PromptTuning
 
 ANSWER, CACHE_BYTES = 6, 1 << 27
@@ -52,23 +55,28 @@ def joined_text(pair: PlainPair) -> Found:
 
 
 def train(pair: PlainPair) -> Found:
-    """Two steps of prompt tuning in front of the encoder."""
+    """Two steps of prompt tuning in front of the encoder, and two of P-tuning v2 in all layers."""
     start = InitialValues(LEARNED, torch.Generator().manual_seed(3), token_ids=pair.texts[0][0][:LEARNED])
-    encoder = PromptTuning().encoder(pair.lm, start)
-    rows = [[*map(soft_id, range(LEARNED)), *row] for _, row in pair.texts]
+    soft, prefix = PromptTuning().encoder(pair.lm, start), PTuningV2().encoder(pair.lm, start)
     targets = torch.tensor([row[0] for _, row in pair.texts])
-    parameters = [each for each in encoder.parameters() if each.requires_grad]
 
-    def loss() -> Tensor:
-        batch = Batch.from_rows(encoder.front(), rows)
-        return F.cross_entropy(pair.lm.logits(batch, torch.tensor(batch.starts[1:]) - 1), targets)
+    def steps(encoder: PromptEncoder, front: Sequence[int], check_gradients: Callable[[], None]) -> Found:
+        def loss() -> Tensor:
+            batch = Batch.from_rows(encoder.front(), [[*front, *row] for _, row in pair.texts])
+            return F.cross_entropy(pair.lm.logits(batch, torch.tensor(batch.starts[1:]) - 1), targets)
 
-    def check_gradients() -> None:
-        gradients = [each.grad for each in parameters if each.grad is not None]
+        return two_steps(loss, [each for each in encoder.parameters() if each.requires_grad], check_gradients)
+
+    def check_soft() -> None:
+        gradients = [each.grad for each in soft.parameters() if each.grad is not None]
         if not gradients or not all(bool(each.isfinite().all() and each.any(-1).all()) for each in gradients):
             raise BenchError("no gradient arrives at a soft token, or one that is not finite.")
 
-    return two_steps(loss, parameters, check_gradients)
+    found = [
+        steps(soft, [*map(soft_id, range(LEARNED))], check_soft),
+        steps(prefix, (), lambda: check_gradients(pair.lm, prefix)),
+    ]
+    return {"difference": max(each["difference"] for each in found)}
 
 
 def engine(pair: PlainPair) -> Found:

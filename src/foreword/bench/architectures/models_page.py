@@ -15,7 +15,7 @@ TITLES = {
 }
 CHECKS = {
     "joined": "rows of several lengths behind several fronts, in one batch, have the logits of the joined text",
-    "train": "two steps of P-tuning v2 (encoder-decoders: prompt tuning) change the loss, a finite gradient arrives in "
+    "train": "two steps of P-tuning v2 (encoder-decoders: prompt tuning, too), where a finite gradient arrives in "
     "every layer, and it agrees with finite differences of the loss",
     "engine": "the engine's greedy tokens of mixed requests are those of plain Transformers; an encoder's label scores",
     "peft": "PEFT, given the same keys and values, has the same logits",
