@@ -71,6 +71,13 @@ class ForgetsItsScale(nn.Linear):
         return WithoutItsScale.apply(input, self.weight)
 
 
+class Router(nn.Linear):
+    """A linear layer by its widths alone."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(input).relu() ** 2
+
+
 class DetachedMLP(modeling_llama.LlamaMLP):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).detach()
@@ -166,3 +173,7 @@ def load_architecture(kind, model_type, folder):
     found.build().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return load_model(str(folder), dtype="float32", device="cpu", progress=lambda _: None)
+
+
+def test_a_layer_that_is_linear_by_its_widths_alone_passes():
+    check_gradients(broken("model.layers.1.mlp.up_proj", Router))

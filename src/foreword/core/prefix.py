@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from foreword.core.identity import ModelIdentity
+from foreword.core.identity import ModelIdentity, describe_layers
 from foreword.core.overview import Overview, WithOverview
 from foreword.errors import UsageError
 
@@ -130,7 +130,8 @@ class KVPrefix(WithOverview):
         return Overview(
             f"KVPrefix of {self.length} positions",
             {
-                "model": f"{self.model.architecture}, {len(self.keys)} layers, weights {self.model.weights[:12]}",
+                "model": f"{self.model.architecture}, {describe_layers(self.model.layers)}",
+                "weights": self.model.weights[:12],
                 "size": f"{self.nbytes:,} bytes, {dtype}",
                 "kind": "learned" if self.token_ids is None else "static",
                 "source": self.source,

@@ -36,6 +36,7 @@ class _Call:
     Attributes:
         outputs: the floating-point ones that require gradients.
         meant: gradients were on; an indexer, for one, chooses keys without.
+        single: there is one output; a router, which may have the widths of a linear layer, has several.
     """
 
     module: nn.Module
@@ -43,11 +44,12 @@ class _Call:
     kwargs: dict[str, Any]
     outputs: list[Tensor]
     meant: bool
+    single: bool
 
     @property
     def linear_kind(self) -> tuple[Any, ...] | None:
         """Alike in linear layers that have the same backward; ``None`` for other modules and those without one."""
-        if linear_width(self.module) is None or not self.outputs:
+        if linear_width(self.module) is None or not self.outputs or not self.single:
             return None
         weight = getattr(self.module, "weight", None)
         return type(self.module), type(weight), getattr(weight, "dtype", None), type(self.outputs[0].grad_fn)
@@ -56,14 +58,19 @@ class _Call:
         """Whether the backward of a linear layer alone agrees with its forward on half the input.
 
         What half the input takes away from the output, sent back, must weigh as much along that half as it is long.
+        One that is not linear, for all its widths (a router), is asked for any gradient at all.
         """
         x = _required(_floats((*self.args, *self.kwargs.values())))[0].detach().requires_grad_()
         more = self.args[1:], self.kwargs if self.args else {}
         with torch.enable_grad():  # anew, since models write into outputs
-            output, half = (_floats(self.module(each, *more[0], **more[1]))[0] for each in (x, 0.5 * x))
-            change = (output - half).detach()
+            sizes = (x, 0.5 * x, 0.25 * x)
+            output, half, quarter = (_floats(self.module(each, *more[0], **more[1]))[0] for each in sizes)
+            change, further = (output - half).detach(), (half - quarter).detach()
         length = float(change.float().square().sum())
+        bend = float((change.float() - 2 * further.float()).square().sum())
         (gradient,) = torch.autograd.grad(output, x, change, allow_unused=True)
+        if bend > TOLERANCE * length:
+            return gradient is not None and bool(gradient.any())
         along = float((gradient.float() * 0.5 * x.detach().float()).sum()) if gradient is not None else 0.0
         return abs(along - length) <= TOLERANCE * length
 
@@ -162,7 +169,8 @@ def _recorded_calls(model: nn.Module) -> Iterator[list[_Call]]:
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if _required(_floats((*args, *kwargs.values()))) and _floats(output):
-            calls.append(_Call(module, args, kwargs, _required(_floats(output)), torch.is_grad_enabled()))
+            found, single = _required(_floats(output)), isinstance(output, Tensor)
+            calls.append(_Call(module, args, kwargs, found, torch.is_grad_enabled(), single))
 
     hooks = [module.register_forward_hook(record, with_kwargs=True) for module in model.modules()]
     try:
