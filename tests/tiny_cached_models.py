@@ -17,6 +17,7 @@ from transformers import (
     MptConfig,
     Qwen3_5TextConfig,
     Qwen3NextConfig,
+    RwkvConfig,
     StableLmConfig,
 )
 
@@ -63,10 +64,12 @@ CONFIGS = {
     ),
     "qwen3_next": lambda: Qwen3NextConfig(**LINEAR, **EXPERTS),
     "qwen3_5": lambda: Qwen3_5TextConfig(**LINEAR),
+    "rwkv": lambda: RwkvConfig(vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=3, rescale_every=2),
 }
-# They differ in what a cache keeps: keys alone, states alone, both in one layer, both in turn; and in their masks.
-KINDS = ("bloom", "mamba", "falcon_h1", "lfm2", "llama4")
-WITH_STATES = ("mamba", "falcon_h1", "lfm2", "qwen3_next", "qwen3_5")
+# They differ in what a cache keeps: keys alone, states alone (in layers or in a list), both in one layer, both in turn;
+# and in their masks.
+KINDS = ("bloom", "mamba", "falcon_h1", "lfm2", "llama4", "rwkv")
+WITH_STATES = ("mamba", "falcon_h1", "lfm2", "qwen3_next", "qwen3_5", "rwkv")
 
 
 @cache

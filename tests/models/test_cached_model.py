@@ -64,7 +64,7 @@ def test_sequences_that_continue_others(family):
         torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["falcon_h1", "mamba", "lfm2"])
+@pytest.mark.parametrize("family", ["falcon_h1", "mamba", "lfm2", "rwkv"])
 def test_gradients_through_keys_and_states(family):
     """Against finite differences in float64, with a row of one token, which some layers write in place."""
     lm = tiny_cached_model(family, torch.float64)
@@ -159,6 +159,19 @@ def test_where_the_tokens_differ_at_the_seam_the_joined_text_is_run():
     other = [*ids[:-1], 70, 65]
     apart = task_prompts.from_rendered(lm.tokenizer, task, other)
     assert (apart.prefix, apart.prefix_length, apart.token_ids) == (None, 0, tuple(other))
+
+
+@torch.no_grad()
+def test_rows_of_one_token_run_alone_where_states_are_a_list():
+    """Transformers' RWKV mixes them up: behind states, two rows of one token give four."""
+    lm = tiny_cached_model("rwkv")
+    front = tokens(5, 1)
+    states = lm.model(torch.tensor([front, front]), use_cache=True).state
+    assert lm.model(torch.tensor([[7], [9]]), state=states, use_cache=True).logits.shape[1] == 2
+    found = lm.logits(Batch.from_rows(Front(activations(lm, front)), [[7], [9]]), torch.arange(2))
+    expected = torch.cat([joined(lm, front, [token]) for token in (7, 9)])
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+    assert lm.limits[-1].startswith("rows of one token run one after another")
 
 
 def test_fronts_of_one_length_at_a_time_where_a_model_reads_no_mask():

@@ -4,7 +4,7 @@ import pytest
 
 from foreword.errors import UsageError
 from foreword.training.train import train
-from tiny_cached_models import CONFIGS, tiny_cached_model
+from tiny_cached_models import CONFIGS, WITH_STATES, tiny_cached_model
 from training.small_data import recipe
 
 
@@ -12,11 +12,11 @@ def quiet(line: str) -> None:
     del line
 
 
-@pytest.mark.parametrize("family", ["gptj", "lfm2"])
+@pytest.mark.parametrize("family", ["gptj", "lfm2", "rwkv"])
 def test_p_tuning_v2_learns_keys_and_states(family, tmp_path):
     result = train(tiny_cached_model(family), recipe(tmp_path, method="p-tuning-v2"), say=quiet)
     assert result.metrics["accuracy"] > result.before["accuracy"]
-    assert bool(result.task.prefix.states) == (family == "lfm2")
+    assert bool(result.task.prefix.states) == (family in WITH_STATES)
 
 
 @pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning", "p-tuning", "lora", "lora-hybrid"])

@@ -24,6 +24,7 @@ from foreword.models.cache_layers import LINEAR_CACHE, IndexedKeysLayer, KeysLay
 from foreword.models.chosen_rows import logits_at
 from foreword.models.language_model import LanguageModel, embed_tokens, model_body
 from foreword.models.past import BatchPast, Kept, Past
+from foreword.models.stacked_states import StackedStates, first_states, stacked_states_argument
 
 DISCOVERY_TOKENS = 4
 
@@ -55,11 +56,13 @@ class CacheLayout:
         slots: of these layers, in their order.
         shapes: what every layer of the identity keeps.
         state_dtypes: of the states of every layer of the identity, by name.
+        first: by layer, states before any token, of a model that takes them as a list (`StackedStates`).
     """
 
     slots: tuple[CacheSlot, ...]
     shapes: tuple[LayerShape, ...]
     state_dtypes: tuple[dict[str, torch.dtype], ...]
+    first: tuple[dict[str, Tensor], ...] = ()
 
 
 @dataclass(eq=False, repr=False)
@@ -85,7 +88,9 @@ class CachedModel(LanguageModel):
     def limits(self) -> tuple[str, ...]:
         alone = ("requests behind fronts of different lengths do not share a forward",) * (not self.mixes_lengths)
         slow = ("tokens behind a front run one after another, also those of a prompt",) * self.one_by_one
-        return (*super().limits, "batches are padded, and wait for their longest row", *alone, *slow)
+        single = ("rows of one token run one after another, so answers are written one at a time",)
+        wait = "batches are padded, and wait for their longest row"
+        return (*super().limits, wait, *alone, *slow, *single * bool(self.layout.first))
 
     def logits(
         self,
@@ -148,7 +153,9 @@ class CachedModel(LanguageModel):
             for index in sorted(level, key=lambda index: batch.lengths[index]):
                 length, front = batch.lengths[index], past.length(index)
                 exact = length if self.identity.keeps_states and past.keeps(index) else None
-                key = (exact, bool(front) if self.mixes_lengths else front)
+                # A model that takes its states as a list mixes up rows of one token: it drops their time dimension.
+                alone = index if self.layout.first and length == 1 else None
+                key = (exact, alone, bool(front) if self.mixes_lengths else front)
                 found = groups.setdefault(key, [])
                 if not found or length > MAX_PADDING * batch.lengths[found[-1][0]]:
                     found.append([])
@@ -203,7 +210,7 @@ class CachedModel(LanguageModel):
             inputs["inputs_embeds"] = embed_tokens(self.model, batch)[tokens]
         if "position_ids" in known:
             inputs["position_ids"] = positions + self.first_position
-        if len(set(front.lengths)) > 1:
+        if len(set(front.lengths)) > 1 and any(layer.kv_heads for layer in self.layout.shapes):
             seen = torch.ones(len(tokens), front.length + columns, dtype=torch.long, device=self.device)
             for row, length in enumerate(front.lengths):
                 seen[row, : front.length - length] = 0
@@ -223,7 +230,7 @@ class CachedModel(LanguageModel):
 
     def _fill(self, front: Kept) -> Cache:
         """The model's cache with what stands in front of the rows."""
-        cache = make_cache(self.model)
+        cache = _empty_cache(self.model, self.layout.first)
         for slot in self.layout.slots:
             layer: Any = cache.layers[slot.layer]
             shape = self.layout.shapes[slot.slot]
@@ -303,7 +310,8 @@ def cache_layout(model: Any) -> CacheLayout:
     Raises UnsupportedModel for a model that leaves nothing in a cache of Transformers'.
     """
     name = type(model).__name__
-    cache = make_cache(model)
+    first = first_states(model)
+    cache = _empty_cache(model, first)
     ids = torch.arange(DISCOVERY_TOKENS, device=model.device)[None]
     model(input_ids=ids, use_cache=True, **{cache_argument(model): cache})
     slots: list[CacheSlot] = []
@@ -332,7 +340,12 @@ def cache_layout(model: Any) -> CacheLayout:
             for key, value, states in found
         ),
         tuple({name: state.dtype for name, state in states.items()} for _, _, states in found),
+        first,
     )
+
+
+def _empty_cache(model: Any, first: tuple[dict[str, Tensor], ...]) -> Cache:
+    return StackedStates(first) if first else make_cache(model)
 
 
 def cache_argument(model: Any) -> str:
@@ -341,6 +354,8 @@ def cache_argument(model: Any) -> str:
     for name in ("past_key_values", "cache_params"):
         if name in known:
             return name
+    if (stacked := stacked_states_argument(model)) is not None:
+        return stacked
     raise UnsupportedModel(
         f"{type(model).__name__} takes no cache of Transformers', so nothing can stand in front of a request."
     )

@@ -55,6 +55,7 @@ from foreword.models.probe import FORWARD_ERRORS, NotFinite, prove
 from foreword.models.quantization import quantization_options
 from foreword.models.quantized_linear import keep_gradients
 from foreword.models.ragged_layers import RaggedLayers
+from foreword.models.stock_cache import fault_of_stock_cache
 from foreword.models.text_side import drop_other_towers, processor_chat_template
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -176,7 +177,13 @@ def _first_proved(model: Any, tokenizer: Any, name: str, folder: Path | None) ->
         except UnsupportedModel as error:
             refusal = error
     assert refusal is not None
-    raise refusal
+    try:
+        fault = fault_of_stock_cache(model) if _is_causal(model) else None
+    except FORWARD_ERRORS:
+        fault = None
+    if fault is None:
+        raise refusal
+    raise UnsupportedModel(fault) from refusal
 
 
 def _ways(model: Any) -> tuple[Callable[[Any, Any, str, Path | None], LanguageModel], ...]:
