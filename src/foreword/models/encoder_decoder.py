@@ -169,7 +169,8 @@ class EncoderDecoder(LanguageModel):
         found: dict[int, tuple[Tensor, Tensor]] = {}
 
         def record(layer: int, key: Tensor, value: Tensor) -> None:
-            found[layer] = (key[0], value[0])
+            # LED pads its encoder's rows to whole windows.
+            found[layer] = (key[0, : ids.shape[1]], value[0, : ids.shape[1]])
 
         with self.hooks.replaced({}, record) if self.hooks is not None else nullcontext():
             states = self.model.get_encoder()(input_ids=ids).last_hidden_state

@@ -255,6 +255,12 @@ def _inputs(model: Any, batch: Batch, first_position: int) -> dict[str, Tensor]:
     return {"inputs_embeds": embed_tokens(model, batch)[None], "position_ids": position_ids}
 
 
+def token_embeddings(model: Any, ids: Tensor) -> Tensor:
+    """Input embeddings ``[..., hidden]`` of tokens; a table of integers (I-BERT) gives its scale beside."""
+    found = model.get_input_embeddings()(ids)
+    return found[0] if isinstance(found, tuple) else found
+
+
 def embed_tokens(model: Any, batch: Batch) -> Tensor:
     """Input embeddings ``[N, hidden]`` of a batch with soft tokens. Raises UnsupportedModel for a model without."""
     if "inputs_embeds" not in signature(model.forward).parameters:
@@ -262,8 +268,7 @@ def embed_tokens(model: Any, batch: Batch) -> Tensor:
             f"{type(model).__name__} takes token ids and no input embeddings, so it has no soft tokens; learn with "
             "p-tuning-v2, prefix-tuning or lora."
         )
-    table = model.get_input_embeddings()
-    embedded = table(batch.token_ids)
+    embedded = token_embeddings(model, batch.token_ids)
     if batch.embeds is None or batch.embed_indices is None:
         return embedded
     # Index with a copy, not in place: the looked-up embeddings may be a view that autograd still needs.
