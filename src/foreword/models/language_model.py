@@ -10,7 +10,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from foreword.adapters import AdapterHooks
 from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
@@ -235,7 +234,7 @@ def model_body(model: Any) -> Any:
     if model.base_model is not model:
         return model.base_model
     # A class whose `base_model_prefix` names no attribute of it, such as Llama 4's, gives itself.
-    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+    return next((child for child in model.children() if hasattr(child, "base_model_prefix")), model)
 
 
 def hidden_states(model: Any, batch: Batch, run: ForwardContext, first_position: int) -> Tensor:
