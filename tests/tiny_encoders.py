@@ -12,6 +12,9 @@ from transformers import (
     DebertaConfig,
     DebertaV2Config,
     DistilBertConfig,
+    EuroBertConfig,
+    IBertConfig,
+    LongformerConfig,
     MobileBertConfig,
     ModernBertConfig,
     MPNetConfig,
@@ -34,6 +37,7 @@ CONFIGS = {
     "albert": lambda: AlbertConfig(**SIZES, embedding_size=32),
     "distilbert": lambda: DistilBertConfig(**DISTIL),
     "modernbert": lambda: ModernBertConfig(**SIZES, **IDS, local_attention=8, global_attn_every_n_layers=3),
+    "eurobert": lambda: EuroBertConfig(**SIZES, **IDS),
     "deberta": lambda: DebertaConfig(**SIZES, **RELATIVE),
     "deberta-v3": lambda: DebertaV2Config(
         **SIZES, **RELATIVE, share_att_key=True, position_buckets=16, position_biased_input=False
@@ -44,9 +48,22 @@ CONFIGS = {
     "yoso": lambda: YosoConfig(**SIZES),
     "convbert": lambda: ConvBertConfig(**SIZES, embedding_size=32),
     "mobilebert": lambda: MobileBertConfig(**MOBILE),
+    "longformer": lambda: LongformerConfig(**SIZES, attention_window=8),
+    "ibert": lambda: IBertConfig(**SIZES),
 }
-RAGGED = ("albert", "distilbert", "modernbert")
-PLACEHOLDERS = ("deberta", "deberta-v3", "mpnet", "roformer", "squeezebert", "yoso", "convbert", "mobilebert")
+RAGGED = ("albert", "distilbert", "modernbert", "eurobert")
+PLACEHOLDERS = (
+    "deberta",
+    "deberta-v3",
+    "mpnet",
+    "roformer",
+    "squeezebert",
+    "yoso",
+    "convbert",
+    "mobilebert",
+    "longformer",
+    "ibert",
+)
 
 
 def bare_encoder(config) -> PreTrainedModel:

@@ -44,6 +44,16 @@ def linear_width(module: nn.Module) -> tuple[int, int] | None:
     return width if isinstance(width[0], int) and isinstance(width[1], int) else None  # type: ignore[return-value]
 
 
+def first_tensor(output: Any) -> Any:
+    """What a module gives, or the first of it: layers for integers (I-BERT) put their scale beside."""
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def with_first_tensor(output: Any, new: Tensor) -> Any:
+    """Inverse of `first_tensor`."""
+    return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
 def check_adapter(adapter: Adapter, model: nn.Module, what: str) -> None:
     """Raise `ModelMismatch` unless every change fits a linear layer of the model.
 
@@ -136,14 +146,15 @@ class AdapterHooks:
             self._modules[layer].register_forward_hook(partial(self._apply, layer))
             self._hooked.add(layer)
 
-    def _apply(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _apply(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        changed = first_tensor(output)
         for adapter, indices in self._active:
             pair = adapter.layers.get(layer)
             if pair is None:
                 continue
             self._applied.add(layer)
-            output = self._add_lora(layer, inputs[0], output, pair.down, pair.up, adapter.scale, indices)
-        return output
+            changed = self._add_lora(layer, inputs[0], changed, pair.down, pair.up, adapter.scale, indices)
+        return with_first_tensor(output, changed)
 
     def _add_lora(
         self, layer: str, x: Tensor, output: Tensor, down: Tensor, up: Tensor, scale: float, indices: Tensor | None

@@ -146,6 +146,22 @@ def test_generate_of_transformers_says_the_same():
         assert answer == expected[0, 1:].tolist()
 
 
+def test_the_first_token_is_forced_without_anything_learned():
+    """As ``generate`` does for BART, mBART and NLLB; behind a soft prompt the first token was learned."""
+    lm = replace(tiny_encoder_decoder("bart"), forced_bos_token_id=7)
+    alone, behind = make_requests(lm, 2)[0], next(each for each in make_requests(lm) if each.soft is not None)
+    alone = replace(alone, prefix=None, prefix_length=0, soft=None, token_ids=(9, 10, 11), sampling=alone.sampling)
+    with Engine(lm) as engine:
+        found = tokens(engine.generate([alone, behind]))
+    model = random_model("bart")
+    length = {"max_new_tokens": alone.sampling.max_tokens, "do_sample": False, "forced_eos_token_id": None}
+    expected = model.generate(torch.tensor([alone.token_ids]), forced_bos_token_id=7, **length)
+    ended = expected[0, 1:].tolist()
+    assert found[0][: len(ended)] == ended
+    assert found[0][0] == 7
+    assert found[1] == greedy("bart", behind)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_preempted_sequences_go_on_where_they_were(family):
     lm = tiny_encoder_decoder(family)

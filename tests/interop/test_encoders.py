@@ -37,7 +37,7 @@ def test_a_lora_gives_the_same_logits_in_peft_and_comes_back(family, tmp_path):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["albert", "distilbert", "modernbert", "mpnet", "roformer"])
+@pytest.mark.parametrize("family", ["albert", "distilbert", "modernbert", "eurobert", "mpnet", "roformer"])
 def test_a_prefix_that_peft_would_not_put_in_front_is_neither_exported_nor_imported(family, tmp_path):
     lm = tiny_encoder(family)
     with pytest.raises(

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, M2M100Config, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, LEDConfig, M2M100Config, T5Config, T5ForConditionalGeneration
 
 from foreword import attention
 from foreword.core import Batch, Front, KVPrefix
@@ -220,3 +220,11 @@ def test_what_it_cannot_take_is_refused():
         lower(lm, Front(soft=SOFT))
     with pytest.raises(UnsupportedModel, match="whose hidden states no head is made of"):
         lm.hidden_states(Batch.from_rows(Front(), [(5, 6)]), torch.tensor([1]))
+
+
+def test_a_front_that_the_encoder_pads_to_a_window_keeps_its_own_length():
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(LEDConfig(**BART, attention_window=8)).eval().requires_grad_(False)
+    lm = wrap_model(model, byte_tokenizer(), name="led")
+    assert lm.hooks is not None
+    assert {key.shape[1] for key in activations(lm, [3, 4, 5, 6, 7]).keys} == {5}

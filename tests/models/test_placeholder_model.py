@@ -7,9 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import FNetConfig, FunnelConfig, MraConfig, NystromformerConfig
+from transformers import (
+    FNetConfig,
+    FunnelConfig,
+    IBertConfig,
+    LongformerConfig,
+    MraConfig,
+    NystromformerConfig,
+    ReformerConfig,
+)
+from transformers.models.ibert.quant_modules import QuantAct
 
-from foreword.core import Adapter, Batch, Front, KVPrefix, LowRank
+from foreword.core import Adapter, Batch, Front, KVPrefix, LowRank, soft_id
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models import neighbour_rows
 from foreword.models.load import wrap_model
@@ -82,9 +91,24 @@ def test_gradients_of_a_prefix_equal_finite_differences(family):
     torch.autograd.gradcheck(out, [each.requires_grad_() for each in prefix.tensors], fast_mode=True)
 
 
-def test_an_adapter_changes_the_rows_that_use_it_and_no_prefix():
-    lm = tiny_encoder("mpnet")
-    name = "mpnet.encoder.layer.1.attention.attn.k"
+def test_soft_tokens_share_windows_that_the_model_fills_beyond_its_last_position():
+    settings = {**SIZES, "max_position_embeddings": 20}
+    lm = wrap_model(
+        bare_encoder(LongformerConfig(**settings, attention_window=16)), byte_tokenizer(), name="short positions"
+    )
+    text = TEXT[:17]
+    soft = lm.model.get_input_embeddings()(torch.tensor(text[:2]))
+    embedded = Batch.from_rows(Front(inner_soft=soft), [[soft_id(0), soft_id(1), *text[2:]]])
+    torch.testing.assert_close(states(lm, embedded), states(lm, Batch.from_rows(Front(), [text])), atol=1e-5, rtol=0)
+
+
+ADAPTED = {"mpnet": "mpnet.encoder.layer.1.attention.attn.k", "ibert": "ibert.encoder.layer.1.attention.self.key"}
+
+
+@pytest.mark.parametrize("family", ADAPTED)
+def test_an_adapter_changes_the_rows_that_use_it_and_no_prefix(family):
+    lm = tiny_encoder(family)
+    name = ADAPTED[family]
     pair = LowRank(0.3 * torch.randn(2, 48), 0.3 * torch.randn(48, 2))
     adapter = Adapter({name: pair}, 0.5)
     prefix = learned(lm, 4, 1)
@@ -106,6 +130,16 @@ REFUSED = {
         **SIZES, num_landmarks=3, segment_means_seq_len=9
     ),
     "no token sees another one in MraForMaskedLM as it runs here": MraConfig(**SIZES),
+    "an attention layer runs without gradients": ReformerConfig(
+        vocab_size=300,
+        hidden_size=48,
+        attn_layers=["local", "local"],
+        num_attention_heads=4,
+        attention_head_size=12,
+        feed_forward_size=64,
+        axial_pos_embds=False,
+        is_decoder=False,
+    ),
 }
 
 
@@ -113,6 +147,16 @@ REFUSED = {
 def test_an_encoder_that_cannot_carry_a_prefix_is_refused_by_the_reason(reason):
     with pytest.raises(UnsupportedModel, match=reason):
         wrap_model(bare_encoder(REFUSED[reason]), byte_tokenizer(), name="refused")
+
+
+def test_keys_in_integers_are_refused():
+    model = bare_encoder(IBertConfig(**SIZES, quant_mode=True))
+    for module in model.modules():
+        if isinstance(module, QuantAct):
+            module.x_min.fill_(-8.0)
+            module.x_max.fill_(8.0)
+    with pytest.raises(UnsupportedModel, match=r"the keys of .* in integers with a scale"):
+        wrap_model(model, byte_tokenizer(), name="integers")
 
 
 def test_a_layer_that_does_not_see_its_prefix_is_refused_by_name():

@@ -75,13 +75,23 @@ class EncoderDecoderRunner:
         """Encode texts behind prefixes of one length, and run the decoder's start token behind them."""
         begun = self._lm.begin(make_batch(scheduled, self._lm.device))
         sequences = [each.sequence for each in scheduled]
-        logits.update(zip(sequences, begun.logits, strict=True))
+        logits.update(
+            (sequence, self._forced(sequence, first)) for sequence, first in zip(sequences, begun.logits, strict=True)
+        )
         return DecoderRows(
             sequences,
             [prefix_length(sequence.prefix) + 1 for sequence in sequences],
             EncodedTexts.forgotten(begun.encoded.mask, begun.encoded.states),
             begun.cache,
         )
+
+    def _forced(self, sequence: Sequence, logits: Tensor) -> Tensor:
+        """Logits ``[vocab]`` of an answer's first token, as ``generate`` has them."""
+        token = self._lm.forced_bos_token_id
+        learned = sequence.prefix is not None or sequence.soft is not None or sequence.adapter is not None
+        if token is None or learned:
+            return logits
+        return torch.full_like(logits, -torch.inf).index_fill(0, torch.tensor([token], device=logits.device), 0.0)
 
     def _step(self, rows: DecoderRows, tokens: Items[int], logits: dict[Sequence, Tensor]) -> None:
         """Run one decoder token of every row."""

@@ -9,12 +9,18 @@ from inspect import signature
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from foreword.core import KVPrefix, LayerShape, ModelIdentity
-from foreword.errors import ModelMismatch, PromptTooLong, UsageError
+from foreword.core import Batch, Front, KVPrefix, LayerShape, ModelIdentity
+from foreword.errors import ModelMismatch, PromptTooLong, UnsupportedModel, UsageError
 from foreword.models import LanguageModel
+from foreword.models.attention_implementation import eager_attention
 from foreword.models.language_model import model_body
 from foreword.models.placeholder_model import PlaceholderModel
+from foreword.models.probe import FORWARD_ERRORS, compare
+
+# Ids of a row, and as many positions of a prefix in front.
+PROBED = (7, 23, 11, 42, 5)
 
 
 def uniform_layer_shape(model: ModelIdentity, what: str) -> LayerShape:
@@ -47,19 +53,47 @@ def check_room(lm: LanguageModel, length: int, what: str) -> None:
 
 
 def check_past_key_values(lm: LanguageModel, what: str) -> None:
-    """Raise UsageError for an encoder without ``past_key_values``, as which PEFT hands a prefix on.
+    """Raise UsageError for an encoder to which ``past_key_values``, as which PEFT hands a prefix on, are no prefix.
 
-    Most swallow the keyword and answer as if there were no prefix. One that runs on placeholder tokens keeps its keys
-    as they leave their projections, which are others.
+    Most swallow the keyword and answer as if there were none, and some count positions from 0 again behind them
+    (EuroBERT). One that runs on placeholder tokens keeps its keys as they leave their projections, which are others.
     """
     if lm.causal or lm.is_encoder_decoder:
         return
     known = "past_key_values" in signature(model_body(lm.model).forward).parameters
-    if not known or isinstance(lm, PlaceholderModel):
+    if not known or isinstance(lm, PlaceholderModel) or not _stands_in_front(lm):
         raise UsageError(
             f"{what} cannot be a prefix of PEFT: PEFT hands prefixes on as past_key_values, which "
-            f"{lm.identity.architecture} does not put in front of its keys; use prompt-tuning or lora with PEFT."
+            f"{lm.identity.architecture} does not put in front of its keys and positions; use prompt-tuning or lora "
+            "with PEFT."
         )
+
+
+@torch.no_grad()
+def _stands_in_front(lm: LanguageModel) -> bool:
+    """Whether Transformers, given a prefix as ``past_key_values`` and no positions, answers as Foreword behind it."""
+    draw = torch.Generator().manual_seed(0)
+    row, cache, pairs = [token % lm.vocab_size for token in PROBED], DynamicCache(), []
+    for index, layer in enumerate(lm.identity.layers):
+        key, value = (
+            torch.randn(layer.kv_heads, len(row), dim, generator=draw).to(lm.device, lm.dtype)
+            for dim in (layer.key_dim, layer.value_dim)
+        )
+        cache.update(key[None], value[None], index)
+        pairs.append((key, value))
+    keys, values = zip(*pairs, strict=True)
+    found, without = (
+        lm.hidden_states(Batch.from_rows(front, [row], device=lm.device), torch.arange(len(row), device=lm.device))
+        for front in (Front(KVPrefix(lm.identity, keys, values, offset=len(row))), Front())
+    )
+    try:
+        with eager_attention(lm.model):
+            ids = torch.tensor([row], device=lm.device)
+            mask = torch.ones(1, 2 * len(row), dtype=torch.long, device=lm.device)
+            output = model_body(lm.model)(input_ids=ids, attention_mask=mask, past_key_values=cache)
+        return compare(found, without, output.last_hidden_state[0]).share <= 1
+    except (*FORWARD_ERRORS, UnsupportedModel):
+        return False
 
 
 def unflatten(lm: LanguageModel, flat: Tensor, what: str) -> KVPrefix:

@@ -16,7 +16,6 @@ from transformers import DynamicCache
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
-    DummyLayer,
     DynamicIndexedLayer,
     DynamicLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -151,8 +150,8 @@ def _own_layer(stock: Any, config: Any) -> Any:
         return StatesLayer(stock.number_of_states)
     if isinstance(stock, DynamicIndexedLayer):
         return IndexedKeysLayer()
-    if isinstance(stock, DummyLayer):
-        return stock
+    if not attends:
+        return stock  # a layer without attention, or one that reads another's keys
     if type(stock).__module__ != DynamicLayer.__module__:
         raise UnsupportedModel(
             f"{type(config).__name__} keeps a text in a {type(stock).__name__}, whose parts are neither keys and "

@@ -83,6 +83,8 @@ class EncoderDecoder(LanguageModel):
 
     Attributes:
         decoder_start_token_id: as in Transformers' configurations.
+        forced_bos_token_id: as in Transformers' configurations: the first token of every answer of the model alone.
+            What was learned in front of it has learned its first token too.
         embed_scale: what the encoder multiplies the embeddings of its tokens with (Marian, Pegasus); soft tokens are as
             they stand behind it.
         caches: whether its decoder goes on from a cache as from the tokens; where not, it does not generate.
@@ -94,6 +96,7 @@ class EncoderDecoder(LanguageModel):
     is_encoder_decoder: ClassVar[bool] = True
     carried: ClassVar[str] = "through placeholder tokens and Transformers' cache"
     decoder_start_token_id: int = 0
+    forced_bos_token_id: int | None = None
     embed_scale: float = 1.0
     caches: bool = True
     takes_prefixes: bool = True
@@ -169,7 +172,8 @@ class EncoderDecoder(LanguageModel):
         found: dict[int, tuple[Tensor, Tensor]] = {}
 
         def record(layer: int, key: Tensor, value: Tensor) -> None:
-            found[layer] = (key[0], value[0])
+            # LED pads its encoder's rows to whole windows.
+            found[layer] = (key[0, : ids.shape[1]], value[0, : ids.shape[1]])
 
         with self.hooks.replaced({}, record) if self.hooks is not None else nullcontext():
             states = self.model.get_encoder()(input_ids=ids).last_hidden_state

@@ -31,6 +31,15 @@ def decoder_start_token_id(model: Any) -> int:
     )
 
 
+def forced_bos_token_id(model: Any) -> int | None:
+    """The token that ``generate`` begins every answer with (BART; the language of mBART and NLLB); ``None`` without."""
+    for config in (getattr(model, "generation_config", None), model.config):
+        found = getattr(config, "forced_bos_token_id", None)
+        if found is not None:
+            return int(found)
+    return None
+
+
 @torch.no_grad()
 def decoder_layer_shapes(model: Any) -> tuple[LayerShape, ...]:
     """Shapes of the decoder's self-attention cache, one a layer."""

@@ -20,7 +20,7 @@ from foreword.adapters import linear_width
 from foreword.core import Batch, Front, soft_id
 from foreword.errors import TrainingError, UnsupportedModel
 from foreword.models.activations import activations
-from foreword.models.language_model import LanguageModel
+from foreword.models.language_model import LanguageModel, token_embeddings
 
 PREFIX_TOKENS = 3
 SOFT_TOKENS = 2
@@ -132,7 +132,7 @@ def _front(lm: LanguageModel) -> tuple[Front, dict[str, Tensor]]:
     """A prefix and soft tokens of real text, and every tensor that may be learned by its name."""
     soft, learned = None, {}
     if lm.is_encoder_decoder or "inputs_embeds" in signature(lm.model.forward).parameters:
-        soft = lm.model.get_input_embeddings()(torch.tensor(_token_ids(lm, SOFT_TOKENS), device=lm.device))
+        soft = token_embeddings(lm.model, torch.tensor(_token_ids(lm, SOFT_TOKENS), device=lm.device))
         soft = learned["the soft tokens"] = soft.detach().requires_grad_()
     if lm.is_encoder_decoder:
         return Front(inner_soft=soft), learned

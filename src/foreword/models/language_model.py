@@ -10,7 +10,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from foreword.adapters import AdapterHooks
 from foreword.attention import AttentionFn, ForwardContext, RaggedAttention
@@ -235,7 +234,7 @@ def model_body(model: Any) -> Any:
     if model.base_model is not model:
         return model.base_model
     # A class whose `base_model_prefix` names no attribute of it, such as Llama 4's, gives itself.
-    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+    return next((child for child in model.children() if hasattr(child, "base_model_prefix")), model)
 
 
 def hidden_states(model: Any, batch: Batch, run: ForwardContext, first_position: int) -> Tensor:
@@ -255,6 +254,12 @@ def _inputs(model: Any, batch: Batch, first_position: int) -> dict[str, Tensor]:
     return {"inputs_embeds": embed_tokens(model, batch)[None], "position_ids": position_ids}
 
 
+def token_embeddings(model: Any, ids: Tensor) -> Tensor:
+    """Input embeddings ``[..., hidden]`` of tokens; a table of integers (I-BERT) gives its scale beside."""
+    found = model.get_input_embeddings()(ids)
+    return found[0] if isinstance(found, tuple) else found
+
+
 def embed_tokens(model: Any, batch: Batch) -> Tensor:
     """Input embeddings ``[N, hidden]`` of a batch with soft tokens. Raises UnsupportedModel for a model without."""
     if "inputs_embeds" not in signature(model.forward).parameters:
@@ -262,8 +267,7 @@ def embed_tokens(model: Any, batch: Batch) -> Tensor:
             f"{type(model).__name__} takes token ids and no input embeddings, so it has no soft tokens; learn with "
             "p-tuning-v2, prefix-tuning or lora."
         )
-    table = model.get_input_embeddings()
-    embedded = table(batch.token_ids)
+    embedded = token_embeddings(model, batch.token_ids)
     if batch.embeds is None or batch.embed_indices is None:
         return embedded
     # Index with a copy, not in place: the looked-up embeddings may be a view that autograd still needs.

@@ -40,6 +40,7 @@ from foreword.models.encoder_decoder_probe import (
     decoder_layer_shapes,
     decoder_start_token_id,
     embed_scale,
+    forced_bos_token_id,
     probe_encoder_decoder,
 )
 from foreword.models.fingerprint import compute_identity
@@ -290,6 +291,7 @@ def _wrap_encoder_decoder(model: Any, tokenizer: Any, name: str, folder: Path | 
             causal=False,
             context=getattr(model.config, "max_position_embeddings", None),
             decoder_start_token_id=decoder_start_token_id(model),
+            forced_bos_token_id=forced_bos_token_id(model),
             embed_scale=embed_scale(model),
         )
         return with_prefixes(replace(lm, proof=probe_encoder_decoder(lm)))

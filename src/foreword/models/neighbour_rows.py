@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foreword.adapters import first_tensor, with_first_tensor
 from foreword.core import StateShape
 from foreword.errors import UnsupportedModel
 from foreword.models.language_model import model_body
@@ -60,19 +61,23 @@ class NeighbourRows:
         kept: dict[int, KeysValuesAt] = {}
 
         def keep(layer: int, key: Tensor, value: Tensor) -> None:
-            kept[layer] = KeysValuesAt(torch.zeros_like(columns), columns, key[0], value[0])
+            kept[layer] = KeysValuesAt(torch.zeros_like(columns), columns, key[0, : len(ids)], value[0, : len(ids)])
 
         with torch.no_grad(), hooks.replaced({}, keep):
             body(input_ids=ids[None])
-        embedded = model.get_input_embeddings()(ids[None]).detach().requires_grad_()
+        table, looked_up = model.get_input_embeddings(), list[Tensor]()
         entered: dict[nn.Module, Tensor] = {}
         reaches: dict[nn.Module, StateShape] = {}
         mixed: list[StateShape] = []
 
+        def look_up(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            looked_up.append(first_tensor(output).detach().requires_grad_())
+            return with_first_tensor(output, looked_up[-1].clone())
+
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             def cut(states: Tensor) -> Tensor:
                 if module is modules[0] and module not in entered and _takes_embeds(body):
-                    mixed.append(_state(EMBEDDINGS, states, embedded, len(ids)))
+                    mixed.append(_state(EMBEDDINGS, states, looked_up[0], len(ids)))
                 entered[module] = states.detach().requires_grad_()
                 return entered[module]
 
@@ -84,10 +89,11 @@ class NeighbourRows:
             reaches[module] = _state(INPUTS, output, entered[module], len(ids))
 
         with torch.enable_grad(), hooks.replaced(kept), ExitStack() as handles:
+            handles.callback(table.register_forward_hook(look_up).remove)
             for module in set(modules):
                 handles.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 handles.callback(module.register_forward_hook(leave).remove)
-            body(inputs_embeds=embedded) if _takes_embeds(body) else body(input_ids=ids[None])
+            body(input_ids=ids[None])
         for name, module in zip(names, modules, strict=True):
             reach = reaches[module].shape[0]
             if reach and (modules.count(module) > 1 or reach >= len(ids) - 1):
@@ -138,14 +144,15 @@ def _with_inputs(
 
 def _state(name: str, output: Tensor, inputs: Tensor, count: int) -> StateShape:
     """How many of ``count`` rows before the last one its output reads of the inputs, and how wide these are."""
-    (read,) = torch.autograd.grad(_last(output, count).float().square().sum(), inputs, allow_unused=True)
-    rows_first = inputs if inputs.shape[1] == count else inputs.transpose(1, 2)
-    width = rows_first.shape[-1]
-    if read is None or rows_first.shape[1] != count:  # no rows of tokens, of which nothing is known
+    last = _tokens_first(output, count)[:, count - 1]
+    (read,) = torch.autograd.grad(last.float().square().sum(), inputs, allow_unused=True)
+    width = _tokens_first(inputs, count).shape[-1]
+    if read is None or _tokens_first(inputs, count).shape[1] < count:  # no rows of tokens, of which nothing is known
         return StateShape(name, (0, width))
-    read = (read if rows_first is inputs else read.transpose(1, 2))[0].abs().amax(dim=-1)[:-1].nonzero()
+    read = _tokens_first(read, count)[0, : count - 1].abs().amax(dim=-1).nonzero()
     return StateShape(name, (count - 1 - int(read[0]) if len(read) else 0, width))
 
 
-def _last(states: Tensor, count: int) -> Tensor:
-    return states[:, -1] if states.shape[1] == count else states[..., -1]
+def _tokens_first(states: Tensor, count: int) -> Tensor:
+    """``[R, S, width]``, of states that are so already, maybe with rows of padding, or ``[R, width, S]``."""
+    return states.transpose(1, 2) if states.shape[1] != count == states.shape[2] else states

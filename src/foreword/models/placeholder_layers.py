@@ -32,9 +32,9 @@ def find_projections(model: Any) -> ProjectionHooks:
         raise UnsupportedModel(
             f"{name} reads in one direction, so placeholder tokens would never see the request as a front does."
         )
-    hooks = ProjectionHooks.of(model, lambda: model(input_ids=ids[None]))
+    hooks = ProjectionHooks.of(model, lambda: model(input_ids=ids[None]), LONG)
     for layer in hooks.layers:
-        if layer.columns != LONG:
+        if layer.columns < LONG:
             raise UnsupportedModel(
                 f"{name} attends in {layer.attention} to {layer.columns} keys of {LONG} tokens, so its layers cannot "
                 "share a prefix of one length."
@@ -63,7 +63,9 @@ def check_placeholders(lm: PlaceholderModel) -> PlaceholderModel:
         UnsupportedModel: a layer or a module does not, by its name.
     """
     placeholder, other, *ordinary = _ordinary_tokens(lm)
-    lm, ids = replace(lm, placeholder=placeholder), (ordinary or [placeholder])[:LONG]
+    assert lm.hooks is not None
+    lm = replace(lm, placeholder=placeholder, pads_itself=any(layer.columns > LONG for layer in lm.hooks.layers))
+    ids = (ordinary or [placeholder])[:LONG]
     rows = [tuple(ids), tuple(ids[:SHORT])]
     prefix = lm.kept(Batch.from_rows(Front(), [ids[:FRONT]], device=lm.device))
     _check_layers(lm, prefix, rows[0])

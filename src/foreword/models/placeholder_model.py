@@ -19,7 +19,7 @@ from foreword.attention import AttentionFn
 from foreword.core import Batch, KVPrefix, LayerShape
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models.chosen_rows import logits_at
-from foreword.models.language_model import LanguageModel, embed_tokens, model_body
+from foreword.models.language_model import LanguageModel, embed_tokens, model_body, token_embeddings
 from foreword.models.neighbour_rows import EMBEDDINGS, INPUTS, NeighbourRows, RowsAt
 from foreword.models.past import Past, append_keys_values
 from foreword.models.projections import KeysValuesAt, ProjectionHooks
@@ -39,6 +39,7 @@ class PlaceholderModel(LanguageModel):
         hooks: on the projections of all layers.
         neighbours: what layers read of the rows in front beside keys and values.
         pads: whether rows of different lengths can share a forward; else they are grouped by length.
+        pads_itself: whether the model pads rows to whole windows by itself (Longformer).
         placeholder: token id of placeholders and of padding, none that the model takes for padding by itself; no other
             row sees what it is.
     """
@@ -48,6 +49,7 @@ class PlaceholderModel(LanguageModel):
     hooks: ProjectionHooks | None = None
     neighbours: NeighbourRows | None = None
     pads: bool = True
+    pads_itself: bool = False
     placeholder: int = 0
 
     @property
@@ -170,14 +172,18 @@ class PlaceholderModel(LanguageModel):
         for place in rows.states(self.identity.layers, EMBEDDINGS).values():
             embedded = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self._embed(inputs["input_ids"])
             inputs = {"inputs_embeds": place.put(embedded)}
-        # Positions are the model's own, from its first on: those of the joined text.
+        # Positions are the model's own, from its first on: those of the joined text. Behind embeddings, the padding
+        # that a model adds by itself would have positions, too, which there need not be.
+        if self.pads_itself and "inputs_embeds" in inputs:
+            positions = torch.arange(self.first_position, self.first_position + rows.tokens.shape[1])
+            inputs["position_ids"] = positions.to(self.device).expand(rows.tokens.shape)
         if len(set(rows.lengths)) > 1:
             columns = torch.arange(rows.tokens.shape[1], device=self.device)
             inputs["attention_mask"] = (columns < torch.tensor(rows.lengths, device=self.device)[:, None]).long()
         return inputs
 
     def _embed(self, ids: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(ids)
+        return token_embeddings(self.model, ids)
 
     def _logits_at(self, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
         return logits_at(self.model, inputs, rows, columns)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foreword.adapters import first_tensor, linear_width, with_first_tensor
 from foreword.errors import UnsupportedModel
 
 _ATTRIBUTE = "_foreword_projections"
@@ -64,7 +65,11 @@ class KeysValuesAt:
 
 @dataclass(eq=False)
 class _Attention:
-    """An attention module, its projections, and the numbers of its layers in order of use."""
+    """An attention module, its projections, and the numbers of its layers in order of use.
+
+    Attributes:
+        tokens_first: its projections give ``[S, R, width]``.
+    """
 
     name: str
     module: nn.Module
@@ -73,6 +78,7 @@ class _Attention:
     query: nn.Module
     key_columns: Tensor | None = None
     value_columns: Tensor | None = None
+    tokens_first: bool = False
     layers: list[int] = field(default_factory=list)
 
 
@@ -114,21 +120,22 @@ class ProjectionHooks:
     layers: tuple[ProjectedLayer, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, run: Callable[[], Any]) -> ProjectionHooks:
+    def of(cls, model: nn.Module, run: Callable[[], Any], tokens: int | None = None) -> ProjectionHooks:
         """The hooks of a model, kept as an attribute of it; see the constructor."""
         hooks = vars(model).get(_ATTRIBUTE)
         if hooks is None:
-            hooks = cls(model, run)
+            hooks = cls(model, run, tokens)
             setattr(model, _ATTRIBUTE, hooks)
         return hooks
 
-    def __init__(self, model: nn.Module, run: Callable[[], Any]) -> None:
+    def __init__(self, model: nn.Module, run: Callable[[], Any], tokens: int | None = None) -> None:
         """Find the projections.
 
         Args:
             model: in eval mode.
-            run: one forward through all layers; in an encoder-decoder with rows of different lengths, which tell
-                cross-attention.
+            run: one forward of one row through all layers; in an encoder-decoder with rows of different lengths, which
+                tell cross-attention.
+            tokens: of that row, where the model may pad it by itself.
 
         Raises:
             UnsupportedModel: there is no attention, or its keys and values are not those of a projection.
@@ -142,7 +149,16 @@ class ProjectionHooks:
                 f"{type(model).__name__} has no attention: no module of it projects queries, keys and values, so there "
                 "is nothing that a prefix could be put in front of."
             )
-        self.layers = tuple(_number_layers(model, self._attentions, run))
+        self.layers = tuple(_number_layers(model, self._attentions, run, tokens))
+        # Projections for what did not run (Longformer's global attention) beside those that did.
+        used = {attention.module for attention in self._attentions if attention.layers}
+        idle = next((attention for attention in self._attentions if attention.module not in used), None)
+        if idle is not None:
+            raise UnsupportedModel(
+                f"{type(model).__name__} does not run {idle.name} or its projections as modules, so this attention "
+                "would never see a prefix."
+            )
+        self._attentions = [attention for attention in self._attentions if attention.layers]
 
     @contextmanager
     def replaced(self, places: Mapping[int, KeysValuesAt], record: Record | None = None) -> Iterator[None]:
@@ -184,20 +200,20 @@ class ProjectionHooks:
         return begin
 
     def _project(self, forward: _Forward, attention: _Attention) -> Callable[..., Tensor | None]:
-        def project(module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
+        def project(module: nn.Module, _: Any, output: Any) -> Any:
             # Only the first call in a layer is of the rows: DeBERTa projects its relative positions through the same.
             if module not in forward.waiting.get(attention, ()):
                 return None
             forward.waiting[attention].remove(module)
             layer = attention.layers[forward.uses[attention]]
-            rows = _rows_last(module, output)
+            rows = _rows(attention, module, first_tensor(output))
             place = forward.replaced.get(layer)
             if place is not None:
                 rows = _replace(attention, module, rows, place)
                 forward.done.update((layer, part) for part in _parts(attention, module))
             if forward.record is not None:
                 self._record(forward, forward.record, attention, layer, module, rows)
-            return _rows_last(module, rows) if place is not None else None
+            return with_first_tensor(output, _rows(attention, module, rows)) if place is not None else None
 
         return project
 
@@ -229,14 +245,21 @@ def _replace(attention: _Attention, module: nn.Module, rows: Tensor, place: Keys
     return rows.index_put(where, fused.index_copy(1, attention.value_columns, place.values.to(rows.dtype)))
 
 
-def _rows_last(module: nn.Module, output: Tensor) -> Tensor:
+def _rows(attention: _Attention, module: nn.Module, output: Tensor) -> Tensor:
     """``[R, S, width]`` from what a projection gives, and back: a convolution's rows are its last dimension."""
+    if attention.tokens_first:
+        return output.transpose(0, 1)
     return output.transpose(1, 2) if isinstance(module, nn.Conv1d) else output
 
 
 def _find_attentions(model: nn.Module) -> Iterator[_Attention]:
     for name, module in model.named_modules():
-        children = dict(module.named_children())
+        # Rounding beside a projection (I-BERT's ``query_activation``) has no weights.
+        children = {
+            child: each
+            for child, each in module.named_children()
+            if linear_width(each) is not None or next(each.parameters(), None) is not None
+        }
         for child in children:
             key, value = _beside(children, child, _KEY), _beside(children, child, _VALUE)
             if key is not None and value is not None:
@@ -255,7 +278,9 @@ def _beside(children: Mapping[str, nn.Module], query: str, words: set[str]) -> n
     return next((children[name] for name in names if name in children), None)
 
 
-def _number_layers(model: nn.Module, attentions: Sequence[_Attention], run: Callable[[], Any]) -> list[ProjectedLayer]:
+def _number_layers(
+    model: nn.Module, attentions: Sequence[_Attention], run: Callable[[], Any], tokens: int | None
+) -> list[ProjectedLayer]:
     """Number the uses of all attention modules in one forward, and find the columns of fused projections."""
     layers: list[ProjectedLayer] = []
     seen: dict[_Attention, dict[nn.Module, Tensor]] = {}
@@ -265,17 +290,26 @@ def _number_layers(model: nn.Module, attentions: Sequence[_Attention], run: Call
         return lambda *_: seen.__setitem__(attention, {})
 
     def project(attention: _Attention) -> Callable[..., Tensor | None]:
-        def look(module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
+        def look(module: nn.Module, _: Any, output: Any) -> Any:
             if attention not in seen or module in seen[attention]:
                 return None
-            if not isinstance(output, Tensor) or output.dim() != 3:
+            projected = first_tensor(output)
+            if any(isinstance(each, Tensor) for each in output[1:] if isinstance(output, tuple)):
+                raise UnsupportedModel(
+                    f"{type(model).__name__} computes the keys of {attention.name} in integers with a scale beside "
+                    "(quant_mode), and a prefix is of real numbers; give it with quant_mode false."
+                )
+            if not isinstance(projected, Tensor) or projected.dim() != 3:
                 raise UnsupportedModel(
                     f"{type(model).__name__} projects the keys of {attention.name} to something else than padded rows "
                     "[R, S, width], so a prefix's place in them is not known."
                 )
-            fresh = output.detach().requires_grad_()
-            seen[attention][module] = _rows_last(module, fresh)
-            return fresh
+            # There is one row.
+            attention.tokens_first = projected.shape[1] == 1 < projected.shape[0]
+            fresh = projected.detach().requires_grad_()
+            seen[attention][module] = _rows(attention, module, fresh)
+            # A copy, since some layers go on in place.
+            return with_first_tensor(output, _rows(attention, module, seen[attention][module]).clone())
 
         return look
 
@@ -285,8 +319,8 @@ def _number_layers(model: nn.Module, attentions: Sequence[_Attention], run: Call
             if not outputs.keys() >= {attention.key, attention.value, attention.query}:
                 return
             if attention.key is attention.value and attention.key_columns is None:
-                _find_columns(model, attention, outputs[attention.key], output)
-            elif attention.key is not attention.value and _reads(output, outputs[attention.query]).any():
+                _find_columns(model, attention, outputs[attention.key], output, tokens)
+            elif attention.key is not attention.value and _reads(output, outputs[attention.query], tokens).any():
                 raise UnsupportedModel(
                     f"{type(model).__name__} mixes the queries of several rows in {attention.name}, as landmarks or "
                     "blocks of them do, so a row sees more of the rows in front than their keys and values."
@@ -307,12 +341,6 @@ def _number_layers(model: nn.Module, attentions: Sequence[_Attention], run: Call
     finally:
         for handle in handles:
             handle.remove()
-    idle = next((attention for attention in attentions if not attention.layers), None)
-    if idle is not None:
-        raise UnsupportedModel(
-            f"{type(model).__name__} does not run {idle.name} or its projections as modules, so this attention would "
-            "never see a prefix."
-        )
     return layers
 
 
@@ -341,13 +369,13 @@ def _kv_heads(model: nn.Module, module: nn.Module, key_width: int, value_width: 
     return next(fits, 1)
 
 
-def _find_columns(model: nn.Module, attention: _Attention, fused: Tensor, output: Any) -> None:
+def _find_columns(model: nn.Module, attention: _Attention, fused: Tensor, output: Any, tokens: int | None) -> None:
     """Find the columns of keys and values in a projection of all three: those that other rows read.
 
     Queries, keys and values lie behind one another, or so in each head or group of heads; the layout in which no row
     reads the queries of another is the right one.
     """
-    read = _reads(output, fused)
+    read = _reads(output, fused, tokens)
     width = len(read)
     for count in dict.fromkeys(_head_counts(model, attention.module)):
         dim = _head_dim(attention.module, width, count)
@@ -365,13 +393,20 @@ def _find_columns(model: nn.Module, attention: _Attention, fused: Tensor, output
     )
 
 
-def _reads(output: Any, projected: Tensor) -> Tensor:
-    """How much each column of a projection's other rows changes the last row of an attention module's output."""
+def _reads(output: Any, projected: Tensor, tokens: int | None) -> Tensor:
+    """How much each column of a projection's rows changes the last of ``tokens`` rows of its attention's output."""
     while not isinstance(output, Tensor):
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
-    last = output[..., -1] if output.shape[1] != projected.shape[1] else output[:, -1]
-    (read,) = torch.autograd.grad(last.float().square().sum(), projected, retain_graph=True, allow_unused=True)
-    return read[:, :-1].abs().amax(dim=(0, 1)) if read is not None else projected.new_zeros(projected.shape[-1])
+    # A model that pools has fewer rows.
+    last = (projected.shape[1] if tokens is None else min(tokens, projected.shape[1])) - 1
+    row = output[..., last] if output.shape[1] != projected.shape[1] else output[:, last]
+    if not row.requires_grad:
+        raise UnsupportedModel(
+            "an attention layer runs without gradients (reversible layers do), so what it reads cannot be found, and "
+            "nothing could be learned in front of it."
+        )
+    (read,) = torch.autograd.grad(row.float().square().sum(), projected, retain_graph=True, allow_unused=True)
+    return read[:, :last].abs().amax(dim=(0, 1)) if read is not None else projected.new_zeros(projected.shape[-1])
 
 
 def _head_counts(model: nn.Module, module: nn.Module) -> Iterator[int]:

@@ -231,6 +231,7 @@ class BrokenEngine:
         self.score, self.statistics, self.close = engine.score, engine.statistics, engine.close
         self._ending = ending
         self.alive, self.loads_prefixes, self.causal = True, engine.loads_prefixes, engine.causal
+        self.is_encoder_decoder = False
 
     def submit(self, request: Request) -> BrokenStream:
         assert request.sampling != SamplingParams()

@@ -43,7 +43,7 @@ SIZES: tuple[tuple[str, int | None], ...] = (
     (r".*(head_dim|kv_channels|d_head|headdim|dim_head|d_kv|head_size)", 16),
     # Of equal tokens it would keep any.
     (r"keep_window_size", None),
-    (r".*(sliding_window|window_size|local_attention|attention_window_len|attention_chunk_size|_window_size)", 8),
+    (r".*(sliding_window|window_size|local_attention|attention_window(_len)?|attention_chunk_size|_window_size)", 8),
     (r".*(num_groups|n_groups|ngroups)", 1),
     # Scores are cut off at 0, where those of a few heads would tie.
     (r"index(er)?_n_heads", 32),
