@@ -150,7 +150,9 @@ def _batch(lm: LanguageModel, front: Front) -> tuple[Batch, Tensor]:
     soft = map(soft_id, range(SOFT_TOKENS)) if front.inner_soft is not None else ()
     row = [*soft, *_token_ids(lm, ROW_TOKENS)]
     if lm.is_encoder_decoder:
-        answer = _token_ids(lm, ROW_TOKENS)
+        # The decoder may have a vocabulary of its own (FSMT).
+        words = getattr(lm.model.config.get_text_config(decoder=True), "vocab_size", lm.vocab_size)
+        answer = [token % words for token in _token_ids(lm, ROW_TOKENS)]
         indices = torch.arange(len(row) - 1, len(row) + len(answer), device=lm.device)
         return Batch.from_rows(front, [row, answer], (None, 0), lm.device), indices
     return Batch.from_rows(front, [row], device=lm.device), torch.arange(len(row), device=lm.device)
