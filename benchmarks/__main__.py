@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.page import page, with_matrix
+from benchmarks.page import page
 from benchmarks.registry import WORKLOADS
 from foreword.bench.record import Results
 from foreword.cli import options
@@ -20,7 +20,7 @@ PROGRAM = "python -m benchmarks"
 app = Application("Measure Foreword beside other software.", add_completion=False, pretty_exceptions_enable=False)
 HELP = f"""Measure Foreword beside other software; each measurement is kept as soon as it is made.
 
-The workloads are {", ".join(WORKLOADS)}. `{PROGRAM} tables` writes docs/benchmarks.md and the README's matrix.
+The workloads are {", ".join(WORKLOADS)}. `{PROGRAM} tables` writes docs/benchmarks.md.
 
 Example: {PROGRAM} train --peer peft
 """
@@ -30,17 +30,13 @@ app.command("run", help=HELP, context_settings={"obj": WORKLOADS})(bench)
 @app.command("tables")
 def tables(
     results: Annotated[Path, typer.Option(help="Folder of the measurements.")] = Path("bench/results"),
-    out: Annotated[Path | None, typer.Option(help="Write the page to this file, and no matrix.")] = None,
+    out: Annotated[Path, typer.Option(help="Write the page to this file.")] = Path("docs/benchmarks.md"),
 ) -> None:
-    """Write docs/benchmarks.md and the matrix of models in the README from what was measured.
+    """Write docs/benchmarks.md from what was measured.
 
     Example: python -m benchmarks tables
     """
-    records, readme = Results(results), Path("README.md")
-    _write(out or Path("docs/benchmarks.md"), page(WORKLOADS, records))
-    if out is None and readme.is_file():
-        text = readme.read_text(encoding="utf-8")
-        _write(readme, with_matrix(text, records, WORKLOADS["conformance"]))
+    _write(out, page(WORKLOADS, Results(results)))
 
 
 def _write(path: Path, text: str) -> None:

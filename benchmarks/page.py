@@ -1,4 +1,4 @@
-"""What is written from the records alone: `docs/benchmarks.md`, and the matrix of models in the README."""
+"""What is written from the records alone: `docs/benchmarks.md`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.report import WorkloadReport
 from foreword.bench.record import Record, Results
 from foreword.bench.workload import Goal
-from foreword.errors import BenchError
 
-OPEN, CLOSE = "<!-- conformance -->", "<!-- /conformance -->"
 _HEAD = """\
 # Benchmarks
 
@@ -27,22 +25,6 @@ def page(workloads: Mapping[str, WorkloadReport], results: Results) -> str:
     """The page: a section for every workload that has been measured."""
     measured = {name: results.all(name) for name in workloads}
     return "\n".join([_HEAD, *(_section(workloads[name], records) for name, records in measured.items() if records)])
-
-
-def with_matrix(text: str, results: Results, conformance: WorkloadReport) -> str:
-    """A README with the matrix of the records between its markers; as it is if there are no records.
-
-    Raises:
-        BenchError: it does not have both markers once, in their order.
-    """
-    records = results.all(conformance.name)
-    if not records:
-        return text
-    before, opened, rest = text.partition(OPEN)
-    _, closed, after = rest.partition(CLOSE)
-    if not opened or not closed or OPEN in rest or CLOSE in after:
-        raise BenchError(f"the README must have {OPEN} and then {CLOSE}, each once; put them where the matrix goes.")
-    return f"{before}{OPEN}\n\n{conformance.tables(records)}\n\n{CLOSE}{after}"
 
 
 def _section(workload: WorkloadReport, records: Sequence[Record]) -> str:

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from foreword import attention
-from foreword.attention import ATTN_IMPLEMENTATION
+from foreword.attention import ATTN_IMPLEMENTATION, RaggedAttention
 from foreword.core import Batch, KVPrefix
 from foreword.errors import TrainingError
 from foreword.models.load import wrap_model
@@ -56,7 +56,8 @@ def lowered(lm, token_ids) -> KVPrefix:
     def collect(layer, key, value):
         keys[layer], values[layer] = key, value
 
-    lm.logits(Batch((len(token_ids),), (None,), (None,), token_ids), torch.tensor([0]), on_keys_values=collect)
+    batch = Batch((len(token_ids),), (None,), (None,), token_ids)
+    lm.logits(batch, torch.tensor([0]), attend=RaggedAttention(batch, collect))
     layers = sorted(keys)
     return KVPrefix(lm.identity, tuple(keys[i] for i in layers), tuple(values[i] for i in layers), len(token_ids))
 

@@ -72,6 +72,8 @@ def checkpointing(pair: ModelPair) -> Figures:
 
 def engine(pair: ModelPair) -> Figures:
     """As for any model, and the scores of words; of an encoder, these at a place of the text."""
+    if pair.lm.is_encoder_decoder or not pair.takes_past:
+        return conformance.engine(pair)
     with Engine(pair.lm, cache_bytes=CACHE_BYTES) as running, torch.no_grad():
         if not running.causal:
             return {"difference": _label_difference(pair, running)}
@@ -114,6 +116,11 @@ class EncoderDecoderPair(FamilyPair):
     def soft_tokens(self) -> Tensor:
         """Random ones, ``[LENGTH, hidden]``."""
         return torch.randn(LENGTH, self.lm.identity.hidden_size, generator=self.generator(0))
+
+    @property
+    def takes_past(self) -> bool:
+        """Its soft tokens stand in front of the encoder, as Transformers takes them."""
+        return True
 
     def trainable(self) -> list[Tensor]:
         return [self.soft_tokens().requires_grad_()]

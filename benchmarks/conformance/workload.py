@@ -1,4 +1,4 @@
-"""`Conformance`: tiny models of many families beside plain Transformers; the matrix of the README."""
+"""`Conformance`: tiny models of many families beside plain Transformers."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from foreword.bench.worker import Handlers
-from foreword.engine.encoder_decoder import evaluation_engine
+from foreword.engine.engine import Engine
 from foreword.models.load import load_model
 from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
@@ -24,7 +24,7 @@ RECIPE_FIELDS = ("method", "template", "verbalizer", "length", "batch_size", "ma
 def start(settings: Mapping[str, Any]) -> Handlers:
     """Load the model and make everything ready for the first step."""
     lm = load_model(settings["model"], dtype=settings["dtype"], device="cpu")
-    engine = evaluation_engine(lm, reuse=False)
+    engine = Engine(lm, reuse=False)
     recipe = {name: settings[name] for name in RECIPE_FIELDS}
     runs = []
     for file in sorted(Path(settings["users"]).glob("*.jsonl")):

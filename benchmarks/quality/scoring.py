@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foreword.core import Task
-from foreword.engine.encoder_decoder import evaluation_engine
+from foreword.engine.engine import Engine
 from foreword.evaluation.evaluate import evaluate
 from foreword.models import LanguageModel
 from foreword.text.rows import read_rows
@@ -23,7 +23,7 @@ def _figures(lm: LanguageModel, task: Task, file: str, field: str) -> tuple[int,
         file: of the rows.
         field: of their labels.
     """
-    with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES) as engine:
+    with Engine(lm, cache_bytes=EVAL_CACHE_BYTES) as engine:
         report = evaluate(engine, task, read_rows(file), label_field=field)
     return report.n, report.metrics
 

@@ -1,4 +1,4 @@
-"""LoRA adapters on a frozen model, of which every token of a ragged batch may use another one, or none.
+"""LoRA adapters on a frozen model, of which every token of a ragged batch, or every padded row, may use another one.
 
 `LanguageModel` calls this once a forward. Training, lowering and the engine share it, so that what is learned is what
 is served; the model's own weights are never touched.
@@ -6,6 +6,7 @@ is served; the model's own weights are never touched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -26,13 +27,31 @@ def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
     output = find() if callable(find) else None
     widths: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
-        if module is output:
-            continue
-        if isinstance(module, nn.Linear):
-            widths[name] = (module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):
-            widths[name] = (int(module.weight.shape[0]), int(module.weight.shape[1]))
+        width = linear_width(module)
+        if width is not None and module is not output:
+            widths[name] = width
     return widths
+
+
+def linear_width(module: nn.Module) -> tuple[int, int] | None:
+    """``(in, out)`` widths of a linear layer, also of one that a quantization library puts in its place; or ``None``.
+
+    Those need not derive from `nn.Linear`, but all of them say their widths as it does.
+    """
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    width = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return width if isinstance(width[0], int) and isinstance(width[1], int) else None  # type: ignore[return-value]
+
+
+def first_tensor(output: Any) -> Any:
+    """What a module gives, or the first of it: layers for integers (I-BERT) put their scale beside."""
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def with_first_tensor(output: Any, new: Tensor) -> Any:
+    """Inverse of `first_tensor`."""
+    return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
 def check_adapter(adapter: Adapter, model: nn.Module, what: str) -> None:
@@ -79,19 +98,32 @@ class AdapterHooks:
         self._modules = dict(model.named_modules())
         self._hooked: set[str] = set()
         self._active: list[tuple[Adapter, Tensor | None]] = []
-        self._tokens = 0
+        self._shape: tuple[int, ...] = ()
         self._applied: set[str] = set()
 
     def activate(self, batch: Batch) -> None:
-        """Set the adapters of the next forward, each with the indices of its tokens."""
-        self._active, self._applied = [], set()
-        self._tokens = batch.starts[-1]
-        if batch.adapters is None or all(adapter is None for adapter in batch.adapters):
-            return
-        for adapter in dict.fromkeys(batch.adapters):
-            if adapter is not None:
-                self._hook(adapter)
-                self._active.append((adapter, _token_indices(adapter, batch)))
+        """Set the adapters of the next forward over ``[1, N]`` tokens, each with the indices of its tokens."""
+        counts = batch.lengths
+        adapters = [a for a, n in zip(batch.adapters, counts, strict=True) for _ in range(n)] if batch.adapters else []
+        self._activate(adapters, (1, batch.starts[-1]), batch.token_ids.device)
+
+    def activate_rows(self, adapters: Sequence[Adapter | None], device: torch.device) -> None:
+        """Set the adapters of the next forward over ``[R, ...]`` rows, one for each or ``None``."""
+        self._activate(adapters, (len(adapters),), device)
+
+    def go_on_rows(self, adapters: Sequence[Adapter | None], device: torch.device) -> None:
+        """`activate_rows` within a forward that goes on over other rows, as a decoder's do over its encoder's."""
+        applied = self._applied
+        self.activate_rows(adapters, device)
+        self._applied = applied
+
+    def _activate(self, adapters: Sequence[Adapter | None], shape: tuple[int, ...], device: torch.device) -> None:
+        """Set the adapter at every index of the last dimension of ``shape``."""
+        self._active, self._applied, self._shape = [], set(), shape
+        for adapter in dict.fromkeys(each for each in adapters if each is not None):
+            self._hook(adapter)
+            mine = [index for index, other in enumerate(adapters) if other is adapter]
+            self._active.append((adapter, torch.tensor(mine, device=device) if len(mine) < len(adapters) else None))
 
     def clear(self) -> None:
         """Deactivate all adapters."""
@@ -114,38 +146,28 @@ class AdapterHooks:
             self._modules[layer].register_forward_hook(partial(self._apply, layer))
             self._hooked.add(layer)
 
-    def _apply(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        for adapter, tokens in self._active:
+    def _apply(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        changed = first_tensor(output)
+        for adapter, indices in self._active:
             pair = adapter.layers.get(layer)
             if pair is None:
                 continue
             self._applied.add(layer)
-            output = self._add_lora(layer, inputs[0], output, pair.down, pair.up, adapter.scale, tokens)
-        return output
+            changed = self._add_lora(layer, inputs[0], changed, pair.down, pair.up, adapter.scale, indices)
+        return with_first_tensor(output, changed)
 
     def _add_lora(
-        self, layer: str, x: Tensor, output: Tensor, down: Tensor, up: Tensor, scale: float, tokens: Tensor | None
+        self, layer: str, x: Tensor, output: Tensor, down: Tensor, up: Tensor, scale: float, indices: Tensor | None
     ) -> Tensor:
-        if tokens is None:
+        down, up = down.to(x.device), up.to(x.device)  # a layer may be on another GPU than the batch
+        if indices is None:
             return output + scale * F.linear(F.linear(x, down), up)
-        if x.shape[:-1] != (1, self._tokens):
+        if x.dim() <= len(self._shape) or x.shape[: len(self._shape)] != self._shape:
             raise UnsupportedModel(
-                f"the layer {layer} sees {tuple(x.shape[:-1])} tokens of {self._tokens}, so an adapter cannot find "
+                f"the layer {layer} sees {tuple(x.shape[:-1])} tokens of {self._shape}, so an adapter cannot find "
                 "its own."
             )
-        change = scale * F.linear(F.linear(x[0].index_select(0, tokens), down), up)
-        return output.index_add(1, tokens, change[None].to(output.dtype))
-
-
-def _token_indices(adapter: Adapter, batch: Batch) -> Tensor | None:
-    """Indices of an adapter's tokens in the batch; ``None`` if all tokens use it."""
-    assert batch.adapters is not None
-    if all(other is adapter for other in batch.adapters):
-        return None
-    indices = [
-        token
-        for index, other in enumerate(batch.adapters)
-        if other is adapter
-        for token in range(batch.starts[index], batch.starts[index + 1])
-    ]
-    return torch.tensor(indices, device=batch.token_ids.device)
+        by = len(self._shape) - 1
+        indices = indices.to(x.device)
+        change = scale * F.linear(F.linear(x.index_select(by, indices), down), up)
+        return output.index_add(by, indices, change.to(output.dtype))

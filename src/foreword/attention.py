@@ -7,7 +7,10 @@ embedded engine differ only in the function that it carries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +27,12 @@ ATTN_IMPLEMENTATION = "foreword"
 UNSUPPORTED_KWARGS = ("position_bias", "head_mask")
 """Keywords that change the result of attention in a way that is not computed here. A model that passes one of them
 (T5's position bias) is refused rather than served wrongly."""
+
+
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Of Transformers: whether, in a row and a head, a query sees a key, by their positions."""
+
+_keeps_mask_functions: ContextVar[bool] = ContextVar("_keeps_mask_functions", default=False)
 
 
 class AttentionFn(Protocol):
@@ -61,30 +70,53 @@ class ForwardContext:
 
     Attributes:
         attend: the attention of this forward.
-        layers: index of every self-attention module; filled in order of use when ``register_layers`` is set.
+        layers: numbers of every self-attention module, one for each use in a forward; filled in order of use when
+            ``register_layers`` is set.
         register_layers: whether this is the first forward of a freshly loaded model.
         attended_layers: layers that attended, in order, for the support probe.
         windows: sliding window of each of these.
+        masks: which keys Transformers' own mask shows each of these, where `keep_mask_functions` was on.
+        uses: how often each module has attended.
         grad: whether gradients were recorded when the forward began.
+        device: where prefixes, masks and caches are; layers on other devices send their keys there, and take what was
+            attended to back. ``None`` if all layers are on one device.
     """
 
     attend: AttentionFn
-    layers: dict[nn.Module, int]
+    layers: dict[nn.Module, list[int]]
     register_layers: bool = False
     attended_layers: list[int] = field(default_factory=list)
     windows: list[int | None] = field(default_factory=list)
+    masks: list[MaskFunction | None] = field(default_factory=list)
+    uses: defaultdict[nn.Module, int] = field(default_factory=lambda: defaultdict(int))
     grad: bool = field(default_factory=torch.is_grad_enabled)
+    device: torch.device | None = None
 
     def layer(self, module: nn.Module) -> int:
-        """Index of a self-attention module. Raises UnsupportedModel for one that was not registered."""
-        if self.register_layers and module not in self.layers:
-            self.layers[module] = len(self.layers)
-        if module not in self.layers:
+        """Number of this use of a self-attention module, which several layers may share.
+
+        Raises:
+            UnsupportedModel: it was not registered.
+            TrainingError: it runs more often than when it was registered.
+        """
+        use = self.uses[module]
+        self.uses[module] += 1
+        if self.register_layers:
+            self.layers.setdefault(module, []).append(len(self.attended_layers))
+        numbers = self.layers.get(module)
+        if numbers is None:
             raise UnsupportedModel(
                 f"{type(module).__name__} is not one of the self-attention layers seen when the model was loaded; "
                 "models that change their layers between forwards cannot carry a prefix."
             )
-        return self.layers[module]
+        if len(numbers) == 1:
+            return numbers[0]  # checkpointing runs it again
+        if use >= len(numbers):
+            raise TrainingError(
+                f"{type(module).__name__} is shared by {len(numbers)} layers, which gradient checkpointing would run "
+                "again in another order; leave out --checkpointing."
+            )
+        return numbers[use]
 
 
 def prefixed_attention(
@@ -126,16 +158,39 @@ def prefixed_attention(
     layer = foreword.layer(module)
     foreword.attended_layers.append(layer)
     foreword.windows.append(sliding_window)
+    foreword.masks.append(getattr(attention_mask, "mask_function", None))
     causal = bool(getattr(module, "is_causal", True))
-    spec = AttentionSpec(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux)
-    out = foreword.attend(layer, query[0], key[0], value[0], spec, sliding_window, causal)
-    return out.transpose(0, 1)[None].contiguous(), None
+    home = foreword.device if foreword.device is not None else query.device
+    sinks = s_aux.to(home) if s_aux is not None else None
+    spec = AttentionSpec(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, sinks)
+    own_query, own_key, own_value = (each[0].to(home) for each in (query, key, value))
+    out = foreword.attend(layer, own_query, own_key, own_value, spec, sliding_window, causal)
+    return out.transpose(0, 1)[None].contiguous().to(query.device), None
 
 
 def register() -> None:
     """Register ``attn_implementation="foreword"`` with Transformers, with a mask function that builds nothing."""
     AttentionInterface.register(ATTN_IMPLEMENTATION, prefixed_attention)
-    AttentionMaskInterface.register(ATTN_IMPLEMENTATION, lambda *args, **kwargs: None)
+    AttentionMaskInterface.register(ATTN_IMPLEMENTATION, _make_mask)
+
+
+@contextmanager
+def keep_mask_functions() -> Iterator[None]:
+    """In forwards inside the block, layers hand on which keys Transformers' own masks would show (`ForwardContext`)."""
+    token = _keeps_mask_functions.set(True)
+    try:
+        yield
+    finally:
+        _keeps_mask_functions.reset(token)
+
+
+def _make_mask(q_length: int, kv_length: int, mask_function: MaskFunction, **_: Any) -> Tensor | None:
+    """No mask, or one that shows everything and carries the function that the model's own would be made of."""
+    if not _keeps_mask_functions.get():
+        return None
+    mask = torch.ones(1, 1, q_length, kv_length, dtype=torch.bool)
+    mask.mask_function = mask_function  # type: ignore[attr-defined]
+    return mask
 
 
 @dataclass

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from benchmarks.conformance.families import FAMILIES
-from benchmarks.page import page, with_matrix
+from benchmarks.page import page
 from benchmarks.registry import WORKLOADS
 from foreword.bench.record import Record, Results
-from foreword.errors import BenchError
 
-MATRIX = WORKLOADS["conformance"]
 ROOT = Path(__file__).parents[2]
 FACTS = {
     "started": "2026-01-02",
@@ -25,11 +21,6 @@ FACTS = {
 def test_the_page_is_not_stale():
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert text == page(WORKLOADS, Results(ROOT / "bench" / "results")), "run `python -m benchmarks tables`"
-
-
-def test_the_matrix_in_the_readme_is_not_stale():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text == with_matrix(text, Results(ROOT / "bench" / "results"), MATRIX), "run `python -m benchmarks tables`"
 
 
 def test_every_family_is_in_the_matrix():
@@ -89,10 +80,3 @@ def test_a_peer_that_was_missing_stays_on_the_page_and_is_not_met(tmp_path):
     assert "| `vllm` | missing | missing | missing |" in text
     assert "| at-once/peft | >= 8 | 1 | **not met** |" in text
     assert "| at-once/vllm | >= 1.5 | not measured | **not met** |" in text
-
-
-@pytest.mark.parametrize("text", ["", "<!-- conformance -->", "<!-- /conformance --><!-- conformance -->"])
-def test_a_readme_without_its_markers_is_refused(text):
-    with pytest.raises(BenchError, match="must have <!-- conformance -->"):
-        with_matrix(text, Results(ROOT / "bench" / "results"), MATRIX)
-    assert with_matrix(text, Results(ROOT / "nowhere"), MATRIX) == text

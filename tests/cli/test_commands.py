@@ -394,16 +394,17 @@ def test_too_long_a_prompt(run, tmp_path):
 
 
 def test_unsupported_model_is_refused_by_name(run, tmp_path):
-    from transformers import MambaConfig, MambaForCausalLM
+    """XLNet reads what comes in an order of its own, and keeps it in tensors of no cache."""
+    from transformers import XLNetConfig, XLNetLMHeadModel
 
-    config = MambaConfig(vocab_size=300, hidden_size=48, num_hidden_layers=2, state_size=4)
-    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    config = XLNetConfig(vocab_size=300, d_model=48, n_layer=2, n_head=4, d_inner=64)
+    XLNetLMHeadModel(config).save_pretrained(tmp_path / "xlnet")
     from tiny_models import byte_tokenizer
 
-    byte_tokenizer().save_pretrained(tmp_path / "mamba")
-    refused = run("doctor", "--model", tmp_path / "mamba")
+    byte_tokenizer().save_pretrained(tmp_path / "xlnet")
+    refused = run("doctor", "--model", tmp_path / "xlnet")
     assert refused.status == 1
-    assert "MambaForCausalLM" in refused.err
+    assert "XLNetLMHeadModel" in refused.err
 
 
 def test_doctor_and_pull(run, folder):

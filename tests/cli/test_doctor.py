@@ -33,6 +33,10 @@ def test_all_is_well(run, published, folder):
     assert found.json["architecture"] == "LlamaForCausalLM"
     assert found.json["difference"] < 1e-4
     assert of(found, "model")[0]["what"] == str(folder)
+    assert found.json["carried"] == "on ragged rows"
+    assert found.json["limits"] == []
+    assert "under 1% of the tolerance" in of(found, "model")[1]["found"]
+    assert of(found, "model")[2]["found"] == "carried on ragged rows: 3 layers attend"
     assert [each["what"] for each in of(found, "bank")] == [published.location, "writable", "one", "two"]
     (answer,) = of(found, "engine")
     assert answer["found"].startswith("first token after")

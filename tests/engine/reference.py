@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from foreword.attention import RaggedAttention
 from foreword.core import Batch, KVPrefix, SamplingParams
 from foreword.engine.protocol import Chunk, Request
 from tiny_models import VOCABULARY, tiny_config, tiny_model
@@ -50,7 +51,8 @@ def static_prefix(family: str, length: int, seed: int = 0) -> KVPrefix:
     def keep(layer: int, key: Tensor, value: Tensor) -> None:
         kept[layer] = (key, value)
 
-    lm.logits(Batch((length,), (None,), (None,), torch.tensor(ids)), torch.tensor([0]), on_keys_values=keep)
+    batch = Batch((length,), (None,), (None,), torch.tensor(ids))
+    lm.logits(batch, torch.tensor([0]), attend=RaggedAttention(batch, keep))
     keys, values = zip(*(kept[layer] for layer in range(len(kept))), strict=True)
     return KVPrefix(lm.identity, keys, values, length, token_ids=ids)
 

@@ -11,7 +11,6 @@ from transformers import DynamicCache
 from engine.reference import learned_prefix, random_ids, static_prefix, stock_model
 from foreword import attention
 from foreword.core import KVPrefix, Pooling
-from foreword.engine.encoder_decoder import EncoderDecoderEngine
 from foreword.engine.engine import Engine
 from foreword.errors import PromptTooLong, RequestError, UnsupportedModel
 from foreword.text.prompt import Prompt
@@ -114,6 +113,6 @@ def test_a_text_beyond_the_context_is_refused() -> None:
 
 
 def test_an_encoder_decoder_embeds_nothing() -> None:
-    engine = EncoderDecoderEngine(tiny_encoder_decoder("t5"))
+    engine = Engine(tiny_encoder_decoder("t5"))
     with pytest.raises(UnsupportedModel, match="use an encoder"):
         engine.embed([Prompt((1, 2), None, 0)])

@@ -40,7 +40,8 @@ def ours(lm, task: Task) -> list[torch.Tensor]:
         task_prompts.from_fields(lm.tokenizer, task, {"text": t}, causal=False, is_encoder_decoder=True) for t in TEXTS
     ]
     rows = [row for prompt, ids in zip(prompts, WRITTEN, strict=True) for row in (prompt.token_ids, ids)]
-    batch = Batch.from_rows(Front(inner_soft=prompts[0].soft), rows, (None, 0, None, 2))
+    front = Front(prompts[0].prefix, inner_soft=prompts[0].soft, adapter=prompts[0].adapter)
+    batch = Batch.from_rows(front, rows, (None, 0, None, 2))
     places = [place for end in (batch.starts[1], batch.starts[3]) for place in range(end - 1, end + 2)]
     return list(lm.logits(batch, torch.tensor(places)).unflatten(0, (2, 3)))
 
@@ -166,10 +167,61 @@ def test_soft_tokens_that_reach_the_decoder_are_refused(tmp_path):
         read_peft(str(tmp_path))
 
 
-def test_other_kinds_for_encoder_decoders_are_refused(tmp_path):
-    config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"])
-    peft.get_peft_model(random_model("t5"), config).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="is LORA, and an encoder-decoder takes only soft tokens in front of its text"):
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layers", [3, 4, 6])
+def test_prefixes_of_encoder_decoders_give_pefts_logits(family, layers, tmp_path):
+    """PEFT feeds a decoder of 3 layers with every second one that it saves, and at the end from the first again."""
+    lm = tiny_encoder_decoder(family)
+    fields = {"num_layers": layers, "num_attention_heads": 4, "token_dim": 48, "num_transformer_submodules": 2}
+    model = saved(family, tmp_path, "PrefixTuningConfig", **fields)
+    task = import_peft(lm, read_peft(str(tmp_path)), "imported", prompt_format=PROMPT_FORMAT)
+    assert len(task.prefix.keys) == 3
+    assert_same(ours(lm, task), theirs(lm, model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoder_prefixes_give_our_logits_in_peft(family, tmp_path):
+    lm = tiny_encoder_decoder(family)
+    prefix = random_prefix(replace(lm, identity=lm.identity.decoder_only), 4)
+    task = Task("rule", "prefix-tuning", prefix, template="{text}{mask}", verbalizer=PROMPT_FORMAT.verbalizer)
+    assert export_peft(lm, task, tmp_path) == "PREFIX_TUNING"
+    model = peft.PeftModel.from_pretrained(random_model(family), str(tmp_path)).eval()
+    assert_same(ours(lm, task), theirs(lm, model))
+    back = import_peft(lm, read_peft(str(tmp_path)), "imported")
+    for key, own in zip(back.prefix.keys, prefix.keys, strict=True):
+        torch.testing.assert_close(key, own)
+
+
+def test_prefixes_in_front_of_an_encoder_are_no_files_of_peft(tmp_path):
+    lm = tiny_encoder_decoder("t5")
+    task = Task("rule", "prefix-tuning", random_prefix(lm, 4), template="{text}{mask}")
+    with pytest.raises(UsageError, match="in front of its encoder, where PEFT's stands in front of the decoder alone"):
+        export_peft(lm, task, tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_of_encoder_decoders_give_pefts_logits(family, tmp_path):
+    lm = tiny_encoder_decoder(family)
+    targets = ["q", "v", "wo"] if family == "t5" else ["q_proj", "v_proj", "fc2"]
+    config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=targets, r=3, init_lora_weights=False)
+    torch.manual_seed(3)
+    model = peft.get_peft_model(random_model(family), config).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    task = import_peft(lm, read_peft(str(tmp_path / "theirs")), "imported", prompt_format=PROMPT_FORMAT)
+    expected = theirs(lm, model)
+    assert_same(ours(lm, task), expected)
+    assert export_peft(lm, task, tmp_path / "ours") == "LORA"
+    again = peft.PeftModel.from_pretrained(random_model(family), str(tmp_path / "ours")).eval()
+    assert_same(theirs(lm, again), expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"), [({"num_transformer_submodules": 1}, UsageError), ({"num_layers": 2}, ModelMismatch)]
+)
+def test_prefixes_that_peft_does_not_feed_are_refused(fields, error, tmp_path):
+    usual = {"num_layers": 3, "num_attention_heads": 4, "token_dim": 48, "num_transformer_submodules": 2}
+    saved("t5", tmp_path, "PrefixTuningConfig", **{**usual, **fields})
+    with pytest.raises(error, match=r"num_transformer_submodules 1, with which PEFT mixes|has num_layers 2 and"):
         import_peft(tiny_encoder_decoder("t5"), read_peft(str(tmp_path)), "imported")
 
 

@@ -35,6 +35,7 @@ from interop.conftest import Base, random_prefix
 from interop.test_ptuning import GLM, GLM_WIDTH, flat, past_of, write
 from server.running_server import chat_model, label_task
 from text.small_tokenizers import TOKENIZERS
+from tiny_encoder_decoders import tiny_encoder_decoder
 from tiny_models import tiny_model
 
 ROWS = [
@@ -380,7 +381,7 @@ def test_what_cannot_be_loaded_is_said(base, tmp_path):
         with pytest.raises(error, match=says):
             ModelFactory.from_huggingface(*arguments, **options)
 
-    refused(UnsupportedModel, "continues no text", str(base("bert").folder))
+    refused(UnsupportedModel, "writes no text", str(base("bert").folder))
     refused(UnsupportedOption, "revision='v1' is not supported", llama, revision="v1")
     refused(UsageError, "must be a ModelConfig, found 'v1'", llama, "v1")
     refused(UsageError, "there is no folder or file", llama, ModelConfig(ptuning_path="./nowhere"))
@@ -431,3 +432,14 @@ def test_code_that_comes_with_a_model_is_run_if_asked(base, tmp_path):
     (answer,) = list(pipeline(["x"], generate_config={**GREEDY, "is_streaming": False}))
     pipeline.stop()
     assert answer.batch_response == [plain(base("llama"), "x")]
+
+
+def test_an_encoder_decoder_answers_behind_a_prefix():
+    lm = tiny_encoder_decoder("t5")
+    task = Task("p", "prefix-tuning", random_prefix(lm), template="{text}{target:label}")
+    answers = []
+    for front in (task, None):
+        model = Model(lm, front, [])
+        answers += last(Pipeline(model)(["xya"], GREEDY))
+        model.stop()
+    assert answers[0] != answers[1]

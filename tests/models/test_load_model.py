@@ -27,7 +27,7 @@ from foreword.core import Batch, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import UnknownModel, UnsupportedModel, UsageError
-from foreword.models import LanguageModel, load_model, probe
+from foreword.models import LanguageModel, load, load_model, probe, ragged_layers
 from foreword.prompts.lower import lower_tokens
 from foreword.text import task_prompts
 from tiny_models import CAUSAL, ENCODERS, SIZES, byte_tokenizer, save_tiny, tiny_config, tiny_model
@@ -117,21 +117,20 @@ def test_a_truncated_checkpoint_is_refused_in_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "reason"),
+    "config",
     [
-        (BloomConfig(vocab_size=300, hidden_size=64, n_layer=2, n_head=4), "of which 0 asked for a prefix"),
-        (FalconConfig(vocab_size=300, hidden_size=64, num_hidden_layers=2, num_attention_heads=4), "fixed list"),
-        (StableLmConfig(**EVEN, num_key_value_heads=4), "does not hand extra keyword arguments on"),
-        (NemotronConfig(**EVEN, num_key_value_heads=4), "does not hand extra keyword arguments on"),
-        (MambaConfig(vocab_size=300, hidden_size=48, num_hidden_layers=2, state_size=4), "whose state"),
+        BloomConfig(vocab_size=300, hidden_size=64, n_layer=2, n_head=4),
+        FalconConfig(vocab_size=300, hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
+        StableLmConfig(**EVEN, num_key_value_heads=4),
+        NemotronConfig(**EVEN, num_key_value_heads=4),
+        MambaConfig(vocab_size=300, hidden_size=48, num_hidden_layers=2, state_size=4),
     ],
-    ids=lambda value: getattr(value, "model_type", ""),
+    ids=lambda value: value.model_type,
 )
-def test_models_that_cannot_carry_a_prefix_are_refused_by_name(config, reason, tmp_path):
-    with pytest.raises(UnsupportedModel, match=reason) as caught:
-        load_model(save(config, tmp_path))
-    assert re.search(config.model_type.replace("_", ""), str(caught.value), re.IGNORECASE)
-    assert "\n" not in str(caught.value)
+def test_models_with_an_attention_of_their_own_are_carried_through_the_cache(config, tmp_path):
+    lm = load_model(save(config, tmp_path))
+    assert lm.carried == "through Transformers' cache"
+    assert prefix_error(lm) < 1e-5
 
 
 def test_a_checkpoint_without_its_head_is_refused(tmp_path):
@@ -233,9 +232,10 @@ def state_space_model(folder) -> str:
     return save(config, folder)
 
 
-def test_a_model_with_state_is_refused(tmp_path):
-    with pytest.raises(UnsupportedModel, match="FalconH1ForCausalLM has hybrid layers"):
-        load_model(state_space_model(tmp_path))
+def test_a_model_with_states_is_carried_through_the_cache(tmp_path):
+    lm = load_model(state_space_model(tmp_path))
+    assert lm.carried == "through Transformers' cache"
+    assert prefix_error(lm) < 1e-5
 
 
 def prefix_error(lm: LanguageModel) -> float:
@@ -251,7 +251,8 @@ def prefix_error(lm: LanguageModel) -> float:
 def test_without_the_probe_wrong_answers_would_get_through(tmp_path, monkeypatch):
     """The comparison with Transformers stops what no list of names would, and what it stops is wrong."""
     folder = state_space_model(tmp_path)
-    monkeypatch.setattr(probe, "_check_kind", lambda *_: None)
+    monkeypatch.setattr(ragged_layers, "_check_kind", lambda *_: None)
+    monkeypatch.setattr(load, "_ways", lambda model: (load._on_ragged_rows,))
     with pytest.raises(UnsupportedModel) as refused:
         load_model(folder)
     if "does not hand extra keyword arguments" in str(refused.value):
@@ -262,9 +263,10 @@ def test_without_the_probe_wrong_answers_would_get_through(tmp_path, monkeypatch
     assert prefix_error(tiny_model("llama")) < 1e-5
 
 
-def test_windows_are_compared_with_the_config(tmp_path, monkeypatch):
+def test_windows_are_compared_with_the_masks(tmp_path, monkeypatch):
     folder = str(save_tiny("mistral", tmp_path))
-    monkeypatch.setattr(probe, "_windows", lambda config, count: [None] * count)
+    monkeypatch.setattr(ragged_layers, "_window", lambda mask: None)
+    monkeypatch.setattr(load, "_ways", lambda model: (load._on_ragged_rows,))
     with pytest.raises(UnsupportedModel, match=r"asks for attention windows \[6, 6, 6\]"):
         load_model(folder)
 

@@ -12,6 +12,7 @@ from tokenizers import processors
 from torch import Tensor
 
 from engine.reference import TOLERANCE, learned_prefix, reference_logits, stock_model
+from foreword.attention import RaggedAttention
 from foreword.core import Adapter, Batch, Front, Head, KVPrefix, LowRank, Task
 from foreword.engine.protocol import Request
 from foreword.errors import ModelMismatch, PromptTooLong, TemplateError, UnsupportedModel, UsageError
@@ -86,7 +87,8 @@ def test_a_learned_prefix_behind_another_has_the_models_own_rotation(family):
     made = compose(lm, "both", [first, behind])
     kept: dict[int, Tensor] = {}
     batch = Batch((alone.length,), (None,), (replace(empty_prefix(lm), offset=5),), torch.tensor(alone.token_ids))
-    lm.logits(batch, torch.tensor([0]), on_keys_values=lambda layer, key, _: kept.update({layer: key}))
+    attend = RaggedAttention(batch, lambda layer, key, _: kept.update({layer: key}))
+    lm.logits(batch, torch.tensor([0]), attend=attend)
     for layer, key in enumerate(made.task.prefix.keys):
         torch.testing.assert_close(key[:, 5:], kept[layer], atol=TOLERANCE, rtol=0)
         assert torch.equal(key[:, :5], first.prefix.keys[layer])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from foreword.attention import RaggedAttention
 from foreword.core import Batch, Front, KVPrefix
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models import LanguageModel, load_model
@@ -26,7 +27,8 @@ def keys_at(lm: LanguageModel, position: int) -> list[Tensor]:
     """The model's own keys of `TEXT` from a position on, ``[kv_heads, P, key_dim]`` a layer."""
     keys: dict[int, Tensor] = {}
     batch = Batch((len(TEXT),), (None,), (replace(empty_prefix(lm), offset=position),), torch.tensor(TEXT))
-    lm.logits(batch, torch.tensor([0]), on_keys_values=lambda layer, key, _: keys.update({layer: key}))
+    attend = RaggedAttention(batch, lambda layer, key, _: keys.update({layer: key}))
+    lm.logits(batch, torch.tensor([0]), attend=attend)
     return [keys[layer] for layer in sorted(keys)]
 
 

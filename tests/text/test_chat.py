@@ -76,6 +76,53 @@ def test_a_template_that_refuses(metaspace):
         chat.render(metaspace, messages)
 
 
+LISTS_ALONE = {
+    "left out": "{% for m in messages %}<{{ m['role'] }}>{% for part in m['content'] if part['type'] == 'text' %}"
+    "{{ part['text'] | trim }}{% endfor %}{% endfor %}",
+    "an error": "{% for m in messages %}<{{ m['role'] }}>{{ m['content'][0]['text'] | upper | lower | trim }}"
+    "{{ m['content'][0].text + '' }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("kind", LISTS_ALONE)
+def test_a_template_that_knows_lists_of_parts_alone_gets_them(byte_level, kind):
+    """Templates of models that read images too: a text would be left out without a word, or be refused."""
+    template = byte_level.chat_template
+    byte_level.chat_template = LISTS_ALONE[kind]
+    try:
+        text = chat.render(byte_level, [*HELLO, {"role": "assistant", "content": " hi "}], system="be brief")
+        assert re.sub(r"\s", "", text).lower().startswith("<system>bebrief")
+        assert "Hello" in text
+        assert " be " not in text.replace("be brief", "")
+        assert chat.system_text(byte_level, "be brief").startswith("<system>be brief")
+    finally:
+        byte_level.chat_template = template
+
+
+@pytest.mark.parametrize("written", ["m['content']", "m['content'] | tojson"])
+def test_a_template_that_takes_thoughts_out_of_texts_gets_texts(byte_level, written):
+    """With lists the whole thought would be there, in the list's own brackets."""
+    template = byte_level.chat_template
+    byte_level.chat_template = (
+        "{% for m in messages %}{% if '</think>' in m['content'] %}{{ m['content'].split('</think>')[1] }}"
+        "{% else %}{{ " + written + " }}{% endif %}|{% endfor %}"
+    )
+    try:
+        text = chat.render(byte_level, [*HELLO, {"role": "assistant", "content": "<think>x</think>yes"}, *HELLO])
+    finally:
+        byte_level.chat_template = template
+    assert text.replace('"', "") == "Hello|yes|Hello|"
+
+
+@pytest.mark.parametrize("role", ["user", "system", "tool"])
+@pytest.mark.parametrize("kind", ["image_url", "input_image", "input_audio", "file", "video_url"])
+def test_parts_that_are_no_text_are_refused_by_name(byte_level, role, kind):
+    message = {"role": role, "content": [{"type": "text", "text": "what is this?"}, {"type": kind, kind: {}}]}
+    sentence = f"messages[1].content[1]: parts of type '{kind}' are not supported; send only text."
+    with pytest.raises(UnsupportedOption, match=re.escape(sentence)):
+        chat.render(byte_level, [*HELLO, message])
+
+
 @pytest.mark.parametrize("messages", [[], "hello", None, {"role": "user"}])
 def test_no_messages(byte_level, messages: object):
     with pytest.raises(RequestError, match="non-empty list; send at least one with role 'user'"):

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from foreword.api.defaults import BankSource, find_task, open_model
 from foreword.api.local_engine import LocalEngine
 from foreword.core import Task
-from foreword.engine.encoder_decoder import evaluation_engine
+from foreword.engine.engine import Engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.evaluate import evaluate as run_evaluate
 from foreword.evaluation.report import Report
@@ -51,7 +51,7 @@ def evaluate(
     if isinstance(engine, LocalEngine):
         bank, engine = bank if bank is not None else engine.bank, engine.engine
     if engine is None or isinstance(engine, LanguageModel | str):
-        running = evaluation_engine(open_model(engine))
+        running = Engine(open_model(engine))
     else:
         running = nullcontext(engine)
     with running as opened:

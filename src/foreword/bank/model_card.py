@@ -22,7 +22,7 @@ def model_card(task: Task) -> str:
         f"{_kind(task).capitalize()} for one frozen language model, published with Foreword.",
         "",
         f"- method: {task.method}",
-        f"- base model: {_model(task.prefix)}",
+        f"- base model: {_model(task.prefix)}{_quantization(task)}",
         f"- prefix: length {task.prefix.length}, {task.prefix.nbytes} bytes",
         *_distilled(task),
         *_parts(task),
@@ -60,6 +60,11 @@ def _distilled(task: Task) -> list[str]:
 def _model(prefix: KVPrefix) -> str:
     model = prefix.model
     return f"{model.architecture}, weights {model.weights[:12]}"
+
+
+def _quantization(task: Task) -> str:
+    found = task.provenance.get("quantization")
+    return f", quantized ({found})" if found else ""
 
 
 def _parts(task: Task) -> list[str]:

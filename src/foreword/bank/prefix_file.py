@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,7 +21,7 @@ from foreword.bank.json_document import (
 )
 from foreword.bank.safetensors_header import SafetensorsHeader, TensorInfo, read_safetensors_header
 from foreword.bank.tensor_file import DTYPES, TensorLoader, detach, is_finite, load_tensors, open_file, serialize
-from foreword.core import Bos, KVPrefix, ModelIdentity
+from foreword.core import Bos, KVPrefix, LayerShape, ModelIdentity
 from foreword.errors import CorruptFile, UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def write_prefix(path: str | os.PathLike[str], prefix: KVPrefix, *, method: str,
 
     Args:
         path: the file; what is there is replaced.
-        prefix: all keys and values in one floating dtype, on any device.
+        prefix: all keys and values in one floating dtype, on any device; states may have others.
         method: the training method, such as ``p-tuning-v2``.
         provenance: JSON values only.
 
@@ -108,10 +108,12 @@ def read_prefix_metadata(path: str | os.PathLike[str], source: str = "") -> KVPr
         container = read_safetensors_header(stream, where)
     header = _read_header(container, where)
     # Layers of one shape share a tensor: there is nothing in it, and a thousand tasks have sixty thousand of them.
-    shapes = {tensor.shape for tensor in container.tensors.values()}
-    empty = {shape: torch.empty(shape, dtype=getattr(torch, header["dtype"]), device="meta") for shape in shapes}
+    kinds = {(tensor.shape, tensor.dtype) for tensor in container.tensors.values()}
+    empty = {
+        (shape, dtype): torch.empty(shape, dtype=getattr(torch, DTYPES[dtype]), device="meta") for shape, dtype in kinds
+    }
     prefix = _make_prefix(
-        header, {name: empty[tensor.shape] for name, tensor in container.tensors.items()}, where, source
+        header, {name: empty[each.shape, each.dtype] for name, each in container.tensors.items()}, where, source
     )
     vars(prefix)["digest"] = header["digest"]  # the cached property
     return prefix
@@ -136,17 +138,19 @@ def _dtype_of(prefix: KVPrefix) -> str:
 def _first_nonfinite_layer(prefix: KVPrefix) -> int | None:
     """The first layer with NaN or infinity; ``None`` if there is none. Attention kernels may treat such keys as masked,
     and the task would then answer almost like the base model."""
-    layers = zip(prefix.keys, prefix.values, strict=True)
-    bad = (i for i, layer in enumerate(layers) if not all(map(is_finite, layer)))
+    bad = (i for i, layer in enumerate(_layers(prefix)) if not all(map(is_finite, layer.values())))
     return next(bad, None)
 
 
-def _named_tensors(prefix: KVPrefix) -> dict[str, torch.Tensor]:
-    named = {}
+def _layers(prefix: KVPrefix) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors of every layer by their names in it."""
     for index, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-        named[f"layers.{index}.key"] = detach(key)
-        named[f"layers.{index}.value"] = detach(value)
-    return named
+        yield {"key": key, "value": value, **(prefix.states[index] if prefix.states else {})}
+
+
+def _named_tensors(prefix: KVPrefix) -> dict[str, torch.Tensor]:
+    layers = enumerate(_layers(prefix))
+    return {f"layers.{index}.{name}": detach(tensor) for index, layer in layers for name, tensor in layer.items()}
 
 
 def _read_header(container: SafetensorsHeader, where: str) -> dict[str, Any]:
@@ -159,38 +163,48 @@ def _read_header(container: SafetensorsHeader, where: str) -> dict[str, Any]:
         )
     # A lone surrogate can be escaped in JSON but not encoded; the strict parser then refuses its bytes.
     header = parse_fields(text.encode(errors="surrogatepass"), _FIELDS, f"{where}, header")
-    expected = _expected_shapes(header, container.tensors)
-    _check_names(expected.keys() - container.tensors.keys(), container.tensors.keys() - expected.keys(), where)
+    first = container.tensors.get("layers.0.key")
+    length = first.shape[1] if first and len(first.shape) == 3 else 0
+    layers = ModelIdentity.from_json(header["model"]).layers
+    keys_values, states = _key_value_shapes(layers, length), _state_shapes(layers)
+    found = container.tensors.keys()
+    # A prefix without positions, as tasks have that are a template or an adapter alone, has no states either.
+    expected = {**keys_values, **(states if length or found & states.keys() else {})}
+    _check_names(expected.keys() - found, found - expected.keys(), where)
     for name, tensor in container.tensors.items():
-        _check_tensor(name, tensor, expected[name], header["dtype"], where)
-    _check_length(header["token_ids"], expected["layers.0.key"][1], where)
+        _check_tensor(name, tensor, expected[name], header["dtype"] if name in keys_values else None, where)
+    _check_length(header["token_ids"], length, where)
     return header
 
 
-def _expected_shapes(header: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, int, int]]:
-    """``[kv_heads, P, dim]`` of every tensor, with the ``P`` of the first key (0 if missing or flat)."""
-    first = tensors.get("layers.0.key")
-    length = first.shape[1] if first and len(first.shape) == 3 else 0
-    shapes = {}
-    for index, layer in enumerate(ModelIdentity.from_json(header["model"]).layers):
+def _key_value_shapes(layers: Sequence[LayerShape], length: int) -> dict[str, tuple[int, ...]]:
+    """``[kv_heads, P, dim]`` of every key and value."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, layer in enumerate(layers):
         shapes[f"layers.{index}.key"] = (layer.kv_heads, length, layer.key_dim)
         shapes[f"layers.{index}.value"] = (layer.kv_heads, length, layer.value_dim)
     return shapes
+
+
+def _state_shapes(layers: Sequence[LayerShape]) -> dict[str, tuple[int, ...]]:
+    named = ((index, state) for index, layer in enumerate(layers) for state in layer.states)
+    return {f"layers.{index}.{state.name}": state.shape for index, state in named}
 
 
 def _check_names(missing: set[str], extra: set[str], where: str) -> None:
     if missing:
         raise CorruptFile(f"{where}: expected the tensor {min(missing)}, found none; {MEND}.")
     if extra:
-        raise CorruptFile(f"{where}: expected keys and values of its layers only, found {min(extra)}; {MEND}.")
+        raise CorruptFile(f"{where}: expected keys, values and states of its layers only, found {min(extra)}; {MEND}.")
 
 
-def _check_tensor(name: str, tensor: TensorInfo, shape: tuple[int, ...], dtype: str, where: str) -> None:
+def _check_tensor(name: str, tensor: TensorInfo, shape: tuple[int, ...], dtype: str | None, where: str) -> None:
+    """Raise `CorruptFile` for another shape, or a dtype that is not floating point or not ``dtype`` if given."""
     if tensor.shape != shape:
         raise CorruptFile(f"{where}: {name} must be {list(shape)} for its model, found {list(tensor.shape)}; {MEND}.")
     if tensor.dtype not in DTYPES:
         raise CorruptFile(f"{where}: {name} must be floating point, found {tensor.dtype}; {MEND}.")
-    if DTYPES[tensor.dtype] != dtype:
+    if dtype is not None and DTYPES[tensor.dtype] != dtype:
         raise CorruptFile(f"{where}: {name} must be {dtype} as its header says, found {tensor.dtype}; {MEND}.")
 
 
@@ -199,6 +213,16 @@ def _check_length(token_ids: list[int] | None, length: int, where: str) -> None:
         raise CorruptFile(
             f"{where}: a static prefix of {length} positions needs as many token_ids, found {len(token_ids)}; {MEND}."
         )
+
+
+def _states(layers: Sequence[LayerShape], tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], ...]:
+    """The states of every layer; none at all if the file holds none."""
+    if not any(name in tensors for name in _state_shapes(layers)):
+        return ()
+    return tuple(
+        {state.name: tensors[f"layers.{index}.{state.name}"] for state in layer.states}
+        for index, layer in enumerate(layers)
+    )
 
 
 def _make_prefix(header: dict[str, Any], tensors: dict[str, torch.Tensor], where: str, source: str) -> KVPrefix:
@@ -214,6 +238,7 @@ def _make_prefix(header: dict[str, Any], tensors: dict[str, torch.Tensor], where
             token_ids=None if token_ids is None else tuple(token_ids),
             bos=header["bos"],
             source=source,
+            states=_states(model.layers, tensors),
         )
     except (KeyError, UsageError) as error:
         raise CorruptFile(f"{where}: the tensors do not make a prefix ({error}); {MEND}.") from error

@@ -130,7 +130,7 @@ def _read_task(folder: Path, record: Mapping[str, Any], read: PrefixReader, load
         label_field=record.get("label_field", "label"),
         ttl=record.get("ttl"),
         version=record["version"],
-        **_read_parts(folder, record, record["model"]["hidden_size"], load),
+        **_read_parts(folder, record, record["model"], load),
     )
 
 
@@ -173,7 +173,7 @@ def _write_parts(folder: Path, task: Task) -> list[str]:
         write_soft(folder / SOFT, task.soft, model.hidden_size, task.template)
         names.append(SOFT)
     if task.head is not None:
-        write_head(folder / HEAD, task.head, model.hidden_size)
+        write_head(folder / HEAD, task.head, model.head_size)
         names.append(HEAD)
     if task.adapter is not None:
         causal = model.architecture.endswith(("ForCausalLM", "LMHeadModel"))
@@ -187,13 +187,16 @@ def _write_parts(folder: Path, task: Task) -> list[str]:
     return names
 
 
-def _read_parts(folder: Path, record: Mapping[str, Any], hidden: int, load: TensorLoader) -> dict[str, Any]:
+def _read_parts(
+    folder: Path, record: Mapping[str, Any], model: Mapping[str, Any], load: TensorLoader
+) -> dict[str, Any]:
     """The soft tokens, head and adapter that a record lists, as fields of the task."""
     files, parts = record["files"], {}
     if SOFT in files:
-        parts["soft"] = read_soft(folder / SOFT, hidden, record["template"], load)
+        parts["soft"] = read_soft(folder / SOFT, model["hidden_size"], record["template"], load)
     if HEAD in files:
-        parts["head"] = read_head(folder / HEAD, record["head"], hidden, load=load)
+        width = model.get("output_size") or model["hidden_size"]
+        parts["head"] = read_head(folder / HEAD, record["head"], width, load=load)
     if ADAPTER_FILES[0] in files:
         parts["adapter"] = read_adapter(folder / ADAPTER, load)
     return parts

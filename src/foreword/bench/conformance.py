@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from foreword.bench.architectures import encoder_decoder_checks, prefix_checks
+from foreword.bench.architectures.plain_pair import PlainPair
 from foreword.bench.client import token_ids
 from foreword.bench.fixtures import random_prefix
 from foreword.bench.participants import EMBEDDED
@@ -51,6 +53,21 @@ class ModelPair:
         return model.eval().requires_grad_(False)
 
     stock = cached_property(load_stock)
+
+    @property
+    def takes_past(self) -> bool:
+        """Whether plain Transformers sees keys and values in front of a text, and nothing else stands there."""
+        if type(self.lm) is not LanguageModel:
+            return False
+        ids = self.tokens(3, 0)
+        with torch.no_grad():
+            seen, alone = (self.stock_logits(ids, front) for front in (self.prefix(2), None))
+        return not torch.equal(seen, alone)
+
+    @property
+    def checks(self) -> Any:
+        """Those against the joined text, which need no past."""
+        return encoder_decoder_checks if self.lm.is_encoder_decoder else prefix_checks
 
     def tokens(self, length: int, number: int) -> tuple[int, ...]:
         """Random ordinary tokens; another ``number`` gives others."""
@@ -101,7 +118,14 @@ def largest(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def train(pair: ModelPair) -> Figures:
-    """Logits, and ``gradients`` in units of the largest one, behind something trainable; a loss has both."""
+    """Logits, and ``gradients`` in units of the largest one, behind something trainable; a loss has both.
+
+    Where Transformers takes nothing in front, logits of the joined text, and gradients beside finite differences.
+    """
+    if not pair.takes_past:
+        plain = PlainPair(pair.lm, pair.stock)
+        gradient = pair.checks.train(plain)["difference"]
+        return {"difference": pair.checks.joined_text(plain)["difference"], "gradients": gradient}
     ours, theirs = pair.trainable(), pair.trainable()
     found, expected = pair.ours(ours), pair.theirs(theirs)
     mine, reference = gradients(found, ours), gradients(expected, theirs)
@@ -110,12 +134,12 @@ def train(pair: ModelPair) -> Figures:
 
 
 def engine(pair: ModelPair) -> Figures:
-    """By how much the logit of a greedy token is below the highest in Transformers.
+    """By how much the logit of a greedy token is below the highest in Transformers; of an encoder, label scores.
 
     Requests with different prefixes are together in the engine, and alone there.
     """
-    if not pair.lm.causal:
-        raise UnsupportedModel(f"{pair.lm.name} is an encoder, which writes no tokens; `foreword eval` labels with it.")
+    if not pair.lm.causal or not pair.takes_past:
+        return pair.checks.engine(PlainPair(pair.lm, pair.stock))
     with Engine(pair.lm, cache_bytes=CACHE_BYTES) as running, torch.no_grad():
         uses = requests(pair)
         answers = [token_ids(chunks) for chunks in running.generate(uses)]
@@ -202,6 +226,6 @@ class Conformance(Workload):
 def load_pair(name: str, seed: int) -> ModelPair:
     """Load a model in float32. Raises UnsupportedModel if it has no logits behind a prefix."""
     lm = load_model(name, dtype="float32", device="cpu", progress=lambda _: None)
-    if lm.is_encoder_decoder or not lm.has_lm_head:
-        raise UnsupportedModel(f"{name} has no logits behind a prefix to compare; give a causal or a masked model.")
+    if not lm.has_lm_head:
+        raise UnsupportedModel(f"{name} has no logits to compare; give a model with an output matrix.")
     return ModelPair(lm, pull(name, lambda _: None), seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from typing import Annotated
@@ -84,8 +85,14 @@ def _options(
     del version
 
 
+WARN_AT_IMPORT = ("torchao", "torch.utils._pytree")
+"""Loggers that speak of kernels for other machines when Transformers imports torchao, where that is installed."""
+
+
 def main() -> None:
     """Entry point of the ``foreword`` command. Typer ends the process; only our own errors come back."""
+    for name in WARN_AT_IMPORT:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app(prog_name="foreword")
     except ForewordError as error:

@@ -28,6 +28,7 @@ WORKLOADS: Mapping[str, Workload] = LazyRegistry(
         "conformance": "foreword.bench.conformance.Conformance",
     }
 )
+PAGE = Path("docs/models.md")
 MOVED = ("train", "many-train", "search", "quality", "distill", "mixed", "tables")
 """Workloads that need a checkout, where `benchmarks/` has them."""
 
@@ -37,6 +38,10 @@ def bench(
     workload: Annotated[
         str, typer.Argument(help="One of the workloads above.", autocompletion=complete_values(WORKLOADS))
     ],
+    types: Annotated[
+        list[str] | None,
+        typer.Argument(help="conformance --all: these model types alone, such as llama.", show_default="all"),
+    ] = None,
     peer: Annotated[
         list[str] | None, typer.Option(help="Measure beside this peer only; may be repeated.", show_default="all")
     ] = None,
@@ -57,6 +62,22 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of data order and initial values.")] = 0,
     results: Annotated[Path, typer.Option(help="Folder that keeps every measurement.")] = Path("bench/results"),
     again: Annotated[bool, typer.Option("--again", help="Measure what is kept already, too.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="conformance: of every architecture of Transformers, tiny and random.")
+    ] = False,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            help="With --all: causal, masked or seq2seq, with commas between.", show_default="causal,masked,seq2seq"
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --all: write the table here; of chosen architectures only where this is given.",
+            show_default="docs/models.md",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the JSON object to this file, too.")] = None,
     model: options.ModelName = None,
     json: options.Json = False,
@@ -64,12 +85,18 @@ def bench(
     """Measure your own model on this machine; each measurement is kept as soon as it is made.
 
     ttft: time to the first token behind a published policy. step: one decode step, one prefill. serve: streaming
-    clients over HTTP. many: a thousand published prefixes. conformance: differences to plain Transformers.
+    clients over HTTP. many: a thousand published prefixes. conformance: differences to plain Transformers; with --all,
+    those of every architecture, as a table in docs/models.md.
 
     Example: foreword bench ttft --model smollm2-135m
     """
     options.quiet_libraries()
     chosen, used = _find(context.obj or WORKLOADS, workload, engine)
+    if all_:
+        chosen = _all_architectures(workload, kinds, types)
+    elif types or kinds or page:
+        name = "--kinds" if kinds else "--page" if page else types[0] if types else ""
+        raise UsageError(f"{name} is for every architecture; add --all: foreword bench conformance --all.")
     from foreword.bench.record import Results, write_json
     from foreword.bench.runner import run
     from foreword.bench.workload import Options
@@ -82,6 +109,8 @@ def bench(
         result = run(chosen, wanted, Results(results), options.say, only=only or (), again=again)
     if out is not None:
         write_json(out, result.to_json())
+    if all_:
+        _write_page(page, result, complete=not (types or kinds or only))
     options.emit(result.to_json(), _text(result), json)
     if result.failed:
         raise typer.Exit(1)
@@ -107,6 +136,33 @@ def _find(workloads: Mapping[str, Workload], name: str, engine: str | None) -> t
         known = f"choose {', '.join(workload.engines)}" if workload.engines else "leave --engine out"
         raise UsageError(f"workload {name} has no engine {engine!r}; {known}.")
     return workload, engine or next(iter(workload.engines), EMBEDDED)
+
+
+def _all_architectures(workload: str, kinds: str | None, types: list[str] | None) -> Workload:
+    """The workload of ``--all``. Raises UsageError."""
+    if workload != "conformance":
+        raise UsageError(f"--all is for conformance, not for {workload}; leave it out.")
+    from foreword.bench.architectures.conformance import ArchitectureConformance
+
+    return ArchitectureConformance(**{"kinds": kinds.split(",")} if kinds else {}, model_types=types or ())
+
+
+def _write_page(page: Path | None, result: BenchResult, *, complete: bool) -> None:
+    """Write the table of a complete run, or where it was asked for."""
+    if page is None and not complete:
+        options.say(
+            "the table is of chosen architectures, so docs/models.md stays as it is; give --page FILE to write it."
+        )
+        return
+    from foreword.bench.architectures.models_page import models_page
+
+    path = page or PAGE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(models_page(result.records), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the table cannot be written to {path}: {error.strerror}; give another --page.") from error
+    options.say(f"{path} is written")
 
 
 def _peers(workload: Workload, wanted: list[str] | None, engine: str) -> tuple[str, ...]:

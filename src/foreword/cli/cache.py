@@ -69,8 +69,9 @@ def _served(bank: Bank, prompt: StaticPrompt, lm: LanguageModel) -> Task | None:
         task = bank.load(prompt.name)
     except (UnknownTask, CorruptFile):
         return None
-    wanted = "static", prompt.kind, prompt.text, lm.identity, lm.dtype
-    found = task.method, task.kind, task.text, task.prefix.model, task.prefix.keys[0].dtype
+    wanted = "static", prompt.kind, prompt.text, lm.identity, lm.dtype, lm.quantization
+    made_on = task.provenance.get("quantization")
+    found = task.method, task.kind, task.text, task.prefix.model, task.prefix.keys[0].dtype, made_on
     return task if found == wanted else None
 
 

@@ -100,14 +100,14 @@ def _evaluate_stack(
     lm: LanguageModel, composition: Composition, rows: Sequence[Row], label_field: str | None
 ) -> dict[str, Any]:
     """Metrics of the stack, and of every part alone with the stack's template."""
-    from foreword.engine.encoder_decoder import evaluation_engine
+    from foreword.engine.engine import Engine
     from foreword.evaluation.evaluate import evaluate
     from foreword.progress import Progress
 
     if composition.task.template is None:
         raise UsageError("the stack has no template to ask the examples with; pass --template.")
     parts: dict[str, Task] = {task.ref: task for task in composition.separate_tasks()}
-    with evaluation_engine(lm) as engine, Progress("measuring", len(parts) + 1, "prefixes") as progress:
+    with Engine(lm) as engine, Progress("measuring", len(parts) + 1, "prefixes") as progress:
         alone = {}
         for ref, task in parts.items():
             alone[ref] = _metrics(evaluate(engine, task, rows, label_field=label_field))

@@ -16,7 +16,7 @@ def demo(model: ModelName = None, json: Json = False) -> None:
     from rich.console import Console
 
     console = Console(stderr=json)
-    lm = ModelOptions(model).open_model()
+    lm = ModelOptions(model).open_model(is_trainable=True)
     from foreword.demo.demo import print_report, run_demo
 
     with on_interrupt(lambda: f"nothing of the demo was kept; start again: {command_line()}"):

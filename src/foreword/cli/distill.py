@@ -80,7 +80,7 @@ def distill(
     content = source.text or "" if source is not None else read_text(given)
     kind: Kind | None = source.kind if source is not None else "system" if system else "prompt" if text else None
     with on_interrupt(lambda: resume_hint(str(recipe.out))):
-        lm = options.open_model()
+        lm = options.open_model(is_trainable=True)
         if source is not None:
             options.check_model(source, lm)
         from foreword.bank.run_task import write_task

@@ -95,7 +95,7 @@ def llamacpp(options: ServerOptions) -> Iterator[ServedEngine]:
     """llama.cpp, in this process and without PyTorch."""
     if options.flags:
         raise UsageError(f"the llama.cpp engine takes no flags behind --, found {shlex.join(options.flags)}.")
-    check_llamacpp(options.dtype, options.device, options.trust_remote_code)
+    check_llamacpp(options)
     if options.deterministic:
         raise UsageError(
             "--deterministic is of the embedded engine: llama.cpp rounds otherwise in other batches; leave it out, or "
@@ -128,9 +128,9 @@ ENGINES: dict[str, Callable[[ServerOptions], AbstractContextManager[ServedEngine
 def embedded_evaluation(options: EngineOptions) -> Iterator[EngineProtocol]:
     """The embedded engine, or for an encoder-decoder the one that only evaluates."""
     lm = options.open_model()
-    from foreword.engine.encoder_decoder import evaluation_engine
+    from foreword.engine.engine import Engine
 
-    with evaluation_engine(lm, allow_other_weights=options.allow_other_weights) as running:
+    with Engine(lm, allow_other_weights=options.allow_other_weights) as running:
         yield running
 
 
@@ -153,12 +153,18 @@ def open_engine_bank(engine: str, root: str | None) -> Bank:
     return Bank.for_engine(engine, root or default_bank())
 
 
-def check_llamacpp(dtype: str, device: str, trust_remote_code: bool) -> None:
+def check_llamacpp(options: EngineOptions) -> None:
     """Raise UsageError if llama.cpp is not installed, or for options that it would ignore."""
     from foreword.llamacpp.compat import check_version
 
     check_version()
-    given = {"--dtype": dtype != "auto", "--device": device != "auto", "--trust-remote-code": trust_remote_code}
+    given = {
+        "--dtype": options.dtype != "auto",
+        "--device": options.device != "auto",
+        "--quantize": options.quantize is not None,
+        "--device-map": options.device_map is not None,
+        "--trust-remote-code": options.trust_remote_code,
+    }
     if wrong := [name for name, there in given.items() if there]:
         raise UsageError(f"llama.cpp runs a GGUF file as it is, on this machine's CPU; leave {wrong[0]} out.")
 
@@ -193,6 +199,10 @@ def _check_vllm(options: ServerOptions) -> None:
     _check_prompts("vLLM", options.multi_task_prompt)
     if options.device != "auto":
         raise UsageError("vLLM chooses its device when it is installed; leave --device out.")
+    if options.device_map is not None:
+        raise UsageError("vLLM spreads a model itself: leave --device-map out, and give -- --tensor-parallel-size N.")
+    if options.quantize is not None:
+        raise UsageError("--quantize is of the embedded engine; give vLLM's own behind --: -- --quantization METHOD.")
 
 
 def _check_prompts(engine: str, file: str | None) -> None:

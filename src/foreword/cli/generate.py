@@ -72,7 +72,9 @@ def generate(
     params = task_sampling_params(
         found,
         {} if beams is not None else options.model_defaults,  # a search takes none
-        max_tokens=prompt.cap_max_tokens(default_max_tokens, lm.context) if max_tokens is None else max_tokens,
+        max_tokens=max_tokens
+        if max_tokens is not None
+        else prompt.cap_max_tokens(default_max_tokens, lm.context, is_encoder_decoder=lm.is_encoder_decoder),
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -181,6 +183,7 @@ def _prompt(lm: LanguageModel, task: Task | None, text: str | None, fields: dict
     from foreword.text import task_prompts
 
     task_prompts.require_generation(task)
+    kind: task_prompts.ModelKind = {"causal": lm.causal, "is_encoder_decoder": lm.is_encoder_decoder}
     if text is None:
-        return task_prompts.from_fields(lm.tokenizer, task, fields, causal=lm.causal)
-    return task_prompts.from_text(lm.tokenizer, task, text, causal=lm.causal)
+        return task_prompts.from_fields(lm.tokenizer, task, fields, **kind)
+    return task_prompts.from_text(lm.tokenizer, task, text, **kind)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from foreword.models import LanguageModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "sequential")
+QUANTIZE = ("int8", "int4")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MODEL = "Model"
 """Heading of the options that say which model and bank, and how it is loaded."""
@@ -63,6 +65,24 @@ Device = Annotated[
         "--device", help="auto, cpu, cuda or mps.", autocompletion=complete_values(DEVICES), rich_help_panel=MODEL
     ),
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="Spread the layers over several GPUs: auto, balanced or sequential.",
+        autocompletion=complete_values(DEVICE_MAPS),
+        rich_help_panel=MODEL,
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        help="Round the weights of linear layers to int8 or int4 as they are loaded (torchao).",
+        autocompletion=complete_values(QUANTIZE),
+        rich_help_panel=MODEL,
+    ),
+]
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL)
 ]
@@ -87,10 +107,16 @@ class ModelOptions:
     dtype: Dtype = "auto"
     device: Device = "auto"
     trust_remote_code: RemoteCode = False
+    quantize: Quantize = None
+    device_map: DeviceMap = None
 
     def __post_init__(self) -> None:
         Setting("", choices=DTYPES).check("dtype", self.dtype)
         Setting("", choices=DEVICES).check("device", self.device)
+        if self.quantize is not None:
+            Setting("", choices=QUANTIZE).check("quantize", self.quantize)
+        if self.device_map is not None:
+            Setting("", choices=DEVICE_MAPS).check("device_map", self.device_map)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -107,7 +133,8 @@ class ModelOptions:
 
         check_model_name(self.model_name)
 
-    def open_model(self) -> LanguageModel:
+    def open_model(self, *, is_trainable: bool = False) -> LanguageModel:
+        """The model; ``is_trainable`` has it proved that gradients reach what is learned in front of it."""
         self.check_model_name()
         quiet_libraries()
         from foreword.progress import Progress
@@ -120,6 +147,9 @@ class ModelOptions:
                 dtype=self.dtype,
                 device=self.device,
                 trust_remote_code=self.trust_remote_code,
+                quantize=self.quantize,
+                device_map=self.device_map,
+                is_trainable=is_trainable,
                 progress=say,
             )
 

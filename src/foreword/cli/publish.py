@@ -47,7 +47,9 @@ def publish(
         raise UsageError("--template and --verbalizer go with --prefix; a run brings its own.")
     needs_model = flag in ("--system", "--text")
     if not needs_model and options != ModelOptions(options.model, options.bank):
-        raise UsageError(f"{flag} needs no model; leave out --dtype, --device and --trust-remote-code.")
+        raise UsageError(
+            f"{flag} needs no model; leave out --dtype, --device, --device-map, --quantize and --trust-remote-code."
+        )
     seconds = parse_duration(ttl) if ttl is not None else None
     from foreword.evaluation.sampling_params import generation_defaults
 

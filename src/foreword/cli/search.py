@@ -98,7 +98,7 @@ def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
     config.check_not_overridden(base)
     out = base.out or default_run_dir("search")
     with on_interrupt(lambda: resume_hint(out)):
-        lm = options.open_model()
+        lm = options.open_model(is_trainable=True)
         from foreword.bank.run_task import write_task
         from foreword.training.search.search import search as run_search
 

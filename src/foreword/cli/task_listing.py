@@ -8,6 +8,7 @@ from typing import Any
 from foreword.bank.bank import Bank
 from foreword.bank.positions import positions_of
 from foreword.bank.time_to_live import format_duration
+from foreword.core.identity import ModelIdentity, describe_layers
 
 COLUMNS = {
     "name": "NAME",
@@ -69,7 +70,10 @@ def page(bank: Bank, found: Mapping[str, Any]) -> str:
     shown = row(bank, record)
     size = _cell("bytes", shown["bytes"])
     positions = size if shown["positions"] is None else f"{shown['positions']} ({size})"
+    model = ModelIdentity.from_json(record["model"])
     lines = [("kind", _kind(record)), ("positions", positions)]
+    if model.keeps_states:
+        lines.append(("keeps", describe_layers(model.layers)))
     if record["template"] is not None:
         lines.append(("template", repr(record["template"])[1:-1]))
     lines.append(("labels", ", ".join(_label_words(record))))
@@ -82,6 +86,7 @@ def page(bank: Bank, found: Mapping[str, Any]) -> str:
     given = {key: value for key, value in settings.items() if value not in (None, False) and key not in _WORDED}
     lines.append(("learned with", ", ".join(f"{key} {_text(value)}" for key, value in given.items())))
     lines.append(("made from", ", ".join(map(str, record["provenance"].get("parents") or ()))))
+    lines.append(("made on", record["provenance"].get("quantization")))
     lines += [("model", _model(record)), ("created", record["created"])]
     versions = [f"{version} (served)" if version == served else version for version in record["versions"]]
     lines.append(("versions", ", ".join(versions)))

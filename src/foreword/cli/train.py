@@ -61,7 +61,7 @@ def _train(file: RecipeFile, settings: dict[str, Any]) -> None:
     out = recipe.out or default_run_dir(name or recipe.method)
     with on_interrupt(lambda: resume_hint(out)):
         data = read_training_data(recipe)
-        lm = options.open_model()
+        lm = options.open_model(is_trainable=True)
         from foreword.api.train import train as run_train
         from foreword.training.loop.distributed import is_main_process
 

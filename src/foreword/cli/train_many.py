@@ -124,7 +124,7 @@ def _train_tasks(
     config: MultiTaskConfig, source: TaskSource, eval_source: TaskSource | None, settings: dict[str, Any]
 ) -> MultiTaskReport:
     options = ModelOptions.from_settings(settings)
-    lm = options.open_model()
+    lm = options.open_model(is_trainable=True)
     from foreword.bank.run_task import write_task
     from foreword.training.many.report import MultiTaskReport
     from foreword.training.many.train_many import train_many as run_train_many

@@ -7,7 +7,7 @@ from foreword.core.adapter import Adapter, LowRank
 from foreword.core.batch import Batch, Front, gather_embeds, soft_id
 from foreword.core.constraint import Constraint
 from foreword.core.head import Head, ProblemType
-from foreword.core.identity import LayerShape, ModelIdentity
+from foreword.core.identity import LayerShape, ModelIdentity, StateShape
 from foreword.core.pooling import Pooling
 from foreword.core.prefix import Bos, KVPrefix
 from foreword.core.sampling import MAX_LOGPROBS, REQUEST_ONLY_PARAMS, SamplingParams
@@ -31,6 +31,7 @@ __all__ = [
     "Pooling",
     "ProblemType",
     "SamplingParams",
+    "StateShape",
     "Task",
     "gather_embeds",
     "soft_id",

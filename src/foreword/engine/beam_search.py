@@ -12,7 +12,7 @@ from heapq import nlargest
 from foreword.core import MAX_LOGPROBS, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Chunk, Request, TokenLogprob
-from foreword.errors import EngineError, UnsupportedOption, UsageError
+from foreword.errors import EngineError, UnsupportedModel, UnsupportedOption, UsageError
 
 SUPPORTED_PARAMS = frozenset({"max_tokens", "stop_token_ids", "ignore_eos"})
 """Sampling parameters that a request with beams may have."""
@@ -50,6 +50,7 @@ def beam_search(engine: Engine, request: Request, num_beams: int, length_penalty
         UsageError: more beams than the engine reports log-probabilities for.
         UnsupportedOption: the request has sampling parameters other than `SUPPORTED_PARAMS`.
         EngineError: the engine failed a beam.
+        UnsupportedModel: an encoder-decoder, whose beams are no continuations of the request's text.
     """
     stop_ids = engine.all_stop_token_ids(request.sampling)
     _check(engine, request, num_beams, len(stop_ids))
@@ -95,6 +96,10 @@ def _top(chunks: Sequence[Chunk]) -> tuple[tuple[int, float], ...]:
 
 
 def _check(engine: Engine, request: Request, num_beams: int, num_stop_ids: int) -> None:
+    if engine.is_encoder_decoder:
+        raise UnsupportedModel(
+            f"{engine.name} is an encoder-decoder, which is not searched with beams; leave them out."
+        )
     defaults = SamplingParams()
     for name in (field.name for field in fields(SamplingParams)):
         if name not in SUPPORTED_PARAMS and getattr(request.sampling, name) != getattr(defaults, name):

@@ -9,7 +9,7 @@ or later, until the page is evicted. Short prefixes lie in pages of their own. A
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from hashlib import blake2b
 
@@ -22,6 +22,9 @@ from foreword.engine.sequence import Sequence
 
 PAGE_SIZE = 16
 """Positions of a page."""
+
+MIN_PAGE_BYTES = 4096
+"""A page counts as so many bytes at least: one of a model without attention holds nothing but the tokens' places."""
 
 MAX_PAGED_PREFIX = 256
 """Prefixes up to this length are copied into pages, where requests behind different prefixes are one product."""
@@ -40,6 +43,7 @@ class PagedCache:
         reuse: whether pages of tokens are registered after they were computed; those of prefixes always are.
         chunk: share only whole chunks of this many tokens of a prompt, a multiple of ``PAGE_SIZE``: what a scheduler
             with the same chunks would compute again bit by bit.
+        max_paged_prefix: longest prefix that is copied into pages; ``None`` for all.
 
     Attributes:
         keys, values: one ``[kv_heads * num_slots, dim]`` a layer, head after head; ``num_slots`` is
@@ -55,12 +59,13 @@ class PagedCache:
         *,
         reuse: bool = True,
         chunk: int | None = None,
+        max_paged_prefix: int | None = MAX_PAGED_PREFIX,
     ) -> None:
         self.num_pages = num_pages
         self.num_slots = num_pages * PAGE_SIZE
         self.keys = [_zeros(self.num_slots * s.kv_heads, s.key_dim, dtype, device) for s in shapes]
         self.values = [_zeros(self.num_slots * s.kv_heads, s.value_dim, dtype, device) for s in shapes]
-        self._shapes, self._reuse, self._chunk = shapes, reuse, chunk
+        self.shapes, self._reuse, self._chunk, self._max_paged_prefix = shapes, reuse, chunk, max_paged_prefix
         self._free_pages = list(range(num_pages - 1, -1, -1))
         self._evictable: OrderedDict[int, None] = OrderedDict()
         self._ref_counts = [0] * num_pages
@@ -80,12 +85,17 @@ class PagedCache:
 
     @staticmethod
     def bytes_per_page(shapes: tuple[LayerShape, ...], dtype: torch.dtype) -> int:
-        return PAGE_SIZE * sum(s.kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
+        size = PAGE_SIZE * sum(s.kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
+        return max(size, MIN_PAGE_BYTES)
 
-    @staticmethod
-    def pages_for_prefix(length: int) -> int:
-        """Pages that a prefix of ``length`` positions takes: none if it is longer than `MAX_PAGED_PREFIX`."""
-        return PagedCache.pages_for(length) if length <= MAX_PAGED_PREFIX else 0
+    def pages_for_prefix(self, length: int) -> int:
+        """Pages that a prefix of ``length`` positions takes: none if it is too long to be copied into pages."""
+        copied = self._max_paged_prefix is None or length <= self._max_paged_prefix
+        return self.pages_for(length) if copied else 0
+
+    def positions_for_prefix(self, length: int) -> int:
+        """Positions of the pool that a prefix of ``length`` positions takes."""
+        return PAGE_SIZE * self.pages_for_prefix(length)
 
     @property
     def num_free_pages(self) -> int:
@@ -148,7 +158,7 @@ class PagedCache:
                 else:
                     self._free_pages.append(page)
         sequence.pages, sequence.prefix_pages, sequence.num_computed_tokens = [], [], 0
-        sequence.page_hashes, sequence.slots = [], sequence.slots[:0]
+        sequence.page_hashes, sequence.slots, sequence.states = [], sequence.slots[:0], None
 
     def slot_table(self, sequences: Items[Sequence], ends: Items[int], skipped: Items[int]) -> np.ndarray:
         """Slots ``[R, C]`` of each sequence's paged prefix and its own tokens up to ``ends``, without the first
@@ -171,6 +181,26 @@ class PagedCache:
         """Row numbers in `keys` and `values` of ``slots [R, C]`` for every head: ``[R * kv_heads * C]``."""
         heads = torch.arange(kv_heads, device=slots.device) * self.num_slots
         return (slots[:, None, :] + heads[None, :, None]).flatten()
+
+    def gather(self, side: Items[Tensor], slots: Tensor) -> Iterator[Tensor]:
+        """``[R, kv_heads, C, dim]`` of `keys` or `values` of every layer at ``slots [R, C]``."""
+        rows, count = slots.shape
+        head_slots: dict[int, Tensor] = {}
+        for stored, shape in zip(side, self.shapes, strict=True):
+            if shape.kv_heads not in head_slots:
+                head_slots[shape.kv_heads] = self.head_slots(slots, shape.kv_heads)
+            found = stored.index_select(0, head_slots[shape.kv_heads])
+            yield found.view(rows, shape.kv_heads, count, stored.shape[1])
+
+    def scatter(self, side: Items[Tensor], slots: Tensor, new: Iterable[Tensor]) -> None:
+        """Write ``[kv_heads, N, dim]`` of every layer to ``slots [N]`` of `keys` or `values`."""
+        for stored, shape, own in zip(side, self.shapes, new, strict=True):
+            if stored.numel():
+                stored.index_copy_(0, self.head_slots(slots[None], shape.kv_heads), own.flatten(0, 1).to(stored))
+
+    def statistics(self) -> dict[str, float]:
+        """``pages`` and ``free_pages``."""
+        return {"pages": self.num_pages, "free_pages": self.num_free_pages}
 
     def check(self) -> None:
         """Check the invariants: every page is free, evictable or in use; references are counted; hashes are registered
@@ -254,10 +284,8 @@ class PagedCache:
             return []
         pages = [self._new_page(sequence) for _ in hashes]
         slots = torch.from_numpy(_slots(pages)[: sequence.prefix.length]).to(self.keys[0].device)
-        for layer, (key, value) in enumerate(zip(sequence.prefix.keys, sequence.prefix.values, strict=True)):
-            rows = self.head_slots(slots[None], self._shapes[layer].kv_heads)
-            self.keys[layer].index_copy_(0, rows, key.flatten(0, 1))
-            self.values[layer].index_copy_(0, rows, value.flatten(0, 1))
+        self.scatter(self.keys, slots, sequence.prefix.keys)
+        self.scatter(self.values, slots, sequence.prefix.values)
         for page_hash, page in zip(hashes, pages, strict=True):
             # The prefix may still be in other pages, of which some were evicted: the new ones take over the hashes.
             if (old := self._page_of_hash.pop(page_hash, None)) is not None:

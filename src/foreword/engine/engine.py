@@ -13,8 +13,10 @@ from foreword.core import KVPrefix, Pooling
 from foreword.core.token_rows import check_token_ids
 from foreword.engine import scoring
 from foreword.engine.base import EngineBase
-from foreword.engine.cache import PAGE_SIZE, PagedCache
+from foreword.engine.cache import MAX_PAGED_PREFIX, PAGE_SIZE, PagedCache
+from foreword.engine.decoder_cache import DecoderCache
 from foreword.engine.device_cache import DeviceCache
+from foreword.engine.encoder_decoder_runner import EncoderDecoderRunner
 from foreword.engine.job import Job
 from foreword.engine.model_runner import ModelRunner
 from foreword.engine.protocol import Request, TokenLogprob
@@ -26,6 +28,8 @@ from foreword.engine.token_sampler import TokenSampler, sample_batch
 from foreword.errors import RequestError, UnsupportedModel, UsageError
 from foreword.models import LanguageModel
 from foreword.models.activations import activations, check_context_length
+from foreword.models.cached_model import CachedModel
+from foreword.models.encoder_decoder import NO_CACHE, EncoderDecoder
 from foreword.openmp import release_openmp_threads
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer
@@ -41,7 +45,7 @@ class Engine(EngineBase):
     Close it, or use it as a context manager: its thread holds the model.
 
     Args:
-        lm: a causal model, or an encoder, which scores and does not generate.
+        lm: a causal model, an encoder-decoder, or an encoder, which scores and does not generate.
         cache_bytes: bound of the requests' own keys and values, in bytes; memory is touched as it is used.
         max_batch: sequences a step at most.
         step_tokens: tokens a step at most.
@@ -55,7 +59,6 @@ class Engine(EngineBase):
 
     Raises:
         UsageError: deterministic steps without room for a chunk beside ``max_batch`` sequences.
-        UnsupportedModel: an encoder-decoder; `foreword.engine.encoder_decoder.EncoderDecoderEngine` evaluates it.
     """
 
     def __init__(
@@ -72,43 +75,58 @@ class Engine(EngineBase):
         allow_other_weights: bool = False,
         start: bool = True,
     ) -> None:
-        if lm.is_encoder_decoder:
-            raise UnsupportedModel(
-                f"{lm.name} is an encoder-decoder ({lm.identity.architecture}): it learns and evaluates soft prompts, "
-                "but nothing serves it; use a causal model or an encoder."
-            )
         context = min((n for n in (lm.context, max_model_len) if n is not None), default=None)
         self.dtype = lm.dtype
-        num_pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
-        chunk = CHUNK if deterministic else None
+        chunk = CHUNK if deterministic and not lm.is_encoder_decoder else None
         if chunk is not None and step_tokens < max_batch + chunk:
             raise UsageError(f"deterministic steps need step_tokens {max_batch + chunk} or more, got {step_tokens}.")
-        self.cache = PagedCache(lm.identity.layers, num_pages, lm.dtype, lm.device, reuse=reuse, chunk=chunk)
+        if isinstance(lm, EncoderDecoder):
+            self.cache = DecoderCache(
+                max(1, cache_bytes // DecoderCache.bytes_per_position(lm.identity.decoder_only.layers, lm.dtype))
+            )
+            self._runner = EncoderDecoderRunner(lm, self.cache, apart=deterministic)
+            # One position is the decoder's start token; a prefix stands in front of the text and of the answer.
+            positions, prefix_positions = self.cache.num_positions - 1, lambda length: 2 * length
+        else:
+            num_pages = max(1, cache_bytes // PagedCache.bytes_per_page(lm.identity.layers, lm.dtype))
+            self.cache = cache = PagedCache(
+                lm.identity.layers,
+                num_pages,
+                lm.dtype,
+                lm.device,
+                # A page of tokens is of no use without the states at its end, which are not kept.
+                reuse=reuse and not lm.identity.keeps_states,
+                chunk=chunk,
+                max_paged_prefix=None if isinstance(lm, CachedModel) else MAX_PAGED_PREFIX,
+            )
+            self._runner = ModelRunner(lm, cache, apart=deterministic)
+            positions, prefix_positions = num_pages * PAGE_SIZE, cache.positions_for_prefix
+
         super().__init__(
             name=lm.name,
             tokenizer=lm.tokenizer,
             identity=lm.identity,
             causal=lm.causal,
-            is_encoder_decoder=False,
+            is_encoder_decoder=lm.is_encoder_decoder,
             eos_token_ids=lm.eos_token_ids,
             validator=RequestValidator(
                 identity=lm.identity,
                 context=context,
-                cache_positions=num_pages * PAGE_SIZE,
+                cache_positions=positions,
                 allow_other_weights=allow_other_weights,
-                prefix_cache_positions=lambda length: PAGE_SIZE * PagedCache.pages_for_prefix(length),
+                prefix_cache_positions=prefix_positions,
                 tokenizer=lm.tokenizer,
+                is_encoder_decoder=lm.is_encoder_decoder,
             ),
-            scheduler=Scheduler(self.cache, step_tokens, max_batch, chunk),
+            scheduler=Scheduler(self.cache, step_tokens, max_batch, chunk, whole_prompts=lm.is_encoder_decoder),
             cache=self.cache,
             max_waiting=max_waiting,
         )
         self._lm, self._step_tokens = lm, step_tokens
         # A prompt that is longer than a batch of scores is one of its own, so here each is.
         self._scoring_tokens = 1 if deterministic else step_tokens
-        self._runner = ModelRunner(lm, self.cache, apart=deterministic)
         self._device_cache = DeviceCache(lm.model, lm.dtype, lm.device)
-        if lm.causal:
+        if isinstance(self._runner, ModelRunner) and lm.causal:
             self._runner.warm_up()
         if start:
             release_openmp_threads()  # of the thread that loaded the model; from now on another one runs it
@@ -122,9 +140,11 @@ class Engine(EngineBase):
 
     def token_logprobs(self, prompts: Items[Prompt]) -> list[Tensor]:
         """See `EngineProtocol.token_logprobs`. Runs as `score` does, with the logits of a step's tokens at a time."""
-        self._require_causal()
+        self._require_answers()
         for prompt in prompts:
             self._validator.check_prompt(prompt, 0)
+            if self.is_encoder_decoder and not prompt.output_indices:
+                raise RequestError(f"{self.name} is an encoder-decoder; name the place that its decoder begins at.")
         measured = [prompt.for_token_logprobs for prompt in prompts]
         scores = self._score(
             [prompt for prompt in measured if prompt.output_indices], scoring.next_token_logprobs(self._step_tokens)
@@ -133,7 +153,12 @@ class Engine(EngineBase):
 
     def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`."""
-        self._require_causal()
+        if self.is_encoder_decoder:
+            raise UnsupportedModel(
+                f"{self.name} is an encoder-decoder, which reads a prompt as a whole and so gives its tokens no "
+                "log-probabilities; ask for those of its answer (logprobs), and leave echo and prompt_logprobs out."
+            )
+        self._require_answers()
         self._validator.check_prompt(prompt, 0)
         measured = replace(prompt, output_indices=()).for_token_logprobs
         top = min(top, self.identity.vocab_size)
@@ -151,6 +176,8 @@ class Engine(EngineBase):
 
     def embed(self, prompts: Items[Prompt], pooling: Pooling | None = None) -> Tensor:
         """See `EngineProtocol.embed`. Runs as `score` does."""
+        if self.is_encoder_decoder:
+            raise UnsupportedModel(f"{self.name} is an encoder-decoder, which embeds nothing here; use an encoder.")
         pooling = pooling or self._lm.pooling
         if pooling is None:
             raise RequestError(
@@ -160,12 +187,13 @@ class Engine(EngineBase):
         for prompt in prompts:
             self._validator.check_prompt(prompt, 0)
         places = [replace(prompt, output_indices=()) for prompt in prompts]
-        return self._score(places, scoring.embeddings(pooling, self.identity.hidden_size))
+        return self._score(places, scoring.embeddings(pooling, self.identity.head_size))
 
     def prefill(self, token_ids: Items[int]) -> KVPrefix:
         """See `EngineProtocol.prefill`. Runs between the steps of generation, a step's tokens at a time."""
         if not self.causal:
-            raise UnsupportedModel(f"{self.name} is an encoder, whose text sees the request too; learn a prefix.")
+            kind = "an encoder-decoder" if self.is_encoder_decoder else "an encoder"
+            raise UnsupportedModel(f"{self.name} is {kind}, whose text sees the request too; learn a prefix.")
         check_context_length(self.name, self.context, len(token_ids), None)
         check_token_ids(self.tokenizer, self.identity.vocab_size, token_ids)
         prefix: KVPrefix | None = None
@@ -177,19 +205,20 @@ class Engine(EngineBase):
 
     def check(self, request: Request) -> None:
         """See `EngineBase.check`."""
-        if not self.causal:
+        if not self.causal and not self.is_encoder_decoder:
             raise UnsupportedModel(f"{self.name} is an encoder, which writes no text; classify or tag with it.")
+        if isinstance(self._lm, EncoderDecoder) and not self._lm.caches:
+            raise UnsupportedModel(f"{self.name} ({self.identity.architecture}) {NO_CACHE}")
         super().check(request)
 
     def statistics(self) -> dict[str, float]:
-        """Those of `EngineBase.statistics`, ``pages``, ``free_pages``, and ``tokens_reused``: prompt tokens that were
-        in the cache already."""
-        own = {
+        """Those of `EngineBase.statistics` and of the cache, and ``tokens_reused``: prompt tokens that were in the
+        cache already."""
+        return {
+            **super().statistics(),
             "tokens_reused": self.scheduler.num_cached_tokens,
-            "pages": self.cache.num_pages,
-            "free_pages": self.cache.num_free_pages,
+            **self.cache.statistics(),
         }
-        return {**super().statistics(), **own}
 
     def close(self) -> None:
         """Stop stepping and free the cache; unfinished requests end as cancelled."""
@@ -219,6 +248,6 @@ class Engine(EngineBase):
         results = self._run_jobs([batch.job for batch in batches])
         return scoring.gather_scores(batches, results, prompts, spec.columns)
 
-    def _require_causal(self) -> None:
-        if not self.causal:
+    def _require_answers(self) -> None:
+        if not self.causal and not self.is_encoder_decoder:
             raise UnsupportedModel(f"{self.name} is an encoder, which sees what follows; ask a causal model.")

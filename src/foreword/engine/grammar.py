@@ -107,9 +107,9 @@ class GrammarCompiler:
                 backend = copy(self._tokenizer.backend_tokenizer)
                 backend.no_padding()
                 backend.no_truncation()
-                self._converted_tokenizer = LLTokenizer(
-                    backend.to_str(), n_vocab=self._vocab_size, eos_token=self._eos_token_ids
-                )
+                # Tokens without a logit are known to the grammar, and never chosen (`GrammarMatcher.mask`).
+                known = max(self._vocab_size, backend.get_vocab_size())
+                self._converted_tokenizer = LLTokenizer(backend.to_str(), n_vocab=known, eos_token=self._eos_token_ids)
             except Exception as error:  # the library tells why in its own kinds of errors
                 raise RequestError(
                     f"the tokenizer of this model takes no constraints: {_clause(str(error))}; leave them out."

@@ -24,6 +24,7 @@ class RequestValidator:
         allow_other_weights: accept prefixes made for other weights of the same shape.
         prefix_cache_positions: positions that a prefix of a length takes in the cache.
         tokenizer: names tokens in errors; ``None`` leaves them numbers.
+        is_encoder_decoder: the answer has positions of its own, as many as the text.
     """
 
     identity: ModelIdentity
@@ -32,6 +33,7 @@ class RequestValidator:
     allow_other_weights: bool
     prefix_cache_positions: Callable[[int], int] = int
     tokenizer: Any = None
+    is_encoder_decoder: bool = False
 
     def check(self, request: Request) -> None:
         """Raise RequestError, PromptTooLong or ModelMismatch for a request that can never be generated."""
@@ -39,12 +41,11 @@ class RequestValidator:
         self._check_prefix(request)
         self._check_logit_bias(request)
         prompt, max_tokens = request.prompt_tokens, request.sampling.max_tokens
-        self._check_context(prompt, 1)
-        if self.context is not None and prompt + max_tokens > self.context:
-            raise PromptTooLong(
-                f"the prompt has {prompt} tokens and max_tokens is {max_tokens}, together more than the context of "
-                f"{self.context}; ask for at most {self.context - prompt} tokens."
-            )
+        if self.is_encoder_decoder:
+            self._check_context(prompt, 0)
+            self._check_decoder(request.prefix_length, max_tokens)
+        else:
+            self._check_joined(prompt, max_tokens)
         needed = request.max_cached_tokens + self.prefix_cache_positions(request.prefix_length)
         if needed > self.cache_positions:
             raise PromptTooLong(
@@ -56,7 +57,28 @@ class RequestValidator:
         """The same for a prompt that is scored, with words of up to ``answer_tokens`` tokens behind it."""
         self._check_tokens(prompt)
         self._check_prefix(prompt)
-        self._check_context(prompt.prefix_length + len(prompt.token_ids), answer_tokens)
+        if not self.is_encoder_decoder:
+            self._check_context(prompt.prefix_length + len(prompt.token_ids), answer_tokens)
+            return
+        # What stands behind the first place is the decoder's.
+        text = prompt.output_indices[0] + 1 if prompt.output_indices else len(prompt.token_ids)
+        self._check_context(prompt.prefix_length + text, 0)
+        self._check_decoder(prompt.prefix_length, len(prompt.token_ids) - text + answer_tokens)
+
+    def _check_joined(self, prompt: int, max_tokens: int) -> None:
+        self._check_context(prompt, 1)
+        if self.context is not None and prompt + max_tokens > self.context:
+            raise PromptTooLong(
+                f"the prompt has {prompt} tokens and max_tokens is {max_tokens}, together more than the context of "
+                f"{self.context}; ask for at most {self.context - prompt} tokens."
+            )
+
+    def _check_decoder(self, prefix: int, answer_tokens: int) -> None:
+        if self.context is not None and prefix + answer_tokens > self.context:
+            raise PromptTooLong(
+                f"an answer of {answer_tokens} tokens is longer than the decoder's context of {self.context} leaves; "
+                f"ask for at most {self.context - prefix} (max_tokens)."
+            )
 
     def _check_tokens(self, item: Request | Prompt) -> None:
         if not item.token_ids:
@@ -87,7 +109,7 @@ class RequestValidator:
             return
         prefix.model.check(self.identity, "the prefix of this request", allow_other_weights=self.allow_other_weights)
         # Zero positions of a prefix would be a silent answer of the base model.
-        least = 1 if prefix.token_ids is not None else prefix.length
+        least = prefix.min_length
         if not least <= length <= prefix.length:
             raise RequestError(
                 f"the request uses {length} positions of a prefix that serves {least} to {prefix.length}."

@@ -71,6 +71,8 @@ class Scheduler:
         chunk: run prompts in chunks that end at multiples of this many tokens, whole, and everything behind a prompt a
             token at a time, also after a preemption: the shapes of a sequence then depend on itself alone. Steps must
             have room for it beside all other sequences.
+        whole_prompts: run a prompt in one step, also one that is longer than a step, and everything behind it a token
+            at a time: an encoder reads its text as a whole.
 
     Attributes:
         running: admitted sequences, in the order of their admission.
@@ -79,7 +81,13 @@ class Scheduler:
     """
 
     def __init__(
-        self, cache: KVCacheManager, max_num_batched_tokens: int, max_num_seqs: int, chunk: int | None = None
+        self,
+        cache: KVCacheManager,
+        max_num_batched_tokens: int,
+        max_num_seqs: int,
+        chunk: int | None = None,
+        *,
+        whole_prompts: bool = False,
     ) -> None:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -92,6 +100,7 @@ class Scheduler:
         self._cache = cache
         self._max_num_batched_tokens = max_num_batched_tokens
         self._chunk = chunk
+        self._whole_prompts = whole_prompts
         # With more sequences than tokens, those at the end would never have a turn.
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
 
@@ -165,13 +174,21 @@ class Scheduler:
         for sequence in order:
             if sequence not in self.running:  # it was preempted
                 continue
-            start = sequence.num_computed_tokens
-            end = min(sequence.num_tokens, start + budget) if self._chunk is None else self._chunk_end(sequence, budget)
+            start, end = sequence.num_computed_tokens, self._end(sequence, budget)
             if end <= start or not self._extend_or_preempt(sequence, scheduled):
                 continue
             scheduled[sequence] = ScheduledTokens(sequence, start, end, needs_logits=end == sequence.num_tokens)
             budget = self._max_num_batched_tokens - sum(each.num_tokens for each in scheduled.values())
         return list(scheduled.values())
+
+    def _end(self, sequence: Sequence, budget: int) -> int:
+        """The end of the tokens that a sequence runs in a step with room for ``budget`` more; their start for none."""
+        start = sequence.num_computed_tokens
+        if self._chunk is not None:
+            return self._chunk_end(sequence, budget)
+        if not self._whole_prompts:
+            return min(sequence.num_tokens, start + budget)
+        return max(start + 1, len(sequence.request.token_ids)) if budget > 0 else start
 
     def _chunk_end(self, sequence: Sequence, budget: int) -> int:
         """The end of the sequence's next chunk; its beginning if the step has no room for the whole of it."""

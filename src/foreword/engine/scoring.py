@@ -1,6 +1,6 @@
 """Scoring in ragged batches of a bounded size: labels behind many prompts, the prompts' own tokens, embeddings.
 
-`Engine` runs the batches as jobs between its steps, `EncoderDecoderEngine` at once.
+`Engine` runs the batches as jobs between its steps.
 """
 
 from __future__ import annotations

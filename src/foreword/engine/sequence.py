@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import ref
@@ -16,6 +17,29 @@ from foreword.text.detokenize import Detokenizer
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, eq=False)
+class StateRow:
+    """The states of one sequence, as a row of the batch that ran it last.
+
+    Attributes:
+        batch: states ``[R, ...]`` of every layer by name.
+        index: the row.
+    """
+
+    batch: tuple[Mapping[str, torch.Tensor], ...]
+    index: int
+
+    @property
+    def size(self) -> int:
+        """``R``."""
+        return next(len(state) for layer in self.batch for state in layer.values())
+
+    @property
+    def tensors(self) -> tuple[Mapping[str, torch.Tensor], ...]:
+        """The states of every layer, for this sequence alone."""
+        return tuple({name: state[self.index] for name, state in layer.items()} for layer in self.batch)
 
 
 @dataclass(eq=False)
@@ -40,6 +64,7 @@ class Sequence:
         slots: ``[C]`` cache slot of every position in `prefix_pages` and `pages`, in order.
         output_token_ids: tokens generated so far.
         num_cached_tokens: own tokens that were in the cache at its first admission; ``None`` before.
+        states: of layers that keep some, behind its computed tokens; ``None`` before the first and in other models.
     """
 
     request: Request
@@ -57,6 +82,7 @@ class Sequence:
     slots: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     output_token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int | None = None
+    states: StateRow | None = None
 
     @property
     def cancelled(self) -> bool:

@@ -104,10 +104,11 @@ class Answers:
             )
         if (scorer := self._scorers.get(task)) is None:
             scorer = self._scorers[task] = label_scorer(self.engine, task)
-        used, room = request.prompt_tokens, self.engine.context
-        if room is not None and used + scorer.max_extra_tokens > room:
+        room = prompt.room(self.engine.context, is_encoder_decoder=self.engine.is_encoder_decoder)
+        if room is not None and scorer.max_extra_tokens > room:
             raise PromptTooLong(
-                f"the prompt has {used} tokens with its prefix, the context of {room} has no room for a label of "
+                f"the prompt has {request.prompt_tokens} tokens with its prefix, the context of {self.engine.context} "
+                "has no room for a label of "
                 f"{scorer.max_extra_tokens} tokens; shorten it."
             )
         if (waiting := len(self._pending)) >= self._max_waiting:

@@ -119,7 +119,8 @@ def fit_rows(
             for task, answer in limits:
                 prompt = make_prompt(engine, task, row.values)
                 tokens = len(prompt.token_ids)
-                if engine.context is not None and prompt.prefix_length + tokens + answer > engine.context:
+                room = prompt.room(engine.context, is_encoder_decoder=engine.is_encoder_decoder)
+                if room is not None and answer > room:
                     return False
                 if max_length is not None and tokens > max_length:
                     return False
@@ -266,7 +267,7 @@ def _perplexity(
     """Perplexity of the references, cut to the context; empty if none has a token."""
     pairs: list[tuple[Prompt, list[int]]] = []
     for prompt, row, text in zip(prompts, rows, references, strict=True):
-        room = engine.context and engine.context - prompt.prefix_length - len(prompt.token_ids)
+        room = prompt.room(engine.context, is_encoder_decoder=engine.is_encoder_decoder)
         with row.error_context():
             target = seam.answer_ids(engine.tokenizer, text, None if engine.is_encoder_decoder else "")[:room]
         pairs += [(prompt, target)] if target else []
@@ -285,7 +286,8 @@ def _make_prompts(engine: EngineProtocol, task: Task, rows: Sequence[Row], answe
         with row.error_context():
             prompt = make_prompt(engine, task, row.values)
             used = prompt.prefix_length + len(prompt.token_ids)
-            if engine.context is not None and used + answer_tokens > engine.context:
+            room = prompt.room(engine.context, is_encoder_decoder=engine.is_encoder_decoder)
+            if room is not None and answer_tokens > room:
                 raise PromptTooLong(
                     f"the example has {used} tokens with its prefix, the context of {engine.name} is {engine.context}; "
                     "shorten the row."
@@ -296,7 +298,8 @@ def _make_prompts(engine: EngineProtocol, task: Task, rows: Sequence[Row], answe
 
 def _cut_to_room(engine: EngineProtocol, prompt: Prompt, params: SamplingParams) -> SamplingParams:
     """The parameters with ``max_tokens`` cut to the room that a long prompt leaves."""
-    return replace(params, max_tokens=prompt.cap_max_tokens(params.max_tokens, engine.context))
+    cut = prompt.cap_max_tokens(params.max_tokens, engine.context, is_encoder_decoder=engine.is_encoder_decoder)
+    return replace(params, max_tokens=cut)
 
 
 def _read_answer(stream: Stream, row: Row) -> str:

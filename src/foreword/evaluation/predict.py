@@ -102,6 +102,7 @@ def label_scorer(engine: EngineProtocol, task: Task) -> LabelScorer:
     if task.head is not None:
         return head_scorer(task.head)
     verbalizer = Verbalizer(task.verbalizer or {})
+    verbalizer.check_token_rows(engine.tokenizer, engine.identity.vocab_size)
     before = parse_template(task).before_answer
     return word_scorer(
         engine.tokenizer, verbalizer, before, causal=engine.causal, is_encoder_decoder=engine.is_encoder_decoder

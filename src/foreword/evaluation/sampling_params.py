@@ -49,6 +49,7 @@ def request_sampling_params(
     default_max_tokens: int,
     model_defaults: Mapping[str, Any] = NO_DEFAULTS,
     *,
+    is_encoder_decoder: bool = False,
     max_tokens: int | None = None,
     temperature: float | None = None,
     **overrides: Any,
@@ -59,6 +60,7 @@ def request_sampling_params(
         prompt: a default ``max_tokens`` is cut to the room that it leaves in ``context``; a client's is not.
         default_max_tokens: when neither the request nor the task gives it.
         model_defaults: see `task_sampling_params`.
+        is_encoder_decoder: see `Prompt.room`.
         max_tokens, temperature, overrides: of the request; ``None`` for what it does not say.
 
     Raises UsageError for a wrong value.
@@ -67,7 +69,8 @@ def request_sampling_params(
     if temperature is None:
         usual = 0.0 if _is_learned(task) else model_defaults.get("temperature", 1.0)
         temperature = defaults.get("temperature", usual)
-    room = prompt.cap_max_tokens(int(defaults.get("max_tokens", default_max_tokens)), context)
+    usual = int(defaults.get("max_tokens", default_max_tokens))
+    room = prompt.cap_max_tokens(usual, context, is_encoder_decoder=is_encoder_decoder)
     asked = {"max_tokens": max_tokens or room, "temperature": temperature, **overrides}
     return task_sampling_params(task, model_defaults, **asked)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from textwrap import indent
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
@@ -20,7 +21,7 @@ from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
 from foreword.core import Head, KVPrefix, Task
 from foreword.errors import UsageError
 from foreword.interop.export_folder import check_empty
-from foreword.interop.flat_prefix import flatten, uniform_layer_shape
+from foreword.interop.flat_prefix import check_past_key_values, flatten, uniform_layer_shape
 from foreword.interop.peft_head import SEQUENCE, TOKENS, HeadModule, head_config, head_module
 from foreword.interop.soft_prompt import inner_soft_tokens, template_soft_tokens
 from foreword.models import LanguageModel
@@ -72,6 +73,9 @@ def _check_exportable(lm: LanguageModel, task: Task) -> None:
         "soft tokens and more beside them": soft and (task.adapter is not None or task.prefix.length > 0),
         "scores that are calibrated by a bias": task.bias is not None and task.head is not None,
         "several prefixes whose answers are combined": bool(task.members),
+        "a prefix in front of its encoder, where PEFT's stands in front of the decoder alone": any(
+            layer.part for layer in task.prefix.model.layers
+        ),
         "a prefix and low-rank changes at once": task.adapter is not None and task.prefix.length > 0,
     }
     if missing := next((what for what, there in lost.items() if there), None):
@@ -80,6 +84,8 @@ def _check_exportable(lm: LanguageModel, task: Task) -> None:
         if task.head is not None:
             raise UsageError(f"task '{task.name}' has a head alone, and PEFT holds one only beside a prompt or a LoRA.")
         raise UsageError(f"task '{task.name}' has nothing learned in it, only a template; there is nothing to export.")
+    if task.prefix.length:
+        check_past_key_values(lm, f"the prefix of task '{task.name}'")
     if task.prefix.length and task.prefix.offset != task.prefix.length:
         raise UsageError(
             f"task '{task.name}' starts its requests at position {task.prefix.offset} behind {task.prefix.length} "
@@ -90,8 +96,14 @@ def _check_exportable(lm: LanguageModel, task: Task) -> None:
 def _write_prefix(lm: LanguageModel, prefix: KVPrefix, folder: Path) -> str:
     shape = uniform_layer_shape(prefix.model, _PEFT)
     width = shape.kv_heads * shape.key_dim
-    config = {"encoder_hidden_size": width, "prefix_projection": False, "token_dim": width}
-    return _write_prompt(lm, folder, "PREFIX_TUNING", flatten(prefix, _PEFT), config)
+    config: dict[str, object] = {"encoder_hidden_size": width, "prefix_projection": False, "token_dim": width}
+    rows = flatten(prefix, _PEFT)
+    if lm.is_encoder_decoder:
+        # Every second layer that PEFT reads is the cross-attention's, which it takes out again.
+        layers = rows.unflatten(1, (len(prefix.keys), 1, -1))
+        rows = torch.cat([layers, torch.zeros_like(layers)], dim=2).flatten(1)
+        config |= {"num_layers": 2 * len(prefix.keys), "num_transformer_submodules": 2}
+    return _write_prompt(lm, folder, "PREFIX_TUNING", rows, config)
 
 
 def _write_soft(lm: LanguageModel, soft: Tensor, folder: Path) -> str:
@@ -103,17 +115,18 @@ def _write_prompt(
     lm: LanguageModel, folder: Path, peft_type: str, embeddings: Tensor, config: Mapping[str, object]
 ) -> str:
     """Write ``prompt_embeddings [P, width]`` and a config with the fields that all prompts of PEFT have."""
+    layers = lm.identity.decoder_only.layers
     config = {
-        **config,
         "base_model_name_or_path": _base_model(lm),
         "inference_mode": True,
-        "num_attention_heads": lm.identity.layers[0].kv_heads,
-        "num_layers": len(lm.identity.layers),
+        "num_attention_heads": layers[0].kv_heads,
+        "num_layers": len(layers),
         # PEFT's default for encoder-decoders is 2: more soft tokens in front of the decoder.
         "num_transformer_submodules": 1,
         "num_virtual_tokens": len(embeddings),
         "peft_type": peft_type,
         "task_type": _task_type(lm),
+        **config,
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"prompt_embeddings": embeddings}, folder / WEIGHTS, metadata={"format": "pt"})

@@ -16,7 +16,7 @@ from foreword.bank.adapter_file import make_adapter
 from foreword.core import Front, Task
 from foreword.errors import ModelMismatch, UsageError
 from foreword.interop.checkpoint import Checkpoint, read_checkpoint
-from foreword.interop.flat_prefix import check_room, unflatten
+from foreword.interop.flat_prefix import check_past_key_values, check_room, unflatten
 from foreword.interop.peft_head import SEQUENCE, TOKENS, check_saved_modules, read_head, split_head
 from foreword.interop.prompt_format import PromptFormat
 from foreword.models import LanguageModel
@@ -28,7 +28,7 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PROMPT = "prompt_embeddings"
 _SEQ_2_SEQ = "SEQ_2_SEQ_LM"
 _TASK_TYPES = (None, "CAUSAL_LM", "FEATURE_EXTRACTION", _SEQ_2_SEQ, SEQUENCE, TOKENS)
-# Of an encoder-decoder, where PEFT's default is 2.
+# Of an encoder-decoder, where PEFT's default is 2: encoder and decoder.
 _SUBMODULES = "num_transformer_submodules"
 
 FrontReader = Callable[[LanguageModel, Checkpoint, int | None], Front]
@@ -107,7 +107,7 @@ def import_peft(
         raise UsageError(f"{checkpoint} is {peft_type}, which has no task ids; leave --task-id out.")
     head = read_head(lm, checkpoint)
     checkpoint.warn_of_other_base(checkpoint.config.get("base_model_name_or_path"), lm)
-    _check_decoder(lm, checkpoint, soft=read in (_soft_prompt, _multitask))
+    _check_decoder(lm, checkpoint)
     front = read(lm, split_head(checkpoint)[0], task_id)
     prompt_format = prompt_format or PromptFormat()
     if head is not None:
@@ -132,18 +132,13 @@ def import_peft(
     )
 
 
-def _check_decoder(lm: LanguageModel, checkpoint: Checkpoint, *, soft: bool) -> None:
-    """Raise for a checkpoint of an encoder-decoder that is not soft tokens, or whose base model is of another kind."""
+def _check_decoder(lm: LanguageModel, checkpoint: Checkpoint) -> None:
+    """Raise ModelMismatch for a checkpoint whose base model is of another kind."""
     found = checkpoint.config.get("task_type")
     if lm.is_encoder_decoder != (found == _SEQ_2_SEQ):
         raise ModelMismatch(
             f"{checkpoint} is for {found}, {lm.name} is {lm.identity.architecture}; give the model it was made for "
             "with --model."
-        )
-    if lm.is_encoder_decoder and not soft:
-        raise UsageError(
-            f"{checkpoint} is {checkpoint.config['peft_type']}, and an encoder-decoder takes only soft tokens in front "
-            "of its text; learn it again as PROMPT_TUNING."
         )
 
 
@@ -174,10 +169,32 @@ def _multitask(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -
 
 
 def _prefix(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -> Front:
-    """PREFIX_TUNING and CARTRIDGE: keys and values, positions ``0..P-1``."""
+    """PREFIX_TUNING and CARTRIDGE: keys and values, positions ``0..P-1``; of an encoder-decoder, its decoder's."""
     del task_id
+    check_past_key_values(lm, str(checkpoint))
     checkpoint.require_only(_PROMPT)
-    return Front(unflatten(lm, checkpoint.tensor(_PROMPT, _length(checkpoint), None), str(checkpoint)))
+    flat = checkpoint.tensor(_PROMPT, _length(checkpoint), None)
+    return Front(unflatten(lm, _decoder_rows(lm, checkpoint, flat) if lm.is_encoder_decoder else flat, str(checkpoint)))
+
+
+def _decoder_rows(lm: LanguageModel, checkpoint: Checkpoint, flat: Tensor) -> Tensor:
+    """The layers of a flat prefix that PEFT feeds to the decoder's self-attention, in its order.
+
+    PEFT lays the saved layers out twice, gives every decoder layer two of them in turn, one for its self-attention and
+    one for its cross-attention, and takes the latter out again.
+    """
+    layers, saved = len(lm.identity.decoder_only.layers), checkpoint.config.get("num_layers")
+    if checkpoint.config.get(_SUBMODULES) == 1:
+        raise UsageError(
+            f"{checkpoint} has {_SUBMODULES} 1, with which PEFT mixes the keys of a decoder's self-attention and "
+            "cross-attention; learn it again with 2."
+        )
+    if not isinstance(saved, int) or saved < layers or flat.shape[1] % saved:
+        raise ModelMismatch(
+            f"{checkpoint} has num_layers {saved!r} and {flat.shape[1]} numbers a position, {lm.name} has {layers} "
+            "layers in its decoder; give the model it was made for with --model."
+        )
+    return flat.unflatten(1, (saved, -1))[:, [2 * layer % saved for layer in range(layers)]].flatten(1)
 
 
 def _lora(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -> Front:

@@ -100,7 +100,7 @@ def read_head(lm: LanguageModel, checkpoint: Checkpoint) -> Head | None:
         return None
     _check_reads_states(lm, task_type, str(checkpoint))
     weight = tensors.get("weight")
-    hidden = lm.identity.hidden_size
+    hidden = lm.identity.head_size
     if weight is None or weight.dim() != 2 or not weight.is_floating_point():
         raise CorruptFile(f"the head of {checkpoint} must have a weight [labels, {hidden}]; download it again.")
     if weight.shape[1] != hidden:

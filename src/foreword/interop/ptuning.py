@@ -203,7 +203,7 @@ def _head(lm: LanguageModel, checkpoint: Checkpoint, prefix_only: bool) -> Head 
             f"{checkpoint} ({architecture}) answers with {min(rest)}, a head that a task cannot hold: only one that "
             "labels words lies directly over the hidden states; import its keys alone with --prefix-only."
         )
-    weight = checkpoint.tensor("classifier.weight", None, lm.identity.hidden_size)
+    weight = checkpoint.tensor("classifier.weight", None, lm.identity.head_size)
     bias = checkpoint.tensor("classifier.bias", weight.shape[0])
     names = checkpoint.config.get("id2label")
     names = names if isinstance(names, dict) else {}

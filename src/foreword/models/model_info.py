@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from foreword.core import LayerShape, ModelIdentity
 from foreword.errors import UnsupportedModel
@@ -61,12 +61,13 @@ def model_info(
     name = name or default_model()
     folder = pull(name, progress)
     config, tokenizer = load_config_and_tokenizer(str(folder), name, trust_remote_code)
-    if auto_class(config) is not AutoModelForCausalLM:
+    auto = auto_class(config)
+    if auto not in (AutoModelForCausalLM, AutoModelForMultimodalLM):
         raise UnsupportedModel(f"{name} is no causal model ({type(config).__name__}); serve it with --engine embedded.")
     try:
         with torch.device("meta"), torch.no_grad():
             # Some experts multiply in bfloat16 alone.
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+            model = auto.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
             model.config.pad_token_id = None  # with one, GPT-2 looks at the tokens, and on no device there are none
             ids = torch.zeros(1, TOKENS, dtype=torch.long)
             layers = model.eval()(input_ids=ids, use_cache=True).past_key_values.layers

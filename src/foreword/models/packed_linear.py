@@ -122,7 +122,9 @@ def pack_linear_layers(model: nn.Module, run: Callable[[], object]) -> int:
     Returns:
         number of fused products; 0 if nothing changed.
     """
-    layers = [module for module in model.modules() if type(module) in _KINDS and _can_pack(module)]
+    # One with a forward of its own does more than multiply.
+    stock = [module for module in model.modules() if type(module) in _KINDS and "forward" not in vars(module)]
+    layers = [module for module in stock if _can_pack(module)]
     groups = _group_by_input(layers, run) if layers else []
     for group in groups:
         fused = FusedLinear(group)
@@ -144,10 +146,15 @@ def release_packed_weights(model: nn.Module) -> None:
 
 
 def _can_pack(module: nn.Module) -> bool:
-    """Whether a layer is frozen, on a CPU, and of a dtype that packs. A trainable weight may change without its version
-    count (``weight.data.copy_``), so it is never packed."""
-    weight = module.weight
-    frozen = isinstance(weight, Tensor) and not weight.requires_grad
+    """Whether a layer's weight is plain numbers, frozen, on a CPU, and of a dtype that packs.
+
+    A trainable weight may change without its version count (``weight.data.copy_``), so it is never packed. Neither is a
+    subclass of a tensor, such as torchao's, which stands for numbers that are kept otherwise: packing would undo that.
+    """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return False  # compressed-tensors keeps it packed under another name
+    frozen = type(weight) in (Tensor, nn.Parameter) and not weight.requires_grad
     return frozen and weight.device.type == "cpu" and is_packing_supported(weight.dtype)
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForMaskedLM
 
 from foreword.errors import UnknownModel
 from foreword.home import default_model, home
 from foreword.models import gguf
-from foreword.models.load import auto_class, load_config_and_tokenizer, max_positions, resolve_source
+from foreword.models.load import auto_classes, load_config_and_tokenizer, max_positions, resolve_source
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +50,9 @@ class TokenizedModel:
         if name == gguf.BUILTIN and not Path(home() / "models" / gguf.BUILTIN).is_dir():
             raise UnknownModel(f"{name} has not been fetched yet; run: foreword models pull {name}.")
         config, tokenizer = load_config_and_tokenizer(resolve_source(name, progress), name, trust_remote_code)
-        text, auto = config.get_text_config(), auto_class(config)
-        causal = auto is AutoModelForCausalLM
+        text, auto = config.get_text_config(), auto_classes(config)
         is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+        causal = not is_encoder_decoder and AutoModelForMaskedLM not in auto
         masked = any(each.endswith("ForMaskedLM") for each in getattr(config, "architectures", None) or ())
         ends = getattr(text, "eos_token_id", None)
         return cls(

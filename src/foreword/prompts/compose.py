@@ -16,7 +16,8 @@ from foreword.core import Bos, Front, KVPrefix, Task
 from foreword.core.overview import Overview, WithOverview
 from foreword.errors import TemplateError, UsageError
 from foreword.models import LanguageModel
-from foreword.models.activations import append_keys_values, check_context_length
+from foreword.models.activations import check_context_length
+from foreword.models.past import append_keys_values
 from foreword.prompts.lower import empty_prefix, lower, lower_tokens
 from foreword.prompts.rotate import rotate
 from foreword.prompts.stackable import check_stackable
@@ -173,8 +174,13 @@ def _append_learned(lm: LanguageModel, past: KVPrefix, task: Task) -> KVPrefix:
         assert task.soft is not None
         soft = task.soft.to(dtype=lm.dtype, device=lm.device)
         return replace(lower(lm, Front(past, soft)), bos=bos)
+    if lm.identity.keeps_states:
+        raise UsageError(
+            f"task '{task.ref}' keeps states of {lm.name}, which hold nothing of what would stand in front of it; name "
+            "it first, or learn it again behind the others."
+        )
     moved = rotate(lm, task.prefix.to(device=lm.device), past.length).to(dtype=lm.dtype)
-    return replace(append_keys_values(lm, past, list(moved.keys), list(moved.values)), bos=bos)
+    return replace(append_keys_values(lm.identity, past, moved.keys, moved.values), bos=bos)
 
 
 def _joint_bos(past: KVPrefix, behind: Bos) -> Bos:

@@ -3,7 +3,7 @@ arXiv:2106.09685)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from foreword.adapters import check_adapter, linear_layers
-from foreword.core import Adapter, Front, LowRank
+from foreword.core import Adapter, Batch, Front, LowRank
 from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import InitialValues
 from foreword.prompts.prefix import PrefixValues, initial_prefix
+
+RUN_TOKENS = 64
+"""Enough that a mixture of experts sends some to each."""
 
 
 class LoRAValues(PromptEncoder):
@@ -117,7 +120,10 @@ def target_layers(lm: LanguageModel, targets: Sequence[str] = ()) -> dict[str, t
         UsageError: a target is the end of no such name.
     """
     blocks = tuple(sorted({_block_name(name) for name, module in lm.model.named_modules() if module in lm.layers}))
-    inside = {name: widths for name, widths in linear_layers(lm.model).items() if name.startswith(blocks)}
+    linear = linear_layers(lm.model)
+    # Where no module of attention is known, all that is numbered is in a block; some are parameters and never run.
+    names = [name for name in linear if name.startswith(blocks)] if blocks else _run_in_blocks(lm, linear)
+    inside = {name: linear[name] for name in names}
     for target in targets:
         if not any(_matches_target(name, target) for name in inside):
             ends = sorted({name.rsplit(".", 1)[-1] for name in inside})
@@ -127,6 +133,22 @@ def target_layers(lm: LanguageModel, targets: Sequence[str] = ()) -> dict[str, t
         for n, widths in inside.items()
         if not targets or any(_matches_target(n, target) for target in targets)
     }
+
+
+@torch.no_grad()
+def _run_in_blocks(lm: LanguageModel, names: Iterable[str]) -> list[str]:
+    """Of some modules those that are in a numbered block and run as modules, found by running a few tokens."""
+    ran: set[str] = set()
+    modules = dict(lm.model.named_modules())
+    inside = [name for name in names if any(part.isdigit() for part in name.split("."))]
+    hooks = [modules[name].register_forward_hook(lambda *_, name=name: ran.add(name)) for name in inside]
+    try:
+        tokens = torch.arange(min(RUN_TOKENS, lm.vocab_size, lm.context or RUN_TOKENS)).tolist()
+        lm.hidden_states(Batch.from_rows(Front(), [tokens], device=lm.device), torch.zeros(1, dtype=torch.long))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name in inside if name in ran]
 
 
 def _block_name(attention: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from foreword.core import Batch, Bos, Front, KVPrefix
 from foreword.errors import UsageError
 from foreword.models import LanguageModel
-from foreword.models.activations import activations, append_keys_values, compute_keys_values
+from foreword.models.activations import activations
 from foreword.openmp import release_openmp_threads
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def lower(lm: LanguageModel, source: PromptEncoder | Front) -> KVPrefix:
             "put them inside the rows."
         )
     batch = Batch.from_rows(front, [], device=lm.device)
-    return replace(append_keys_values(lm, front.prefix, *compute_keys_values(lm, batch)), bos=_bos(front))
+    return replace(lm.kept(batch), bos=_bos(front))
 
 
 def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], past: KVPrefix | None = None) -> KVPrefix:
@@ -53,9 +53,11 @@ def lower_tokens(lm: LanguageModel, token_ids: Sequence[int], past: KVPrefix | N
         UsageError: there are no tokens, or the model is an encoder, whose text sees the request too.
     """
     if not lm.causal:
+        mend = "learn a prefix instead."
+        if lm.is_encoder_decoder:
+            mend = "put it into a --template (foreword train --method manual), which is run with every request."
         raise UsageError(
-            f"{lm.identity.architecture} reads in both directions, so text in front changes with every request; "
-            "learn a prefix instead."
+            f"{lm.identity.architecture} reads in both directions, so text in front changes with every request; {mend}"
         )
     prefix = activations(lm, token_ids, past)
     release_openmp_threads()  # an engine may be running in another thread
@@ -71,9 +73,10 @@ def static_prefix(prefix: KVPrefix, token_ids: Sequence[int], past: KVPrefix | N
 
 def empty_prefix(lm: LanguageModel) -> KVPrefix:
     """A prefix without positions, as tasks have that are a template or an adapter alone."""
-    keys = tuple(torch.zeros(s.kv_heads, 0, s.key_dim, dtype=lm.dtype) for s in lm.identity.layers)
-    values = tuple(torch.zeros(s.kv_heads, 0, s.value_dim, dtype=lm.dtype) for s in lm.identity.layers)
-    return KVPrefix(lm.identity, keys, values, offset=0)
+    identity = lm.identity.decoder_only
+    keys = tuple(torch.zeros(s.kv_heads, 0, s.key_dim, dtype=lm.dtype) for s in identity.layers)
+    values = tuple(torch.zeros(s.kv_heads, 0, s.value_dim, dtype=lm.dtype) for s in identity.layers)
+    return KVPrefix(identity, keys, values, offset=0)
 
 
 def _bos(front: Front) -> Bos:
@@ -84,6 +87,4 @@ def _bos(front: Front) -> Bos:
 
 def _detached(lm: LanguageModel, prefix: KVPrefix) -> KVPrefix:
     # Copies: the encoder may go on learning, and a prefix never changes.
-    keys = tuple(key.detach().to(lm.dtype, copy=True) for key in prefix.keys)
-    values = tuple(value.detach().to(lm.dtype, copy=True) for value in prefix.values)
-    return KVPrefix(prefix.model, keys, values, prefix.offset, prefix.token_ids, prefix.bos)
+    return replace(prefix.map(lambda t: t.detach().to(lm.dtype, copy=True), lambda s: s.detach().clone()), source="")

@@ -1,30 +1,35 @@
-"""Keys and values of every layer: learned directly (P-tuning v2) or through an MLP (prefix tuning)."""
+"""What every layer keeps, keys and values or states: learned directly (P-tuning v2) or through an MLP (prefix
+tuning)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foreword.core import Bos, Front, KVPrefix, ModelIdentity
 from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
-from foreword.models.activations import activations, append_keys_values
+from foreword.models.activations import activations
+from foreword.models.past import append_keys_values
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import InitialValues
 from foreword.prompts.reparam import Reparam, TrainableValues, projection
 
 
 class PrefixValues(PromptEncoder):
-    """Keys and values of ``P`` positions, as rows ``[P, T]`` that hold those of all layers side by side.
+    """Keys and values of ``P`` positions, as rows ``[P, T]`` that hold those of all layers side by side, and the states
+    behind them.
 
     Args:
         prefix: initial values; offset and beginning-of-text rule stay as they are there.
         dtype: of the model.
         num_frozen: how many of the first positions are not trained.
-        reparam: a network that the others are learned through; ``None`` trains them directly.
+        reparam: a network that the others are learned through; ``None`` trains them directly. States are always
+            learned directly: they are no rows that a network could share its weights over.
     """
 
     still: Tensor
@@ -36,13 +41,30 @@ class PrefixValues(PromptEncoder):
         rows = flatten_prefix(prefix)
         self.register_buffer("still", rows[:num_frozen].detach().to(dtype, copy=True))
         # The model's dtype may be wider than that of the values, as in a check of gradients.
+        reparam = reparam if rows.shape[1] else None
         self.values = TrainableValues(rows[num_frozen:].to(torch.promote_types(rows.dtype, dtype)), reparam)
+        self.states = nn.ParameterList(
+            state.detach().to(_wide(state.dtype, dtype), copy=True, memory_format=torch.contiguous_format)
+            for layer in prefix.states
+            for state in layer.values()
+        )
+        self._state_dtypes = [{name: state.dtype for name, state in layer.items()} for layer in prefix.states]
         self._model, self._offset, self._dtype = prefix.model, prefix.offset, dtype
         self._bos: Bos = prefix.bos
 
     def front(self) -> Front:
         rows = torch.cat([self.still, self.values().to(self._dtype)])
-        return Front(prefix=unflatten_prefix(rows, self._model, self._offset, self._bos))
+        prefix = unflatten_prefix(rows, self._model, self._offset, self._bos, self._named_states())
+        return Front(prefix=prefix)
+
+    def _named_states(self) -> tuple[dict[str, Tensor], ...]:
+        states = iter(self.states)
+        return tuple({name: next(states).to(dtype) for name, dtype in layer.items()} for layer in self._state_dtypes)
+
+
+def _wide(*dtypes: torch.dtype) -> torch.dtype:
+    """The widest of some dtypes, float32 at least."""
+    return reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def flatten_prefix(prefix: KVPrefix) -> Tensor:
@@ -51,12 +73,17 @@ def flatten_prefix(prefix: KVPrefix) -> Tensor:
     return torch.cat([tensor.transpose(0, 1).flatten(1) for pair in pairs for tensor in pair], dim=1)
 
 
-def unflatten_prefix(rows: Tensor, model: ModelIdentity, offset: int, bos: Bos) -> KVPrefix:
-    """Inverse of `flatten_prefix`, with views of ``rows``."""
+def unflatten_prefix(
+    rows: Tensor, model: ModelIdentity, offset: int, bos: Bos, states: tuple[dict[str, Tensor], ...] = ()
+) -> KVPrefix:
+    """Inverse of `flatten_prefix`, with views of ``rows``; ``states`` are those of `KVPrefix`."""
     heads = [(shape.kv_heads, dim) for shape in model.layers for dim in (shape.key_dim, shape.value_dim)]
     parts = rows.split([count * dim for count, dim in heads], dim=1)
-    tensors = tuple(part.unflatten(1, head).transpose(0, 1) for part, head in zip(parts, heads, strict=True))
-    return KVPrefix(model, tensors[0::2], tensors[1::2], offset, bos=bos)
+    tensors = tuple(
+        part.reshape(-1, *head).transpose(0, 1) if part.shape[1] else part.new_empty(head[0], len(rows), head[1])
+        for part, head in zip(parts, heads, strict=True)
+    )
+    return KVPrefix(model, tensors[0::2], tensors[1::2], offset, bos=bos, states=states)
 
 
 @dataclass(frozen=True)
@@ -142,7 +169,11 @@ def initial_prefix(lm: LanguageModel, start: InitialValues) -> KVPrefix:
     else:
         found = _random_prefix(lm, start)
         if start.frozen_prefix is not None:
-            found = append_keys_values(lm, start.frozen_prefix, list(found.keys), list(found.values))
+            if lm.identity.keeps_states:
+                raise SettingError(
+                    "init", "--init random values cannot go behind a text in a model with states; use --init text."
+                )
+            found = append_keys_values(lm.identity, start.frozen_prefix, found.keys, found.values)
     return replace(found, bos=start.frozen_prefix.bos) if start.frozen_prefix is not None else found
 
 
@@ -164,10 +195,11 @@ def _num_frozen(freeze_first: bool, start: InitialValues) -> int:
 
 
 def _random_prefix(lm: LanguageModel, start: InitialValues, spread: float = 0.1) -> KVPrefix:
-    def draw(heads: int, dim: int) -> Tensor:
-        return (spread * start.noise((heads, start.length, dim), start.generator)).to(lm.device)
+    def draw(*shape: int) -> Tensor:
+        return (spread * start.noise(shape, start.generator)).to(lm.device)
 
     shapes = lm.identity.layers
-    keys = tuple(draw(shape.kv_heads, shape.key_dim) for shape in shapes)
-    values = tuple(draw(shape.kv_heads, shape.value_dim) for shape in shapes)
-    return KVPrefix(lm.identity, keys, values, offset=start.length)
+    keys = tuple(draw(shape.kv_heads, start.length, shape.key_dim) for shape in shapes)
+    values = tuple(draw(shape.kv_heads, start.length, shape.value_dim) for shape in shapes)
+    states = tuple({state.name: draw(*state.shape) for state in shape.states} for shape in shapes)
+    return KVPrefix(lm.identity, keys, values, offset=start.length, states=states if lm.identity.keeps_states else ())

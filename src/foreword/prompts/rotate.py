@@ -79,6 +79,11 @@ def rotate(lm: LanguageModel, prefix: KVPrefix, by: int | Sequence[int]) -> KVPr
         UnsupportedModel: learned absolute positions, or rotations that the model's own frequencies do not explain.
         UsageError: positions beyond those for which the model's frequencies are fixed.
     """
+    if lm.identity.keeps_states:
+        raise UnsupportedModel(
+            f"{lm.name} keeps states, which have no position and cannot move; learn the prefix where it is used, or "
+            "publish the text itself."
+        )
     shifts = [by] * prefix.length if isinstance(by, int) else list(by)
     if len(shifts) != prefix.length:
         raise UsageError(f"a prefix of {prefix.length} positions needs as many shifts, got {len(shifts)}.")
@@ -137,15 +142,9 @@ def _keys_at_position(lm: LanguageModel, position: int) -> list[Tensor]:
     """
     steps = torch.arange(TOKENS, device=lm.device)
     ids = (lm.identity.vocab_size // 4 + steps * 7919) % lm.identity.vocab_size
-    keys: dict[int, Tensor] = {}
-
-    def collect(layer: int, key: Tensor, value: Tensor) -> None:
-        keys[layer] = key.float()
-
     start = replace(empty_prefix(lm), offset=position)
-    batch = Batch((1,) * TOKENS, (None,) * TOKENS, (start,) * TOKENS, ids)
-    lm.hidden_states(batch, steps, on_keys_values=collect)
-    return [keys[layer] for layer in sorted(keys)]
+    alone = [lm.kept(Batch((1,), (None,), (start,), token[None])).keys for token in ids]
+    return [torch.cat(layer, dim=1).float() for layer in zip(*alone, strict=True)]
 
 
 def _rope_frequencies(lm: LanguageModel) -> list[Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from foreword.core import Bos, Front, KVPrefix, soft_id
 from foreword.errors import SettingError, UsageError
 from foreword.models import LanguageModel
+from foreword.models.language_model import token_embeddings
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import InitialValues
 from foreword.prompts.reparam import Reparam, TrainableValues, lstm, mlp
@@ -153,7 +154,7 @@ def _initial_soft_tokens(lm: LanguageModel, start: InitialValues) -> Tensor:
 def _embeddings(lm: LanguageModel, token_ids: Sequence[int]) -> Tensor:
     """``[n, hidden]`` as they reach the first layer: through the module, since some models scale them on the way."""
     ids = torch.tensor(token_ids, dtype=torch.long, device=lm.device)
-    return lm.model.get_input_embeddings()(ids).clone()
+    return token_embeddings(lm.model, ids).clone()
 
 
 def _embedding_std(lm: LanguageModel) -> float:

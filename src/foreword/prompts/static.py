@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from foreword.core import Kind, KVPrefix, Task
@@ -23,7 +24,7 @@ def static_task(lm: LanguageModel, name: str, kind: Kind, text: str) -> Task:
         PromptTooLong: the text leaves no room for a request.
         TemplateError: the model has no chat template to render a system turn with.
     """
-    return _task(name, kind, text, lower_tokens(lm, static_token_ids(lm.tokenizer, kind, text)))
+    return _task(name, kind, text, lower_tokens(lm, static_token_ids(lm.tokenizer, kind, text)), lm.origin)
 
 
 def prefilled_task(name: str, kind: Kind, text: str, token_ids: Sequence[int], prefix: KVPrefix) -> Task:
@@ -36,7 +37,7 @@ def prefilled_task(name: str, kind: Kind, text: str, token_ids: Sequence[int], p
     return _task(name, kind, text, static_prefix(prefix, token_ids))
 
 
-def _task(name: str, kind: Kind, text: str, prefix: KVPrefix) -> Task:
+def _task(name: str, kind: Kind, text: str, prefix: KVPrefix, origin: Mapping[str, str] = MappingProxyType({})) -> Task:
     digest = hashlib.sha256(text.encode()).hexdigest()
-    provenance = {"foreword": __version__, "text_sha256": digest, "parents": []}
+    provenance = {"foreword": __version__, "text_sha256": digest, "parents": [], **origin}
     return Task(name, "static", prefix, kind, text, provenance=provenance)

@@ -13,6 +13,7 @@ from torch import Tensor
 from foreword.core import Front
 from foreword.errors import SettingError
 from foreword.models import LanguageModel
+from foreword.models.language_model import token_embeddings
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import InitialValues
 from foreword.text import seam
@@ -48,7 +49,7 @@ class TriggerTokens(PromptEncoder):
         an encoder."""
         specials = seam.special_tokens(self._lm.tokenizer)[0] if self._lm.causal else ()
         ids = torch.cat([self.token_ids.new_tensor(specials), self.token_ids])
-        values = self._lm.model.get_input_embeddings()(ids).clone()
+        values = token_embeddings(self._lm.model, ids).clone()
         return Front(soft=values, bos="prefix") if self._lm.causal else Front(inner_soft=values)
 
 

@@ -7,6 +7,7 @@ that `tool_formats` cannot read, tools and calls are written as ordinary turns (
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -155,7 +156,29 @@ class _ChatTemplate:
     kwargs: Mapping[str, Any]
 
     def render(self, turns: Sequence[Turn], tools: _Definitions | None, open_answer: bool) -> str:
-        """Raises RequestError with the template's reason where it refuses the turns."""
+        """Raises RequestError with the template's reason where it refuses the turns.
+
+        Templates of models that read images too may know content as a list of parts alone, and write nothing of a
+        text, or refuse it: there the turns are rendered with lists, if more of what they say is written then.
+        """
+        refusal, written = None, []
+        for arranged in (turns, [_in_parts(turn) for turn in turns]):
+            try:
+                rendered = self._apply(arranged, tools, open_answer)
+            except RequestError as error:
+                refusal = refusal or error
+                continue
+            if arranged is not turns and any(_writes_lists(turn, rendered) for turn in arranged):
+                continue
+            if not (left_out := sum(turn["content"].strip() not in rendered for turn in turns)):
+                return rendered
+            written.append((left_out, rendered))
+        if not written:
+            assert refusal is not None
+            raise refusal
+        return min(written, key=lambda each: each[0])[1]
+
+    def _apply(self, turns: Sequence[Turn], tools: _Definitions | None, open_answer: bool) -> str:
         import jinja2
 
         try:
@@ -173,6 +196,15 @@ class _ChatTemplate:
             raise RequestError(
                 f"the model's chat template refuses these messages ({reason}); change their roles or their order."
             ) from None
+
+
+def _writes_lists(turn: Turn, rendered: str) -> bool:
+    """Whether a template writes a list of parts as if it were a text, in Python's way or in JSON's."""
+    return str(turn["content"])[:-2] in rendered or json.dumps(turn["content"], ensure_ascii=False)[:-2] in rendered
+
+
+def _in_parts(turn: Turn) -> Turn:
+    return turn | {"content": [{"type": "text", "text": turn["content"]}]}
 
 
 @dataclass(frozen=True)

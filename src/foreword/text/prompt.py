@@ -53,12 +53,22 @@ class Prompt:
             )
         return replace(self, output_indices=self.output_indices or indices)
 
-    def cap_max_tokens(self, default: int, context: int | None) -> int:
-        """A default ``max_tokens``, cut to what the context leaves behind this prompt.
+    def room(self, context: int | None, *, is_encoder_decoder: bool = False) -> int | None:
+        """Positions that the context leaves for an answer, below 0 for a longer prompt; ``None`` without a limit.
+
+        Args:
+            is_encoder_decoder: the answer has positions of its own, as many as the prompt, behind the same prefix.
+        """
+        if context is None:
+            return None
+        behind = context - self.prefix_length - len(self.token_ids)
+        return context - self.prefix_length if is_encoder_decoder and behind >= 0 else behind
+
+    def cap_max_tokens(self, default: int, context: int | None, *, is_encoder_decoder: bool = False) -> int:
+        """A default ``max_tokens``, cut to what the context leaves for this prompt (`room`).
 
         At least 1: a prompt that leaves nothing is refused by the engine, which says why. A number that the user gives
         is refused there too, and never cut.
         """
-        if context is None:
-            return default
-        return max(1, min(default, context - self.prefix_length - len(self.token_ids)))
+        room = self.room(context, is_encoder_decoder=is_encoder_decoder)
+        return default if room is None else max(1, min(default, room))

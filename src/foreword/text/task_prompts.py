@@ -7,7 +7,7 @@ them. ``task=None`` is the base model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from foreword.core import Kind, Task
 from foreword.errors import RequestError, TemplateError, UnsupportedOption, UsageError
@@ -21,14 +21,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def from_text(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str, *, causal: bool = True) -> Prompt:
+class ModelKind(TypedDict):
+    """What a prompt's making depends on of its model, as an engine has it."""
+
+    causal: bool
+    is_encoder_decoder: bool
+
+
+def from_text(
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None,
+    text: str,
+    *,
+    causal: bool = True,
+    is_encoder_decoder: bool = False,
+) -> Prompt:
     """The text verbatim behind the task's prefix.
 
     A task that labels takes it verbatim if it is worded as the task's template up to the answer; any other text is put
-    into the template's only field, since words of labels behind it would mean nothing.
+    into the template's only field, since words of labels behind it would mean nothing. So is every text for a task of
+    an encoder-decoder with a template: its encoder reads the template as a whole, and nothing is continued.
 
     Raises RequestError if there is nothing to run, or for a text that a template of several fields would take.
     """
+    if is_encoder_decoder:
+        return _encoder_prompt(tokenizer, task, text)
     if task is not None and answers_label(task) and not _is_worded(task, text, causal):
         return from_fields(tokenizer, task, {_label_field(task): text}, causal=causal)
     if task is not None and distilled_text.stands_for_text(task):
@@ -99,13 +116,15 @@ def from_messages(
     messages: Sequence[Mapping[str, object]],
     *,
     causal: bool = True,
+    is_encoder_decoder: bool = False,
     answer_prefix: str = "",
     **options: Unpack[chat.RenderOptions],
 ) -> Prompt:
     """A conversation, through the task's template if that has one field, else the chat template.
 
     Args:
-        causal: False for a task of an encoder.
+        causal: False for a task of an encoder or an encoder-decoder.
+        is_encoder_decoder: True for a task of an encoder-decoder.
         answer_prefix: a beginning of the answer, behind the rendered conversation.
         options: of the chat template.
 
@@ -116,7 +135,8 @@ def from_messages(
     fields = _fields(task)
     if task is not None and fields:
         _refuse_chat_options(task, options)
-        return from_fields(tokenizer, task, {fields[0]: _single_user_text(task, messages)}, causal=causal)
+        inputs = {fields[0]: _single_user_text(task, messages)}
+        return from_fields(tokenizer, task, inputs, causal=causal, is_encoder_decoder=is_encoder_decoder)
     if task is not None and _is_static(task):
         rendered = _static_chat_text(tokenizer, task, messages, options) + answer_prefix
         if task.kind == "system":
@@ -169,14 +189,16 @@ def takes_one_message(task: Task | None) -> bool:
     return len(_fields(task)) == 1
 
 
-def from_ids(task: Task | None, token_ids: Sequence[int], *, causal: bool = True) -> Prompt:
+def from_ids(
+    task: Task | None, token_ids: Sequence[int], *, causal: bool = True, is_encoder_decoder: bool = False
+) -> Prompt:
     """Token ids behind the whole prefix. Raises RequestError if there is nothing to run."""
-    if task is not None and not causal:
+    if task is not None and not causal and not is_encoder_decoder:
         raise RequestError(f"task '{task.name}' is of an encoder and needs its mask; send a text or inputs.")
     if token_ids and min(token_ids) < 0:
         raise RequestError(f"token id {min(token_ids)} is below 0; send ids of the tokenizer.")
     if task is None or task.prefix.token_ids is None:
-        return _continuation_prompt(task, token_ids)
+        return _continuation_prompt(task, token_ids, causal=causal)
     return _static_slice_prompt(task, [*task.prefix.token_ids, *token_ids])
 
 
@@ -252,13 +274,22 @@ def _request_has_bos(task: Task | None) -> bool:
     return task.prefix.bos == "request" or (task.prefix.length == 0 and task.prefix.bos == "prefix")
 
 
-def _continuation_prompt(task: Task | None, token_ids: Sequence[int]) -> Prompt:
+def _encoder_prompt(tokenizer: PreTrainedTokenizerBase, task: Task | None, text: str) -> Prompt:
+    """A text in the only field of the task's template, or by itself as the encoder was trained to read it."""
+    if task is not None and task.template is not None:
+        inputs = {_label_field(task): text}
+        return from_fields(tokenizer, task, inputs, causal=False, is_encoder_decoder=True)
+    ids = [*seam.encode(tokenizer, text, bos=True), *seam.special_tokens(tokenizer)[1]]
+    return _continuation_prompt(task, ids, causal=False)
+
+
+def _continuation_prompt(task: Task | None, token_ids: Sequence[int], *, causal: bool = True) -> Prompt:
     """Token ids behind the whole prefix of a task, outside its template."""
     if not token_ids:
         raise RequestError("the request is empty, so there is nothing to continue; send at least one token.")
     if task is None:
         return Prompt(tuple(token_ids), None, 0)
-    if task.template is not None and Template.parse(task.template).num_inner_soft_tokens(causal=True):
+    if task.template is not None and Template.parse(task.template).num_inner_soft_tokens(causal):
         raise RequestError(
             f"task '{task.name}' has soft tokens inside its template, so it takes fields and no bare text; send "
             "inputs for its fields."
@@ -269,6 +300,8 @@ def _continuation_prompt(task: Task | None, token_ids: Sequence[int]) -> Prompt:
 def _static_slice_prompt(task: Task, joined_ids: Sequence[int]) -> Prompt:
     """The ids of a static task's text and a request together, behind as much of the prefix as they share with it."""
     reused, rest = seam.match_prefix(task.prefix.token_ids or (), joined_ids)
+    if reused < task.prefix.min_length:  # states hold the whole text, so where the tokens differ the joined text is run
+        reused, rest = 0, list(joined_ids)
     return Prompt(tuple(rest), task.prefix if reused else None, reused, adapter=task.adapter)
 
 

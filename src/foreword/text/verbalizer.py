@@ -14,8 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foreword.core.token_rows import check_token_ids
 from foreword.errors import VerbalizerError
 from foreword.text import seam
+from foreword.text.row import Row
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +81,13 @@ class Verbalizer:
         shown = ", ".join(self.labels[:12]) + (", ..." if len(self.labels) > 12 else "")
         at = f"{where}: " if where else ""
         raise VerbalizerError(f"{at}label '{label}' is not in the verbalizer (labels: {shown}); {mend}")
+
+    def check_token_rows(self, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+        """Raise RequestError for a word with a token beyond the ``rows`` of the model's embedding."""
+        for label, words in self.words.items():
+            for word in words:
+                with Row({}, f"word {word!r} of label {label!r}").error_context():
+                    check_token_ids(tokenizer, rows, seam.encode(tokenizer, word, bos=False))
 
     def build_trie(self, tokenizer: PreTrainedTokenizerBase, after: str | None) -> WordTrie:
         """The words as a token trie behind ``after``, the literal text before ``{mask}``; raises as `tokens` does."""

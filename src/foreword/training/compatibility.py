@@ -18,7 +18,7 @@ def check_compatible(lm: LanguageModel, recipe: Recipe, method: Method, data: Tr
     if data.conversations:
         _check_conversations(lm)
     if lm.is_encoder_decoder:
-        _check_encoder_decoder(lm, method, data)
+        _check_encoder_decoder(lm, recipe, method, data)
     ignored = [name for name in TRAINING_FLAGS if getattr(recipe, name) is not None]
     if not (method.learns or data.head_labels) and (ignored or recipe.init != "auto"):
         key = (ignored or ["init"])[0]
@@ -56,12 +56,13 @@ def _check_conversations(lm: LanguageModel) -> None:
         )
 
 
-def _check_encoder_decoder(lm: LanguageModel, method: Method, data: TrainingData) -> None:
-    """An encoder-decoder takes soft tokens in its text, and neither other prompts nor heads."""
-    if method.learns and not method.soft:
-        raise UsageError(
-            f"{lm.name} is an encoder-decoder, which takes soft tokens in front of its text and not what --method "
-            f"{method.name} learns; use --method prompt-tuning or p-tuning."
+def _check_encoder_decoder(lm: LanguageModel, recipe: Recipe, method: Method, data: TrainingData) -> None:
+    """An encoder-decoder takes prompts and adapters, and no heads."""
+    if recipe.checkpointing and method.length and not method.soft:
+        raise SettingError(
+            "checkpointing",
+            f"{lm.name} is an encoder-decoder, which takes a prefix through its decoder's cache, and checkpointing "
+            "forgets it; leave out --checkpointing.",
         )
     if data.head_labels:
         raise UsageError(

@@ -51,7 +51,7 @@ def initial_head(lm: LanguageModel, labels: int, generator: torch.Generator, *, 
     Args:
         bias: whether the bias is learned.
     """
-    head = nn.Linear(lm.identity.hidden_size, labels, dtype=torch.promote_types(lm.dtype, torch.float32))
+    head = nn.Linear(lm.identity.head_size, labels, dtype=torch.promote_types(lm.dtype, torch.float32))
     with torch.no_grad():
         head.weight.copy_(0.02 * torch.randn(head.weight.shape, generator=generator))
         head.bias.zero_()

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 
 from foreword.core import Bos, Head, KVPrefix, Task
-from foreword.core.token_rows import check_token_ids
 from foreword.errors import SettingError
 from foreword.models import LanguageModel
 from foreword.prompts.base import Method, PromptEncoder
 from foreword.prompts.lower import empty_prefix
 from foreword.prompts.registry import get_method as find_method
-from foreword.text import seam
 from foreword.text.encoded_example import ConstantPrefix, ExampleEncoder
 from foreword.text.label_scorers import HeadScorer, LabelScorer, word_scorer
 from foreword.text.long_rows import LongRows
@@ -168,11 +166,7 @@ class Run:
         if verbalizer is None or template is None:
             return None
         lm, before = self.lm, template.before_answer
-        for label, words in verbalizer.words.items():
-            for word in words:
-                with Row({}, f"word {word!r} of label {label!r}").error_context():
-                    ids = seam.encode(lm.tokenizer, word, bos=False)
-                    check_token_ids(lm.tokenizer, lm.identity.vocab_size, ids)
+        verbalizer.check_token_rows(lm.tokenizer, lm.identity.vocab_size)
         return word_scorer(lm.tokenizer, verbalizer, before, causal=lm.causal, is_encoder_decoder=lm.is_encoder_decoder)
 
     @property
@@ -264,6 +258,7 @@ class Run:
                 "data_sha256": data.digest,
                 "recipe": self.recipe.to_json(),
                 "parents": [self.recipe.parent] if self.recipe.parent is not None else [],
+                **self.lm.origin,
             },
         )
 
@@ -282,6 +277,7 @@ class Run:
             "warm_start": [data_digest(file) for file in recipe.warm_start or ()],
             "model": self.lm.identity.weights,
             "dtype": str(self.lm.dtype),
+            **self.lm.origin,
         }
 
     def used(self) -> dict[str, Any]:
@@ -335,7 +331,7 @@ class Run:
 
     def _zero_head(self) -> Head | None:
         """A head with the labels and zeros for values."""
-        data, labels, width = self.data, self.data.head_labels, self.lm.identity.hidden_size
+        data, labels, width = self.data, self.data.head_labels, self.lm.identity.head_size
         if not labels:
             return None
         zeros = torch.zeros(len(labels), width), torch.zeros(len(labels))

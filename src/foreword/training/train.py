@@ -8,7 +8,7 @@ from pathlib import Path
 
 from foreword.core import Task
 from foreword.core.overview import Overview, WithOverview, metrics_line
-from foreword.engine.encoder_decoder import evaluation_engine
+from foreword.engine.engine import Engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.home import default_run_dir
 from foreword.models import LanguageModel
@@ -96,7 +96,7 @@ def train(
     if prompt is not None:
         check_gradients(run, prompt)
     # PET may train the model itself: keys of its earlier weights must not answer for it.
-    with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
+    with Engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
         run_dir = RunDir.open(
             recipe.out or default_run_dir(run.method.name),
             run.settings(),

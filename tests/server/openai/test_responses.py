@@ -299,6 +299,14 @@ def test_options_that_change_nothing(server: RunningServer, options: dict[str, A
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
             "input[0].content[0]: parts of type 'input_image' are not supported",
         ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]},
+            "input[0].content[0]: parts of type 'input_file' are not supported",
+        ),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "a", "output": [{"type": "input_image"}]}]},
+            "input[0].output[0]: parts of type 'input_image' are not supported",
+        ),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id must be a text"),
         ({"input": []}, "input must be a text, or a list"),
         ({"temperature": -1}, "temperature must be greater than or equal to 0"),

@@ -166,8 +166,9 @@ def test_prompts_that_are_too_long(client: openai.OpenAI) -> None:
 def test_prompts_that_cannot_run(server: RunningServer) -> None:
     for prompt in ("", [[5000]], [-1]):
         check(post(server, TEXT, prompt=prompt), 400, "invalid_request", None)
-    image = [{"role": "user", "content": [{"type": "image_url"}]}]
-    check(post(server, CHAT, messages=image), 400, "unsupported_parameter", None)
+    for kind in ("image_url", "input_audio", "file"):
+        parts = [{"role": "user", "content": [{"type": "text", "text": "look"}, {"type": kind, kind: {}}]}]
+        check(post(server, CHAT, messages=parts), 400, "unsupported_parameter", None)
 
 
 def test_half_a_surrogate_pair(server: RunningServer) -> None:
@@ -230,6 +231,7 @@ class BrokenEngine:
         self.score, self.statistics, self.close = engine.score, engine.statistics, engine.close
         self._ending = ending
         self.alive, self.loads_prefixes, self.causal = True, engine.loads_prefixes, engine.causal
+        self.is_encoder_decoder = False
 
     def submit(self, request: Request) -> BrokenStream:
         assert request.sampling != SamplingParams()

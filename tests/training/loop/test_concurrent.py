@@ -11,7 +11,7 @@ import torch
 
 from foreword.adapters import AdapterHooks
 from foreword.core import Front, KVPrefix
-from foreword.engine.encoder_decoder import evaluation_engine
+from foreword.engine.engine import Engine
 from foreword.errors import UsageError
 from foreword.models.activations import activations
 from foreword.models.packed_linear import PackedLinear, is_packing_supported
@@ -188,7 +188,7 @@ def test_runs_together_learn_what_each_learns_alone(changes, tmp_path, monkeypat
     own = [{}, {"max_steps": 7, "lr": rate / 2}, {}, {"patience": 1, "lr": 2 * rate}]
     settings = [user(tmp_path, index, **{**changes, **own[index]}) for index in range(4)]
     monkeypatch.setattr(concurrent, "MAX_FORWARD_TOKENS", 90)
-    with evaluation_engine(lm) as engine:
+    with Engine(lm) as engine:
         runs = [concurrent_run(lm, engine, each) for each in settings]
         trainer = ConcurrentTrainer(lm, runs[:2])
         for _ in range(4):
@@ -212,7 +212,7 @@ def test_runs_together_learn_what_each_learns_alone(changes, tmp_path, monkeypat
 def test_a_loss_that_is_no_number_ends_one_run_alone(tmp_path):
     lm = tiny_model("llama")
     settings = [user(tmp_path, index, **changes) for index, changes in enumerate(({}, {"lr": 1e38}, {}))]
-    with evaluation_engine(lm) as engine:
+    with Engine(lm) as engine:
         runs = [concurrent_run(lm, engine, each) for each in settings]
         for _ in ConcurrentTrainer(lm, runs).train():
             pass
@@ -234,7 +234,7 @@ def test_no_packed_weights_are_held_while_learning(tmp_path):
         return sum(module.fused._packed is not None for module in modules)
 
     lm = tiny_model("llama")
-    with evaluation_engine(lm) as engine:
+    with Engine(lm) as engine:
         some = concurrent_run(lm, engine, user(tmp_path, 0, method="p-tuning-v2", init="auto"))
         assert not held()  # initial values came from a forward
         with torch.no_grad():
@@ -250,7 +250,7 @@ def test_a_restored_run_goes_on_to_the_last_bit(tmp_path):
     """Its values do; what is measured of them in passing may differ in the last digit of a float32."""
     lm = tiny_model("llama")
     settings = [user(tmp_path, index, patience=3) for index in range(3)]
-    with evaluation_engine(lm) as engine:
+    with Engine(lm) as engine:
         runs = [concurrent_run(lm, engine, each) for each in settings]
         trainer = ConcurrentTrainer(lm, runs)
         for _ in range(7):
@@ -277,7 +277,7 @@ def test_a_restored_run_goes_on_to_the_last_bit(tmp_path):
 
 def test_learned_values_are_the_best_seen(tmp_path):
     lm = tiny_model("llama")
-    with evaluation_engine(lm) as engine:
+    with Engine(lm) as engine:
         each = concurrent_run(lm, engine, user(tmp_path, 0))
         each.record_evaluation({"score": 0.5, "loss": 1.0})
         best = TrainablePrompt.state_dict(each.prompt)["encoder.values.inputs"].clone()

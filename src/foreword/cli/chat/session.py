@@ -58,13 +58,15 @@ class ChatSession:
         earlier = [] if self.single_turn else self.messages
         engine = self.answers.engine
         messages = [*earlier, _message("user", text)]
-        prompt = task_prompts.from_messages(engine.tokenizer, self.task, messages, causal=engine.causal)
+        kind: task_prompts.ModelKind = {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
+        prompt = task_prompts.from_messages(engine.tokenizer, self.task, messages, **kind)
         params = request_sampling_params(
             self.task,
             prompt,
             engine.context,
             CHAT_MAX_TOKENS,
             self.answers.model_defaults,
+            is_encoder_decoder=engine.is_encoder_decoder,
             max_tokens=self.max_tokens,
             temperature=self.temperature,
         )

@@ -18,10 +18,8 @@ TOKENS = 8
 
 def check_engine(lm: LanguageModel) -> list[Finding]:
     """Start the engine, run one request and stop it."""
-    if lm.is_encoder_decoder:
-        return [Finding("engine", "serving", "note", "no engine serves encoder-decoders; they learn and are evaluated")]
     try:
-        return [_check_generation(lm) if lm.causal else _check_scoring(lm)]
+        return [_check_generation(lm) if lm.causal or lm.is_encoder_decoder else _check_scoring(lm)]
     except ForewordError as error:
         return [Finding("engine", "answer", "broken", str(error))]
 
@@ -33,8 +31,10 @@ def _check_generation(lm: LanguageModel) -> Finding:
     from foreword.prompts.static import static_task
     from foreword.text import task_prompts
 
-    task = static_task(lm, "doctor", "prompt", PREFIX_TEXT)
-    prompt = task_prompts.from_text(lm.tokenizer, task, REQUEST_TEXT)
+    task = static_task(lm, "doctor", "prompt", PREFIX_TEXT) if lm.causal else None
+    prompt = task_prompts.from_text(
+        lm.tokenizer, task, REQUEST_TEXT, causal=lm.causal, is_encoder_decoder=lm.is_encoder_decoder
+    )
     with Engine(lm) as engine:
         timer = GenerationTimer()
         stream = engine.submit(Request.from_prompt(prompt, SamplingParams(max_tokens=TOKENS, ignore_eos=True)))
@@ -42,7 +42,8 @@ def _check_generation(lm: LanguageModel) -> Finding:
             timer.add(chunk)
             if chunk.error is not None:
                 raise EngineError(chunk.error)
-    return Finding("engine", "answer behind a prefix", "good", str(timer.stats(stream)))
+    what = "answer" if task is None else "answer behind a prefix"
+    return Finding("engine", what, "good", str(timer.stats(stream)))
 
 
 def _check_scoring(lm: LanguageModel) -> Finding:
@@ -56,7 +57,7 @@ def _check_scoring(lm: LanguageModel) -> Finding:
 
     front, ids = (tuple(lm.tokenizer(text).input_ids) for text in (PREFIX_TEXT, REQUEST_TEXT))
     prompt = Prompt(ids, activations(lm, front), len(front))
-    width = lm.identity.hidden_size
+    width = lm.identity.head_size
     head = Head(("one", "other"), torch.zeros(2, width), torch.tensor([1.0, 0.0]))
     with Engine(lm) as engine:
         scores = engine.score([prompt], head_scorer(head))[0].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from foreword.core import Task
 from foreword.engine.engine import Engine
@@ -13,6 +14,7 @@ from foreword.evaluation.answers import Answers
 from foreword.interop.rtp.generate_config import GenerateConfig
 from foreword.interop.rtp.task_prefixes import TaskPrefixes, ptuning_task, read_static_prompts
 from foreword.models import LanguageModel, load_model
+from foreword.text.prompt import Prompt
 from foreword.text.static_prompts import StaticPrompt
 
 
@@ -86,7 +88,7 @@ class Model:
     """A model whose engine runs until `stop`.
 
     Args:
-        lm: a causal model.
+        lm: a causal model or an encoder-decoder.
         ptuning: a prefix in front of every request, or ``None``.
         prompts: static prompts, in front of requests that name them.
         max_seq_len: positions that a request may take; 0 is the model's context.
@@ -99,8 +101,10 @@ class Model:
     def __init__(
         self, lm: LanguageModel, ptuning: Task | None, prompts: list[StaticPrompt], *, max_seq_len: int = 0
     ) -> None:
-        if not lm.causal or lm.is_encoder_decoder:
-            raise UnsupportedModel(f"{lm.name} ({lm.identity.architecture}) continues no text; give a causal model.")
+        if not lm.causal and not lm.is_encoder_decoder:
+            raise UnsupportedModel(
+                f"{lm.name} ({lm.identity.architecture}) writes no text; give a causal model or an encoder-decoder."
+            )
         self.tokenizer = lm.tokenizer
         self._task_prefixes = TaskPrefixes(lm, ptuning, prompts)
         self.engine = Engine(lm, max_model_len=max_seq_len or None)
@@ -109,9 +113,13 @@ class Model:
     def submit(self, text: str, config: GenerateConfig) -> list[Stream]:
         """Submit the requests of one prompt. A stream that is garbage-collected cancels its request."""
         prompt = self._task_prefixes.prompt(config.task, text, all_ids=config.repetition_penalty != 1)
-        params = config.sampling_params(self.tokenizer, lambda usual: prompt.cap_max_tokens(usual, self.engine.context))
+        params = config.sampling_params(self.tokenizer, partial(self._max_tokens, prompt))
         task = self._task_prefixes.task(config.task)
         return self._answers.submit(task, prompt, params, n=max(1, config.num_return_sequences))
+
+    def _max_tokens(self, prompt: Prompt, usual: int) -> int:
+        engine = self.engine
+        return prompt.cap_max_tokens(usual, engine.context, is_encoder_decoder=engine.is_encoder_decoder)
 
     def stop(self) -> None:
         """Stop the engine; running requests end with an error."""

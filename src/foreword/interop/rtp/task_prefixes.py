@@ -116,6 +116,7 @@ class TaskPrefixes:
 
     def __init__(self, lm: LanguageModel, ptuning: Task | None, prompts: Sequence[StaticPrompt]) -> None:
         self._tokenizer = lm.tokenizer
+        self._kind = {"causal": lm.causal, "is_encoder_decoder": lm.is_encoder_decoder}
         self._ptuning = ptuning
         if ptuning is not None and prompts and answers_label(ptuning):
             raise UsageError(
@@ -141,7 +142,7 @@ class TaskPrefixes:
             RequestError: there is nothing to run.
         """
         if task_id is None:
-            return from_text(self._tokenizer, self._ptuning, text)
+            return from_text(self._tokenizer, self._ptuning, text, **self._kind)
         if (front := self._static.get(task_id)) is None:
             raise UnknownTask(f"there is no task_id {task_id!r}; {self._mend(task_id)}")
         if isinstance(front, StackedPrompt):

@@ -37,7 +37,8 @@ def chat_router(serving: OpenAIServing) -> APIRouter:
 
 def chat_prompt(engine: EngineProtocol, task: Task | None, body: ChatRequest) -> tuple[Prompt, AnswerPlan | None]:
     """The prompt, and how the answer is read if tools are offered."""
-    choice, tokenizer, causal = body.parse_tool_choice(), engine.tokenizer, engine.causal
+    choice, tokenizer = body.parse_tool_choice(), engine.tokenizer
+    kind: task_prompts.ModelKind = {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
     continued = bool(body.continue_final_message)
     options: chat.RenderOptions = {
         "tools": choice.definitions,
@@ -46,7 +47,7 @@ def chat_prompt(engine: EngineProtocol, task: Task | None, body: ChatRequest) ->
         "add_generation_prompt": not continued if body.add_generation_prompt is None else body.add_generation_prompt,
     }
     if not choice.tools:
-        return task_prompts.from_messages(tokenizer, task, body.messages, causal=causal, **options), None
+        return task_prompts.from_messages(tokenizer, task, body.messages, **kind, **options), None
     if continued:
         raise UnsupportedOption(
             "continue_final_message is not supported with tools: what is written already cannot be told from a call; "
@@ -54,9 +55,7 @@ def chat_prompt(engine: EngineProtocol, task: Task | None, body: ChatRequest) ->
             "continue_final_message",
         )
     plan = choice.plan(task_prompts.tool_format(tokenizer, task, body.messages, **options), body.constraint)
-    prompt = task_prompts.from_messages(
-        tokenizer, task, body.messages, answer_prefix=plan.prefix, causal=causal, **options
-    )
+    prompt = task_prompts.from_messages(tokenizer, task, body.messages, answer_prefix=plan.prefix, **kind, **options)
     return prompt, plan
 
 

@@ -35,13 +35,13 @@ def completions_router(serving: OpenAIServing) -> APIRouter:
 
 
 def _prompts(engine: EngineProtocol, body: CompletionRequest, task: Task | None) -> list[Prompt]:
-    tokenizer, causal = engine.tokenizer, engine.causal
+    tokenizer, kind = engine.tokenizer, {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
     if body.inputs is not None:
-        return [task_prompts.from_fields(tokenizer, task, body.inputs, causal=causal)]
+        return [task_prompts.from_fields(tokenizer, task, body.inputs, **kind)]
     return [
-        task_prompts.from_text(tokenizer, task, each, causal=causal)
+        task_prompts.from_text(tokenizer, task, each, **kind)
         if isinstance(each, str)
-        else task_prompts.from_ids(task, each, causal=causal)
+        else task_prompts.from_ids(task, each, **kind)
         for each in body.prompts
     ]
 

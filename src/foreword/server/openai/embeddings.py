@@ -70,7 +70,7 @@ def embeddings_router(scoring: ScoringService) -> APIRouter:
 def _embed(
     engine: EngineProtocol, body: EmbeddingRequest, task: Task | None, usage: ScoringUsage
 ) -> list[dict[str, Any]]:
-    width = engine.identity.hidden_size
+    width = engine.identity.head_size
     if body.dimensions not in (None, width):
         raise UnsupportedOption(
             f"dimensions must be {width} or left out: {engine.name} is not known to be trained for embeddings that "

@@ -134,6 +134,7 @@ def sampling_params(
         engine.context,
         body.default_max_tokens,
         answers.model_defaults,
+        is_encoder_decoder=engine.is_encoder_decoder,
         # An engine writes at least one token, which `PromptOnlyStream` takes off again.
         max_tokens=1 if body.max_answer_tokens == 0 else body.max_answer_tokens,
         temperature=body.temperature,

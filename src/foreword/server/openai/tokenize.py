@@ -59,10 +59,9 @@ def tokenize_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
 
 
 def _prompt(engine: EngineProtocol, task: Task | None, body: TokenizeRequest) -> Prompt:
+    kind: task_prompts.ModelKind = {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
     if body.messages is not None:
-        return task_prompts.from_messages(engine.tokenizer, task, body.messages, causal=engine.causal)
+        return task_prompts.from_messages(engine.tokenizer, task, body.messages, **kind)
     if body.inputs is not None:
-        return task_prompts.from_fields(
-            engine.tokenizer, task, body.inputs, causal=engine.causal, is_encoder_decoder=engine.is_encoder_decoder
-        )
-    return task_prompts.from_text(engine.tokenizer, task, body.prompt or "", causal=engine.causal)
+        return task_prompts.from_fields(engine.tokenizer, task, body.inputs, **kind)
+    return task_prompts.from_text(engine.tokenizer, task, body.prompt or "", **kind)

@@ -14,6 +14,7 @@ from foreword.engine.engine import Engine
 from foreword.errors import SettingError
 from foreword.home import default_run_dir
 from foreword.models import LanguageModel
+from foreword.models.gradient_probe import check_gradients
 from foreword.progress import Say
 from foreword.prompts.rotate import rotations
 from foreword.training.distillation.answer_scores import score_answers
@@ -111,6 +112,7 @@ def distill(
             f"the text has {document.tokens} tokens, so {lengths[-1]} slots would not be shorter; take fewer, or "
             "publish the text as it is.",
         )
+    check_gradients(lm)
     rotations(lm)  # a model whose keys cannot move is refused before it makes questions for minutes
     settings = run_settings(lm, document, recipe)
     folder = RunDir.open(recipe.out or default_run_dir(METHOD), settings, resume=recipe.resume)
@@ -141,7 +143,7 @@ def _distill_to(slots: int, run: DistillationRun, task: Task, folder: RunDir, sa
     with Engine(run.lm, cache_bytes=CACHE_BYTES) as engine:
         report = distillation_report(run, engine, task)
     say(f"{slots} slots close {report.gap_closed:.3f} of the gap, with {report.bytes_ratio:.1f} times fewer bytes")
-    provenance = {**task.provenance, "init": init, "metrics": report.headline_metrics}
+    provenance = {**task.provenance, "init": init, "metrics": report.headline_metrics, **run.lm.origin}
     return DistillResult(replace(task, provenance=provenance), report, init, steps, tokens, folder.path)
 
 

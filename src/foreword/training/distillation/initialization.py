@@ -16,7 +16,9 @@ from torch import Tensor
 from foreword.attention import RaggedAttention
 from foreword.core import Batch, Front, KVPrefix
 from foreword.dense_attention import AttentionSpec
+from foreword.errors import UnsupportedModel
 from foreword.models import LanguageModel
+from foreword.models.cached_model import CachedModel
 from foreword.prompts.rotate import rotate
 from foreword.training.distillation.document import Document
 from foreword.training.distillation.self_study import SelfStudyConversation
@@ -108,7 +110,15 @@ INITIALIZERS: dict[str, PrefixInit] = {
 def attention_mass(
     lm: LanguageModel, document: Document, conversations: Sequence[SelfStudyConversation]
 ) -> list[Tensor]:
-    """Attention weights on every token of the text, summed over conversations: ``[kv_heads, tokens]`` a layer."""
+    """Attention weights on every token of the text, summed over conversations: ``[kv_heads, tokens]`` a layer.
+
+    Raises UnsupportedModel for a model whose attention is its own.
+    """
+    if isinstance(lm, CachedModel):
+        raise UnsupportedModel(
+            f"{lm.name} computes its attention by itself, so its weights cannot be recorded; start from tokens spread "
+            "over the text (--init even)."
+        )
     sizes = [chunk.prefix.length for chunk in document.chunks]
     masses = [torch.zeros(s.kv_heads, sum(sizes), device=lm.device) for s in lm.identity.layers]
     for numbers in conversation_batches(conversations):

@@ -38,6 +38,7 @@ def run_settings(lm: LanguageModel, document: Document, recipe: DistilRecipe) ->
         "kind": document.kind,
         "model": lm.identity.weights,
         "dtype": str(lm.dtype),
+        **lm.origin,
     }
 
 

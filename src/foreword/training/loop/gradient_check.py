@@ -11,6 +11,7 @@ from collections import Counter
 import torch
 
 from foreword.errors import UnsupportedModel
+from foreword.models import gradient_probe
 from foreword.training.modules.losses import mean_loss
 from foreword.training.modules.trainable_prompt import TrainablePrompt
 from foreword.training.run import Run
@@ -22,8 +23,10 @@ ROWS = 2
 def check_gradients(run: Run, prompt: TrainablePrompt) -> None:
     """Raise UnsupportedModel if the gradient of the encoder's values is zero throughout, or no number.
 
-    Random numbers are drawn as if nothing had been run.
+    A model that was loaded to serve alone has its own proof first. Random numbers are drawn as if nothing had been run.
     """
+    if run.learns:
+        gradient_probe.check_gradients(run.lm)
     parameters = [each for each in prompt.encoder.parameters() if each.requires_grad]
     if not parameters or not run.examples:
         return

@@ -18,11 +18,16 @@ def gradient_checkpointing(lm: LanguageModel, enabled: bool) -> Iterator[None]:
     Only the layers themselves are put into training mode, which is what Transformers asks for; what is in them stays
     in eval mode, and the dropout that they apply by themselves (OPT, BART) has a rate of 0 meanwhile.
 
-    Raises UsageError for a model that has no such layers.
+    Raises UsageError for a model that has no such layers, or whose layers would lose the prefix.
     """
     if not enabled:
         yield
         return
+    if not lm.checkpoints:
+        raise UsageError(
+            f"{lm.name} carries prefixes {lm.carried}, which its layers would not see when they run again in the "
+            "backward pass; leave out --checkpointing."
+        )
     layers = [module for module in lm.model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or not lm.model.supports_gradient_checkpointing:
         raise UsageError(f"{lm.identity.architecture} has no gradient checkpointing; leave out --checkpointing.")

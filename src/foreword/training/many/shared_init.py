@@ -114,6 +114,8 @@ def _save(task: Task, file: Path) -> None:
     tensors: dict[str, Tensor] = {"soft": task.soft.contiguous()} if task.soft is not None else {}
     for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
         tensors |= {f"{layer}.key": key.contiguous(), f"{layer}.value": value.contiguous()}
+    for layer, states in enumerate(prefix.states):
+        tensors |= {f"{layer}.{name}": state.contiguous() for name, state in states.items()}
     try:
         with atomic_write(file) as partial:
             save_file(tensors, partial)
@@ -123,8 +125,14 @@ def _save(task: Task, file: Path) -> None:
 
 def _load(lm: LanguageModel, config: MultiTaskConfig, file: Path) -> Task:
     tensors = load_file(file)
-    layers = range(len(lm.identity.layers))
+    # Soft prompts of an encoder-decoder are kept beside an empty prefix of its decoder alone.
+    whole = f"{len(lm.identity.layers) - 1}.key" in tensors
+    identity = lm.identity if whole else lm.identity.decoder_only
+    layers = range(len(identity.layers))
     keys = tuple(tensors[f"{layer}.key"] for layer in layers)
     values = tuple(tensors[f"{layer}.value"] for layer in layers)
-    prefix = KVPrefix(lm.identity, keys, values, offset=keys[0].shape[1])
+    named = tuple({state.name: f"{i}.{state.name}" for state in identity.layers[i].states} for i in layers)
+    kept = any(name in tensors for layer in named for name in layer.values())
+    states = tuple({name: tensors[key] for name, key in layer.items()} for layer in named) if kept else ()
+    prefix = KVPrefix(identity, keys, values, offset=keys[0].shape[1], states=states)
     return Task(SHARED_NAME, config.recipe.method, prefix.to(device=lm.device), soft=tensors.get("soft"))

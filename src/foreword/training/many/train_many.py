@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from foreword.core import Task
-from foreword.engine.encoder_decoder import evaluation_engine
+from foreword.engine.engine import Engine
 from foreword.errors import DataError, UsageError
 from foreword.models import LanguageModel
 from foreword.progress import Say
@@ -55,7 +55,7 @@ def train_many(
     datasets = TaskDatasets(lm, config, train_source, eval_source)
     names = list(_trainable_tasks(datasets, task_progress, say))
     with (
-        evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine,
+        Engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine,
         gradient_checkpointing(lm, config.recipe.checkpointing),
     ):
         shared = shared_init(lm, config, engine, datasets.training_data, names, folder.path, say)

@@ -12,7 +12,7 @@ from typing import Any
 
 from foreword.core import Task
 from foreword.core.overview import Overview, WithOverview, metrics_line
-from foreword.engine.encoder_decoder import evaluation_engine
+from foreword.engine.engine import Engine
 from foreword.engine.protocol import EngineProtocol
 from foreword.evaluation.curves import write_curves
 from foreword.home import default_run_dir
@@ -122,7 +122,7 @@ def search(
     first = _check_runs(factory)
     for warning in first.data.warnings:
         say(f"warning: {warning}")
-    with evaluation_engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
+    with Engine(lm, cache_bytes=EVAL_CACHE_BYTES, reuse=False) as engine:
         folder = RunDir.open(
             Path(recipe.out or default_run_dir("search")), _settings(factory, first), resume=recipe.resume
         )

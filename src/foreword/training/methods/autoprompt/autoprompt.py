@@ -37,6 +37,12 @@ UNUSED_FLAGS = ("lr", "epochs", "patience", "accumulate", "checkpointing", "memb
 
 def check(run: Run) -> None:
     """Raise UsageError for a run that writes text, or a flag that a search does not use."""
+    if run.lm.is_encoder_decoder:
+        raise SettingError(
+            "method",
+            f"{run.lm.name} is an encoder-decoder, which --method autoprompt searches no words for; use --method "
+            "prompt-tuning.",
+        )
     if run.data.verbalizer is None:
         raise SettingError(
             "method", "--method autoprompt searches with the words of labels; give a --template with {mask}."

@@ -10,6 +10,7 @@ from random import Random
 
 from torch import Tensor
 
+from foreword.models.language_model import token_embeddings
 from foreword.prompts.trigger import AutoPrompt, TriggerTokens
 from foreword.text import seam
 from foreword.text.template import Template
@@ -121,7 +122,7 @@ class TriggerSearch:
     @cached_property
     def _embeddings(self) -> Tensor:
         """``[allowed, hidden]`` as they reach the first layer: some models scale embeddings."""
-        return self.run.lm.model.get_input_embeddings()(self.token_filter.allowed).float()
+        return token_embeddings(self.run.lm.model, self.token_filter.allowed).float()
 
     @cached_property
     def _batches(self) -> list[list[Example]]:

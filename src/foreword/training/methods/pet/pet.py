@@ -42,6 +42,11 @@ WEIGHT_ROWS = 256
 def check(run: Run) -> None:
     """Raise UsageError without a verbalizer, or for a flag that PET does not use; DataError or TemplateError that names
     an unlabeled row that cannot be used."""
+    if run.lm.is_encoder_decoder:
+        raise SettingError(
+            "method",
+            f"{run.lm.name} is an encoder-decoder, whose patterns --method pet does not combine; use --method lora.",
+        )
     if run.data.verbalizer is None:
         raise SettingError(
             "method",
