@@ -92,32 +92,6 @@ class CachedModel(LanguageModel):
         wait = "batches are padded, and wait for their longest row"
         return (*super().limits, wait, *alone, *slow, *single * bool(self.layout.first))
 
-    def logits(
-        self,
-        batch: Batch,
-        output_indices: Tensor,
-        *,
-        attend: AttentionFn | Past | None = None,
-    ) -> Tensor:
-        """Logits ``[K, vocab]`` after chosen tokens of a ragged batch.
-
-        Args:
-            batch: the layout and the tokens.
-            output_indices: ``[K]`` indices in ``0..N-1``; only these reach the output matrix.
-            attend: what is in front of the sequences, in place of the batch's prefixes (an engine's cache).
-        """
-        return self._run(batch, output_indices, attend, hidden=False)
-
-    def hidden_states(
-        self,
-        batch: Batch,
-        output_indices: Tensor,
-        *,
-        attend: AttentionFn | Past | None = None,
-    ) -> Tensor:
-        """Final hidden states ``[K, hidden]`` of chosen tokens; the arguments are those of `logits`."""
-        return self._run(batch, output_indices, attend, hidden=True)
-
     @torch.no_grad()
     def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
         if positions is not None:
@@ -125,10 +99,12 @@ class CachedModel(LanguageModel):
                 f"{self.name} keeps what is behind its last token; give it the tokens in front alone."
             )
         past = BatchPast(batch, self.identity, [len(batch.lengths) - 1])
-        self._run(batch, torch.zeros(1, dtype=torch.long, device=self.device), past, hidden=True)
+        self._outputs(batch, torch.zeros(1, dtype=torch.long, device=self.device), past, hidden=True)
         return past.kept[len(batch.lengths) - 1]
 
-    def _run(self, batch: Batch, output_indices: Tensor, attend: AttentionFn | Past | None, *, hidden: bool) -> Tensor:
+    def _outputs(
+        self, batch: Batch, output_indices: Tensor, attend: AttentionFn | Past | None, *, hidden: bool
+    ) -> Tensor:
         past = cast(Past, attend) if attend is not None else BatchPast(batch, self.identity)
         wanted = output_indices.tolist()
         place = {index: number for number, index in enumerate(dict.fromkeys(wanted))}

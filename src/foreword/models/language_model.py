@@ -149,9 +149,7 @@ class LanguageModel(WithOverview):
         """
         if not self.has_lm_head:
             raise UnsupportedModel(f"{self.name} has no output matrix, so it cannot score words; learn with a head.")
-        run = self._context(batch, attend)
-        with self._adapted(batch):
-            return forward(self.model, batch, output_indices, run, self.first_position)
+        return self._outputs(batch, output_indices, attend, hidden=False)
 
     def hidden_states(
         self,
@@ -161,9 +159,17 @@ class LanguageModel(WithOverview):
         attend: AttentionFn | Past | None = None,
     ) -> Tensor:
         """Final hidden states ``[K, hidden]`` of chosen tokens; the arguments are those of `logits`."""
+        return self._outputs(batch, output_indices, attend, hidden=True)
+
+    def _outputs(
+        self, batch: Batch, output_indices: Tensor, attend: AttentionFn | Past | None, *, hidden: bool
+    ) -> Tensor:
+        """`logits` or `hidden_states`: what each way of carrying does by itself."""
         run = self._context(batch, attend)
         with self._adapted(batch):
-            return hidden_states(self.model, batch, run, self.first_position)[output_indices]
+            if hidden:
+                return hidden_states(self.model, batch, run, self.first_position)[output_indices]
+            return forward(self.model, batch, output_indices, run, self.first_position)
 
     @torch.no_grad()
     def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:

@@ -57,34 +57,17 @@ class PlaceholderModel(LanguageModel):
         grouped = ("rows of different lengths do not share a forward",) * (not self.pads)
         return (*super().limits, "every row runs as many tokens more as its prefix has positions", *grouped)
 
-    def logits(
-        self,
-        batch: Batch,
-        output_indices: Tensor,
-        *,
-        attend: AttentionFn | Past | None = None,
+    def _outputs(
+        self, batch: Batch, output_indices: Tensor, attend: AttentionFn | Past | None, *, hidden: bool
     ) -> Tensor:
-        """Logits ``[K, vocab]`` of chosen tokens of a ragged batch; the arguments are those of `LanguageModel.logits`.
+        """See `LanguageModel.logits`.
 
         Raises:
-            UnsupportedModel: there is no output matrix, an engine's cache, or a sequence that continues another.
+            UnsupportedModel: there is an engine's cache, or a sequence that continues another.
             UsageError: a prefix with requests elsewhere than right behind it.
         """
-        if not self.has_lm_head:
-            raise UnsupportedModel(f"{self.name} has no output matrix, so it cannot score words; learn with a head.")
         self._check(batch, attend)
-        return self._run(batch, output_indices, self._logits_at)
-
-    def hidden_states(
-        self,
-        batch: Batch,
-        output_indices: Tensor,
-        *,
-        attend: AttentionFn | Past | None = None,
-    ) -> Tensor:
-        """Final hidden states ``[K, hidden]`` of chosen tokens; the arguments and errors are those of `logits`."""
-        self._check(batch, attend)
-        return self._run(batch, output_indices, self._hidden_at)
+        return self._run(batch, output_indices, self._hidden_at if hidden else self._logits_at)
 
     @torch.no_grad()
     def kept(self, batch: Batch, positions: int | None = None) -> KVPrefix:
