@@ -20,10 +20,7 @@ from foreword.errors import UsageError
 
 if TYPE_CHECKING:
     from foreword.server.operations.auth import Authenticator
-    from foreword.server.operations.page_sharing import SHARE_PAGES
 
-    if (share := SHARE_PAGES.get(share_pages or "tenant")) is None:
-        raise UsageError(f"--share-pages must be {', '.join(SHARE_PAGES)}, got {share_pages!r}.")
 
 @expand_options
 def serve(
@@ -122,7 +119,10 @@ def _authenticator(file: Path | None, share_pages: str | None) -> Authenticator:
     """Authenticator of the keys in a file, and of the one in the environment, which may do everything."""
     from foreword.server.operations.api_keys import ApiKeys
     from foreword.server.operations.auth import Authenticator
+    from foreword.server.operations.page_sharing import SHARE_PAGES
 
+    if (share := SHARE_PAGES.get(share_pages or "tenant")) is None:
+        raise UsageError(f"--share-pages must be {', '.join(SHARE_PAGES)}, got {share_pages!r}.")
     keys = ApiKeys.load(file, os.environ.get("FOREWORD_API_KEY"))
     return Authenticator(keys, file.with_name(f"{file.name}.used") if file is not None else None, share)
 

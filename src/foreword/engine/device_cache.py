@@ -68,8 +68,8 @@ class DeviceCache:
         return soft.to(dtype=self._dtype, device=self._device) if soft is not None else None
 
     def root_hash(self, request: Request) -> bytes:
-        """Hash of what the keys and values of a request's tokens depend on besides these tokens, prefix and adapter, and
-        of its salt, which says who may find them.
+        """Hash of what the keys and values of a request's tokens depend on besides these tokens (prefix and adapter),
+        and of its salt, which says who may find them.
 
         Requests with soft tokens get a random one, so that they never share pages.
         """

@@ -174,9 +174,7 @@ class Engine(EngineBase):
             for place, row in zip(measured.output_indices, rows, strict=True)
         ]
 
-    def embed(
-        self, prompts: Items[Prompt], pooling: Pooling | None = None, *, sender: Sender = ANONYMOUS
-    ) -> Tensor:
+    def embed(self, prompts: Items[Prompt], pooling: Pooling | None = None, *, sender: Sender = ANONYMOUS) -> Tensor:
         """See `EngineProtocol.embed`. Runs as `score` does."""
         if self.is_encoder_decoder:
             raise UnsupportedModel(f"{self.name} is an encoder-decoder, which embeds nothing here; use an encoder.")

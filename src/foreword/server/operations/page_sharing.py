@@ -10,8 +10,8 @@ import secrets
 from collections.abc import Callable
 
 PageSharing = Callable[[str, str], str]
-"""Makes `foreword.engine.protocol.Request.cache_salt` of a tenant and of the ``cache_salt`` in its request; one call for
-each request, whose prompts and choices share it."""
+"""Makes `foreword.engine.protocol.Request.cache_salt` of a tenant and of the ``cache_salt`` in its request. Called once
+for a request, whose prompts and choices share it."""
 
 
 def share_with_all(tenant: str, cache_salt: str) -> str:
