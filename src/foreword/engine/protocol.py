@@ -22,6 +22,22 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
+@dataclass(frozen=True)
+class Sender:
+    """Who sends a request, as far as an engine has to know.
+
+    Attributes:
+        tenant: those of equal priority take turns by tenant before they do by group; the name of an API key.
+        cache_salt: vLLM's word: keys and values of tokens are shared among requests of equal salt alone.
+    """
+
+    tenant: str = ""
+    cache_salt: str = ""
+
+
+ANONYMOUS = Sender()
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """A prompt to continue with one answer.
@@ -35,6 +51,7 @@ class Request:
         adapter: low-rank changes of the model's layers for this request alone, or ``None``.
         priority: higher ones are admitted first and preempted last.
         group: for fair scheduling, requests of equal priority take turns by group; mostly the task's name.
+        tenant, cache_salt: see `Sender`.
     """
 
     token_ids: tuple[int, ...]
@@ -45,11 +62,24 @@ class Request:
     adapter: Adapter | None = None
     priority: int = 0
     group: str = ""
+    tenant: str = ""
+    cache_salt: str = ""
 
     @classmethod
-    def from_prompt(cls, prompt: Prompt, sampling: SamplingParams, group: str = "") -> Request:
-        front = prompt.prefix, prompt.prefix_length
-        return cls(prompt.token_ids, *front, sampling, prompt.soft, prompt.adapter, group=group)
+    def from_prompt(
+        cls, prompt: Prompt, sampling: SamplingParams, group: str = "", sender: Sender = ANONYMOUS
+    ) -> Request:
+        return cls(
+            prompt.token_ids,
+            prompt.prefix,
+            prompt.prefix_length,
+            sampling,
+            prompt.soft,
+            prompt.adapter,
+            group=group,
+            tenant=sender.tenant,
+            cache_salt=sender.cache_salt,
+        )
 
     @property
     def prompt_tokens(self) -> int:

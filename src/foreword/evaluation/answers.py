@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 
 from foreword.core import SamplingParams, Task
-from foreword.engine.protocol import Chunk, EngineProtocol, LabelLogprob, Request, Stream
+from foreword.engine.protocol import ANONYMOUS, Chunk, EngineProtocol, LabelLogprob, Request, Sender, Stream
 from foreword.engine.stream import ChunkStream
 from foreword.errors import EngineBusy, EngineError, ForewordError, PromptTooLong, UnsupportedOption
 from foreword.evaluation.predict import ensemble_prompts, label_probs, label_scorer, parse_template, split_rows
@@ -56,7 +56,14 @@ class Answers:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="foreword-labels")
 
     def submit(
-        self, task: Task | None, prompt: Prompt, sampling: SamplingParams, *, n: int = 1, strip: bool = False
+        self,
+        task: Task | None,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        n: int = 1,
+        strip: bool = False,
+        sender: Sender = ANONYMOUS,
     ) -> list[Stream]:
         """Queue a request and return at once, but for the words of a task that is asked for the first time.
 
@@ -69,6 +76,7 @@ class Answers:
             sampling: see `foreword.evaluation.sampling_params`.
             n: answers, each with a stream; see `Request.fan_out`.
             strip: leave the blanks around the word of a label out, as a chat message wants it.
+            sender: who asks.
 
         Raises:
             RequestError, PromptTooLong, ModelMismatch, UnsupportedModel, EngineBusy, EngineError: as
@@ -76,7 +84,7 @@ class Answers:
             UnsupportedOption: a label is asked for in a form that its word does not have.
             VerbalizerError, TemplateError: the words of the task do not fit the model.
         """
-        request = Request.from_prompt(prompt, sampling, task.name if task is not None else "")
+        request = Request.from_prompt(prompt, sampling, task.name if task is not None else "", sender)
         if task is None or not task_prompts.answers_label(task):
             return self._generate(request.fan_out(n))
         answer = self._label_answer(task, prompt, request, n, strip)

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive
 
 from foreword.core import SamplingParams, Task
-from foreword.engine.protocol import Chunk, FinishReason, Stream
+from foreword.engine.protocol import ANONYMOUS, Chunk, FinishReason, Sender, Stream
 from foreword.errors import AnswerTimeout, EngineError
 from foreword.evaluation.answers import Answers
 from foreword.server.openai.logprobs import Logprob
@@ -62,6 +62,7 @@ class Submission:
         prompts: each with its sampling parameters.
         n: completions of every prompt.
         strip: see `Answers.submit`.
+        sender: who asks.
     """
 
     answers: Answers
@@ -69,6 +70,7 @@ class Submission:
     prompts: Sequence[tuple[Prompt, SamplingParams]]
     n: int = 1
     strip: bool = False
+    sender: Sender = ANONYMOUS
 
     async def submit(self, recorder: UsageRecorder) -> list[Stream]:
         """Submit all prompts, or none: if one is refused, those before it are cancelled.
@@ -87,7 +89,7 @@ class Submission:
         streams: list[Stream] = []
         try:
             for prompt, sampling in self.prompts:
-                found = self.answers.submit(self.task, prompt, sampling, n=self.n, strip=self.strip)
+                found = self.answers.submit(self.task, prompt, sampling, n=self.n, strip=self.strip, sender=self.sender)
                 streams += recorder.track(found)
         except Exception:
             _cancel(streams)

@@ -105,8 +105,9 @@ class OpenAIServing:
         ref, name = (base, base) if task is None else (task.ref, task.name)
         log_fields, version = http.state.log_fields, self.tasks.split_version(task)
         log_fields["model"] = ref
-        recorder = UsageRecorder(self.metrics, name, current_caller(http), log_fields, version)
-        return ref, await Submission(self.answers, task, sampled, body.n or 1, strip).submit(recorder)
+        caller = current_caller(http)
+        recorder = UsageRecorder(self.metrics, name, caller, log_fields, version)
+        return ref, await Submission(self.answers, task, sampled, body.n or 1, strip, caller.sender).submit(recorder)
 
 
 def sampling_params(

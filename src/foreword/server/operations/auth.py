@@ -15,6 +15,7 @@ from fastapi import Request as HttpRequest
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from foreword.engine.protocol import Sender
 from foreword.errors import AccessError, Forbidden
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.error_handlers import error_response
@@ -38,6 +39,11 @@ class Caller:
     def name(self) -> str | None:
         """Name of the key."""
         return self._limiter.key.name if self._limiter is not None else None
+
+    @property
+    def sender(self) -> Sender:
+        """As the engine knows it: every key is a tenant, and shares no pages with another."""
+        return Sender(self.name or "", self.name or "")
 
     @property
     def is_admin(self) -> bool:
