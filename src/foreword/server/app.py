@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     from foreword.bank.bank import Bank
 
 MAX_BODY_BYTES = 64 << 20
-PREPARING_THREADS = 4
-"""Threads that tokenize, render and read the bank for lists."""
-SCORING_THREADS = 4
-"""Threads that wait for scores; the engine computes one batch at a time."""
+PREPARING_THREADS = 4, 2
+"""Threads that tokenize, render and read the bank for lists, and of them those of one key."""
+SCORING_THREADS = 64, 2
+"""Threads that wait for scores, of which the engine computes one batch at a time, and of them those of one key."""
 SAVE_INTERVAL = 5.0
 """Seconds between two writings of the quotas' usage file."""
 PRUNE_INTERVAL = 600.0
@@ -108,10 +108,10 @@ def create_app(
     catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights, model_defaults=defaults)
     metrics = Metrics(engine.statistics, tasks.resident)
     manager = TaskManager(engine, bank, tasks, catalogue) if bank is not None else None
-    threads = FairThreads(PREPARING_THREADS)
+    threads = FairThreads(*PREPARING_THREADS)
     num_waiting = lambda: engine.statistics().get("waiting", 0)  # noqa: E731
     admission = Admission(engine.context, max_waiting, threads, num_waiting)
-    scoring = Admission(engine.context, max_waiting, FairThreads(SCORING_THREADS))
+    scoring = Admission(engine.context, max_waiting, FairThreads(*SCORING_THREADS))
     serving = OpenAIServing(Answers(engine, max_waiting, defaults), tasks, metrics, admission, scoring, timeout)
     scoring_service = ScoringService(engine, tasks, metrics, scoring)
     # In the order of the OpenAPI page.

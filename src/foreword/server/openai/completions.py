@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from foreword.core import Task
-from foreword.engine.protocol import EngineProtocol
+from foreword.engine.protocol import EngineProtocol, Sender
 from foreword.server.openai.examples import COMPLETION_RESPONSE
 from foreword.server.openai.logprobs import CharacterCount, prompt_logprobs
 from foreword.server.openai.schema import CompletionRequest
@@ -37,7 +37,8 @@ def completions_router(serving: OpenAIServing) -> APIRouter:
             if body.num_logprobs is not None:
                 serving.scoring.check_count(len(sent))
                 submission, work = submission.charge_prompts(), SMALL_WORK + 1
-            echo = partial(_echoes, serving.engine, body, [prompt for prompt, _ in submission.prompts])
+            prompts = [prompt for prompt, _ in submission.prompts]
+            echo = partial(_echoes, serving.engine, body, prompts, submission.sender)
             echoes = await serving.scoring.run(caller, echo, work=work, answers=len(sent))
         return await serving.respond(body, http, CompletionSerializer(serving.engine.tokenizer, echoes), submission)
 
@@ -58,14 +59,16 @@ def _prompts(serving: OpenAIServing, body: CompletionRequest, task: Task | None)
     ], None
 
 
-def _echoes(engine: EngineProtocol, body: CompletionRequest, prompts: Sequence[Prompt]) -> list[PromptEcho]:
+def _echoes(
+    engine: EngineProtocol, body: CompletionRequest, prompts: Sequence[Prompt], sender: Sender
+) -> list[PromptEcho]:
     """An echo for every choice. Runs the model if the prompts' own log-probabilities are asked for."""
     tokenizer, echoes = engine.tokenizer, []
     for sent, prompt in zip(body.prompts or [None], prompts, strict=True):
         text = sent if isinstance(sent, str) else tokenizer.decode([token for token in prompt.token_ids if token >= 0])
         logprobs, count = None, CharacterCount()
         if body.num_logprobs is not None:
-            found = engine.prompt_logprobs(prompt, body.num_logprobs)
+            found = engine.prompt_logprobs(prompt, body.num_logprobs, sender=sender)
             added = seam.special_tokens(tokenizer)[0] if isinstance(sent, str) else ()
             unsent = len(added) if prompt.token_ids[: len(added)] == added else 0
             logprobs = prompt_logprobs(tokenizer, prompt.token_ids, found, count, unsent)

@@ -187,7 +187,7 @@ class ResponseMeta:
     response_id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def json(self, choices: Iterable[dict[str, Any]], usage: dict[str, Any]) -> bytes:
+    def body(self, choices: Iterable[dict[str, Any]], usage: dict[str, Any]) -> bytes:
         """The body of a complete response. Choices are written one by one: all at once would keep other threads
         waiting."""
         before, after = _json(self._with_choices(self.serializer.object_name, ()) | {"usage": usage}).split(

@@ -100,6 +100,7 @@ class OpenAIServing:
         """
         caller, n = current_caller(http), body.n or 1
         name = self.engine.name if task is None else task.name
+        sender = caller.sender(body.cache_salt)
         version, log_fields = self.tasks.split_version(task), http.state.log_fields
 
         def prepare() -> Submission:
@@ -108,7 +109,7 @@ class OpenAIServing:
             most = sum(p.prefix_length + len(p.token_ids) + n * sampling.max_tokens for p, sampling in sampled)
             reservation = caller.reserve_tokens(most)
             recorder = UsageRecorder(self.metrics, name, caller, log_fields, version, reservation)
-            return Submission(self.answers, task, sampled, n, strip, caller.sender, recorder, plan)
+            return Submission(self.answers, task, sampled, n, strip, sender, recorder, plan)
 
         work = len(await http.body()) + (len(task.text or "") if task is not None else 0)
         submission = await self.admission.run(caller, prepare, work=work, answers=n)
@@ -188,7 +189,7 @@ def _complete_response(
 ) -> Response:
     first_of_each = streams[:: body.n or 1]  # a prompt counts once, however many completions it has
     used = usage(first_of_each, sum(len(output.token_ids) for output in outputs))
-    return Response(meta.json(_choices(meta, streams, outputs, body), used), media_type="application/json")
+    return Response(meta.body(_choices(meta, streams, outputs, body), used), media_type="application/json")
 
 
 def _choices(

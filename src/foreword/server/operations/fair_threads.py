@@ -11,14 +11,15 @@ T = TypeVar("T")
 
 
 class FairThreads:
-    """Runs functions in up to ``threads`` threads, of which those of one key have half at most.
+    """Runs functions in threads.
 
     Args:
-        threads: at least 2.
+        threads: at most, at a time.
+        of_key: the most of them that run for one key; its other functions wait among themselves.
     """
 
-    def __init__(self, threads: int) -> None:
-        self._each = threads // 2
+    def __init__(self, threads: int, of_key: int) -> None:
+        self._each = of_key
         self._all = CapacityLimiter(threads)
         self._of_key: dict[str | None, CapacityLimiter] = {}
 
