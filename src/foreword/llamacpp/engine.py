@@ -13,7 +13,7 @@ import numpy as np
 from foreword.core import Adapter, KVPrefix, Pooling
 from foreword.engine.base import EngineBase
 from foreword.engine.job import Job
-from foreword.engine.protocol import Request, TokenLogprob
+from foreword.engine.protocol import ANONYMOUS, Request, Sender, TokenLogprob
 from foreword.engine.request_validator import RequestValidator
 from foreword.engine.scheduler import ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence as EngineSequence
@@ -101,7 +101,7 @@ class LlamaCppEngine(EngineBase):
         self._check_parts(request.prefix, request.prefix_length, request.adapter)
         self._check_cells(request, request.max_cached_tokens)
 
-    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> np.ndarray:
+    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer, *, sender: Sender = ANONYMOUS) -> np.ndarray:
         """See `EngineProtocol.score`. Runs between the steps of generation, in batches of a step's size.
 
         Raises UnsupportedModel for a head: only logits are read here, not hidden states.
@@ -128,7 +128,7 @@ class LlamaCppEngine(EngineBase):
         )
         jobs = [self._scoring_job(batch, len(indices)) for indices, batch in batches]
         scores = np.empty((len(prompts), scorer.num_labels), np.float32)
-        for (indices, _), result in zip(batches, self._run_jobs(jobs), strict=True):
+        for (indices, _), result in zip(batches, self._run_jobs(jobs, sender), strict=True):
             scores[indices] = result
         return scores
 
@@ -136,11 +136,14 @@ class LlamaCppEngine(EngineBase):
         """See `EngineProtocol.token_logprobs`. Runs as `score` does, a prompt at a time."""
         return [np.array([each.logprob for each in found], np.float32) for found in self._prompt_logprobs(prompts, 0)]
 
-    def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
+    def prompt_logprobs(self, prompt: Prompt, top: int, *, sender: Sender = ANONYMOUS) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`."""
-        return self._prompt_logprobs([replace(prompt, output_indices=())], min(top, self.identity.vocab_size))[0]
+        top = min(top, self.identity.vocab_size)
+        return self._prompt_logprobs([replace(prompt, output_indices=())], top, sender)[0]
 
-    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> np.ndarray:
+    def embed(
+        self, prompts: Sequence[Prompt], pooling: Pooling | None = None, *, sender: Sender = ANONYMOUS
+    ) -> np.ndarray:
         """Raises UnsupportedModel: only logits are read here, not hidden states."""
         raise UnsupportedModel("hidden states are not read on llama.cpp; embed with --engine embedded.")
 
@@ -188,7 +191,9 @@ class LlamaCppEngine(EngineBase):
         soft: Any = sequence.soft  # a numpy array, see `_make_sequence`
         return SequenceTokens(self.allocator.seq_id(sequence), start, token_ids, soft, output_indices)
 
-    def _prompt_logprobs(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
+    def _prompt_logprobs(
+        self, prompts: Sequence[Prompt], top: int, sender: Sender = ANONYMOUS
+    ) -> list[list[TokenLogprob]]:
         """Log-probabilities of the token behind each output of every prompt."""
         for prompt in prompts:
             self._check_prompt(prompt, 0, 0)
@@ -199,7 +204,7 @@ class LlamaCppEngine(EngineBase):
             for index, scoring in enumerate(scorings)
             if scoring.prompt.output_indices
         }
-        results = dict(zip(jobs, self._run_jobs(list(jobs.values())), strict=True))
+        results = dict(zip(jobs, self._run_jobs(list(jobs.values()), sender), strict=True))
         return [results.get(index, []) for index in range(len(scorings))]
 
     def _scoring_job(self, scoring: LabelScoring | PromptScoring, num_scored: int) -> Job[Any]:
