@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from foreword.core import ModelIdentity
+from foreword.engine.protocol import ANONYMOUS, Sender
 from foreword.engine.request_validator import RequestValidator
 from foreword.evaluation.answers import Answers
 from foreword.server.openai.chat import chat_router
@@ -54,14 +55,15 @@ class ScoringEngine:
     causal: bool = True
     is_encoder_decoder: bool = False
 
-    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> torch.Tensor:
+    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer, *, sender: Sender = ANONYMOUS) -> torch.Tensor:
         """See `EngineProtocol.score`; called from another thread than the loop's."""
         words = word_scorer(scorer)
         limit = self.context if self.context is not None else 1 << 62
         validator = RequestValidator(self.identity, self.context, limit, allow_other_weights=False)
         for prompt in prompts:
             validator.check_prompt(prompt, words.max_extra_tokens)
-        return asyncio.run_coroutine_threadsafe(self.scoring.score(prompts, words), self.loop).result()
+        scores = self.scoring.score(prompts, words, sender.cache_salt)
+        return asyncio.run_coroutine_threadsafe(scores, self.loop).result()
 
 
 class LabelAnswers:

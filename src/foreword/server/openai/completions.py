@@ -9,12 +9,13 @@ from fastapi import Request as HttpRequest
 from starlette.concurrency import run_in_threadpool
 
 from foreword.core import Task
-from foreword.engine.protocol import EngineProtocol
+from foreword.engine.protocol import EngineProtocol, Sender
 from foreword.server.openai.examples import COMPLETION_RESPONSE
 from foreword.server.openai.logprobs import CharacterCount, prompt_logprobs
 from foreword.server.openai.schema import CompletionRequest
 from foreword.server.openai.serialization import CompletionSerializer, PromptEcho
 from foreword.server.openai.serving import OpenAIServing
+from foreword.server.operations.auth import current_caller
 from foreword.text import seam, task_prompts
 from foreword.text.prompt import Prompt
 
@@ -28,7 +29,8 @@ def completions_router(serving: OpenAIServing) -> APIRouter:
         task = await serving.resolve_task(body, http)
         tokenizer = serving.engine.tokenizer
         prompts = _prompts(serving.engine, body, task)
-        echoes = await run_in_threadpool(_echoes, serving.engine, body, prompts) if body.echo else []
+        sender = current_caller(http).sender(body.cache_salt)
+        echoes = await run_in_threadpool(_echoes, serving.engine, body, prompts, sender) if body.echo else []
         return await serving.respond(body, http, CompletionSerializer(tokenizer, echoes), task, prompts)
 
     return router
@@ -46,14 +48,16 @@ def _prompts(engine: EngineProtocol, body: CompletionRequest, task: Task | None)
     ]
 
 
-def _echoes(engine: EngineProtocol, body: CompletionRequest, prompts: Sequence[Prompt]) -> list[PromptEcho]:
+def _echoes(
+    engine: EngineProtocol, body: CompletionRequest, prompts: Sequence[Prompt], sender: Sender
+) -> list[PromptEcho]:
     """An echo for every choice. Runs the model if the prompts' own log-probabilities are asked for."""
     tokenizer, echoes = engine.tokenizer, []
     for sent, prompt in zip(body.prompts or [None], prompts, strict=True):
         text = sent if isinstance(sent, str) else tokenizer.decode([token for token in prompt.token_ids if token >= 0])
         logprobs, count = None, CharacterCount()
         if body.num_logprobs is not None:
-            found = engine.prompt_logprobs(prompt, body.num_logprobs)
+            found = engine.prompt_logprobs(prompt, body.num_logprobs, sender=sender)
             added = seam.special_tokens(tokenizer)[0] if isinstance(sent, str) else ()
             unsent = len(added) if prompt.token_ids[: len(added)] == added else 0
             logprobs = prompt_logprobs(tokenizer, prompt.token_ids, found, count, unsent)

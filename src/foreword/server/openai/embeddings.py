@@ -83,7 +83,7 @@ def _embed(
         for each in body.inputs
     ]
     usage(prompts)
-    vectors = np.asarray(engine.embed(prompts, body.pooling), "<f4")
+    vectors = np.asarray(engine.embed(prompts, body.pooling, sender=usage.sender), "<f4")
     encode = _base64 if body.encoding_format == "base64" else np.ndarray.tolist
     return [
         {"object": "embedding", "index": index, "embedding": encode(vector)} for index, vector in enumerate(vectors)

@@ -107,7 +107,8 @@ class OpenAIServing:
         log_fields["model"] = ref
         caller = current_caller(http)
         recorder = UsageRecorder(self.metrics, name, caller, log_fields, version)
-        return ref, await Submission(self.answers, task, sampled, body.n or 1, strip, caller.sender).submit(recorder)
+        sender = caller.sender(body.cache_salt)
+        return ref, await Submission(self.answers, task, sampled, body.n or 1, strip, sender).submit(recorder)
 
 
 def sampling_params(

@@ -19,6 +19,7 @@ from foreword.engine.protocol import Sender
 from foreword.errors import AccessError, Forbidden
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.error_handlers import error_response
+from foreword.server.operations.page_sharing import PageSharing, share_within_tenant
 from foreword.server.operations.rate_limits import RateLimiter
 
 PUBLIC_PATHS = ("/health",)
@@ -30,20 +31,26 @@ class Caller:
 
     Args:
         limiter: with the key; ``None`` where no keys are configured, and every request may do everything.
+        share_pages: with whose requests its own may share pages.
     """
 
-    def __init__(self, limiter: RateLimiter | None = None) -> None:
+    def __init__(self, limiter: RateLimiter | None = None, share_pages: PageSharing = share_within_tenant) -> None:
         self._limiter = limiter
+        self._share_pages = share_pages
 
     @property
     def name(self) -> str | None:
         """Name of the key."""
         return self._limiter.key.name if self._limiter is not None else None
 
-    @property
-    def sender(self) -> Sender:
-        """As the engine knows it: every key is a tenant, and shares no pages with another."""
-        return Sender(self.name or "", self.name or "")
+    def sender(self, cache_salt: str | None = None) -> Sender:
+        """As the engine knows it: every key is a tenant.
+
+        Args:
+            cache_salt: of the request, which shares pages with those of equal salt alone.
+        """
+        tenant = self.name or ""
+        return Sender(tenant, self._share_pages(tenant, cache_salt or ""))
 
     @property
     def is_admin(self) -> bool:
@@ -75,10 +82,14 @@ class Authenticator:
     Args:
         keys: of the server.
         usage_file: JSON file of the tokens that keys with a quota have used today, so that a restart forgets none.
+        share_pages: see `Caller`.
     """
 
-    def __init__(self, keys: ApiKeys, usage_file: Path | None = None) -> None:
+    def __init__(
+        self, keys: ApiKeys, usage_file: Path | None = None, share_pages: PageSharing = share_within_tenant
+    ) -> None:
         self.keys = keys
+        self._share_pages = share_pages
         self._usage_file = usage_file
         used = _read_usage(usage_file)
         self._limiters = {key.sha256: RateLimiter(key, **used.get(key.name, {})) for key in keys}
@@ -86,14 +97,14 @@ class Authenticator:
     def authenticate(self, headers: Headers) -> Caller:
         """The caller whose key is in the headers. Raises AccessError without a key that is known."""
         if not self.keys:
-            return Caller()
+            return Caller(share_pages=self._share_pages)
         secret = _secret_in(headers.get("authorization", "")) or headers.get("api-key") or headers.get("x-api-key")
         if not secret:
             raise AccessError("there is no API key; send it as Authorization: Bearer KEY.")
         key = self.keys.find(secret)
         if key is None:
             raise AccessError("the API key is not known; check it, or ask for another.")
-        return Caller(self._limiters[key.sha256])
+        return Caller(self._limiters[key.sha256], self._share_pages)
 
     def save_usage(self) -> None:
         """Write the usage file, atomically, if any key has a quota."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from foreword.engine.protocol import Sender
 from foreword.server.operations.auth import Caller
 from foreword.server.operations.metrics import Metrics
 from foreword.text.prompt import Prompt
@@ -30,6 +31,11 @@ class ScoringUsage:
         self._metrics.count_tokens(self._task, self._prompt_tokens, self._cached_tokens, 0)
         self._caller.count_tokens(self._prompt_tokens)
         self._log_fields.update(model=self._task, prompt_tokens=self._prompt_tokens, cached_tokens=self._cached_tokens)
+
+    @property
+    def sender(self) -> Sender:
+        """Who asks, for the engine."""
+        return self._caller.sender()
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's ``usage`` of an endpoint that generates nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +33,11 @@ class ScoringService:
     engine: EngineProtocol
     tasks: TaskTable
     metrics: Metrics
-    # The engine scores one batch at a time; more threads would only keep other routes from the bank.
-    _limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    # The engine scores one batch at a time; more threads would only keep other routes from the bank. Each tenant has
+    # threads of its own, so that none waits at the door for what another one scores.
+    _limiters: defaultdict[str | None, CapacityLimiter] = field(
+        default_factory=lambda: defaultdict(lambda: CapacityLimiter(2))
+    )
 
     async def respond(
         self,
@@ -73,5 +77,5 @@ class ScoringService:
         caller.count_request()
         name, ref = (self.engine.name, self.engine.name) if task is None else (task.name, task.ref)
         usage = ScoringUsage(self.metrics, name, caller, http.state.log_fields)
-        data = await to_thread.run_sync(make_data, usage, limiter=self._limiter)
+        data = await to_thread.run_sync(make_data, usage, limiter=self._limiters[caller.name])
         return {"object": "list", "model": body.model or ref, "data": data, "usage": usage.usage()}
