@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,8 +46,7 @@ def parse_tools(tools: Sequence[object] | None, where: str = "tools") -> tuple[T
     if isinstance(tools, str) or not isinstance(tools, Sequence):
         raise RequestError(f'{where} must be a list of {{"type": "function", "function": {{...}}}}; send a list.')
     found = tuple(_tool(f"{where}[{index}]", tool) for index, tool in enumerate(tools))
-    names = [tool.name for tool in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if twice := next((name for name, count in Counter(tool.name for tool in found).items() if count > 1), None):
         raise RequestError(f"{where}: the function {twice!r} is there twice; give each a name of its own.")
     return found
 
