@@ -6,7 +6,15 @@ import json
 
 import pytest
 
-from foreword.core.json_reader import MAX_NESTING, InvalidJson, parse_json, read_json, read_json_file, read_json_object
+from foreword.core.json_reader import (
+    MAX_NESTING,
+    InvalidJson,
+    parse_json,
+    parse_json_at,
+    read_json,
+    read_json_file,
+    read_json_object,
+)
 from foreword.errors import CorruptFile, DataError
 
 
@@ -69,7 +77,7 @@ def test_options() -> None:
 
 
 def test_a_value_within_a_text() -> None:
-    assert parse_json('x {"a": 1} y', 1) == ({"a": 1}, 10)
+    assert parse_json_at('x {"a": 1} y', 1) == ({"a": 1}, 10)
     with pytest.raises(InvalidJson):
         parse_json("  ")
 
