@@ -30,7 +30,7 @@ _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * (MAX_DIGITS + 1)
 _NESTED = f"lists and objects are nested deeper than {MAX_NESTING}"
 _LONG = f"a number has more than {MAX_DIGITS} digits"
-_SURROGATE = "half of a surrogate pair is no character"
+_SURROGATE = "the text has half of a surrogate pair"
 
 
 class InvalidJson(ValueError):

@@ -116,7 +116,7 @@ class _Loader(yaml.SafeLoader):
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise _error("half of a surrogate pair is no character", node.start_mark) from None
+            raise _error("the text has half of a surrogate pair", node.start_mark) from None
         return value
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
