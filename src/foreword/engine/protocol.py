@@ -223,7 +223,9 @@ class EngineProtocol(Protocol):
         """
         ...
 
-    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> torch.Tensor | np.ndarray:
+    def score(
+        self, prompts: Sequence[Prompt], scorer: LabelScorer, *, sender: Sender = ANONYMOUS
+    ) -> torch.Tensor | np.ndarray:
         """Scores of the labels for every answer place of the prompts, mostly one place a prompt; waits for them.
 
         Args:
@@ -231,6 +233,7 @@ class EngineProtocol(Protocol):
             scorer: the words (`foreword.text.label_scorers.WordScorer`, `MaskScorer`) or the linear head
                 (`HeadScorer`) of a task; it says which outputs are needed, and its ``scores`` makes label scores of
                 them.
+            sender: who asks; those of different tenants take turns.
 
         Returns:
             ``[places, labels]`` float32, unnormalized: log-probabilities of words, or logits of a head. Places are in
@@ -256,13 +259,15 @@ class EngineProtocol(Protocol):
         """
         ...
 
-    def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
+    def prompt_logprobs(self, prompt: Prompt, top: int, *, sender: Sender = ANONYMOUS) -> list[TokenLogprob]:
         """Log-probabilities of a prompt's own tokens, and of the ``top`` most probable ones in their places: of every
         token but the first and soft ones. Raises as `token_logprobs` does.
         """
         ...
 
-    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> torch.Tensor | np.ndarray:
+    def embed(
+        self, prompts: Sequence[Prompt], pooling: Pooling | None = None, *, sender: Sender = ANONYMOUS
+    ) -> torch.Tensor | np.ndarray:
         """One vector of length 1 (L2) for every prompt, from the hidden states behind the model's last norm.
 
         Args:
@@ -270,6 +275,7 @@ class EngineProtocol(Protocol):
                 pooled, soft ones not.
             pooling: the last token's state, the first token's (``cls``) or the mean of all; by default the model's
                 own, see `foreword.models.pooling`.
+            sender: who asks.
 
         Returns:
             ``[prompts, hidden]`` float32.

@@ -228,14 +228,14 @@ class TaskHandlers:
                 "repetition_penalty behind a learned prefix takes one prompt a request; send them apart."
             )
         prefixed = [self._build_prompt(prompt, prefix, length, penalized) for prompt in prompts]
-        params, reference = prefixed[0].kv_transfer_params, prefixed[0].reference
+        params = prefixed[0].kv_transfer_params
         if isinstance(body, compat.ChatCompletionRequest):
             # vLLM renders messages itself unless it finds their tokens here.
             body.kv_transfer_params = {**(params or {}), "prompt_token_ids": list(prefixed[0].token_ids)}
         else:
             body.prompt = [list(each.token_ids) for each in prefixed]
             body.kv_transfer_params = params
-        body.cache_salt = None if reference is None else reference.cache_salt
+        body.cache_salt = prefixed[0].cache_salt
 
     def _build_prompt(self, prompt: Prompt, prefix: Any, length: int, penalized: bool) -> PrefixedPrompt:
         token_ids = prompt.token_ids
