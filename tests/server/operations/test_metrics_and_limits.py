@@ -163,7 +163,8 @@ def test_a_body_that_never_comes_is_given_up(monkeypatch):
     with small_server() as (url, _):
         address = urlsplit(url)
         with socket.create_connection((address.hostname, address.port)) as connection:
-            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{")
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            connection.sendall(head + b"Content-Length: 500\r\n\r\n{")
             assert connection.recv(65536).startswith(b"HTTP/1.1 408")
 
 

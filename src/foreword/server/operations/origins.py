@@ -27,35 +27,31 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class KnownHosts:
-    """Names by which clients may ask for this server: addresses, localhost, and what is named.
+    """Names by which clients may ask for this server: addresses, names without a dot, ``*.localhost``, and patterns.
 
-    An address cannot be made to point elsewhere, so every one is known.
+    An address cannot be made to point elsewhere, and a name without a dot is in no public DNS.
 
     Attributes:
         patterns: further names, lower case: ``api.example.com``, ``*.example.com``, ``*``.
-        local_network: also names that no public DNS has: those without a dot, ``*.local``, ``*.internal``.
     """
 
     patterns: Sequence[str] = ()
-    local_network: bool = False
 
     @classmethod
     def of_server(cls, address: str, allowed: Sequence[str] = ()) -> KnownHosts:
         """Those of a server that listens on an address, and what its operator allows.
 
-        A server that more than this machine can reach is asked by the names of its network.
+        One that more than this machine can reach is asked by names of its network, which are in no public DNS either.
         """
-        patterns = tuple(name.lower() for name in allowed)
-        if (ip := _ip_address(address)) is None:
-            return cls((*patterns, address.lower()), local_network=not _is_loopback_name(address))
-        return cls(patterns, local_network=not ip.is_loopback)
+        ip = _ip_address(address)
+        is_loopback = ip.is_loopback if ip is not None else address == "localhost"
+        of_network = () if is_loopback else ("*.local", "*.internal")
+        return cls(tuple(name.lower() for name in (*allowed, address, *of_network)))
 
     def __contains__(self, name: str) -> bool:
         """Whether a name, without its port, is one of them."""
         name = name.lower().removesuffix(".")
-        if _ip_address(name) is not None or _is_loopback_name(name):
-            return True
-        if self.local_network and ("." not in name or name.endswith((".local", ".internal"))):
+        if "." not in name or name.endswith(".localhost") or _ip_address(name) is not None:
             return True
         return any(_matches(pattern, name) for pattern in self.patterns)
 
@@ -151,10 +147,6 @@ def _origin(url: str) -> tuple[str, str | None, int | None] | None:
 
 def _matches(pattern: str, name: str) -> bool:
     return pattern in ("*", name) or (pattern.startswith("*.") and name.endswith(pattern[1:]))
-
-
-def _is_loopback_name(name: str) -> bool:
-    return name == "localhost" or name.endswith(".localhost")
 
 
 def _ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
