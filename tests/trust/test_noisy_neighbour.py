@@ -14,7 +14,7 @@ import pytest
 from trust.two_tenants import TwoTenants
 
 TIMES = 3
-LEAST = 0.1
+LEAST = 0.05
 """Seconds that a first token alone is taken for at least: below, a step of the engine and the scheduler of the system
 count for more than any neighbour."""
 ATTACKERS = 2
