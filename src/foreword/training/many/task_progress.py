@@ -35,8 +35,11 @@ class TaskProgress:
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Append the record of a task that has ended; it is on the disk when this returns."""
-        with self._writing(), (self.folder / f"ended-{self.rank}.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file = self.folder / f"ended-{self.rank}.jsonl"
+        with self._writing(), file.open("ab+") as handle:
+            handle.seek(-min(1, file.stat().st_size), os.SEEK_END)
+            torn = handle.read() not in (b"", b"\n")  # half a line, of a process that was killed
+            handle.write((torn * "\n" + json.dumps(record, ensure_ascii=False) + "\n").encode())
             handle.flush()
             os.fsync(handle.fileno())
 
@@ -44,7 +47,7 @@ class TaskProgress:
         """The last record of every task that has ended, of all processes."""
         records: dict[str, dict[str, Any]] = {}
         for file in sorted(self.folder.glob("ended-*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     record = json.loads(line)
                 except json.JSONDecodeError:
