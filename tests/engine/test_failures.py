@@ -118,7 +118,7 @@ def test_a_sampler_that_fails_fails_alone_and_no_other_samples_twice(monkeypatch
     bad = engine.submit(make_request(4, 2, temperature=1.0, seed=4))
     good = [engine.submit(seeded), engine.submit(make_request(9, 3))]
     sample = TokenSampler._sample
-    broken = [s.sampler for s in engine._new_sequences][0]
+    broken = engine._new_sequences[0].sampler
     monkeypatch.setattr(TokenSampler, "_sample", lambda self, logits: 1 / (self is not broken) and sample(self, logits))
     run_until_idle(engine)
     assert "ZeroDivisionError" in str(list(bad)[-1].error)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +46,7 @@ def not_finite(request: Request, dtype: object) -> str:
 
 
 class EngineBase(ABC):
-    """An engine whose `step` is: run a job, take in requests, then schedule, run the model, postprocess.
+    """An engine whose `step` is: run a job if it is their turn, take in requests, schedule, run the model, postprocess.
 
     Any thread may submit, score, cancel and read statistics; requests and jobs wait in queues for the one thread that
     steps, which alone touches the model, the cache and the sequences.
@@ -85,6 +86,7 @@ class EngineBase(ABC):
         self._grammars = GrammarCompiler(tokenizer, identity.vocab_size, eos_token_ids)
         self._new_sequences: deque[Sequence] = deque()
         self._jobs = JobQueue()
+        self._jobs_ahead = 0.0  # seconds that jobs had more than the steps since then
         self._counters = Counter(dict.fromkeys(COUNTERS, 0))
         self._lock = threading.Lock()  # nothing is queued once the engine is closed
         self._closed = False
@@ -103,7 +105,10 @@ class EngineBase(ABC):
 
     def step(self) -> bool:
         """Run one step. Returns whether there was work."""
-        ran_job = self._run_next_job()
+        started = time.perf_counter()
+        may_run_job = self._jobs_ahead <= 0
+        if ran_job := may_run_job and self._run_next_job():
+            self._jobs_ahead = time.perf_counter() - started
         self._add_new_sequences()
         self._abort_cancelled()
         try:
@@ -111,9 +116,12 @@ class EngineBase(ABC):
         except AllocationError as error:
             self._fail(error.sequence, error.__cause__ or error)
             return True
+        started = time.perf_counter()
         if scheduled:
             self._run(scheduled)
-        return ran_job or bool(scheduled) or bool(self.scheduler.running)
+        # While there is work of both kinds, steps have as much time as jobs.
+        self._jobs_ahead -= time.perf_counter() - started if scheduled else self._jobs_ahead
+        return ran_job or not may_run_job or bool(scheduled) or bool(self.scheduler.running)
 
     def submit(self, request: Request) -> ChunkStream:
         """Queue a request and return its stream; see `EngineProtocol.submit`."""
