@@ -11,7 +11,16 @@ from typing import Any
 
 from foreword.bank.lifetimes import Lifetimes
 from foreword.bank.local import LocalStore
-from foreword.bank.names import check_name, is_name, is_version, matching_versions, split_ref, suggest, version_number
+from foreword.bank.names import (
+    NAMES_SECONDS,
+    check_name,
+    is_name,
+    is_version,
+    matching_versions,
+    split_ref,
+    suggest,
+    version_number,
+)
 from foreword.bank.prefix_file import read_prefix
 from foreword.bank.remote import RemoteStore
 from foreword.bank.split import SPLIT, Split
@@ -33,6 +42,7 @@ from foreword.openmp import release_openmp_threads
 
 _NOT_PUBLISHED = "nothing was published; the version served before is still served"
 SPLIT_SECONDS = 5.0
+_NEVER_LISTED: tuple[float, list[str]] = (float("-inf"), [])
 _CHECK_LOCATION = "check that the place exists and may be read"
 _NOT_REMOVED = "it is there whole or not at all; remove it again to finish"
 
@@ -72,6 +82,7 @@ class Bank(WithOverview):
         self._lifetimes = Lifetimes(self._store, clock)
         self._without_ttl: set[str] = set()
         self._splits: dict[str, tuple[float, bytes | None]] = {}
+        self._recent_names = _NEVER_LISTED
         self.load_tensors = load
 
     @classmethod
@@ -119,6 +130,7 @@ class Bank(WithOverview):
             published = write_version(folder, task, number=store.claim(task.name))
             self._commit(task.name, published.version, folder)
         release_openmp_threads()  # an engine may be running in another thread
+        self._recent_names = _NEVER_LISTED
         return published
 
     def load(self, ref: str) -> Task:
@@ -260,6 +272,14 @@ class Bank(WithOverview):
         with self._bank_errors(_CHECK_LOCATION):
             return sorted(self._store.tasks())
 
+    def recent_names(self) -> list[str]:
+        """All tasks, sorted, up to `NAMES_SECONDS` old: for suggestions, which every wrong name asks for."""
+        listed_at, names = self._recent_names
+        if (now := time.monotonic()) - listed_at > NAMES_SECONDS:
+            names = self.names()
+            self._recent_names = now, names
+        return names
+
     def versions(self, name: str) -> list[str]:
         """All versions of a task, oldest first. Raises `UnknownTask`."""
         with self._bank_errors(_CHECK_LOCATION):
@@ -337,6 +357,7 @@ class Bank(WithOverview):
 
     def _remove(self, name: str, version: str | None, raw: bytes) -> None:
         if version is None:
+            self._recent_names = _NEVER_LISTED
             return self._store.remove_task(name)
         target = self._find_version(name, version)
         if target.encode() == raw.strip():
@@ -367,10 +388,8 @@ class Bank(WithOverview):
     def _read_current(self, name: str) -> bytes:
         raw = self._store.read_current(name) if is_name(name) else None
         if raw is None:
-            known = sorted(self._store.tasks())
-            raise UnknownTask(
-                f"no task {name!r} in {self._store.location}: {suggest(name, known, 'foreword bank list')}"
-            )
+            near = suggest(name, self.recent_names(), "foreword bank list")
+            raise UnknownTask(f"no task {name!r} in {self._store.location}: {near}")
         return raw
 
     def _parse_current(self, name: str, raw: bytes) -> str:

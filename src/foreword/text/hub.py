@@ -5,13 +5,13 @@ Loading scripts are never run: the oldest release in the `[data]` extra's range 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.core.json_reader import read_json_object
 from foreword.errors import DataError
 from foreword.text.table import first_line, require_data_extra, table_rows
 
@@ -49,8 +49,12 @@ class HubDataset:
         if match is None:
             raise DataError(f"{name!r} does not name a data set and a split; write hub:OWNER/NAME:train.")
         source, split = match["source"], match["split"]
-        folder = Path(source).expanduser().absolute()
-        if folder.is_dir():
+        try:
+            folder = Path(source).expanduser().absolute()
+            is_folder = folder.is_dir()
+        except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown user, with a NUL
+            raise DataError(f"{name[:80]!r} names no folder and no data set ({error}); check the name.") from error
+        if is_folder:
             return cls(name, str(folder), None, None, split)
         if source.startswith((".", "/", "~")):
             if not folder.parent.is_dir():
@@ -144,7 +148,6 @@ def _shown(folder: Path) -> str:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(file, error=DataError)
+    except DataError:
         return {}
-    return found if isinstance(found, dict) else {}

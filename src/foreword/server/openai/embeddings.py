@@ -13,6 +13,7 @@ from pydantic import Field
 from foreword.core import Pooling, Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UnsupportedOption
+from foreword.server.operations.json_body import JsonBodyRoute
 from foreword.server.operations.scoring_usage import ScoringUsage
 from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, example_response, must_be
 from foreword.server.tasks.scoring import ScoringService
@@ -56,13 +57,14 @@ RESPONSE = example_response(
 
 
 def embeddings_router(scoring: ScoringService) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["answers"])
+    router = APIRouter(prefix="/v1", tags=["answers"], route_class=JsonBodyRoute)
 
     @router.post("/embeddings", responses=RESPONSE)
     async def embed(body: EmbeddingRequest, http: HttpRequest) -> dict[str, Any]:
         """One vector of length 1 for every input."""
-        task = await scoring.resolve_task(body, http)
-        return await scoring.run(body, http, task, lambda usage: _embed(scoring.engine, body, task, usage))
+        inputs = body.inputs
+        task = await scoring.resolve_task(body, http, inputs)
+        return await scoring.run(body, http, task, inputs, lambda usage: _embed(scoring.engine, body, task, usage))
 
     return router
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -186,9 +187,13 @@ class ResponseMeta:
     response_id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def body(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
-        """The body of a complete response."""
-        return self._with_choices(self.serializer.object_name, choices) | {"usage": usage}
+    def body(self, choices: Iterable[dict[str, Any]], usage: dict[str, Any]) -> bytes:
+        """The body of a complete response. Choices are written one by one: all at once would keep other threads
+        waiting."""
+        before, after = _json(self._with_choices(self.serializer.object_name, ()) | {"usage": usage}).split(
+            b'"choices":[]', 1
+        )
+        return b"".join((before, b'"choices":[', b",".join(map(_json, choices)), b"]", after))
 
     def chunk(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The body of one event of a stream."""
@@ -205,15 +210,30 @@ class ResponseMeta:
         }
 
 
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+CACHED_TOKENS_STEP = 64
+"""Where there are keys, found tokens are told in whole steps (OpenAI's are of 128): the users of a program share its
+key, and could try out word by word what another of them sent."""
+
+
 def usage(streams: Sequence[Stream], completion_tokens: int) -> dict[str, Any]:
     """OpenAI's ``usage``: prefixes count as prompt tokens, and as ``cached_tokens`` with all else that was not run."""
     prompt_tokens = sum(stream.request.prompt_tokens for stream in streams)
+    cached_tokens = sum(stream.request.prefix_length + _told_cached_tokens(stream) for stream in streams)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(s.request.prefix_length + s.cached_tokens for s in streams)},
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
+
+
+def _told_cached_tokens(stream: Stream) -> int:
+    found = stream.cached_tokens
+    return found - found % CACHED_TOKENS_STEP if stream.request.tenant else found
 
 
 def prompt_token_ids(request: Request) -> list[int]:
