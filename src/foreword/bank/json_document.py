@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import Field, TypeAdapter, ValidationError
 
 from foreword.core import ModelIdentity
+from foreword.core.prefix import MAX_POSITIONS
 from foreword.errors import CorruptFile, UsageError
 
 FORMAT = 1
@@ -78,10 +79,17 @@ def parse_fields(
             f"{where}: expected only fields that this Foreword knows, found "
             f"{describe(', '.join(unknown))}; it was made by a newer Foreword, so upgrade foreword."
         )
-    for name, (expected, check) in known.items():
-        if name in found and not check(found[name]):
-            raise CorruptFile(f"{where}: {name} must be {expected}, found {describe(found[name])}; {MEND}.")
+    if error := field_error(found, known):
+        raise CorruptFile(f"{where}: {error}; {MEND}.")
     return found
+
+
+def field_error(document: Mapping[str, Any], fields: Mapping[str, FieldCheck]) -> str | None:
+    """A clause for an error about the first of ``fields`` whose value is none that it may have."""
+    for name, (expected, check) in fields.items():
+        if name in document and not check(document[name]):
+            return f"{name} must be {expected}, found {describe(document[name])}"
+    return None
 
 
 def describe(value: object) -> str:
@@ -98,7 +106,10 @@ def is_identity(value: object) -> bool:
         identity = ModelIdentity.from_json(value)
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
-    return bool(identity.layers) and dump(identity.to_json(), "identity") == dump(value, "identity")
+    sizes = (identity.hidden_size, identity.vocab_size, identity.head_size)
+    if not identity.layers or not all(0 <= size <= MAX_POSITIONS for size in sizes):
+        return False
+    return dump(identity.to_json(), "identity") == dump(value, "identity")
 
 
 def _check_format(found: object, where: str) -> None:

@@ -19,6 +19,7 @@ from foreword.bank.json_document import (
     Sha256,
     describe,
     dump,
+    field_error,
     is_a,
     is_identity,
     parse_fields,
@@ -97,6 +98,9 @@ _OPTIONAL_FIELDS: dict[str, FieldCheck] = {
     "ttl": ("a number of seconds above 0", is_a(Seconds)),
 }
 """Written only where a task needs them, so that the records of other tasks have not changed."""
+
+_OWN_FIELDS = {name: check for name, check in {**_FIELDS, **_OPTIONAL_FIELDS}.items() if name != "version"}
+"""Those that do not follow from the others."""
 
 
 def make_record(task: Task, number: int, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -190,9 +194,8 @@ def _optional_fields(task: Task) -> dict[str, Any]:
 
 def _contradiction(record: Mapping[str, Any]) -> str | None:
     """A clause for an error about fields that contradict each other; ``None`` if none do."""
-    for name, (expected, check) in _OPTIONAL_FIELDS.items():
-        if name in record and not check(record[name]):
-            return f"{name} must be {expected}, found {describe(record[name])}"
+    if error := field_error(record, _OWN_FIELDS):
+        return error
     head, words, files = record.get("head"), record["verbalizer"], record["files"]
     if ("head" in record) != (HEAD in files):
         return f"a head needs both its labels and {HEAD}, found one of them"
