@@ -15,6 +15,9 @@ from foreword.errors import CorruptFile, UsageError
 FORMAT = 1
 MEND = "publish it again or restore it from a copy"
 
+LARGEST = 1e300
+"""Bound of the numbers that people are shown: Python makes no float of a whole number beyond about 1e308."""
+
 FieldCheck = tuple[str, Callable[[object], bool]]
 """The valid values of a field, as errors describe them, and a predicate."""
 
@@ -110,6 +113,17 @@ def is_identity(value: object) -> bool:
     if not identity.layers or not all(0 <= size <= MAX_POSITIONS for size in sizes):
         return False
     return dump(identity.to_json(), "identity") == dump(value, "identity")
+
+
+def is_provenance(value: object) -> bool:
+    """Whether ``value`` is an object in which those of its entries that are shown to people are what they expect."""
+    if not isinstance(value, dict):
+        return False
+    metrics = [value.get(name) for name in ("metrics", "metrics_before")]
+    if not all(isinstance(each, dict | None) for each in (*metrics, value.get("recipe"))):
+        return False
+    figures = [figure for each in metrics for figure in (each or {}).values() if isinstance(figure, int | float)]
+    return isinstance(value.get("parents"), list | None) and all(abs(figure) <= LARGEST for figure in figures)
 
 
 def _check_format(found: object, where: str) -> None:

@@ -18,6 +18,7 @@ from foreword.bank.json_document import (
     field_error,
     is_a,
     is_identity,
+    is_provenance,
     parse_fields,
 )
 from foreword.bank.safetensors_header import SafetensorsHeader, TensorInfo, read_safetensors_header
@@ -39,7 +40,7 @@ _FIELDS: dict[str, FieldCheck] = {
     "method": ("a text", is_a(str)),
     "dtype": (f"one of {', '.join(DTYPES.values())}", lambda value: value in list(DTYPES.values())),
     "digest": ("a SHA-256", is_a(Sha256)),
-    "provenance": ("an object", is_a(dict)),
+    "provenance": ("an object, with objects as metrics and recipe and a list as parents", is_provenance),
 }
 
 
