@@ -8,7 +8,7 @@ CLIENTS := .venv-clients/bin
 # Compiled for this very CPU, once.
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/foreword/wheels
 
-.PHONY: setup demo check test test-slow test-vllm test-vllm-full test-llamacpp test-clients docs lint types format clean
+.PHONY: setup demo check test test-slow test-vllm test-vllm-full test-llamacpp test-clients trust trust-short trust-vllm trust-llamacpp docs lint types format clean
 
 setup: .venv/ready
 	@$(BIN)/foreword models pull >/dev/null && echo "the built-in model is ready"
@@ -44,10 +44,28 @@ check: lint types
 		tests/test_kept_files.py tests/bank tests/evaluation tests/prompts tests/text
 
 test: setup .venv/dev
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not trust"
 
 test-slow: setup .venv/dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not trust"
+
+# Attacks, as docs/trust.md lists them: an hour and more, and what a submission has to pass of it in four minutes. What
+# measures time comes last and alone.
+trust trust-short: setup .venv/dev
+	$(BIN)/python -m pytest tests/trust --trust $(TRUST) -m "not timed" -n auto --dist loadfile
+	$(BIN)/python -m pytest tests/trust --trust $(TRUST) -m timed
+
+trust: TRUST := long
+trust-short: TRUST := short
+
+# Those that ask a server, with another engine behind it.
+TRUST_SERVED := $(addprefix tests/trust/,test_two_tenants.py test_isolation.py)
+
+trust-vllm: .venv-vllm/ready
+	$(VLLM)/python -m pytest $(TRUST_SERVED) --trust $(or $(SCALE),short) --engine vllm
+
+trust-llamacpp: .venv-llamacpp/ready
+	OMP_WAIT_POLICY=passive $(LLAMACPP)/python -m pytest $(TRUST_SERVED) --trust $(or $(SCALE),short) --engine llamacpp
 
 # vLLM's CPU build, in an environment of its own: it wants another Transformers. Its torchvision, torchaudio and
 # torchcodec do not import beside PyTorch's CPU build, and nothing here needs them.

@@ -11,7 +11,7 @@ from foreword import attention
 from foreword.attention import ATTN_IMPLEMENTATION, RaggedAttention
 from foreword.core import Batch, KVPrefix
 from foreword.errors import TrainingError
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from tiny_models import CAUSAL, ENCODERS, VOCABULARY, byte_tokenizer, tiny_config, tiny_model
 
 TOLERANCE = 1e-5

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from foreword.models import LanguageModel
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from tiny_models import GROUPED, SHARED, SIZES, VOCABULARY, byte_tokenizer
 
 OWN_NAMES = {"vocab_size": VOCABULARY, "n_layer": 3, "n_head": 4}

@@ -18,7 +18,7 @@ from transformers import (
 
 from foreword.core import KVPrefix
 from foreword.models.encoder_decoder import EncoderDecoder
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from tiny_models import VOCABULARY, byte_tokenizer
 
 END, PAD = 256, 257

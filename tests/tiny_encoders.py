@@ -26,7 +26,7 @@ from transformers import (
 
 from foreword import attention
 from foreword.models import LanguageModel
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from tiny_models import SIZES, byte_tokenizer
 
 RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}

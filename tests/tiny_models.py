@@ -32,7 +32,7 @@ from transformers import (
 
 from foreword import attention
 from foreword.models import LanguageModel
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 
 VOCABULARY = 300
 SIZES = {

@@ -17,7 +17,7 @@ from foreword.engine.protocol import Request, TokenLogprob
 from foreword.errors import UsageError
 from foreword.evaluation.predict import classify
 from foreword.models import LanguageModel
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from foreword.prompts.lower import lower_tokens
 from foreword.text.prompt import Prompt
 from server.running_server import label_task, learned_prefix

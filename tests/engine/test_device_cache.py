@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import torch
 
-from engine.reference import learned_prefix, static_prefix
+from engine.reference import greedy_reference, learned_prefix, make_request, static_prefix, tokens_of
+from engine.test_engine import manual_engine, run_until_idle
 from foreword.core import KVPrefix
 from foreword.engine.device_cache import DeviceCache
 from tiny_models import tiny_model
@@ -64,3 +66,15 @@ def test_a_trainable_prefix_is_served_without_its_graph():
     found = device_cache(torch.bfloat16).prefix(KVPrefix(known.model, keys, known.values, 8), 8)
     assert found is not None
     assert not found.keys[0].requires_grad
+
+
+def test_pages_of_a_prefix_are_shared_whatever_the_salt():
+    """They are the bank's; those behind them are of who asked."""
+    engine = manual_engine("llama")
+    prefix = learned_prefix("llama", 20)
+    for salt, cached in (("a", 0), ("b", 0), ("a", 32)):
+        stream = engine.submit(replace(make_request(40, prefix=prefix, max_tokens=1), cache_salt=salt))
+        run_until_idle(engine)
+        assert (tokens_of(stream), stream.cached_tokens) == (greedy_reference("llama", stream.request), cached)
+    prefix_pages = 2
+    assert len(engine.cache._hash_of_page) == prefix_pages + 2 * 2

@@ -24,7 +24,7 @@ from foreword.engine.cache import PAGE_SIZE, PagedCache
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import EngineBusy
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from tiny_models import CAUSAL, FURTHER, tiny_model
 
 # The windows of the tiny Mistral (6) and Gemma 3 (8) are shorter than the longer prefixes and longer than the others.

@@ -19,7 +19,7 @@ from transformers import (
 
 from foreword import attention
 from foreword.models import LanguageModel
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from tiny_models import GROUPED, SIZES, byte_tokenizer, tiny_model
 
 SPECIAL = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}

@@ -17,7 +17,7 @@ from foreword.engine.protocol import Request
 from foreword.errors import UsageError
 from foreword.evaluation.predict import label_scorer
 from foreword.models import LanguageModel
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from foreword.prompts import init
 from foreword.prompts.lower import lower_tokens
 from foreword.prompts.static import static_task

@@ -178,7 +178,7 @@ def test_fronts_of_one_length_at_a_time_where_a_model_reads_no_mask():
     """BART's decoder counts positions from the length of its cache."""
     from transformers import AutoModelForCausalLM, BartConfig
 
-    from foreword.models.load import wrap_model
+    from foreword.models.ways import wrap_model
     from tiny_models import byte_tokenizer
 
     config = BartConfig(vocab_size=300, d_model=48, decoder_layers=2, decoder_ffn_dim=64, decoder_attention_heads=4)

@@ -14,7 +14,7 @@ from foreword.errors import SettingError, UnsupportedModel, UsageError
 from foreword.models import load_model
 from foreword.models.device_map import check_placement
 from foreword.models.gradient_probe import check_gradients
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from foreword.training.train import train
 from models.test_load_model import save
 from tiny_models import save_tiny, tiny_model

@@ -20,7 +20,7 @@ from foreword.models import load_model
 from foreword.models.activations import activations
 from foreword.models.encoder_decoder import EncoderDecoder
 from foreword.models.encoder_decoder_padding import pads_in_front
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from foreword.prompts.lower import lower, lower_tokens
 from tiny_encoder_decoders import (
     BART,

@@ -13,7 +13,7 @@ from foreword.bench.architectures.architecture import Architecture, byte_tokeniz
 from foreword.errors import UnsupportedModel
 from foreword.models import LanguageModel, load_model
 from foreword.models.gradient_probe import check_gradients
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from tiny_encoder_decoders import tiny_encoder_decoder
 from tiny_models import CAUSAL, ENCODERS, save_tiny, tiny_model
 from training.small_data import recipe

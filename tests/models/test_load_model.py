@@ -27,7 +27,7 @@ from foreword.core import Batch, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import UnknownModel, UnsupportedModel, UsageError
-from foreword.models import LanguageModel, load, load_model, probe, ragged_layers
+from foreword.models import LanguageModel, load_model, probe, ragged_layers, ways
 from foreword.prompts.lower import lower_tokens
 from foreword.text import task_prompts
 from tiny_models import CAUSAL, ENCODERS, SIZES, byte_tokenizer, save_tiny, tiny_config, tiny_model
@@ -252,7 +252,7 @@ def test_without_the_probe_wrong_answers_would_get_through(tmp_path, monkeypatch
     """The comparison with Transformers stops what no list of names would, and what it stops is wrong."""
     folder = state_space_model(tmp_path)
     monkeypatch.setattr(ragged_layers, "_check_kind", lambda *_: None)
-    monkeypatch.setattr(load, "_ways", lambda model: (load._on_ragged_rows,))
+    monkeypatch.setattr(ways, "_ways", lambda model: (ways._on_ragged_rows,))
     with pytest.raises(UnsupportedModel) as refused:
         load_model(folder)
     if "does not hand extra keyword arguments" in str(refused.value):
@@ -266,7 +266,7 @@ def test_without_the_probe_wrong_answers_would_get_through(tmp_path, monkeypatch
 def test_windows_are_compared_with_the_masks(tmp_path, monkeypatch):
     folder = str(save_tiny("mistral", tmp_path))
     monkeypatch.setattr(ragged_layers, "_window", lambda mask: None)
-    monkeypatch.setattr(load, "_ways", lambda model: (load._on_ragged_rows,))
+    monkeypatch.setattr(ways, "_ways", lambda model: (ways._on_ragged_rows,))
     with pytest.raises(UnsupportedModel, match=r"asks for attention windows \[6, 6, 6\]"):
         load_model(folder)
 

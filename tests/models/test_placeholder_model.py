@@ -21,9 +21,9 @@ from transformers.models.ibert.quant_modules import QuantAct
 from foreword.core import Adapter, Batch, Front, KVPrefix, LowRank, soft_id
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models import neighbour_rows
-from foreword.models.load import wrap_model
 from foreword.models.placeholder_model import PlaceholderModel
 from foreword.models.probe import prefix_left_by
+from foreword.models.ways import wrap_model
 from foreword.training.loop.gradient_checkpointing import gradient_checkpointing
 from tiny_encoders import CONFIGS, PLACEHOLDERS, RAGGED, bare_encoder, tiny_encoder
 from tiny_models import SIZES, byte_tokenizer

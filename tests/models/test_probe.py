@@ -11,9 +11,9 @@ import torch
 from foreword.core import Batch
 from foreword.errors import UnsupportedModel
 from foreword.models import load_model, probe
-from foreword.models.load import wrap_model
 from foreword.models.probe import TEXTS, Draw, compare, prove, text_ids
 from foreword.models.proof import Comparison, Proof
+from foreword.models.ways import wrap_model
 from tiny_encoder_decoders import tiny_encoder_decoder
 from tiny_models import ENCODERS, byte_tokenizer, save_tiny, tiny_model
 

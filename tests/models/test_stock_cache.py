@@ -4,8 +4,8 @@ import pytest
 
 from foreword.bench.architectures.architecture import Architecture
 from foreword.errors import UnsupportedModel
-from foreword.models.load import wrap_model
 from foreword.models.stock_cache import fault_of_stock_cache
+from foreword.models.ways import wrap_model
 from tiny_cached_models import tiny_cached_model
 from tiny_models import byte_tokenizer, tiny_model
 

@@ -12,9 +12,9 @@ from foreword.core import Batch, Front, SamplingParams
 from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.models import load_model
-from foreword.models.load import wrap_model
 from foreword.models.text_side import drop_other_towers
 from foreword.models.tokenized_model import TokenizedModel
+from foreword.models.ways import wrap_model
 from foreword.prompts.lower import lower_tokens
 from foreword.text import chat, task_prompts
 from foreword.training.train import train

@@ -18,8 +18,9 @@ from foreword import attention
 from foreword.bench.architectures.architecture import Architecture
 from foreword.cli.doctor.model import check_model, facts
 from foreword.errors import UnsupportedModel
-from foreword.models import LanguageModel, load
-from foreword.models.load import load_model, wrap_model
+from foreword.models import LanguageModel, ways
+from foreword.models.load import load_model
+from foreword.models.ways import wrap_model
 from tiny_encoder_decoders import tiny_encoder_decoder
 from tiny_models import GROUPED, SIZES, byte_tokenizer, tiny_model
 
@@ -90,8 +91,8 @@ def test_a_refusal_has_the_reason_of_the_last_way():
 
 def test_nan_ends_the_search_for_a_way(monkeypatch):
     tried = []
-    ways = load._ways
-    monkeypatch.setattr(load, "_ways", lambda model: (tried.append(way) or way for way in ways(model)))
+    all_ways = ways._ways
+    monkeypatch.setattr(ways, "_ways", lambda model: (tried.append(way) or way for way in all_ways(model)))
     model = random_model(AutoModelForCausalLM, LlamaConfig(**GROUPED))
     model.model.norm.weight[0] = float("nan")
     with pytest.raises(UnsupportedModel, match="NaN or infinity"):

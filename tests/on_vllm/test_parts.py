@@ -17,7 +17,7 @@ from foreword.vllm import compat
 from foreword.vllm.plugin import register
 from foreword.vllm.prefix_load import NULL_BLOCK_ID, PrefixReference, slot_mapping
 from foreword.vllm.prefix_shards import HeadShard, PrefixShards
-from foreword.vllm.prompt_builder import PromptBuilder
+from foreword.vllm.prompt_builder import PrefixedPrompt, PromptBuilder
 from tiny_models import byte_tokenizer
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -170,6 +170,13 @@ def test_salts_keep_prefixes_and_servers_apart():
         PrefixReference.from_prefix(prefix(seed=1), 5, "x"),
     ]
     assert len({reference.cache_salt for reference in references}) == 3
+    prompts = [
+        PrefixedPrompt((1,), reference, own_salt=own)
+        for reference in (None, *references)
+        for own in ("", '["a", ""]', '["a", "b"]')
+    ]
+    assert len({prompt.cache_salt for prompt in prompts}) == len(prompts)
+    assert "cache_salt" not in PrefixedPrompt((1,), None).to_vllm()
 
 
 # The first draw of a text reads tables of Unicode, which on a busy machine takes longer than Hypothesis likes.

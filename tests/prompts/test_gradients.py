@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from foreword import attention
 from foreword.core import Front
 from foreword.models import LanguageModel
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from foreword.prompts.base import PromptEncoder
 from foreword.prompts.init import from_text, random_values
 from foreword.prompts.registry import get_method

@@ -16,7 +16,7 @@ from foreword.engine.protocol import Request
 from foreword.errors import EngineError, RequestError, TemplateError, UsageError
 from foreword.evaluation.evaluate import evaluate
 from foreword.evaluation.predict import classify
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from foreword.prompts.lower import empty_prefix
 from foreword.text import task_prompts
 from foreword.text.encoded_example import ExampleEncoder

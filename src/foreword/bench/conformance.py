@@ -24,7 +24,8 @@ from foreword.engine.engine import Engine
 from foreword.engine.protocol import Request
 from foreword.errors import BenchError, UnsupportedModel, UsageError
 from foreword.models import LanguageModel
-from foreword.models.load import auto_class, load_model, pull
+from foreword.models.auto_classes import auto_class
+from foreword.models.load import load_model, pull
 from foreword.prompts.lower import lower_tokens
 
 Figures = Mapping[str, Any]

@@ -38,6 +38,13 @@ def serve(
     timeout_graceful_shutdown: Annotated[
         float, typer.Option(min=0, help="Seconds that answers have to finish once the server is told to stop.")
     ] = 10.0,
+    share_pages: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose requests may find each other's tokens in the cache: all, tenant (a key's own) or none.",
+            show_default="tenant with API keys, else all",
+        ),
+    ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Web page that may ask from a browser; may be repeated.")
     ] = None,
@@ -69,7 +76,7 @@ def serve(
                 "not have; leave them out, or serve without --print-command."
             )
         return print(vllm_command(options, engine, host, port))
-    authenticator = _authenticator(api_keys)
+    authenticator = _authenticator(api_keys, share_pages)
     from foreword.server.ui.mount import PATH, check_ui, has_ui
 
     if ui:
@@ -108,13 +115,16 @@ def serve(
             GracefulServer(app, timeout_graceful_shutdown, running.close).run(sockets=[door])
 
 
-def _authenticator(file: Path | None) -> Authenticator:
+def _authenticator(file: Path | None, share_pages: str | None) -> Authenticator:
     """Authenticator of the keys in a file, and of the one in the environment, which may do everything."""
     from foreword.server.operations.api_keys import ApiKeys
     from foreword.server.operations.auth import Authenticator
+    from foreword.server.operations.page_sharing import SHARE_PAGES
 
+    if (share := SHARE_PAGES.get(share_pages or "tenant")) is None:
+        raise UsageError(f"--share-pages must be {', '.join(SHARE_PAGES)}, got {share_pages!r}.")
     keys = ApiKeys.load(file, os.environ.get("FOREWORD_API_KEY"))
-    return Authenticator(keys, file.with_name(f"{file.name}.used") if file is not None else None)
+    return Authenticator(keys, file.with_name(f"{file.name}.used") if file is not None else None, share)
 
 
 def _write_access_log() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import CancelledError
 from dataclasses import replace
@@ -19,7 +19,8 @@ from foreword.core import ModelIdentity, SamplingParams
 from foreword.engine.engine_thread import EngineThread
 from foreword.engine.grammar import GrammarCompiler
 from foreword.engine.job import Job
-from foreword.engine.protocol import Chunk, FinishReason, Request
+from foreword.engine.job_queue import JobQueue
+from foreword.engine.protocol import ANONYMOUS, Chunk, FinishReason, Request, Sender
 from foreword.engine.request_validator import RequestValidator
 from foreword.engine.scheduler import KVCacheManager, ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence
@@ -83,7 +84,7 @@ class EngineBase(ABC):
         self._validator = validator
         self._grammars = GrammarCompiler(tokenizer, identity.vocab_size, eos_token_ids)
         self._new_sequences: deque[Sequence] = deque()
-        self._jobs: deque[Job] = deque()
+        self._jobs = JobQueue()
         self._counters = Counter(dict.fromkeys(COUNTERS, 0))
         self._lock = threading.Lock()  # nothing is queued once the engine is closed
         self._closed = False
@@ -131,7 +132,8 @@ class EngineBase(ABC):
             skip_special_tokens=params.skip_special_tokens,
             include_stop=params.include_stop_str_in_output,
         )
-        self._enqueue(self._new_sequences, [self._make_sequence(request, sampler, detokenizer, ref(stream))])
+        sequence = self._make_sequence(request, sampler, detokenizer, ref(stream))
+        self._enqueue(lambda: self._new_sequences.append(sequence))
         return stream
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Chunk]]:
@@ -174,12 +176,12 @@ class EngineBase(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run_jobs(self, jobs: Items[Job[T]]) -> list[T]:
-        """Have the engine's thread run jobs between its steps, and wait for their results.
+    def _run_jobs(self, jobs: Items[Job[T]], sender: Sender = ANONYMOUS) -> list[T]:
+        """Have the engine's thread run jobs between its steps, and wait for their results; tenants take turns.
 
         Raises EngineError if one fails or the engine is closed; the others are cancelled.
         """
-        self._enqueue(self._jobs, jobs)
+        self._enqueue(lambda: self._jobs.extend(sender.tenant, jobs))
         try:
             return [job.result() for job in jobs]
         except CancelledError:
@@ -193,18 +195,17 @@ class EngineBase(ABC):
     def _num_waiting(self) -> int:
         return len(self._new_sequences) + self.scheduler.num_waiting
 
-    def _enqueue(self, queue: deque[T], items: Items[T]) -> None:
+    def _enqueue(self, enqueue: Callable[[], None]) -> None:
         with self._lock:
             if self._closed:
                 raise EngineError("the engine is closed; start it again.")
-            queue.extend(items)
+            enqueue()
         self._thread.wake()
 
     def _run_next_job(self) -> bool:
-        """Run the oldest job, if there is room for it; returns whether it ran."""
-        if not self._jobs or not self._jobs[0].ready():
+        """Run the next job, if there is room for it; returns whether it ran."""
+        if (job := self._jobs.pop_ready()) is None:
             return False
-        job = self._jobs.popleft()
         job.run()
         self._counters["scored"] += job.num_scored
         return True
@@ -276,8 +277,7 @@ class EngineBase(ABC):
         self._abort_cancelled()
         for sequence in self.scheduler.sequences:
             self._abort(sequence, reason, error)
-        while self._jobs:
-            self._jobs.popleft().cancel()
+        self._jobs.cancel()
 
 
 def _put(sequence: Sequence, chunk: Chunk) -> None:

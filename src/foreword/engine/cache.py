@@ -268,9 +268,10 @@ class PagedCache:
         return blake2b(parent + tokens.tobytes(), digest_size=32).digest()
 
     def _prefix_hashes(self, sequence: Sequence) -> Iterator[bytes]:
-        """Hashes of the pages of the sequence's prefix."""
+        """Hashes of the pages of the sequence's prefix, which is the bank's and holds nothing of any request."""
         for index in range(self._num_prefix_pages(sequence)):
-            yield blake2b(sequence.root_hash + b"prefix" + index.to_bytes(4, "little"), digest_size=32).digest()
+            name = f"prefix/{sequence.prefix.digest}/{index}" if sequence.prefix is not None else ""
+            yield blake2b(name.encode(), digest_size=32).digest()
 
     def _shared_prefix_pages(self, sequence: Sequence) -> list[int]:
         """Registered pages of the sequence's prefix; none unless all are registered."""

@@ -68,7 +68,8 @@ class DeviceCache:
         return soft.to(dtype=self._dtype, device=self._device) if soft is not None else None
 
     def root_hash(self, request: Request) -> bytes:
-        """Hash of what the keys and values of a request's tokens depend on besides these tokens: prefix and adapter.
+        """Hash of what the keys and values of a request's tokens depend on besides these tokens (prefix and adapter),
+        and of its salt, which says who may find them.
 
         Requests with soft tokens get a random one, so that they never share pages.
         """
@@ -78,7 +79,7 @@ class DeviceCache:
         adapter = self.adapter(request.adapter)
         digest = prefix.digest if prefix is not None else ""
         adapter_id = str(self._adapter_id(adapter)) if adapter is not None else ""
-        return sha256(f"{digest}/{adapter_id}".encode()).digest()
+        return sha256(f"{digest}/{adapter_id}/{request.cache_salt}".encode(errors="surrogatepass")).digest()
 
     def _adapter_id(self, adapter: Adapter) -> int:
         with self._lock:

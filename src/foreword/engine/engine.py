@@ -19,7 +19,7 @@ from foreword.engine.device_cache import DeviceCache
 from foreword.engine.encoder_decoder_runner import EncoderDecoderRunner
 from foreword.engine.job import Job
 from foreword.engine.model_runner import ModelRunner
-from foreword.engine.protocol import Request, TokenLogprob
+from foreword.engine.protocol import ANONYMOUS, Request, Sender, TokenLogprob
 from foreword.engine.request_validator import RequestValidator
 from foreword.engine.scheduler import ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence
@@ -132,11 +132,11 @@ class Engine(EngineBase):
             release_openmp_threads()  # of the thread that loaded the model; from now on another one runs it
             self._thread.start()
 
-    def score(self, prompts: Items[Prompt], scorer: LabelScorer) -> Tensor:
+    def score(self, prompts: Items[Prompt], scorer: LabelScorer, *, sender: Sender = ANONYMOUS) -> Tensor:
         """See `EngineProtocol.score`. Runs between the steps of generation, in batches of a step's size."""
         for prompt in prompts:
             self._validator.check_prompt(prompt, scorer.max_extra_tokens)
-        return self._score(prompts, scoring.label_scores(scorer))
+        return self._score(prompts, scoring.label_scores(scorer), sender)
 
     def token_logprobs(self, prompts: Items[Prompt]) -> list[Tensor]:
         """See `EngineProtocol.token_logprobs`. Runs as `score` does, with the logits of a step's tokens at a time."""
@@ -151,7 +151,7 @@ class Engine(EngineBase):
         )
         return list(scores[:, 0].split([len(prompt.output_indices) for prompt in measured]))
 
-    def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
+    def prompt_logprobs(self, prompt: Prompt, top: int, *, sender: Sender = ANONYMOUS) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`."""
         if self.is_encoder_decoder:
             raise UnsupportedModel(
@@ -164,7 +164,7 @@ class Engine(EngineBase):
         top = min(top, self.identity.vocab_size)
         if not measured.output_indices:
             return []
-        rows = self._score([measured], scoring.next_token_logprobs(self._step_tokens, top)).tolist()
+        rows = self._score([measured], scoring.next_token_logprobs(self._step_tokens, top), sender).tolist()
         return [
             TokenLogprob(
                 measured.token_ids[place + 1],
@@ -174,7 +174,7 @@ class Engine(EngineBase):
             for place, row in zip(measured.output_indices, rows, strict=True)
         ]
 
-    def embed(self, prompts: Items[Prompt], pooling: Pooling | None = None) -> Tensor:
+    def embed(self, prompts: Items[Prompt], pooling: Pooling | None = None, *, sender: Sender = ANONYMOUS) -> Tensor:
         """See `EngineProtocol.embed`. Runs as `score` does."""
         if self.is_encoder_decoder:
             raise UnsupportedModel(f"{self.name} is an encoder-decoder, which embeds nothing here; use an encoder.")
@@ -187,7 +187,7 @@ class Engine(EngineBase):
         for prompt in prompts:
             self._validator.check_prompt(prompt, 0)
         places = [replace(prompt, output_indices=()) for prompt in prompts]
-        return self._score(places, scoring.embeddings(pooling, self.identity.head_size))
+        return self._score(places, scoring.embeddings(pooling, self.identity.head_size), sender)
 
     def prefill(self, token_ids: Items[int]) -> KVPrefix:
         """See `EngineProtocol.prefill`. Runs between the steps of generation, a step's tokens at a time."""
@@ -243,9 +243,9 @@ class Engine(EngineBase):
         logits = self._runner.run(scheduled)
         return sample_batch(logits, [each.sequence.sampler for each in scheduled if each.needs_logits])
 
-    def _score(self, prompts: Items[Prompt], spec: scoring.ScoringSpec) -> Tensor:
+    def _score(self, prompts: Items[Prompt], spec: scoring.ScoringSpec, sender: Sender = ANONYMOUS) -> Tensor:
         batches = scoring.make_batches(self._lm, prompts, spec, self._device_cache, self._scoring_tokens)
-        results = self._run_jobs([batch.job for batch in batches])
+        results = self._run_jobs([batch.job for batch in batches], sender)
         return scoring.gather_scores(batches, results, prompts, spec.columns)
 
     def _require_answers(self) -> None:

@@ -20,13 +20,22 @@ class Job(Generic[T]):
 
     def __init__(self, fn: Callable[[], T], num_scored: int = 0, ready: Callable[[], bool] = lambda: True) -> None:
         self.num_scored = num_scored
-        self.ready = ready
+        self._ready = ready
         self._fn = fn
         self._future: Future[T] = Future()
 
+    def is_ready(self) -> bool:
+        """Whether it can run now. A job for which that cannot be said has failed, and only has to be taken off."""
+        try:
+            return self._ready()
+        except Exception as error:
+            if self._future.set_running_or_notify_cancel():
+                self._future.set_exception(error)
+            return True
+
     def run(self) -> None:
-        """Call the function and keep its result or its error; does nothing after `cancel`."""
-        if not self._future.set_running_or_notify_cancel():
+        """Call the function and keep its result or its error; does nothing after `cancel`, or if it has failed."""
+        if self._future.done() or not self._future.set_running_or_notify_cancel():
             return
         try:
             self._future.set_result(self._fn())

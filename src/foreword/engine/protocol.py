@@ -22,6 +22,22 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
+@dataclass(frozen=True)
+class Sender:
+    """Who sends a request, as far as an engine has to know.
+
+    Attributes:
+        tenant: those of equal priority take turns by tenant before they do by group; the name of an API key.
+        cache_salt: vLLM's word: keys and values of tokens are shared among requests of equal salt alone.
+    """
+
+    tenant: str = ""
+    cache_salt: str = ""
+
+
+ANONYMOUS = Sender()
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """A prompt to continue with one answer.
@@ -35,6 +51,7 @@ class Request:
         adapter: low-rank changes of the model's layers for this request alone, or ``None``.
         priority: higher ones are admitted first and preempted last.
         group: for fair scheduling, requests of equal priority take turns by group; mostly the task's name.
+        tenant, cache_salt: see `Sender`.
     """
 
     token_ids: tuple[int, ...]
@@ -45,11 +62,24 @@ class Request:
     adapter: Adapter | None = None
     priority: int = 0
     group: str = ""
+    tenant: str = ""
+    cache_salt: str = ""
 
     @classmethod
-    def from_prompt(cls, prompt: Prompt, sampling: SamplingParams, group: str = "") -> Request:
-        front = prompt.prefix, prompt.prefix_length
-        return cls(prompt.token_ids, *front, sampling, prompt.soft, prompt.adapter, group=group)
+    def from_prompt(
+        cls, prompt: Prompt, sampling: SamplingParams, group: str = "", sender: Sender = ANONYMOUS
+    ) -> Request:
+        return cls(
+            prompt.token_ids,
+            prompt.prefix,
+            prompt.prefix_length,
+            sampling,
+            prompt.soft,
+            prompt.adapter,
+            group=group,
+            tenant=sender.tenant,
+            cache_salt=sender.cache_salt,
+        )
 
     @property
     def prompt_tokens(self) -> int:
@@ -193,7 +223,9 @@ class EngineProtocol(Protocol):
         """
         ...
 
-    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> torch.Tensor | np.ndarray:
+    def score(
+        self, prompts: Sequence[Prompt], scorer: LabelScorer, *, sender: Sender = ANONYMOUS
+    ) -> torch.Tensor | np.ndarray:
         """Scores of the labels for every answer place of the prompts, mostly one place a prompt; waits for them.
 
         Args:
@@ -201,6 +233,7 @@ class EngineProtocol(Protocol):
             scorer: the words (`foreword.text.label_scorers.WordScorer`, `MaskScorer`) or the linear head
                 (`HeadScorer`) of a task; it says which outputs are needed, and its ``scores`` makes label scores of
                 them.
+            sender: who asks; those of different tenants take turns.
 
         Returns:
             ``[places, labels]`` float32, unnormalized: log-probabilities of words, or logits of a head. Places are in
@@ -226,13 +259,15 @@ class EngineProtocol(Protocol):
         """
         ...
 
-    def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
+    def prompt_logprobs(self, prompt: Prompt, top: int, *, sender: Sender = ANONYMOUS) -> list[TokenLogprob]:
         """Log-probabilities of a prompt's own tokens, and of the ``top`` most probable ones in their places: of every
         token but the first and soft ones. Raises as `token_logprobs` does.
         """
         ...
 
-    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> torch.Tensor | np.ndarray:
+    def embed(
+        self, prompts: Sequence[Prompt], pooling: Pooling | None = None, *, sender: Sender = ANONYMOUS
+    ) -> torch.Tensor | np.ndarray:
         """One vector of length 1 (L2) for every prompt, from the hidden states behind the model's last norm.
 
         Args:
@@ -240,6 +275,7 @@ class EngineProtocol(Protocol):
                 pooled, soft ones not.
             pooling: the last token's state, the first token's (``cls``) or the mean of all; by default the model's
                 own, see `foreword.models.pooling`.
+            sender: who asks.
 
         Returns:
             ``[prompts, hidden]`` float32.

@@ -56,7 +56,7 @@ class Sequence:
         stream: receives the chunks; a weak reference, so that an answer without a reader ends.
         soft: the request's soft tokens ``[S, hidden]`` in the model's dtype, or ``None``.
         adapter: the request's adapter in the model's dtype, one object for equal adapters; or ``None``.
-        root_hash: hash over prefix and adapter, which the hashes of its pages start from.
+        root_hash: hash over prefix, adapter and salt, which the hashes of its pages start from.
         num_computed_tokens: own tokens that have keys and values in the cache.
         pages: ids of the pages that hold its own tokens, in order; shared ones first.
         prefix_pages: ids of the pages that hold its prefix; empty if the prefix is not in pages.

@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
 from foreword.core import SamplingParams, Task
-from foreword.engine.protocol import Chunk, EngineProtocol, LabelLogprob, Request, Stream
+from foreword.engine.protocol import ANONYMOUS, Chunk, EngineProtocol, LabelLogprob, Request, Sender, Stream
 from foreword.engine.stream import ChunkStream
 from foreword.errors import EngineBusy, EngineError, ForewordError, PromptTooLong, UnsupportedOption
 from foreword.evaluation.predict import ensemble_prompts, label_probs, label_scorer, parse_template, split_rows
@@ -26,14 +27,18 @@ from foreword.text import seam, task_prompts
 from foreword.text.label_scorers import LabelScorer
 from foreword.text.prompt import Prompt
 
+MAX_SCORERS = 8
+"""Tenants whose label answers are scored at the same time; the engine has them take turns."""
+MAX_SCORED_TOKENS = 4096
+"""Tokens of the label answers that are scored together; what waits behind them takes its turn."""
 NOT_FINITE = "the model gave no finite scores for this request; the prefix of task '{}' may be broken."
 
 
 class Answers:
     """Submits requests for tasks to one engine; may be called from any thread.
 
-    Labels are scored in a thread of its own, together with those that came while it scored. It holds the engine and
-    does not close it.
+    Labels are scored in threads of its own, those of one tenant and task together that came while others were scored.
+    It holds the engine and does not close it.
 
     Args:
         engine: generates and scores.
@@ -51,12 +56,20 @@ class Answers:
         self.engine = engine
         self.model_defaults = model_defaults
         self._max_waiting = max_waiting
-        self._pending: deque[_LabelAnswer] = deque()
+        self._pending: dict[str, deque[_LabelAnswer]] = {}
+        self._lock = Lock()  # of `_pending`: a tenant is in it as long as its answers wait or are scored
         self._scorers: WeakKeyDictionary[Task, LabelScorer] = WeakKeyDictionary()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="foreword-labels")
+        self._threads = ThreadPoolExecutor(MAX_SCORERS, thread_name_prefix="foreword-labels")
 
     def submit(
-        self, task: Task | None, prompt: Prompt, sampling: SamplingParams, *, n: int = 1, strip: bool = False
+        self,
+        task: Task | None,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        n: int = 1,
+        strip: bool = False,
+        sender: Sender = ANONYMOUS,
     ) -> list[Stream]:
         """Queue a request and return at once, but for the words of a task that is asked for the first time.
 
@@ -69,6 +82,7 @@ class Answers:
             sampling: see `foreword.evaluation.sampling_params`.
             n: answers, each with a stream; see `Request.fan_out`.
             strip: leave the blanks around the word of a label out, as a chat message wants it.
+            sender: who asks.
 
         Raises:
             RequestError, PromptTooLong, ModelMismatch, UnsupportedModel, EngineBusy, EngineError: as
@@ -76,13 +90,16 @@ class Answers:
             UnsupportedOption: a label is asked for in a form that its word does not have.
             VerbalizerError, TemplateError: the words of the task do not fit the model.
         """
-        request = Request.from_prompt(prompt, sampling, task.name if task is not None else "")
+        request = Request.from_prompt(prompt, sampling, task.name if task is not None else "", sender)
         if task is None or not task_prompts.answers_label(task):
             return self._generate(request.fan_out(n))
         answer = self._label_answer(task, prompt, request, n, strip)
         streams = answer.open()
-        self._pending.append(answer)
-        self._thread.submit(self._score_pending)
+        with self._lock:
+            idle = sender.tenant not in self._pending
+            self._pending.setdefault(sender.tenant, deque()).append(answer)
+        if idle:
+            self._threads.submit(self._score_pending, sender.tenant)
         return streams
 
     def _generate(self, requests: Sequence[Request]) -> list[Stream]:
@@ -111,33 +128,52 @@ class Answers:
                 "has no room for a label of "
                 f"{scorer.max_extra_tokens} tokens; shorten it."
             )
-        if (waiting := len(self._pending)) >= self._max_waiting:
+        with self._lock:
+            waiting = sum(map(len, self._pending.values()))
+        if waiting >= self._max_waiting:
             raise EngineBusy(f"{waiting} requests are waiting already, as many as may; ask again in a while.")
         return _LabelAnswer(task, prompt, scorer, request, n, strip, [])
 
-    def _score_pending(self) -> None:
-        """Score all answers that wait, those with the same words together."""
-        by_scorer: dict[LabelScorer, list[_LabelAnswer]] = {}
-        while self._pending:
-            answer = self._pending.popleft()
+    def _score_pending(self, tenant: str) -> None:
+        """Score the oldest answers that a tenant waits for, those with the same words and salt together."""
+        groups: dict[tuple[LabelScorer, Sender], list[_LabelAnswer]] = {}
+        for answer in self._take_pending(tenant):
             if answer.wanted:
-                by_scorer.setdefault(answer.scorer, []).append(answer)
-        for scorer, group in by_scorer.items():
+                sender = Sender(tenant, answer.request.cache_salt)
+                groups.setdefault((answer.scorer, sender), []).append(answer)
+        for (scorer, sender), group in groups.items():
             try:
-                self._score(scorer, group)
+                self._score(scorer, group, sender)
             except Exception as error:  # of one prompt, perhaps: each is scored by itself to find out which
                 for answer in group:
-                    self._score_alone(scorer, answer) if len(group) > 1 else answer.fail(error)
+                    self._score_alone(scorer, answer, sender) if len(group) > 1 else answer.fail(error)
+        with self._lock:
+            if not self._pending[tenant]:
+                del self._pending[tenant]
+                return
+        self._threads.submit(self._score_pending, tenant)
 
-    def _score_alone(self, scorer: LabelScorer, answer: _LabelAnswer) -> None:
+    def _take_pending(self, tenant: str) -> list[_LabelAnswer]:
+        """The oldest answers that a tenant waits for, of `MAX_SCORED_TOKENS` together; one at least."""
+        taken: list[_LabelAnswer] = []
+        tokens = 0
+        with self._lock:
+            queue = self._pending[tenant]
+            while queue and (not taken or tokens + queue[0].num_tokens <= MAX_SCORED_TOKENS):
+                tokens += queue[0].num_tokens
+                taken.append(queue.popleft())
+        return taken
+
+    def _score_alone(self, scorer: LabelScorer, answer: _LabelAnswer, sender: Sender) -> None:
         try:
-            self._score(scorer, [answer])
+            self._score(scorer, [answer], sender)
         except Exception as error:  # it belongs to the reader of the answer
             answer.fail(error)
 
-    def _score(self, scorer: LabelScorer, group: Sequence[_LabelAnswer]) -> None:
+    def _score(self, scorer: LabelScorer, group: Sequence[_LabelAnswer], sender: Sender) -> None:
         prompts = [ensemble_prompts(each.task, [each.prompt]) for each in group]
-        scores = np.asarray(self.engine.score([prompt for members in prompts for prompt in members], scorer))
+        together = [prompt for members in prompts for prompt in members]
+        scores = np.asarray(self.engine.score(together, scorer, sender=sender))
         for answer, rows in zip(group, split_rows(scores, [len(members) for members in prompts]), strict=True):
             answer.finish(self.engine, label_probs(answer.task, rows)[0])
 
@@ -169,6 +205,11 @@ class _LabelAnswer:
         streams = [_LabelStream(self.request) for _ in range(self.n)]
         self.streams.extend(map(ref, streams))
         return [*streams]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of its prompts, one for each member of an ensemble."""
+        return len(self.prompt.token_ids) * (1 + len(self.task.members))
 
     @property
     def wanted(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from foreword.core import KVPrefix, Task
-from foreword.engine.protocol import EngineProtocol
+from foreword.engine.protocol import ANONYMOUS, EngineProtocol, Sender
 from foreword.errors import TemplateError, UsageError
 from foreword.text import task_prompts
 from foreword.text.label_scorers import LabelScorer, head_scorer, word_scorer
@@ -26,7 +26,11 @@ OnPrompts = Callable[[Sequence[Prompt]], object]
 
 
 def classify(
-    engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]], on_prompts: OnPrompts | None = None
+    engine: EngineProtocol,
+    task: Task,
+    inputs: Sequence[Mapping[str, Any]],
+    on_prompts: OnPrompts | None = None,
+    sender: Sender = ANONYMOUS,
 ) -> list[dict[str, float]]:
     """Probability of every label, or the number of a regression, for every input; labels are in their order.
 
@@ -41,7 +45,7 @@ def classify(
     prompts = [make_prompt(engine, task, values) for values in inputs]
     if on_prompts is not None:
         on_prompts(prompts)
-    return [by_label(task, row) for row in _probs(engine, task, prompts).tolist()]
+    return [by_label(task, row) for row in _probs(engine, task, prompts, sender).tolist()]
 
 
 def label_answer(task: Task, probs: Mapping[str, float]) -> dict[str, Any]:
@@ -65,7 +69,11 @@ def chosen_labels(probs: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def tag(
-    engine: EngineProtocol, task: Task, inputs: Sequence[Mapping[str, Any]], on_prompts: OnPrompts | None = None
+    engine: EngineProtocol,
+    task: Task,
+    inputs: Sequence[Mapping[str, Any]],
+    on_prompts: OnPrompts | None = None,
+    sender: Sender = ANONYMOUS,
 ) -> list[list[dict[str, float]]]:
     """Probability of every tag for every word of every input.
 
@@ -77,7 +85,7 @@ def tag(
     prompts = [make_prompt(engine, task, values) for values in inputs]
     if on_prompts is not None:
         on_prompts(prompts)
-    probs = split_rows(_probs(engine, task, prompts), [len(prompt.output_indices) for prompt in prompts])
+    probs = split_rows(_probs(engine, task, prompts, sender), [len(prompt.output_indices) for prompt in prompts])
     return [[by_label(task, word) for word in words.tolist()] for words in probs]
 
 
@@ -143,9 +151,9 @@ def split_rows(rows: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
     return np.split(rows, list(accumulate(counts))[:-1])
 
 
-def _probs(engine: EngineProtocol, task: Task, prompts: Sequence[Prompt]) -> np.ndarray:
+def _probs(engine: EngineProtocol, task: Task, prompts: Sequence[Prompt], sender: Sender) -> np.ndarray:
     """``[places, labels]`` for prompts of one task."""
-    scores = engine.score(ensemble_prompts(task, prompts), label_scorer(engine, task))
+    scores = engine.score(ensemble_prompts(task, prompts), label_scorer(engine, task), sender=sender)
     return label_probs(task, np.asarray(scores))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from foreword.core import Adapter, KVPrefix, Pooling
 from foreword.engine.base import EngineBase
 from foreword.engine.job import Job
-from foreword.engine.protocol import Request, TokenLogprob
+from foreword.engine.protocol import ANONYMOUS, Request, Sender, TokenLogprob
 from foreword.engine.request_validator import RequestValidator
 from foreword.engine.scheduler import ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence as EngineSequence
@@ -21,12 +21,12 @@ from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler, sample_row
 from foreword.errors import EngineError, PromptTooLong, RequestError, UnsupportedModel
 from foreword.llamacpp.cell_allocator import CellAllocator, check_range
-from foreword.llamacpp.compat import MAX_SEQUENCES, Session
+from foreword.llamacpp.compat import MAX_SEQUENCES
 from foreword.llamacpp.decode import SequenceTokens, decode
-from foreword.llamacpp.key_layout import KeyLayout
 from foreword.llamacpp.model import GgufModel
 from foreword.llamacpp.preflight import preflight
 from foreword.llamacpp.scoring import LabelScoring, PromptScoring, make_batches
+from foreword.llamacpp.session_loader import open_session
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer, WordScorer
 from foreword.text.prompt import Prompt
@@ -71,18 +71,10 @@ class LlamaCppEngine(EngineBase):
     ) -> None:
         preflight(model)
         cells = cells or max(min(CELLS, model.context), max_model_len or 0)
-        self._session = session = Session(
-            model.file,
-            dtype=model.dtype,
-            num_cells=cells,
-            batch_size=step_tokens,
-            max_outputs=min(max_batch, step_tokens),
+        self._session, self.key_layout = open_session(
+            model, num_cells=cells, batch_size=step_tokens, max_outputs=min(max_batch, step_tokens)
         )
-        try:
-            self.key_layout = _verified_key_layout(model, session)
-        except BaseException:
-            session.close()
-            raise
+        session = self._session
         context = min(model.context, max_model_len or model.context, session.num_cells)
         self.allocator = CellAllocator(session, self.key_layout)
         super().__init__(
@@ -109,7 +101,7 @@ class LlamaCppEngine(EngineBase):
         self._check_parts(request.prefix, request.prefix_length, request.adapter)
         self._check_cells(request, request.max_cached_tokens)
 
-    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> np.ndarray:
+    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer, *, sender: Sender = ANONYMOUS) -> np.ndarray:
         """See `EngineProtocol.score`. Runs between the steps of generation, in batches of a step's size.
 
         Raises UnsupportedModel for a head: only logits are read here, not hidden states.
@@ -136,7 +128,7 @@ class LlamaCppEngine(EngineBase):
         )
         jobs = [self._scoring_job(batch, len(indices)) for indices, batch in batches]
         scores = np.empty((len(prompts), scorer.num_labels), np.float32)
-        for (indices, _), result in zip(batches, self._run_jobs(jobs), strict=True):
+        for (indices, _), result in zip(batches, self._run_jobs(jobs, sender), strict=True):
             scores[indices] = result
         return scores
 
@@ -144,11 +136,14 @@ class LlamaCppEngine(EngineBase):
         """See `EngineProtocol.token_logprobs`. Runs as `score` does, a prompt at a time."""
         return [np.array([each.logprob for each in found], np.float32) for found in self._prompt_logprobs(prompts, 0)]
 
-    def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
+    def prompt_logprobs(self, prompt: Prompt, top: int, *, sender: Sender = ANONYMOUS) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`."""
-        return self._prompt_logprobs([replace(prompt, output_indices=())], min(top, self.identity.vocab_size))[0]
+        top = min(top, self.identity.vocab_size)
+        return self._prompt_logprobs([replace(prompt, output_indices=())], top, sender)[0]
 
-    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> np.ndarray:
+    def embed(
+        self, prompts: Sequence[Prompt], pooling: Pooling | None = None, *, sender: Sender = ANONYMOUS
+    ) -> np.ndarray:
         """Raises UnsupportedModel: only logits are read here, not hidden states."""
         raise UnsupportedModel("hidden states are not read on llama.cpp; embed with --engine embedded.")
 
@@ -196,7 +191,9 @@ class LlamaCppEngine(EngineBase):
         soft: Any = sequence.soft  # a numpy array, see `_make_sequence`
         return SequenceTokens(self.allocator.seq_id(sequence), start, token_ids, soft, output_indices)
 
-    def _prompt_logprobs(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
+    def _prompt_logprobs(
+        self, prompts: Sequence[Prompt], top: int, sender: Sender = ANONYMOUS
+    ) -> list[list[TokenLogprob]]:
         """Log-probabilities of the token behind each output of every prompt."""
         for prompt in prompts:
             self._check_prompt(prompt, 0, 0)
@@ -207,7 +204,7 @@ class LlamaCppEngine(EngineBase):
             for index, scoring in enumerate(scorings)
             if scoring.prompt.output_indices
         }
-        results = dict(zip(jobs, self._run_jobs(list(jobs.values())), strict=True))
+        results = dict(zip(jobs, self._run_jobs(list(jobs.values()), sender), strict=True))
         return [results.get(index, []) for index in range(len(scorings))]
 
     def _scoring_job(self, scoring: LabelScoring | PromptScoring, num_scored: int) -> Job[Any]:
@@ -247,18 +244,6 @@ class LlamaCppEngine(EngineBase):
         if prefix is not None and length and prefix not in self._in_range:
             check_range(prefix, self._session.dtype)
             self._in_range.add(prefix)
-
-
-def _verified_key_layout(model: GgufModel, session: Session) -> KeyLayout:
-    """The order of keys in the cache. Raises UnsupportedModel or EngineError if it cannot be verified."""
-    found, expected = (session.vocab_size, session.hidden_size), (model.identity.vocab_size, model.identity.hidden_size)
-    if found != expected:
-        raise UnsupportedModel(
-            f"llama.cpp reads {model.file.name} with {found} tokens and width, its file says {expected}."
-        )
-    layout = KeyLayout(model.identity.layers, model.rotary_dim, model.rope_theta, session.interleaved)
-    layout.verify(session, token_id=model.identity.vocab_size // 2, max_position=session.num_cells - 1)
-    return layout
 
 
 def _with_float32_soft(prompt: Prompt) -> Prompt:

@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 from foreword.core import LayerShape, ModelIdentity
 from foreword.errors import UnsupportedModel
 from foreword.home import default_model
+from foreword.models.auto_classes import auto_class
 from foreword.models.fingerprint import compute_identity
-from foreword.models.load import auto_class, load_config_and_tokenizer, max_positions, pull
+from foreword.models.load import load_config_and_tokenizer, pull
+from foreword.models.positions import max_positions
 
 TOKENS = 2
 

@@ -13,7 +13,9 @@ from transformers import AutoModelForMaskedLM
 from foreword.errors import UnknownModel
 from foreword.home import default_model, home
 from foreword.models import gguf
-from foreword.models.load import auto_classes, load_config_and_tokenizer, max_positions, resolve_source
+from foreword.models.auto_classes import auto_classes
+from foreword.models.load import load_config_and_tokenizer, resolve_source
+from foreword.models.positions import max_positions
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,11 @@ Training and evaluation read conversations here; the chat template makes text of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from foreword.core.json_reader import parse_json
 from foreword.errors import DataError
 from foreword.text.messages import validate_messages
 from foreword.text.tools import parse_tools
@@ -193,7 +193,9 @@ def _messages(value: Any, field: str) -> list[Message]:
     for index, message in enumerate(messages):
         where = f"{field}[{index}]"
         if not isinstance(message, Mapping):
-            raise DataError(f'{where} is {str(message)[:40]!r}; write {{"role": "user", "content": "..."}}.')
+            raise DataError(
+                f'{where} is of the type {type(message).__name__}; write {{"role": "user", "content": "..."}}.'
+            )
         read.append(_without_nulls(message))
         if not {"role", "from"} & set(read[-1]):
             has = ", ".join(map(str, message)) or "nothing"
@@ -246,6 +248,6 @@ def _list(value: Any) -> list[Any] | None:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return None

@@ -8,7 +8,6 @@ names a task is rewritten into one for vLLM's own handler, with the tokens of th
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from argparse import Namespace
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from foreword.bank.bank import Bank
 from foreword.core import Adapter, Task
+from foreword.core.json_reader import parse_json
 from foreword.errors import ForewordError, RequestError, UnsupportedOption
 from foreword.models.model_info import ModelInfo, model_info
 from foreword.server.operations.auth import Caller
@@ -147,7 +147,7 @@ class TaskHandlers:
 
     async def add_tasks(self, models: Response) -> Response:
         """vLLM's list of models, without the LoRAs of tasks, and with the tasks behind it."""
-        body = json.loads(bytes(models.body))
+        body = parse_json(bytes(models.body))
         body["data"] = [entry for entry in body["data"] if entry["id"] not in self._lora_names.values()]
         listed = {entry["id"] for entry in body["data"]} | {self._base_model}
         entries = await run_in_threadpool(self._catalogue.models)
@@ -228,14 +228,14 @@ class TaskHandlers:
                 "repetition_penalty behind a learned prefix takes one prompt a request; send them apart."
             )
         prefixed = [self._build_prompt(prompt, prefix, length, penalized) for prompt in prompts]
-        params, reference = prefixed[0].kv_transfer_params, prefixed[0].reference
+        params = prefixed[0].kv_transfer_params
         if isinstance(body, compat.ChatCompletionRequest):
             # vLLM renders messages itself unless it finds their tokens here.
             body.kv_transfer_params = {**(params or {}), "prompt_token_ids": list(prefixed[0].token_ids)}
         else:
             body.prompt = [list(each.token_ids) for each in prefixed]
             body.kv_transfer_params = params
-        body.cache_salt = None if reference is None else reference.cache_salt
+        body.cache_salt = prefixed[0].cache_salt
 
     def _build_prompt(self, prompt: Prompt, prefix: Any, length: int, penalized: bool) -> PrefixedPrompt:
         token_ids = prompt.token_ids

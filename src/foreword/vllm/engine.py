@@ -15,7 +15,7 @@ from weakref import ref
 import torch
 
 from foreword.core import KVPrefix, Pooling
-from foreword.engine.protocol import Chunk, Request, TokenLogprob
+from foreword.engine.protocol import ANONYMOUS, Chunk, Request, Sender, TokenLogprob
 from foreword.engine.request_validator import RequestValidator
 from foreword.engine.stream import ChunkStream
 from foreword.errors import EngineBusy, EngineError, RequestError, UnsupportedModel, UsageError
@@ -131,7 +131,7 @@ class VllmEngine:
         for stream in streams:
             yield list(stream)
 
-    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> torch.Tensor:
+    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer, *, sender: Sender = ANONYMOUS) -> torch.Tensor:
         """See `EngineProtocol.score`. Runs a request for every prompt and, behind it, for every inner node of the trie.
 
         Raises UnsupportedModel for a head: vLLM gives no hidden states beside answers.
@@ -139,7 +139,7 @@ class VllmEngine:
         words = word_scorer(scorer)
         for prompt in prompts:
             self._validator.check_prompt(prompt, words.max_extra_tokens)
-        scores = self._run(self._scoring.score(prompts, words))
+        scores = self._run(self._scoring.score(prompts, words, sender.cache_salt))
         self._counters["scored"] += len(prompts)
         return scores
 
@@ -154,12 +154,14 @@ class VllmEngine:
             logprobs.append(torch.tensor([entries[index].logprob for index in indices]))
         return logprobs
 
-    def prompt_logprobs(self, prompt: Prompt, top: int) -> list[TokenLogprob]:
+    def prompt_logprobs(self, prompt: Prompt, top: int, *, sender: Sender = ANONYMOUS) -> list[TokenLogprob]:
         """See `EngineProtocol.prompt_logprobs`. Raises as `token_logprobs` does."""
-        (entries,) = self._prompt_logprobs([prompt], top)
+        (entries,) = self._prompt_logprobs([prompt], top, sender)
         return entries
 
-    def embed(self, prompts: Sequence[Prompt], pooling: Pooling | None = None) -> torch.Tensor:
+    def embed(
+        self, prompts: Sequence[Prompt], pooling: Pooling | None = None, *, sender: Sender = ANONYMOUS
+    ) -> torch.Tensor:
         """Refused: vLLM generates or embeds, not both. Raises UnsupportedModel."""
         raise UnsupportedModel(
             "vLLM gives no hidden states beside answers, so it embeds nothing here; serve with --engine embedded."
@@ -196,12 +198,19 @@ class VllmEngine:
         self.close()
 
     def _build_prompt(self, request: Request | Prompt) -> PrefixedPrompt:
-        penalized = isinstance(request, Request) and request.sampling.repetition_penalty != 1.0
+        generates = isinstance(request, Request)
         return self._prompt_builder.build(
-            request.token_ids, request.prefix, request.prefix_length, soft=request.soft, penalized=penalized
+            request.token_ids,
+            request.prefix,
+            request.prefix_length,
+            soft=request.soft,
+            penalized=generates and request.sampling.repetition_penalty != 1.0,
+            cache_salt=request.cache_salt if generates else "",
         )
 
-    def _prompt_logprobs(self, prompts: Sequence[Prompt], top: int) -> list[list[TokenLogprob]]:
+    def _prompt_logprobs(
+        self, prompts: Sequence[Prompt], top: int, sender: Sender = ANONYMOUS
+    ) -> list[list[TokenLogprob]]:
         """Log-probabilities of every prompt's own tokens but the first; the prompts run together."""
         for prompt in prompts:
             self._validator.check_prompt(prompt, 1)
@@ -212,7 +221,8 @@ class VllmEngine:
                 )
         token_ids = [self._build_prompt(prompt).token_ids for prompt in prompts]
         params = conversion.prompt_logprobs_params(top)
-        requests = [(PrefixedPrompt(ids, None), params, p.adapter) for ids, p in zip(token_ids, prompts, strict=True)]
+        prefixed = [PrefixedPrompt(ids, None, own_salt=sender.cache_salt) for ids in token_ids]
+        requests = [(each, params, prompt.adapter) for each, prompt in zip(prefixed, prompts, strict=True)]
         outputs = self._run(self._scoring.generate(requests))
         return [
             [

@@ -17,18 +17,23 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from foreword.core import ModelIdentity
+from foreword.engine.protocol import ANONYMOUS, Sender
 from foreword.engine.request_validator import RequestValidator
 from foreword.evaluation.answers import Answers
 from foreword.server.openai.chat import chat_router
 from foreword.server.openai.completions import completions_router
 from foreword.server.openai.serving import OpenAIServing
+from foreword.server.operations.admission import Admission
 from foreword.server.operations.auth import Caller
 from foreword.server.operations.error_handlers import install_error_handlers
+from foreword.server.operations.fair_threads import FairThreads
 from foreword.server.operations.metrics import Metrics
 from foreword.server.tasks.table import TaskTable
 from foreword.text.label_scorers import LabelScorer
 from foreword.text.prompt import Prompt
 from foreword.vllm.scoring import Scoring, word_scorer
+
+MAX_WAITING = 4096
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,15 @@ class ScoringEngine:
     causal: bool = True
     is_encoder_decoder: bool = False
 
-    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> torch.Tensor:
+    def score(self, prompts: Sequence[Prompt], scorer: LabelScorer, *, sender: Sender = ANONYMOUS) -> torch.Tensor:
         """See `EngineProtocol.score`; called from another thread than the loop's."""
         words = word_scorer(scorer)
         limit = self.context if self.context is not None else 1 << 62
         validator = RequestValidator(self.identity, self.context, limit, allow_other_weights=False)
         for prompt in prompts:
             validator.check_prompt(prompt, words.max_extra_tokens)
-        return asyncio.run_coroutine_threadsafe(self.scoring.score(prompts, words), self.loop).result()
+        scores = self.scoring.score(prompts, words, sender.cache_salt)
+        return asyncio.run_coroutine_threadsafe(scores, self.loop).result()
 
 
 class LabelAnswers:
@@ -73,7 +79,10 @@ class LabelAnswers:
     """
 
     def __init__(self, engine: Any, tasks: TaskTable) -> None:
-        serving = OpenAIServing(Answers(engine), tasks, Metrics(dict, tasks.resident))
+        admission = Admission(engine.context, MAX_WAITING, FairThreads(4, 4))
+        serving = OpenAIServing(
+            Answers(engine, MAX_WAITING), tasks, Metrics(dict, tasks.resident), admission, admission
+        )
         self._app = FastAPI()
         install_error_handlers(self._app)
         for router in (chat_router(serving), completions_router(serving)):

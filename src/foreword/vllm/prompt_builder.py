@@ -23,18 +23,26 @@ class PrefixedPrompt:
         reference: the prefix that the connector has to load, or ``None``.
         soft: ``[S, hidden]`` soft tokens inside the request, or ``None``.
         soft_positions: their ``[S]`` positions.
+        own_salt: see `foreword.engine.protocol.Sender.cache_salt`.
     """
 
     token_ids: tuple[int, ...]
     reference: PrefixReference | None
     soft: torch.Tensor | None = None
     soft_positions: tuple[int, ...] = ()
+    own_salt: str = ""
+
+    @property
+    def cache_salt(self) -> str | None:
+        """Of vLLM's prefix cache; ``None`` shares its blocks with all that have none."""
+        parts = [] if self.reference is None else [self.reference.cache_salt]
+        return "-".join([*parts, self.own_salt] if self.own_salt else parts) or None
 
     def to_vllm(self) -> dict[str, Any]:
         """The prompt of ``AsyncLLM.generate``; vLLM hashes the embeddings into the names of its blocks."""
         prompt: dict[str, Any] = {"prompt_token_ids": list(self.token_ids)}
-        if self.reference is not None:
-            prompt["cache_salt"] = self.reference.cache_salt
+        if self.cache_salt is not None:
+            prompt["cache_salt"] = self.cache_salt
         if self.soft is not None:
             embeds = self.soft.new_zeros(len(self.token_ids), self.soft.shape[1])
             embeds[list(self.soft_positions)] = self.soft
@@ -74,6 +82,7 @@ class PromptBuilder:
         *,
         soft: torch.Tensor | None = None,
         penalized: bool = False,
+        cache_salt: str = "",
     ) -> PrefixedPrompt:
         """The prompt behind the first ``prefix_length`` positions of its prefix.
 
@@ -82,6 +91,7 @@ class PromptBuilder:
             penalized: the request has a repetition penalty, which vLLM also applies to placeholders. They are then a
                 token of the request itself, which changes nothing, but cached blocks are not shared with other
                 requests.
+            cache_salt: see `foreword.engine.protocol.Sender`.
 
         Raises RequestError for a prefix that is in no bank, where the workers could not find it, and for soft tokens
         where vLLM does not take them.
@@ -98,10 +108,10 @@ class PromptBuilder:
             )
         front, reference = self._prefix_tokens(prefix, prefix_length, placeholder)
         if not rows:
-            return PrefixedPrompt((*front, *own), reference)
+            return PrefixedPrompt((*front, *own), reference, own_salt=cache_salt)
         assert soft is not None
         positions = tuple(len(front) + place for place, token in enumerate(token_ids) if token < 0)
-        return PrefixedPrompt((*front, *own), reference, soft[rows].to(self._dtype), positions)
+        return PrefixedPrompt((*front, *own), reference, soft[rows].to(self._dtype), positions, cache_salt)
 
     def _prefix_tokens(
         self, prefix: KVPrefix | None, length: int, placeholder: int

@@ -39,7 +39,7 @@ class Scoring:
     prompt_builder: PromptBuilder
     lora_folders: LoRAFolders
 
-    async def score(self, prompts: Sequence[Prompt], scorer: LabelScorer) -> torch.Tensor:
+    async def score(self, prompts: Sequence[Prompt], scorer: LabelScorer, cache_salt: str = "") -> torch.Tensor:
         """`foreword.engine.protocol.EngineProtocol.score` of prompts that were checked: a request for every prompt and,
         behind it, for every inner node of the trie.
 
@@ -52,7 +52,11 @@ class Scoring:
             for parent, nodes in trie.children.items():
                 path = [trie.tokens[node] for node in _path(trie.parents, parent)]
                 prefixed = self.prompt_builder.build(
-                    (*prompt.token_ids, *path), prompt.prefix, prompt.prefix_length, soft=prompt.soft, penalized=False
+                    (*prompt.token_ids, *path),
+                    prompt.prefix,
+                    prompt.prefix_length,
+                    soft=prompt.soft,
+                    cache_salt=cache_salt,
                 )
                 tokens = [trie.tokens[node] for node in nodes]
                 params = conversion.scoring_params(tokens, prefixed.kv_transfer_params)

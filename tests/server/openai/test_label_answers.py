@@ -262,7 +262,7 @@ def test_cancelled_before_it_is_scored(server: RunningServer) -> None:
         answers = Answers(engine)
         prompt = task_prompts.from_text(server.lm.tokenizer, task, "a")
         (first,) = answers.submit(task, prompt, SamplingParams())
-        wait_until(lambda: not answers._pending)
+        wait_until(lambda: not answers._pending[""])
         (second,) = answers.submit(task, prompt, SamplingParams())
         second.cancel()
         assert [chunk.finish_reason for chunk in second] == ["cancelled"]

@@ -12,7 +12,7 @@ from torch import nn
 
 from foreword.errors import UnsupportedModel
 from foreword.models import LanguageModel
-from foreword.models.load import wrap_model
+from foreword.models.ways import wrap_model
 from foreword.training.train import train
 from tiny_models import tiny_model
 from training.small_data import recipe

@@ -59,7 +59,6 @@ class NeutralOptions(TaskRequestBody):
     truncate_prompt_tokens: Annotated[Any, unsupported(why="a cut prompt asks something else; shorten it")] = None
     priority: Annotated[Any, unsupported(0, why="requests take turns by task")] = None
     request_id: Annotated[Any, unsupported(why="send the header X-Request-ID")] = None
-    cache_salt: Annotated[Any, unsupported(why="the cache is shared by whoever may ask a task")] = None
     kv_transfer_params: Annotated[Any, unsupported({}, why=_VLLM)] = None
     vllm_xargs: Annotated[Any, unsupported({}, why=_VLLM)] = None
     guided_decoding_backend: Annotated[Any, unsupported("auto", why="constraints are compiled by llguidance")] = None

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from foreword.core import MAX_LOGPROBS
 from foreword.server.openai.neutral_options import NeutralOptions, unsupported
 from foreword.server.openai.response_items import to_messages, to_tool, to_tool_choice
-from foreword.server.openai.schema import ChatRequest
+from foreword.server.openai.schema import CacheSalt, ChatRequest
 from foreword.server.schema import NonEmptyList, example_request, must_be
 
 _NOTHING_STORED = "nothing is stored here; send the whole conversation as input"
@@ -70,7 +70,7 @@ class ResponseRequest(NeutralOptions):
     PASSED: ClassVar[tuple[str, ...]] = (
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens"),
         *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "structured_outputs"),
-        *("chat_template_kwargs", "parallel_tool_calls", "top_logprobs"),
+        *("chat_template_kwargs", "parallel_tool_calls", "top_logprobs", "cache_salt"),
     )
     """Options that chat completions have under the same name, and check."""
 
@@ -109,6 +109,7 @@ class ResponseRequest(NeutralOptions):
     logit_bias: dict[str, float] | None = None
     structured_outputs: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    cache_salt: CacheSalt = None
 
     max_tool_calls: Any = Field(None, description="Bounds the calls of tools that run at OpenAI; there are none.")
     background: Annotated[Any, unsupported(False, why="a response is given while the client waits")] = None

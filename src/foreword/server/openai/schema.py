@@ -30,6 +30,9 @@ TokenIdText = Annotated[str, Field(pattern="^[0-9]+$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 MinusOneIsNone = BeforeValidator(lambda value: None if type(value) is int and value == -1 else value)
 """-1 stands for "not given" in llama.cpp, vLLM and ollama."""
+CacheSalt = Annotated[
+    Annotated[str, Predicate(lambda salt: 0 < len(salt) <= 256)] | None, must_be("a text of 1 to 256 characters")
+]
 Messages = Annotated[NonEmptyList[dict[str, Any]], must_be("a list, not empty, of messages")]
 
 
@@ -91,6 +94,9 @@ class GenerationRequest(NeutralOptions):
     guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's older name of structured_outputs.json.")
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
+    cache_salt: CacheSalt = Field(
+        None, description="vLLM's: cached tokens are shared with requests of the same key and salt alone."
+    )
     best_of: int | None = Field(None, description="As many as n: all answers are given.")
 
     @field_validator("best_of")

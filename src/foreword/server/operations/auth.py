@@ -15,13 +15,17 @@ from fastapi import Request as HttpRequest
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from foreword.engine.protocol import Sender
 from foreword.errors import AccessError, Forbidden
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.error_handlers import error_response
-from foreword.server.operations.rate_limits import RateLimiter
+from foreword.server.operations.page_sharing import PageSharing, share_within_tenant
+from foreword.server.operations.rate_limits import RateLimiter, Reservation
 
 PUBLIC_PATHS = ("/health",)
 """Paths that need no key."""
+COUNTED_PATHS = "/v1/"
+"""Requests to paths that begin so count against a key's limit, whatever becomes of them; parts of the page do not."""
 
 
 class Caller:
@@ -29,15 +33,26 @@ class Caller:
 
     Args:
         limiter: with the key; ``None`` where no keys are configured, and every request may do everything.
+        share_pages: with whose requests its own may share pages.
     """
 
-    def __init__(self, limiter: RateLimiter | None = None) -> None:
+    def __init__(self, limiter: RateLimiter | None = None, share_pages: PageSharing = share_within_tenant) -> None:
         self._limiter = limiter
+        self._share_pages = share_pages
 
     @property
     def name(self) -> str | None:
         """Name of the key."""
         return self._limiter.key.name if self._limiter is not None else None
+
+    def sender(self, cache_salt: str | None = None) -> Sender:
+        """As the engine knows it: every key is a tenant.
+
+        Args:
+            cache_salt: of the request, which shares pages with those of equal salt alone.
+        """
+        tenant = self.name or ""
+        return Sender(tenant, self._share_pages(tenant, cache_salt or ""))
 
     @property
     def is_admin(self) -> bool:
@@ -53,14 +68,28 @@ class Caller:
             raise Forbidden(f"the key '{self.name}' does not reach '{task}'; ask for another key.")
 
     def count_request(self) -> None:
-        """Count one request to the model against its limits. Raises LimitReached."""
+        """Count one request against its limits. Raises LimitReached."""
         if self._limiter is not None:
             self._limiter.count_request()
 
+    def count_answers(self, answers: int) -> None:
+        """Count a request, counted as one already, as the answers that it asks for. Raises LimitReached."""
+        if self._limiter is not None:
+            self._limiter.check_tokens()
+            self._limiter.count_answers(answers)
+
     def count_tokens(self, tokens: int) -> None:
-        """Count the tokens of a request, prompt and answer, against its limits."""
+        """Count tokens that are about to be run. Raises LimitReached."""
         if self._limiter is not None:
             self._limiter.count_tokens(tokens)
+
+    def reserve_tokens(self, tokens: int) -> Reservation | None:
+        """Set aside the most tokens that a request may take; ``None`` without limits. Raises LimitReached."""
+        return self._limiter.reserve(tokens) if self._limiter is not None else None
+
+
+ADMINISTRATOR = Caller()
+"""Who may do everything."""
 
 
 class Authenticator:
@@ -69,10 +98,14 @@ class Authenticator:
     Args:
         keys: of the server.
         usage_file: JSON file of the tokens that keys with a quota have used today, so that a restart forgets none.
+        share_pages: see `Caller`.
     """
 
-    def __init__(self, keys: ApiKeys, usage_file: Path | None = None) -> None:
+    def __init__(
+        self, keys: ApiKeys, usage_file: Path | None = None, share_pages: PageSharing = share_within_tenant
+    ) -> None:
         self.keys = keys
+        self._share_pages = share_pages
         self._usage_file = usage_file
         used = _read_usage(usage_file)
         self._limiters = {key.sha256: RateLimiter(key, **used.get(key.name, {})) for key in keys}
@@ -80,14 +113,14 @@ class Authenticator:
     def authenticate(self, headers: Headers) -> Caller:
         """The caller whose key is in the headers. Raises AccessError without a key that is known."""
         if not self.keys:
-            return Caller()
+            return Caller(share_pages=self._share_pages)
         secret = _secret_in(headers.get("authorization", "")) or headers.get("api-key") or headers.get("x-api-key")
         if not secret:
             raise AccessError("there is no API key; send it as Authorization: Bearer KEY.")
         key = self.keys.find(secret)
         if key is None:
             raise AccessError("the API key is not known; check it, or ask for another.")
-        return Caller(self._limiters[key.sha256])
+        return Caller(self._limiters[key.sha256], self._share_pages)
 
     def save_usage(self) -> None:
         """Write the usage file, atomically, if any key has a quota."""
@@ -101,7 +134,8 @@ class Authenticator:
 
 
 class AuthMiddleware:
-    """ASGI middleware: answers 401 to a request without a known key, and keeps its `Caller` in ``request.state``."""
+    """ASGI middleware: answers 401 to a request without a known key and 429 to one of a key that has reached its limit
+    of requests, before the body is read, and keeps its `Caller` in ``request.state``."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
@@ -112,9 +146,11 @@ class AuthMiddleware:
             public = scope["path"] in PUBLIC_PATHS
             try:
                 caller = Caller() if public else self._authenticator.authenticate(Headers(scope=scope))
+                scope.setdefault("state", {})["caller"] = caller
+                if scope["path"].startswith(COUNTED_PATHS):
+                    caller.count_request()
             except AccessError as error:
                 return await error_response(error)(scope, receive, send)
-            scope.setdefault("state", {})["caller"] = caller
         elif scope["type"] == "websocket" and self._authenticator.keys:
             try:
                 self._authenticator.authenticate(Headers(scope=scope))

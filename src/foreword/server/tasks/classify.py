@@ -59,11 +59,11 @@ def classify_router(scoring: ScoringService) -> APIRouter:
             rows = [_fields(task, value, f"input[{index}]") for index, value in enumerate(body.inputs)]
             return [
                 {"index": index, **label_answer(task, probs)}
-                for index, probs in enumerate(classify(engine, task, rows, usage))
+                for index, probs in enumerate(classify(engine, task, rows, usage, usage.sender))
             ]
 
         error = "the base model has no verbalizer; name a task that was trained to classify."
-        return await scoring.respond(body, http, score, base_model_error=error)
+        return await scoring.respond(body, http, body.inputs, score, base_model_error=error)
 
     return router
 

@@ -56,7 +56,7 @@ def tag_router(scoring: ScoringService) -> APIRouter:
             return _tag(engine, task, body.inputs, usage)
 
         error = "the base model tags nothing; name a task that was trained to tag words."
-        return await scoring.respond(body, http, score, base_model_error=error)
+        return await scoring.respond(body, http, body.inputs, score, base_model_error=error)
 
     return router
 
@@ -70,7 +70,7 @@ def _tag(
     field = template.single_field()
     rows = [value if isinstance(value, Mapping) else {field: value} for value in inputs]
     sentences = [field_words(template, row, f"input[{index}]") for index, row in enumerate(rows)]
-    scored = tag(engine, task, [{field: words} for words in sentences], usage)
+    scored = tag(engine, task, [{field: words} for words in sentences], usage, usage.sender)
     data = []
     for index, (words, word_probs) in enumerate(zip(sentences, scored, strict=True)):
         tags = [max(probs, key=probs.__getitem__) for probs in word_probs]
