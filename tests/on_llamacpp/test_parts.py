@@ -21,7 +21,7 @@ from foreword.errors import EngineError, ModelMismatch, UnknownModel, Unsupporte
 from foreword.llamacpp import compat
 from foreword.llamacpp.compat import Session
 from foreword.llamacpp.engine import LlamaCppEngine
-from foreword.llamacpp.gguf_file import GgufFile
+from foreword.models.gguf_file import GgufFile
 from foreword.llamacpp.key_layout import KeyLayout
 from foreword.llamacpp.model import gguf_model
 from foreword.llamacpp.sequence_state import SequenceState

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from foreword.bank.json_document import FieldCheck, is_a
 from foreword.core import Head, KVPrefix, Task
 from foreword.errors import ModelMismatch, UnsupportedModel, UsageError
 from foreword.interop.checkpoint import Checkpoint, read_checkpoint
@@ -31,6 +34,16 @@ _THUDM = "prefix_encoder."
 _CLASSIFIER = {"classifier.weight", "classifier.bias"}
 
 
+_TEXT = ("a text or null", is_a(str | None))
+_COUNT = ("a number from 1, or null", is_a(Annotated[int, Field(ge=1)] | None))
+_FIELDS: dict[str, FieldCheck] = {
+    "_name_or_path": _TEXT,
+    "architectures": ("a list of texts, or null", is_a(list[str] | None)),
+    "quantization_bit": ("a number or null", is_a(int | None)),
+    **dict.fromkeys(("pre_seq_len", "num_key_value_heads", "head_dim"), _COUNT),
+}
+
+
 def read_ptuning(source: str, *, length: int | None = None, allow_quantized_origin: bool = False) -> Checkpoint:
     """Read a folder, a weights file, or a Hub repository; its ``config.json`` may be missing.
 
@@ -44,6 +57,7 @@ def read_ptuning(source: str, *, length: int | None = None, allow_quantized_orig
         CorruptFile: a file is damaged, or is a pickle with more in it than tensors.
     """
     checkpoint = read_checkpoint(source, CONFIG, WEIGHTS, needs_config=False)
+    checkpoint.check_config(_FIELDS)
     if f"{_key_prefix(checkpoint)}embedding.weight" not in checkpoint.tensors:
         raise UsageError(
             f"{checkpoint} has no {_THUDM}embedding.weight, so it is not of P-tuning v2; prompts that were added to "
