@@ -23,8 +23,8 @@ _DURATION = re.compile(r"([0-9]{1,9})([smhdw]?)")
 
 
 def parse_duration(text: str) -> int:
-    """Seconds of ``90``, ``90s``, ``15m``, ``12h``, ``7d`` or ``2w``. Raises UsageError for anything else, for 0 and for
-    more than `MAX_SECONDS`."""
+    """Seconds of ``90``, ``90s``, ``15m``, ``12h``, ``7d`` or ``2w``. Raises UsageError for anything else, for 0
+    and for more than `MAX_SECONDS`."""
     found = _DURATION.fullmatch(text.strip())
     seconds = int(found[1]) * _UNITS[found[2] or "s"] if found else 0
     if seconds > MAX_SECONDS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,6 +16,7 @@ from torch import Tensor
 from foreword.bank.digests import file_sha256
 from foreword.bank.json_document import FieldCheck, field_error
 from foreword.bank.tensor_file import is_finite
+from foreword.core import json_reader
 from foreword.errors import CorruptFile, UsageError
 from foreword.models import LanguageModel
 from foreword.models.pickled_tensors import read_pickled_tensors
@@ -161,13 +160,7 @@ def _read_config(file: Path, needed: bool) -> dict[str, Any]:
 
 def read_json_object(file: Path) -> dict[str, Any]:
     """The content of a JSON file that holds an object. Raises CorruptFile for any other."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CorruptFile(f"{file} is not JSON ({error}); download it again.") from error
-    if not isinstance(config, dict):
-        raise CorruptFile(f"{file} must be a JSON object, found {type(config).__name__}; download it again.")
-    return config
+    return json_reader.read_json_object(file, error=CorruptFile, mend="download it again")
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""`check_config`: the counts in a model's ``config.json`` are bounded before a library makes lists as long as they say."""
+"""`check_config`: counts in a model's ``config.json`` are bounded before a library makes lists as long as they say."""
 
 from __future__ import annotations
 

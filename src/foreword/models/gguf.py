@@ -183,7 +183,9 @@ def _convert(file: Path, folder: Path) -> None:
     except ModelError:
         raise
     except Exception as error:  # the GGUF readers raise whatever the damage makes them raise
-        raise UnsupportedModel(f"{file} cannot be read as a GGUF model ({first_line(error)}); fetch it again.") from error
+        raise UnsupportedModel(
+            f"{file} cannot be read as a GGUF model ({first_line(error)}); fetch it again."
+        ) from error
     if missing := sorted(found["missing_keys"]):
         raise UnsupportedModel(
             f"{file} has no weights for {missing[0]} of {type(model).__name__}, which would be random; fetch it again."

@@ -27,7 +27,7 @@ FLOAT32, FLOAT16 = 0, 1  # ggml's types
 _MAX_DIMS = 4
 _MAX_FIELDS = 4096
 _MAX_ELEMENTS = 1 << 21
-"""Of all arrays together: vocabularies have 260,000 tokens and 510,000 merges; Transformers' reader takes 300 bytes each."""
+"""Of all arrays together: a vocabulary has 260,000 tokens and 510,000 merges; Transformers takes 300 bytes for each."""
 _MAX_NUMBER = 2**31 - 1
 _MAX_ALIGNMENT = 1 << 20
 
@@ -129,7 +129,9 @@ class GgufFile:
         if table is None:
             raise ValueError("it has no tensor token_embd.weight")
         if len(table) != 2 or (width is not None and table[0] != width):
-            raise ValueError(f"token_embd.weight must be {width} wide as its embedding_length says, found {list(table)}")
+            raise ValueError(
+                f"token_embd.weight must be {width} wide as its embedding_length says, found {list(table)}"
+            )
         tokens = self.fields.get("tokenizer.ggml.tokens", ())
         if not isinstance(tokens, list | tuple) or len(tokens) > table[1]:
             raise ValueError(f"it has {len(tokens)} tokens, and embeddings of {table[1]}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from foreword.models.gradient_probe import check_gradients
 from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel
 from foreword.models.model_name import NAME_FORMS, check_model_name
-from foreword.models.pooling import model_pooling
 from foreword.models.pickled_tensors import check_packed_size
+from foreword.models.pooling import model_pooling
 from foreword.models.quantization import quantization_options
 from foreword.models.size_bound import SizeBound
 from foreword.models.text_side import drop_other_towers, processor_chat_template

@@ -35,13 +35,17 @@ from foreword.server.tasks.schema import (
     TaskRequest,
 )
 
+PATH = "/v1/tasks"
+UPLOAD_PATHS = (PATH,)
+"""Paths that take a multipart body."""
+
 
 def tasks_router(manager: TaskManager | None, threads: FairThreads) -> APIRouter:
     """Every key reads the tasks that it has access to; only an administrator's changes them.
 
     Without a manager, which a server without a bank has none of, every route raises RequestError.
     """
-    router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
+    router = APIRouter(prefix=PATH, tags=["tasks"])
     admin_only = [Depends(require_admin)]
 
     def require_manager() -> TaskManager:
