@@ -7,20 +7,27 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from foreword.bank.digests import file_sha256
-from foreword.bank.json_document import FieldCheck, field_error
+from foreword.bank.json_document import FieldCheck, field_error, is_a
 from foreword.bank.tensor_file import is_finite
 from foreword.core import json_reader
 from foreword.errors import CorruptFile, UsageError
 from foreword.models import LanguageModel
 from foreword.models.pickled_tensors import read_pickled_tensors
 from foreword.version import __version__
+
+_Positive = Annotated[int, Field(ge=1)]
+
+TEXT: FieldCheck = ("a text or null", is_a(str | None))
+COUNT: FieldCheck = ("a number from 1, or null", is_a(_Positive | None))
+"""Fields of configurations, for `Checkpoint.check_config`."""
 
 
 @dataclass(frozen=True, eq=False)

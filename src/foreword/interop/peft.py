@@ -8,9 +8,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 
 from foreword.adapters import check_adapter
@@ -18,7 +16,7 @@ from foreword.bank.adapter_file import make_adapter
 from foreword.bank.json_document import FieldCheck, is_a
 from foreword.core import Front, Task
 from foreword.errors import ModelMismatch, UsageError
-from foreword.interop.checkpoint import Checkpoint, read_checkpoint
+from foreword.interop.checkpoint import COUNT, TEXT, Checkpoint, read_checkpoint
 from foreword.interop.flat_prefix import check_past_key_values, check_room, unflatten
 from foreword.interop.peft_head import SEQUENCE, TOKENS, check_saved_modules, read_head, split_head
 from foreword.interop.prompt_format import PromptFormat
@@ -34,11 +32,9 @@ _TASK_TYPES = (None, "CAUSAL_LM", "FEATURE_EXTRACTION", _SEQ_2_SEQ, SEQUENCE, TO
 # Of an encoder-decoder, where PEFT's default is 2: encoder and decoder.
 _SUBMODULES = "num_transformer_submodules"
 
-_TEXT = ("a text or null", is_a(str | None))
-_COUNT = ("a number from 1, or null", is_a(Annotated[int, Field(ge=1)] | None))
 _FIELDS: dict[str, FieldCheck] = {
-    **dict.fromkeys(("peft_type", "task_type", "revision", "base_model_name_or_path"), _TEXT),
-    **dict.fromkeys(("num_virtual_tokens", "num_layers", _SUBMODULES), _COUNT),
+    **dict.fromkeys(("peft_type", "task_type", "revision", "base_model_name_or_path"), TEXT),
+    **dict.fromkeys(("num_virtual_tokens", "num_layers", _SUBMODULES), COUNT),
     "modules_to_save": ("a list of texts, or null", is_a(list[str] | None)),
 }
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from foreword.bank.json_document import FieldCheck, is_a
 from foreword.core import Head, KVPrefix, Task
 from foreword.errors import ModelMismatch, UnsupportedModel, UsageError
-from foreword.interop.checkpoint import Checkpoint, read_checkpoint
+from foreword.interop.checkpoint import COUNT, TEXT, Checkpoint, read_checkpoint
 from foreword.interop.flat_prefix import unflatten, uniform_layer_shape
 from foreword.interop.prompt_format import PromptFormat
 from foreword.models import LanguageModel
@@ -34,13 +32,11 @@ _THUDM = "prefix_encoder."
 _CLASSIFIER = {"classifier.weight", "classifier.bias"}
 
 
-_TEXT = ("a text or null", is_a(str | None))
-_COUNT = ("a number from 1, or null", is_a(Annotated[int, Field(ge=1)] | None))
 _FIELDS: dict[str, FieldCheck] = {
-    "_name_or_path": _TEXT,
+    "_name_or_path": TEXT,
     "architectures": ("a list of texts, or null", is_a(list[str] | None)),
     "quantization_bit": ("a number or null", is_a(int | None)),
-    **dict.fromkeys(("pre_seq_len", "num_key_value_heads", "head_dim"), _COUNT),
+    **dict.fromkeys(("pre_seq_len", "num_key_value_heads", "head_dim"), COUNT),
 }
 
 

@@ -177,7 +177,7 @@ def _convert(file: Path, folder: Path) -> None:
         _set_special_tokens(tokenizer, header)
         dtype = getattr(torch, _stored_dtype(header))
         with SizeBound(header.numbers, file.name):
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=dtype, output_loading_info=True
             )
     except ModelError:
@@ -186,6 +186,7 @@ def _convert(file: Path, folder: Path) -> None:
         raise UnsupportedModel(
             f"{file} cannot be read as a GGUF model ({first_line(error)}); fetch it again."
         ) from error
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise UnsupportedModel(
             f"{file} has no weights for {missing[0]} of {type(model).__name__}, which would be random; fetch it again."
