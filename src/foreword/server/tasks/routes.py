@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,11 +18,13 @@ from starlette.responses import JSONResponse, Response
 
 from foreword.bank.names import check_name, split_ref
 from foreword.bank.time_to_live import parse_duration
+from foreword.core.json_reader import parse_json
 from foreword.errors import RequestError, VerbalizerError
 from foreword.evaluation.sampling_params import generation_defaults
 from foreword.interop.prefix_task import prefix_task
 from foreword.server.operations.auth import CurrentCaller, current_caller, require_admin
 from foreword.server.operations.fair_threads import FairThreads
+from foreword.server.operations.json_body import JsonBodyRoute
 from foreword.server.tasks.manager import TaskManager
 from foreword.server.tasks.schema import (
     PUBLISH_BODIES,
@@ -45,7 +46,7 @@ def tasks_router(manager: TaskManager | None, threads: FairThreads) -> APIRouter
 
     Without a manager, which a server without a bank has none of, every route raises RequestError.
     """
-    router = APIRouter(prefix=PATH, tags=["tasks"])
+    router = APIRouter(prefix=PATH, tags=["tasks"], route_class=JsonBodyRoute)
     admin_only = [Depends(require_admin)]
 
     def require_manager() -> TaskManager:
@@ -161,7 +162,7 @@ def _publish_file(manager: TaskManager, path: Path, fields: Mapping[str, str]) -
 def _parse_generation(source: str | None) -> Mapping[str, Any]:
     """The generation defaults of an upload: a JSON object."""
     try:
-        given = {} if source is None else json.loads(source)
+        given = {} if source is None else parse_json(source)
         return generation_defaults(**given)
     except (ValueError, TypeError):
         raise RequestError(
@@ -174,7 +175,7 @@ def _parse_verbalizer(source: str | None) -> Mapping[str, object] | None:
     if source is None:
         return None
     try:
-        verbalizer = json.loads(source)
+        verbalizer = parse_json(source)
     except ValueError:
         verbalizer = None
     if not isinstance(verbalizer, dict):
