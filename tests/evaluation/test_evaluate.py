@@ -228,7 +228,9 @@ def test_members_of_an_ensemble_answer_in_one_batch(engine, monkeypatch):
     task = labelled(prefix=members[0], members=tuple(members[1:]), verbalizer={"good": ("g",), "bad": ("b",)})
     asked: list[int] = []
     score = engine.score
-    monkeypatch.setattr(engine, "score", lambda prompts, scorer: asked.append(len(prompts)) or score(prompts, scorer))
+    monkeypatch.setattr(
+        engine, "score", lambda prompts, scorer, **more: asked.append(len(prompts)) or score(prompts, scorer, **more)
+    )
     found = classify(engine, task, [{"text": text} for text in TEXTS])
     assert asked == [3 * len(TEXTS)]
     words = [engine.tokenizer(word).input_ids[0] for word in "gb"]
