@@ -59,7 +59,7 @@ trust: TRUST := long
 trust-short: TRUST := short
 
 # Those that ask a server, with another engine behind it.
-TRUST_SERVED := tests/trust/test_two_tenants.py
+TRUST_SERVED := $(addprefix tests/trust/,test_two_tenants.py test_isolation.py)
 
 trust-vllm: .venv-vllm/ready
 	$(VLLM)/python -m pytest $(TRUST_SERVED) --trust $(or $(SCALE),short) --engine vllm

@@ -492,9 +492,13 @@ def test_removing_a_task_takes_it_off_first(bank: Bank, make_task: MakeTask, mon
 
     with monkeypatch.context() as patched:
         patched.setattr("foreword.bank.local.shutil.rmtree", fail)
-        with pytest.raises(BankError, match=r"Permission denied; it may be there in part, so remove it again"):
+        with pytest.raises(BankError, match=r"Permission denied; it is there whole or not at all; remove it again to"):
             bank.remove("sst2")
     assert bank.names() == []
+    bank.remove("sst2")
+    assert bank.sweep() == []
+    with pytest.raises(UnknownTask):
+        bank.remove("sst2")
 
 
 def test_trying_to_write_leaves_nothing(bank: Bank, tmp_path: Path, make_task: MakeTask) -> None:

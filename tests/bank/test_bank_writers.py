@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from foreword.bank.bank import Bank
+from foreword.bank.local import LocalStore
 from foreword.core import Task
 
 MakeTask = Callable[..., Task]
@@ -157,18 +159,31 @@ def test_a_removal_killed_at_any_step_leaves_all_or_nothing(tmp_path: Path, make
     pytest.fail("removing never ended")
 
 
-def test_leftovers_are_swept_after_an_hour(tmp_path: Path, make_task: MakeTask) -> None:
+def test_leftovers_are_swept_by_the_next_writer(tmp_path: Path, make_task: MakeTask) -> None:
     bank = Bank(tmp_path)
     bank.publish(make_task())
-    old, young = tmp_path / "sst2/.tmp-old", tmp_path / "sst2/.tmp-young"
-    for folder in (old, young):
-        folder.mkdir()
-        (folder / "task.json").write_text("{")
-    long_ago = time.time() - 2 * 3600
-    os.utime(old, (long_ago, long_ago))
+    leftover = tmp_path / "sst2/.tmp-killed"
+    leftover.mkdir()
+    (leftover / "task.json").write_text("{")
     assert bank.verify() == []
+    assert bank.sweep(dry_run=True) == ["sst2/.tmp-killed"]
+    assert leftover.exists()
     bank.publish(make_task())
-    assert (old.exists(), young.exists()) == (False, True)
+    assert not leftover.exists()
+    assert bank.sweep() == []
+
+
+def test_a_sweep_waits_for_the_writer_at_work(tmp_path: Path, make_task: MakeTask) -> None:
+    bank, store = Bank(tmp_path), LocalStore(tmp_path)
+    bank.publish(make_task())
+    with store.lock("sst2"), store.staging_folder("sst2") as folder:
+        sweeping = threading.Thread(target=Bank(tmp_path).sweep)
+        sweeping.start()
+        sweeping.join(0.3)
+        assert folder.is_dir()
+    sweeping.join(30)
+    assert not sweeping.is_alive()
+    assert bank.load("sst2")
 
 
 def test_writers_at_once_lose_nothing(tmp_path: Path, make_task: MakeTask) -> None:

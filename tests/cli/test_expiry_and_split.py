@@ -30,7 +30,7 @@ def test_a_task_expires_and_is_pruned(run: Run, tmp_path: Path) -> None:
     assert shown["ttl"] == 3600
     assert "1h without being used" in run("bank", "show", "short").out
     assert "(expired)" not in run("bank", "list").out
-    assert run("bank", "prune").out.strip() == "nothing has expired"
+    assert run("bank", "prune").out.strip() == "nothing has expired, and nothing was left"
     record = tmp_path / "home" / "bank" / "short"
     (record / "used").write_text("2020-01-31T09:30:00Z\n")  # the version is younger than that
     assert run("generate", "short", "Hello", "--max-tokens", 1).status == 0
@@ -51,7 +51,7 @@ def test_an_expired_task_is_refused_and_removed(run: Run, tmp_path: Path) -> Non
     refused = run("generate", "short", "Hello")
     assert refused.status == 1
     assert "the task 'short' has expired" in refused.err
-    assert run("bank", "prune", "--json").json == {"removed": ["short"]}
+    assert run("bank", "prune", "--json").json == {"removed": ["short"], "swept": []}
     assert run("bank", "list").out.strip() == "the bank is empty"
 
 

@@ -6,7 +6,15 @@ import json
 
 import pytest
 
-from foreword.core.json_reader import MAX_NESTING, InvalidJson, parse_json, read_json, read_json_file, read_json_object
+from foreword.core.json_reader import (
+    MAX_NESTING,
+    InvalidJson,
+    parse_json,
+    parse_json_at,
+    read_json,
+    read_json_file,
+    read_json_object,
+)
 from foreword.errors import CorruptFile, DataError
 
 
@@ -45,9 +53,9 @@ def test_nesting_is_bounded(depth: int, opening: str, closing: str) -> None:
         ("[1e999]", "x: the number 1e999 is too large; "),
         ("[NaN]", "x: NaN is not JSON; "),
         ("[-Infinity]", "x: -Infinity is not JSON; "),
-        ('{"a": "\\ud800"}', "x: half of a surrogate pair is no character; "),
-        ('{"\\uDFFF": 1}', "x: half of a surrogate pair is no character; "),
-        ('"\ud800"', "x: half of a surrogate pair is no character; "),
+        ('{"a": "\\ud800"}', "x: the text has half of a surrogate pair; "),
+        ('{"\\uDFFF": 1}', "x: the text has half of a surrogate pair; "),
+        ('"\ud800"', "x: the text has half of a surrogate pair; "),
         (b"[\xff]", "x: byte 1 is not UTF-8; "),
         (b"", r"x is not JSON \(Expecting value, line 1 column 1\); "),
         ("[1,\n 2", r"x is not JSON \(Expecting ',' delimiter, line 2 column 3\); "),
@@ -69,7 +77,7 @@ def test_options() -> None:
 
 
 def test_a_value_within_a_text() -> None:
-    assert parse_json('x {"a": 1} y', 1) == ({"a": 1}, 10)
+    assert parse_json_at('x {"a": 1} y', 1) == ({"a": 1}, 10)
     with pytest.raises(InvalidJson):
         parse_json("  ")
 

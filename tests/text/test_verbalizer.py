@@ -50,7 +50,7 @@ def test_index_with_near_names():
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ('{"a": "x",\n "b" 3}', "not valid JSON at line 2 column 6"),
+        ('{"a": "x",\n "b" 3}', "is not JSON (Expecting ':' delimiter, line 2 column 6)"),
         ('["a", "b"]', "is an object of labels and words; write it as"),
         ('{"a": "x", "b": []}', "label 'b' has no words; give it at least one"),
         ('{"a": "x", "b": ""}', "label 'b' has an empty word; give it at least one character"),
@@ -58,7 +58,7 @@ def test_index_with_near_names():
         ('{"a": "x", "b": 1}', "label 'b' has 1 for words; write a string or a list of strings"),
         ('{"a": "x"}', "needs at least 2 labels, got 1; add the others"),
         ('{"a": "x", "b": ["y", "x"]}', "'x' stands for both 'a' and 'b'; give it to one label only"),
-        ('{"a": "x", "a": "y", "b": "z"}', "label 'a' is given twice; put all its words into one list"),
+        ('{"a": "x", "a": "y", "b": "z"}', "key 'a' stands twice; write it as"),
         ("nowhere.json", "neither JSON text nor a readable file (No such file or directory); write it as"),
         ("null\0", "neither JSON text nor a readable file"),
     ],

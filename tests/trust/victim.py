@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from benchmarks.conformance.gguf import write_gguf
 from foreword.bank.bank import Bank
-from foreword.core import Task
+from foreword.core import Adapter, LowRank, Task
 from foreword.models import LanguageModel, load_model
 from foreword.prompts.static import static_task
 from served_model import learned, save_model
@@ -40,7 +42,8 @@ class Victim:
         """Publish a task, or a new version of one.
 
         Args:
-            kind: ``generate`` or ``label`` with a learned prefix, ``text`` with the prefix of a text.
+            kind: ``generate`` or ``label`` with a learned prefix, ``adapter`` with low-rank changes too, or ``text``
+                with the prefix of a text.
         """
         if kind == "text":
             task = static_task(self.lm, name, "prompt", f"Text {seed} of {name}. ".ljust(length, "-"))
@@ -49,7 +52,17 @@ class Victim:
         if kind == "label":
             words = {"good": (" yes", " fine"), "bad": (" no",)}
             task = replace(task, template="{text}\nMood:{mask}", verbalizer=words)
+        if kind == "adapter":
+            task = replace(task, adapter=_adapter(self.lm, seed))
         return self.bank.load(self.bank.publish(task).ref)
+
+
+def _adapter(lm: LanguageModel, seed: int) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    width = lm.identity.hidden_size
+    rows = lm.model.get_submodule("model.layers.1.self_attn.v_proj").weight.shape[0]
+    factors = LowRank(torch.randn(2, width, generator=generator) / 4, torch.randn(rows, 2, generator=generator) / 4)
+    return Adapter({"model.layers.1.self_attn.v_proj": factors})
 
 
 def make_victim(place: Path, engine: str = "embedded") -> Victim:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 import httpx
 
 from foreword.api.results import AnswerToken, Generation, GenerationChunk, TokenUsage
+from foreword.core.json_reader import read_json
 from foreword.errors import EngineError, ForewordError, LimitReached, RequestError, UnknownModel
 
 
@@ -37,7 +37,7 @@ async def read_chunks(response: httpx.Response) -> AsyncGenerator[GenerationChun
         data = line.removeprefix("data: ")
         if data == line or data == "[DONE]":
             continue
-        event = json.loads(data)
+        event = read_json(data, "an event of the stream", error=EngineError, mend="ask again")
         if "error" in event:
             raise read_error(0, event["error"])
         chunk = _read_chunk(event)

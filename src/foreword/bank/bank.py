@@ -11,14 +11,29 @@ from typing import Any
 
 from foreword.bank.lifetimes import Lifetimes
 from foreword.bank.local import LocalStore
-from foreword.bank.names import check_name, is_name, is_version, matching_versions, split_ref, suggest, version_number
+from foreword.bank.names import (
+    NAMES_SECONDS,
+    check_name,
+    is_name,
+    is_version,
+    matching_versions,
+    split_ref,
+    suggest,
+    version_number,
+)
 from foreword.bank.prefix_file import read_prefix
 from foreword.bank.remote import RemoteStore
 from foreword.bank.split import SPLIT, Split
 from foreword.bank.store import Store
 from foreword.bank.tensor_file import TensorLoader, load_tensors
 from foreword.bank.version_files import parse_source
-from foreword.bank.version_folder import check_version, read_version, read_version_metadata, write_version
+from foreword.bank.version_folder import (
+    check_version,
+    prove_version,
+    read_version,
+    read_version_metadata,
+    write_version,
+)
 from foreword.core import KVPrefix, ModelIdentity, Task
 from foreword.core.overview import Overview, WithOverview, join_some
 from foreword.errors import BankError, CorruptFile, PublishConflict, UnknownTask, UsageError
@@ -27,7 +42,9 @@ from foreword.openmp import release_openmp_threads
 
 _NOT_PUBLISHED = "nothing was published; the version served before is still served"
 SPLIT_SECONDS = 5.0
+_NEVER_LISTED: tuple[float, list[str]] = (float("-inf"), [])
 _CHECK_LOCATION = "check that the place exists and may be read"
+_NOT_REMOVED = "it is there whole or not at all; remove it again to finish"
 
 
 class Bank(WithOverview):
@@ -58,11 +75,14 @@ class Bank(WithOverview):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = _open_store(
-            os.fspath(root if root is not None else default_bank()), Path(cache) if cache else home() / "cache" / "bank"
+            os.fspath(root if root is not None else default_bank()),
+            Path(cache) if cache else home() / "cache" / "bank",
+            clock,
         )
         self._lifetimes = Lifetimes(self._store, clock)
         self._without_ttl: set[str] = set()
         self._splits: dict[str, tuple[float, bytes | None]] = {}
+        self._recent_names = _NEVER_LISTED
         self.load_tensors = load
 
     @classmethod
@@ -110,25 +130,20 @@ class Bank(WithOverview):
             published = write_version(folder, task, number=store.claim(task.name))
             self._commit(task.name, published.version, folder)
         release_openmp_threads()  # an engine may be running in another thread
+        self._recent_names = _NEVER_LISTED
         return published
 
     def load(self, ref: str) -> Task:
         """The task ``name`` or ``name@version``, where the version may be its number. Raises `UnknownTask`,
         `ExpiredTask`, `CorruptFile`."""
-        with self._bank_errors(_CHECK_LOCATION):
-            name, version = self._resolve(ref)
-            self._lifetimes.check(self._store.record(name, version))
-            task = read_version(self._store.folder(name, version), name, version, self.load_tensors)
+        task = self._read(ref, read_version)
         release_openmp_threads()  # an engine may be running in another thread
         return task
 
     def load_metadata(self, ref: str) -> Task:
         """The task of `load` with the keys and values of its prefixes on the meta device (see `read_prefix_metadata`):
         for engines whose workers read them by `prefix`. Raises as `load` does, unless the error is in those values."""
-        with self._bank_errors(_CHECK_LOCATION):
-            name, version = self._resolve(ref)
-            self._lifetimes.check(self._store.record(name, version))
-            return read_version_metadata(self._store.folder(name, version), name, version, self.load_tensors)
+        return self._read(ref, read_version_metadata)
 
     def prefix(self, source: str) -> KVPrefix:
         """One prefix without the rest of its task, by its `KVPrefix.source`.
@@ -175,12 +190,15 @@ class Bank(WithOverview):
             with suppress(OSError):
                 self._lifetimes.record_use(self._store.record(task.name, task.version))
 
-    def prune(self, names: Sequence[str] | None = None, limit: int | None = None) -> list[str]:
+    def prune(
+        self, names: Sequence[str] | None = None, limit: int | None = None, *, dry_run: bool = False
+    ) -> list[str]:
         """Remove tasks all of whose versions have expired; one with a version that never does stays.
 
         Args:
             names: of the tasks to look at; all if ``None``.
             limit: tasks that are removed at most.
+            dry_run: remove nothing.
 
         Returns: their names. Damaged tasks are left alone.
         """
@@ -190,9 +208,28 @@ class Bank(WithOverview):
                 break
             with suppress(UnknownTask, CorruptFile), self._bank_errors(_CHECK_LOCATION):
                 if self._has_expired(name):
-                    self._prune_task(name)
+                    if not dry_run:
+                        self._prune_task(name)
                     removed.append(name)
         return removed
+
+    def sweep(self, *, dry_run: bool = False) -> list[str]:
+        """Delete what interrupted commands left, but nothing of a writer at work: unfinished and removed versions.
+
+        Args:
+            dry_run: delete nothing.
+
+        Returns: their paths under the root. Whole versions of tasks that are served are never among them.
+        """
+        found: list[str] = []
+        with self._bank_errors("sweep again"):
+            for name in sorted(self._store.known()):
+                if self._store.leftovers(name):  # a look without the lock, which most tasks do not need
+                    with self._store.lock(name):
+                        found += self._store.leftovers(name)
+                        if not dry_run:
+                            self._store.sweep(name)
+        return found
 
     def split(self, name: str) -> Split | None:
         """The versions that are served side by side, or ``None`` if all requests go to the current one.
@@ -213,17 +250,20 @@ class Bank(WithOverview):
         Args:
             weights: by version or its number, in any unit.
 
-        Raises: `UnknownTask` for an unknown version, `UsageError` for weights that are no split.
+        Raises: `UnknownTask` for an unknown version, `UsageError` for weights that are no split, `CorruptFile` for a
+        damaged version.
         """
         with self._exclusive(name, "the versions served before are still served") as raw:
             found = {self._find_version(name, version): weight for version, weight in weights.items()}
             if len(found) < len(weights):
                 raise UsageError(f"two of {', '.join(weights)} are the same version; give each one weight.")
             split = Split.of(found)
-            # First: another current version ends the split before.
+            for version in found:
+                self._prove(name, version)
+            # In this order, a kill between the two leaves the current version alone, and no split that was ended.
+            self._store.write_file(name, SPLIT, split.to_json())
             if raw.strip() != split.current.encode():
                 self._store.write_current(name, split.current)
-            self._store.write_file(name, SPLIT, split.to_json())
             self._splits.pop(name, None)
         return split
 
@@ -231,6 +271,14 @@ class Bank(WithOverview):
         """All tasks, sorted."""
         with self._bank_errors(_CHECK_LOCATION):
             return sorted(self._store.tasks())
+
+    def recent_names(self) -> list[str]:
+        """All tasks, sorted, up to `NAMES_SECONDS` old: for suggestions, which every wrong name asks for."""
+        listed_at, names = self._recent_names
+        if (now := time.monotonic()) - listed_at > NAMES_SECONDS:
+            names = self.names()
+            self._recent_names = now, names
+        return names
 
     def versions(self, name: str) -> list[str]:
         """All versions of a task, oldest first. Raises `UnknownTask`."""
@@ -246,30 +294,31 @@ class Bank(WithOverview):
     def rollback(self, name: str, version: str | None = None) -> str:
         """Serve any stored version to all requests, by default the one before the current, and return it.
 
-        Raises `UnknownTask` when there is no such task or version, or none before.
+        Every byte of it is read first. Raises `UnknownTask` when there is no such task or version, or none before,
+        `CorruptFile` for a damaged one.
         """
         with self._exclusive(name, "the version served before is still served") as raw:
             target = self._find_version(name, version) if version else self._previous_version(name, raw)
+            self._prove(name, target)
             self._serve(name, target)
         return target
 
     def remove(self, name: str, version: str | None = None) -> None:
-        """Delete a whole task, or one version that is not served.
+        """Delete a whole task, or one version that is not served; also finish a removal that was interrupted.
 
         Raises:
             UnknownTask: no such task or version.
             UsageError: the version is the one that is served.
         """
-        with self._exclusive(name, "it may be there in part, so remove it again") as raw:
-            if version is None:
-                return self._store.remove_task(name)
-            target = self._find_version(name, version)
-            if target.encode() == raw.strip():
-                raise UsageError(f"{name}@{target} is being served; roll back to another version first.")
-            split = self._parse_split(name, raw)
-            if split is not None and target in split.weights:
-                raise UsageError(f"{name}@{target} is served by a split; end that: foreword bank split {name} --off.")
-            self._store.remove_version(name, target)
+        try:
+            with self._exclusive(name, _NOT_REMOVED) as raw:
+                self._remove(name, version, raw)
+        except UnknownTask:
+            with self._bank_errors(_NOT_REMOVED):
+                if not (is_name(name) and self._store.was_removed(name, version)):
+                    raise
+                with self._store.lock(name):
+                    self._store.sweep(name)
 
     def verify(self, name: str | None = None) -> list[str]:
         """Read every byte of one task or of all. Returns a sentence for each error; an empty list if there is none."""
@@ -306,13 +355,41 @@ class Bank(WithOverview):
             with self._store.lock(name):
                 yield self._read_current(name)
 
+    def _remove(self, name: str, version: str | None, raw: bytes) -> None:
+        if version is None:
+            self._recent_names = _NEVER_LISTED
+            return self._store.remove_task(name)
+        target = self._find_version(name, version)
+        if target.encode() == raw.strip():
+            raise UsageError(f"{name}@{target} is being served; roll back to another version first.")
+        split = self._parse_split(name, raw)
+        if split is not None and target in split.weights:
+            raise UsageError(f"{name}@{target} is served by a split; end that: foreword bank split {name} --off.")
+        self._store.remove_version(name, target)
+
+    def _read(self, ref: str, read: Callable[[Path, str, str, TensorLoader], Task]) -> Task:
+        """Read a version that has not expired; one that another writer replaced or removed meanwhile is not damaged."""
+        with self._bank_errors(_CHECK_LOCATION):
+            name, version = self._resolve(ref)
+            try:
+                self._lifetimes.check(self._store.record(name, version))
+                return read(self._store.folder(name, version), name, version, self.load_tensors)
+            except (CorruptFile, FileNotFoundError):
+                if self._resolve(ref) == (name, version):
+                    raise
+        return self._read(ref, read)
+
+    def _prove(self, name: str, version: str) -> None:
+        try:
+            prove_version(self._store.folder(name, version, fresh=True), name, version, self.load_tensors)
+        except CorruptFile as error:
+            raise CorruptFile(f"{name}@{version} is damaged and was not served: {error}") from error
+
     def _read_current(self, name: str) -> bytes:
         raw = self._store.read_current(name) if is_name(name) else None
         if raw is None:
-            known = sorted(self._store.tasks())
-            raise UnknownTask(
-                f"no task {name!r} in {self._store.location}: {suggest(name, known, 'foreword bank list')}"
-            )
+            near = suggest(name, self.recent_names(), "foreword bank list")
+            raise UnknownTask(f"no task {name!r} in {self._store.location}: {near}")
         return raw
 
     def _parse_current(self, name: str, raw: bytes) -> str:
@@ -389,10 +466,14 @@ class Bank(WithOverview):
 
     def _serve(self, name: str, version: str) -> None:
         """Serve one version to all requests. Its name ends a split of another one, the removal one of its own."""
-        self._store.write_current(name, version)
-        self._splits.pop(name, None)
-        if self._store.read_file(name, SPLIT) is not None:
+        split = self._store.read_file(name, SPLIT)
+        if split is not None and version.encode() in split:  # else it would come into force with its version
             self._store.remove_file(name, SPLIT)
+            split = None
+        self._store.write_current(name, version)
+        if split is not None:
+            self._store.remove_file(name, SPLIT)
+        self._splits.pop(name, None)
 
     def _read_split(self, name: str) -> bytes | None:
         """The bytes of a split; those of an object store may be `SPLIT_SECONDS` old, since a request waits for them."""
@@ -415,7 +496,7 @@ class Bank(WithOverview):
         return split if split.current == self._parse_current(name, raw) else None
 
     def _prune_task(self, name: str) -> None:
-        with self._exclusive(name, "it may be there in part, so remove it again"):
+        with self._exclusive(name, _NOT_REMOVED):
             if not self._has_expired(name):
                 raise UnknownTask(f"{name!r} was published or used meanwhile.")
             self._store.remove_task(name)
@@ -441,14 +522,14 @@ class Bank(WithOverview):
             )
 
     def _verify_task(self, name: str) -> list[str]:
-        problems, versions = [], self._sorted_versions(name)
+        problems, versions, current = [], self._sorted_versions(name), None
         try:
             current = self._parse_current(name, self._read_current(name))
             if current not in versions:
                 problems.append(self._bad_current_message(name, current))
         except CorruptFile as error:
             problems.append(str(error))
-        for version in versions:
+        for version in sorted({*versions, *([current] if current else [])}):
             try:
                 problems += check_version(self._store.folder(name, version, fresh=True), name, version)
             except CorruptFile as error:
@@ -463,12 +544,12 @@ def check_free(name: str, reserved: Collection[str]) -> None:
         raise PublishConflict(f"the name {name!r} belongs to the base model; choose another name.")
 
 
-def _open_store(root: str, cache: Path) -> Store:
+def _open_store(root: str, cache: Path, clock: Callable[[], float]) -> Store:
     # A file URL names a folder of this machine: it is the same bank as its path, with the same guarantees.
     protocol, separator, path = root.partition("://")
     if not separator or protocol in ("file", "local"):
         return LocalStore(Path(path or root).expanduser())
-    return RemoteStore(root, cache.expanduser())
+    return RemoteStore(root, cache.expanduser(), clock)
 
 
 def _related(one: ModelIdentity, other: ModelIdentity) -> bool:

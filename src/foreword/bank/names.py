@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import islice
 
 from foreword.errors import UsageError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"([0-9]{4,})-[0-9a-f]{12}")
+NAMES_SECONDS = 5.0
+"""How old a list of names may be that suggestions are made from."""
 _LISTED = 8
+_MAX_WANTED = 128
+"""Characters of a name that is worth a search for close ones."""
+_NEIGHBOURS = 32
+_SCANNED = 20_000
 
 
 def is_name(text: object) -> bool:
@@ -54,9 +62,26 @@ def matching_versions(wanted: str, versions: Sequence[str]) -> list[str]:
 
 
 def suggest(wanted: str, known: Sequence[str], command: str) -> str:
-    """The end of an error about an unknown name: close matches, all names if few, or a command that lists them."""
-    if near := difflib.get_close_matches(wanted, known, n=3):
+    """The end of an error about an unknown name: close matches, all names if few, or a command that lists them.
+
+    Costs a few milliseconds however many names there are, since every wrong name of a client's comes here.
+    """
+    if near := difflib.get_close_matches(wanted, _candidates(wanted, known), n=3):
         return f"did you mean {' or '.join(near)}?"
     if known and len(known) <= _LISTED:
         return f"there are {', '.join(known)}." if len(known) > 1 else f"there is only {known[0]}."
     return f"`{command}` lists what is there." if known else "nothing is there yet: publish a task first."
+
+
+def _candidates(wanted: str, known: Sequence[str]) -> Sequence[str]:
+    """Of many names, those that begin most alike, and some that end alike: comparing takes long, finding these does
+    not."""
+    if len(wanted) > _MAX_WANTED:
+        return ()
+    if len(known) <= 2 * _NEIGHBOURS:
+        return known
+    names = sorted(known)
+    place = bisect_left(names, wanted)
+    alike = names[max(0, place - _NEIGHBOURS // 2) : place + _NEIGHBOURS // 2]
+    ending = (name for name in islice(names, _SCANNED) if name.endswith(wanted[-3:]))
+    return list(dict.fromkeys([*alike, *islice(ending, _NEIGHBOURS)]))

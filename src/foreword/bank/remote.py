@@ -1,7 +1,9 @@
 """A bank on an object store, by any fsspec URL, read through a cache folder on the local disk.
 
 Files are stored under their digest, then ``task.json`` makes the version exist, then ``current`` serves it.
-Objects appear whole or not at all, so a publish killed at any moment leaves the version served before.
+Objects appear whole or not at all, so a publish killed at any moment leaves the version served before. A removal first
+replaces ``current`` by the number up to which all versions are removed, so that a publish after a killed removal
+brings none of them back.
 
 Writers: the number of a version is claimed with a conditional put (``mode="create"`` of fsspec: S3, Google
 Cloud Storage, Azure), so that two writers never share one and no version is lost. fsspec cannot replace
@@ -12,8 +14,10 @@ keep to **one writer a task at a time** there.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -22,18 +26,32 @@ from typing import Any
 from foreword.bank.digests import check_bytes, check_file
 from foreword.bank.durable import durable_write, make_folders, temporary_name
 from foreword.bank.json_document import MEND
-from foreword.bank.names import is_name, is_version, version_number
+from foreword.bank.names import is_name, is_version, matching_versions, version_number
 from foreword.bank.record import parse_record
+from foreword.bank.split import SPLIT
+from foreword.bank.store import CURRENT
+from foreword.bank.time_to_live import USED
 from foreword.bank.version_files import RECORD
 from foreword.bank.version_folder import read_record
 from foreword.errors import CorruptFile, PublishConflict, UsageError
+
+_CLAIM = re.compile(r"[0-9]{4,8}")
+_REMOVED = re.compile(rb"removed ([0-9]{4,8})\n")
+_SHORTEST_CURRENT = len("0001-0123456789ab\n")
+"""Bytes of a ``current`` that names a version; one that says ``removed`` has fewer."""
+
+_SWEPT = ("files", "versions")
+_OWNED = ("files", "versions", "claims", CURRENT, SPLIT, USED)
+_WRITER_SECONDS = 86400.0
+"""Objects that are younger may be those of a writer at work, where one has claimed a number and not used it."""
 
 
 class RemoteStore:
     """``<root>/<task>/`` with ``files/<sha256>``, ``versions/<version>/task.json``, ``claims/<NNNN>`` and
     ``current``."""
 
-    def __init__(self, url: str, cache: Path) -> None:
+    def __init__(self, url: str, cache: Path, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._url = url.rstrip("/")
         self._fs, self._root = _connect(self._url)
         self._cache = cache / hashlib.sha256(self._url.encode()).hexdigest()[:16]
@@ -46,13 +64,18 @@ class RemoteStore:
         return sorted(self._list_current())
 
     def versions(self, task: str) -> list[str]:
-        return [name for name in self._list(f"{task}/versions") if is_version(name)]
+        paths = [path.split("/") for path in self._find(f"{task}/versions", maxdepth=2)]
+        return [parts[0] for parts in paths if is_version(parts[0]) and parts[1:] == [RECORD]]
+
+    def known(self) -> list[str]:
+        return sorted(filter(is_name, self._list("")))
 
     def read_current(self, task: str) -> bytes | None:
-        return self.read_file(task, "current")
+        data = self.read_file(task, CURRENT)
+        return None if data is None or _REMOVED.fullmatch(data) else data
 
     def write_current(self, task: str, version: str) -> None:
-        self.write_file(task, "current", f"{version}\n".encode())
+        self.write_file(task, CURRENT, f"{version}\n".encode())
 
     def read_file(self, task: str, file: str) -> bytes | None:
         return self._get(f"{task}/{file}")
@@ -83,8 +106,9 @@ class RemoteStore:
             yield Path(folder)
 
     def claim(self, task: str) -> int:
-        claimed = [int(name) for name in self._list(f"{task}/claims") if name.isascii() and name.isdigit()]
-        number = max([*claimed, *map(version_number, self.versions(task))], default=0) + 1
+        number = self._highest(task) + 1
+        if self._removed_up_to(task) is not None:
+            self.sweep(task)
         try:
             self._create(f"{task}/claims/{number:04d}", b"")
         except FileExistsError as error:
@@ -115,9 +139,25 @@ class RemoteStore:
         shutil.rmtree(self._cached(task, version), ignore_errors=True)
 
     def remove_task(self, task: str) -> None:
-        self._delete(f"{task}/current")
-        self._delete(task)
-        shutil.rmtree(self._cache / task, ignore_errors=True)
+        self._put(f"{task}/{CURRENT}", f"removed {self._highest(task):04d}\n".encode())
+        self.sweep(task)
+
+    def was_removed(self, task: str, version: str | None) -> bool:
+        if version is None:
+            return self._removed_up_to(task) is not None
+        claimed = matching_versions(version.partition("-")[0], self._claims(task))
+        return bool(claimed) and bool(self.leftovers(task))
+
+    def leftovers(self, task: str) -> list[str]:
+        return [f"{task}/{path}" for path in self._leftovers(task)]
+
+    def sweep(self, task: str) -> None:
+        was_removed = self._removed_up_to(task) is not None
+        for path in self._leftovers(task):
+            if path != CURRENT or self._removed_up_to(task) is not None:
+                self._delete(f"{task}/{path}")
+        if was_removed:
+            shutil.rmtree(self._cache / task, ignore_errors=True)
 
     def check_writable(self) -> None:
         trial = temporary_name()
@@ -127,6 +167,51 @@ class RemoteStore:
     def etag(self) -> object:
         # Which entry of a listing tells a change (ETag, generation, time) differs by store: take them all.
         return tuple(sorted((task, repr(sorted(info.items()))) for task, info in self._list_current().items()))
+
+    def _claims(self, task: str) -> list[str]:
+        return [name for name in self._list(f"{task}/claims") if _CLAIM.fullmatch(name)]
+
+    def _highest(self, task: str) -> int:
+        """The highest number that was ever given to a version of a task, as far as the store tells."""
+        numbers = [*map(int, self._claims(task)), *map(version_number, self.versions(task))]
+        return max([*numbers, self._removed_up_to(task) or 0])
+
+    def _removed_up_to(self, task: str) -> int | None:
+        """The number up to which all versions were removed with their task; ``None`` if a version is served, or none
+        ever was."""
+        found = _REMOVED.fullmatch(self._get(f"{task}/{CURRENT}") or b"")
+        return int(found[1]) if found else None
+
+    def _leftovers(self, task: str) -> list[str]:
+        """Objects that nothing served needs, in the order in which they may be deleted: descriptions of versions first,
+        so that half a version is never read, and a ``current`` that says ``removed`` last.
+
+        What a writer may be about to use stays: while a number is claimed that no version has, young objects."""
+        objects, removed = self._find(task), self._removed_up_to(task)
+        served = CURRENT in objects and removed is None
+        kept = self.versions(task) if served else []
+        used = {f"files/{sha}" for version in kept for sha in self._digests_of(task, version)}
+        floor = removed or 0
+        waiting = {number for number in map(int, self._claims(task)) if number > floor} - {*map(version_number, kept)}
+        at_work = bool(waiting) or CURRENT not in objects
+        found = []
+        for path in objects:
+            folder, _, name = path.partition("/")
+            name = name.partition("/")[0]
+            if folder not in (_SWEPT if served else _OWNED) or path in used or name in kept:
+                continue
+            number = name.partition("-")[0]
+            over = folder in ("claims", "versions") and _CLAIM.fullmatch(number) is not None and int(number) <= floor
+            if over or not (at_work and self._is_young(f"{task}/{path}")):
+                found.append(path)
+        return sorted(found, key=lambda path: (path == CURRENT, not path.endswith(f"/{RECORD}"), path))
+
+    def _is_young(self, path: str) -> bool:
+        """Whether an object may have been written by a writer that is at work; where a store does not tell, it may."""
+        try:
+            return self._clock() - _call(self._fs.modified, self._path(path)).timestamp() < _WRITER_SECONDS
+        except OSError:
+            return True
 
     def _cached(self, task: str, version: str) -> Path:
         return self._cache / task / "versions" / version
@@ -171,7 +256,7 @@ class RemoteStore:
         currents = {}
         for path, info in found.items():
             parts = path.rstrip("/").split("/")
-            if parts[-1] == "current" and len(parts) > 1 and is_name(parts[-2]):
+            if parts[-1] == CURRENT and len(parts) > 1 and is_name(parts[-2]) and info["size"] >= _SHORTEST_CURRENT:
                 currents[parts[-2]] = info
         return currents
 
@@ -183,6 +268,14 @@ class RemoteStore:
             ]
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def _find(self, path: str, maxdepth: int | None = None) -> list[str]:
+        """Paths of all objects below a path, relative to it."""
+        self._fs.invalidate_cache()
+        above = f"{self._path(path)}/"
+        with suppress(FileNotFoundError):
+            return [found.removeprefix(above) for found in _call(self._fs.find, above[:-1], maxdepth=maxdepth)]
+        return []
 
     def _size(self, path: str) -> int | None:
         self._fs.invalidate_cache()

@@ -10,6 +10,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+CURRENT = "current"
+"""The file of a task that names the version that is served."""
+
 
 class Store(Protocol):
     """A storage backend. Every method may raise `OSError`, which the bank turns into a `BankError`."""
@@ -21,6 +24,10 @@ class Store(Protocol):
 
     def tasks(self) -> list[str]:
         """Names of the tasks that have a ``current``."""
+        ...
+
+    def known(self) -> list[str]:
+        """Names under which anything is stored: those of `tasks`, and those that killed writers left something of."""
         ...
 
     def versions(self, task: str) -> list[str]:
@@ -72,11 +79,23 @@ class Store(Protocol):
         ...
 
     def remove_version(self, task: str, version: str) -> None:
-        """Delete one version."""
+        """Delete one version: it is not there any more in one step, and its bytes are deleted then."""
         ...
 
     def remove_task(self, task: str) -> None:
-        """Delete ``current`` first, then everything else of the task."""
+        """Delete a task: it is not there any more in one step, and its bytes are deleted then."""
+        ...
+
+    def was_removed(self, task: str, version: str | None) -> bool:
+        """Whether a removal of the task, or of this version or number, was interrupted before its bytes were gone."""
+        ...
+
+    def leftovers(self, task: str) -> list[str]:
+        """Paths under the root of what interrupted writers left of a task; complete only under its lock."""
+        ...
+
+    def sweep(self, task: str) -> None:
+        """Delete the `leftovers` of a task, under its lock."""
         ...
 
     def check_writable(self) -> None:

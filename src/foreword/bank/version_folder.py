@@ -103,10 +103,10 @@ def read_version_metadata(
     return _read_task(folder, record, read_prefix_metadata, load)
 
 
-def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
+def _check_files(folder: Path, files: Mapping[str, Any], *, fresh: bool = False) -> None:
     for file, entry in files.items():
         if file != MODEL_CARD:
-            check_file(folder / file, **entry)
+            check_file(folder / file, **entry, fresh=fresh)
 
 
 PrefixReader = Callable[[Path, str], KVPrefix]
@@ -132,6 +132,12 @@ def _read_task(folder: Path, record: Mapping[str, Any], read: PrefixReader, load
         version=record["version"],
         **_read_parts(folder, record, record["model"], load),
     )
+
+
+def prove_version(folder: Path, name: str, version: str, load: TensorLoader = load_tensors) -> None:
+    """Read every byte of a version anew from the disk but those of ``README.md``. Raises as `read_version` does."""
+    _check_files(folder, read_record(folder, name, version)["files"], fresh=True)
+    read_version(folder, name, version, load)
 
 
 def check_version(folder: Path, name: str, version: str | None = None) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.bank.durable import durable_write, make_folders
+from foreword.core.json_reader import parse_json
 from foreword.errors import BenchError
 from foreword.version import __version__
 
@@ -93,7 +94,7 @@ def environment(versions: Mapping[str, str]) -> dict[str, Any]:
 
 def _read(path: Path) -> Record:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes(), constants=True)
         return Record(data["workload"], data["key"], data["settings"], data["facts"], data["found"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BenchError(f"{path} is no benchmark record ({error!r}); remove it, or measure again.") from error

@@ -10,6 +10,7 @@ from foreword.bank.time_to_live import format_time
 from foreword.cli.completion import complete_task
 from foreword.cli.compose import compose
 from foreword.cli.help import Application
+from foreword.cli.interruption import command_line, on_interrupt
 from foreword.cli.options import BankRoot, Json, Replace, emit, open_bank, say
 from foreword.cli.split import split
 from foreword.errors import CorruptFile
@@ -84,7 +85,7 @@ def rollback(
     bank: BankRoot = None,
     json: Json = False,
 ) -> None:
-    """Serve an earlier version.
+    """Serve an earlier version, after every byte of it was checked.
 
     Example: foreword bank rollback support --version 2
     """
@@ -99,23 +100,37 @@ def remove(
     bank: BankRoot = None,
     json: Json = False,
 ) -> None:
-    """Remove a task, or one version that is not served.
+    """Remove a task, or one version that is not served. Interrupted, it is finished by the same command.
 
     Example: foreword bank remove support --version 1
     """
-    open_bank(bank).remove(name, version)
+    store = open_bank(bank)
+    with on_interrupt(lambda: f"it is there whole or not at all; finish with: {command_line()}"):
+        store.remove(name, version)
     removed = name if version is None else f"{name}@{version}"
     emit({"removed": removed}, f"removed {removed}", json)
 
 
 @app.command()
-def prune(bank: BankRoot = None, json: Json = False) -> None:
-    """Remove tasks whose time to live is over; one with a version that never expires stays.
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+    bank: BankRoot = None,
+    json: Json = False,
+) -> None:
+    """Remove tasks whose time to live is over, and what interrupted commands left.
 
-    Example: foreword bank prune
+    A task with a version that never expires stays, and so does what a command at work is writing.
+
+    Example: foreword bank prune --dry-run
     """
-    removed = open_bank(bank).prune()
-    emit({"removed": removed}, f"removed {', '.join(removed)}" if removed else "nothing has expired", json)
+    store = open_bank(bank)
+    with on_interrupt(lambda: f"go on with: {command_line()}"):
+        removed = store.prune(dry_run=dry_run)
+        swept = store.sweep(dry_run=dry_run)
+    would = "would be " if dry_run else ""
+    lines = [f"{name} {would}removed, its time to live is over" for name in removed]
+    lines += [f"{path} {would}deleted, an interrupted command left it" for path in swept]
+    emit({"removed": removed, "swept": swept}, "\n".join(lines) or "nothing has expired, and nothing was left", json)
 
 
 app.command()(split)

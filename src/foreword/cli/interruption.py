@@ -1,9 +1,11 @@
-"""Ctrl-C: a command ends with exit status 130 and a sentence that says what was kept and how to resume."""
+"""Ctrl-C and SIGTERM: a command ends with exit status 130 and a sentence that says what was kept and how to resume."""
 
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,15 +20,20 @@ if TYPE_CHECKING:
 
 @contextmanager
 def on_interrupt(hint: Callable[[], str]) -> Iterator[None]:
-    """Turn a KeyboardInterrupt in this block into `Interrupted`.
+    """Turn a KeyboardInterrupt in this block into `Interrupted`, and SIGTERM into what Ctrl-C does.
 
     Args:
         hint: returns what was kept and how to resume, a clause behind "stopped;"; called after the interruption.
     """
+    own = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)) if own else None
     try:
         yield
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; {hint()}") from None
+    finally:
+        if own:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def _search(file: RecipeFile, settings: dict[str, Any]) -> None:
 
 def _search_space(settings: Mapping[str, Any]) -> object:
     """The ``search:`` mapping of the recipe, updated by ``--vary``."""
-    from foreword.training.recipe_file import parse_value
+    from foreword.core.yaml_reader import read_yaml
 
     varied = settings.get("search")
     for flag in settings.get("vary") or ():
@@ -124,7 +124,7 @@ def _search_space(settings: Mapping[str, Any]) -> object:
             raise UsageError(f"--vary {flag!r} is not KEY=LIST; write it such as 'lr=[1e-3, 5e-3]'.")
         if varied is not None and not isinstance(varied, Mapping):
             break  # the recipe's own is wrong, which is said where it is read
-        varied = {**(varied or {}), key.strip().replace("-", "_"): parse_value(value)}
+        varied = {**(varied or {}), key.strip().replace("-", "_"): read_yaml(value, f"--vary {key}={value[:60]}")}
     if varied is None:
         raise UsageError("there is nothing to search; pass --vary KEY=LIST, or a recipe with search: in it.")
     return varied

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from foreword.core.json_reader import parse_json
 from foreword.errors import ModelMismatch
 
 
@@ -173,7 +173,7 @@ def describe_layers(layers: Sequence[LayerShape]) -> str:
 def _same_numbers(one: str, other: str) -> bool:
     """Whether two JSON texts say the same: a whole number in one configuration is a fraction in another."""
     try:
-        return json.loads(one) == json.loads(other)
+        return parse_json(one) == parse_json(other)
     except ValueError:
         return False
 

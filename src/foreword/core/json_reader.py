@@ -30,7 +30,7 @@ _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * (MAX_DIGITS + 1)
 _NESTED = f"lists and objects are nested deeper than {MAX_NESTING}"
 _LONG = f"a number has more than {MAX_DIGITS} digits"
-_SURROGATE = "half of a surrogate pair is no character"
+_SURROGATE = "the text has half of a surrogate pair"
 
 
 class InvalidJson(ValueError):
@@ -40,11 +40,11 @@ class InvalidJson(ValueError):
         super().__init__(reason)
         self.reason, self.position = reason, position
 
-    def sentence(self, where: str, text: str, mend: str) -> str:
-        """What an error says about ``text``, which ``where`` names."""
-        if self.position is None:
+    def sentence(self, where: str, text: str | bytes, mend: str, first_line: int = 1) -> str:
+        """What an error says about ``text``, which ``where`` names; ``first_line`` is its line in a file."""
+        if self.position is None or isinstance(text, bytes):
             return f"{where}: {self.reason}; {mend}."
-        line = text.count("\n", 0, self.position) + 1
+        line = text.count("\n", 0, self.position) + first_line
         column = self.position - text.rfind("\n", 0, self.position)
         return f"{where} is not JSON ({self.reason}, line {line} column {column}); {mend}."
 
@@ -58,6 +58,7 @@ def read_json(
     unique: bool = False,
     line_breaks: bool = False,
     constants: bool = False,
+    first_line: int = 1,
 ) -> Any:
     """The value of a JSON text.
 
@@ -66,20 +67,20 @@ def read_json(
         where: what the text is, as the error's sentence begins.
         error: the class of the error.
         mend: what to do about it, as the error's sentence ends.
-        unique, line_breaks, constants: see `parse_json`.
+        unique, line_breaks, constants: see `parse_json_at`.
+        first_line: the line of the file in which the text begins.
 
     Raises:
         error: it is no JSON, or beyond the bounds of this file.
     """
-    text = ""
     try:
         text = _text(data)
-        value, end = parse_json(text, unique=unique, line_breaks=line_breaks, constants=constants)
-        if text[end:].strip(" \t\r\n"):
-            raise InvalidJson("Extra data", end)
     except InvalidJson as found:
-        raise error(found.sentence(where, text, mend)) from found
-    return value
+        raise error(found.sentence(where, data, mend)) from found
+    try:
+        return parse_json(text, unique=unique, line_breaks=line_breaks, constants=constants)
+    except InvalidJson as found:
+        raise error(found.sentence(where, text, mend, first_line)) from found
 
 
 def read_json_file(
@@ -94,13 +95,19 @@ def read_json_file(
     """`read_json` of a file that is one document; ``where`` is its path without one. An absent file is an error too."""
     where = where or str(file)
     try:
-        with file.open("rb") as handle:
-            data = handle.read(max_bytes + 1)
-    except (OSError, ValueError) as failed:  # ValueError: a NUL in the path
+        data = read_document(file, max_bytes)
+    except (OSError, ValueError) as failed:
         raise error(f"{where} cannot be read ({getattr(failed, 'strerror', None) or failed}); {mend}.") from failed
-    if len(data) > max_bytes:
-        raise error(f"{where} is larger than {max_bytes} bytes, expected a JSON file; {mend}.")
     return read_json(data, where, error=error, mend=mend, unique=unique)
+
+
+def read_document(file: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file that is one document. Raises OSError, or ValueError for one that is larger or has no name."""
+    with file.open("rb") as handle:
+        data = handle.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes} bytes")
+    return data
 
 
 def read_json_object(
@@ -122,7 +129,19 @@ def read_json_object(
     return value
 
 
-def parse_json(
+def parse_json(data: str | bytes, *, unique: bool = False, line_breaks: bool = False, constants: bool = False) -> Any:
+    """`read_json` for texts that may well be no JSON, such as what a model wrote.
+
+    Raises InvalidJson, which is a ValueError, and nothing else.
+    """
+    text = _text(data)
+    value, end = parse_json_at(text, unique=unique, line_breaks=line_breaks, constants=constants)
+    if text[end:].strip(" \t\r\n"):
+        raise InvalidJson("Extra data", end)
+    return value
+
+
+def parse_json_at(
     text: str, start: int = 0, *, unique: bool = False, line_breaks: bool = False, constants: bool = False
 ) -> tuple[Any, int]:
     """The JSON value that begins at a place of a text, behind white space, and the place where it ends.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 from foreword.bank.bank import Bank
+from foreword.core.json_reader import parse_json
 from foreword.models import LanguageModel
 from foreword.progress import Say
 from foreword.samples import sample
@@ -93,7 +93,7 @@ def _transcript(lines: tuple[str, ...]) -> str:
 
 def _rows() -> list[dict]:
     """The longest English conversations of the sample that need neither a system turn nor a tool."""
-    rows = [json.loads(line) for line in sample("conversations").splitlines()]
+    rows = [parse_json(line) for line in sample("conversations").splitlines()]
     plain = [row for row in rows if "tools" not in row and row["messages"][0]["role"] == "user" and _is_english(row)]
     return sorted(plain, key=lambda row: -len(row["messages"]))[: TRAIN_ROWS + EVAL_ROWS]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.core.json_reader import parse_json
 from foreword.errors import DataError
 from foreword.evaluation.rating_sheet import ROW, A, B, key_file
 from foreword.text.text_file import read_utf8
@@ -92,10 +92,9 @@ def _key(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"the key {file} is missing; put it beside the sheet, and give the sheet its first name again.")
     try:
-        key = json.loads(read_utf8(file))
-        _, _ = key["tasks"]
-        rows = key["rows"].values()
-        if not all(sorted(order) == sorted(key["tasks"]) for order in rows):
+        key = parse_json(read_utf8(file))
+        tasks, rows = [str(task) for task in key["tasks"]], key["rows"].values()
+        if len(tasks) != 2 or tasks != key["tasks"] or not all(sorted(order) == sorted(tasks) for order in rows):
             raise ValueError("its rows are not of its tasks")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the key {file} is damaged ({error}); write the sheet again.") from error
@@ -107,10 +106,14 @@ def _cells(sheet: Path) -> list[dict[str, str]]:
     text = read_utf8(sheet)
     header = text.split("\n", 1)[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
-    names = next(reader, [])
+    try:
+        names, *records = [(reader.line_num, cells) for cells in reader] or [(1, [])]
+    except csv.Error as error:
+        raise DataError(f"{sheet} line {reader.line_num} is not CSV: {error}; check its quotes.") from error
+    names = names[1]
     if not {ROW, A, B} <= set(names) or sum(name.startswith("better") for name in names) != 1:
         raise DataError(f"{sheet} is not a rating sheet: its first line must have {ROW}, {A}, {B} and better.")
-    lines = [(reader.line_num, cells) for cells in reader if any(cells)]
+    lines = [(number, cells) for number, cells in records if any(cells)]
     if wrong := next((number for number, cells in lines if len(cells) != len(names)), None):
         raise DataError(f"{sheet} line {wrong} has not the {len(names)} columns of the first line; mend it.")
     return [dict(zip(names, cells, strict=True)) for _, cells in lines]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -147,6 +148,7 @@ class Session:
         num_cells: positions of the cache, over all sequences.
         batch_size: tokens of a batch at most.
         max_outputs: tokens of a batch whose logits are read, at most.
+        stopped: ends the load with an EngineError once it is set.
 
     Attributes:
         vocab_size, hidden_size: of the model.
@@ -159,9 +161,20 @@ class Session:
         EngineError: it could not be loaded.
     """
 
-    def __init__(self, file: Path, *, dtype: np.dtype, num_cells: int, batch_size: int, max_outputs: int) -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        dtype: np.dtype,
+        num_cells: int,
+        batch_size: int,
+        max_outputs: int,
+        stopped: threading.Event | None = None,
+    ) -> None:
         self._c, self.dtype = library(), dtype
         params = model_params(self._c, self._c.llama_print_system_info().decode())
+        keep_on = self._c.llama_progress_callback(lambda fraction, _: stopped is None or not stopped.is_set())
+        params.progress_callback = keep_on
         self._model = self._c.llama_model_load_from_file(str(file).encode(), params)
         if not self._model:
             raise EngineError(f"llama.cpp could not load {file}; what it printed says why.")

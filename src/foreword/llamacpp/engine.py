@@ -21,12 +21,12 @@ from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler, sample_row
 from foreword.errors import EngineError, PromptTooLong, RequestError, UnsupportedModel
 from foreword.llamacpp.cell_allocator import CellAllocator, check_range
-from foreword.llamacpp.compat import MAX_SEQUENCES, Session
+from foreword.llamacpp.compat import MAX_SEQUENCES
 from foreword.llamacpp.decode import SequenceTokens, decode
-from foreword.llamacpp.key_layout import KeyLayout
 from foreword.llamacpp.model import GgufModel
 from foreword.llamacpp.preflight import preflight
 from foreword.llamacpp.scoring import LabelScoring, PromptScoring, make_batches
+from foreword.llamacpp.session_loader import open_session
 from foreword.text.detokenize import Detokenizer
 from foreword.text.label_scorers import LabelScorer, WordScorer
 from foreword.text.prompt import Prompt
@@ -71,18 +71,10 @@ class LlamaCppEngine(EngineBase):
     ) -> None:
         preflight(model)
         cells = cells or max(min(CELLS, model.context), max_model_len or 0)
-        self._session = session = Session(
-            model.file,
-            dtype=model.dtype,
-            num_cells=cells,
-            batch_size=step_tokens,
-            max_outputs=min(max_batch, step_tokens),
+        self._session, self.key_layout = open_session(
+            model, num_cells=cells, batch_size=step_tokens, max_outputs=min(max_batch, step_tokens)
         )
-        try:
-            self.key_layout = _verified_key_layout(model, session)
-        except BaseException:
-            session.close()
-            raise
+        session = self._session
         context = min(model.context, max_model_len or model.context, session.num_cells)
         self.allocator = CellAllocator(session, self.key_layout)
         super().__init__(
@@ -252,18 +244,6 @@ class LlamaCppEngine(EngineBase):
         if prefix is not None and length and prefix not in self._in_range:
             check_range(prefix, self._session.dtype)
             self._in_range.add(prefix)
-
-
-def _verified_key_layout(model: GgufModel, session: Session) -> KeyLayout:
-    """The order of keys in the cache. Raises UnsupportedModel or EngineError if it cannot be verified."""
-    found, expected = (session.vocab_size, session.hidden_size), (model.identity.vocab_size, model.identity.hidden_size)
-    if found != expected:
-        raise UnsupportedModel(
-            f"llama.cpp reads {model.file.name} with {found} tokens and width, its file says {expected}."
-        )
-    layout = KeyLayout(model.identity.layers, model.rotary_dim, model.rope_theta, session.interleaved)
-    layout.verify(session, token_id=model.identity.vocab_size // 2, max_position=session.num_cells - 1)
-    return layout
 
 
 def _with_float32_soft(prompt: Prompt) -> Prompt:

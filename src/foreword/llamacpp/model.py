@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from foreword.core import LayerShape, ModelIdentity
-from foreword.errors import UnknownModel, UnsupportedModel
+from foreword.core.json_reader import read_json_object
+from foreword.errors import ModelError, UnknownModel, UnsupportedModel
 from foreword.home import default_model
 from foreword.llamacpp.gguf_file import GgufFile
 from foreword.llamacpp.tokenizer import FileTokenizer
@@ -142,6 +143,7 @@ def _eos_token_ids(file: GgufFile, tokenizer: FileTokenizer, folder: Path | None
     """As `foreword.models.LanguageModel.eos_token_ids`: the tokenizer's, and those of the generation config."""
     configured: Any = file.fields.get("tokenizer.ggml.eos_token_id")
     if folder is not None and (config := folder / "generation_config.json").is_file():
-        configured = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id", configured)
-    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    return frozenset(token for token in ids if token is not None)
+        found = read_json_object(config, error=ModelError, mend="download it again")
+        configured = found.get("eos_token_id", configured)
+    ids = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+    return frozenset(token for token in ids if isinstance(token, int))

@@ -11,7 +11,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from foreword.errors import UnsupportedModel
+from foreword.core.json_reader import read_json_object
+from foreword.errors import ModelError, UnsupportedModel
 from foreword.llamacpp.gguf_file import GgufFile
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -53,9 +54,9 @@ class FileTokenizer:
             config = _read_json(folder / "tokenizer_config.json")
             jinja = folder / "chat_template.jinja"
             template = jinja.read_text(encoding="utf-8") if jinja.is_file() else config.get("chat_template")
+            special = {name: _token_text(config[name]) for name in _SPECIAL_TOKENS if config.get(name) is not None}
         except Exception as error:  # the library raises plain ones
             raise UnsupportedModel(f"the tokenizer in {folder} cannot be read ({error}); fetch it again.") from error
-        special = {name: _token_text(config[name]) for name in _SPECIAL_TOKENS if config.get(name) is not None}
         added = [
             AddedToken(text, special=True, normalized=False)
             for text in special.values()
@@ -174,9 +175,9 @@ def _compile_template(source: str) -> Any:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json_object(file, error=ModelError, mend="download it again") if file.is_file() else {}
 
 
 def _token_text(token: Any) -> str:
     """The text of a special token in tokenizer_config.json, which is a string or an object with ``content``."""
-    return token["content"] if isinstance(token, dict) else str(token)
+    return str(token["content"] if isinstance(token, dict) else token)

@@ -13,6 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from foreword.core import LayerShape, ModelIdentity
+from foreword.core.json_reader import read_json_object
+from foreword.errors import ModelError
 from foreword.models.gguf import lineage
 from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
 
@@ -51,8 +53,17 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / single).is_file():
             return [folder / single]
         if index.is_file():
-            return sorted({folder / shard for shard in json.loads(index.read_text())["weight_map"].values()})
+            return sorted({folder / shard for shard in _weight_map(index).values()})
     return []
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The shard of every tensor. Raises ModelError unless each is a file's name, beside the index."""
+    found = read_json_object(index, error=ModelError, mend="download it again").get("weight_map")
+    files = found.values() if isinstance(found, dict) else [None]
+    if not isinstance(found, dict) or not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise ModelError(f"{index}: weight_map must be an object of tensor and file name; download it again.")
+    return found
 
 
 def rope_parameters(config: Any) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from foreword.core import SamplingParams
+from foreword.core.json_reader import parse_json, read_document
 from foreword.errors import ModelError, UsageError
 from foreword.home import default_model
 from foreword.models.gguf import BUILTIN
@@ -36,7 +36,7 @@ def generation_config(name: str | None = None) -> dict[str, Any]:
     if name.endswith(".gguf") or (file := _find(name)) is None:
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(read_document(file))
         found: dict[str, Any] = {key: config[key] for key in SAMPLING if config.get(key) is not None}
         if config.get("do_sample") is False:
             penalty = {key: value for key, value in found.items() if key == "repetition_penalty"}

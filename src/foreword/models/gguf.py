@@ -18,7 +18,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from foreword.errors import UnknownModel, UnsupportedModel
+from foreword.core.json_reader import read_json_object
+from foreword.errors import ModelError, UnknownModel, UnsupportedModel
 from foreword.home import home
 
 BUILTIN = "smollm2-135m"
@@ -81,7 +82,12 @@ def converted_folder(digest: str) -> Path:
 def lineage(folder: Path) -> tuple[str, ...]:
     """Digests of the files that a folder was converted from."""
     mark = folder / PARENTS_FILE
-    return tuple(json.loads(mark.read_text())["parents"]) if mark.is_file() else ()
+    if not mark.is_file():
+        return ()
+    parents = read_json_object(mark, error=ModelError).get("parents")
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ModelError(f"{mark}: parents must be a list of digests; remove the folder, so that it is made anew.")
+    return tuple(parents)
 
 
 @contextmanager

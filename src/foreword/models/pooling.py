@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers.utils.hub import cached_file
 
 from foreword.core import Pooling
+from foreword.core.json_reader import read_json_file
+from foreword.errors import ModelError
 
 MODULES = "modules.json"
 _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
@@ -37,10 +39,12 @@ def model_pooling(source: str, *, causal: bool) -> Pooling | None:
     modules = _read_json(source, MODULES)
     if modules is None:
         return default_pooling(causal=causal)
-    kinds = {str(module.get("type", "")).rpartition(".")[2]: module for module in modules}
-    if "Pooling" not in kinds or not kinds.keys() <= set(_KNOWN_MODULES):
+    modules = modules if isinstance(modules, list) else [None]
+    kinds = {str(module.get("type", "")).rpartition(".")[2]: module for module in modules if isinstance(module, dict)}
+    if len(kinds) != len(modules) or "Pooling" not in kinds or not kinds.keys() <= set(_KNOWN_MODULES):
         return None
-    config = _read_json(source, f"{kinds['Pooling'].get('path', '1_Pooling')}/config.json") or {}
+    config = _read_json(source, f"{kinds['Pooling'].get('path', '1_Pooling')}/config.json")
+    config = config if isinstance(config, dict) else {}
     flags = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
     named = [config["pooling_mode"]] if isinstance(config.get("pooling_mode"), str) else flags
     return _MODES.get(named[0]) if len(named) == 1 else None
@@ -62,5 +66,4 @@ def _read_json(source: str, name: str) -> Any:
     )
     if file is None:
         return None
-    with open(file, encoding="utf-8") as handle:
-        return json.load(handle)
+    return read_json_file(Path(file), error=ModelError, mend="download it again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from transformers.utils.hub import cached_file
 
+from foreword.core.json_reader import parse_json, read_document
 from foreword.models.attention_implementation import eager_attention
 
 
@@ -29,7 +29,7 @@ def processor_chat_template(source: str) -> str | None:
     if file is None:
         return None
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = parse_json(read_document(Path(file)))
     except (OSError, ValueError):
         return None
     template = found.get("chat_template") if isinstance(found, dict) else None

@@ -8,7 +8,6 @@ difference are used. Nothing is looked up by the model's name; a difference that
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foreword.core import Batch, KVPrefix
+from foreword.core.json_reader import parse_json
 from foreword.errors import UnsupportedModel, UsageError
 from foreword.models import LanguageModel
 from foreword.prompts.lower import empty_prefix
@@ -158,7 +158,7 @@ def _rms(tensor: Tensor) -> float:
 
 def _check_fixed_frequencies(lm: LanguageModel, positions: int) -> None:
     """Some models change all frequencies as soon as a token of the batch stands far enough from the start."""
-    rope = json.loads(lm.identity.rope) or {}
+    rope = parse_json(lm.identity.rope) or {}
     kinds = rope.values() if rope and all(isinstance(kind, dict) for kind in rope.values()) else [rope]
     changing = {kind.get("rope_type") for kind in kinds} & {"dynamic", "longrope"}
     if changing and lm.context is not None and positions > lm.context:

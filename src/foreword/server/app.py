@@ -25,9 +25,11 @@ from foreword.server.openai.responses import responses_router
 from foreword.server.openai.serving import OpenAIServing
 from foreword.server.openai.tokenize import tokenize_router
 from foreword.server.operations.access_log import AccessLog
+from foreword.server.operations.admission import Admission
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.auth import Authenticator, AuthMiddleware
 from foreword.server.operations.error_handlers import ERROR_RESPONSES, install_error_handlers
+from foreword.server.operations.fair_threads import FairThreads
 from foreword.server.operations.front_door import front_door_router
 from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.probes import probes_router
@@ -46,6 +48,10 @@ if TYPE_CHECKING:
     from foreword.bank.bank import Bank
 
 MAX_BODY_BYTES = 64 << 20
+PREPARING_THREADS = 4, 2
+"""Threads that tokenize, render and read the bank for lists, and of them those of one key."""
+SCORING_THREADS = 64, 2
+"""Threads that wait for scores, of which the engine computes one batch at a time, and of them those of one key."""
 SAVE_INTERVAL = 5.0
 """Seconds between two writings of the quotas' usage file."""
 PRUNE_INTERVAL = 600.0
@@ -83,7 +89,7 @@ def create_app(
         allow_other_weights: serve tasks made for other weights of the same architecture, as the engine does.
         authenticator: has the API keys; without one, every request may do everything.
         timeout: seconds after which a generation is ended; no bound if ``None``.
-        max_waiting: label answers that may wait; more are answered 429.
+        max_waiting: answers that may wait; more are answered 429, and requests for more 400.
         model_defaults: sampling parameters of the base model and of static tasks where neither a request nor a task
             says; see `foreword.models.generation_config.generation_config`.
         max_body_bytes: bound of a request's body.
@@ -102,18 +108,23 @@ def create_app(
     catalogue = Catalogue(engine, bank, extra, allow_other_weights=allow_other_weights, model_defaults=defaults)
     metrics = Metrics(engine.statistics, tasks.resident)
     manager = TaskManager(engine, bank, tasks, catalogue) if bank is not None else None
-    serving = OpenAIServing(Answers(engine, max_waiting, defaults), tasks, metrics, timeout)
+    threads = FairThreads(*PREPARING_THREADS)
+    num_waiting = lambda: engine.statistics().get("waiting", 0)  # noqa: E731
+    admission = Admission(engine.context, max_waiting, threads, num_waiting)
+    scoring = Admission(engine.context, max_waiting, FairThreads(*SCORING_THREADS))
+    serving = OpenAIServing(Answers(engine, max_waiting, defaults), tasks, metrics, admission, scoring, timeout)
+    scoring_service = ScoringService(engine, tasks, metrics, scoring)
     # In the order of the OpenAPI page.
     routers = [
-        models_router(catalogue),
+        models_router(catalogue, threads),
         chat_router(serving),
         completions_router(serving),
         responses_router(serving),
-        embeddings_router(ScoringService(engine, tasks, metrics)),
-        classify_router(ScoringService(engine, tasks, metrics)),
-        tag_router(ScoringService(engine, tasks, metrics)),
-        tokenize_router(engine, tasks),
-        tasks_router(manager),
+        embeddings_router(scoring_service),
+        classify_router(scoring_service),
+        tag_router(scoring_service),
+        tokenize_router(engine, tasks, admission),
+        tasks_router(manager, threads),
         probes_router(engine, metrics, engine_kind),
         front_door_router(engine.name, ui=ui, installed=has_ui()),
     ]

@@ -10,11 +10,11 @@ Training and evaluation read conversations here; the chat template makes text of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from foreword.core.json_reader import parse_json
 from foreword.errors import DataError
 from foreword.text.messages import validate_messages
 from foreword.text.tools import parse_tools
@@ -246,6 +246,6 @@ def _list(value: Any) -> list[Any] | None:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return None

@@ -17,6 +17,7 @@ from foreword.errors import DataError, SettingError
 from foreword.text.row import Row
 
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+csv.field_size_limit(1 << 30)  # a cell may be a whole document, and Python's bound is 128 KiB
 _QUOTED_CELL = re.compile(r'"(?:[^"]|"")*"')
 # A joined row whose every line would be a row by itself, and of so many lines, is taken for what it looks like.
 _MANY_LINES = 4
@@ -108,7 +109,7 @@ def _header(name: str, layout: Layout, records: list[Record]) -> tuple[list[str]
             raise DataError(f"{name} line {records[0][0]} is a header, which --columns is in place of; leave it out.")
         return list(layout.columns), records
     header = [cell.strip() for cell in records[0][1]] if records else []
-    if twice := next((column for column in header if header.count(column) > 1), None):
+    if twice := next((column for column, count in Counter(header).items() if count > 1), None):
         raise DataError(f"{name} has the column {twice!r} twice; give every column its own name.")
     return header, records[1:]
 

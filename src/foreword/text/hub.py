@@ -5,13 +5,13 @@ Loading scripts are never run: the oldest release in the `[data]` extra's range 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.core.json_reader import read_json_object
 from foreword.errors import DataError
 from foreword.text.table import first_line, require_data_extra, table_rows
 
@@ -144,7 +144,6 @@ def _shown(folder: Path) -> str:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(file, error=DataError)
+    except DataError:
         return {}
-    return found if isinstance(found, dict) else {}

@@ -5,10 +5,10 @@ The shape is read from the text, not from the file's name: people save all of th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from foreword.core.json_reader import InvalidJson, parse_json, parse_json_at
 from foreword.errors import DataError
 from foreword.text.row import Row
 
@@ -46,31 +46,34 @@ def json_rows(name: str, text: str, *, columns_of_lists: bool) -> tuple[list[Row
 
 def _values(name: str, text: str) -> Iterator[tuple[Any, int]]:
     """The JSON values of a text one behind the other, each with the number of the line that it begins in."""
-    decoder, at, line = json.JSONDecoder(), 0, 1
+    at, line = 0, 1
     while True:
         start = _skip_space(text, at)
         line += _breaks(text, at, start)
         if start == len(text):
             return
         try:
-            value, at = decoder.raw_decode(text, start)
-        except json.JSONDecodeError as error:
+            value, at = parse_json_at(text, start, constants=True)  # Python writes NaN where a cell is empty
+        except InvalidJson as error:
             raise _broken(name, text, start, line, error) from error
         yield value, line
         line += _breaks(text, start, at)
 
 
-def _broken(name: str, text: str, start: int, line: int, error: json.JSONDecodeError) -> DataError:
+def _broken(name: str, text: str, start: int, line: int, error: InvalidJson) -> DataError:
     """The error about a value that begins at ``start``: about its line, if the first value has a line of its own."""
+    if error.position is None:
+        return DataError(f"{name} line {line}: {error.reason}; {_MEND}.")
     first = _skip_space(text, 0)
-    if first < start and "\n" not in text[first : json.JSONDecoder().raw_decode(text, first)[1]]:
+    if first < start and "\n" not in text[first : parse_json_at(text, first, constants=True)[1]]:
         try:
-            json.loads(text[start:].split("\n", 1)[0])
-        except json.JSONDecodeError as own:
-            return DataError(f"{name} line {line} is not JSON ({own.msg}, column {own.colno}); {_MEND}.")
-    at = line + _breaks(text, start, error.pos)
+            parse_json(text[start:].split("\n", 1)[0], constants=True)
+        except InvalidJson as own:
+            column = f", column {own.position + 1}" if own.position is not None else ""
+            return DataError(f"{name} line {line} is not JSON ({own.reason}{column}); {_MEND}.")
+    at, column = line + _breaks(text, start, error.position), error.position - text.rfind("\n", 0, error.position)
     mend = "mend the array, or " if text[first] == "[" else ""
-    return DataError(f"{name} line {at} is not JSON ({error.msg}, column {error.colno}); {mend}{_MEND}.")
+    return DataError(f"{name} line {at} is not JSON ({error.reason}, column {column}); {mend}{_MEND}.")
 
 
 def _skip_space(text: str, at: int) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from foreword.core.json_reader import read_json
 from foreword.errors import DataError
 from foreword.text.text_file import read_utf8
 
@@ -47,13 +47,9 @@ def _rows(text: str, where: str) -> list[Any]:
 
 
 def _loads(text: str, where: str, line: int) -> Any:
-    try:
-        return json.loads(text, strict=False)  # rtp-llm takes prompts with bare line breaks in them
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where} is not JSON ({error.msg}, line {line + error.lineno - 1} column {error.colno}); write an array "
-            'of rows such as {"task_id": 1, "prompt": "..."}.'
-        ) from error
+    mend = 'write an array of rows such as {"task_id": 1, "prompt": "..."}'
+    # rtp-llm takes prompts with bare line breaks in them.
+    return read_json(text, where, error=DataError, mend=mend, line_breaks=True, first_line=line)
 
 
 def _prompt(row: Any, where: str) -> StaticPrompt:

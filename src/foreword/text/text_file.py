@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from pathlib import Path
 
 from foreword.errors import DataError
 
+MAX_RATIO, MIN_UNPACKED = 100, 64 << 20
+"""Bytes of a packed file for each of its own, and what may always be: rows pack to a tenth, zeros to a thousandth."""
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -19,7 +22,9 @@ def read_utf8(file: Path) -> str:
     try:
         data = file.read_bytes()
         if file.suffix.lower() == ".gz":
-            data = gzip.decompress(data)
+            data = _unpacked(file, data)
+    except ValueError as error:  # a NUL in the path
+        raise DataError(f"{str(file)!r} cannot be read: {error}; check the path.") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{file} is not a whole gzip file ({error}); pack it anew.") from error
     except OSError as error:
@@ -32,6 +37,16 @@ def read_utf8(file: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{file} line {line} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+
+
+def _unpacked(file: Path, data: bytes) -> bytes:
+    """The content of a gzip file. Raises DataError for one that is made to fill the memory."""
+    most = max(MIN_UNPACKED, MAX_RATIO * len(data))
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+        unpacked = packed.read(most + 1)
+    if len(unpacked) > most:
+        raise DataError(f"{file} unpacks to more than {MAX_RATIO} times its size; unpack it if that is meant.")
+    return unpacked
 
 
 def stem_suffix(file: Path) -> str:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 from foreword.core import Constraint
+from foreword.core.json_reader import parse_json
 from foreword.errors import RequestError, UnsupportedOption
 from foreword.text.tool_formats import ToolFormat
 from foreword.text.tool_reader import FreeToolReader, NamedToolReader, ToolListReader, ToolReader
@@ -127,7 +128,7 @@ class ToolChoice:
         listed = {"type": "array", "minItems": 1, "maxItems": most, "items": {"anyOf": calls}}
         if response is None:
             return listed
-        schema = json.loads(response.text) if response.kind == "json_schema" else {}
+        schema = parse_json(response.text) if response.kind == "json_schema" else {}
         if schema.get("type") != "object":
             raise UnsupportedOption(
                 "an answer is either calls of tools or JSON whose schema has type object; send such a schema, or "

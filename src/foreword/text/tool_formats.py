@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from foreword.core.json_reader import parse_json, parse_json_at
 from foreword.text.tools import ToolCall
-
-_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,12 @@ class ToolFormat:
 
 def _json_values(text: str) -> Iterator[Any]:
     """JSON values one behind the other; white space, commas and semicolons may stand between them."""
-    text = text.strip()
-    while text:
-        value, end = _DECODER.raw_decode(text)
+    text, at = text.strip(), 0
+    while at < len(text):
+        value, at = parse_json_at(text, at)
         yield value
-        text = text[end:].lstrip(" \n\r\t,;")
+        while text[at : at + 1] in tuple(" \n\r\t,;"):
+            at += 1
 
 
 def _json_call(value: Any) -> ToolCall:
@@ -61,7 +61,7 @@ def _json_call(value: Any) -> ToolCall:
         raise ValueError("a call is an object with a name")
     arguments = value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):  # some models quote them
-        arguments = json.loads(arguments)
+        arguments = parse_json(arguments)
     if not isinstance(arguments, dict) or not set(value) <= {"name", "arguments", "parameters", "id", "type"}:
         raise ValueError("the arguments of a call are an object")
     return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
@@ -80,17 +80,22 @@ def _hermes_calls(text: str) -> list[ToolCall]:
 
 
 def _tagged_calls(text: str) -> list[ToolCall]:
-    match = re.fullmatch(r"\s*<function=([^>\s]+)>(.*)</function>\s*", text, re.DOTALL)
+    match = re.fullmatch(r"\s*<function=([^>\s]{1,128})>(.*)</function>\s*", text, re.DOTALL)
     if match is None:
         raise ValueError("a call is <function=...>...</function>")
-    given = re.findall(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", match[2], re.DOTALL)
+    # Cut at the ends first: from every unclosed parameter a lazy search would read on to the end of the answer.
+    parts = [re.search(_PARAMETER, part, re.DOTALL) for part in match[2].split("</parameter>")[:-1]]
+    given = [(part[1], part[2]) for part in parts if part is not None]
     return [ToolCall(match[1], json.dumps({key: _value(value) for key, value in given}, ensure_ascii=False))]
+
+
+_PARAMETER = r"<parameter=([^>\s]{1,128})>\n?(.*?)\n?\Z"
 
 
 def _value(text: str) -> Any:
     """A tagged value; what is JSON but no text is written as JSON there."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 

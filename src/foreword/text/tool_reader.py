@@ -48,6 +48,10 @@ class ToolReader(Protocol):
         ...
 
 
+MAX_ENDS = 64
+"""Texts that end a call may stand in its arguments; so many are tried, else an answer of nothing else takes minutes."""
+
+
 class FreeToolReader:
     """Of an answer in which the model chooses whether to call, by the format of its family.
 
@@ -64,6 +68,7 @@ class FreeToolReader:
         self._held = ""  # behind everything that came out
         self._space = ""  # at the end of a text, left out if a call follows
         self._empty = True  # nothing but white space so far
+        self._tried: list[int] = []  # places behind the ends of the first call that were tried
         self._count = 0
 
     def push(self, text: str) -> list[AnswerDelta]:
@@ -88,6 +93,7 @@ class FreeToolReader:
             if (end := self._first_call(len(mark), final)) is None:
                 return found
             calls, length = end
+            self._tried = []
             found += self._text(self._held[:length]) if calls is None else self._calls(calls)
             self._held = self._held[length:]
         keep = 0 if final else max(_overlap(self._held, mark) for mark in self._format.marks)
@@ -106,14 +112,16 @@ class FreeToolReader:
         tried until the answer ends.
         """
         end = self._format.end
-        first = at = -1
-        while end is not None and (at := self._held.find(end, max(at + 1, begin))) >= 0:
-            first = at if first < 0 else first
+        while end is not None and (at := self._held.find(end, max(begin, *self._tried[-1:], 0))) >= 0:
+            if len(self._tried) == MAX_ENDS:
+                break
+            self._tried.append(at + 1)
             if (calls := self._read(self._held[begin:at])) is not None:
                 return calls, at + len(end)
-        if not final:
+        first = self._tried[0] - 1 if self._tried else -1
+        if not final and len(self._tried) < MAX_ENDS:
             return None
-        if (calls := self._read(self._held[begin:])) is not None:
+        if final and (calls := self._read(self._held[begin:])) is not None:
             return calls, len(self._held)
         return None, begin if first < 0 or end is None else first + len(end)
 

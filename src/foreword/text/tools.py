@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from foreword.core.json_reader import parse_json
 from foreword.errors import RequestError, UnsupportedOption
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -45,8 +46,8 @@ def parse_tools(tools: Sequence[object] | None, where: str = "tools") -> tuple[T
     if isinstance(tools, str) or not isinstance(tools, Sequence):
         raise RequestError(f'{where} must be a list of {{"type": "function", "function": {{...}}}}; send a list.')
     found = tuple(_tool(f"{where}[{index}]", tool) for index, tool in enumerate(tools))
-    names = [tool.name for tool in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    names = Counter(tool.name for tool in found)
+    if twice := next((name for name, count in names.items() if count > 1), None):
         raise RequestError(f"{where}: the function {twice!r} is there twice; give each a name of its own.")
     return found
 
@@ -92,7 +93,7 @@ def parse_arguments(where: str, arguments: object) -> dict[str, Any]:
     value = arguments
     if isinstance(arguments, str):
         try:
-            value = json.loads(arguments) if arguments.strip() else {}
+            value = parse_json(arguments) if arguments.strip() else {}
         except ValueError:
             value = None
     if value is None and arguments is None:

@@ -6,7 +6,7 @@ still run once. Training takes the cross-entropy of the same scores that serving
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foreword.core.json_reader import read_document, read_json
 from foreword.core.token_rows import check_token_ids
 from foreword.errors import VerbalizerError
 from foreword.text import seam
@@ -62,7 +63,7 @@ class Verbalizer:
     @classmethod
     def from_labels(cls, labels: Sequence[str]) -> Verbalizer:
         """Every label's name as its word, with the space that parts it from the text before it."""
-        twice = next((label for label in labels if list(labels).count(label) > 1), None)
+        twice = next((label for label, count in Counter(labels).items() if count > 1), None)
         if twice is not None:
             raise VerbalizerError(f"label '{twice}' is given twice; name every label once.")
         return cls({label: (f" {label}",) for label in labels})
@@ -219,7 +220,7 @@ def _read_source(source: str) -> object:
     if source.lstrip()[:1] in ("{", "["):
         return _parse_json(source, "the verbalizer")
     try:
-        text = Path(source).read_text(encoding="utf-8-sig")
+        text = read_document(Path(source))
     except (OSError, ValueError) as error:
         raise VerbalizerError(
             f"the verbalizer {source[:60]!r} is neither JSON text nor a readable file ({_os_reason(error)}); "
@@ -232,21 +233,6 @@ def _os_reason(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _parse_json(text: str, what: str) -> object:
-    try:
-        return json.loads(text, object_pairs_hook=_without_duplicate_labels)
-    except json.JSONDecodeError as error:
-        raise VerbalizerError(
-            f"{what} is not valid JSON at line {error.lineno} column {error.colno} ({error.msg}); write it "
-            f"as {_EXAMPLE}."
-        ) from None
-
-
-def _without_duplicate_labels(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # JSON readers keep the last of two equal keys, which would lose words without a sound.
-    result: dict[str, object] = {}
-    for label, words in pairs:
-        if label in result:
-            raise VerbalizerError(f"label '{label}' is given twice; put all its words into one list.")
-        result[label] = words
-    return result
+def _parse_json(text: str | bytes, what: str) -> object:
+    mend = f"write it as {_EXAMPLE}, all words of a label in one list"
+    return read_json(text, what, error=VerbalizerError, mend=mend, unique=True)

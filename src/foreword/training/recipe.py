@@ -150,7 +150,7 @@ class Recipe:
         None
     )
     """A linear head's own rate is changed in proportion."""
-    epochs: Annotated[float | None, Setting("Passes over the data.", above=0, group=OPTIMISATION)] = None
+    epochs: Annotated[float | None, Setting("Passes over the data.", above=0, high=1e9, group=OPTIMISATION)] = None
     max_steps: Annotated[
         int | None, Setting("Optimizer steps.", default="60 to 320, by size", above=0, group=OPTIMISATION)
     ] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from foreword.core.yaml_reader import MAX_LENGTH, InvalidYaml, parse_yaml
 from foreword.errors import RecipeError, SettingError, UsageError
 
 
@@ -36,18 +36,12 @@ class RecipeFile:
         """Raises UsageError for a file that cannot be read, RecipeError for one that is no YAML, or no mapping."""
         text = _read_text(path)
         unread = cls(Path(path), {}, {}, tuple(text.splitlines()))
-        loader = None
         try:
-            loader = _Loader(text)
-            node = loader.get_single_node()
-            if not isinstance(node, yaml.MappingNode):
-                raise unread._error_at(1, "a recipe is a mapping; write flags as keys, such as 'method: p-tuning-v2'.")
-            values = loader.construct_document(node)
-        except yaml.YAMLError as error:
-            raise unread._error_at(_line(error, text), f"this is not YAML: {_reason(error)}.") from None
-        finally:
-            if loader is not None:
-                loader.dispose()
+            values, node = parse_yaml(text)
+        except InvalidYaml as error:
+            raise unread._error_at(error.line, f"this is not YAML: {error.reason}.") from None
+        if not isinstance(node, yaml.MappingNode):
+            raise unread._error_at(1, "a recipe is a mapping; write flags as keys, such as 'method: p-tuning-v2'.")
         line_numbers = _line_numbers(node)
         for key, below in node.value:
             if isinstance(below, yaml.MappingNode):
@@ -93,16 +87,8 @@ class RecipeFile:
             raise self.error(wrong, str(error)) from error
 
     def _error_at(self, line: int, sentence: str) -> RecipeError:
-        shown = f"\n  {line} | {self.lines[line - 1].rstrip()}" if line <= len(self.lines) else ""
+        shown = f"\n  {line} | {self.lines[line - 1].rstrip()[:200]}" if line <= len(self.lines) else ""
         return RecipeError(f"recipe {self.path} line {line}: {sentence}{shown}")
-
-
-def parse_value(text: str) -> Any:
-    """A value as YAML has it behind a key. Raises UsageError for what is no YAML."""
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise UsageError(f"{text!r} is not YAML: {_reason(error)}.") from None
 
 
 def _line_numbers(node: yaml.MappingNode) -> dict[str, int]:
@@ -111,44 +97,15 @@ def _line_numbers(node: yaml.MappingNode) -> dict[str, int]:
 
 def _read_text(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"recipe {path} cannot be read: {error.strerror}; check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+        with Path(path).open("rb") as handle:
+            data = handle.read(4 * (MAX_LENGTH + 1))  # `parse_yaml` refuses what is longer
+        return data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise UsageError(f"recipe {path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"recipe {path} cannot be read: {why}; check the path.") from error
 
 
 def _key(spelled: str) -> str:
     return spelled.replace("-", "_")
-
-
-def _line(error: yaml.YAMLError, text: str) -> int:
-    """The line of a YAML error, from 1: most have a mark, a forbidden character its position."""
-    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark) is not None:
-        return min(mark.line, max(text.count("\n") - text.endswith("\n"), 0)) + 1
-    return text.count("\n", 0, getattr(error, "position", 0)) + 1
-
-
-def _reason(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError):
-        return ", ".join(" ".join(part.split()) for part in (error.context, error.problem) if part)
-    return " ".join(str(getattr(error, "reason", error)).split())
-
-
-class _Loader(yaml.SafeLoader):
-    """A strict YAML loader: keys are text as spelled (a label may be called ``yes``), a key stands once, and
-    ``5e-3`` is a number, which YAML 1.1 only sees with a point."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            key.tag = "tag:yaml.org,2002:str"
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)

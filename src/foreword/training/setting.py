@@ -24,6 +24,9 @@ _WORDS = {
     list: "a list",
 }
 
+MOST = 2**53
+"""No whole number of a setting is larger: a float holds all of them."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -59,7 +62,8 @@ class Setting:
         if self.above is not None and not self.above < value < math.inf:
             raise SettingError(name, f"{flag_of(name)} must be above {self.above}, got {value}.")
         if not (self.low is None or self.low <= value) or not (self.high is None or value <= self.high):
-            bounds = f"from {self.low} to {self.high}" if self.high is not None else f"at least {self.low}"
+            bounds = f"at most {self.high}" if self.low is None else f"at least {self.low}"
+            bounds = bounds if self.low is None or self.high is None else f"from {self.low} to {self.high}"
             raise SettingError(name, f"{flag_of(name)} must be {bounds}, got {value}.")
         if self.choices and value not in self.choices:
             listed = " or ".join(self.choices) if len(self.choices) == 2 else f"one of {', '.join(self.choices)}"
@@ -100,6 +104,8 @@ def check_type(name: str, value: object, allowed: tuple[type, ...]) -> None:
 
     To Python, true is a whole number and a text is a sequence; here they are neither. A whole number is a number.
     """
+    if isinstance(value, int) and abs(value) > MOST:
+        raise SettingError(name, f"{flag_of(name)} must be at most {MOST}, got {str(value)[:20]}...")
     if isinstance(value, bool | str | int):
         kind = next(each for each in (bool, str, int) if isinstance(value, each))
         fits = kind in allowed or (kind is int and float in allowed)

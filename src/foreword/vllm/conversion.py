@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foreword.core import Constraint, SamplingParams
+from foreword.core.json_reader import parse_json
 from foreword.engine.protocol import Chunk, FinishReason, TokenLogprob
 from foreword.vllm import compat
 
@@ -82,8 +83,8 @@ def _structured_outputs(constraint: Constraint) -> Any:
     if constraint.kind == "regex":
         return compat.StructuredOutputsParams(regex=constraint.text)
     if constraint.kind == "tagged":
-        return compat.StructuredOutputsParams(structural_tag=json.dumps(_structural_tag(json.loads(constraint.text))))
-    return compat.StructuredOutputsParams(choice=json.loads(constraint.text))
+        return compat.StructuredOutputsParams(structural_tag=json.dumps(_structural_tag(parse_json(constraint.text))))
+    return compat.StructuredOutputsParams(choice=parse_json(constraint.text))
 
 
 def _structural_tag(tags: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ names a task is rewritten into one for vLLM's own handler, with the tokens of th
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from argparse import Namespace
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from foreword.bank.bank import Bank
 from foreword.core import Adapter, Task
+from foreword.core.json_reader import parse_json
 from foreword.errors import ForewordError, RequestError, UnsupportedOption
 from foreword.models.model_info import ModelInfo, model_info
 from foreword.server.operations.auth import Caller
@@ -147,7 +147,7 @@ class TaskHandlers:
 
     async def add_tasks(self, models: Response) -> Response:
         """vLLM's list of models, without the LoRAs of tasks, and with the tasks behind it."""
-        body = json.loads(bytes(models.body))
+        body = parse_json(bytes(models.body))
         body["data"] = [entry for entry in body["data"] if entry["id"] not in self._lora_names.values()]
         listed = {entry["id"] for entry in body["data"]} | {self._base_model}
         entries = await run_in_threadpool(self._catalogue.models)

@@ -23,13 +23,17 @@ from foreword.evaluation.answers import Answers
 from foreword.server.openai.chat import chat_router
 from foreword.server.openai.completions import completions_router
 from foreword.server.openai.serving import OpenAIServing
+from foreword.server.operations.admission import Admission
 from foreword.server.operations.auth import Caller
 from foreword.server.operations.error_handlers import install_error_handlers
+from foreword.server.operations.fair_threads import FairThreads
 from foreword.server.operations.metrics import Metrics
 from foreword.server.tasks.table import TaskTable
 from foreword.text.label_scorers import LabelScorer
 from foreword.text.prompt import Prompt
 from foreword.vllm.scoring import Scoring, word_scorer
+
+MAX_WAITING = 4096
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,10 @@ class LabelAnswers:
     """
 
     def __init__(self, engine: Any, tasks: TaskTable) -> None:
-        serving = OpenAIServing(Answers(engine), tasks, Metrics(dict, tasks.resident))
+        admission = Admission(engine.context, MAX_WAITING, FairThreads(4, 4))
+        serving = OpenAIServing(
+            Answers(engine, MAX_WAITING), tasks, Metrics(dict, tasks.resident), admission, admission
+        )
         self._app = FastAPI()
         install_error_handlers(self._app)
         for router in (chat_router(serving), completions_router(serving)):

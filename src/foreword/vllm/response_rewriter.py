@@ -9,6 +9,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from foreword.core.json_reader import parse_json
+
 
 @dataclass(frozen=True)
 class ResponseRewriter:
@@ -30,7 +32,7 @@ class ResponseRewriter:
         if response.status_code != 200:
             return response
         headers = {key: value for key, value in response.headers.items() if key not in _BODY_HEADERS}
-        return JSONResponse(self._rewrite_body(json.loads(bytes(response.body))), headers=headers)
+        return JSONResponse(self._rewrite_body(parse_json(bytes(response.body))), headers=headers)
 
     async def _rewrite_events(self, events: Any) -> AsyncIterator[str]:
         async for event in events:
@@ -41,7 +43,7 @@ class ResponseRewriter:
         data = line.removeprefix("data: ")
         if data == line or not data.startswith("{"):
             return line
-        return f"data: {json.dumps(self._rewrite_body(json.loads(data)), ensure_ascii=False)}"
+        return f"data: {json.dumps(self._rewrite_body(parse_json(data)), ensure_ascii=False)}"
 
     def _rewrite_body(self, body: dict[str, Any]) -> dict[str, Any]:
         if "model" in body:

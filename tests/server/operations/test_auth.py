@@ -173,9 +173,9 @@ def test_a_quota_outlives_the_server_and_ends_with_the_day(tmp_path):
     clock = [now]
     limiter = RateLimiter(limited_key, used=10, day=today.isoformat(), now=lambda: clock[0])
     with pytest.raises(LimitReached):
-        limiter.count_request()
+        limiter.check_tokens()
     clock[0] = now + timedelta(days=1)
-    limiter.count_request()
+    limiter.check_tokens()
 
 
 def test_buckets_refill_steadily():
@@ -191,10 +191,10 @@ def test_buckets_refill_steadily():
     clock[0] = 100.0
     limiter.count_tokens(180)
     with pytest.raises(LimitReached, match="60 tokens") as error:
-        limiter.count_request()
+        limiter.check_tokens()
     assert error.value.retry_after == pytest.approx(121)
     clock[0] = 222.0
-    limiter.count_request()
+    limiter.check_tokens()
 
 
 def test_the_command_makes_keys_that_the_server_takes(tmp_path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from foreword.core import Task
-from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UnsupportedOption
 from foreword.server.openai.examples import CHAT_RESPONSE
 from foreword.server.openai.schema import ChatRequest
@@ -25,18 +25,20 @@ def chat_router(serving: OpenAIServing) -> APIRouter:
     @router.post("/chat/completions", response_model=None, responses=CHAT_RESPONSE)
     async def chat(body: ChatRequest, http: HttpRequest) -> Response:
         """Answer a conversation, or call tools."""
-        task = await serving.resolve_task(body, http)
-        tokenizer = serving.engine.tokenizer
-        prompt, plan = chat_prompt(serving.engine, task, body)
-        make_reader = plan.make_reader if plan is not None else None
-        serializer = ChatSerializer(tokenizer, make_reader, functions=body.asks_functions)
-        return await serving.respond(body, http, serializer, task, [prompt], plan)
+        serving.admission.check_messages(body.messages)
+        task = await serving.resolve_task(body, http, n=body.n)
+        submission = await serving.prepare(body, http, task, partial(chat_prompt, serving, task, body), strip=True)
+        make_reader = submission.plan.make_reader if submission.plan is not None else None
+        serializer = ChatSerializer(serving.engine.tokenizer, make_reader, functions=body.asks_functions)
+        return await serving.respond(body, http, serializer, submission)
 
     return router
 
 
-def chat_prompt(engine: EngineProtocol, task: Task | None, body: ChatRequest) -> tuple[Prompt, AnswerPlan | None]:
+def chat_prompt(serving: OpenAIServing, task: Task | None, body: ChatRequest) -> tuple[list[Prompt], AnswerPlan | None]:
     """The prompt, and how the answer is read if tools are offered."""
+    serving.admission.check_json(body.messages, body.tools or body.functions, body.chat_template_kwargs)
+    engine = serving.engine
     choice, tokenizer = body.parse_tool_choice(), engine.tokenizer
     kind: task_prompts.ModelKind = {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
     continued = bool(body.continue_final_message)
@@ -47,7 +49,7 @@ def chat_prompt(engine: EngineProtocol, task: Task | None, body: ChatRequest) ->
         "add_generation_prompt": not continued if body.add_generation_prompt is None else body.add_generation_prompt,
     }
     if not choice.tools:
-        return task_prompts.from_messages(tokenizer, task, body.messages, **kind, **options), None
+        return [task_prompts.from_messages(tokenizer, task, body.messages, **kind, **options)], None
     if continued:
         raise UnsupportedOption(
             "continue_final_message is not supported with tools: what is written already cannot be told from a call; "
@@ -56,7 +58,7 @@ def chat_prompt(engine: EngineProtocol, task: Task | None, body: ChatRequest) ->
         )
     plan = choice.plan(task_prompts.tool_format(tokenizer, task, body.messages, **options), body.constraint)
     prompt = task_prompts.from_messages(tokenizer, task, body.messages, answer_prefix=plan.prefix, **kind, **options)
-    return prompt, plan
+    return [prompt], plan
 
 
 def _template_kwargs(tokenizer: Any, body: ChatRequest) -> dict[str, Any]:

@@ -61,8 +61,9 @@ def embeddings_router(scoring: ScoringService) -> APIRouter:
     @router.post("/embeddings", responses=RESPONSE)
     async def embed(body: EmbeddingRequest, http: HttpRequest) -> dict[str, Any]:
         """One vector of length 1 for every input."""
-        task = await scoring.resolve_task(body, http)
-        return await scoring.run(body, http, task, lambda usage: _embed(scoring.engine, body, task, usage))
+        inputs = body.inputs
+        task = await scoring.resolve_task(body, http, inputs)
+        return await scoring.run(body, http, task, inputs, lambda usage: _embed(scoring.engine, body, task, usage))
 
     return router
 

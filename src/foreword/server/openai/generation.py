@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive
 
 from foreword.core import SamplingParams, Task
-from foreword.engine.protocol import ANONYMOUS, Chunk, FinishReason, Sender, Stream
+from foreword.engine.protocol import Chunk, FinishReason, Sender, Stream
 from foreword.errors import AnswerTimeout, EngineError
 from foreword.evaluation.answers import Answers
 from foreword.server.openai.logprobs import Logprob
+from foreword.server.operations.admission import Admission
 from foreword.server.operations.usage import UsageRecorder
 from foreword.text.prompt import Prompt
 from foreword.text.task_prompts import answers_label
+from foreword.text.tool_choice import AnswerPlan
+
+_WORK_AN_ANSWER = 1024
+"""How many characters take as long to handle as an answer to submit, about."""
 
 
 @dataclass(frozen=True)
@@ -63,34 +68,53 @@ class Submission:
         n: completions of every prompt.
         strip: see `Answers.submit`.
         sender: who asks.
+        recorder: counts the tokens of all of them.
+        plan: of answers that may call tools.
     """
 
     answers: Answers
     task: Task | None
     prompts: Sequence[tuple[Prompt, SamplingParams]]
-    n: int = 1
-    strip: bool = False
-    sender: Sender = ANONYMOUS
+    n: int
+    strip: bool
+    sender: Sender
+    recorder: UsageRecorder
+    plan: AnswerPlan | None = None
 
-    async def submit(self, recorder: UsageRecorder) -> list[Stream]:
+    @property
+    def ref(self) -> str:
+        """The version that answers, or the base model's name."""
+        return self.answers.engine.name if self.task is None else self.task.ref
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(prompt.prefix_length + len(prompt.token_ids) for prompt, _ in self.prompts)
+
+    def charge_prompts(self) -> Submission:
+        """The same with its prompts counted, which are about to be run for something else than their answers."""
+        return replace(self, recorder=self.recorder.charge_prompts(self.prompt_tokens))
+
+    async def submit(self, admission: Admission) -> list[Stream]:
         """Submit all prompts, or none: if one is refused, those before it are cancelled.
 
         Args:
-            recorder: counts the tokens of all of them.
+            admission: has threads for many of them.
         """
         constrained = any(sampling.constraint is not None for _, sampling in self.prompts)
         if constrained or (self.task is not None and answers_label(self.task)):
             # A constraint is compiled as it is submitted, and the words of labels are tokenized at their first, which
             # may take long and would hold up every other client.
-            return await run_in_threadpool(self._submit, recorder)
-        return self._submit(recorder)
+            return await run_in_threadpool(self._submit)
+        answers = len(self.prompts) * self.n
+        work = answers * _WORK_AN_ANSWER + len(self.prompts[0][0].token_ids)
+        return await admission.run(self.recorder.caller, self._submit, work=work, answers=answers)
 
-    def _submit(self, recorder: UsageRecorder) -> list[Stream]:
+    def _submit(self) -> list[Stream]:
         streams: list[Stream] = []
         try:
             for prompt, sampling in self.prompts:
                 found = self.answers.submit(self.task, prompt, sampling, n=self.n, strip=self.strip, sender=self.sender)
-                streams += recorder.track(found)
+                streams += self.recorder.track(found)
         except Exception:
             _cancel(streams)
             raise

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -27,6 +28,7 @@ from foreword.server.openai.schema import ChatRequest
 from foreword.server.openai.serialization import usage
 from foreword.server.openai.serving import OpenAIServing
 from foreword.server.openai.streaming import SSEResponse
+from foreword.server.operations.auth import current_caller
 from foreword.server.operations.error_handlers import error_body
 
 
@@ -36,11 +38,14 @@ def responses_router(serving: OpenAIServing) -> APIRouter:
     @router.post("/responses", response_model=None, responses=RESPONSES_RESPONSE)
     async def respond(body: ResponseRequest, http: HttpRequest) -> Response:
         """Answer a text or a conversation, or call tools."""
-        chat = _to_chat(body)
+        serving.admission.check_messages(body.input if isinstance(body.input, list) else [{"content": body.input}])
+        caller, work = current_caller(http), len(await http.body())
+        chat = await serving.admission.run(caller, partial(_to_chat, body), work=work)
         task = await serving.resolve_task(body, http)
-        prompt, plan = chat_prompt(serving.engine, task, chat)
+        submission = await serving.prepare(chat, http, task, partial(chat_prompt, serving, task, chat), strip=True)
+        ref, plan = submission.ref, submission.plan
         try:
-            ref, (stream,) = await serving.submit(chat, http, task, [prompt], plan, strip=True)
+            (stream,) = await submission.submit(serving.admission)
         except PromptTooLong as error:
             if body.truncation != "auto":
                 raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -186,9 +187,13 @@ class ResponseMeta:
     response_id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def body(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
-        """The body of a complete response."""
-        return self._with_choices(self.serializer.object_name, choices) | {"usage": usage}
+    def body(self, choices: Iterable[dict[str, Any]], usage: dict[str, Any]) -> bytes:
+        """The body of a complete response. Choices are written one by one: all at once would keep other threads
+        waiting."""
+        before, after = _json(self._with_choices(self.serializer.object_name, ()) | {"usage": usage}).split(
+            b'"choices":[]', 1
+        )
+        return b"".join((before, b'"choices":[', b",".join(map(_json, choices)), b"]", after))
 
     def chunk(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The body of one event of a stream."""
@@ -203,6 +208,10 @@ class ResponseMeta:
             "system_fingerprint": self.system_fingerprint,
             "choices": list(choices),
         }
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def usage(streams: Sequence[Stream], completion_tokens: int) -> dict[str, Any]:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
-from starlette.responses import JSONResponse
 
 from foreword.core import SamplingParams, Task
 from foreword.engine.protocol import EngineProtocol, Stream
 from foreword.evaluation.answers import Answers
 from foreword.evaluation.sampling_params import request_sampling_params
-from foreword.server.openai.generation import PromptOnlyStream, Submission, cancel_on_disconnect, gather_outputs
+from foreword.server.openai.generation import (
+    CompletionOutput,
+    PromptOnlyStream,
+    Submission,
+    cancel_on_disconnect,
+    gather_outputs,
+)
 from foreword.server.openai.schema import GenerationRequest
 from foreword.server.openai.serialization import ChoiceSerializer, ResponseMeta, prompt_token_ids, usage
 from foreword.server.openai.streaming import SSEResponse, sse_events
+from foreword.server.operations.admission import Admission
 from foreword.server.operations.auth import current_caller
 from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.usage import UsageRecorder
@@ -27,6 +35,9 @@ from foreword.text.detokenize import special_token_id
 from foreword.text.prompt import Prompt
 from foreword.text.tool_choice import AnswerPlan
 
+_WORK_AN_ENTRY = 16
+"""How many characters take as long to handle as a token of an answer, or one of its log-probabilities, about."""
+
 
 @dataclass(frozen=True, eq=False)
 class OpenAIServing:
@@ -36,79 +47,93 @@ class OpenAIServing:
         answers: generate, or label.
         tasks: resolves the task that a body names.
         metrics: gets times and token counts.
+        admission: bounds requests and their preparation.
+        scoring: the same of the prompts' own log-probabilities.
         timeout: seconds after which a generation is ended; no bound if ``None``.
     """
 
     answers: Answers
     tasks: TaskTable
     metrics: Metrics
+    admission: Admission
+    scoring: Admission
     timeout: float | None = None
 
     @property
     def engine(self) -> EngineProtocol:
         return self.answers.engine
 
-    async def resolve_task(self, body: TaskRequestBody, http: HttpRequest) -> Task | None:
-        """The task, or ``None`` for the base model; counts the request against the caller's rate limit.
+    async def resolve_task(
+        self, body: TaskRequestBody, http: HttpRequest, *, prompts: int = 1, n: int | None = None
+    ) -> Task | None:
+        """The task, or ``None`` for the base model; counts all answers against the caller's rate limit, before.
 
-        Raises RequestError for a task that cannot generate, LimitReached, and what `TaskTable.resolve` does.
+        Raises RequestError for a task that cannot generate, or for more answers than may wait, EngineBusy,
+        LimitReached, and what `TaskTable.resolve` does.
         """
         caller = current_caller(http)
+        self.admission.check_count(prompts, n or 1)
+        caller.count_answers(prompts * (n or 1))
         task = await self.tasks.resolve(body.model, body.task_id, caller, body.user_id)
         if task is not None and (version := self.tasks.split_version(task)) is not None:
             http.state.split = task.name, version
         task_prompts.require_generation(task)
-        caller.count_request()
         return task
 
-    async def respond(
+    async def prepare(
         self,
         body: GenerationRequest,
         http: HttpRequest,
-        serializer: ChoiceSerializer,
         task: Task | None,
-        prompts: Sequence[Prompt],
-        plan: AnswerPlan | None = None,
-    ) -> Response:
-        """Answer all prompts and respond, complete or as server-sent events.
+        make_prompts: Callable[[], tuple[Sequence[Prompt], AnswerPlan | None]],
+        *,
+        strip: bool,
+    ) -> Submission:
+        """What the engine will be asked, with the most tokens that it may take reserved.
 
         Args:
-            plan: of answers that may call tools.
+            make_prompts: makes the prompts, and the plan of answers that may call tools; called in a thread if the
+                body or the task's text is long.
+            strip: see `Answers.submit`.
+
+        Raises LimitReached, and what ``make_prompts`` and `sampling_params` raise.
         """
-        ref, streams = await self.submit(body, http, task, prompts, plan, strip=serializer.strips_labels)
-        meta = ResponseMeta(serializer, body.model or ref, ref)
+        caller, n = current_caller(http), body.n or 1
+        name = self.engine.name if task is None else task.name
+        sender = caller.sender(body.cache_salt)
+        version, log_fields = self.tasks.split_version(task), http.state.log_fields
+
+        def prepare() -> Submission:
+            prompts, plan = make_prompts()
+            sampled = [(prompt, sampling_params(body, task, prompt, self.answers, plan)) for prompt in prompts]
+            most = sum(p.prefix_length + len(p.token_ids) + n * sampling.max_tokens for p, sampling in sampled)
+            reservation = caller.reserve_tokens(most)
+            recorder = UsageRecorder(self.metrics, name, caller, log_fields, version, reservation)
+            return Submission(self.answers, task, sampled, n, strip, sender, recorder, plan)
+
+        work = len(await http.body()) + (len(task.text or "") if task is not None else 0)
+        submission = await self.admission.run(caller, prepare, work=work, answers=n)
+        log_fields["model"] = submission.ref
+        return submission
+
+    async def respond(
+        self, body: GenerationRequest, http: HttpRequest, serializer: ChoiceSerializer, submission: Submission
+    ) -> Response:
+        """Answer all prompts and respond, complete or as server-sent events."""
+        streams = await submission.submit(self.admission)
+        meta = ResponseMeta(serializer, body.model or submission.ref, submission.ref)
         if body.max_answer_tokens == 0:
             streams = [PromptOnlyStream(stream) for stream in streams]
         if body.stream:
             return SSEResponse(sse_events(meta, streams, body, self.timeout), streams)
         async with cancel_on_disconnect(http.receive, streams):
-            return await _complete_response(meta, streams, body, self.timeout)
-
-    async def submit(
-        self,
-        body: GenerationRequest,
-        http: HttpRequest,
-        task: Task | None,
-        prompts: Sequence[Prompt],
-        plan: AnswerPlan | None,
-        *,
-        strip: bool,
-    ) -> tuple[str, list[Stream]]:
-        """Ask for the answers to all prompts, which are recorded. Returns the version that answers, and the streams.
-
-        Args:
-            plan: of answers that may call tools.
-            strip: see `Answers.submit`.
-        """
-        sampled = [(prompt, sampling_params(body, task, prompt, self.answers, plan)) for prompt in prompts]
-        base = self.engine.name
-        ref, name = (base, base) if task is None else (task.ref, task.name)
-        log_fields, version = http.state.log_fields, self.tasks.split_version(task)
-        log_fields["model"] = ref
-        caller = current_caller(http)
-        recorder = UsageRecorder(self.metrics, name, caller, log_fields, version)
-        sender = caller.sender(body.cache_salt)
-        return ref, await Submission(self.answers, task, sampled, body.n or 1, strip, sender).submit(recorder)
+            outputs = await gather_outputs(streams, self.timeout)
+        entries = sum(map(len, (output.token_ids for output in outputs))) * (1 + (body.num_logprobs or 0))
+        return await self.admission.run(
+            submission.recorder.caller,
+            partial(_complete_response, meta, streams, outputs, body),
+            work=entries * _WORK_AN_ENTRY,
+        )
 
 
 def sampling_params(
@@ -159,15 +184,20 @@ def sampling_params(
     )
 
 
-async def _complete_response(
-    meta: ResponseMeta, streams: Sequence[Stream], body: GenerationRequest, timeout: float | None
+def _complete_response(
+    meta: ResponseMeta, streams: Sequence[Stream], outputs: Sequence[CompletionOutput], body: GenerationRequest
 ) -> Response:
-    outputs = await gather_outputs(streams, timeout)
-    choices = [meta.serializer.choice(index, output) for index, output in enumerate(outputs)]
-    if body.return_token_ids:
-        for choice, output, stream in zip(choices, outputs, streams, strict=True):
-            choice["token_ids"] = list(output.token_ids)
-            choice["prompt_token_ids"] = prompt_token_ids(stream.request)
     first_of_each = streams[:: body.n or 1]  # a prompt counts once, however many completions it has
     used = usage(first_of_each, sum(len(output.token_ids) for output in outputs))
-    return JSONResponse(meta.body(choices, used))
+    return Response(meta.body(_choices(meta, streams, outputs, body), used), media_type="application/json")
+
+
+def _choices(
+    meta: ResponseMeta, streams: Sequence[Stream], outputs: Sequence[CompletionOutput], body: GenerationRequest
+) -> Iterator[dict[str, Any]]:
+    for index, (output, stream) in enumerate(zip(outputs, streams, strict=True)):
+        choice = meta.serializer.choice(index, output)
+        if body.return_token_ids:
+            choice["token_ids"] = list(output.token_ids)
+            choice["prompt_token_ids"] = prompt_token_ids(stream.request)
+        yield choice

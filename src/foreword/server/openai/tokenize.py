@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Self
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
-from starlette.concurrency import run_in_threadpool
 
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.server.openai.schema import Messages
+from foreword.server.operations.admission import Admission
 from foreword.server.operations.auth import current_caller
 from foreword.server.schema import TaskRequestBody, example_request, example_response
 from foreword.server.tasks.table import TaskTable
@@ -39,14 +40,18 @@ class TokenizeRequest(TaskRequestBody):
 RESPONSE = example_response({"count": 4, "prefix_length": 0, "max_model_len": 8192, "tokens": [19556, 28, 905, 17]})
 
 
-def tokenize_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
+def tokenize_router(engine: EngineProtocol, tasks: TaskTable, admission: Admission) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["answers"])
 
     @router.post("/tokenize", responses=RESPONSE)
     async def tokenize(body: TokenizeRequest, http: HttpRequest) -> dict[str, Any]:
         """Tokens of a text, a conversation or a filled template behind a task; those of the prefix are counted."""
-        task = await tasks.resolve(body.model, body.task_id, current_caller(http), body.user_id)
-        prompt = await run_in_threadpool(_prompt, engine, task, body)
+        admission.check_prompts([body.prompt or ""])
+        admission.check_messages(body.messages or ())
+        caller, work = current_caller(http), len(await http.body())
+        task = await tasks.resolve(body.model, body.task_id, caller, body.user_id)
+        work += len(task.text or "") if task is not None else 0
+        prompt = await admission.run(caller, partial(_prompt, engine, task, body, admission), work=work)
         return {
             "count": prompt.prefix_length + len(prompt.token_ids),
             "prefix_length": prompt.prefix_length,
@@ -58,7 +63,8 @@ def tokenize_router(engine: EngineProtocol, tasks: TaskTable) -> APIRouter:
     return router
 
 
-def _prompt(engine: EngineProtocol, task: Task | None, body: TokenizeRequest) -> Prompt:
+def _prompt(engine: EngineProtocol, task: Task | None, body: TokenizeRequest, admission: Admission) -> Prompt:
+    admission.check_json(body.messages, body.inputs)
     kind: task_prompts.ModelKind = {"causal": engine.causal, "is_encoder_decoder": engine.is_encoder_decoder}
     if body.messages is not None:
         return task_prompts.from_messages(engine.tokenizer, task, body.messages, **kind)

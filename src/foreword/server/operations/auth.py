@@ -20,10 +20,12 @@ from foreword.errors import AccessError, Forbidden
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.error_handlers import error_response
 from foreword.server.operations.page_sharing import PageSharing, share_within_tenant
-from foreword.server.operations.rate_limits import RateLimiter
+from foreword.server.operations.rate_limits import RateLimiter, Reservation
 
 PUBLIC_PATHS = ("/health",)
 """Paths that need no key."""
+COUNTED_PATHS = "/v1/"
+"""Requests to paths that begin so count against a key's limit, whatever becomes of them; parts of the page do not."""
 
 
 class Caller:
@@ -66,14 +68,28 @@ class Caller:
             raise Forbidden(f"the key '{self.name}' does not reach '{task}'; ask for another key.")
 
     def count_request(self) -> None:
-        """Count one request to the model against its limits. Raises LimitReached."""
+        """Count one request against its limits. Raises LimitReached."""
         if self._limiter is not None:
             self._limiter.count_request()
 
+    def count_answers(self, answers: int) -> None:
+        """Count a request, counted as one already, as the answers that it asks for. Raises LimitReached."""
+        if self._limiter is not None:
+            self._limiter.check_tokens()
+            self._limiter.count_answers(answers)
+
     def count_tokens(self, tokens: int) -> None:
-        """Count the tokens of a request, prompt and answer, against its limits."""
+        """Count tokens that are about to be run. Raises LimitReached."""
         if self._limiter is not None:
             self._limiter.count_tokens(tokens)
+
+    def reserve_tokens(self, tokens: int) -> Reservation | None:
+        """Set aside the most tokens that a request may take; ``None`` without limits. Raises LimitReached."""
+        return self._limiter.reserve(tokens) if self._limiter is not None else None
+
+
+ADMINISTRATOR = Caller()
+"""Who may do everything."""
 
 
 class Authenticator:
@@ -118,7 +134,8 @@ class Authenticator:
 
 
 class AuthMiddleware:
-    """ASGI middleware: answers 401 to a request without a known key, and keeps its `Caller` in ``request.state``."""
+    """ASGI middleware: answers 401 to a request without a known key and 429 to one of a key that has reached its limit
+    of requests, before the body is read, and keeps its `Caller` in ``request.state``."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
@@ -129,9 +146,11 @@ class AuthMiddleware:
             public = scope["path"] in PUBLIC_PATHS
             try:
                 caller = Caller() if public else self._authenticator.authenticate(Headers(scope=scope))
+                scope.setdefault("state", {})["caller"] = caller
+                if scope["path"].startswith(COUNTED_PATHS):
+                    caller.count_request()
             except AccessError as error:
                 return await error_response(error)(scope, receive, send)
-            scope.setdefault("state", {})["caller"] = caller
         elif scope["type"] == "websocket" and self._authenticator.keys:
             try:
                 self._authenticator.authenticate(Headers(scope=scope))

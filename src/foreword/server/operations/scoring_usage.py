@@ -12,7 +12,8 @@ from foreword.text.prompt import Prompt
 
 
 class ScoringUsage:
-    """Called with the prompts that are about to be scored, it counts their tokens.
+    """Called with the prompts that are about to be scored, it counts their tokens, and raises LimitReached if the
+    caller has no more.
 
     Args:
         metrics: gets the token counts.
@@ -28,8 +29,8 @@ class ScoringUsage:
     def __call__(self, prompts: Sequence[Prompt]) -> None:
         self._cached_tokens = sum(prompt.prefix_length for prompt in prompts)
         self._prompt_tokens = self._cached_tokens + sum(len(prompt.token_ids) for prompt in prompts)
-        self._metrics.count_tokens(self._task, self._prompt_tokens, self._cached_tokens, 0)
         self._caller.count_tokens(self._prompt_tokens)
+        self._metrics.count_tokens(self._task, self._prompt_tokens, self._cached_tokens, 0)
         self._log_fields.update(model=self._task, prompt_tokens=self._prompt_tokens, cached_tokens=self._cached_tokens)
 
     @property

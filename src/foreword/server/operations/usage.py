@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from foreword.engine.protocol import Chunk, Stream
 from foreword.server.operations.auth import Caller
 from foreword.server.operations.metrics import LatencyObservers, Metrics
+from foreword.server.operations.rate_limits import Reservation
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class UsageRecorder:
         caller: its limits count the tokens.
         log_fields: fields of the request's line in the access log.
         version: of the task, if it is served beside another.
+        reservation: the most that all streams may take of the caller's tokens; ``None`` without limits.
+        charges_prompts: whether prompts are part of it still; False once `charge_prompts` has counted them.
     """
 
     metrics: Metrics
@@ -29,6 +32,15 @@ class UsageRecorder:
     caller: Caller
     log_fields: dict[str, Any]
     version: str | None = None
+    reservation: Reservation | None = None
+    charges_prompts: bool = True
+
+    def charge_prompts(self, tokens: int) -> UsageRecorder:
+        """Count the prompts, which are about to be run, whether or not answers to them follow. Returns the recorder of
+        those answers."""
+        if self.reservation is not None:
+            self.reservation.settle(tokens, tokens)
+        return replace(self, charges_prompts=False)
 
     def track(self, streams: Sequence[Stream]) -> Sequence[Stream]:
         """The completions of one prompt as streams that record themselves."""
@@ -104,6 +116,8 @@ class TimedStream:
         prompt = request.prompt_tokens if self._counts_prompt else 0
         cached = request.prefix_length + self.cached_tokens if self._counts_prompt else 0
         recorder.metrics.count_tokens(recorder.task, prompt, cached, answer, recorder.version)
-        recorder.caller.count_tokens(prompt + answer)
+        if recorder.reservation is not None:
+            charged = prompt if recorder.charges_prompts else 0
+            recorder.reservation.settle(charged + request.sampling.max_tokens, charged + answer)
         for name, count in (("prompt_tokens", prompt), ("cached_tokens", cached), ("answer_tokens", answer)):
             recorder.log_fields[name] = recorder.log_fields.get(name, 0) + count

@@ -63,7 +63,7 @@ def classify_router(scoring: ScoringService) -> APIRouter:
             ]
 
         error = "the base model has no verbalizer; name a task that was trained to classify."
-        return await scoring.respond(body, http, score, base_model_error=error)
+        return await scoring.respond(body, http, body.inputs, score, base_model_error=error)
 
     return router
 

@@ -14,6 +14,8 @@ from foreword.bank.time_to_live import format_time
 from foreword.core import Kind, Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import PublishConflict
+from foreword.server.operations.admission import check_characters
+from foreword.server.operations.auth import ADMINISTRATOR, Caller
 from foreword.server.tasks.catalogue import Catalogue
 from foreword.server.tasks.table import TaskTable
 from foreword.text.task_prompts import static_token_ids
@@ -46,17 +48,21 @@ class TaskManager:
         generation: Mapping[str, Any] | None = None,
         replace: bool,
         ttl: int | None = None,
+        caller: Caller = ADMINISTRATOR,
     ) -> dict[str, Any]:
         """Publish a static prompt; the engine computes its prefix between the steps of running requests.
 
         Args:
             ttl: seconds that the task lives without being used; ``None`` for ever.
+            caller: whose tokens it costs.
 
-        Raises PublishConflict, PromptTooLong, UsageError.
+        Raises PublishConflict, PromptTooLong, UsageError, LimitReached.
         """
         check_free(name, [self._engine.name])
         self._catalogue.check_in_bank(name)
+        check_characters(len(text), self._engine.context)
         token_ids = static_token_ids(self._engine.tokenizer, kind, text)
+        caller.count_tokens(len(token_ids))
         prefix = self._engine.prefill(token_ids)
         from foreword.prompts.static import prefilled_task  # which loads torch, as an engine that could do this has
 
@@ -77,13 +83,17 @@ class TaskManager:
 
     def list(self, can_access: Callable[[str], bool]) -> list[dict[str, Any]]:
         """The tasks of the engine's model that are in the bank, by name, and that ``can_access`` accepts."""
-        return [self.show(name) for name in self._catalogue.bank_tasks() if can_access(name)]
+        return [self.show(name) for name in self._catalogue.bank_tasks(can_access)]
 
-    def show(self, ref: str) -> dict[str, Any]:
-        """The JSON object of one task, or of one version as ``name@version``. Raises UnknownTask, ModelMismatch."""
+    def show(self, ref: str, caller: Caller = ADMINISTRATOR) -> dict[str, Any]:
+        """The JSON object of one task, or of one version as ``name@version``. Raises UnknownTask, ModelMismatch.
+
+        Args:
+            caller: whom an error tells of near names.
+        """
         name = split_ref(ref)[0]
         self._catalogue.check_in_bank(name)
-        self._catalogue.check_known(ref)  # raises as /v1/models does for a wrong name
+        self._catalogue.check_known(ref, caller)  # raises as /v1/models does for a wrong name
         description, split, expires = self._bank.describe(ref), self._bank.split(name), self._bank.expires(ref)
         return {
             "object": "task",

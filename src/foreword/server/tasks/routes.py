@@ -22,7 +22,8 @@ from foreword.bank.time_to_live import parse_duration
 from foreword.errors import RequestError, VerbalizerError
 from foreword.evaluation.sampling_params import generation_defaults
 from foreword.interop.prefix_task import prefix_task
-from foreword.server.operations.auth import CurrentCaller, require_admin
+from foreword.server.operations.auth import CurrentCaller, current_caller, require_admin
+from foreword.server.operations.fair_threads import FairThreads
 from foreword.server.tasks.manager import TaskManager
 from foreword.server.tasks.schema import (
     PUBLISH_BODIES,
@@ -35,7 +36,7 @@ from foreword.server.tasks.schema import (
 )
 
 
-def tasks_router(manager: TaskManager | None) -> APIRouter:
+def tasks_router(manager: TaskManager | None, threads: FairThreads) -> APIRouter:
     """Every key reads the tasks that it has access to; only an administrator's changes them.
 
     Without a manager, which a server without a bank has none of, every route raises RequestError.
@@ -51,7 +52,7 @@ def tasks_router(manager: TaskManager | None) -> APIRouter:
     @router.get("", responses=TASK_LIST_RESPONSE)
     async def list_tasks(caller: CurrentCaller) -> dict[str, Any]:
         """All tasks of this model that are in the bank."""
-        return {"object": "list", "data": await run_in_threadpool(require_manager().list, caller.can_access)}
+        return {"object": "list", "data": await threads.run(caller.name, require_manager().list, caller.can_access)}
 
     @router.post(
         "",
@@ -76,6 +77,7 @@ def tasks_router(manager: TaskManager | None) -> APIRouter:
             generation=generation,
             replace=bool(body.replace),
             ttl=body.ttl_seconds,
+            caller=current_caller(http),
         )
         return JSONResponse(task, status_code=201)
 
@@ -83,7 +85,7 @@ def tasks_router(manager: TaskManager | None) -> APIRouter:
     async def show(name: str, caller: CurrentCaller) -> dict[str, Any]:
         """One task, or one version as `name@version`."""
         caller.check_access(split_ref(name)[0])
-        return await run_in_threadpool(require_manager().show, name)
+        return await run_in_threadpool(require_manager().show, name, caller)
 
     @router.delete("/{name}", dependencies=admin_only)
     async def remove(name: str) -> dict[str, Any]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 
-from foreword.bank.names import check_name, is_name, split_ref, suggest
+from foreword.bank.names import check_name, is_name, split_ref
 from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import PublishConflict, RequestError, UnknownTask
-from foreword.server.operations.auth import Caller
+from foreword.server.operations.auth import ADMINISTRATOR, Caller
+from foreword.server.tasks.known_names import KnownNames
 from foreword.server.tasks.resident_tasks import ResidentTasks
 
 if TYPE_CHECKING:
     from foreword.bank.bank import Bank
+
+MAX_NAME = 512
+"""Characters of a name in a request: more is none, and is not looked up. A base model's may be the path of a folder."""
 
 
 class TaskTable:
@@ -50,6 +54,7 @@ class TaskTable:
         self._without_values = engine.loads_prefixes
         self._extra_tasks = extra_tasks
         self._allow_other_weights = allow_other_weights
+        self.known_names = KnownNames(engine.name, extra_tasks, bank)
         self.resident = ResidentTasks(prefix_bytes)
         self._loading: dict[str, asyncio.Task[Task]] = {}
         self._in_split: set[str] = set()
@@ -61,7 +66,7 @@ class TaskTable:
 
     async def load_current(self, name: str) -> Task:
         """The version of a task of the bank that is served now, in memory. Raises UnknownTask, ModelMismatch."""
-        ref = await run_in_threadpool(partial(self._versioned_ref, name, ignore_split=True))
+        ref = await run_in_threadpool(partial(self._versioned_ref, name, ADMINISTRATOR, ignore_split=True))
         return self.resident.get(ref) or await self._load_once(ref)
 
     async def resolve(
@@ -84,7 +89,7 @@ class TaskTable:
             return None
         if name in self._extra_tasks:
             return self._extra_tasks[name]
-        ref = await run_in_threadpool(self._versioned_ref, name, user)
+        ref = await run_in_threadpool(self._versioned_ref, name, caller, user)
         task = self.resident.get(ref) or await self._load_once(ref)
         if task.ttl is not None and self._bank is not None:
             await run_in_threadpool(self._bank.record_use, task)
@@ -95,6 +100,8 @@ class TaskTable:
         return task.version if task is not None and task.ref in self._in_split else None
 
     def _requested_name(self, model: str | None, task_id: int | str | None) -> str:
+        if any(isinstance(each, str) and len(each) > MAX_NAME for each in (model, task_id)):
+            raise RequestError(f"the name of a model has at most {MAX_NAME} characters; send the name of a task.")
         if task_id is None:
             if model is None:
                 raise RequestError(f"model is missing; send '{self._base}' or the name of a task.")
@@ -112,15 +119,15 @@ class TaskTable:
         """Whether ``name`` is ``other``, or ``other@version``."""
         return name == other or (name != self._base and split_ref(name)[0] == other)
 
-    def _versioned_ref(self, name: str, user: str | None = None, *, ignore_split: bool = False) -> str:
+    def _versioned_ref(self, name: str, caller: Caller, user: str | None = None, *, ignore_split: bool = False) -> str:
         """``name@version`` of a task in the bank, with the version that is served (to the user) unless one is named."""
         task, version = split_ref(name)
         if self._bank is None or not is_name(task):
-            raise self._unknown(task)
+            raise self.known_names.unknown(task, caller)
         try:
             current, split = self._bank.served(task)
         except UnknownTask:
-            raise self._unknown(task) from None
+            raise self.known_names.unknown(task, caller) from None
         if version is not None:
             return f"{task}@{self._bank.describe(name)['version']}"
         if ignore_split:
@@ -128,10 +135,6 @@ class TaskTable:
         ref = f"{task}@{current if split is None else split.choose(task, user)}"
         (self._in_split.discard if split is None else self._in_split.add)(ref)
         return ref
-
-    def _unknown(self, name: str) -> UnknownTask:
-        names = self._bank.names() if self._bank is not None else []
-        return unknown_model(name, [self._base, *self._extra_tasks, *names])
 
     async def _load_once(self, ref: str) -> Task:
         """Load a version once, however many requests wait for it."""
@@ -155,9 +158,3 @@ class TaskTable:
         task.prefix.model.check(
             self._identity, f"task '{name or task.name}'", allow_other_weights=self._allow_other_weights
         )
-
-
-def unknown_model(name: str, known: Iterable[str]) -> UnknownTask:
-    """The error for a name that is neither the base model's nor a task's, with near names."""
-    near = suggest(name, sorted(known), "GET /v1/models")
-    return UnknownTask(f"the model '{name}' does not exist: {near}")

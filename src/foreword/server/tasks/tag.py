@@ -56,7 +56,7 @@ def tag_router(scoring: ScoringService) -> APIRouter:
             return _tag(engine, task, body.inputs, usage)
 
         error = "the base model tags nothing; name a task that was trained to tag words."
-        return await scoring.respond(body, http, score, base_model_error=error)
+        return await scoring.respond(body, http, body.inputs, score, base_model_error=error)
 
     return router
 

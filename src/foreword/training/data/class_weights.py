@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foreword.core.json_reader import parse_json, read_document
 from foreword.errors import SettingError, UsageError
 from foreword.training.data.training_data import TrainingData
 from foreword.training.recipe import Recipe
@@ -34,8 +34,8 @@ def class_weights(recipe: Recipe, data: TrainingData) -> Mapping[str, float] | N
         rows = len(data.train_rows)
         return {label: max(1, rows - counts[i]) / max(1, counts[i]) for i, label in enumerate(labels)}
     if recipe.class_weights == "balanced":
-        ids = [label_id for row in data.train_rows for label_id in data.label_ids(row)]
-        return {label: len(ids) / (len(labels) * max(1, ids.count(index))) for index, label in enumerate(labels)}
+        counts = Counter(label_id for row in data.train_rows for label_id in data.label_ids(row))
+        return {label: counts.total() / (len(labels) * max(1, counts[i])) for i, label in enumerate(labels)}
     given = _read_weights(recipe.class_weights)
     if unknown := sorted(set(given) - set(labels)):
         raise SettingError(
@@ -52,7 +52,7 @@ def _read_weights(source: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         return source
     try:
-        weights = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
+        weights = parse_json(source if source.lstrip().startswith("{") else read_document(Path(source)))
     except (OSError, ValueError) as error:
         raise SettingError(
             "class_weights",

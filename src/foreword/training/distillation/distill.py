@@ -137,7 +137,7 @@ def _distill_to(slots: int, run: DistillationRun, task: Task, folder: RunDir, sa
     prompt = run.initial_prompt(initial)
     own_folder = folder.subdir(f"slots-{slots}")
     fit(run, prompt, DistillationEvaluator(run, prompt), own_folder)
-    steps = own_folder.read_history()[-1]["step"]
+    steps = max((int(entry.get("step", 0)) for entry in own_folder.read_history()), default=0)
     tokens = sum(run.examples[item.index].num_tokens for batch in run.batches[:steps] for item in batch)
     task = prompt.to_task(run.lm, task)
     with Engine(run.lm, cache_bytes=CACHE_BYTES) as engine:

@@ -116,7 +116,8 @@ class SelfStudyConversation(Question):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SelfStudyConversation:
         """Inverse of `to_json`."""
-        return cls(data["chunk"], data["seed"], data["question"], tuple(data["prompt"]), tuple(data["answer"]))
+        prompt, answer = (tuple(map(int, data[name])) for name in ("prompt", "answer"))
+        return cls(int(data["chunk"]), str(data["seed"]), str(data["question"]), prompt, answer)
 
 
 def generate_questions(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foreword.core import SamplingParams
+from foreword.core.json_reader import parse_json, read_document
 from foreword.engine.engine import Engine
 from foreword.errors import DataError, TrainingError
 from foreword.text.rows import read_rows
@@ -91,10 +92,10 @@ class SelfStudyData:
     def load(cls, file: Path) -> SelfStudyData:
         """Inverse of `save`. Raises TrainingError for a damaged file."""
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = parse_json(read_document(file))
             splits = [tuple(map(SelfStudyConversation.from_json, data[name])) for name in ("learned", "held", "test")]
-            return cls(*splits, references=tuple(map(tuple, data["references"])))
-        except (ValueError, KeyError, TypeError) as error:
+            return cls(*splits, references=tuple(tuple(map(str, texts)) for texts in data["references"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"{file} is damaged, so the run cannot be resumed; use another --out.") from error
 
 

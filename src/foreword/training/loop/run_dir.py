@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.core.json_reader import parse_json, read_document
 from foreword.errors import TrainingError
 from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.distributed import is_main_process
 
 # Key of ``recipe.json`` with the settings as they were given, which a resumed run is compared with.
 _AS_GIVEN = "as_given"
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
+"""What values of wrong types or lengths raise where they are taken up; PyTorch raises RuntimeError."""
 # Settings of the length of a run, which may be prolonged.
 _LENGTH = ("max_steps", "epochs")
 
@@ -72,8 +77,10 @@ class RunDir:
 
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; ``None`` if the run was stopped before its first."""
-        complete = filter(_is_complete, self.checkpoints.glob("checkpoint-*"))
-        return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+        complete = filter(_is_complete, self.checkpoints.glob("checkpoint-[0-9]*"))
+        steps = {path: path.name.removeprefix("checkpoint-") for path in complete}
+        numbered = {path: int(step) for path, step in steps.items() if re.fullmatch("[0-9]{1,15}", step)}
+        return max(numbered, key=lambda path: numbered[path], default=None)
 
     def delete_checkpoints(self) -> None:
         """Delete the checkpoints of a finished run whose result is stored elsewhere."""
@@ -92,6 +99,15 @@ class RunDir:
             raise TrainingError(f"{file} is damaged, so the run cannot be resumed; use another --out.")
         return data
 
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Turn whatever goes wrong while a run takes up what `read_state` gave into a TrainingError about the file."""
+        try:
+            yield
+        except DAMAGED as error:
+            file = self.path / "state.json"
+            raise TrainingError(f"{file} is damaged, so the run cannot be resumed; use another --out.") from error
+
     def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write ``history.json``, the Trainer's log: loss, learning rate and metrics by step."""
         self._write("history.json", {"log": list(history)})
@@ -99,7 +115,8 @@ class RunDir:
     def read_history(self) -> list[dict[str, Any]]:
         """The training log that `write_history` saved; empty if there is none."""
         data = _read_json(self.path / "history.json")
-        return data["log"] if isinstance(data, dict) else []
+        log = data.get("log") if isinstance(data, dict) else None
+        return [entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else []
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write("summary.json", summary)
@@ -158,6 +175,6 @@ def _is_complete(checkpoint: Path) -> bool:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(read_document(file), constants=True)
     except (OSError, ValueError):
         return None

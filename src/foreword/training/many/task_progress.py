@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
+from foreword.core.json_reader import parse_json, read_document
 from foreword.errors import TrainingError
 from foreword.training.loop.atomic_write import atomic_write
 from foreword.training.loop.concurrent_run import ConcurrentRun
@@ -44,12 +45,11 @@ class TaskProgress:
         """The last record of every task that has ended, of all processes."""
         records: dict[str, dict[str, Any]] = {}
         for file in sorted(self.folder.glob("ended-*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the process was killed in the middle of the line
-                records[record["task"]] = record
+            for line in file.read_bytes().split(b"\n"):
+                with suppress(ValueError):  # the process was killed in the middle of the line
+                    record = parse_json(line, constants=True)
+                    if isinstance(record, dict) and isinstance(record.get("task"), str) and "status" in record:
+                        records[record["task"]] = record
         return records
 
     def save_snapshot(self, runs: Sequence[ConcurrentRun], digests: Mapping[str, str]) -> None:
@@ -81,11 +81,17 @@ class TaskProgress:
         if folder is None:
             return
         try:
-            states = json.loads((folder / "lanes.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise TrainingError(f"{folder} is damaged; remove {self._pointer} to begin the tasks in it anew.") from None
-        for index, each in enumerate(states):
-            yield each["task"], each["inputs"], each["state"], folder / f"{index}"
+            states = parse_json(read_document(folder / "lanes.json"), constants=True)
+            runs = [(each["task"], each["inputs"], dict(each["state"])) for each in states]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise self.damaged() from None
+        for index, run in enumerate(runs):
+            yield *run, folder / f"{index}"
+
+    def damaged(self) -> TrainingError:
+        """The error about a snapshot that cannot be gone on from."""
+        folder = self._newest_snapshot()
+        return TrainingError(f"{folder} is damaged; remove {self._pointer} to begin the tasks in it anew.")
 
     def delete_snapshot(self) -> None:
         """Delete the newest snapshot, since no task is being learned any more."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from foreword.core.json_reader import InvalidJson, parse_json
 from foreword.errors import DataError
 from foreword.text.delimited import Layout
 from foreword.text.row import Row
@@ -165,8 +165,8 @@ class JsonlSource:
         """The task of a line, and its row."""
         where = f"{self.path} line {number}"
         try:
-            values = json.loads(line.decode("utf-8-sig"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            values = parse_json(line, constants=True)
+        except InvalidJson as error:
             raise DataError(f"{where} is not JSON in UTF-8 ({error}); write one object a line.") from error
         if not isinstance(values, dict):
             raise DataError(f'{where} is {type(values).__name__}, expected an object such as {{"text": ...}}.')

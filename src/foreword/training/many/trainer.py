@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from foreword.core import Task
@@ -20,6 +21,7 @@ from foreword.training.loop.concurrent import ConcurrentTrainer
 from foreword.training.loop.concurrent_run import ConcurrentRun
 from foreword.training.loop.evaluator import TaskEvaluator
 from foreword.training.loop.gradient_check import check_gradients
+from foreword.training.loop.run_dir import DAMAGED
 from foreword.training.loop.selection import best_task_of_each, selection_score
 from foreword.training.many.config import MultiTaskConfig
 from foreword.training.many.shared_init import SharedInit
@@ -73,7 +75,7 @@ class MultiTaskTrainer:
         ended = {
             name
             for name, record in self.task_progress.records().items()
-            if record["status"] != "left out" and record["inputs"] == self._digests.get(name)
+            if record["status"] != "left out" and record.get("inputs") == self._digests.get(name)
         }
         self._restore_snapshot()
         started = {run.name for run in self._trainer.runs}
@@ -95,7 +97,10 @@ class MultiTaskTrainer:
         for name, digest, state, file in self.task_progress.snapshot():
             if self._digests.get(name) == digest:
                 run = self._concurrent_run(name)
-                run.load_state(state, load_file(file))
+                try:
+                    run.load_state(state, load_file(file))
+                except (*DAMAGED, OSError, SafetensorError) as error:
+                    raise self.task_progress.damaged() from error
                 self._trainer.add(run)
 
     def _start(self, waiting: Iterator[str]) -> None:

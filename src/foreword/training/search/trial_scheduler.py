@@ -211,6 +211,10 @@ class TrialScheduler:
         state = self._folder.read_state()
         if state is None:
             return
+        with self._folder.restoring():
+            self._restore(state)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         file = self._folder.path / state["tensors"]
         try:
             tensors = load_file(file)

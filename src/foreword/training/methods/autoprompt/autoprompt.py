@@ -112,7 +112,8 @@ class SearchState:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SearchState:
         """Inverse of ``vars``, after JSON has made lists of tuples."""
-        return cls(data["step"], tuple(data["trigger"]), tuple(data["best"]), data["score"], tuple(data["log"]))
+        trigger, best = (tuple(map(int, data[name])) for name in ("trigger", "best"))
+        return cls(int(data["step"]), trigger, best, float(data["score"]), tuple(map(dict, data["log"])))
 
     def advanced(self, trigger: Trigger, loss: float, metrics: dict[str, float] | None) -> SearchState:
         """The state after one more step, with held-out metrics if it was evaluated."""
@@ -128,7 +129,8 @@ def _search(
     """Search to the last step, from the saved state if there is one."""
     tokens, saved = trigger.tokens, run_dir.read_state()
     if saved is not None:
-        state = SearchState.from_json(saved)
+        with run_dir.restoring():
+            state = SearchState.from_json(saved)
     else:
         tokens.set_tokens(search.token_filter.repaired(tokens.trigger, Random(search.run.recipe.seed)))
         state = SearchState(0, tokens.trigger, tokens.trigger, evaluator()["score"])

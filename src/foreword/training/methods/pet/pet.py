@@ -112,7 +112,8 @@ class PVPEnsemble:
         run_dir = self.run_dir.subdir(f"pattern-{number}")
         saved = run_dir.read_state()
         if saved is not None:
-            return PatternPredictions.from_json(saved)
+            with run_dir.restoring():
+                return PatternPredictions.from_json(saved)
         task = replace(self.task, template=template.source)
         weight = self._untrained_accuracy(task)
         run = PVPRun.on_labels(self.run, [template], self.unlabeled)

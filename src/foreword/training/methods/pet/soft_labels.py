@@ -32,7 +32,7 @@ class PatternPredictions:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PatternPredictions:
         """Inverse of `to_json`."""
-        return cls(float(data["trust"]), float(data["held"]), tuple(tuple(row) for row in data["scores"]))
+        return cls(float(data["trust"]), float(data["held"]), tuple(tuple(map(float, row)) for row in data["scores"]))
 
 
 def soft_labels(predictions: Sequence[PatternPredictions]) -> list[tuple[float, ...]]:
