@@ -5,10 +5,11 @@ BIN := .venv/bin
 VLLM := .venv-vllm/bin
 LLAMACPP := .venv-llamacpp/bin
 CLIENTS := .venv-clients/bin
+AUDIT := .venv-audit/bin
 # Compiled for this very CPU, once.
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/foreword/wheels
 
-.PHONY: setup demo check test test-slow test-vllm test-vllm-full test-llamacpp test-clients trust trust-short trust-vllm trust-llamacpp docs lint types format clean
+.PHONY: setup demo check test test-slow test-vllm test-vllm-full test-llamacpp test-clients trust trust-short trust-vllm trust-llamacpp lock sbom audit docs lint types format clean
 
 setup: .venv/ready
 	@$(BIN)/foreword models pull >/dev/null && echo "the built-in model is ready"
@@ -59,7 +60,8 @@ trust: TRUST := long
 trust-short: TRUST := short
 
 # Those that ask a server, with another engine behind it.
-TRUST_SERVED := $(addprefix tests/trust/,test_two_tenants.py test_isolation.py)
+TRUST_SERVED := $(addprefix tests/trust/,test_two_tenants.py test_isolation.py test_canary.py \
+	test_noisy_neighbour.py test_overload.py)
 
 trust-vllm: .venv-vllm/ready
 	$(VLLM)/python -m pytest $(TRUST_SERVED) --trust $(or $(SCALE),short) --engine vllm
@@ -114,13 +116,34 @@ test-llamacpp: .venv-llamacpp/ready
 test-clients: setup .venv-clients/ready
 	FOREWORD=$(CURDIR)/$(BIN)/foreword $(CLIENTS)/python -m pytest tests/on_clients --disable-warnings
 
+# The versions that the tests passed with, of all that `pip install 'foreword[data,eval,search,ui]'` brings.
+lock: .venv/ready
+	$(BIN)/python .ci/write_lock.py
+
+.venv-audit/ready: pyproject.toml
+	@test -x $(AUDIT)/python || $(PYTHON) -m venv .venv-audit
+	$(AUDIT)/python -m pip install --upgrade pip --quiet
+	$(AUDIT)/python -m pip install --quiet --group audit
+	@touch $@
+
+# A CycloneDX bill of materials of requirements.lock.
+sbom: .venv-audit/ready
+	@mkdir -p dist
+	$(AUDIT)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-file dist/foreword.cdx.json
+
+# Known vulnerabilities of requirements.lock, by PyPI's service. --strict: a package that it does not know, as behind a
+# mirror without the service, is a failure and no clean bill.
+audit: .venv-audit/ready
+	@$(AUDIT)/pip-audit --strict --requirement requirements.lock --no-deps --disable-pip || { echo \
+		"make audit: vulnerabilities, or the service of pypi.org did not answer for every package: see above"; exit 1; }
+
 # The help of every command, into docs/cli.md.
 docs: .venv/dev
 	$(BIN)/python docs/write_cli_help.py
 
 lint: .venv/dev
-	$(BIN)/ruff check src benchmarks tests examples docs/write_cli_help.py
-	$(BIN)/ruff format --check src benchmarks tests examples docs/write_cli_help.py
+	$(BIN)/ruff check src benchmarks tests examples docs/write_cli_help.py .ci/write_lock.py
+	$(BIN)/ruff format --check src benchmarks tests examples docs/write_cli_help.py .ci/write_lock.py
 
 types: .venv/dev
 	$(BIN)/pyright
@@ -130,4 +153,4 @@ format: .venv/dev
 	$(BIN)/ruff format src benchmarks tests examples docs/write_cli_help.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-llamacpp .venv-clients .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-vllm .venv-llamacpp .venv-clients .venv-audit .pytest_cache .ruff_cache .hypothesis dist

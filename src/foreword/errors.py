@@ -12,6 +12,10 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
     │   ├── RecipeError       a recipe: names the file and the line, and shows it
     │   └── RequestError      one request to an engine
     │       ├── PromptTooLong
+    │       ├── BodyTooLarge
+    │       │   └── HeadTooLarge
+    │       ├── RequestTimeout          its parts came too slowly
+    │       ├── UnsupportedMediaType
     │       └── UnsupportedOption
     ├── ModelError
     │   ├── UnknownModel      no such Hub id, folder or built-in name
@@ -24,6 +28,7 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
     │   └── PublishConflict   the name is taken or reserved, or another writer won
     ├── AccessError           who asks may not: no key, or one that does not reach so far
     │   ├── Forbidden
+    │   ├── UnknownHost       asked by a name that is not the server's
     │   └── LimitReached      a rate limit or a quota
     ├── TrainingError         a run that cannot start, go on or be resumed
     ├── Interrupted           the user pressed Ctrl-C: says what is left and how to go on
@@ -31,6 +36,7 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
     ├── BenchError            a measurement that failed, or results that do not fit together
     └── EngineError           the engine is stopped or broken
         ├── EngineBusy        too many requests are waiting
+        │   └── TooManyConnections
         └── AnswerTimeout     an answer took longer than the server allows
 """
 
@@ -95,6 +101,20 @@ class BodyTooLarge(RequestError):
     code = "request_too_large"
 
 
+class HeadTooLarge(BodyTooLarge):
+    http_status = 431
+
+
+class RequestTimeout(RequestError):
+    http_status = 408
+    code = "request_timeout"
+
+
+class UnsupportedMediaType(RequestError):
+    http_status = 415
+    code = "unsupported_media_type"
+
+
 class UnsupportedOption(RequestError):
     """``param`` names the option of a request's body, if there is one."""
 
@@ -156,6 +176,11 @@ class Forbidden(AccessError):
     code = "permission_denied"
 
 
+class UnknownHost(AccessError):
+    http_status = 421
+    code = "unknown_host"
+
+
 class LimitReached(AccessError):
     http_status = 429
     code = "rate_limit_exceeded"
@@ -191,6 +216,11 @@ class EngineBusy(EngineError):
     http_status = 429
     code = "engine_busy"
     retry_after = 1.0
+
+
+class TooManyConnections(EngineBusy):
+    http_status = 503
+    code = "server_busy"
 
 
 class AnswerTimeout(EngineError):

@@ -159,7 +159,7 @@ def test_no_messages(byte_level, messages: object):
         (
             {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
             RequestError,
-            "messages[0].tool_calls[0].function.arguments must be the text of a JSON object, found '[1]'",
+            "messages[0].tool_calls[0].function.arguments must be the text of a JSON object, found list",
         ),
     ],
 )

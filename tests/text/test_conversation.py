@@ -132,7 +132,7 @@ def test_a_field_system_is_the_first_turn_of_every_format(row):
         ),
         ({"conversations": [{"from": "cat", "value": "x"}]}, r"conversations\[0\] is from 'cat'; use one of system"),
         ({"messages": [{"content": "x"}]}, r"messages\[0\] says not who speaks \(it has: content\)"),
-        ({"messages": ["x"]}, r"messages\[0\] is 'x'; write"),
+        ({"messages": ["x"]}, r"messages\[0\] is of the type str; write"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, OPENAI[1]]},
             "parts of type 'image_url' are not",

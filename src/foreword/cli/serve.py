@@ -21,6 +21,9 @@ from foreword.errors import UsageError
 if TYPE_CHECKING:
     from foreword.server.operations.auth import Authenticator
 
+FILES_OF_ITS_OWN = 256
+"""Files that the server may need besides those of its connections."""
+
 
 @expand_options
 def serve(
@@ -33,11 +36,28 @@ def serve(
         Path | None,
         typer.Option(help="File of API keys, made by foreword key.", envvar="FOREWORD_API_KEYS"),
     ] = None,
-    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Bound of a request's body, in bytes.")] = 64 << 20,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Bound of an upload, in bytes.")] = 64 << 20,
+    max_json_bytes: Annotated[int, typer.Option(min=1024, help="Bound of any other body, in bytes.")] = 4 << 20,
+    max_connections: Annotated[int, typer.Option(min=1, help="Connections that may be open at once.")] = 2048,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that an answer may take.")] = 600.0,
-    timeout_graceful_shutdown: Annotated[
-        float, typer.Option(min=0, help="Seconds that answers have to finish once the server is told to stop.")
+    timeout_head: Annotated[float, typer.Option(min=0.001, help="Seconds that a request's headers may take.")] = 10.0,
+    timeout_body: Annotated[float, typer.Option(min=0.001, help="Seconds that a request's body may take.")] = 120.0,
+    timeout_keep_alive: Annotated[
+        float, typer.Option(min=0.001, help="Seconds that a connection may be idle between requests.")
+    ] = 5.0,
+    grace: Annotated[
+        float,
+        typer.Option(
+            "--grace",
+            "--timeout-graceful-shutdown",
+            min=0,
+            help="Seconds that answers have to finish once the server is told to stop.",
+        ),
     ] = 10.0,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name by which clients ask, as api.example.com, *.example.com or *; may be repeated."),
+    ] = None,
     share_pages: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +108,9 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ENGINES[engine](options) as (running, store, extra):
         from foreword.server.app import create_app
+        from foreword.server.operations.connections import ConnectionLimits
         from foreword.server.operations.graceful_server import GracefulServer
+        from foreword.server.operations.origins import KnownHosts
 
         app = create_app(
             running,
@@ -101,6 +123,9 @@ def serve(
             max_waiting=options.max_waiting,
             model_defaults=options.model_defaults,
             max_body_bytes=max_body_bytes,
+            max_json_bytes=max_json_bytes,
+            timeout_body=timeout_body,
+            known_hosts=KnownHosts.of_server(host, allowed_host or ()),
             cors_origins=cors_origin or (),
             ui=shown,
             engine_kind=engine,
@@ -112,7 +137,8 @@ def serve(
             page = f", and a page to try them at {PATH}" if shown else ""
             address = f"http://{host}:{door.getsockname()[1]}"
             say(f"serving {running.name} and {len(names)} tasks at {address}{page}")
-            GracefulServer(app, timeout_graceful_shutdown, running.close).run(sockets=[door])
+            limits = ConnectionLimits(_connections(max_connections), timeout_head, timeout_keep_alive)
+            GracefulServer(app, grace, running.close, limits).run(sockets=[door])
 
 
 def _authenticator(file: Path | None, share_pages: str | None) -> Authenticator:
@@ -136,6 +162,25 @@ def _write_access_log() -> None:
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+
+
+def _connections(wanted: int) -> int:
+    """As many connections as the process may open files for, beside its own; it may open as many as it can get."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such bound
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    needed = wanted + FILES_OF_ITS_OWN
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < needed:
+        wanted = max(1, soft - min(FILES_OF_ITS_OWN, soft // 2))
+        say(f"at most {wanted} connections are taken, since this process may open {soft} files (ulimit -n).")
+    return wanted
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -28,16 +28,18 @@ from foreword.server.operations.access_log import AccessLog
 from foreword.server.operations.admission import Admission
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.auth import Authenticator, AuthMiddleware
+from foreword.server.operations.content_types import ContentTypes
 from foreword.server.operations.error_handlers import ERROR_RESPONSES, install_error_handlers
 from foreword.server.operations.fair_threads import FairThreads
 from foreword.server.operations.front_door import front_door_router
 from foreword.server.operations.metrics import Metrics
+from foreword.server.operations.origins import LOCAL_HOSTS, KnownHosts, OriginGuard
 from foreword.server.operations.probes import probes_router
-from foreword.server.operations.request_limits import RequestLimits
+from foreword.server.operations.request_limits import BODY_TIMEOUT, MAX_BODY_BYTES, MAX_JSON_BYTES, RequestLimits
 from foreword.server.tasks.catalogue import Catalogue
 from foreword.server.tasks.classify import classify_router
 from foreword.server.tasks.manager import TaskManager
-from foreword.server.tasks.routes import tasks_router
+from foreword.server.tasks.routes import UPLOAD_PATHS, tasks_router
 from foreword.server.tasks.scoring import ScoringService
 from foreword.server.tasks.table import TaskTable
 from foreword.server.tasks.tag import tag_router
@@ -47,7 +49,6 @@ from foreword.version import __version__
 if TYPE_CHECKING:
     from foreword.bank.bank import Bank
 
-MAX_BODY_BYTES = 64 << 20
 PREPARING_THREADS = 4, 2
 """Threads that tokenize, render and read the bank for lists, and of them those of one key."""
 SCORING_THREADS = 64, 2
@@ -74,6 +75,9 @@ def create_app(
     max_waiting: int = 4096,
     model_defaults: Mapping[str, Any] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    max_json_bytes: int = MAX_JSON_BYTES,
+    timeout_body: float = BODY_TIMEOUT,
+    known_hosts: KnownHosts = LOCAL_HOSTS,
     cors_origins: Sequence[str] = (),
     ui: bool = False,
     engine_kind: str = "embedded",
@@ -94,7 +98,10 @@ def create_app(
         max_waiting: answers that may wait; more are answered 429, and requests for more 400.
         model_defaults: sampling parameters of the base model and of static tasks where neither a request nor a task
             says; see `foreword.models.generation_config.generation_config`.
-        max_body_bytes: bound of a request's body.
+        max_body_bytes: bound of an upload.
+        max_json_bytes: bound of any other body of a request.
+        timeout_body: seconds in which a body must have come.
+        known_hosts: names by which clients may ask; localhost and every address by default.
         cors_origins: origins whose pages may send requests from a browser; none by default.
         ui: also mount the page at ``/ui``, which needs the extra ``[ui]``.
         engine_kind: what ``--engine`` calls the engine, for ``/health``.
@@ -144,10 +151,20 @@ def create_app(
     for router in routers:
         app.include_router(router)
     # The last one added is the first to see a request.
+    app.add_middleware(ContentTypes, upload_paths=UPLOAD_PATHS)
     app.add_middleware(AuthMiddleware, authenticator=authenticator)
-    app.add_middleware(RequestLimits, max_body_bytes=max_body_bytes)
+    app.add_middleware(
+        RequestLimits, max_body_bytes=max_body_bytes, max_json_bytes=max_json_bytes, timeout_body=timeout_body
+    )
+    app.add_middleware(OriginGuard, known_hosts=known_hosts, allowed_origins=cors_origins)
     if cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_private_network=True,
+        )
     app.add_middleware(AccessLog, metrics=metrics, parts_of_page=(f"{PATH}/", "/favicon.ico"))
     if ui:
         from foreword.server.ui.mount import mount_ui

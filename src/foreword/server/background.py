@@ -12,14 +12,15 @@ from typing import Any
 import uvicorn
 
 from foreword.errors import EngineError
+from foreword.server.operations.connections import DEFAULT_LIMITS, ConnectionLimits, server_config
 
 
 @contextmanager
-def serve_in_background(app: Any, host: str = "127.0.0.1") -> Iterator[str]:
+def serve_in_background(app: Any, host: str = "127.0.0.1", limits: ConnectionLimits = DEFAULT_LIMITS) -> Iterator[str]:
     """Serve an ASGI app on a free port and yield its URL; the server stops when the block ends."""
     listener = socket.socket()
     listener.bind((host, 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(server_config(app, limits, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -109,8 +109,8 @@ def _check_rendered(message: Message, before: str, whole: str, where: str) -> No
     wanted = ["".join(text.split()) for text in wanted]
     if missing := next((text for text in wanted if text not in rendered), None):
         raise DataError(
-            f"{where} cannot be learned: the chat template leaves out {missing[:40]!r}; take it out of the row, or use "
-            "a model whose template renders it."
+            f"{where} cannot be learned: the chat template leaves out {len(missing)} characters; take them "
+            "out of the row, or use a model whose template renders them."
         )
 
 

@@ -193,7 +193,9 @@ def _messages(value: Any, field: str) -> list[Message]:
     for index, message in enumerate(messages):
         where = f"{field}[{index}]"
         if not isinstance(message, Mapping):
-            raise DataError(f'{where} is {str(message)[:40]!r}; write {{"role": "user", "content": "..."}}.')
+            raise DataError(
+                f'{where} is of the type {type(message).__name__}; write {{"role": "user", "content": "..."}}.'
+            )
         read.append(_without_nulls(message))
         if not {"role", "from"} & set(read[-1]):
             has = ", ".join(map(str, message)) or "nothing"

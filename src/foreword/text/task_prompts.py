@@ -106,7 +106,7 @@ def field_words(template: Template, values: Mapping[str, object], where: str = "
     if isinstance(value, str):
         value = value.split()
     if not isinstance(value, list | tuple) or not value or not all(isinstance(word, str) for word in value):
-        raise TemplateError(f"{where}: field '{field}' must be a list of words, found {str(value)[:40]!r}.")
+        raise TemplateError(f"{where}: field '{field}' must be a list of words, found {type(value).__name__}.")
     return list(value)
 
 

@@ -311,7 +311,7 @@ def _texts(row: Mapping[str, object], name: str, where: str) -> tuple[str, ...]:
     if isinstance(value, list | tuple):
         if not value or not all(isinstance(text, str) for text in value):
             at = f"{where}: " if where else ""
-            raise TemplateError(f"{at}field '{name}' must be a text or a list of texts, found {str(value)[:40]!r}.")
+            raise TemplateError(f"{at}field '{name}' must be a text or a list of texts, found {type(value).__name__}.")
         return tuple(value)
     return (_value(row, InputField(name), where),)
 
@@ -423,7 +423,7 @@ def _joined(value: object, where: str) -> str:
     items = list(value) if isinstance(value, list | tuple) else []
     cells = [list(item) if isinstance(item, list | tuple) else [item] for item in items]
     if not cells or not all(isinstance(cell, str | int | float) and cell == cell for item in cells for cell in item):
-        raise TemplateError(f"{where} must be a list of texts, or of lists of texts, found {str(value)[:40]!r}.")
+        raise TemplateError(f"{where} must be a list of texts, or of lists of texts, found {type(value).__name__}.")
     return "; ".join(" | ".join(map(str, item)) for item in cells)
 
 

@@ -99,5 +99,6 @@ def parse_arguments(where: str, arguments: object) -> dict[str, Any]:
     if value is None and arguments is None:
         value = {}
     if not isinstance(value, Mapping):
-        raise RequestError(f"{where} must be the text of a JSON object, found {str(arguments)[:40]!r}; write it anew.")
+        found = "what is none" if value is None else type(value).__name__  # and not what was said
+        raise RequestError(f"{where} must be the text of a JSON object, found {found}; write it anew.")
     return dict(value)

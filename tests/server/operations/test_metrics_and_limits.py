@@ -159,12 +159,13 @@ def test_a_body_that_is_too_large_is_refused(chunked, path):
 
 
 def test_a_body_that_never_comes_is_given_up(monkeypatch):
-    monkeypatch.setattr("foreword.server.operations.request_limits.BODY_TIMEOUT", 0.3)
+    monkeypatch.setattr("foreword.server.operations.request_limits.PART_TIMEOUT", 0.3)
     with small_server() as (url, _):
         address = urlsplit(url)
         with socket.create_connection((address.hostname, address.port)) as connection:
-            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\n{")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 504")
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            connection.sendall(head + b"Content-Length: 500\r\n\r\n{")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 408")
 
 
 def test_an_answer_that_takes_too_long_is_ended():

@@ -8,14 +8,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from foreword.engine.cache import PAGE_SIZE
+from foreword.server.openai.serialization import CACHED_TOKENS_STEP
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.auth import Authenticator
 from foreword.server.operations.page_sharing import SHARE_PAGES, share_within_tenant
 from server.operations.test_auth import key, secured_server
 
-TEXT = "The price per share that we agreed on is exactly 47 dollars."
-PAGES = len(TEXT.encode()) // PAGE_SIZE * PAGE_SIZE
+FRONT = "The price per share that we agreed on is exactly "
+TEXT = f"{FRONT}47 dollars and must not be disclosed to anybody before May."
+PAGES = len(TEXT.encode()) // CACHED_TOKENS_STEP * CACHED_TOKENS_STEP
 
 
 def test_tenants_and_salts_are_never_taken_for_each_other():
@@ -54,6 +55,19 @@ def test_cached_tokens_tell_of_those_alone_who_share(tmp_path: Path, share, acro
         assert cached("fw-ab") == across_keys  # neither key "a" with salt "b", nor key "ab"
         assert cached("fw-a", "responses", cache_salt="c") == 0
         assert (cached("fw-b", "responses", cache_salt="c") > 0) == (share == "all")
+
+
+def test_those_who_share_a_key_cannot_try_out_words(tmp_path: Path):
+    """Pages are of 16 tokens: a guess that goes on one page further must look like all others."""
+    with secured_server(tmp_path / "bank", Authenticator(ApiKeys([key("a", "fw-a")]))) as server:
+
+        def cached(price: int) -> int:
+            text = f"{FRONT}{price}" + TEXT.partition("47")[2][: 58 - len(FRONT)]
+            body = {"model": server.lm.name, "prompt": text, "max_tokens": 1}
+            answer = httpx.post(f"{server.url}/v1/completions", json=body, headers={"Authorization": "Bearer fw-a"})
+            return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+        assert {cached(price) for price in (47, 45, 46, 47, 48)} == {0}
 
 
 def test_a_salt_is_a_text(tmp_path: Path):

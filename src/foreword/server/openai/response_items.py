@@ -92,5 +92,5 @@ def _part(where: str, part: object) -> dict[str, Any]:
 def _text(where: str, item: Mapping[str, Any], key: str) -> str:
     value = item.get(key)
     if not isinstance(value, str):
-        raise RequestError(f"{where}.{key} must be a text, found {str(value)[:40]!r}; send it.")
+        raise RequestError(f"{where}.{key} must be a text, found {type(value).__name__}; send it.")
     return value

@@ -214,15 +214,26 @@ def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
+CACHED_TOKENS_STEP = 64
+"""Where there are keys, found tokens are told in whole steps (OpenAI's are of 128): the users of a program share its
+key, and could try out word by word what another of them sent."""
+
+
 def usage(streams: Sequence[Stream], completion_tokens: int) -> dict[str, Any]:
     """OpenAI's ``usage``: prefixes count as prompt tokens, and as ``cached_tokens`` with all else that was not run."""
     prompt_tokens = sum(stream.request.prompt_tokens for stream in streams)
+    cached_tokens = sum(stream.request.prefix_length + _told_cached_tokens(stream) for stream in streams)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(s.request.prefix_length + s.cached_tokens for s in streams)},
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
+
+
+def _told_cached_tokens(stream: Stream) -> int:
+    found = stream.cached_tokens
+    return found - found % CACHED_TOKENS_STEP if stream.request.tenant else found
 
 
 def prompt_token_ids(request: Request) -> list[int]:

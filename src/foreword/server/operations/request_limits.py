@@ -1,36 +1,55 @@
-"""`RequestLimits`: the largest body of a request, and how long the server waits for its parts."""
+"""`RequestLimits`: the largest body of a request, and how long it may take to come."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from foreword.errors import AnswerTimeout, BodyTooLarge, ForewordError
+from foreword.errors import BodyTooLarge, ForewordError, RequestError, RequestTimeout
 from foreword.server.operations.error_handlers import error_response
 
-BODY_TIMEOUT = 30.0
+MAX_BODY_BYTES = 64 << 20
+MAX_JSON_BYTES = 4 << 20
+BODY_TIMEOUT = 120.0
+PART_TIMEOUT = 30.0
 """Seconds that the next part of a body may take."""
+_LENGTH = re.compile("[0-9]{1,18}")
 
 
 class RequestLimits:
-    """ASGI middleware: answers 413 to a body that is too large, before or while it is read, and 504 to one that stalls.
+    """ASGI middleware: answers 413 to a body that is too large, before or while it is read, and 408 to a slow one.
 
     Args:
-        max_body_bytes: bound of a request's body.
+        max_body_bytes: bound of an upload, which is multipart.
+        max_json_bytes: bound of any other body.
+        timeout_body: seconds in which all of a body must have come.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        self._app = app
-        self._max_body_bytes = max_body_bytes
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        max_json_bytes: int = MAX_JSON_BYTES,
+        timeout_body: float = BODY_TIMEOUT,
+    ) -> None:
+        self._app, self._timeout = app, timeout_body
+        self._max_upload, self._max_json = max_body_bytes, min(max_json_bytes, max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
-            return await error_response(self._too_large())(scope, receive, send)
+        headers = Headers(scope=scope)
+        limit = self._max_upload if headers.get("content-type", "").startswith("multipart/") else self._max_json
+        declared = headers.get("content-length", "0")
+        if not _LENGTH.fullmatch(declared):
+            wrong = RequestError("Content-Length must be a number of at most 18 digits; send the bytes of the body.")
+            return await error_response(wrong)(scope, receive, send)
+        if int(declared) > limit:
+            return await error_response(_too_large(limit))(scope, receive, send)
+        deadline = asyncio.get_running_loop().time() + self._timeout
         received, complete, responded = 0, False, False
         failure: ForewordError | None = None
 
@@ -39,14 +58,16 @@ class RequestLimits:
             if complete:  # from here on it only says that the client has gone
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), BODY_TIMEOUT)
+                async with asyncio.timeout_at(deadline), asyncio.timeout(PART_TIMEOUT):
+                    message = await receive()
             except TimeoutError:
-                failure = AnswerTimeout(f"no part of the body came for {BODY_TIMEOUT:g} s; send it faster.")
+                times = f"{self._timeout:g} s, or no part of it in {PART_TIMEOUT:g} s"
+                failure = RequestTimeout(f"the body did not come in {times}; send it faster.")
                 raise failure from None
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if received > self._max_body_bytes:
-                failure = self._too_large()
+            if received > limit:
+                failure = _too_large(limit)
                 raise failure
             return message
 
@@ -65,5 +86,6 @@ class RequestLimits:
         if failure is not None and not responded:
             await error_response(failure)(scope, receive, send)
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the body is larger than {self._max_body_bytes:,} bytes; send less at once.")
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {limit:,} bytes; send less at once.")

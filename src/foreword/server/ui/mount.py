@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.resources import files
 from importlib.util import find_spec
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -13,6 +12,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from foreword.errors import UsageError
+from foreword.server.operations.origins import is_cross_origin
 
 PATH = "/ui"
 _ICON = (
@@ -114,17 +114,10 @@ class RouteFilter:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             if path not in self.ALLOWED_PATHS and not path.startswith(self.ALLOWED_PREFIXES):
                 return await PlainTextResponse("there is nothing here.", 404)(scope, receive, send)
-            if _is_cross_site(Headers(scope=scope)):
+            headers = Headers(scope=scope)
+            if "origin" in headers and is_cross_origin(headers, scope["scheme"]):
                 return await PlainTextResponse("only this server's own page may ask here.", 403)(scope, receive, send)
         await self._app(scope, receive, send)
-
-
-def _is_cross_site(headers: Headers) -> bool:
-    """Whether another site's page sent a request; browsers say so in headers that no page can set."""
-    if headers.get("sec-fetch-site") in ("same-origin", "none"):
-        return False
-    origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
 def _theme():

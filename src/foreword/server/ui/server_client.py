@@ -61,7 +61,7 @@ class ServerClient:
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         # No timeout: a request may wait in the queue, and the visitor can stop it.
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://foreword", timeout=None)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None)
 
     async def models(self, authorization: Authorization) -> list[dict[str, Any]]:
         """Entries of ``/v1/models``: the base model, then its tasks."""
