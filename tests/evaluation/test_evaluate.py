@@ -217,7 +217,9 @@ def test_generation_defaults_give_way_to_the_request():
 
 @pytest.mark.parametrize("bias", [{"great": 1.0}, {"7": "much"}, {"7": None}, [7, 1.0], {"7.5": 1.0}])
 def test_a_default_bias_that_is_none_is_refused(bias):
-    with pytest.raises(UsageError, match=r"the default logit_bias of task 't' must be .* found .*; publish"):
+    with pytest.raises(
+        UsageError, match=r"a generation default of task 't' is wrong: logit_bias must .* got .*; publish"
+    ):
         task_sampling_params(labelled(generation={"logit_bias": bias}))
     assert task_sampling_params(labelled(generation={"logit_bias": {"7": 1}})).logit_bias == {7: 1.0}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -28,11 +27,11 @@ from foreword.bank.json_document import (
 from foreword.bank.names import is_name, is_version, make_version
 from foreword.bank.time_to_live import MAX_SECONDS
 from foreword.bank.version_files import HEAD, known_files, member_files, missing_files, unknown_files
-from foreword.core import REQUEST_ONLY_PARAMS, Combine, Kind, SamplingParams, Task
+from foreword.core import Combine, Kind, Task
+from foreword.core.sampling import GENERATION_DEFAULTS, parse_generation
 from foreword.errors import CorruptFile, UsageError
 
 Seconds = Annotated[int, Field(gt=0, le=MAX_SECONDS)]
-_GENERATION = frozenset(field.name for field in dataclasses.fields(SamplingParams)) - REQUEST_ONLY_PARAMS
 
 
 class _FileEntry(BaseModel, extra="forbid"):
@@ -61,7 +60,7 @@ _is_head_entry = is_a(_HeadEntry | _TypedHeadEntry)
 
 
 def _is_generation(value: object) -> bool:
-    return isinstance(value, dict) and value.keys() <= _GENERATION
+    return isinstance(value, dict) and value.keys() <= GENERATION_DEFAULTS
 
 
 def _is_time(value: object) -> bool:
@@ -80,7 +79,7 @@ _FIELDS: dict[str, FieldCheck] = {
     "text": ("a text or null", is_a(str | None)),
     "template": ("a text or null", is_a(str | None)),
     "verbalizer": ("an object of label to list of words, or null", is_a(dict[str, list[str]] | None)),
-    "generation": (f"an object with some of {', '.join(sorted(_GENERATION))}", _is_generation),
+    "generation": (f"an object with some of {', '.join(sorted(GENERATION_DEFAULTS))}", _is_generation),
     "provenance": ("an object, with objects as metrics and recipe and a list as parents", is_provenance),
     "model": ("a model identity with at least one layer", is_identity),
     "created": ("a time in UTC such as 2026-01-31T09:30:00Z", _is_time),
@@ -163,6 +162,10 @@ def parse_record(data: bytes, where: str, name: str, version: str | None = None)
             )
     if error := _contradiction(record):
         raise CorruptFile(f"{where}: {error}; {MEND}.")
+    try:
+        parse_generation(record["generation"])
+    except UsageError as error:
+        raise CorruptFile(f"{where}: generation: {str(error).rstrip('.')}; {MEND}.") from error
     return record
 
 
@@ -214,8 +217,12 @@ def _contradiction(record: Mapping[str, Any]) -> str | None:
 
 
 def _check_generation(task: Task) -> None:
-    if unknown := sorted(task.generation.keys() - _GENERATION):
+    if unknown := sorted(task.generation.keys() - GENERATION_DEFAULTS):
         raise UsageError(
             f"task {task.name!r} has generation defaults that do not exist: {', '.join(unknown)}; use some "
-            f"of {', '.join(sorted(_GENERATION))}."
+            f"of {', '.join(sorted(GENERATION_DEFAULTS))}."
         )
+    try:
+        parse_generation(task.generation)
+    except UsageError as error:
+        raise UsageError(f"the generation defaults of task {task.name!r} cannot be stored: {error}") from error

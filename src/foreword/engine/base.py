@@ -27,7 +27,7 @@ from foreword.engine.scheduler import AllocationError, KVCacheManager, Scheduled
 from foreword.engine.sequence import Sequence
 from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler
-from foreword.errors import EngineBusy, EngineError
+from foreword.errors import EngineBusy, EngineError, RequestError
 from foreword.text.detokenize import Detokenizer
 
 T = TypeVar("T")
@@ -177,6 +177,7 @@ class EngineBase(ABC):
         """Stop stepping; unfinished requests end as cancelled."""
         self._thread.stop()
         self._shut_down("cancelled")
+        self._grammars.close()
 
     def __enter__(self) -> Self:
         return self
@@ -259,7 +260,9 @@ class EngineBase(ABC):
     def _append_token(self, sequence: Sequence, token: int | None) -> None:
         """Append a token, send its chunk, and finish the sequence if the token or its text ends the answer."""
         if token is None:
-            return self._abort(sequence, "error", sequence.sampler.error or not_finite(sequence.request, self.dtype))
+            if sequence.sampler.error is not None:  # of the request's own constraint or options
+                return self._refuse(sequence, RequestError(sequence.sampler.error))
+            return self._abort(sequence, "error", not_finite(sequence.request, self.dtype))
         self._counters["tokens_generated"] += 1
         sequence.output_token_ids.append(token)
         stops = token in self.all_stop_token_ids(sequence.request.sampling)
@@ -285,6 +288,12 @@ class EngineBase(ABC):
         self._counters["failed"] += reason == "error"
         _put(sequence, Chunk("", (), reason, error))
 
+    def _refuse(self, sequence: Sequence, error: RequestError) -> None:
+        """Remove a sequence that its own request makes impossible; its reader gets the error."""
+        self.scheduler.remove(sequence)
+        self._counters["failed"] += 1
+        _put(sequence, error)
+
     def _fail(self, sequence: Sequence, error: BaseException) -> None:
         if sequence in self.scheduler.sequences:  # else it has ended, and what failed came behind
             self._abort(sequence, "error", f"the engine could not run this request: {type(error).__name__}: {error}")
@@ -303,7 +312,7 @@ class EngineBase(ABC):
         self._jobs.cancel()
 
 
-def _put(sequence: Sequence, chunk: Chunk) -> None:
+def _put(sequence: Sequence, chunk: Chunk | RequestError) -> None:
     stream = sequence.stream()
     if stream is not None:
         stream.cached_tokens = sequence.num_cached_tokens or 0

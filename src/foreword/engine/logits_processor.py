@@ -20,6 +20,7 @@ class LogitsProcessor:
 
     def __init__(self, params: SamplingParams, prompt_token_ids: Iterable[int], stop_token_ids: Iterable[int]) -> None:
         self._params = params
+        self._biased, self._bias = _ids(params.logit_bias), np.array(list(params.logit_bias.values()), dtype=np.float32)
         self._output_counts: dict[int, int] = {}
         self._repeated = set(prompt_token_ids) if params.repetition_penalty != 1.0 else set()
         self._stop_token_ids = tuple(stop_token_ids)
@@ -34,8 +35,8 @@ class LogitsProcessor:
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """The changed logits, a copy of ``logits [vocab]``."""
         params, row = self._params, logits.copy()
-        if params.logit_bias:
-            row[_ids(params.logit_bias)] += np.array(list(params.logit_bias.values()), dtype=row.dtype)
+        if len(self._biased):
+            row[self._biased] += self._bias.astype(row.dtype, copy=False)
         if self._num_output_tokens < params.min_tokens:
             row[_ids(token for token in self._stop_token_ids if 0 <= token < len(row))] = -np.inf
         if params.repetition_penalty != 1.0:

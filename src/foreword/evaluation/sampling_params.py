@@ -7,11 +7,11 @@ Server, terminal chat, `foreword generate` and evaluation come through here, so 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
-from foreword.core import REQUEST_ONLY_PARAMS, SamplingParams, Task
+from foreword.core import SamplingParams, Task
+from foreword.core.sampling import GENERATION_DEFAULTS, parse_generation
 from foreword.errors import UsageError
 from foreword.text.prompt import Prompt
 
@@ -31,13 +31,7 @@ def task_sampling_params(
 
     Raises UsageError for a wrong value.
     """
-    names = {field.name for field in fields(SamplingParams)} - REQUEST_ONLY_PARAMS
-    defaults = {} if task is None else {k: v for k, v in task.generation.items() if k in names}
-    if task is not None and "logit_bias" in defaults:
-        defaults["logit_bias"] = _parse_logit_bias(task.name, defaults["logit_bias"])
-    for name in ("stop", "stop_token_ids"):
-        if name in defaults:
-            defaults[name] = tuple(defaults[name])
+    defaults = {} if task is None else _parse_defaults(task)
     inherited = {} if _is_learned(task) else dict(model_defaults)
     return SamplingParams(**(inherited | defaults | {k: v for k, v in overrides.items() if v is not None}))
 
@@ -65,11 +59,11 @@ def request_sampling_params(
 
     Raises UsageError for a wrong value.
     """
-    defaults = task.generation if task is not None else {}
+    defaults = {} if task is None else _parse_defaults(task)
     if temperature is None:
         usual = 0.0 if _is_learned(task) else model_defaults.get("temperature", 1.0)
         temperature = defaults.get("temperature", usual)
-    usual = int(defaults.get("max_tokens", default_max_tokens))
+    usual = defaults.get("max_tokens", default_max_tokens)
     room = prompt.cap_max_tokens(usual, context, is_encoder_decoder=is_encoder_decoder)
     asked = {"max_tokens": max_tokens or room, "temperature": temperature, **overrides}
     return task_sampling_params(task, model_defaults, **asked)
@@ -78,11 +72,10 @@ def request_sampling_params(
 def generation_defaults(**given: Any) -> dict[str, Any]:
     """A task's own generation defaults: those of ``given`` that are not ``None``.
 
-    Raises UsageError for a wrong value, TypeError for a wrong name.
+    Raises UsageError for a wrong name or value.
     """
     found = {name: value for name, value in given.items() if value is not None}
-    checked: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in found.items()}
-    SamplingParams(**checked)
+    parse_generation(found)
     return found
 
 
@@ -90,12 +83,11 @@ def _is_learned(task: Task | None) -> bool:
     return task is not None and task.kind == "learned"
 
 
-def _parse_logit_bias(name: str, value: Any) -> dict[int, float]:
-    """A default ``logit_bias`` by token id: JSON has no numbers for keys."""
+def _parse_defaults(task: Task) -> dict[str, Any]:
+    """The task's own defaults, of those that this version knows."""
     try:
-        return {int(token): float(bias) for token, bias in value.items()}
-    except (AttributeError, TypeError, ValueError):
+        return parse_generation({k: v for k, v in task.generation.items() if k in GENERATION_DEFAULTS})
+    except UsageError as error:
         raise UsageError(
-            f"the default logit_bias of task '{name}' must be an object of token ids to numbers, found "
-            f"{str(value)[:60]}; publish the task again."
-        ) from None
+            f"a generation default of task '{task.name}' is wrong: {str(error).rstrip('.')}; publish the task again."
+        ) from error

@@ -53,6 +53,8 @@ PREPARING_THREADS = 4, 2
 """Threads that tokenize, render and read the bank for lists, and of them those of one key."""
 SCORING_THREADS = 64, 2
 """Threads that wait for scores, of which the engine computes one batch at a time, and of them those of one key."""
+COMPILING_THREADS = 4, 2
+"""Threads that compile constraints, and of them those of one key."""
 SAVE_INTERVAL = 5.0
 """Seconds between two writings of the quotas' usage file."""
 PRUNE_INTERVAL = 600.0
@@ -119,7 +121,9 @@ def create_app(
     num_waiting = lambda: engine.statistics().get("waiting", 0)  # noqa: E731
     admission = Admission(engine.context, max_waiting, threads, num_waiting)
     scoring = Admission(engine.context, max_waiting, FairThreads(*SCORING_THREADS))
-    serving = OpenAIServing(Answers(engine, max_waiting, defaults), tasks, metrics, admission, scoring, timeout)
+    compiling = FairThreads(*COMPILING_THREADS)
+    answers = Answers(engine, max_waiting, defaults)
+    serving = OpenAIServing(answers, tasks, metrics, admission, scoring, compiling, timeout)
     scoring_service = ScoringService(engine, tasks, metrics, scoring)
     # In the order of the OpenAPI page.
     routers = [

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive
 
 from foreword.core import SamplingParams, Task
 from foreword.engine.protocol import Chunk, FinishReason, Sender, Stream
-from foreword.errors import AnswerTimeout, EngineError
+from foreword.errors import AnswerTimeout, EngineError, RequestError
 from foreword.evaluation.answers import Answers
 from foreword.server.openai.logprobs import Logprob
 from foreword.server.operations.admission import Admission
+from foreword.server.operations.fair_threads import FairThreads
 from foreword.server.operations.usage import UsageRecorder
 from foreword.text.prompt import Prompt
 from foreword.text.task_prompts import answers_label
 from foreword.text.tool_choice import AnswerPlan
+
+T = TypeVar("T")
 
 _WORK_AN_ANSWER = 1024
 """How many characters take as long to handle as an answer to submit, about."""
@@ -94,18 +98,21 @@ class Submission:
         """The same with its prompts counted, which are about to be run for something else than their answers."""
         return replace(self, recorder=self.recorder.charge_prompts(self.prompt_tokens))
 
-    async def submit(self, admission: Admission) -> list[Stream]:
+    async def submit(self, admission: Admission, compiling: FairThreads, receive: Receive) -> list[Stream]:
         """Submit all prompts, or none: if one is refused, those before it are cancelled.
 
         Args:
             admission: has threads for many of them.
+            compiling: threads for constraints, which are compiled as they are submitted and may take long.
+            receive: tells when the client has gone, whose constraint is then not begun.
         """
-        constrained = any(sampling.constraint is not None for _, sampling in self.prompts)
-        if constrained or (self.task is not None and answers_label(self.task)):
-            # A constraint is compiled as it is submitted, and the words of labels are tokenized at their first, which
-            # may take long and would hold up every other client.
-            return await run_in_threadpool(self._submit)
         answers = len(self.prompts) * self.n
+        if any(sampling.constraint is not None for _, sampling in self.prompts):
+            with admission.hold(answers):
+                return await while_connected(receive, compiling.run(self.recorder.caller.name, self._submit))
+        if self.task is not None and answers_label(self.task):
+            # The words of labels are tokenized at their first, which would hold up every other client.
+            return await run_in_threadpool(self._submit)
         work = answers * _WORK_AN_ANSWER + len(self.prompts[0][0].token_ids)
         return await admission.run(self.recorder.caller, self._submit, work=work, answers=answers)
 
@@ -166,13 +173,25 @@ async def merge_streams(streams: Sequence[Stream], timeout: float | None) -> Asy
             reader.cancel()
 
 
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which is cancelled when the client disconnects. Raises RequestError then."""
+    task, listener = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait((task, listener), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise RequestError("the client has gone before its answer was begun.")
+        return task.result()
+    finally:
+        listener.cancel()
+        task.cancel()
+
+
 @asynccontextmanager
 async def cancel_on_disconnect(receive: Receive, streams: Sequence[Stream]) -> AsyncIterator[None]:
     """Cancel the streams when the client disconnects, and those that still run when the block ends."""
 
     async def listen_for_disconnect() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await _wait_for_disconnect(receive)
         _cancel(streams)
 
     listener = asyncio.create_task(listen_for_disconnect())
@@ -181,6 +200,11 @@ async def cancel_on_disconnect(receive: Receive, streams: Sequence[Stream]) -> A
     finally:
         listener.cancel()
         _cancel(streams)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _timeout_error(seconds: float | None) -> AnswerTimeout:

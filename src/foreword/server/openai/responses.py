@@ -46,7 +46,7 @@ def responses_router(serving: OpenAIServing) -> APIRouter:
         submission = await serving.prepare(chat, http, task, partial(chat_prompt, serving, task, chat), strip=True)
         ref, plan = submission.ref, submission.plan
         try:
-            (stream,) = await submission.submit(serving.admission)
+            (stream,) = await submission.submit(serving.admission, serving.compiling, http.receive)
         except PromptTooLong as error:
             if body.truncation != "auto":
                 raise

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from foreword.core import MAX_LOGPROBS, Constraint
+from foreword.core.sampling import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOKEN_ID, MAX_TOKENS, MAX_TOP_K
 from foreword.evaluation.sampling_params import CHAT_MAX_TOKENS
 from foreword.server.openai.neutral_options import NeutralChatOptions, NeutralOptions, NeutralTextOptions
 from foreword.server.openai.response_form import ResponseFormat, StructuredOutputs
@@ -26,7 +27,8 @@ from foreword.text.tool_choice import ToolChoice
 
 # Not by `min_length`, which refuses halves of surrogate pairs.
 NonEmptyStr = Annotated[str, Predicate(bool)]
-TokenIdText = Annotated[str, Field(pattern="^[0-9]+$")]
+TokenIdText = Annotated[str, Field(pattern="^[0-9]{1,10}$")]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 MinusOneIsNone = BeforeValidator(lambda value: None if type(value) is int and value == -1 else value)
 """-1 stands for "not given" in llama.cpp, vLLM and ollama."""
@@ -52,7 +54,7 @@ class GenerationRequest(NeutralOptions):
 
     default_max_tokens: ClassVar[int]
 
-    max_tokens: Annotated[int | None, MinusOneIsNone] = Field(None, ge=1)
+    max_tokens: Annotated[int | None, MinusOneIsNone] = Field(None, ge=1, le=MAX_TOKENS)
     temperature: float | None = Field(
         None,
         ge=0,
@@ -62,7 +64,7 @@ class GenerationRequest(NeutralOptions):
         "repetition_penalty), else 1 as at OpenAI. The base model's entry in /v1/models shows it.",
     )
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, description="0 and -1 keep all tokens.")
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOP_K, description="0 and -1 keep all tokens.")
     seed: Annotated[int | None, MinusOneIsNone] = Field(
         None, ge=-(2**63), le=2**63 - 1, description="-1 draws one, as null does."
     )
@@ -70,7 +72,9 @@ class GenerationRequest(NeutralOptions):
         NonEmptyStr | Annotated[list[NonEmptyStr], Field(max_length=16)] | None,
         must_be("a text or a list of up to 16 texts, none empty"),
     ] = None
-    stop_token_ids: BodyList[int] | None = None
+    stop_token_ids: Annotated[list[TokenId] | None, must_be(f"a list of up to {MAX_STOP_TOKEN_IDS:,} token ids")] = (
+        Field(None, max_length=MAX_STOP_TOKEN_IDS)
+    )
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = Field(None, description="false leaves special tokens in the text.")
     include_stop_str_in_output: bool | None = Field(None, description="true leaves the stop text in the answer.")
@@ -83,13 +87,14 @@ class GenerationRequest(NeutralOptions):
 
     n: int | None = Field(None, ge=1, le=128, description="Answers to every prompt; seeds count up from `seed`.")
     min_p: float | None = Field(None, ge=0, le=1)
-    min_tokens: int | None = Field(None, ge=0)
+    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: Annotated[
-        dict[TokenIdText, Bias] | None, must_be("an object of token ids to numbers from -100 to 100")
-    ] = None
+        dict[TokenIdText, Bias] | None,
+        must_be(f"an object of up to {MAX_LOGIT_BIAS:,} token ids to numbers from -100 to 100"),
+    ] = Field(None, max_length=MAX_LOGIT_BIAS)
     structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's: json, regex or choice.")
     guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's older name of structured_outputs.json.")
     guided_regex: str | None = None
@@ -166,7 +171,7 @@ class ChatRequest(GenerationRequest, NeutralChatOptions):
     default_max_tokens = CHAT_MAX_TOKENS
 
     messages: Messages
-    max_completion_tokens: Annotated[int | None, MinusOneIsNone] = Field(None, ge=1)
+    max_completion_tokens: Annotated[int | None, MinusOneIsNone] = Field(None, ge=1, le=MAX_TOKENS)
 
     tools: BodyList[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
     tool_choice: str | dict[str, Any] | None = Field(
@@ -244,7 +249,7 @@ class CompletionRequest(GenerationRequest, NeutralTextOptions):
     default_max_tokens = 16
 
     max_tokens: Annotated[int | None, MinusOneIsNone] = Field(
-        None, ge=0, description="0 answers nothing, for the prompt that echo gives back."
+        None, ge=0, le=MAX_TOKENS, description="0 answers nothing, for the prompt that echo gives back."
     )
     prompt: Annotated[
         str | NonEmptyList[str] | NonEmptyList[int] | NonEmptyList[NonEmptyList[int]] | None,

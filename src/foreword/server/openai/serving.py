@@ -26,6 +26,7 @@ from foreword.server.openai.serialization import ChoiceSerializer, ResponseMeta,
 from foreword.server.openai.streaming import SSEResponse, sse_events
 from foreword.server.operations.admission import Admission
 from foreword.server.operations.auth import current_caller
+from foreword.server.operations.fair_threads import FairThreads
 from foreword.server.operations.metrics import Metrics
 from foreword.server.operations.usage import UsageRecorder
 from foreword.server.schema import TaskRequestBody
@@ -49,6 +50,7 @@ class OpenAIServing:
         metrics: gets times and token counts.
         admission: bounds requests and their preparation.
         scoring: the same of the prompts' own log-probabilities.
+        compiling: threads that constraints are compiled in.
         timeout: seconds after which a generation is ended; no bound if ``None``.
     """
 
@@ -57,6 +59,7 @@ class OpenAIServing:
     metrics: Metrics
     admission: Admission
     scoring: Admission
+    compiling: FairThreads
     timeout: float | None = None
 
     @property
@@ -120,7 +123,7 @@ class OpenAIServing:
         self, body: GenerationRequest, http: HttpRequest, serializer: ChoiceSerializer, submission: Submission
     ) -> Response:
         """Answer all prompts and respond, complete or as server-sent events."""
-        streams = await submission.submit(self.admission)
+        streams = await submission.submit(self.admission, self.compiling, http.receive)
         meta = ResponseMeta(serializer, body.model or submission.ref, submission.ref)
         if body.max_answer_tokens == 0:
             streams = [PromptOnlyStream(stream) for stream in streams]
