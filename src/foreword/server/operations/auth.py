@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 from fastapi import Request as HttpRequest
+from pydantic import Field, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
+from foreword.core.json_reader import read_json
 from foreword.engine.protocol import Sender
-from foreword.errors import AccessError, Forbidden
+from foreword.errors import AccessError, Forbidden, UsageError
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.error_handlers import error_response
 from foreword.server.operations.page_sharing import PageSharing, share_within_tenant
@@ -187,10 +191,18 @@ def _secret_in(header: str) -> str | None:
 
 
 def _read_usage(file: Path | None) -> Mapping[str, Mapping[str, Any]]:
+    """What each key had used when the server ended. A file that is damaged is forgotten, and the log says so."""
     if file is None or not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        found = read_json(file.read_bytes(), str(file), mend="today's quotas begin at 0")
+        return TypeAdapter(dict[str, _Usage]).validate_python(found, strict=True)  # type: ignore[return-value]
+    except (UsageError, ValidationError) as error:
+        said = error if isinstance(error, UsageError) else f"{file} is damaged; today's quotas begin at 0."
+        logging.getLogger(__name__).warning("%s", said)
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+class _Usage(TypedDict):
+    day: str
+    used: Annotated[int, Field(ge=0, le=1 << 62)]
