@@ -180,7 +180,7 @@ def attacking_page(url: str) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the base
             """Nothing."""
 
     page = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
