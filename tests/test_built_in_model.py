@@ -30,7 +30,7 @@ from foreword.text import task_prompts
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SST2 = DATA / "sst2"
 needs_data = pytest.mark.skipif(not SST2.is_dir(), reason="needs the data sets in ../shared/data")
-TOKENS = 10
+TOKENS = 6
 
 
 @pytest.fixture(scope="module")

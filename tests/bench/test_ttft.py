@@ -12,18 +12,20 @@ from foreword.bench.workload import Options
 
 
 def options(model, data, *peers):
-    return Options(data, model, peers, steps=2, limit=300)
+    return Options(data, model, peers, steps=1, limit=300)
 
 
 def test_the_workload_from_end_to_end(roomy_folder, tiny_data, tmp_path):
-    result = run(Ttft(), options(roomy_folder, tiny_data, "uncached"), Results(tmp_path), lambda line: None)
+    wanted = options(roomy_folder, tiny_data, "uncached")
+    result = run(Ttft(), wanted, Results(tmp_path), lambda line: None, only=["warm/8", "cold"])
     assert result.failed == []
     found = {record.key: record.metrics for record in result.records}
-    assert set(found) == {"warm/1", "warm/8", "cold"}
+    assert set(found) == {"warm/8", "cold"}
     assert found["warm/8"]["published"]["tokens"] == 300
     assert set(found["cold"]["runs"]) == {"foreword", "uncached"}
-    assert [goal.name for goal in result.summary.goals] == ["warm/1/uncached", "warm/8/uncached", "cold/over_warm"]
-    assert all(goal.value is not None and goal.value > 0 for goal in result.summary.goals)
+    goals = {goal.name: goal.value for goal in result.summary.goals}
+    assert set(goals) == {"warm/1/uncached", "warm/8/uncached", "cold/over_warm"}
+    assert min(goals["warm/8/uncached"], goals["cold/over_warm"]) > 0
 
 
 def test_a_published_policy_and_a_sent_one_give_the_same_answers(roomy_folder, tiny_data, tmp_path):

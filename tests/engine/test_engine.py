@@ -84,6 +84,7 @@ class Visit:
     max_tokens: int
     leaves: int | None
     talk: int
+    tenant: str
 
 
 visits = st.builds(
@@ -94,6 +95,7 @@ visits = st.builds(
     max_tokens=st.integers(1, 14),
     leaves=st.none() | st.integers(0, 14),
     talk=st.integers(0, 1),
+    tenant=st.sampled_from("ab"),
 )
 
 
@@ -109,7 +111,12 @@ def test_any_mix_with_any_limits(family, mix, pages, step_tokens, max_batch):
     engine = manual_engine(family, pages, step_tokens=step_tokens, max_batch=max_batch)
     known = prefix_uses(family)
     requests = [
-        Request(random_ids(40, v.talk)[: v.length], *known[v.front], SamplingParams(max_tokens=v.max_tokens))
+        Request(
+            random_ids(40, v.talk)[: v.length],
+            *known[v.front],
+            SamplingParams(max_tokens=v.max_tokens),
+            tenant=v.tenant,
+        )
         for v in mix
     ]
     streams = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,14 @@ from engine.reference import assert_greedy, learned_prefix, make_request, text_o
 from engine.test_engine import manual_engine, run_until_idle
 from foreword.core import KVPrefix
 from foreword.engine.engine import Engine
+from foreword.engine.job import Job
+from foreword.engine.protocol import Request
+from foreword.engine.stream import ChunkStream
+from foreword.engine.token_sampler import TokenSampler
 from foreword.errors import EngineError
 from foreword.text.detokenize import Detokenizer
+from tiny_cached_models import tiny_cached_model
+from tiny_encoder_decoders import tiny_encoder_decoder
 from tiny_models import tiny_model
 
 
@@ -26,27 +33,107 @@ def broken_prefix(value: float) -> KVPrefix:
     return KVPrefix(known.model, keys, known.values, known.offset)
 
 
-def test_a_failing_step_ends_its_requests_only(monkeypatch):
-    engine = manual_engine("llama", max_batch=2)
-    failing = [engine.submit(make_request(3, seed, max_tokens=20)) for seed in range(2)]
-    waiting = engine.submit(make_request(3, 2, learned_prefix("llama", 5)))
-    engine.step()
-    with monkeypatch.context() as broken:
-        broken.setattr(engine._runner, "run", lambda plan: 1 / 0)
-        assert engine.step()
-    engine.cache.check()
-    for stream in failing:
-        chunks = list(stream)
-        assert (chunks[-1].finish_reason, len(tokens_of(chunks))) == ("error", 1)
-        assert "ZeroDivisionError" in str(chunks[-1].error)
-    later = engine.submit(make_request(5, 3))
+def fails_for(engine: Engine, bad: set[Request], after: int = 0):
+    """The engine's `run`, which raises behind the model, when all is written, if a step has a bad request in it."""
+    run = engine._runner.run
+
+    def failing(scheduled):
+        logits = run(scheduled)
+        sequences = [each.sequence for each in scheduled]
+        if any(s.request in bad and len(s.output_token_ids) >= after for s in sequences):
+            raise ZeroDivisionError("a bad request")
+        return logits
+
+    return failing
+
+
+@pytest.mark.parametrize("after", [0, 3])
+@pytest.mark.parametrize(
+    "lm",
+    [lambda: tiny_model("llama"), lambda: tiny_cached_model("falcon_h1"), lambda: tiny_encoder_decoder("t5")],
+    ids=["paged", "states", "encoder-decoder"],
+)
+def test_a_bad_request_fails_alone(monkeypatch, lm, after):
+    """The others of its steps answer as they do without it, with every seed."""
+    model = lm()
+    requests = [
+        replace(make_request(length, length, max_tokens=9, temperature=float(length % 2), seed=length), tenant=tenant)
+        for length, tenant in ((3, "a"), (19, "a"), (40, "b"), (5, ""), (18, "b"))
+    ]
+    with Engine(model, start=False) as engine:
+        alone = [[chunk.token_ids for chunk in stream] for stream in submit_all(engine, requests[:4])]
+    engine = Engine(model, start=False)
+    monkeypatch.setattr(engine._runner, "run", fails_for(engine, {requests[4]}, after))
+    *good, bad = [engine.submit(request) for request in requests]
     run_until_idle(engine)
-    for stream in (waiting, later):
-        answer = tokens_of(stream)
-        assert len(answer) == 8
-        assert_greedy("llama", stream.request, answer)
-    assert engine.statistics()["failed"] == 2
+    assert [[chunk.token_ids for chunk in stream] for stream in good] == alone
+    *before, last = list(bad)
+    assert (last.finish_reason, len(before)) == ("error", after)
+    assert "ZeroDivisionError: a bad request" in str(last.error)
+    assert engine.statistics()["failed"] == 1
+    assert not engine.scheduler.sequences
+    later = engine.submit(requests[0])
+    run_until_idle(engine)
+    assert [chunk.token_ids for chunk in later] == alone[0]
+
+
+def submit_all(engine: Engine, requests: list[Request]) -> list[ChunkStream]:
+    streams = [engine.submit(request) for request in requests]
+    run_until_idle(engine)
+    return streams
+
+
+def test_those_that_wait_go_on_while_others_run_apart(monkeypatch):
+    engine = manual_engine("llama", max_batch=8)
+    bad = [make_request(3, seed, max_tokens=20) for seed in range(4)]
+    monkeypatch.setattr(engine._runner, "run", fails_for(engine, set(bad), 1))
+    streams = [engine.submit(request) for request in bad]
+    engine.step()
+    engine.step()  # fails: the four run apart from now on
+    late = engine.submit(make_request(5, 9, max_tokens=4))
+    run_until_idle(engine)
+    assert [list(stream)[-1].finish_reason for stream in streams] == ["error"] * 4
+    assert_greedy("llama", late.request, tokens_of(late))
     assert engine.cache.num_free_pages == engine.cache.num_pages
+
+
+def test_a_prefix_that_the_cache_cannot_take_fails_its_request_only():
+    engine = manual_engine("llama")
+    known = learned_prefix("llama", 4)
+    prefix = KVPrefix(known.model, known.keys, known.values, known.offset)
+    good, bad = engine.submit(make_request(3)), engine.submit(make_request(3, 1, prefix))
+    object.__setattr__(prefix, "keys", tuple(key[:, :, :3] for key in prefix.keys))
+    late = engine.submit(make_request(3, 2, learned_prefix("llama", 5)))
+    run_until_idle(engine)
+    assert list(bad)[-1].finish_reason == "error"
+    for stream in (good, late):
+        assert_greedy("llama", stream.request, tokens_of(stream))
+    assert engine.cache.num_free_pages == engine.cache.num_pages
+
+
+def test_a_sampler_that_fails_fails_alone_and_no_other_samples_twice(monkeypatch):
+    engine = manual_engine("llama")
+    seeded = make_request(4, 1, temperature=1.0, seed=3)
+    alone = tokens_of(submit_all(engine, [seeded])[0])
+    bad = engine.submit(make_request(4, 2, temperature=1.0, seed=4))
+    good = [engine.submit(seeded), engine.submit(make_request(9, 3))]
+    sample = TokenSampler._sample
+    broken = engine._new_sequences[0].sampler
+    monkeypatch.setattr(TokenSampler, "_sample", lambda self, logits: 1 / (self is not broken) and sample(self, logits))
+    run_until_idle(engine)
+    assert "ZeroDivisionError" in str(list(bad)[-1].error)
+    assert tokens_of(good[0]) == alone
+    assert engine.scheduler.num_preemptions == 0
+
+
+def test_a_job_whose_room_cannot_be_told_fails_alone():
+    engine = manual_engine("llama")
+    broken, good = Job(lambda: 1, ready=lambda: 1 // 0 > 0), Job(lambda: 2)
+    engine._jobs.extend("", [broken, good])
+    run_until_idle(engine)
+    with pytest.raises(ZeroDivisionError):
+        broken.result()
+    assert good.result() == 2
 
 
 def test_a_model_that_raises_inside_leaves_no_half_written_state(monkeypatch):

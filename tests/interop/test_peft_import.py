@@ -339,7 +339,7 @@ def test_places_that_hold_no_checkpoint(tmp_path):
         read_peft(str(tmp_path))
     for text in ("{", "[]"):
         (tmp_path / "adapter_config.json").write_text(text)
-        with pytest.raises(CorruptFile, match=r"is not JSON|must be a JSON object, found list"):
+        with pytest.raises(CorruptFile, match=r"is not JSON|must be a JSON object, found a list"):
             read_peft(str(tmp_path))
 
 

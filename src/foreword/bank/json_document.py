@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from foreword.core import ModelIdentity
+from foreword.core.json_reader import InvalidJson, parse_json
 from foreword.errors import CorruptFile, UsageError
 
 FORMAT = 1
@@ -53,8 +54,8 @@ def dump(document: Mapping[str, Any], what: str, *, indent: int | None = None) -
 def parse(data: bytes, where: str) -> dict[str, Any]:
     """A JSON object, strictly: UTF-8, no repeated keys, no NaN. Raises `CorruptFile`."""
     try:
-        found = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(data, unique=True)
+    except InvalidJson as error:
         raise CorruptFile(f"{where}: expected JSON, found something else ({error}); {MEND}.") from error
     if not isinstance(found, dict):
         raise CorruptFile(f"{where}: expected a JSON object, found {describe(found)}; {MEND}.")
@@ -106,14 +107,3 @@ def _check_format(found: object, where: str) -> None:
         raise CorruptFile(f"{where}: expected format {FORMAT}, found {found}; upgrade foreword.")
     if found != FORMAT or type(found) is not int:
         raise CorruptFile(f"{where}: expected format {FORMAT}, found {describe(found)}; {MEND}.")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key appears twice")
-    return found
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ from foreword.engine.job import Job
 from foreword.engine.job_queue import JobQueue
 from foreword.engine.protocol import ANONYMOUS, Chunk, FinishReason, Request, Sender
 from foreword.engine.request_validator import RequestValidator
-from foreword.engine.scheduler import KVCacheManager, ScheduledTokens, Scheduler
+from foreword.engine.scheduler import AllocationError, KVCacheManager, ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence
 from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler
@@ -45,7 +46,7 @@ def not_finite(request: Request, dtype: object) -> str:
 
 
 class EngineBase(ABC):
-    """An engine whose `step` is: run a job, take in requests, then schedule, run the model, postprocess.
+    """An engine whose `step` is: run a job if it is their turn, take in requests, schedule, run the model, postprocess.
 
     Any thread may submit, score, cancel and read statistics; requests and jobs wait in queues for the one thread that
     steps, which alone touches the model, the cache and the sequences.
@@ -85,6 +86,7 @@ class EngineBase(ABC):
         self._grammars = GrammarCompiler(tokenizer, identity.vocab_size, eos_token_ids)
         self._new_sequences: deque[Sequence] = deque()
         self._jobs = JobQueue()
+        self._jobs_ahead = 0.0  # seconds that jobs had more than the steps since then
         self._counters = Counter(dict.fromkeys(COUNTERS, 0))
         self._lock = threading.Lock()  # nothing is queued once the engine is closed
         self._closed = False
@@ -103,17 +105,23 @@ class EngineBase(ABC):
 
     def step(self) -> bool:
         """Run one step. Returns whether there was work."""
-        ran_job = self._run_next_job()
+        started = time.perf_counter()
+        may_run_job = self._jobs_ahead <= 0
+        if ran_job := may_run_job and self._run_next_job():
+            self._jobs_ahead = time.perf_counter() - started
         self._add_new_sequences()
         self._abort_cancelled()
-        scheduled = self.scheduler.schedule()
         try:
-            if scheduled:
-                tokens = self._execute_model(scheduled)
-                self._postprocess(scheduled, tokens)
-        except Exception as error:  # one bad step fails its requests, not the engine
-            self._fail_step(scheduled, error)
-        return ran_job or bool(scheduled)
+            scheduled = self.scheduler.schedule()
+        except AllocationError as error:
+            self._fail(error.sequence, error.__cause__ or error)
+            return True
+        started = time.perf_counter()
+        if scheduled:
+            self._run(scheduled)
+        # While there is work of both kinds, steps have as much time as jobs.
+        self._jobs_ahead -= time.perf_counter() - started if scheduled else self._jobs_ahead
+        return ran_job or not may_run_job or bool(scheduled) or bool(self.scheduler.running)
 
     def submit(self, request: Request) -> ChunkStream:
         """Queue a request and return its stream; see `EngineProtocol.submit`."""
@@ -220,6 +228,19 @@ class EngineBase(ABC):
             if sequence.cancelled:
                 self._abort(sequence, "cancelled")
 
+    def _run(self, scheduled: list[ScheduledTokens]) -> None:
+        """Execute the model and postprocess. If a step of several sequences fails, each is run apart: whoever is at
+        fault then fails alone."""
+        try:
+            sampled = self._execute_model(scheduled)
+        except Exception as error:
+            if len(scheduled) == 1:
+                self._fail(scheduled[0].sequence, error)
+            else:
+                self.scheduler.run_apart(each.sequence for each in scheduled)
+        else:
+            self._postprocess(scheduled, sampled)
+
     def _postprocess(self, scheduled: list[ScheduledTokens], sampled: list[int | None]) -> None:
         """Record what was computed, and append the sampled tokens to their sequences."""
         tokens = iter(sampled)
@@ -229,7 +250,11 @@ class EngineBase(ABC):
             each.sequence.num_computed_tokens = each.end
             self._cache.cache_tokens(each.sequence)
             if each.needs_logits:
-                self._append_token(each.sequence, next(tokens))
+                token = next(tokens)
+                try:
+                    self._append_token(each.sequence, token)
+                except Exception as error:  # of its text or its stop conditions
+                    self._fail(each.sequence, error)
 
     def _append_token(self, sequence: Sequence, token: int | None) -> None:
         """Append a token, send its chunk, and finish the sequence if the token or its text ends the answer."""
@@ -249,8 +274,9 @@ class EngineBase(ABC):
 
     def _finish(self, sequence: Sequence, reason: FinishReason, last: Chunk) -> None:
         """Remove a sequence whose answer is complete; its last chunk gets the text that was held back."""
+        last = replace(last, text=last.text + sequence.detokenizer.finish(), finish_reason=reason)
         self.scheduler.remove(sequence)
-        _put(sequence, replace(last, text=last.text + sequence.detokenizer.finish(), finish_reason=reason))
+        _put(sequence, last)
 
     def _abort(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
         """Remove a sequence whose answer is incomplete, with an empty last chunk."""
@@ -259,12 +285,9 @@ class EngineBase(ABC):
         self._counters["failed"] += reason == "error"
         _put(sequence, Chunk("", (), reason, error))
 
-    def _fail_step(self, scheduled: list[ScheduledTokens], error: Exception) -> None:
-        sentence = f"the engine could not run this request: {type(error).__name__}: {error}"
-        running = set(self.scheduler.running)
-        for each in scheduled:
-            if each.sequence in running:
-                self._abort(each.sequence, "error", sentence)
+    def _fail(self, sequence: Sequence, error: BaseException) -> None:
+        if sequence in self.scheduler.sequences:  # else it has ended, and what failed came behind
+            self._abort(sequence, "error", f"the engine could not run this request: {type(error).__name__}: {error}")
 
     def _on_crash(self, error: Exception) -> None:
         self._shut_down("error", f"the engine broke down: {type(error).__name__}: {error}")

@@ -98,6 +98,11 @@ class PagedCache:
         return PAGE_SIZE * self.pages_for_prefix(length)
 
     @property
+    def num_positions(self) -> int:
+        """See `KVCacheManager.num_positions`."""
+        return self.num_slots
+
+    @property
     def num_free_pages(self) -> int:
         """Pages that no sequence uses, evictable ones included."""
         return len(self._free_pages) + len(self._evictable)
@@ -119,7 +124,11 @@ class PagedCache:
             self._ref_counts[page] += 1
         self._pages_of[sequence] = [*prefix_pages, *shared]
         sequence.pages = shared
-        sequence.prefix_pages = prefix_pages or self._copy_prefix(sequence)
+        try:
+            sequence.prefix_pages = prefix_pages or self._copy_prefix(sequence)
+        except Exception:  # a prefix that does not fit the cache
+            self.free(sequence)
+            raise
         sequence.num_computed_tokens = len(shared) * PAGE_SIZE
         self._append_pages(sequence)
         return True

@@ -21,7 +21,7 @@ from foreword.engine.job import Job
 from foreword.engine.model_runner import ModelRunner
 from foreword.engine.protocol import ANONYMOUS, Request, Sender, TokenLogprob
 from foreword.engine.request_validator import RequestValidator
-from foreword.engine.scheduler import ScheduledTokens, Scheduler
+from foreword.engine.scheduler import SHARED_TOKENS, ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence
 from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler, sample_batch
@@ -118,7 +118,15 @@ class Engine(EngineBase):
                 tokenizer=lm.tokenizer,
                 is_encoder_decoder=lm.is_encoder_decoder,
             ),
-            scheduler=Scheduler(self.cache, step_tokens, max_batch, chunk, whole_prompts=lm.is_encoder_decoder),
+            scheduler=Scheduler(
+                self.cache,
+                step_tokens,
+                max_batch,
+                chunk,
+                whole_prompts=lm.is_encoder_decoder,
+                # Elsewhere a step takes about as long with few tokens as with many, and answers that pause are copied.
+                max_num_shared_tokens=SHARED_TOKENS if lm.device.type == "cpu" and not lm.is_encoder_decoder else None,
+            ),
             cache=self.cache,
             max_waiting=max_waiting,
         )

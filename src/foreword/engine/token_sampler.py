@@ -54,6 +54,12 @@ class TokenSampler:
 
     def sample(self, logits: np.ndarray) -> int | None:
         """The next token from finite ``logits [vocab]`` float32; ``None`` sets `error`."""
+        try:
+            return self._sample(logits)
+        except Exception as error:  # of this request alone, and the others of its step have sampled
+            return self._fail(f"the next token of this request could not be chosen: {type(error).__name__}: {error}")
+
+    def _sample(self, logits: np.ndarray) -> int | None:
         changed = logits
         if self._grammar is not None:
             changed = self._grammar.mask(changed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foreword.bank.digests import file_sha256
+from foreword.core import json_reader
 from foreword.errors import CorruptFile, UsageError
 from foreword.models import LanguageModel
 from foreword.version import __version__
@@ -145,13 +145,7 @@ def _read_config(file: Path, needed: bool) -> dict[str, Any]:
 
 def read_json_object(file: Path) -> dict[str, Any]:
     """The content of a JSON file that holds an object. Raises CorruptFile for any other."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CorruptFile(f"{file} is not JSON ({error}); download it again.") from error
-    if not isinstance(config, dict):
-        raise CorruptFile(f"{file} must be a JSON object, found {type(config).__name__}; download it again.")
-    return config
+    return json_reader.read_json_object(file, error=CorruptFile, mend="download it again")
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:

@@ -68,6 +68,11 @@ class CellAllocator:
         self._allocated: dict[Sequence, SequenceCells] = {}
 
     @property
+    def num_positions(self) -> int:
+        """See `foreword.engine.scheduler.KVCacheManager`."""
+        return self._session.num_cells
+
+    @property
     def num_free(self) -> int:
         """Cells that no sequence holds, those of evictable prefixes included."""
         # A copy, because any thread may read this while the engine's goes on.
@@ -185,8 +190,9 @@ class CellAllocator:
         resident = self._prefixes.get(prefix.digest)
         if resident is None:
             state = self._state(prefix)
-            resident = ResidentPrefix(self._free_seq_ids.pop(), prefix.length)
+            resident = ResidentPrefix(self._free_seq_ids[-1], prefix.length)
             self._session.set_state(resident.seq_id, state.to_bytes(resident.seq_id))
+            self._free_seq_ids.pop()
             self._prefixes[prefix.digest] = resident
             self._num_used += prefix.length
             self.num_prefixes_written += 1

@@ -15,7 +15,7 @@ from foreword.engine.base import EngineBase
 from foreword.engine.job import Job
 from foreword.engine.protocol import ANONYMOUS, Request, Sender, TokenLogprob
 from foreword.engine.request_validator import RequestValidator
-from foreword.engine.scheduler import ScheduledTokens, Scheduler
+from foreword.engine.scheduler import SHARED_TOKENS, ScheduledTokens, Scheduler
 from foreword.engine.sequence import Sequence as EngineSequence
 from foreword.engine.stream import ChunkStream
 from foreword.engine.token_sampler import TokenSampler, sample_row
@@ -87,7 +87,7 @@ class LlamaCppEngine(EngineBase):
             validator=RequestValidator(
                 model.identity, context, session.num_cells, allow_other_weights, tokenizer=model.tokenizer
             ),
-            scheduler=Scheduler(self.allocator, step_tokens, max_batch),
+            scheduler=Scheduler(self.allocator, step_tokens, max_batch, max_num_shared_tokens=SHARED_TOKENS),
             cache=self.allocator,
             max_waiting=max_waiting,
         )
@@ -175,13 +175,15 @@ class LlamaCppEngine(EngineBase):
         return EngineSequence(request, request.prefix, sampler, detokenizer, stream, _as_float32(request.soft))
 
     def _execute_model(self, scheduled: list[ScheduledTokens]) -> list[int | None]:
-        sampled: dict[int, int | None] = {}
+        found: dict[int, np.ndarray] = {}
 
         def on_logits(index: int, token_index: int, logits: np.ndarray) -> None:
-            sampled[index] = sample_row(logits, scheduled[index].sequence.sampler)
+            found[index] = logits.copy()
 
         decode(self._session, [self._sequence_tokens(each) for each in scheduled], on_logits)
-        return [sampled[index] for index, each in enumerate(scheduled) if each.needs_logits]
+        # Behind the whole step: one that fails is run again, and a sampler must not see a token twice.
+        needed = [(found[index], each) for index, each in enumerate(scheduled) if each.needs_logits]
+        return [sample_row(logits, each.sequence.sampler) for logits, each in needed]
 
     def _sequence_tokens(self, tokens: ScheduledTokens) -> SequenceTokens:
         sequence = tokens.sequence

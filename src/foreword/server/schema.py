@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
-NonEmptyList = Annotated[list[T], Field(min_length=1)]
+BodyList = Annotated[list[T], Field(fail_fast=True)]
+"""A list that is refused at its first wrong item: the errors of a long one would take seconds to write."""
+NonEmptyList = Annotated[list[T], Field(min_length=1, fail_fast=True)]
+MAX_ERRORS = 64
 
 
 def must_be(expected: str) -> WrapValidator:
@@ -52,6 +64,18 @@ class TaskRequestBody(BaseModel):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _bound_errors(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            if (count := error.error_count()) <= MAX_ERRORS:
+                raise
+            raise PydanticCustomError(
+                "invalid_value", "is wrong in {count} places; send the documented fields", {"count": count}
+            ) from None
 
     @property
     def user_id(self) -> str | None:

@@ -8,6 +8,7 @@ that `tool_formats` cannot read, tools and calls are written as ordinary turns (
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -34,6 +35,8 @@ _RESERVED_KWARGS = frozenset(
         *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
     )
 )
+_MARK = re.compile("mark[0-9]{8}")
+_MOST_LEFT_OUT = 32
 _CONTINUE_HERE = "\u2060continue-here\u2060"
 _PROBE_CALL: Turn = {
     "role": "assistant",
@@ -168,9 +171,9 @@ class _ChatTemplate:
             except RequestError as error:
                 refusal = refusal or error
                 continue
-            if arranged is not turns and any(_writes_lists(turn, rendered) for turn in arranged):
+            if arranged is not turns and any(_writes_lists(turn, rendered) for turn in arranged[:_MOST_LEFT_OUT]):
                 continue
-            if not (left_out := sum(turn["content"].strip() not in rendered for turn in turns)):
+            if not (left_out := _count_left_out(turns, rendered)):
                 return rendered
             written.append((left_out, rendered))
         if not written:
@@ -191,11 +194,24 @@ class _ChatTemplate:
                     **self.kwargs,
                 )
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             reason = str(error).strip().rstrip(".")
             raise RequestError(
                 f"the model's chat template refuses these messages ({reason}); change their roles or their order."
             ) from None
+
+
+def _count_left_out(turns: Sequence[Turn], rendered: str) -> int:
+    """Turns whose text a template leaves out, at most `_MOST_LEFT_OUT`: most are found where the one before them ends,
+    and looking for each of many in all of a long text would take minutes."""
+    count = place = 0
+    for turn in turns:
+        content = turn["content"].strip()
+        if (found := rendered.find(content, place)) >= 0:
+            place = found + len(content)
+        elif content not in rendered and (count := count + 1) >= _MOST_LEFT_OUT:
+            break
+    return count
 
 
 def _writes_lists(turn: Turn, rendered: str) -> bool:
@@ -243,7 +259,7 @@ def _choose_layout(
         except RequestError as error:
             refusal = refusal or error
             continue
-        if all(mark in proof for mark in marks):
+        if set(marks) <= set(_MARK.findall(proof)):
             return _Layout(template, *arrange(turns, tools), calls)
     raise refusal or RequestError(
         "the model's chat template leaves tools, or what they returned, out of these messages; tell it in a user turn."
@@ -283,7 +299,7 @@ def _marked(turns: Sequence[Turn], tools: _Definitions) -> tuple[list[Turn], _De
     marks: list[str] = []
 
     def mark() -> str:
-        marks.append(f"mark{len(marks):05d}")
+        marks.append(f"mark{len(marks):08d}")
         return marks[-1]
 
     def marked_call(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,8 +49,12 @@ class HubDataset:
         if match is None:
             raise DataError(f"{name!r} does not name a data set and a split; write hub:OWNER/NAME:train.")
         source, split = match["source"], match["split"]
-        folder = Path(source).expanduser().absolute()
-        if folder.is_dir():
+        try:
+            folder = Path(source).expanduser().absolute()
+            is_folder = folder.is_dir()
+        except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown user, with a NUL
+            raise DataError(f"{name[:80]!r} names no folder and no data set ({error}); check the name.") from error
+        if is_folder:
             return cls(name, str(folder), None, None, split)
         if source.startswith((".", "/", "~")):
             if not folder.parent.is_dir():

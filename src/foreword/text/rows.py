@@ -15,7 +15,7 @@ from foreword.text.json_rows import json_rows
 from foreword.text.memory import Tabular, memory_rows
 from foreword.text.row import Row, values_digest
 from foreword.text.table import parquet_rows
-from foreword.text.text_file import read_utf8, stem_suffix
+from foreword.text.text_file import is_folder, read_utf8, stem_suffix
 
 Source = str | Path | Sequence[Any] | Tabular
 """A file or data set by its name, or rows in memory: a list of dicts, a `datasets.Dataset` or a pandas DataFrame."""
@@ -71,7 +71,7 @@ def read_data(source: Source, layout: Layout | None = None) -> DataFile:
 
 def data_digest(source: Source) -> str:
     """SHA-256 of a data file, or of the rows of a data set or of memory, for provenance."""
-    if isinstance(source, str | Path) and not _is_hub(source) and not Path(source).is_dir():
+    if isinstance(source, str | Path) and not _is_hub(source) and not is_folder(Path(source)):
         with Path(source).open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     return values_digest(row.values for row in _read(source, Layout()).rows)
@@ -98,7 +98,7 @@ def _read(source: Source, layout: Layout) -> DataFile:
         return DataFile([Row(*row) for row in HubDataset.parse(str(source)).rows()], "a data set")
     file = Path(source)
     kind = stem_suffix(file)
-    if file.is_dir() and kind not in KINDS:
+    if is_folder(file) and kind not in KINDS:
         only = saved_split(file)
         read = _read(f"{SCHEME}{file.absolute()}:{only}", layout)
         rows = [Row(row.values, f"{file} row {number}") for number, row in enumerate(read.rows, 1)]

@@ -49,6 +49,14 @@ def _unpacked(file: Path, data: bytes) -> bytes:
     return unpacked
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder of this name; a name that no file can have is none."""
+    try:
+        return path.is_dir()
+    except OSError:  # longer than names are
+        return False
+
+
 def stem_suffix(file: Path) -> str:
     """The suffix in lower case that says what a file holds: ``.csv`` of ``train.CSV.gz``."""
     name = file.with_suffix("") if file.suffix.lower() == ".gz" else file

@@ -177,7 +177,7 @@ def test_half_a_surrogate_pair(server: RunningServer) -> None:
         return httpx.post(server.url + TEXT, content=body, headers={"content-type": "application/json"})
 
     check(ask("tiny-llama", r"\ud800"), 400, "invalid_request", None)
-    check(ask(r"\ud800", "Hi"), 404, "model_not_found", "model")
+    check(ask(r"\ud800", "Hi"), 400, "invalid_request", None)
 
 
 def test_routes_that_are_not(server: RunningServer) -> None:

@@ -14,13 +14,14 @@ from foreword.server.openai.examples import CHAT_RESPONSE
 from foreword.server.openai.schema import ChatRequest
 from foreword.server.openai.serialization import ChatSerializer
 from foreword.server.openai.serving import OpenAIServing
+from foreword.server.operations.json_body import JsonBodyRoute
 from foreword.text import chat, task_prompts
 from foreword.text.prompt import Prompt
 from foreword.text.tool_choice import AnswerPlan
 
 
 def chat_router(serving: OpenAIServing) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["answers"])
+    router = APIRouter(prefix="/v1", tags=["answers"], route_class=JsonBodyRoute)
 
     @router.post("/chat/completions", response_model=None, responses=CHAT_RESPONSE)
     async def chat(body: ChatRequest, http: HttpRequest) -> Response:

@@ -17,12 +17,13 @@ from foreword.server.openai.serialization import CompletionSerializer, PromptEch
 from foreword.server.openai.serving import OpenAIServing
 from foreword.server.operations.admission import SMALL_WORK
 from foreword.server.operations.auth import current_caller
+from foreword.server.operations.json_body import JsonBodyRoute
 from foreword.text import seam, task_prompts
 from foreword.text.prompt import Prompt
 
 
 def completions_router(serving: OpenAIServing) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["answers"])
+    router = APIRouter(prefix="/v1", tags=["answers"], route_class=JsonBodyRoute)
 
     @router.post("/completions", response_model=None, responses=COMPLETION_RESPONSE)
     async def complete(body: CompletionRequest, http: HttpRequest) -> Response:

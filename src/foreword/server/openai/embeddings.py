@@ -13,6 +13,7 @@ from pydantic import Field
 from foreword.core import Pooling, Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UnsupportedOption
+from foreword.server.operations.json_body import JsonBodyRoute
 from foreword.server.operations.scoring_usage import ScoringUsage
 from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, example_response, must_be
 from foreword.server.tasks.scoring import ScoringService
@@ -56,7 +57,7 @@ RESPONSE = example_response(
 
 
 def embeddings_router(scoring: ScoringService) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["answers"])
+    router = APIRouter(prefix="/v1", tags=["answers"], route_class=JsonBodyRoute)
 
     @router.post("/embeddings", responses=RESPONSE)
     async def embed(body: EmbeddingRequest, http: HttpRequest) -> dict[str, Any]:

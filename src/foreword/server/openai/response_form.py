@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from foreword.core import Constraint
 from foreword.server.openai.neutral_options import unsupported
+from foreword.server.schema import BodyList
 
 _GRAMMAR = "grammars are written in as many ways as there are engines; write a JSON schema, a regex or a choice"
 
@@ -50,7 +51,7 @@ class StructuredOutputs(BaseModel):
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: BodyList[str] | None = None
     json_object: bool | None = None
     grammar: Annotated[Any, unsupported(why=_GRAMMAR)] = None
     structural_tag: Annotated[Any, unsupported(why="send tools")] = None

@@ -11,7 +11,7 @@ from foreword.core import MAX_LOGPROBS
 from foreword.server.openai.neutral_options import NeutralOptions, unsupported
 from foreword.server.openai.response_items import to_messages, to_tool, to_tool_choice
 from foreword.server.openai.schema import CacheSalt, ChatRequest
-from foreword.server.schema import NonEmptyList, example_request, must_be
+from foreword.server.schema import BodyList, NonEmptyList, example_request, must_be
 
 _NOTHING_STORED = "nothing is stored here; send the whole conversation as input"
 _NO_REASONING = "thoughts are part of the answer's text"
@@ -82,25 +82,27 @@ class ResponseRequest(NeutralOptions):
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     text: TextConfig | None = None
-    tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
+    tools: BodyList[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningConfig | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(
+    include: BodyList[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(
         None, description="Log-probabilities; encrypted reasoning is never there."
     )
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="auto is taken as long as the input fits: nothing is left out of it here."
     )
-    metadata: dict[str, str] | None = Field(None, description="Given back with the response.")
+    metadata: Annotated[dict[str, str] | None, must_be("an object of texts")] = Field(
+        None, description="Given back with the response."
+    )
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | BodyList[str] | None = None
+    stop_token_ids: BodyList[int] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     repetition_penalty: float | None = None

@@ -30,10 +30,11 @@ from foreword.server.openai.serving import OpenAIServing
 from foreword.server.openai.streaming import SSEResponse
 from foreword.server.operations.auth import current_caller
 from foreword.server.operations.error_handlers import error_body
+from foreword.server.operations.json_body import JsonBodyRoute
 
 
 def responses_router(serving: OpenAIServing) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["answers"])
+    router = APIRouter(prefix="/v1", tags=["answers"], route_class=JsonBodyRoute)
 
     @router.post("/responses", response_model=None, responses=RESPONSES_RESPONSE)
     async def respond(body: ResponseRequest, http: HttpRequest) -> Response:

@@ -21,7 +21,7 @@ from foreword.core import MAX_LOGPROBS, Constraint
 from foreword.evaluation.sampling_params import CHAT_MAX_TOKENS
 from foreword.server.openai.neutral_options import NeutralChatOptions, NeutralOptions, NeutralTextOptions
 from foreword.server.openai.response_form import ResponseFormat, StructuredOutputs
-from foreword.server.schema import NonEmptyList, example_request, must_be
+from foreword.server.schema import BodyList, NonEmptyList, example_request, must_be
 from foreword.text.tool_choice import ToolChoice
 
 # Not by `min_length`, which refuses halves of surrogate pairs.
@@ -70,7 +70,7 @@ class GenerationRequest(NeutralOptions):
         NonEmptyStr | Annotated[list[NonEmptyStr], Field(max_length=16)] | None,
         must_be("a text or a list of up to 16 texts, none empty"),
     ] = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: BodyList[int] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = Field(None, description="false leaves special tokens in the text.")
     include_stop_str_in_output: bool | None = Field(None, description="true leaves the stop text in the answer.")
@@ -93,7 +93,7 @@ class GenerationRequest(NeutralOptions):
     structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's: json, regex or choice.")
     guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's older name of structured_outputs.json.")
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: BodyList[str] | None = None
     cache_salt: CacheSalt = Field(
         None, description="vLLM's: cached tokens are shared with requests of the same key and salt alone."
     )
@@ -168,12 +168,12 @@ class ChatRequest(GenerationRequest, NeutralChatOptions):
     messages: Messages
     max_completion_tokens: Annotated[int | None, MinusOneIsNone] = Field(None, ge=1)
 
-    tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
+    tools: BodyList[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="none, auto, required, a function by name, or allowed_tools."
     )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call in an answer.")
-    functions: list[dict[str, Any]] | None = Field(None, description="OpenAI's older name of tools.")
+    functions: BodyList[dict[str, Any]] | None = Field(None, description="OpenAI's older name of tools.")
     function_call: str | dict[str, Any] | None = Field(None, description="OpenAI's older name of tool_choice.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the model's chat template.")
     add_generation_prompt: bool | None = None

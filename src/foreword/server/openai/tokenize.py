@@ -15,6 +15,7 @@ from foreword.engine.protocol import EngineProtocol
 from foreword.server.openai.schema import Messages
 from foreword.server.operations.admission import Admission
 from foreword.server.operations.auth import current_caller
+from foreword.server.operations.json_body import JsonBodyRoute
 from foreword.server.schema import TaskRequestBody, example_request, example_response
 from foreword.server.tasks.table import TaskTable
 from foreword.text import task_prompts
@@ -41,7 +42,7 @@ RESPONSE = example_response({"count": 4, "prefix_length": 0, "max_model_len": 81
 
 
 def tokenize_router(engine: EngineProtocol, tasks: TaskTable, admission: Admission) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["answers"])
+    router = APIRouter(prefix="/v1", tags=["answers"], route_class=JsonBodyRoute)
 
     @router.post("/tokenize", responses=RESPONSE)
     async def tokenize(body: TokenizeRequest, http: HttpRequest) -> dict[str, Any]:

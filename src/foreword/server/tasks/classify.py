@@ -13,6 +13,7 @@ from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import RequestError
 from foreword.evaluation.predict import classify, label_answer
+from foreword.server.operations.json_body import JsonBodyRoute
 from foreword.server.operations.scoring_usage import ScoringUsage
 from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, example_response, must_be
 from foreword.server.tasks.scoring import ScoringService
@@ -45,7 +46,7 @@ RESPONSE = example_response(
 
 
 def classify_router(scoring: ScoringService) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["answers"])
+    router = APIRouter(prefix="/v1", tags=["answers"], route_class=JsonBodyRoute)
 
     @router.post("/classify", responses=RESPONSE)
     async def classify_inputs(body: ClassifyRequest, http: HttpRequest) -> dict[str, Any]:

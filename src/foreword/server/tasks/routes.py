@@ -24,6 +24,7 @@ from foreword.evaluation.sampling_params import generation_defaults
 from foreword.interop.prefix_task import prefix_task
 from foreword.server.operations.auth import CurrentCaller, current_caller, require_admin
 from foreword.server.operations.fair_threads import FairThreads
+from foreword.server.operations.json_body import JsonBodyRoute
 from foreword.server.tasks.manager import TaskManager
 from foreword.server.tasks.schema import (
     PUBLISH_BODIES,
@@ -45,7 +46,7 @@ def tasks_router(manager: TaskManager | None, threads: FairThreads) -> APIRouter
 
     Without a manager, which a server without a bank has none of, every route raises RequestError.
     """
-    router = APIRouter(prefix=PATH, tags=["tasks"])
+    router = APIRouter(prefix=PATH, tags=["tasks"], route_class=JsonBodyRoute)
     admin_only = [Depends(require_admin)]
 
     def require_manager() -> TaskManager:

@@ -13,6 +13,7 @@ from foreword.core import Task
 from foreword.engine.protocol import EngineProtocol
 from foreword.errors import UsageError
 from foreword.evaluation.predict import tag
+from foreword.server.operations.json_body import JsonBodyRoute
 from foreword.server.operations.scoring_usage import ScoringUsage
 from foreword.server.schema import NonEmptyList, TaskRequestBody, example_request, example_response, must_be
 from foreword.server.tasks.scoring import ScoringService
@@ -46,7 +47,7 @@ RESPONSE = example_response(
 
 
 def tag_router(scoring: ScoringService) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["answers"])
+    router = APIRouter(prefix="/v1", tags=["answers"], route_class=JsonBodyRoute)
 
     @router.post("/tag", responses=RESPONSE)
     async def tag_inputs(body: TagRequest, http: HttpRequest) -> dict[str, Any]:
