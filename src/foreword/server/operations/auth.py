@@ -13,14 +13,14 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 from fastapi import Request as HttpRequest
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
-from foreword.core.json_reader import read_json
+from foreword.core.json_reader import parse_json, read_document
 from foreword.engine.protocol import Sender
-from foreword.errors import AccessError, Forbidden, UsageError
+from foreword.errors import AccessError, Forbidden
 from foreword.server.operations.api_keys import ApiKeys
 from foreword.server.operations.error_handlers import error_response
 from foreword.server.operations.page_sharing import PageSharing, share_within_tenant
@@ -195,11 +195,10 @@ def _read_usage(file: Path | None) -> Mapping[str, Mapping[str, Any]]:
     if file is None or not file.is_file():
         return {}
     try:
-        found = read_json(file.read_bytes(), str(file), mend="today's quotas begin at 0")
-        return TypeAdapter(dict[str, _Usage]).validate_python(found, strict=True)  # type: ignore[return-value]
-    except (UsageError, ValidationError) as error:
-        said = error if isinstance(error, UsageError) else f"{file} is damaged; today's quotas begin at 0."
-        logging.getLogger(__name__).warning("%s", said)
+        usage = TypeAdapter(dict[str, _Usage]).validate_python(parse_json(read_document(file)), strict=True)
+        return usage  # type: ignore[return-value] - dictionaries of these fields
+    except ValueError:
+        logging.getLogger(__name__).warning("%s is damaged; today's quotas begin at 0.", file)
         return {}
 
 
