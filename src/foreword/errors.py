@@ -14,6 +14,7 @@ it and exits with ``exit_status``; the server answers with ``http_status`` and `
     │       ├── PromptTooLong
     │       ├── BodyTooLarge
     │       │   └── HeadTooLarge
+    │       ├── DamagedUpload
     │       ├── RequestTimeout          its parts came too slowly
     │       ├── UnsupportedMediaType
     │       └── UnsupportedOption
@@ -103,6 +104,10 @@ class BodyTooLarge(RequestError):
 
 class HeadTooLarge(BodyTooLarge):
     http_status = 431
+
+
+class DamagedUpload(RequestError):
+    code = "corrupt_file"
 
 
 class RequestTimeout(RequestError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -99,6 +101,74 @@ def test_an_answer_that_does_not_end_is_ended_without_a_traceback(endless, tmp_p
     said = "\n".join(server.lines)
     assert "Traceback" not in said
     assert "Error" not in said
+
+
+def test_every_client_is_told_within_the_grace(endless, tmp_path):
+    server = Served(endless, tmp_path / "home", "--grace", "3", "--no-ui")
+    body = {"model": str(endless), "max_tokens": 100_000, "stream": True, "ignore_eos": True}
+    kinds = {
+        "/v1/completions": {"prompt": ["Once", "Twice"], "n": 8, **body},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], **body},
+        "/v1/responses": {"input": "Hi", "max_output_tokens": 100_000, "stream": True, "model": str(endless)},
+    }
+    ends: list[tuple[str, list[str]]] = []
+
+    def stream(path: str) -> None:
+        with httpx.stream("POST", server.url + path, json=kinds[path], timeout=60) as answer:
+            ends.append((path, [line for line in answer.iter_lines() if line]))
+
+    def whole() -> None:
+        answer = httpx.post(
+            f"{server.url}/v1/completions", json={**body, "prompt": "Once", "stream": False}, timeout=60
+        )
+        ends.append(("whole", [str(answer.status_code)]))
+
+    threads = [threading.Thread(target=stream, args=(path,)) for path in [*kinds] * 4]
+    threads.append(threading.Thread(target=whole))
+    address = urlsplit(server.url)
+    deaf = socket.socket()
+    try:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((str(address.hostname), int(address.port or 0)))
+        sent = json.dumps(kinds["/v1/completions"]).encode()
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(sent)}"
+        )
+        deaf.sendall(head.encode() + b"\r\n\r\n" + sent)
+        for thread in threads:
+            thread.start()
+        time.sleep(2)
+        server.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert server.process.wait(timeout=30) == 0
+        assert time.monotonic() - began < 9
+        for thread in threads:
+            thread.join(10)
+    finally:
+        deaf.close()
+        server.process.kill()
+    assert len(ends) == len(threads)
+    for path, lines in ends:
+        assert lines == ["503"] if path == "whole" else "error" in lines[-1], (path, lines[-1])
+    assert "Traceback" not in "\n".join(server.lines)
+
+
+def test_a_second_signal_ends_the_server_at_once(endless, tmp_path):
+    server = Served(endless, tmp_path / "home", "--grace", "100", "--no-ui")
+    body = {"model": str(endless), "prompt": "Once", "max_tokens": 100_000, "stream": True, "ignore_eos": True}
+    try:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as answer:
+            next(answer.iter_lines())
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            assert server.process.poll() is None
+            began = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(timeout=30)
+            assert time.monotonic() - began < 6
+    finally:
+        server.process.kill()
+    assert "Traceback" not in "\n".join(server.lines)
 
 
 def test_the_way_in(folder, tmp_path):

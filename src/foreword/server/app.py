@@ -151,7 +151,7 @@ def create_app(
     for router in routers:
         app.include_router(router)
     # The last one added is the first to see a request.
-    app.add_middleware(ContentTypes, upload_paths=UPLOAD_PATHS)
+    app.add_middleware(ContentTypes, upload_paths=(*UPLOAD_PATHS, f"{PATH}/gradio_api/upload"))
     app.add_middleware(AuthMiddleware, authenticator=authenticator)
     app.add_middleware(
         RequestLimits, max_body_bytes=max_body_bytes, max_json_bytes=max_json_bytes, timeout_body=timeout_body

@@ -74,6 +74,18 @@ def test_every_path_needs_a_key_but_health(secured, path):
     assert httpx.get(secured.url + "/health").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "used", ["", "[", "[1]", '{"a": 1}', '{"a": {"day": 3, "used": 1}}', '{"a": {"used": "x"}}', "[" * 9999]
+)
+def test_a_damaged_file_of_usage_is_forgotten_and_said(tmp_path, caplog, used):
+    file = tmp_path / "keys.jsonl.used"
+    file.write_text(used)
+    key = ApiKey(name="a", sha256=digest_of("a"), tokens_per_day=5)
+    Authenticator(ApiKeys([key]), file).save_usage()
+    assert "quotas begin at 0" in caplog.text
+    assert json.loads(file.read_text())["a"]["used"] == 0
+
+
 def test_a_post_without_a_key_is_refused_before_it_is_read(secured):
     response = httpx.post(f"{secured.url}/v1/chat/completions", content=b"{")
     assert response.status_code == 401

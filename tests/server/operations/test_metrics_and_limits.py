@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -156,6 +157,37 @@ def test_a_body_that_is_too_large_is_refused(chunked, path):
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "request_too_large"
         assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_json_is_bounded_apart_from_uploads():
+    with small_server(max_json_bytes=2000) as (url, _):
+        json_type, long = {"Content-Type": "application/json"}, b'{"a": "' + b"a" * 3000 + b'"}'
+        for content in (long, iter([long])):
+            refused = httpx.post(f"{url}/v1/tasks", content=content, headers=json_type)
+            assert refused.status_code == 413
+        upload = httpx.post(f"{url}/v1/tasks", files={"prefix": b"a" * 3000})
+        assert "this server has no bank" in upload.json()["error"]["message"]
+        address = urlsplit(url)
+        for length, status in ((b"0" * 5000 + b"47", b"400"), (b"9" * 19, b"400"), (b"9" * 17, b"413")):
+            with socket.create_connection((address.hostname, address.port)) as connection:
+                head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+                connection.sendall(head + b"Content-Length: " + length + b"\r\n\r\n" + b"{" * 47)
+                assert connection.recv(100).startswith(b"HTTP/1.1 " + status)  # at once: the body need not come
+
+
+def test_a_body_that_trickles_is_given_up():
+    with small_server(timeout_body=1.0) as (url, _):
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            connection.sendall(head + b"Content-Length: 500\r\n\r\n")
+            connection.settimeout(0.2)
+            received, deadline = b"", time.monotonic() + 10
+            while not received and time.monotonic() < deadline:
+                connection.sendall(b"{")
+                with contextlib.suppress(TimeoutError):
+                    received = connection.recv(100)
+            assert received.startswith(b"HTTP/1.1 408")
 
 
 def test_a_body_that_never_comes_is_given_up(monkeypatch):

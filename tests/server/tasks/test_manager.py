@@ -105,7 +105,10 @@ def test_a_prefix_file_is_uploaded(server, client, tmp_path):
     assert "top_p must be above 0" in upload(400, name="sent", generation='{"top_p": 3}')["error"]["message"]
     assert "upload" in upload(400, name="sent", colour="red")["error"]["message"]
     assert "JSON object" in upload(400, name="x", template="{text}{mask}", verbalizer="/etc/passwd")["error"]["message"]
-    assert upload(500, name="x", content=data[:-9])["error"]["code"] == "corrupt_file"
+    for damaged in (data[:-9], b"", b"\xff" * 64, data[:8] + b"[" * 5000, b"PK" + data):
+        error = upload(400, name="x", content=damaged)["error"]
+        assert error["code"] == "corrupt_file"
+        assert "/" not in error["message"]
     assert "name" in upload(400, name="No Name")["error"]["message"]
     missing = httpx.post(f"{server.url}/v1/tasks", data={"name": "x"}, files={"other": b"1"})
     assert missing.status_code == 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 from fastapi import Request as HttpRequest
+from pydantic import Field, TypeAdapter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
 from foreword.core.json_reader import parse_json, read_document
 from foreword.engine.protocol import Sender
@@ -188,10 +191,17 @@ def _secret_in(header: str) -> str | None:
 
 
 def _read_usage(file: Path | None) -> Mapping[str, Mapping[str, Any]]:
+    """What each key had used when the server ended. A file that is damaged is forgotten, and the log says so."""
     if file is None or not file.is_file():
         return {}
     try:
-        found = parse_json(read_document(file))
+        usage = TypeAdapter(dict[str, _Usage]).validate_python(parse_json(read_document(file)), strict=True)
+        return usage  # type: ignore[return-value] - dictionaries of these fields
     except ValueError:
+        logging.getLogger(__name__).warning("%s is damaged; today's quotas begin at 0.", file)
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+class _Usage(TypedDict):
+    day: str
+    used: Annotated[int, Field(ge=0, le=1 << 62)]

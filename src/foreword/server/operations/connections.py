@@ -139,7 +139,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self._in_body and self.cycle.response_complete:
             self._deadline = self.loop.time() + TIME_AFTER_ANSWER
-        elif self._framing and self._is_idle:
+        elif self._framing and self._is_idle:  # a part of the next head came already
+            self._unset_keepalive_if_required()
             self._wait_for_head()
         elif self._is_idle:  # with uvicorn's timer for the time between requests
             self._idle[self] = None

@@ -101,7 +101,7 @@ class OriginGuard:
             self._check_host(host)
         if scope.get("method") in SAFE_METHODS:
             return
-        scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"], scope["scheme"])
+        scheme = "https" if scope["scheme"] in ("https", "wss") else "http"
         if is_cross_origin(headers, scheme, self._allowed_origins):
             raise Forbidden(
                 "a page of another origin sent this; ask from this server's own, or start it with --cors-origin and "
