@@ -178,3 +178,12 @@ def test_the_package_needs_neither_its_benchmarks_nor_peft():
 def test_quick_commands_import_neither_torch_nor_transformers(code):
     check = f"{code}\nimport sys\nassert not {{'torch', 'transformers', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, timeout=60)
+
+
+def test_outside_texts_are_parsed_by_the_bounded_readers():
+    """Else 4,301 digits or 1,000 nested lists end in a traceback; what our own processes say is excepted."""
+    own = ("core/json_reader.py", "core/yaml_reader.py", "llamacpp/preflight.py", "bench/")
+    calls = re.compile(r"\b(json\.loads?|raw_decode|yaml\.(safe_|full_|unsafe_)?load(_all)?)\(|from json import")
+    files = {str(file.relative_to(SOURCE)): file.read_text(encoding="utf-8") for file in SOURCE.rglob("*.py")}
+    found = [name for name, text in files.items() if calls.search(text) and not name.startswith(own)]
+    assert not found, f"{found}: use read_json or parse_json of core/json_reader.py, or core/yaml_reader.py"

@@ -535,3 +535,56 @@ def test_an_interrupted_publish_is_whole_or_not_there(
     assert len(bank.versions("sst2")) == 1 + served
     assert (bank.current("sst2") == first.version) is not served
     assert bank.verify() == []
+
+
+def test_a_rollback_proves_the_version_before_it_serves_it(bank: Bank, make_task: MakeTask, tmp_path: Path) -> None:
+    first, second = (bank.publish(make_task(seed=seed)) for seed in range(2))
+    path = folder_of(tmp_path, first) / "prefix.safetensors"
+    status, data = path.stat(), bytearray(path.read_bytes())
+    bank.load("sst2@1")
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    for change in (lambda: bank.rollback("sst2"), lambda: bank.set_split("sst2", {"1": 1, "2": 1})):
+        with pytest.raises(CorruptFile, match=r"sst2@0001-\w+ is damaged and was not served"):
+            change()
+    assert bank.served("sst2") == (second.version, None)
+
+
+def test_half_a_version_is_none(bank: Bank, make_task: MakeTask, tmp_path: Path) -> None:
+    first, second, third = (bank.publish(make_task(seed=seed)) for seed in range(3))
+    (folder_of(tmp_path, second) / "task.json").unlink()
+    assert bank.versions("sst2") == [first.version, third.version]
+    assert bank.verify() == []
+    assert bank.rollback("sst2") == first.version
+    assert bank.sweep() == [f"sst2/versions/{second.version}"]
+    assert bank.publish(make_task(seed=4)).version.startswith("0004-")
+
+
+def test_what_an_earlier_foreword_left_of_a_removal_never_comes_back(
+    bank: Bank, make_task: MakeTask, tmp_path: Path
+) -> None:
+    for seed in range(2):
+        bank.publish(make_task(seed=seed))
+    (tmp_path / "bank/sst2/current").unlink()
+    published = bank.publish(make_task(seed=3))
+    assert bank.versions("sst2") == [published.version]
+    with pytest.raises(UnknownTask):
+        bank.rollback("sst2")
+
+
+def test_a_removal_during_a_read_is_no_damage(
+    bank: Bank, make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank.publish(make_task())
+    record = LocalStore.record
+
+    def removed_meanwhile(store: LocalStore, name: str, version: str) -> dict[str, Any]:
+        found = record(store, name, version)
+        monkeypatch.undo()
+        Bank(tmp_path / "bank").remove("sst2")
+        return found
+
+    monkeypatch.setattr(LocalStore, "record", removed_meanwhile)
+    with pytest.raises(UnknownTask):
+        bank.load("sst2")

@@ -2,55 +2,20 @@
 
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
+from bucket import Bucket
 from foreword.bank.bank import Bank
 from foreword.core import Task
 from foreword.errors import BankError, CorruptFile, PublishConflict, UnknownTask, UsageError
 
 MakeTask = Callable[..., Task]
-
-
-class Bucket(LocalFileSystem):
-    """An object store in a folder: objects appear whole, ``mode="create"`` is exclusive, calls are noted."""
-
-    protocol = "bucket"
-    calls: tuple[str, ...] = ()
-    fail: Callable[[str, str], None] = staticmethod(lambda verb, path: None)
-
-    @classmethod
-    def _strip_protocol(cls, path: Any) -> str:
-        return super()._strip_protocol(str(path).removeprefix("bucket://"))
-
-    def note(self, verb: str, path: str) -> None:
-        Bucket.calls = (*Bucket.calls, f"{verb} {path.rpartition('/')[2]}")
-        Bucket.fail(verb, path)
-
-    def cat_file(self, path: str, *args: Any, **kwargs: Any) -> bytes:
-        self.note("get", path)
-        return super().cat_file(path, *args, **kwargs)
-
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
-        self.note("put", path)
-        target = Path(self._strip_protocol(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        whole = target.with_name(f".{uuid.uuid4().hex}")
-        whole.write_bytes(value)
-        if mode == "create":
-            target.hardlink_to(whole)
-            whole.unlink()
-        else:
-            whole.rename(target)
-
-
-fsspec.register_implementation("bucket", Bucket, clobber=True)
 
 
 @pytest.fixture(params=["memory", "bucket"])
@@ -276,3 +241,39 @@ def test_default_cache_is_in_home(
     bank.publish(make_task())
     bank.load("sst2")
     assert list((tmp_path / "home/cache/bank").rglob("prefix.safetensors"))
+
+
+def test_a_removal_that_was_killed_brings_nothing_back(bucket: Bank, make_task: MakeTask, tmp_path: Path) -> None:
+    """Killed behind its first object: the task is gone, and the next version counts on."""
+    for seed in range(2):
+        bucket.publish(make_task(seed=seed))
+
+    def killed(verb: str, path: str) -> None:
+        if (tmp_path / "store/sst2/current").read_bytes().startswith(b"removed"):
+            raise KeyboardInterrupt
+
+    Bucket.fail = staticmethod(killed)
+    with pytest.raises(KeyboardInterrupt):
+        bucket.remove("sst2")
+    Bucket.fail = staticmethod(lambda verb, path: None)
+    assert (tmp_path / "store/sst2/current").read_text() == "removed 0002\n"
+    assert bucket.names() == []
+    with pytest.raises(UnknownTask):
+        bucket.load("sst2@1")
+    published = bucket.publish(make_task(seed=2))
+    assert bucket.versions("sst2") == [published.version]
+    with pytest.raises(UnknownTask, match="no version before"):
+        bucket.rollback("sst2")
+    assert bucket.sweep() == []
+
+
+def test_a_writer_at_work_is_not_swept(bucket: Bank, make_task: MakeTask, tmp_path: Path) -> None:
+    bucket.publish(make_task())
+    (tmp_path / "store/sst2/claims/0002").touch()
+    file = tmp_path / "store/sst2/files" / ("a" * 64)
+    file.touch()
+    assert bucket.sweep() == []
+    later = Bank(bucket.location, cache=tmp_path / "cache", clock=lambda: time.time() + 2 * 86400)
+    assert later.sweep() == [f"sst2/files/{'a' * 64}"]
+    assert not file.exists()
+    assert bucket.verify() == []

@@ -433,7 +433,7 @@ def test_malformed_files(folder: Path, file: str, data: bytes, message: str) -> 
         ((), {"bias": {"neg": 0, "pos": 0, "好": 0, "x": 0}}, "bias must have the labels"),
         ((), {"bias": {"neg": 0, "pos": 0, "好": "0"}}, "bias must be an object of label to finite number"),
         ((), {"bias": {"neg": 0, "pos": 0, "好": True}}, "bias must be an object of label to finite number"),
-        ((), {"bias": {"neg": 0, "pos": 0, "好": 10**400}}, "bias must be an object of label to finite number"),
+        ((), {"bias": {"neg": 0, "pos": 0, "好": 10**400}}, "a number has more than 308 digits"),
         ((), {"bias": []}, "bias must be an object of label to finite number"),
         ((HEAD,), {"head": ...}, "bias must have the labels"),
         ((), {"combine": ...}, "combine goes with further prefixes"),

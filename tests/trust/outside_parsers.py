@@ -109,7 +109,8 @@ def _value(parse: Callable[[Any], object]) -> Callable[[bytes, Path], object]:
 def _recipe(file: Path) -> object:
     recipe, known = RecipeFile.read(file), Recipe.keys()
     with recipe.locate_errors():
-        return Recipe(**{key: value for key, value in recipe.values.items() if key in known} | {"data": "x"})
+        values: dict[str, Any] = {key: value for key, value in recipe.values.items() if key in known}
+        return Recipe(**{**values, "data": "x"})
 
 
 def _template(text: str) -> object:

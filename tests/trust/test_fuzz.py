@@ -151,7 +151,7 @@ def test_anything(name: str, folder: Path, scale: Scale) -> None:
         database=None,
         derandomize=scale(True, False),
         phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example),
     )
     @given(inputs(parser))
     def holds(data: bytes) -> None:

@@ -35,6 +35,8 @@ Input = str | Mapping[str, Any]
 
 MAX_AT_ONCE = 256
 """Requests of one call that are open at a time; an engine runs fewer in a batch and has the others wait."""
+INPUTS_AT_ONCE = 256
+"""Inputs of one call that are labelled or embedded in one request."""
 
 
 class Client(WithOverview):
@@ -156,8 +158,8 @@ class Client(WithOverview):
         Raises as `agenerate` does.
         """
         with self._model_name(task) as model:
-            body = {"input": _inputs(texts), "encoding_format": "base64", "pooling": pooling}
-            data = (await self._post("/v1/embeddings", {"model": await self._named(model), **body}))["data"]
+            body = {"model": await self._named(model), "encoding_format": "base64", "pooling": pooling}
+            data = await self._post_inputs("/v1/embeddings", body, _inputs(texts))
         return np.stack([np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in data])
 
     async def atasks(self) -> list[str]:
@@ -234,7 +236,14 @@ class Client(WithOverview):
 
     async def _score(self, path: str, inputs: Sequence[object], task: Task | str | None) -> list[dict[str, Any]]:
         with self._model_name(task) as model:
-            return (await self._post(path, {"model": await self._named(model), "input": inputs}))["data"]
+            return await self._post_inputs(path, {"model": await self._named(model)}, inputs)
+
+    async def _post_inputs(self, path: str, body: Mapping[str, Any], inputs: Sequence[object]) -> list[dict[str, Any]]:
+        """The ``data`` of all inputs, of which a server takes a bounded number in one request."""
+        data: list[dict[str, Any]] = []
+        for start in range(0, len(inputs), INPUTS_AT_ONCE):
+            data += (await self._post(path, {**body, "input": inputs[start : start + INPUTS_AT_ONCE]}))["data"]
+        return data
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return await self.loop.arun(self._request("POST", path, body))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from foreword.bank.version_folder import read_version, write_version
 from foreword.core import Task
+from foreword.core.whole_folder import whole_folder
 from foreword.errors import UsageError
 
 # The name of every task in a run folder; `read_task` replaces it.
@@ -16,10 +16,8 @@ _NAME = "run"
 
 def write_task(task: Task, folder: Path) -> None:
     """Write the task of a run into ``task`` in its folder, in place of an earlier one."""
-    target = folder / "task"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    write_version(target, replace(task, name=_NAME))
+    with whole_folder(folder / "task") as partial:
+        write_version(partial, replace(task, name=_NAME))
 
 
 def read_task(folder: Path, name: str) -> Task:

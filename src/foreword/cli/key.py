@@ -32,7 +32,8 @@ def key(
     """
     from foreword.server.operations.api_keys import ApiKey, digest_of, new_key, read_keys
 
-    known = read_keys(file) if file.exists() else []
+    _drop_torn_line(file)
+    known = read_keys(file) if file.exists() and file.stat().st_size else []
     if any(other.name == name for other in known):
         raise UsageError(f"{file} has a key '{name}' already; choose another name, or delete its line.")
     if not 1 <= len(name) <= 64:
@@ -51,7 +52,20 @@ def key(
         handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with open(handle, "a", encoding="utf-8") as lines:
             lines.write(made.model_dump_json(exclude_none=True) + "\n")
+            lines.flush()
+            os.fsync(handle)
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}; check the path.") from error
     say(f"added '{name}' to {file}; foreword serve --api-keys {file} takes it from its next start on")
     emit({"name": name, "key": secret, "file": str(file)}, secret, json)
+
+
+def _drop_torn_line(file: Path) -> None:
+    """Cut off half a last line: the command that wrote it was killed before it printed the key."""
+    data = file.read_bytes() if file.is_file() else b""
+    whole = data.rfind(b"\n") + 1
+    if data[whole:].strip() and not data.rstrip().endswith(b"}"):
+        os.truncate(file, whole)
+    elif data[whole:]:  # written by hand, without the end of its line
+        with file.open("ab") as lines:
+            lines.write(b"\n")

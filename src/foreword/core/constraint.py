@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from foreword.core.json_reader import read_json
 from foreword.errors import UsageError
 
 
@@ -26,10 +27,7 @@ class Constraint:
     def json_schema(cls, schema: Mapping[str, Any] | str) -> Constraint:
         """JSON that a schema, given as an object or as its text, accepts. Raises UsageError for what is no object."""
         if isinstance(schema, str):
-            try:
-                schema = json.loads(schema)
-            except ValueError as error:
-                raise UsageError(f"the JSON schema is no JSON: {error}; send an object.") from error
+            schema = read_json(schema, "the JSON schema", mend="send an object")
         if not isinstance(schema, Mapping):
             raise UsageError(f"the JSON schema is a {type(schema).__name__}; send an object.")
         return cls("json_schema", json.dumps(schema, ensure_ascii=False))

@@ -14,6 +14,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from foreword.core import Constraint
+from foreword.core.json_reader import parse_json
 from foreword.errors import RequestError
 from foreword.text.detokenize import special_token_id
 
@@ -123,12 +124,12 @@ def _grammar(constraint: Constraint, tokenizer: Any) -> str:
     White space in JSON is fixed, since a model could go on with it for ever.
     """
     if constraint.kind == "tagged":
-        return _tagged_grammar(json.loads(constraint.text), tokenizer)
+        return _tagged_grammar(parse_json(constraint.text), tokenizer)
     if constraint.kind == "json_schema":
         return LLMatcher.grammar_from_json_schema(constraint.text, overrides=JSON_OPTIONS)
     if constraint.kind == "regex":
         return LLMatcher.grammar_from_regex(constraint.text)
-    texts = json.loads(constraint.text)
+    texts = parse_json(constraint.text)
     return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in texts))
 
 

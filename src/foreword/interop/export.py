@@ -21,7 +21,7 @@ from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
 from foreword.core import Head, KVPrefix, Task
 from foreword.errors import UsageError
 from foreword.interop.checkpoint import read_json_object
-from foreword.interop.export_folder import check_empty
+from foreword.interop.export_folder import check_empty, exported_folder
 from foreword.interop.flat_prefix import check_past_key_values, flatten, uniform_layer_shape
 from foreword.interop.peft_head import SEQUENCE, TOKENS, HeadModule, head_config, head_module
 from foreword.interop.soft_prompt import inner_soft_tokens, template_soft_tokens
@@ -55,14 +55,17 @@ def export_peft(lm: LanguageModel, task: Task, folder: Path) -> str:
     _check_exportable(lm, task)
     module = _head_module(lm, task.name, task.head) if task.head is not None else None
     check_empty(folder)
-    soft = None if lm.causal else template_soft_tokens(task)
-    if soft is not None:
-        peft_type = _write_soft(lm, soft, folder)
-    else:
-        peft_type = _write_prefix(lm, task.prefix, folder) if task.adapter is None else _write_lora(lm, task, folder)
-    if task.head is not None and module is not None:
-        _add_head(lm, task.head, module, folder)
-    (folder / "README.md").write_text(_model_card(task, _base_model(lm)), encoding="utf-8")
+    with exported_folder(folder, last=CONFIG) as partial:
+        soft = None if lm.causal else template_soft_tokens(task)
+        if soft is not None:
+            peft_type = _write_soft(lm, soft, partial)
+        elif task.adapter is None:
+            peft_type = _write_prefix(lm, task.prefix, partial)
+        else:
+            peft_type = _write_lora(lm, task, partial)
+        if task.head is not None and module is not None:
+            _add_head(lm, task.head, module, partial)
+        (partial / "README.md").write_text(_model_card(task, _base_model(lm)), encoding="utf-8")
     return peft_type
 
 

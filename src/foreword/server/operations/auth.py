@@ -15,6 +15,7 @@ from fastapi import Request as HttpRequest
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from foreword.core.json_reader import parse_json, read_document
 from foreword.engine.protocol import Sender
 from foreword.errors import AccessError, Forbidden
 from foreword.server.operations.api_keys import ApiKeys
@@ -190,7 +191,7 @@ def _read_usage(file: Path | None) -> Mapping[str, Mapping[str, Any]]:
     if file is None or not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(read_document(file))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

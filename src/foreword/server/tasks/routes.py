@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from foreword.bank.names import check_name, split_ref
 from foreword.bank.time_to_live import parse_duration
+from foreword.core.json_reader import parse_json
 from foreword.errors import RequestError, VerbalizerError
 from foreword.evaluation.sampling_params import generation_defaults
 from foreword.interop.prefix_task import prefix_task
@@ -162,7 +162,7 @@ def _publish_file(manager: TaskManager, path: Path, fields: Mapping[str, str]) -
 def _parse_generation(source: str | None) -> Mapping[str, Any]:
     """The generation defaults of an upload: a JSON object."""
     try:
-        given = {} if source is None else json.loads(source)
+        given = {} if source is None else parse_json(source)
         return generation_defaults(**given)
     except (ValueError, TypeError):
         raise RequestError(
@@ -175,7 +175,7 @@ def _parse_verbalizer(source: str | None) -> Mapping[str, object] | None:
     if source is None:
         return None
     try:
-        verbalizer = json.loads(source)
+        verbalizer = parse_json(source)
     except ValueError:
         verbalizer = None
     if not isinstance(verbalizer, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
@@ -12,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from foreword.core.json_reader import parse_json
 from foreword.server.ui.answer_pane import AnswerPane
 
 Authorization = str | None
@@ -104,10 +104,11 @@ def parse_fields(text: str) -> dict[str, str] | None:
     if not text.lstrip().startswith("{"):
         return None
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
     except ValueError:
         return None
-    return fields if fields and all(isinstance(value, str) for value in fields.values()) else None
+    texts = isinstance(fields, dict) and fields and all(isinstance(value, str) for value in fields.values())
+    return fields if texts else None
 
 
 def _headers(authorization: Authorization) -> dict[str, str]:
@@ -133,7 +134,7 @@ async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
     async for line in response.aiter_lines():
         if not line.startswith("data: ") or line == "data: [DONE]":
             continue
-        event = json.loads(line.removeprefix("data: "))
+        event = parse_json(line.removeprefix("data: "))
         if "error" in event:
             raise ServerRefusal(event["error"]["message"])
         yield event

@@ -36,8 +36,11 @@ class TaskProgress:
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Append the record of a task that has ended; it is on the disk when this returns."""
-        with self._writing(), (self.folder / f"ended-{self.rank}.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file = self.folder / f"ended-{self.rank}.jsonl"
+        with self._writing(), file.open("ab+") as handle:
+            handle.seek(-min(1, file.stat().st_size), os.SEEK_END)
+            torn = handle.read() not in (b"", b"\n")  # half a line, of a process that was killed
+            handle.write((torn * "\n" + json.dumps(record, ensure_ascii=False) + "\n").encode())
             handle.flush()
             os.fsync(handle.fileno())
 

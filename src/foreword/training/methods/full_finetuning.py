@@ -9,6 +9,7 @@ from types import TracebackType
 import torch
 
 from foreword.core import ModelIdentity
+from foreword.core.whole_folder import whole_folder
 from foreword.errors import TrainingError
 from foreword.models import LanguageModel
 from foreword.models.fingerprint import stored_tensors, weights_fingerprint
@@ -48,8 +49,9 @@ class FullFinetuning:
         for parameter, original in zip(self._parameters, self._originals, strict=True):
             parameter.data = parameter.data.to(original.dtype)
         try:
-            self._lm.model.save_pretrained(folder)
-            self._lm.tokenizer.save_pretrained(folder)
+            with whole_folder(folder) as partial:
+                self._lm.model.save_pretrained(partial)
+                self._lm.tokenizer.save_pretrained(partial)
         except OSError as error:
             raise TrainingError(f"the model folder {folder} cannot be written: {error.strerror}.") from error
         return replace(self._lm.identity, weights=weights_fingerprint(stored_tensors(folder)), lineage=())
