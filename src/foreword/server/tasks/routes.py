@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from foreword.bank.names import check_name, split_ref
 from foreword.bank.time_to_live import parse_duration
 from foreword.core.json_reader import parse_json
-from foreword.errors import RequestError, VerbalizerError
+from foreword.errors import CorruptFile, RequestError, VerbalizerError
 from foreword.evaluation.sampling_params import generation_defaults
 from foreword.interop.prefix_task import prefix_task
 from foreword.server.operations.auth import CurrentCaller, current_caller, require_admin
@@ -151,9 +151,11 @@ async def _publish_upload(manager: TaskManager, http: HttpRequest) -> dict[str, 
 def _publish_file(manager: TaskManager, path: Path, fields: Mapping[str, str]) -> dict[str, Any]:
     name = fields.get("name", "")
     check_name(name)
-    task = prefix_task(
-        name, path, fields.get("template"), _parse_verbalizer(fields.get("verbalizer")), manager.load_tensors
-    )
+    verbalizer = _parse_verbalizer(fields.get("verbalizer"))
+    try:
+        task = prefix_task(name, path, fields.get("template"), verbalizer, manager.load_tensors)
+    except CorruptFile as error:  # of the client, who knows nothing of where it lies here
+        raise RequestError(str(error).replace(str(path), "the uploaded prefix")) from None
     ttl = parse_duration(fields["ttl"]) if "ttl" in fields else None
     task = dataclasses.replace(task, generation=_parse_generation(fields.get("generation")), ttl=ttl)
     return manager.publish(task, replace=fields.get("replace", "").lower() in ("1", "true", "yes"))
