@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from foreword.bank import prefix_file
-from foreword.bank.prefix_file import read_header, read_prefix, write_prefix
+from foreword.bank.prefix_file import read_header, read_prefix, read_prefix_metadata, write_prefix
 from foreword.core import KVPrefix
 from foreword.errors import BankError, CorruptFile, UsageError
 
@@ -126,6 +127,30 @@ def test_writing_refuses_what_it_could_not_read(tmp_path: Path, make_prefix: Mak
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("offset", [-1, 2**31, 2**63, 10**400, 1.5, None])
+def test_no_prefix_has_an_offset_that_is_no_position(make_prefix: Make, offset: Any) -> None:
+    with pytest.raises(UsageError, match="offset of a prefix must be a position from 0 to 2147483647, found"):
+        replace(make_prefix(), offset=offset)
+
+
+def test_positions_and_tokens_that_no_request_can_stand_behind_are_not_stored(
+    tmp_path: Path, make_prefix: Make, identity: Any
+) -> None:
+    def write(prefix: KVPrefix) -> None:
+        write_prefix(tmp_path / "p", prefix, method="x", provenance={})
+
+    for offset in (0, 2, 4, 10**9):
+        with pytest.raises(UsageError, match=f"offset must be 3, the number of its positions, found {offset}"):
+            write(replace(make_prefix(), offset=offset))
+    encoder = make_prefix(model=replace(identity, architecture="BertForMaskedLM"))
+    write(replace(encoder, offset=0))
+    with pytest.raises(UsageError, match="offset must be 3"):
+        write(replace(encoder, offset=4))
+    for tokens in ((1, 2, 100), (1, 2, -1), (1, 2, 10**30), (1, 2, True), (1, 2, "3")):
+        with pytest.raises(UsageError, match="token_ids must be"):
+            write(make_prefix(token_ids=tokens))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_no_numbers_are_refused(tmp_path: Path, make_prefix: Make, monkeypatch, bad: float) -> None:
     prefix = make_prefix()
@@ -202,11 +227,12 @@ def test_wrong_dtypes(path: Path, refused: Callable[[bytes], str]) -> None:
     entries, body = split(path.read_bytes())
     for dtype, message in (
         ("I32", "must be floating point"),
-        ("BF16", "as its header says"),
-        ("?", "floating"),
+        ("BF16", "must have the bytes 192 to 288 for BF16 of [2, 3, 8], found 192 to 384"),
+        ("?", "must have a known dtype"),
     ):
         wrong = {**entries, "layers.0.value": {**entries["layers.0.value"], "dtype": dtype}}
         assert message in refused(join(wrong, body))
+    assert "must be bfloat16 as its header says" in refused(edit_header(join(entries, body), dtype="bfloat16"))
 
 
 def test_malformed_entry_and_overlap(path: Path, refused: Callable[[bytes], str]) -> None:
@@ -214,7 +240,15 @@ def test_malformed_entry_and_overlap(path: Path, refused: Callable[[bytes], str]
     for entry in (1, {}, {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}):
         assert "needs dtype, shape, data_offsets" in refused(join({**entries, "layers.0.key": entry}, body))
     overlap = {**entries, "layers.0.key": entries["layers.0.value"]}
-    assert "expected valid safetensors" in refused(join(overlap, body))
+    assert "must have the bytes 0 to 192 for F32" in refused(join(overlap, body))
+
+
+def test_shapes_of_more_than_the_bytes_are_refused_before_anything_is_made_of_them(path: Path) -> None:
+    entries, body = split(path.read_bytes())
+    for shape in ([2, 10**12, 8], [2, 3, 8] + [1] * 40, [10**400, 3, 8]):
+        path.write_bytes(join({**entries, "layers.0.key": {**entries["layers.0.key"], "shape": shape}}, body))
+        with pytest.raises(CorruptFile):
+            read_prefix_metadata(path)  # which allocates by the shape alone
 
 
 def test_newer_format_says_upgrade(path: Path, refused: Callable[[bytes], str]) -> None:
@@ -229,9 +263,14 @@ def test_newer_format_says_upgrade(path: Path, refused: Callable[[bytes], str]) 
     ("field", "value", "message"),
     [
         ("offset", -1, "offset must be a position"),
-        ("offset", 4, "altered"),
+        ("offset", 4, "offset must be 3, the number of its positions, found 4"),
+        ("offset", 0, "offset must be 3"),
+        ("offset", True, "offset must be a position"),
+        ("offset", 2**63, "offset must be 3"),
         ("token_ids", [1, 2], "needs as many token_ids"),
         ("token_ids", [1, 2, 3], "altered"),
+        ("token_ids", [1, 2, 100], "token_ids must be from 0 to 99, found 1 to 100"),
+        ("token_ids", [1, 2, -1], "token_ids must be"),
         ("token_ids", [True, 2, 3], "token_ids must be"),
         ("bos", "prefix", "altered"),
         ("bos", [], "bos must be one of"),
@@ -258,6 +297,8 @@ def test_header_fields(path: Path, refused: Callable[[bytes], str], field: str, 
         {"layers": []},
         {"layers": [[2, 8]]},
         {"vocab_size": None},
+        {"vocab_size": -1},
+        {"hidden_size": 2**40},
     ],
 )
 def test_malformed_identity(path: Path, refused: Callable[[bytes], str], change: dict[str, Any]) -> None:

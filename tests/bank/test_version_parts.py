@@ -277,6 +277,11 @@ def wrong(full: Task, part: str) -> dict[str, Any]:
         "adapter name": {"adapter": Adapter({"../a": LowRank(torch.zeros(2, 4), torch.zeros(4, 2))})},
         "adapter scale": {"adapter": Adapter(adapter.layers, float("inf"))},
         "adapter nan": {"adapter": Adapter({"a": LowRank(torch.zeros(2, 4), torch.full((4, 2), float("nan")))})},
+        "kind": {"kind": "best"},
+        "ttl": {"ttl": 10**11},
+        "metrics": {"provenance": {"metrics": {"accuracy": 10**400}}},
+        "metrics list": {"provenance": {"metrics": [0.9]}},
+        "parents": {"provenance": {"parents": 5}},
         "adapter int": {"adapter": Adapter({"a": LowRank(torch.zeros(2, 4, dtype=torch.int8), torch.zeros(4, 2))})},
     }
     return changes[part]
@@ -309,6 +314,11 @@ def wrong(full: Task, part: str) -> dict[str, Any]:
         ("adapter name", r"'../a' is not the name of a module"),
         ("adapter scale", "its scale must be a finite number"),
         ("adapter nan", "the adapter holds NaN or infinity"),
+        ("kind", "kind must be one of learned, system, prompt"),
+        ("ttl", "ttl must be a number of seconds from 1 to 10000000000"),
+        ("metrics", "provenance must be an object, with objects as metrics"),
+        ("metrics list", "provenance must be an object, with objects as metrics"),
+        ("parents", "provenance must be an object, with objects as metrics"),
         ("adapter int", "the adapter must be floating point"),
     ],
 )

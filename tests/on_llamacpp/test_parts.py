@@ -21,7 +21,6 @@ from foreword.errors import EngineError, ModelMismatch, UnknownModel, Unsupporte
 from foreword.llamacpp import compat
 from foreword.llamacpp.compat import Session
 from foreword.llamacpp.engine import LlamaCppEngine
-from foreword.llamacpp.gguf_file import GgufFile
 from foreword.llamacpp.key_layout import KeyLayout
 from foreword.llamacpp.model import gguf_model
 from foreword.llamacpp.sequence_state import SequenceState
@@ -29,6 +28,7 @@ from foreword.llamacpp.tokenizer import FileTokenizer
 from foreword.models import load_model
 from foreword.models.activations import activations
 from foreword.models.gguf import builtin_file
+from foreword.models.gguf_file import GgufFile
 from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
 from on_llamacpp.gguf_models import IDS, gguf_file, llamacpp_engine
 from served_model import learned

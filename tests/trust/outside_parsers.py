@@ -30,11 +30,11 @@ from foreword.evaluation.ratings import Ratings
 from foreword.evaluation.sampling_params import generation_defaults
 from foreword.interop.peft import read_peft
 from foreword.interop.ptuning import read_ptuning
-from foreword.llamacpp.gguf_file import GgufFile
 from foreword.llamacpp.tokenizer import FileTokenizer
 from foreword.models.fingerprint import weight_files
 from foreword.models.generation_config import generation_config
 from foreword.models.gguf import lineage
+from foreword.models.gguf_file import GgufFile
 from foreword.models.model_name import check_model_name
 from foreword.models.pooling import model_pooling
 from foreword.models.text_side import processor_chat_template

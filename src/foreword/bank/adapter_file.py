@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from foreword.bank.adapter_config import ADAPTER_MEND, FLOAT32_MAX, check_plain, layer_scale, make_config
 from foreword.bank.durable import durable_write, make_folders
 from foreword.bank.json_document import parse
-from foreword.bank.tensor_file import TensorLoader, load_tensors, open_file, read_tensors, upcast, write_tensors
+from foreword.bank.tensor_file import DTYPES, TensorLoader, load_tensors, open_file, read_tensors, upcast, write_tensors
 from foreword.core import Adapter, LowRank
 from foreword.errors import CorruptFile, UsageError
 
@@ -138,6 +138,8 @@ def _factor_error(layers: Mapping[str, LowRank], scale: float) -> str | None:
         if not _MODULE.fullmatch(name) or len(name) > _MAX_NAME:
             return f"{name!r} is not the name of a module"
         down, up = list(pair.down.shape), list(pair.up.shape)
+        if not all(str(each.dtype).removeprefix("torch.") in DTYPES.values() for each in (pair.down, pair.up)):
+            return f"the adapter must be floating point, {name} has {pair.down.dtype} and {pair.up.dtype}"
         if len(down) != 2 or len(up) != 2 or down[0] != up[1] or 0 in (*down, *up):
             return f"{name} must have factors [rank, in] and [out, rank], found {down} and {up}"
     return None

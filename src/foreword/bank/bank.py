@@ -529,7 +529,7 @@ class Bank(WithOverview):
                 problems.append(self._bad_current_message(name, current))
         except CorruptFile as error:
             problems.append(str(error))
-        for version in sorted({*versions, *([current] if current else [])}):
+        for version in versions if current is None or current in versions else [*versions, current]:
             try:
                 problems += check_version(self._store.folder(name, version, fresh=True), name, version)
             except CorruptFile as error:

@@ -10,10 +10,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from foreword.core import ModelIdentity
 from foreword.core.json_reader import InvalidJson, parse_json
+from foreword.core.prefix import MAX_POSITIONS
 from foreword.errors import CorruptFile, UsageError
 
 FORMAT = 1
 MEND = "publish it again or restore it from a copy"
+
+LARGEST = 1e300
+"""Bound of the numbers that people are shown: Python makes no float of a whole number beyond about 1e308."""
 
 FieldCheck = tuple[str, Callable[[object], bool]]
 """The valid values of a field, as errors describe them, and a predicate."""
@@ -79,10 +83,17 @@ def parse_fields(
             f"{where}: expected only fields that this Foreword knows, found "
             f"{describe(', '.join(unknown))}; it was made by a newer Foreword, so upgrade foreword."
         )
-    for name, (expected, check) in known.items():
-        if name in found and not check(found[name]):
-            raise CorruptFile(f"{where}: {name} must be {expected}, found {describe(found[name])}; {MEND}.")
+    if error := field_error(found, known):
+        raise CorruptFile(f"{where}: {error}; {MEND}.")
     return found
+
+
+def field_error(document: Mapping[str, Any], fields: Mapping[str, FieldCheck]) -> str | None:
+    """A clause for an error about the first of ``fields`` whose value is none that it may have."""
+    for name, (expected, check) in fields.items():
+        if name in document and not check(document[name]):
+            return f"{name} must be {expected}, found {describe(document[name])}"
+    return None
 
 
 def describe(value: object) -> str:
@@ -99,7 +110,21 @@ def is_identity(value: object) -> bool:
         identity = ModelIdentity.from_json(value)
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
-    return bool(identity.layers) and dump(identity.to_json(), "identity") == dump(value, "identity")
+    sizes = (identity.hidden_size, identity.vocab_size, identity.head_size)
+    if not identity.layers or not all(0 <= size <= MAX_POSITIONS for size in sizes):
+        return False
+    return dump(identity.to_json(), "identity") == dump(value, "identity")
+
+
+def is_provenance(value: object) -> bool:
+    """Whether ``value`` is an object in which those of its entries that are shown to people are what they expect."""
+    if not isinstance(value, dict):
+        return False
+    metrics = [value.get(name) for name in ("metrics", "metrics_before")]
+    if not all(isinstance(each, dict | None) for each in (*metrics, value.get("recipe"))):
+        return False
+    figures = [figure for each in metrics for figure in (each or {}).values() if isinstance(figure, int | float)]
+    return isinstance(value.get("parents"), list | None) and all(abs(figure) <= LARGEST for figure in figures)
 
 
 def _check_format(found: object, where: str) -> None:

@@ -42,7 +42,7 @@ def _kind(task: Task) -> str:
     stands_for = {"system": "a system prompt", "prompt": "a prompt text"}.get(task.kind)
     if stands_for is not None and task.prefix.token_ids is None:
         return f"{stands_for} distilled into {task.prefix.length} virtual tokens"
-    return _KINDS[task.kind]
+    return _KINDS.get(task.kind, task.kind)
 
 
 def _distilled(task: Task) -> list[str]:

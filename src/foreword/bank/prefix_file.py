@@ -15,8 +15,10 @@ from foreword.bank.json_document import (
     FieldCheck,
     Sha256,
     dump,
+    field_error,
     is_a,
     is_identity,
+    is_provenance,
     parse_fields,
 )
 from foreword.bank.safetensors_header import SafetensorsHeader, TensorInfo, read_safetensors_header
@@ -38,7 +40,7 @@ _FIELDS: dict[str, FieldCheck] = {
     "method": ("a text", is_a(str)),
     "dtype": (f"one of {', '.join(DTYPES.values())}", lambda value: value in list(DTYPES.values())),
     "digest": ("a SHA-256", is_a(Sha256)),
-    "provenance": ("an object", is_a(dict)),
+    "provenance": ("an object, with objects as metrics and recipe and a list as parents", is_provenance),
 }
 
 
@@ -69,6 +71,11 @@ def write_prefix(path: str | os.PathLike[str], prefix: KVPrefix, *, method: str,
         "provenance": dict(provenance),
     }
     metadata = {_METADATA_KEY: dump(header, "the header of a prefix")}
+    error = field_error(header, _FIELDS) or _position_error(
+        prefix.model, prefix.length, prefix.offset, prefix.token_ids
+    )
+    if error:
+        raise UsageError(f"the prefix cannot be stored: {error}; mend it, and publish it again.")
     durable_write(Path(path), serialize(_named_tensors(prefix), metadata))
 
 
@@ -132,6 +139,8 @@ def _dtype_of(prefix: KVPrefix) -> str:
             f"a prefix file holds one floating dtype, found {', '.join(found)}; convert with "
             "prefix.to(dtype=torch.float32) first."
         )
+    if others := {str(t.dtype).removeprefix("torch.") for t in prefix.tensors} - set(DTYPES.values()):
+        raise UsageError(f"the states of a prefix are floating point, found {min(others)}; convert them first.")
     return found[0]
 
 
@@ -165,8 +174,8 @@ def _read_header(container: SafetensorsHeader, where: str) -> dict[str, Any]:
     header = parse_fields(text.encode(errors="surrogatepass"), _FIELDS, f"{where}, header")
     first = container.tensors.get("layers.0.key")
     length = first.shape[1] if first and len(first.shape) == 3 else 0
-    layers = ModelIdentity.from_json(header["model"]).layers
-    keys_values, states = _key_value_shapes(layers, length), _state_shapes(layers)
+    model = ModelIdentity.from_json(header["model"])
+    keys_values, states = _key_value_shapes(model.layers, length), _state_shapes(model.layers)
     found = container.tensors.keys()
     # A prefix without positions, as tasks have that are a template or an adapter alone, has no states either.
     expected = {**keys_values, **(states if length or found & states.keys() else {})}
@@ -174,7 +183,20 @@ def _read_header(container: SafetensorsHeader, where: str) -> dict[str, Any]:
     for name, tensor in container.tensors.items():
         _check_tensor(name, tensor, expected[name], header["dtype"] if name in keys_values else None, where)
     _check_length(header["token_ids"], length, where)
+    if error := _position_error(model, length, header["offset"], header["token_ids"]):
+        raise CorruptFile(f"{where}: {error}; {MEND}.")
     return header
+
+
+def _position_error(model: ModelIdentity, length: int, offset: int, token_ids: Sequence[int] | None) -> str | None:
+    """A clause for an error about positions or token ids that a prefix cannot have, for one that engines are to
+    trust; ``None`` without one."""
+    # Behind an encoder's keys a request may count from 0 again; one that writes would see two tokens at one position.
+    if offset > length or (model.writes and offset != length):
+        return f"offset must be {length}, the number of its positions, found {offset}"
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < model.vocab_size:
+        return f"token_ids must be from 0 to {model.vocab_size - 1}, found {min(token_ids)} to {max(token_ids)}"
+    return None
 
 
 def _key_value_shapes(layers: Sequence[LayerShape], length: int) -> dict[str, tuple[int, ...]]:

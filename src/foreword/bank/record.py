@@ -19,16 +19,19 @@ from foreword.bank.json_document import (
     Sha256,
     describe,
     dump,
+    field_error,
     is_a,
     is_identity,
+    is_provenance,
     parse_fields,
 )
 from foreword.bank.names import is_name, is_version, make_version
+from foreword.bank.time_to_live import MAX_SECONDS
 from foreword.bank.version_files import HEAD, known_files, member_files, missing_files, unknown_files
 from foreword.core import REQUEST_ONLY_PARAMS, Combine, Kind, SamplingParams, Task
 from foreword.errors import CorruptFile, UsageError
 
-Seconds = Annotated[int, Field(gt=0)]
+Seconds = Annotated[int, Field(gt=0, le=MAX_SECONDS)]
 _GENERATION = frozenset(field.name for field in dataclasses.fields(SamplingParams)) - REQUEST_ONLY_PARAMS
 
 
@@ -78,7 +81,7 @@ _FIELDS: dict[str, FieldCheck] = {
     "template": ("a text or null", is_a(str | None)),
     "verbalizer": ("an object of label to list of words, or null", is_a(dict[str, list[str]] | None)),
     "generation": (f"an object with some of {', '.join(sorted(_GENERATION))}", _is_generation),
-    "provenance": ("an object", is_a(dict)),
+    "provenance": ("an object, with objects as metrics and recipe and a list as parents", is_provenance),
     "model": ("a model identity with at least one layer", is_identity),
     "created": ("a time in UTC such as 2026-01-31T09:30:00Z", _is_time),
     "files": ("an object of file name to size and sha256", is_a(dict[str, _FileEntry])),
@@ -94,9 +97,12 @@ _OPTIONAL_FIELDS: dict[str, FieldCheck] = {
     "bias": ("an object of label to finite number", is_a(dict[str, Number])),
     "combine": (f"one of {', '.join(get_args(Combine))}", is_a(Combine)),
     "label_field": ("a text", is_a(str)),
-    "ttl": ("a number of seconds above 0", is_a(Seconds)),
+    "ttl": (f"a number of seconds from 1 to {MAX_SECONDS}", is_a(Seconds)),
 }
 """Written only where a task needs them, so that the records of other tasks have not changed."""
+
+_OWN_FIELDS = {name: check for name, check in {**_FIELDS, **_OPTIONAL_FIELDS}.items() if name != "version"}
+"""Those that do not follow from the others."""
 
 
 def make_record(task: Task, number: int, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -190,9 +196,8 @@ def _optional_fields(task: Task) -> dict[str, Any]:
 
 def _contradiction(record: Mapping[str, Any]) -> str | None:
     """A clause for an error about fields that contradict each other; ``None`` if none do."""
-    for name, (expected, check) in _OPTIONAL_FIELDS.items():
-        if name in record and not check(record[name]):
-            return f"{name} must be {expected}, found {describe(record[name])}"
+    if error := field_error(record, _OWN_FIELDS):
+        return error
     head, words, files = record.get("head"), record["verbalizer"], record["files"]
     if ("head" in record) != (HEAD in files):
         return f"a head needs both its labels and {HEAD}, found one of them"

@@ -15,14 +15,20 @@ USED = "used"
 GRANULARITY = 20
 """A use is recorded when the one before is older than this part of the time to live, which is granted on top."""
 
+MAX_SECONDS = 10**10
+"""Bound of a time to live, about 300 years: calendars end in the year 9999."""
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"([0-9]{1,9})([smhdw]?)")
 
 
 def parse_duration(text: str) -> int:
-    """Seconds of ``90``, ``90s``, ``15m``, ``12h``, ``7d`` or ``2w``. Raises UsageError for anything else and for 0."""
+    """Seconds of ``90``, ``90s``, ``15m``, ``12h``, ``7d`` or ``2w``. Raises UsageError for anything else, for 0
+    and for more than `MAX_SECONDS`."""
     found = _DURATION.fullmatch(text.strip())
     seconds = int(found[1]) * _UNITS[found[2] or "s"] if found else 0
+    if seconds > MAX_SECONDS:
+        raise UsageError(f"a time to live is at most 300 years, found {text[:40]!r}; leave it out for one without end.")
     if not seconds:
         raise UsageError(f"a time to live is a number above 0 with s, m, h, d or w, such as 7d, found {text[:40]!r}.")
     return seconds

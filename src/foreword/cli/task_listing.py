@@ -9,6 +9,7 @@ from foreword.bank.bank import Bank
 from foreword.bank.positions import positions_of
 from foreword.bank.time_to_live import format_duration
 from foreword.core.identity import ModelIdentity, describe_layers
+from foreword.core.overview import metrics_line
 
 COLUMNS = {
     "name": "NAME",
@@ -77,16 +78,17 @@ def page(bank: Bank, found: Mapping[str, Any]) -> str:
     if record["template"] is not None:
         lines.append(("template", repr(record["template"])[1:-1]))
     lines.append(("labels", ", ".join(_label_words(record))))
-    lines.append(("metrics", _metrics(record["provenance"])))
+    made = record["provenance"]
+    lines.append(("metrics", metrics_line(*(made.get(name) or {} for name in ("metrics", "metrics_before")))))
     lines += [(key.replace("_", " "), _text(value)) for key, value in record["generation"].items()]
     if record.get("ttl") is not None:
         lines.append(("ttl", f"{format_duration(record['ttl'])} without being used"))
     lines += [(key.replace("_", " "), _text(value)) for key, value in record.items() if key not in _WORDED]
-    settings = record["provenance"].get("recipe") or {}
+    settings = made.get("recipe") or {}
     given = {key: value for key, value in settings.items() if value not in (None, False) and key not in _WORDED}
     lines.append(("learned with", ", ".join(f"{key} {_text(value)}" for key, value in given.items())))
-    lines.append(("made from", ", ".join(map(str, record["provenance"].get("parents") or ()))))
-    lines.append(("made on", record["provenance"].get("quantization")))
+    lines.append(("made from", ", ".join(map(str, made.get("parents") or ()))))
+    lines.append(("made on", made.get("quantization")))
     lines += [("model", _model(record)), ("created", record["created"])]
     versions = [f"{version} (served)" if version == served else version for version in record["versions"]]
     lines.append(("versions", ", ".join(versions)))
@@ -115,15 +117,6 @@ def _labels(record: Mapping[str, Any]) -> list[str]:
 def _label_words(record: Mapping[str, Any]) -> list[str]:
     words = record["verbalizer"] or {}
     return [f"{label} {'|'.join(map(repr, words[label]))}" if label in words else label for label in _labels(record)]
-
-
-def _metrics(provenance: Mapping[str, Any]) -> str:
-    metrics, before = provenance.get("metrics") or {}, provenance.get("metrics_before") or {}
-    return ", ".join(
-        f"{name} {value:.4f}" + (f" (before {before[name]:.4f})" if name in before else "")
-        for name, value in metrics.items()
-        if isinstance(value, int | float)
-    )
 
 
 def _model(record: Mapping[str, Any]) -> str:

@@ -90,6 +90,11 @@ class ModelIdentity:
         """Width of what a head reads: a final hidden state."""
         return self.output_size if self.output_size is not None else self.hidden_size
 
+    @property
+    def writes(self) -> bool:
+        """Whether its class writes texts, by the name that Transformers gives to such classes."""
+        return self.architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+
     def check(self, model: ModelIdentity, what: str, *, allow_other_weights: bool = False) -> None:
         """Raise `ModelMismatch` unless a prefix made for ``self`` may serve ``model``.
 

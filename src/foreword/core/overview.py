@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 _MAX_WIDTH = 100
 
@@ -67,9 +68,14 @@ def join_some(names: list[str] | tuple[str, ...], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def metrics_line(metrics: Mapping[str, float], before: Mapping[str, float] | None = None) -> str:
-    """``accuracy 0.9150 (before 0.7680)``, one after another."""
+def metrics_line(metrics: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
+    """``accuracy 0.9150 (before 0.7680)``, one after another; values that are no numbers are left out."""
+    numbers, earlier = _numbers(metrics), _numbers(before or {})
     return ", ".join(
-        f"{name} {value:.4f}" + (f" (before {before[name]:.4f})" if before and name in before else "")
-        for name, value in metrics.items()
+        f"{name} {value:.4f}" + (f" (before {earlier[name]:.4f})" if name in earlier else "")
+        for name, value in numbers.items()
     )
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Bos = Literal["prefix", "request", "none"]
 
+MAX_POSITIONS = 2**31 - 1
+"""Bound of every position: engines count them in 32 bits."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KVPrefix(WithOverview):
@@ -56,7 +59,12 @@ class KVPrefix(WithOverview):
     states: tuple[Mapping[str, torch.Tensor], ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.keys) != len(self.model.layers) or len(self.values) != len(self.model.layers):
+        if not isinstance(self.offset, int) or not 0 <= self.offset <= MAX_POSITIONS:
+            raise UsageError(
+                f"the offset of a prefix must be a position from 0 to {MAX_POSITIONS}, found {str(self.offset)[:40]}; "
+                "give its length."
+            )
+        if not self.keys or len(self.keys) != len(self.model.layers) or len(self.values) != len(self.model.layers):
             raise UsageError(
                 f"a prefix for {self.model.architecture} needs {len(self.model.layers)} layers, got "
                 f"{len(self.keys)} keys and {len(self.values)} values."

@@ -7,18 +7,27 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from foreword.bank.digests import file_sha256
+from foreword.bank.json_document import FieldCheck, field_error, is_a
+from foreword.bank.tensor_file import is_finite
 from foreword.core import json_reader
 from foreword.errors import CorruptFile, UsageError
 from foreword.models import LanguageModel
+from foreword.models.pickled_tensors import read_pickled_tensors
 from foreword.version import __version__
+
+_Positive = Annotated[int, Field(ge=1)]
+
+TEXT: FieldCheck = ("a text or null", is_a(str | None))
+COUNT: FieldCheck = ("a number from 1, or null", is_a(_Positive | None))
+"""Fields of configurations, for `Checkpoint.check_config`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +62,11 @@ class Checkpoint:
                 f"{str(found.dtype).removeprefix('torch.')}; import it for the model that it was made for."
             )
         return found
+
+    def check_config(self, fields: Mapping[str, FieldCheck]) -> None:
+        """Raise CorruptFile if one of ``fields`` is in the configuration with a value that it cannot have."""
+        if error := field_error(self.config, fields):
+            raise CorruptFile(f"the configuration of {self}: {error}; download it again.")
 
     def require_only(self, *names: str) -> None:
         """Raise UsageError if it holds other tensors: without them the task would give other answers."""
@@ -111,7 +125,15 @@ def read_checkpoint(
     if file is None:
         raise UsageError(f"{source} has no file {' or '.join(weights)}; give the folder that holds the checkpoint.")
     settings = _read_config(folder / config, needs_config)
-    return Checkpoint(name, folder, settings, _read_weights(file), file_sha256(file))
+    tensors = _read_weights(file)
+    if broken := next((key for key, tensor in tensors.items() if not _is_usable(tensor)), None):
+        raise CorruptFile(f"{broken[:80]} of {file.name} holds NaN or infinity, or is complex; learn it again.")
+    return Checkpoint(name, folder, settings, tensors, file_sha256(file))
+
+
+def _is_usable(tensor: Tensor) -> bool:
+    """Whether it is of real and finite numbers. Others are found here, where they can still be named."""
+    return not tensor.is_complex() and (not tensor.is_floating_point() or is_finite(tensor))
 
 
 def _last_part(name: str) -> str:
@@ -160,14 +182,13 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     """Tensors of a legacy file, with ``weights_only``: an ordinary load would execute code that a pickle names."""
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        return read_pickled_tensors(file)
     except pickle.UnpicklingError as error:
         raise CorruptFile(
             f"{file.name} is not a pickle of tensors alone, so nothing of it was loaded; ask its author for a "
             ".safetensors file."
         ) from error
+    except ValueError as error:
+        raise CorruptFile(f"{file.name} cannot be used: {error}; ask its author for a .safetensors file.") from error
     except Exception as error:  # a damaged pickle fails in any way at all
         raise CorruptFile(f"{file.name} is damaged ({type(error).__name__}); download it again.") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CorruptFile(f"{file.name} must hold tensors by name and nothing else; ask its author for those.")
-    return {str(name): tensor for name, tensor in tensors.items()}

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from foreword.adapters import check_adapter
 from foreword.bank.adapter_file import make_adapter
+from foreword.bank.json_document import FieldCheck, is_a
 from foreword.core import Front, Task
 from foreword.errors import ModelMismatch, UsageError
-from foreword.interop.checkpoint import Checkpoint, read_checkpoint
+from foreword.interop.checkpoint import COUNT, TEXT, Checkpoint, read_checkpoint
 from foreword.interop.flat_prefix import check_past_key_values, check_room, unflatten
 from foreword.interop.peft_head import SEQUENCE, TOKENS, check_saved_modules, read_head, split_head
 from foreword.interop.prompt_format import PromptFormat
@@ -31,6 +32,12 @@ _TASK_TYPES = (None, "CAUSAL_LM", "FEATURE_EXTRACTION", _SEQ_2_SEQ, SEQUENCE, TO
 # Of an encoder-decoder, where PEFT's default is 2: encoder and decoder.
 _SUBMODULES = "num_transformer_submodules"
 
+_FIELDS: dict[str, FieldCheck] = {
+    **dict.fromkeys(("peft_type", "task_type", "revision", "base_model_name_or_path"), TEXT),
+    **dict.fromkeys(("num_virtual_tokens", "num_layers", _SUBMODULES), COUNT),
+    "modules_to_save": ("a list of texts, or null", is_a(list[str] | None)),
+}
+
 FrontReader = Callable[[LanguageModel, Checkpoint, int | None], Front]
 
 
@@ -42,6 +49,7 @@ def read_peft(source: str) -> Checkpoint:
         CorruptFile: a file is damaged, or is a pickle with more in it than tensors.
     """
     checkpoint = read_checkpoint(source, CONFIG, WEIGHTS, beside=["config.json"])
+    checkpoint.check_config(_FIELDS)
     config = checkpoint.config
     if (peft_type := str(config.get("peft_type"))) not in _PEFT_TYPES:
         raise UsageError(
@@ -165,7 +173,7 @@ def _multitask(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -
         raise UsageError(f"{checkpoint} holds {left.shape[0]} tasks; say which with --task-id, from 0.")
     if not 0 <= (chosen := task_id or 0) < left.shape[0]:
         raise UsageError(f"{checkpoint} has no task {chosen}; --task-id goes from 0 to {left.shape[0] - 1}.")
-    return _soft(lm, checkpoint, shared * (left[chosen] @ right[chosen]))
+    return _soft(lm, checkpoint, shared.float() * (left[chosen].float() @ right[chosen].float()))
 
 
 def _prefix(lm: LanguageModel, checkpoint: Checkpoint, task_id: int | None) -> Front:

@@ -116,6 +116,7 @@ def read_head(lm: LanguageModel, checkpoint: Checkpoint) -> Head | None:
         )
     settings = _head_config(lm, checkpoint)
     problem_type = _problem_type(settings, len(weight), task_type, str(checkpoint))
+    bias = bias.to(weight.dtype)
     return Head(_labels(settings, len(weight), problem_type), weight, bias, task_type == TOKENS, problem_type)
 
 

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foreword.bank.json_document import FieldCheck, is_a
 from foreword.core import Head, KVPrefix, Task
 from foreword.errors import ModelMismatch, UnsupportedModel, UsageError
-from foreword.interop.checkpoint import Checkpoint, read_checkpoint
+from foreword.interop.checkpoint import COUNT, TEXT, Checkpoint, read_checkpoint
 from foreword.interop.flat_prefix import unflatten, uniform_layer_shape
 from foreword.interop.prompt_format import PromptFormat
 from foreword.models import LanguageModel
@@ -29,6 +30,14 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _CHATGLM = "transformer.prefix_encoder."
 _THUDM = "prefix_encoder."
 _CLASSIFIER = {"classifier.weight", "classifier.bias"}
+
+
+_FIELDS: dict[str, FieldCheck] = {
+    "_name_or_path": TEXT,
+    "architectures": ("a list of texts, or null", is_a(list[str] | None)),
+    "quantization_bit": ("a number or null", is_a(int | None)),
+    **dict.fromkeys(("pre_seq_len", "num_key_value_heads", "head_dim"), COUNT),
+}
 
 
 def read_ptuning(source: str, *, length: int | None = None, allow_quantized_origin: bool = False) -> Checkpoint:
@@ -44,6 +53,7 @@ def read_ptuning(source: str, *, length: int | None = None, allow_quantized_orig
         CorruptFile: a file is damaged, or is a pickle with more in it than tensors.
     """
     checkpoint = read_checkpoint(source, CONFIG, WEIGHTS, needs_config=False)
+    checkpoint.check_config(_FIELDS)
     if f"{_key_prefix(checkpoint)}embedding.weight" not in checkpoint.tensors:
         raise UsageError(
             f"{checkpoint} has no {_THUDM}embedding.weight, so it is not of P-tuning v2; prompts that were added to "

@@ -15,9 +15,9 @@ from foreword.core import LayerShape, ModelIdentity
 from foreword.core.json_reader import read_json_object
 from foreword.errors import ModelError, UnknownModel, UnsupportedModel
 from foreword.home import default_model
-from foreword.llamacpp.gguf_file import GgufFile
 from foreword.llamacpp.tokenizer import FileTokenizer
 from foreword.models.gguf import BUILTIN, builtin_file, converted_folder, sha256
+from foreword.models.gguf_file import GgufFile
 from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from foreword.core.json_reader import read_json_object
 from foreword.errors import ModelError, UnsupportedModel
-from foreword.llamacpp.gguf_file import GgufFile
+from foreword.models.gguf_file import GgufFile
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _GGUF_SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}

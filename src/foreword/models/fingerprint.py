@@ -16,6 +16,7 @@ from foreword.core import LayerShape, ModelIdentity
 from foreword.core.json_reader import read_json_object
 from foreword.errors import ModelError
 from foreword.models.gguf import lineage
+from foreword.models.pickled_tensors import read_pickled_tensors
 from foreword.models.tokenizer_fingerprint import tokenizer_fingerprint
 
 SAMPLES = 64
@@ -39,7 +40,7 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a model folder as they are stored, whatever the shards and the dtype they are loaded in."""
     for file in weight_files(folder):
         if file.suffix == ".bin":
-            yield from torch.load(file, map_location="cpu", weights_only=True).items()
+            yield from read_pickled_tensors(file).items()
             continue
         with safe_open(file, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - safe_open is not a dict

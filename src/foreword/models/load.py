@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -21,14 +21,18 @@ from foreword.home import default_model
 from foreword.models import gguf
 from foreword.models.attention_implementation import of_text
 from foreword.models.auto_classes import auto_classes, is_multimodal
+from foreword.models.config_bounds import check_config
 from foreword.models.device_map import DeviceMap, check_device_map, check_placement
 from foreword.models.embedded_adapter import refuse_adapter
+from foreword.models.fingerprint import weight_files
 from foreword.models.gradient_probe import check_gradients
 from foreword.models.hub import local_copy
 from foreword.models.language_model import LanguageModel
 from foreword.models.model_name import NAME_FORMS, check_model_name
+from foreword.models.pickled_tensors import check_packed_size
 from foreword.models.pooling import model_pooling
 from foreword.models.quantization import quantization_options
+from foreword.models.size_bound import SizeBound
 from foreword.models.text_side import drop_other_towers, processor_chat_template
 from foreword.models.ways import wrap_model
 
@@ -185,12 +189,27 @@ def _from_pretrained(auto: Any, config: Any, source: str, name: str, options: di
                 if auto is AutoModelForSeq2SeqLM
                 else {"attn_implementation": of_text(config, attention.ATTN_IMPLEMENTATION)}
             )
-            model, found = load(**registered)
+            with _bound(source, name, options["trust_remote_code"]):
+                model, found = load(**registered)
         except KeyError:  # a model that has a class for each attention, and none for the registered one
-            model, found = load(attn_implementation="eager")
-    except (KeyError, ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
+            with _bound(source, name, options["trust_remote_code"]):
+                model, found = load(attn_implementation="eager")
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged configuration or file makes the libraries raise anything
         raise UnsupportedModel(f"{name} ({type(config).__name__}) cannot be used: {_first_line(error)}") from error
     return model, sorted(found["missing_keys"])
+
+
+def _bound(source: str, name: str, trust_remote_code: bool) -> AbstractContextManager[Any]:
+    """Within it no larger model is built than the weights in a folder fill; nothing where they are not there yet, or
+    where code that is trusted anyway builds it."""
+    files = weight_files(Path(source)) if Path(source).is_dir() and not trust_remote_code else []
+    for file in files:
+        if file.suffix == ".bin":
+            check_packed_size(file)
+    # A byte holds two numbers where a checkpoint is quantized to 4 bits, else one or less.
+    return SizeBound(2 * sum(file.stat().st_size for file in files), name) if files else nullcontext()
 
 
 def _quietly(load: Callable[..., Any], *, warnings: bool) -> Callable[..., Any]:
@@ -218,10 +237,12 @@ def load_config_and_tokenizer(source: str, name: str, trust_remote_code: bool) -
     Raises UnknownModel, or UnsupportedModel for a model with code of its own that is not trusted, or with an adapter.
     """
     refuse_adapter(source, name)
+    if Path(source).is_dir():
+        check_config(Path(source), name)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # a damaged configuration or tokenizer makes the libraries raise anything
         if "trust_remote_code" in str(error):
             raise UnsupportedModel(
                 f"{name} comes with its own code, which is not run unless asked; pass --trust-remote-code "
