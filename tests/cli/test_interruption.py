@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from cli.processes import environment, interrupt, start, wait_for
 from foreword.bank.bank import Bank
+from foreword.cli.interruption import on_interrupt
+from foreword.errors import Interrupted
 
 
 @pytest.fixture
@@ -156,3 +159,10 @@ def test_what_an_evaluation_leaves(run, reviews, tmp_path, env):
     )  # the engine's thread is there
     assert said(process).startswith("foreword: stopped; nothing was written; start again: foreword eval bare --data ")
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match=r"^stopped; nothing was lost"), on_interrupt(lambda: "nothing was lost"):
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
