@@ -155,6 +155,7 @@ def _ask_wrongly(server: TwoTenants, canaries: Canaries) -> None:
         answers.append(server.ask("POST", "/v1/tasks", data={"name": "a-up"}, files=files, key="boss"))
     for answer in answers:
         assert answer.status_code < 500, (answer.request.url, answer.text)
+        assert str(server.place) not in answer.text
         secret = canaries.found_in(answer.text, "wrong key", "wrong scheme", "key in an address", "published text")
         assert not secret, answer.text
 

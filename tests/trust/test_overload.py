@@ -17,7 +17,8 @@ from trust.two_tenants import TwoTenants
 TIMES = 10
 WAITING = 64
 REFUSAL = 0.1
-"""Seconds that a refusal takes in the server, at most (95 of 100)."""
+"""Seconds that a refusal takes in the server, at most: half of them in short, where other programs may run beside, and
+95 of 100 in long."""
 RECOVERY = 5.0
 TOKENS, CHOICES = 48, 8
 MEBIBYTE = 1 << 20
@@ -46,12 +47,13 @@ def test_ten_times_more_than_can_be_answered(start, scale) -> None:
     recovered = time.monotonic() - began
     lines = [json.loads(line) for line in server.written().splitlines() if line.startswith("{")]
     refusals = sorted(line["seconds"] for line in lines if line["status"] == 429)
-    slow = refusals[len(refusals) * 95 // 100]
+    percent = scale(50, 95)
+    slow = refusals[len(refusals) * percent // 100]
     grown = (max(memory) - memory[0]) / MEBIBYTE
     print(
         f"\n{capacity:.1f} answers/s alone; of {TIMES} times more for {seconds:.0f} s {dict(statuses)}; refused in "
-        f"{slow * 1000:.0f} ms (p95 of {len(refusals)}), memory {grown:+.0f} MiB of {memory[0] / MEBIBYTE:.0f} after "
-        f"{settled:.0f} s, an answer {recovered:.2f} s after the end"
+        f"{slow * 1000:.0f} ms (p{percent} of {len(refusals)}), memory {grown:+.0f} MiB of {memory[0] / MEBIBYTE:.0f} "
+        f"after {settled:.0f} s, an answer {recovered:.2f} s after the end"
     )
     assert set(statuses) <= {200, 429}, statuses
     assert statuses[429] > statuses[200] > 0
