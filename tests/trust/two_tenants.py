@@ -80,10 +80,11 @@ class TwoTenants:
         }
         command = [sys.executable, "-m", "foreword", "serve", "--no-ui", *self._flags, *options]
         with open(self.place / "stdout", "ab") as out, open(self.place / "stderr", "ab") as err:
-            before = len(self.written())
+            before = err.tell()
             self.process = subprocess.Popen(command, stdout=out, stderr=err, cwd=self.victim.place, env=environment)
         deadline = time.monotonic() + SECONDS
-        while not (found := SERVING.search(said := self.written()[before:])):
+        errors = self.place / "stderr"
+        while not (found := SERVING.search(said := errors.read_bytes()[before:].decode(errors="replace"))):
             assert self.process.poll() is None, said
             assert time.monotonic() < deadline, said
             time.sleep(0.05)
