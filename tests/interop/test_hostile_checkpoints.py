@@ -27,7 +27,7 @@ def peft(folder: Path, tensors: dict[str, torch.Tensor], **fields: Any) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        *("peft_type", "task_type", "modules_to_save", "num_virtual_tokens", "num_layers", "revision"),
+        *("task_type", "modules_to_save", "num_virtual_tokens", "num_layers", "revision"),
         *("num_transformer_submodules", "base_model_name_or_path"),
     ],
 )

@@ -62,7 +62,7 @@ def write(path: Path, *, tokens: int = 300, width: int = 64, layers: int = 0, **
     [
         ({"embedding_length": 2_000_000}, "llama.embedding_length must be at most 300"),
         ({"embedding_length": 128}, "token_embd.weight must be 128 wide"),
-        ({"block_count": 10**9}, "llama.block_count must be at most 2 for the tensors in it"),
+        ({"block_count": 10**9}, "llama.block_count must be at most 512 for the tensors in it"),
         ({"feed_forward_length": 2**40}, "feed_forward_length' must be a number of at most"),
         ({"attention.head_count": 0}, "head_count 0 does not divide"),
         ({"attention.head_count_kv": 10**6}, "head_count_kv must be at most"),

@@ -174,7 +174,7 @@ def test_a_file_that_is_no_model_is_refused(served, tmp_path):
     whole = gguf_file(served).read_bytes()
     for wrong in (b"", b"GGUF", b"nothing at all", whole[:200]):
         (tmp_path / "wrong.gguf").write_bytes(wrong)
-        with pytest.raises(UnsupportedModel, match="no GGUF file that can be read"):
+        with pytest.raises(UnsupportedModel, match="cannot be read as a GGUF model"):
             gguf_model(str(tmp_path / "wrong.gguf"))
 
 

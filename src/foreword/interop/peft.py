@@ -33,7 +33,7 @@ _TASK_TYPES = (None, "CAUSAL_LM", "FEATURE_EXTRACTION", _SEQ_2_SEQ, SEQUENCE, TO
 _SUBMODULES = "num_transformer_submodules"
 
 _FIELDS: dict[str, FieldCheck] = {
-    **dict.fromkeys(("peft_type", "task_type", "revision", "base_model_name_or_path"), TEXT),
+    **dict.fromkeys(("task_type", "revision", "base_model_name_or_path"), TEXT),
     **dict.fromkeys(("num_virtual_tokens", "num_layers", _SUBMODULES), COUNT),
     "modules_to_save": ("a list of texts, or null", is_a(list[str] | None)),
 }

@@ -25,6 +25,8 @@ _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
 FLOAT32, FLOAT16 = 0, 1  # ggml's types
 _MAX_DIMS = 4
+_FEW_BLOCKS = 512
+"""As many may be counted whatever tensors there are: lists of them are short."""
 _MAX_FIELDS = 4096
 _MAX_ELEMENTS = 1 << 21
 """Of all arrays together: a vocabulary has 260,000 tokens and 510,000 merges; Transformers takes 300 bytes for each."""
@@ -108,13 +110,17 @@ class GgufFile:
                     if isinstance(number, int | float) and not -_MAX_NUMBER <= number <= _MAX_NUMBER:
                         raise ValueError(f"{_short(name)} must be a number of at most {_MAX_NUMBER}, found {number}")
         widest = max((size for shape in self.shapes.values() for size in shape), default=0)
-        bounds = {"block_count": len(self.shapes), "embedding_length": widest, "feed_forward_length": widest}
+        bounds = {
+            "block_count": max(_FEW_BLOCKS, len(self.shapes)),
+            "embedding_length": widest,
+            "feed_forward_length": widest,
+        }
         bounds |= {"attention.head_count": widest, "attention.head_count_kv": widest, "expert_count": widest}
         bounds |= {"vocab_size": widest, "attention.key_length": widest, "attention.value_length": widest}
         for name, most in bounds.items():
             value = self.get(name, 0)
             numbers = value if isinstance(value, tuple | list) else (value,)
-            if len(numbers) > len(self.shapes) + 1 or not all(
+            if len(numbers) > max(_FEW_BLOCKS, len(self.shapes)) or not all(
                 isinstance(number, int) and 0 <= number <= most for number in numbers
             ):
                 raise ValueError(f"{own}{name} must be at most {most} for the tensors in it, found {_short(value)}")
