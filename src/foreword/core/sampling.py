@@ -152,14 +152,16 @@ def parse_generation(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """
     if unknown := sorted(map(str, defaults.keys() - GENERATION_DEFAULTS)):
         raise UsageError(f"{_shown(unknown[0])} is none of {', '.join(sorted(GENERATION_DEFAULTS))}.")
-    found = {name: tuple(value) if isinstance(value, list) else value for name, value in defaults.items()}
+    found: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in defaults.items()}
     if isinstance(stop := found.get("stop"), str):
         found["stop"] = (stop,)
     if "logit_bias" in found:
         found["logit_bias"] = _parse_logit_bias(found["logit_bias"])
     least = found.get("min_tokens")
     # The length is mostly the request's own.
-    length = {"max_tokens": max(least, 1)} if _is(least, Integral) and "max_tokens" not in found else {}
+    length: dict[str, Any] = (
+        {"max_tokens": max(least, 1)} if isinstance(least, int) and "max_tokens" not in found else {}
+    )
     SamplingParams(**(length | found))
     return found
 

@@ -137,7 +137,7 @@ class GrammarCompiler:
             size -= len(self._compiled.popitem(last=False)[0].text)
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
-        tokenizer = self._ll_tokenizer()
+        tokenizer, grammar = self._ll_tokenizer(), ""
         try:
             grammar = _grammar(constraint, self._tokenizer)
             message = self._trial.error(grammar)
@@ -235,5 +235,7 @@ def _clause(message: str) -> str:
     """A message of llguidance in one line, without its full stop and what it tells of the library's inside."""
     if message.startswith("panic"):
         return TOO_LARGE
+    if message.startswith("NoExtension"):
+        return "no text fits it"
     message = message.split("<state>")[0].split("<non-verbose/>")[0]
     return " ".join(message.split()).rstrip(".")[:200] or "unknown reason"
