@@ -79,9 +79,10 @@ class LabelAnswers:
     """
 
     def __init__(self, engine: Any, tasks: TaskTable) -> None:
-        admission = Admission(engine.context, MAX_WAITING, FairThreads(4, 4))
+        threads = FairThreads(4, 4)
+        admission = Admission(engine.context, MAX_WAITING, threads)
         serving = OpenAIServing(
-            Answers(engine, MAX_WAITING), tasks, Metrics(dict, tasks.resident), admission, admission
+            Answers(engine, MAX_WAITING), tasks, Metrics(dict, tasks.resident), admission, admission, threads
         )
         self._app = FastAPI()
         install_error_handlers(self._app)

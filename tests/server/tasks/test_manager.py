@@ -191,11 +191,11 @@ def test_a_text_is_run_between_the_steps_of_others():
     found = []
     prefilling = threading.Thread(target=lambda: found.append(engine.prefill(text)))
     prefilling.start()
-    for _ in range(4):
-        wait_until(lambda: bool(engine._jobs))
+    wait_until(lambda: bool(engine._jobs))
+    while engine._jobs:
         engine.step()
     prefilling.join(timeout=20)
-    assert engine.statistics()["tokens_generated"] == 4
+    assert engine.statistics()["tokens_generated"] >= 4
     expected = lower_tokens(lm, text)
     for one, other in zip(found[0].keys, expected.keys, strict=True):
         assert (one - other).abs().max() < 1e-5
