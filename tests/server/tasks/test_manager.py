@@ -191,8 +191,8 @@ def test_a_text_is_run_between_the_steps_of_others():
     found = []
     prefilling = threading.Thread(target=lambda: found.append(engine.prefill(text)))
     prefilling.start()
-    wait_until(lambda: bool(engine._jobs))
-    while engine._jobs:
+    for _ in range(12):
+        wait_until(lambda: bool(engine._jobs) or not prefilling.is_alive())
         engine.step()
     prefilling.join(timeout=20)
     assert engine.statistics()["tokens_generated"] >= 4
