@@ -188,7 +188,7 @@ GOOD = {"text": "fine", "label": "positive"}
         ([], (), "no examples"),
         ([GOOD, GOOD], ("--template", "{text}"), "{mask}"),
         ([GOOD, GOOD], ("--template", "{text}{mask"), "never closed"),
-        ([GOOD, GOOD], ("--verbalizer", "{"), "not valid JSON"),
+        ([GOOD, GOOD], ("--verbalizer", "{"), "is not JSON"),
         ([GOOD, GOOD], ("--method", "magic"), "p-tuning-v2"),
         ([GOOD, GOOD], ("--length", 0), "--length must be above 0"),
         ([GOOD, {"text": "x" * 300, "label": "positive"}], (), "the context of"),

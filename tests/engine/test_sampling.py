@@ -93,8 +93,8 @@ def test_a_very_cold_temperature_is_greedy(temperature):
     assert drawn == {int(row().argmax())}
 
 
-@pytest.mark.parametrize("seed", [0, -1, 2**63, 2**64 + 3, -(2**70)])
-def test_any_integer_is_a_seed(seed):
+@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
+def test_any_integer_of_64_bits_is_a_seed(seed):
     params = SamplingParams(temperature=1.0, seed=seed)
     first, second = sampling.make_generator(params), sampling.make_generator(params)
     assert first is not None

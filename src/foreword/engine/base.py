@@ -260,6 +260,8 @@ class EngineBase(ABC):
     def _append_token(self, sequence: Sequence, token: int | None) -> None:
         """Append a token, send its chunk, and finish the sequence if the token or its text ends the answer."""
         if token is None:
+            if sequence.sampler.failure is not None:
+                raise sequence.sampler.failure
             if sequence.sampler.error is not None:  # of the request's own constraint or options
                 return self._refuse(sequence, RequestError(sequence.sampler.error))
             return self._abort(sequence, "error", not_finite(sequence.request, self.dtype))

@@ -31,7 +31,8 @@ class TokenSampler:
     Attributes:
         greedy: whether the most probable token is always chosen, and nothing else is asked for; engines then need not
             call `sample`.
-        error: a sentence, once no token can be chosen.
+        error: a sentence, once no token can be chosen as the request wants it.
+        failure: an error of the sampler itself, which no request asks for.
         logprobs: of the token chosen last, if the request asked for them.
     """
 
@@ -45,6 +46,7 @@ class TokenSampler:
         plain = self._generator is None and self._grammar is None and self._processor is None
         self.greedy = plain and params.logprobs is None
         self.error: str | None = None
+        self.failure: Exception | None = None
         self.logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
@@ -53,11 +55,12 @@ class TokenSampler:
         return self._grammar is not None and self._grammar.complete
 
     def sample(self, logits: np.ndarray) -> int | None:
-        """The next token from finite ``logits [vocab]`` float32; ``None`` sets `error`."""
+        """The next token from finite ``logits [vocab]`` float32; ``None`` sets `error` or `failure`."""
         try:
             return self._sample(logits)
         except Exception as error:  # of this request alone, and the others of its step have sampled
-            return self._fail(f"the next token of this request could not be chosen: {type(error).__name__}: {error}")
+            self.failure = error
+            return None
 
     def _sample(self, logits: np.ndarray) -> int | None:
         changed = logits

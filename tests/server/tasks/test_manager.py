@@ -101,7 +101,7 @@ def test_a_prefix_file_is_uploaded(server, client, tmp_path):
     assert upload(name="sent-mood", **words)["labels"] == ["good", "bad"]
     assert upload(name="sent", generation='{"max_tokens": 3}')["generation"] == {"max_tokens": 3}
     unknown = upload(400, name="sent", generation='{"colour": 3}')
-    assert "must be a JSON object of temperature" in unknown["error"]["message"]
+    assert "'colour' is none of frequency_penalty" in unknown["error"]["message"]
     assert "top_p must be above 0" in upload(400, name="sent", generation='{"top_p": 3}')["error"]["message"]
     assert "upload" in upload(400, name="sent", colour="red")["error"]["message"]
     assert "JSON object" in upload(400, name="x", template="{text}{mask}", verbalizer="/etc/passwd")["error"]["message"]
