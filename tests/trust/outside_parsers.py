@@ -235,7 +235,7 @@ _GGUF = (
         len(name).to_bytes(8, "little") + name + value
         for name, value in (
             (b"general.architecture", b"\x08\0\0\0" + (5).to_bytes(8, "little") + b"llama"),
-            (b"llama.block_count", b"\x04\0\0\0\x02\0\0\0"),
+            (b"llama.block_count", b"\x04\0\0\0\x01\0\0\0"),
             (b"tokenizer.ggml.scores", b"\x09\0\0\0\x06\0\0\0" + (4).to_bytes(8, "little") + bytes(16)),
         )
     )
