@@ -229,18 +229,19 @@ _RATING_SHEET, _RATING_KEY = (
 )
 _TOKENIZER = (KEPT / "models/tiny-llama/tokenizer.json").read_bytes()
 _ADAPTER = next(iter(sorted((KEPT / "bank/lora").glob("versions/*/adapter"))))
-_GGUF = (
+_GGUF_HEADER = (
     b"GGUF\x03\0\0\0" + (1).to_bytes(8, "little") + (3).to_bytes(8, "little")
     + b"".join(
         len(name).to_bytes(8, "little") + name + value
         for name, value in (
             (b"general.architecture", b"\x08\0\0\0" + (5).to_bytes(8, "little") + b"llama"),
             (b"llama.block_count", b"\x04\0\0\0\x01\0\0\0"),
-            (b"tokenizer.ggml.scores", b"\x09\0\0\0\x06\0\0\0" + (4).to_bytes(8, "little") + bytes(16)),
+            (b"general.some.numbers", b"\x09\0\0\0\x06\0\0\0" + (4).to_bytes(8, "little") + bytes(16)),
         )
     )
-    + (6).to_bytes(8, "little") + b"weight" + b"\x02\0\0\0" + (4).to_bytes(8, "little") * 2 + bytes(12) + bytes(128)
+    + (17).to_bytes(8, "little") + b"token_embd.weight" + b"\x02\0\0\0" + (4).to_bytes(8, "little") * 2 + bytes(12)
 )  # fmt: skip
+_GGUF = _GGUF_HEADER + bytes(-len(_GGUF_HEADER) % 32 + 64)
 _ROWS = (
     b'{"text": "a fine film", "label": "good", "n": 1.5}\n{"text": "dull", "label": "bad", "n": null}\n',
     b'[{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": []}]',
