@@ -7,6 +7,7 @@ No thread can be stopped in there, a process can. The child imports llguidance a
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import subprocess
 import sys
@@ -94,6 +95,8 @@ def _serve() -> None:
     """Build grammars as they come, until the input ends."""
     from llguidance import LLMatcher
 
+    with contextlib.suppress(AttributeError):  # Windows has no such word
+        os.nice(19)  # whoever asked for it waits, and nobody's answer does
     while (grammar := _read(sys.stdin.buffer)) is not None:
         _bound()
         _write(sys.stdout.buffer, LLMatcher.validate_grammar(grammar, None))
