@@ -162,10 +162,10 @@ def _read_config(file: Path, needed: bool) -> dict[str, Any]:
         if needed:
             raise UsageError(f"{file.parent} has no {file.name}; give the folder that holds the checkpoint.")
         return {}
-    return read_json_object(file)
+    return read_json_config(file)
 
 
-def read_json_object(file: Path) -> dict[str, Any]:
+def read_json_config(file: Path) -> dict[str, Any]:
     """The content of a JSON file that holds an object. Raises CorruptFile for any other."""
     return json_reader.read_json_object(file, error=CorruptFile, mend="download it again")
 

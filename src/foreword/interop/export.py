@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from foreword.bank.adapter_file import CONFIG, WEIGHTS, write_adapter
 from foreword.core import Head, KVPrefix, Task
 from foreword.errors import UsageError
-from foreword.interop.checkpoint import read_json_object
+from foreword.interop.checkpoint import read_json_config
 from foreword.interop.export_folder import check_empty, exported_folder
 from foreword.interop.flat_prefix import check_past_key_values, flatten, uniform_layer_shape
 from foreword.interop.peft_head import SEQUENCE, TOKENS, HeadModule, head_config, head_module
@@ -166,7 +166,7 @@ def _head_module(lm: LanguageModel, name: str, head: Head) -> HeadModule:
 
 def _add_head(lm: LanguageModel, head: Head, module: HeadModule, folder: Path) -> None:
     """Add a head to a written folder, and the ``config.json`` of the classifier that it belongs to."""
-    config = read_json_object(folder / CONFIG)
+    config = read_json_config(folder / CONFIG)
     config |= {"task_type": TOKENS if head.per_token else SEQUENCE, "modules_to_save": [module.name]}
     root = "base_model.model" if config["peft_type"] == "LORA" else "base_model"
     tensors = {"weight": head.weight, **({"bias": head.bias} if module.has_bias else {})}

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from foreword.core import Head, ProblemType
 from foreword.errors import CorruptFile, ModelMismatch, UsageError
-from foreword.interop.checkpoint import Checkpoint, read_json_object
+from foreword.interop.checkpoint import Checkpoint, read_json_config
 from foreword.models import LanguageModel
 
 SEQUENCE, TOKENS = "SEQ_CLS", "TOKEN_CLS"
@@ -170,7 +170,7 @@ def _check_reads_states(lm: LanguageModel, task_type: str, what: str) -> None:
 
 def _head_config(lm: LanguageModel, checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The fields of a model's config that say what the outputs of a head mean."""
-    own = read_json_object(checkpoint.folder / _CONFIG) if (checkpoint.folder / _CONFIG).is_file() else {}
+    own = read_json_config(checkpoint.folder / _CONFIG) if (checkpoint.folder / _CONFIG).is_file() else {}
     names = ("id2label", "problem_type")
     base = {name: getattr(lm.model.config, name, None) for name in names}
     given = {name: value for source in (checkpoint.config, own) for name, value in source.items() if name in names}

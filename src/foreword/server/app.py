@@ -118,8 +118,7 @@ def create_app(
     metrics = Metrics(engine.statistics, tasks.resident)
     manager = TaskManager(engine, bank, tasks, catalogue) if bank is not None else None
     threads = FairThreads(*PREPARING_THREADS)
-    num_waiting = lambda: engine.statistics().get("waiting", 0)  # noqa: E731
-    admission = Admission(engine.context, max_waiting, threads, num_waiting)
+    admission = Admission(engine.context, max_waiting, threads, lambda: engine.statistics().get("waiting", 0))
     scoring = Admission(engine.context, max_waiting, FairThreads(*SCORING_THREADS))
     compiling = FairThreads(*COMPILING_THREADS)
     answers = Answers(engine, max_waiting, defaults)
